@@ -1,0 +1,44 @@
+"""The `sparse-ingest` command: its groups, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+
+import click
+
+from sparse_ingest.cli import demo, encoding, loading, searching, server
+from sparse_ingest.errors import SparseIngestError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("sparse-ingest"), prog_name="sparse-ingest")
+def cli() -> None:
+    """Text corpora to learned-sparse vectors to OpenSearch.
+
+    \b
+    sparse-ingest encode --model MODEL --corpus corpus.jsonl --out RUN
+    sparse-ingest load   RUN --index NAME
+    sparse-ingest search --index NAME "your question"
+    """
+
+
+for group in (encoding, loading, searching, server, demo):
+    for command in group.COMMANDS:
+        cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; a `SparseIngestError` becomes one sentence and its exit code."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("Interrupted; what was finished is kept.", err=True)
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except SparseIngestError as error:
+        click.echo(f"Error: {error}", err=True)
+        code = error.exit_code
+    sys.exit(code if isinstance(code, int) else 0)

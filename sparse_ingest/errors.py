@@ -1,0 +1,67 @@
+"""The exceptions of sparse-ingest, and the exit code of each.
+
+    SparseIngestError (1)
+    ├── UsageError (2)          the command line is wrong in a way that click cannot see
+    │   └── PipelineError (2)   the pipeline file is wrong
+    ├── CorpusError (1)         a file or a document cannot be read
+    ├── CheckpointError (1)     a model folder is missing, incomplete or of an unknown family
+    ├── RunError (1)            a run folder is missing, of another identity, unfinished or damaged
+    ├── ClusterError (1)        OpenSearch cannot be reached, refuses, or holds something that does not fit
+    ├── LocalServerError (1)    the local OpenSearch cannot be downloaded, started or stopped
+    ├── MissingExtraError (1)   an optional part is not installed
+    └── Interrupted (130)       the user or the system asked to stop; what was finished is kept
+
+A message says what was found, what was expected and what to do next. The command line prints it as one line.
+Exit code 3 (finished, but documents were refused or skipped) is a result, not an exception.
+"""
+
+from __future__ import annotations
+
+
+class SparseIngestError(Exception):
+    """Base of every error that a user can cause or mend."""
+
+    exit_code = 1
+
+
+class UsageError(SparseIngestError):
+    """The command line is wrong in a way that click cannot see."""
+
+    exit_code = 2
+
+
+class PipelineError(UsageError):
+    """The pipeline file is wrong."""
+
+
+class CorpusError(SparseIngestError):
+    """A corpus file or a document in it cannot be read."""
+
+
+class CheckpointError(SparseIngestError):
+    """A model folder is missing, incomplete or of an unknown family."""
+
+
+class RunError(SparseIngestError):
+    """A run folder is missing, belongs to another identity, is unfinished or damaged."""
+
+
+class ClusterError(SparseIngestError):
+    """OpenSearch cannot be reached, refuses, or holds something that does not fit."""
+
+
+class LocalServerError(SparseIngestError):
+    """The local OpenSearch cannot be downloaded, started or stopped."""
+
+
+class MissingExtraError(SparseIngestError):
+    """An optional part of sparse-ingest is not installed."""
+
+    def __init__(self, extra: str, purpose: str) -> None:
+        super().__init__(f'{purpose} needs the extra "{extra}": pip install "sparse-ingest[{extra}]"')
+
+
+class Interrupted(SparseIngestError):
+    """Stopped on request; finished shards and journal lines are kept."""
+
+    exit_code = 130

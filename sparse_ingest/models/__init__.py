@@ -1,0 +1,1 @@
+"""The only room that knows torch: documents (and masked-LM queries) in, sparse vectors out."""

@@ -1,0 +1,71 @@
+"""The records that travel between the rooms.
+
+Corpora give `SourceRow`s (each with a `Document`, or the reason why there is none), models and run folders give
+`SparseRows`, the loader gives one `Outcome` per document. Nothing here reads, writes or computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Document(NamedTuple):
+    """One document: its id, the text that the model reads, and a JSON object of the fields that travel along."""
+
+    id: str
+    text: str
+    fields: str
+
+
+class Query(NamedTuple):
+    """One query of a collection."""
+
+    id: str
+    text: str
+
+
+class SourceRow(NamedTuple):
+    """One row of a corpus. `row` counts from 0 over all files; `line` counts from 1 within `file`.
+
+    A row that cannot become a document has `document` None and says why in `reason`.
+    """
+
+    row: int
+    file: str
+    line: int
+    document: Document | None
+    reason: str | None
+
+
+class SparseRows(NamedTuple):
+    """Sparse vectors as CSR: row i has the terms `indptr[i]:indptr[i + 1]` of `token_ids` and `weights`.
+
+    `indptr` is int64 of length rows + 1; `token_ids` is uint16 or uint32, ascending within a row; `weights` is
+    float16 or float32, all above zero.
+    """
+
+    doc_ids: Sequence[str]
+    indptr: npt.NDArray[np.int64]
+    token_ids: npt.NDArray[np.unsignedinteger]
+    weights: npt.NDArray[np.floating]
+
+    def row(self, index: int) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.floating]]:
+        """The token ids and weights of one row, as views."""
+        start, end = self.indptr[index], self.indptr[index + 1]
+        return self.token_ids[start:end], self.weights[start:end]
+
+
+class Outcome(NamedTuple):
+    """What became of one document that was sent to OpenSearch. `status` is the HTTP status of its item.
+
+    `reason` is None when the document was acknowledged.
+    """
+
+    doc_id: str
+    row: int
+    status: int
+    reason: str | None

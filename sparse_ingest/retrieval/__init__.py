@@ -1,0 +1,1 @@
+"""Search and measures without a server: numpy only."""
