@@ -1,0 +1,221 @@
+"""A run folder: its manifest, vocabulary, locks and markers of what is done.
+
+Every file appears under its final name complete: temporary name, fsync, rename. The manifest is created exclusively
+by the first process and never changed; a shard is done when its file in done/ is there. A lock is an `flock` on a
+file in locks/: the kernel releases it when its process dies, so a killed process leaves nothing to clean up.
+Not covered: the shards themselves (shards.py) and what the loader keeps under load/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from sparse_ingest.errors import RunError
+from sparse_ingest.runs.identity import Identity, differences, run_id
+
+FORMAT = 1
+SHARD_ROWS = 65536
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json.
+
+    `model` names the checkpoint as it was given and what its settings resolved to, so that a search can use the
+    same one; `auto` says what each `auto` chose and why. Neither is part of the identity.
+    """
+
+    format: int
+    run_id: str
+    identity: Identity
+    shard_rows: int
+    model: dict[str, Any]
+    auto: dict[str, Any]
+
+
+class Run:
+    """A run folder that has a manifest."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    def shard_path(self, shard: int) -> Path:
+        """Where a shard lies under its final name."""
+        return self.path / "shards" / f"{part_name(shard)}.parquet"
+
+    def scratch_path(self, name: str) -> Path:
+        """Where a file is made before it gets its final name; its maker holds a lock."""
+        folder = self.path / "tmp"
+        folder.mkdir(exist_ok=True)
+        return folder / name
+
+    def skipped_path(self, shard: int) -> Path:
+        """Where the rows that a shard left out are named."""
+        return self.path / "skipped" / f"{part_name(shard)}.jsonl"
+
+    def vocabulary(self) -> list[str | None]:
+        """The token string of each id; None where an id has no token."""
+        return cast(list[str | None], _read_json(self.path / "vocab.json"))
+
+    def done(self, shard: int) -> dict[str, Any] | None:
+        """The record of a finished shard, or None."""
+        path = self.path / "done" / f"{part_name(shard)}.json"
+        return cast(dict[str, Any], _read_json(path)) if path.exists() else None
+
+    def done_shards(self) -> list[int]:
+        """The numbers of the finished shards, ascending."""
+        return sorted(int(path.stem.removeprefix("part-")) for path in (self.path / "done").glob("part-*.json"))
+
+    def mark_done(self, shard: int, record: dict[str, Any]) -> None:
+        """Declare a shard finished; its file and skipped/ must be in place."""
+        write_json(self.path / "done" / f"{part_name(shard)}.json", record)
+
+    def unmark_done(self, shard: int) -> None:
+        """Declare a shard unfinished again, before it is replaced."""
+        (self.path / "done" / f"{part_name(shard)}.json").unlink(missing_ok=True)
+
+    def complete(self) -> dict[str, Any] | None:
+        """The content of complete.json, or None while shards are missing."""
+        path = self.path / "complete.json"
+        return cast(dict[str, Any], _read_json(path)) if path.exists() else None
+
+    def mark_complete(self, record: dict[str, Any]) -> None:
+        """Declare the run finished."""
+        write_json(self.path / "complete.json", record)
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[bool]:
+        """Hold the lock `name` for the block if no other process does; yields whether it is held."""
+        folder = self.path / "locks"
+        folder.mkdir(exist_ok=True)
+        with (folder / f"{name}.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+
+def part_name(shard: int) -> str:
+    """`part-00000`, the name that a shard's files share."""
+    return f"part-{shard:05d}"
+
+
+def open_run(path: Path) -> Run:
+    """Open an existing run folder.
+
+    Raises:
+        RunError: there is no manifest, it is damaged, or its format is newer than this release.
+    """
+    manifest = path / "manifest.json"
+    if not manifest.exists():
+        raise RunError(f"{path} is no run folder: it has no manifest.json. Make one with `sparse-ingest encode --out`.")
+    content = _read_json(manifest)
+    if not isinstance(content, dict) or not content.keys() >= {"format", "run_id", "identity", "shard_rows"}:
+        raise RunError(f"{manifest} is not the manifest of a run; it lacks format, run_id, identity or shard_rows.")
+    if content["format"] != FORMAT:
+        raise RunError(
+            f"{path} has run format {content['format']}; this release reads format {FORMAT}. "
+            "Use the release that made it, or a newer one."
+        )
+    return Run(path, Manifest(**{key: content.get(key, {}) for key in Manifest.__dataclass_fields__}))
+
+
+def create_or_open_run(path: Path, manifest: Manifest, vocabulary: Sequence[str | None]) -> Run:
+    """Create a run folder, or open the one that is there when its identity is the same.
+
+    Raises:
+        RunError: the folder holds a run of another identity (each difference is named), or something else.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    target = path / "manifest.json"
+    if not target.exists():
+        strangers = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".new-"))
+        if strangers:
+            raise RunError(
+                f"{path} is not empty and holds no run (found {strangers[0]}). Give --out an empty or new folder."
+            )
+        write_json(target, asdict(manifest), exclusive=True)
+    run = open_run(path)
+    refuse_differences(run, manifest.identity)
+    for folder in ("shards", "done", "skipped"):
+        (path / folder).mkdir(exist_ok=True)
+    if not (path / "vocab.json").exists():
+        write_json(path / "vocab.json", list(vocabulary))
+    return run
+
+
+def refuse_differences(run: Run, identity: Identity) -> None:
+    """Refuse to go on with a run that was begun with other settings.
+
+    Raises:
+        RunError: with both values of each setting that differs.
+    """
+    found = differences(run.manifest.identity, identity)
+    if found:
+        lines = "".join(f"\n  {d.setting}: the run has {d.stored!r}, asked is {d.asked!r}" for d in found)
+        raise RunError(
+            f"{run.path} was begun with other settings and cannot be continued with these:{lines}\n"
+            "Use the settings of the run, or another --out folder."
+        )
+
+
+def identity_of(content: dict[str, Any]) -> tuple[str, Identity]:
+    """Complete an identity with the format and give its hash first."""
+    identity: Identity = {"format": FORMAT, **content}
+    return run_id(identity), identity
+
+
+def write_json(path: Path, value: object, *, exclusive: bool = False) -> None:
+    """Write JSON so that `path` is never seen half written; see `write_atomic`."""
+    text = json.dumps(value, ensure_ascii=False, indent=None if isinstance(value, list) else 1)
+    write_atomic(path, text.encode() + b"\n", exclusive=exclusive)
+
+
+def write_atomic(path: Path, content: bytes, *, exclusive: bool = False) -> None:
+    """Write a file under a temporary name, fsync it, and give it its final name.
+
+    With `exclusive`, a file that is already there stays as it is.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        if exclusive:
+            # A hard link fails when the name exists, so of two processes one wins with a whole file.
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
+        else:
+            Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}. Restore it, or encode into a new folder.") from error

@@ -1,0 +1,161 @@
+"""Shards: sparse vectors as Parquet, written and read one row group at a time.
+
+In and out: `ShardPart`s of at most 8192 rows. The two parallel list columns are CSR already, so neither direction
+touches single weights. Float16 weights are made by dropping bits, never by rounding: the 9 bits that an index keeps
+are then those of the float32 weight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sparse_ingest.errors import RunError
+from sparse_ingest.records import SparseRows
+from sparse_ingest.runs.manifest import sync_folder
+
+PART_ROWS = 8192
+MAX_FLOAT16 = 65504.0
+WeightType = Literal["float16", "float32"]
+
+
+class ShardPart(NamedTuple):
+    """One row group. `rows` (uint64) are source rows, `text_hashes` 16 bytes each, `fields` JSON objects."""
+
+    rows: npt.NDArray[np.uint64]
+    text_hashes: list[bytes]
+    vectors: SparseRows
+    fields: list[str]
+
+
+def text_hash(text: str) -> bytes:
+    """The first 16 bytes of the SHA-256 of the text that the model reads."""
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+def shard_schema(vocabulary_size: int, weights: WeightType) -> pa.Schema:
+    """The columns of format 1; token ids take 16 bits when the vocabulary allows it."""
+    return pa.schema(
+        [
+            pa.field("row", pa.uint64(), nullable=False),
+            pa.field("doc_id", pa.string(), nullable=False),
+            pa.field("text_hash", pa.binary(16), nullable=False),
+            pa.field("token_ids", pa.list_(pa.uint16() if vocabulary_size <= 65536 else pa.uint32()), nullable=False),
+            pa.field("weights", pa.list_(pa.float16() if weights == "float16" else pa.float32()), nullable=False),
+            pa.field("fields", pa.string(), nullable=False),
+        ]
+    )
+
+
+def write_shard(parts: Iterable[ShardPart], *, scratch: Path, target: Path, schema: pa.Schema) -> str:
+    """Write a shard to `scratch` part by part, then give it its final name. Returns its SHA-256 in hexadecimal."""
+    with pq.ParquetWriter(scratch, schema, compression="zstd", use_dictionary=["token_ids.list.element"]) as writer:
+        for part in parts:
+            writer.write_batch(_record_batch(part, schema), row_group_size=PART_ROWS)
+    digest = hashlib.sha256()
+    with scratch.open("rb+") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+        os.fsync(file.fileno())
+    scratch.replace(target)
+    sync_folder(target.parent)
+    return digest.hexdigest()
+
+
+def read_shard(path: Path) -> Iterator[ShardPart]:
+    """Read a shard one row group at a time.
+
+    Raises:
+        RunError: the file is missing, is no Parquet, or has other columns than format 1.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                yield _shard_part(file.read_row_group(group))
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise RunError(f"{path} cannot be read as a shard: {error}. Delete its file in done/ and encode again.") from error
+
+
+def read_doc_ids(path: Path) -> Iterator[tuple[int, str]]:
+    """Source row and document id of each row of a shard, without its vectors."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=PART_ROWS, columns=["row", "doc_id"]):
+            yield from zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True)
+
+
+def drop_bits(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    """Float32 weights as float16, towards zero.
+
+    Raises:
+        ValueError: a weight is negative, not finite or above 65504, the largest float16.
+    """
+    if weights.size and not (weights.min() >= 0 and weights.max() <= MAX_FLOAT16):
+        raise ValueError(f"weights from {weights.min()} to {weights.max()} do not fit into float16 (0 to 65504)")
+    with np.errstate(over="ignore"):
+        halves = weights.astype(np.float16)
+    # Conversion rounds to nearest; where it went up, the next lower bit pattern is the truncated value.
+    rounded_up = halves.astype(np.float32) > weights
+    return (halves.view(np.uint16) - rounded_up).view(np.float16)
+
+
+def store_weights(vectors: SparseRows, kind: WeightType) -> tuple[SparseRows, int]:
+    """The vectors as a shard keeps them, and how many weights became zero (underflow) and were dropped."""
+    if kind == "float32":
+        return vectors, 0
+    halves = drop_bits(vectors.weights.astype(np.float32, copy=False))
+    kept = halves > 0
+    underflow = int(kept.size - np.count_nonzero(kept))
+    if not underflow:
+        return vectors._replace(weights=halves), 0
+    before = np.concatenate(([0], np.cumsum(kept)))
+    return (
+        SparseRows(vectors.doc_ids, before[vectors.indptr], vectors.token_ids[kept], halves[kept]),
+        underflow,
+    )
+
+
+def _record_batch(part: ShardPart, schema: pa.Schema) -> pa.RecordBatch:
+    offsets = pa.array(part.vectors.indptr.astype(np.int32), type=pa.int32())
+
+    def lists(values: npt.NDArray[Any], name: str) -> pa.Array[Any]:
+        kind = schema.field(name).type
+        flat = pa.array(values.astype(kind.value_type.to_pandas_dtype(), copy=False), type=kind.value_type)
+        return pa.ListArray.from_arrays(offsets, flat, type=kind)
+
+    columns = [
+        pa.array(part.rows, type=pa.uint64()),
+        pa.array(list(part.vectors.doc_ids), type=pa.string()),
+        pa.array(part.text_hashes, type=pa.binary(16)),
+        lists(part.vectors.token_ids, "token_ids"),
+        lists(part.vectors.weights, "weights"),
+        pa.array(part.fields, type=pa.string()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _shard_part(table: pa.Table) -> ShardPart:
+    batch = table.combine_chunks()
+    token_ids, weights = (_only_chunk(batch.column(name)) for name in ("token_ids", "weights"))
+    offsets = token_ids.offsets.to_numpy().astype(np.int64)
+    start, end = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (0, 0)
+    vectors = SparseRows(
+        batch.column("doc_id").to_pylist(),
+        offsets - start,
+        token_ids.values.to_numpy(zero_copy_only=False)[start:end],
+        weights.values.to_numpy(zero_copy_only=False)[start:end],
+    )
+    return ShardPart(
+        batch.column("row").to_numpy(), batch.column("text_hash").to_pylist(), vectors, batch.column("fields").to_pylist()
+    )
+
+
+def _only_chunk(column: pa.ChunkedArray[Any]) -> Any:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
