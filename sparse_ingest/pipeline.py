@@ -28,7 +28,7 @@ class ModelSettings:
     query: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
-    activation: Literal["log1p_relu", "log1p_log1p_relu", "relu"] | None = None
+    activation: Literal["relu", "log1p_relu"] | None = None  # log1p(relu), or log1p of that again
     pooling: Literal["max", "sum"] | None = None
     max_length: int | None = None
     document_prompt: str | None = None
@@ -153,28 +153,30 @@ def _build(kind: Any, table: Mapping[str, object], source: str, prefix: str) -> 
 
 
 def _checked(value: object, hint: Any, source: str, name: str) -> object:
-    choices = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
-    allowed: list[str] = []
+    """The value, when its type is one of those of the hint."""
+    choices = [choice for choice in _alternatives(hint) if choice is not type(None)]
     for choice in choices:
         if get_origin(choice) is Literal:
             if value in get_args(choice):
                 return value
-            allowed += [repr(word) for word in get_args(choice)]
-        elif get_origin(choice) is dict:
-            if isinstance(value, dict):
-                return value
-            allowed.append("a table")
-        elif choice is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        elif choice is int and isinstance(value, int) and not isinstance(value, bool):
-            if value > 0:
-                return value
-            allowed.append("a whole number above zero")
-        elif choice is not type(None) and choice not in (float, int) and isinstance(value, choice):
+        elif choice is float and type(value) in (int, float):
+            return float(value)  # type: ignore[arg-type]
+        elif choice is int and type(value) is int and value <= 0:
+            raise PipelineError(f"{source}: {name} = {value}; expected a whole number above zero.")
+        elif type(value) is (get_origin(choice) or choice):
             return value
-        elif choice is not type(None):
-            allowed.append({str: "a string", int: "a whole number", float: "a number", bool: "true or false"}[choice])
-    raise PipelineError(f"{source}: {name} = {value!r}; expected {' or '.join(allowed)}.")
+    raise PipelineError(f"{source}: {name} = {value!r}; expected {' or '.join(map(_in_words, choices))}.")
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
+
+
+def _in_words(choice: Any) -> str:
+    if get_origin(choice) is Literal:
+        return " or ".join(repr(word) for word in get_args(choice))
+    words = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", dict: "a table"}
+    return words[get_origin(choice) or choice]
 
 
 def _with_resolved_paths(pipeline: Pipeline, folder: Path) -> Pipeline:
@@ -183,7 +185,5 @@ def _with_resolved_paths(pipeline: Pipeline, folder: Path) -> Pipeline:
     def resolved(name: str | None) -> str | None:
         return str((folder / name).resolve()) if name and (folder / name).exists() else name
 
-    model = replace(
-        pipeline.model, document=resolved(pipeline.model.document), query=resolved(pipeline.model.query)
-    )
+    model = replace(pipeline.model, document=resolved(pipeline.model.document), query=resolved(pipeline.model.query))
     return replace(pipeline, model=model, index=replace(pipeline.index, body=resolved(pipeline.index.body)))

@@ -81,7 +81,9 @@ def read_shard(path: Path) -> Iterator[ShardPart]:
             for group in range(file.num_row_groups):
                 yield _shard_part(file.read_row_group(group))
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise RunError(f"{path} cannot be read as a shard: {error}. Delete its file in done/ and encode again.") from error
+        raise RunError(
+            f"{path} cannot be read as a shard: {error}. Delete its file in done/ and encode again."
+        ) from error
 
 
 def read_doc_ids(path: Path) -> Iterator[tuple[int, str]]:
@@ -153,7 +155,10 @@ def _shard_part(table: pa.Table) -> ShardPart:
         weights.values.to_numpy(zero_copy_only=False)[start:end],
     )
     return ShardPart(
-        batch.column("row").to_numpy(), batch.column("text_hash").to_pylist(), vectors, batch.column("fields").to_pylist()
+        batch.column("row").to_numpy(),
+        batch.column("text_hash").to_pylist(),
+        vectors,
+        batch.column("fields").to_pylist(),
     )
 
 

@@ -1,0 +1,201 @@
+"""Rows to documents, the same for every format of a corpus: columns in, a `Document` or the reason why not out.
+
+The text is title and text joined by one space, empty parts left out, nothing stripped. An id is a non-empty string,
+or a whole number, which is written in decimal. A kept field that a row does not have is left out of that row, since
+optional columns are common; a title of null is an empty title, also where the title column was named.
+
+Not covered: where rows come from, and whether an id came before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from json.encoder import encode_basestring
+from typing import NoReturn
+
+from sparse_ingest.errors import UsageError
+from sparse_ingest.records import Document
+
+ROW_NUMBER = ":row"
+MAX_ID_BYTES = 512  # what OpenSearch takes as an `_id`
+
+_JSON_BLANKS = " \t\r\n"
+_MAX_SHOWN = 60  # characters of a value, or columns of a row, in a message
+
+
+@dataclass(frozen=True)
+class FieldNames:
+    """Which columns make a document; None stands for the column that is looked for when none is named."""
+
+    id: str | None = None
+    text: str | None = None
+    title: str | None = None
+    keep: tuple[str, ...] = ()
+    carry_text: bool = True
+
+
+class BadRow(Exception):
+    """A row that cannot become a document; its text is the reason, one sentence."""
+
+
+# Lines to columns
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def json_object(raw: bytes) -> dict[str, object] | None:
+    """The JSON object that a line holds; None for a blank line. Raises `BadRow`."""
+    try:
+        # Decoded here, because json.loads of bytes lets surrogates through.
+        text = raw.decode().strip(_JSON_BLANKS)
+        if not text:
+            return None
+        value, end = _DECODER.raw_decode(text)
+    except UnicodeDecodeError as error:
+        raise BadRow(f"not UTF-8: byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the line") from error
+    except json.JSONDecodeError as error:
+        column = error.pos + 1 + len(raw) - len(raw.lstrip(_JSON_BLANKS.encode()))
+        raise BadRow(f"broken JSON at column {column}: {error.msg}") from error
+    except RecursionError as error:
+        raise BadRow("broken JSON: nested too deeply") from error
+    except ValueError as error:  # a constant, or an integer of more digits than Python converts
+        raise BadRow(f"broken JSON: {str(error).partition(';')[0]}") from error
+    if end != len(text):
+        raise BadRow(f"broken JSON: something follows the first value, {shown(text[end:].lstrip(_JSON_BLANKS))}")
+    if not isinstance(value, dict):
+        raise BadRow(f"a JSON object was expected, found {shown(value)}")
+    return value
+
+
+# Columns to documents: the same for every format
+
+_encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def document_of(columns: Mapping[str, object], fields: FieldNames, row: int, *, plain: bool = False) -> Document:
+    """The document that a row's columns make. Raises `BadRow`.
+
+    `plain` promises that no string of the row needs an escape in JSON (no quote, backslash or control character).
+    """
+    doc_id = str(row) if fields.id == ROW_NUMBER else id_in(columns, fields.id)
+    text = text_in(columns, fields.text)
+    title = _title_in(columns, fields.title)
+    joined = f"{title} {text}" if title and text else title or text
+    if not joined.isascii():
+        _check_unicode(joined, "the title or text")
+    carried = []
+    if fields.carry_text:
+        if title:
+            carried.append(f'"title":"{title}"' if plain else f'"title":{encode_basestring(title)}')
+        carried.append(f'"text":"{text}"' if plain else f'"text":{encode_basestring(text)}')
+    for name in fields.keep:
+        if name in columns:
+            carried.append(_kept(name, columns[name]))
+    return Document(doc_id, joined, f"{{{','.join(carried)}}}")
+
+
+def _kept(name: str, value: object) -> str:
+    try:
+        kept = f"{encode_basestring(name)}:{_encode_json(value)}"
+    except (ValueError, RecursionError) as error:  # a number beyond float64, which Python reads as infinity
+        raise BadRow(f"the kept field {shown(name)} cannot be written as JSON again: {shown(value)}") from error
+    if not kept.isascii():
+        _check_unicode(kept, f"the kept field {shown(name)}")
+    return kept
+
+
+def id_in(columns: Mapping[str, object], name: str | None) -> str:
+    """The id in the column `name`; None stands for `_id`, else `id`. Raises `BadRow`."""
+    if name is None:
+        name = "_id" if "_id" in columns else "id"
+        if name not in columns:
+            raise BadRow(f'no column "_id" or "id"; {_columns_there(columns)}; --id-field names another')
+    elif name not in columns:
+        raise BadRow(f"no column {shown(name)} for the id; {_columns_there(columns)}")
+    value = columns[name]
+    if type(value) is int:  # not isinstance: True is an int there
+        value = str(value)
+    if not isinstance(value, str) or not value:
+        expected = "a non-empty string or a whole number was expected"
+        raise BadRow(f"the id in {shown(name)} is {shown(value)}; {expected}")
+    if not value.isascii():
+        _check_unicode(value, f"the id {shown(value)}")
+    if len(value) > MAX_ID_BYTES // 4 and (size := len(value.encode())) > MAX_ID_BYTES:
+        raise BadRow(f"the id {shown(value)} has {size} bytes; at most {MAX_ID_BYTES} were expected")
+    return value
+
+
+def text_in(columns: Mapping[str, object], name: str | None) -> str:
+    """The string in the column `name`; None stands for `text`. Raises `BadRow`."""
+    value = columns.get(name or "text")
+    if isinstance(value, str):
+        return value
+    if (name or "text") not in columns:
+        advice = "; --text-field names another" if name is None else ""
+        raise BadRow(f"no column {shown(name or 'text')} for the text; {_columns_there(columns)}{advice}")
+    raise BadRow(f"the text in {shown(name or 'text')} is {shown(value)}; a string was expected")
+
+
+def _title_in(columns: Mapping[str, object], name: str | None) -> str:
+    value = columns.get(name or "title")
+    if isinstance(value, str):
+        return value
+    if name is not None and name not in columns:
+        raise BadRow(f"no column {shown(name)} for the title; {_columns_there(columns)}")
+    if value is None:
+        return ""
+    raise BadRow(f"the title in {shown(name or 'title')} is {shown(value)}; a string was expected")
+
+
+def without_carried(fields: FieldNames) -> FieldNames:
+    """The same names, each kept column once, less those that the title and text carry already."""
+    kept = dict.fromkeys(fields.keep)
+    sources = {"title": fields.title or "title", "text": fields.text or "text"} if fields.carry_text else {}
+    for name, source in sources.items():
+        if name in kept and source != name:
+            raise UsageError(
+                f'--keep {name}: the {name} is read from "{source}" and carried as "{name}" already; '
+                f'leave out --keep {name}, or carry neither title nor text with --no-text'
+            )
+        kept.pop(name, None)
+    return replace(fields, keep=tuple(kept))
+
+
+# Words for messages
+
+
+def _check_unicode(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise BadRow(f"{what} holds {half}, half of a surrogate pair, which stands for no character") from error
+
+
+def _columns_there(columns: Mapping[str, object]) -> str:
+    if not columns:
+        return "the row has no columns"
+    names = [shown(name) for name in list(columns)[:_MAX_SHOWN]]
+    more = f" and {len(columns) - _MAX_SHOWN} more" if len(columns) > _MAX_SHOWN else ""
+    return f"the columns there are {', '.join(names)}{more}"
+
+
+def shown(value: object) -> str:
+    """A value as JSON, shortened, that can be printed and written whatever it holds."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return "a deeply nested value"
+    return printable(text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…")
+
+
+def printable(text: str) -> str:
+    r"""The text with lone surrogates written as `\udXXX`: what can be encoded as UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()

