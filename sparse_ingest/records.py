@@ -50,10 +50,10 @@ class SparseRows(NamedTuple):
 
     doc_ids: Sequence[str]
     indptr: npt.NDArray[np.int64]
-    token_ids: npt.NDArray[np.unsignedinteger]
+    token_ids: npt.NDArray[np.integer]
     weights: npt.NDArray[np.floating]
 
-    def row(self, index: int) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.floating]]:
+    def row(self, index: int) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.floating]]:
         """The token ids and weights of one row, as views."""
         start, end = self.indptr[index], self.indptr[index + 1]
         return self.token_ids[start:end], self.weights[start:end]

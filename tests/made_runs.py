@@ -81,9 +81,7 @@ def make_run(
         )
         terms = sum(len(part.vectors.weights) for part in parts)
         empty = sum(int(np.count_nonzero(np.diff(part.vectors.indptr) == 0)) for part in parts)
-        run.mark_done(
-            shard, {"first_row": first, "rows": len(chosen), "nnz": terms, "empty": empty, "sha256": digest}
-        )
+        run.mark_done(shard, {"first_row": first, "rows": len(chosen), "nnz": terms, "empty": empty, "sha256": digest})
     if complete:
         records = [run.done(shard) or {} for shard in run.done_shards()]
         run.mark_complete(
@@ -107,9 +105,7 @@ def _parts(
 ) -> Iterator[ShardPart]:
     for start in range(0, len(chosen), PART_ROWS):
         some = chosen[start : start + PART_ROWS]
-        pairs = [
-            sorted((position[token], weight) for token, weight in documents[doc_id].items()) for doc_id in some
-        ]
+        pairs = [sorted((position[token], weight) for token, weight in documents[doc_id].items()) for doc_id in some]
         vectors = SparseRows(
             some,
             np.cumsum([0, *map(len, pairs)], dtype=np.int64),

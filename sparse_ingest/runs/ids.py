@@ -1,4 +1,4 @@
-"""Duplicate document ids across the shards of a run: exact, and in bounded memory.
+"""Document ids that stand in two shards of a run: found exactly in bounded memory, and taken out on request.
 
 Each shard's ids become sorted 64-bit hashes on disk; the hash space is walked in ranges, so that only one range of
 all shards is in memory at a time; equal hashes are confirmed on the ids themselves.
@@ -7,14 +7,15 @@ all shards is in memory at a time; equal hashes are confirmed on the ids themsel
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.runs.shards import read_doc_ids
+from sparse_ingest.runs.manifest import Run, SkippedRow
+from sparse_ingest.runs.shards import drop_rows, read_doc_ids, read_shard, shard_schema_of, write_shard
 
 RANGE_IDS = 8_000_000  # ids held at a time: 64 MB of hashes
 
@@ -27,16 +28,16 @@ class Duplicate(NamedTuple):
     again: tuple[int, int]
 
 
-def find_duplicates(
-    shards: Sequence[int], path_of: Callable[[int], Path], scratch: Path, *, range_ids: int = RANGE_IDS
-) -> Iterator[Duplicate]:
-    """Give every row whose id an earlier row has, by ranges of hash; `scratch` is a folder for the hashes."""
-    scratch.mkdir(parents=True, exist_ok=True)
+def find_duplicates(run: Run, *, range_ids: int = RANGE_IDS) -> Iterator[Duplicate]:
+    """Give every row of the finished shards whose id an earlier row has, by ranges of hash."""
+    shards, path_of = run.done_shards(), run.shard_path
+    scratch = run.scratch_path("ids")
+    scratch.mkdir(exist_ok=True)
     files = [scratch / f"{shard}.u64" for shard in shards]
     total = 0
     for shard, file in zip(shards, files, strict=True):
-        hashes = np.sort(np.fromiter((_hash(doc_id) for _, doc_id in read_doc_ids(path_of(shard))), dtype=np.uint64))
-        hashes.tofile(file)
+        hashes = np.fromiter((_hash(doc_id) for _, doc_id in read_doc_ids(path_of(shard))), dtype=np.uint64)
+        np.sort(hashes).tofile(file)
         total += len(hashes)
     ranges = max(1, -(-total // range_ids))
     for step in range(ranges):
@@ -73,6 +74,25 @@ def _confirm(repeated: set[int], shards: Sequence[int], path_of: Callable[[int],
                     yield Duplicate(doc_id, first[doc_id], (shard, row))
                 else:
                     first[doc_id] = (shard, row)
+
+
+def remove_rows(run: Run, shard: int, rows: Mapping[int, SkippedRow]) -> None:
+    """Rewrite a finished shard without some of its source rows, and name them as skipped.
+
+    Killed in between, the shard counts as not done and is made anew, with the same result.
+    """
+    done = run.done(shard)
+    assert done is not None, "only finished shards are searched for duplicates"
+    path = run.shard_path(shard)
+    skipped = sorted({*run.skipped(shard), *rows.values()})
+    parts = [part for part in (drop_rows(part, list(rows)) for part in read_shard(path)) if len(part.rows)]
+    schema = shard_schema_of(path)
+    run.unmark_done(shard)
+    sha256 = write_shard(parts, scratch=run.scratch_path(path.name), target=path, schema=schema)
+    run.write_skipped(shard, skipped)
+    lengths = np.concatenate([np.diff(part.vectors.indptr) for part in parts] or [np.empty(0, np.int64)])
+    counts = {"rows": len(lengths), "nnz": int(lengths.sum()), "empty": int((lengths == 0).sum())}
+    run.mark_done(shard, {**done, **counts, "skipped": len(skipped), "sha256": sha256})
 
 
 def _hash(doc_id: str) -> int:

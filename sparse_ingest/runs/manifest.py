@@ -16,10 +16,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sparse_ingest.errors import RunError
-from sparse_ingest.runs.identity import Identity, differences, run_id
+from sparse_ingest.runs.identity import Identity, canonical_json, differences, run_id
 
 FORMAT = 1
 SHARD_ROWS = 65536
@@ -39,6 +39,15 @@ class Manifest:
     shard_rows: int
     model: dict[str, Any]
     auto: dict[str, Any]
+
+
+class SkippedRow(NamedTuple):
+    """A source row that `--on-bad-document skip` left out; `line` counts from 1 within `file`."""
+
+    row: int
+    file: str
+    line: int
+    reason: str
 
 
 class Run:
@@ -61,6 +70,24 @@ class Run:
     def skipped_path(self, shard: int) -> Path:
         """Where the rows that a shard left out are named."""
         return self.path / "skipped" / f"{part_name(shard)}.jsonl"
+
+    def write_skipped(self, shard: int, rows: Sequence[SkippedRow]) -> None:
+        """Name the rows that a shard leaves out; nothing lies there when it leaves out none."""
+        path = self.skipped_path(shard)
+        if rows:
+            write_atomic(path, "".join(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows).encode())
+        else:
+            path.unlink(missing_ok=True)
+
+    def skipped(self, shard: int) -> list[SkippedRow]:
+        """The rows that a shard left out."""
+        path = self.skipped_path(shard)
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        return [SkippedRow(**json.loads(line)) for line in lines]
+
+    def has_vocabulary(self) -> bool:
+        """False only for a run whose maker died between its first two files."""
+        return (self.path / "vocab.json").exists()
 
     def vocabulary(self) -> list[str | None]:
         """The token string of each id; None where an id has no token."""
@@ -111,6 +138,11 @@ def part_name(shard: int) -> str:
     return f"part-{shard:05d}"
 
 
+def has_manifest(path: Path) -> bool:
+    """Whether a run was begun in this folder."""
+    return (path / "manifest.json").exists()
+
+
 def open_run(path: Path) -> Run:
     """Open an existing run folder.
 
@@ -118,7 +150,7 @@ def open_run(path: Path) -> Run:
         RunError: there is no manifest, it is damaged, or its format is newer than this release.
     """
     manifest = path / "manifest.json"
-    if not manifest.exists():
+    if not has_manifest(path):
         raise RunError(f"{path} is no run folder: it has no manifest.json. Make one with `sparse-ingest encode --out`.")
     content = _read_json(manifest)
     if not isinstance(content, dict) or not content.keys() >= {"format", "run_id", "identity", "shard_rows"}:
@@ -138,14 +170,13 @@ def create_or_open_run(path: Path, manifest: Manifest, vocabulary: Sequence[str 
         RunError: the folder holds a run of another identity (each difference is named), or something else.
     """
     path.mkdir(parents=True, exist_ok=True)
-    target = path / "manifest.json"
-    if not target.exists():
+    if not has_manifest(path):
         strangers = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".new-"))
         if strangers:
             raise RunError(
                 f"{path} is not empty and holds no run (found {strangers[0]}). Give --out an empty or new folder."
             )
-        write_json(target, asdict(manifest), exclusive=True)
+        write_json(path / "manifest.json", asdict(manifest), exclusive=True)
     run = open_run(path)
     refuse_differences(run, manifest.identity)
     for folder in ("shards", "done", "skipped"):
@@ -171,8 +202,8 @@ def refuse_differences(run: Run, identity: Identity) -> None:
 
 
 def identity_of(content: dict[str, Any]) -> tuple[str, Identity]:
-    """Complete an identity with the format and give its hash first."""
-    identity: Identity = {"format": FORMAT, **content}
+    """Complete an identity with the format, as JSON will give it back; its hash comes first."""
+    identity: Identity = json.loads(canonical_json({"format": FORMAT, **content}))
     return run_id(identity), identity
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -53,6 +53,11 @@ def shard_schema(vocabulary_size: int, weights: WeightType) -> pa.Schema:
             pa.field("fields", pa.string(), nullable=False),
         ]
     )
+
+
+def shard_schema_of(path: Path) -> pa.Schema:
+    """The columns of a shard that is there."""
+    return pq.read_schema(path)
 
 
 def write_shard(parts: Iterable[ShardPart], *, scratch: Path, target: Path, schema: pa.Schema) -> str:
@@ -121,6 +126,24 @@ def store_weights(vectors: SparseRows, kind: WeightType) -> tuple[SparseRows, in
     return (
         SparseRows(vectors.doc_ids, before[vectors.indptr], vectors.token_ids[kept], halves[kept]),
         underflow,
+    )
+
+
+def drop_rows(part: ShardPart, rows: Sequence[int]) -> ShardPart:
+    """The part without the documents of some source rows."""
+    kept = ~np.isin(part.rows, np.array(rows, dtype=np.uint64))
+    if kept.all():
+        return part
+    lengths = np.diff(part.vectors.indptr)
+    terms = np.repeat(kept, lengths)
+    indptr = np.concatenate(([0], np.cumsum(lengths[kept])))
+    places = np.flatnonzero(kept).tolist()
+    vectors = part.vectors
+    return ShardPart(
+        part.rows[kept],
+        [part.text_hashes[i] for i in places],
+        SparseRows([vectors.doc_ids[i] for i in places], indptr, vectors.token_ids[terms], vectors.weights[terms]),
+        [part.fields[i] for i in places],
     )
 
 

@@ -1,0 +1,461 @@
+"""The verb `encode`: a corpus and a checkpoint in, a run folder out.
+
+Each shard is a fixed range of source rows. A process takes the shards in order, skips those that are done (after
+hashing their rows again) or held by another process, and makes the rest; any number of processes may do this on one
+run folder, and each may be killed at any instant. Within a shard, rows flow in windows of one row group, so memory
+does not grow with the corpus or the shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
+from sparse_ingest.checkpoints.settings import document_identity, model_record, resolve_settings
+from sparse_ingest.corpora.cursor import Cursor
+from sparse_ingest.corpora.files import START, Corpus, Position, bad_document
+from sparse_ingest.errors import CorpusError, Interrupted, MissingExtraError, PipelineError, RunError
+from sparse_ingest.pipeline import ModelSettings, Pipeline
+from sparse_ingest.pruning import prune
+from sparse_ingest.records import Document, SourceRow, SparseRows
+from sparse_ingest.runs.identity import canonical_json
+from sparse_ingest.runs.ids import find_duplicates, remove_rows
+from sparse_ingest.runs.manifest import (
+    FORMAT,
+    SHARD_ROWS,
+    Manifest,
+    Run,
+    SkippedRow,
+    create_or_open_run,
+    has_manifest,
+    identity_of,
+    open_run,
+    part_name,
+    refuse_differences,
+)
+from sparse_ingest.runs.shards import (
+    PART_ROWS,
+    ShardPart,
+    shard_schema,
+    store_weights,
+    text_hash,
+    write_shard,
+)
+
+if TYPE_CHECKING:
+    from sparse_ingest.models.documents import DocumentEncoder
+
+WINDOW_BYTES = 32 << 20  # text of one row group at most, so that very long documents do not fill the memory
+WAIT_S = 1.0  # between looks at shards that other processes hold
+
+
+class Progress(Protocol):
+    """What `encode` tells about its progress."""
+
+    def note(self, message: str) -> None:
+        """Say one sentence."""
+
+    def read(self, rows: int, share: float | None) -> None:
+        """`rows` of the corpus have been read, which is `share` of it (None: unknown)."""
+
+    def earlier(self, rows: int) -> None:
+        """`rows` were encoded before."""
+
+    def encoded(self, documents: int, tokens: int) -> None:
+        """A batch is done."""
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """What is chosen at the command line and is no part of a pipeline file."""
+
+    device: str = "auto"
+    shard_rows: int = SHARD_ROWS
+    limit: int | None = None
+    on_bad_document: Literal["fail", "skip"] = "fail"
+    trust_corpus: bool = False
+
+
+class EncodeReport(NamedTuple):
+    """What a finished run holds, summed over its shards, and where it lies."""
+
+    run: Path
+    run_id: str
+    shards: int
+    rows: int
+    terms: int
+    empty: int
+    truncated: int
+    skipped: int
+    underflow: int
+
+
+@dataclass
+class _Counts:
+    """What one shard's record in done/ counts, summed while its parts are made."""
+
+    rows: int = 0
+    nnz: int = 0
+    empty: int = 0
+    truncated: int = 0
+    underflow: int = 0
+    without_token: int = 0
+    source_rows: int = 0
+    skipped: list[SkippedRow] = field(default_factory=list)
+    input_sha256: Any = field(default_factory=hashlib.sha256)
+    seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "encode": 0.0, "write": 0.0})
+
+
+def encode(
+    corpus: Corpus,
+    out: Path,
+    *,
+    pipeline: Pipeline,
+    options: EncodeOptions,
+    progress: Progress,
+    stopping: Callable[[], bool] = lambda: False,
+) -> EncodeReport:
+    """Encode a corpus into a run folder, or finish a run that was begun.
+
+    `stopping` is asked between shards; when it says yes, what is done stays and `Interrupted` is raised.
+
+    Raises:
+        RunError: the folder holds a run of another identity, or the corpus changed since.
+        CorpusError: a bad document (unless these are skipped), or an id that stands twice.
+    """
+    job = _Job(corpus, out, pipeline, options, progress)
+    waiting = job.first_pass(stopping)
+    job.second_pass(waiting, stopping)
+    return job.finish()
+
+
+class _Job:
+    """One process's work on one run folder."""
+
+    def __init__(
+        self, corpus: Corpus, out: Path, pipeline: Pipeline, options: EncodeOptions, progress: Progress
+    ) -> None:
+        self.options = options
+        self.progress = progress
+        self.settings = pipeline.encode
+        self.cursor = Cursor(corpus, options.limit)
+        self.run, self._build_encoder = _open(corpus, out, pipeline, options, progress, self.cursor)
+        self.schema = shard_schema(len(self.run.vocabulary()), self.settings.weights)
+
+    @cached_property
+    def encoder(self) -> DocumentEncoder:
+        """Built when the first shard is made: a run that is complete needs no model."""
+        return self._build_encoder()
+
+    def first_pass(self, stopping: Callable[[], bool]) -> list[tuple[int, Position]]:
+        """Walk the whole corpus; gives the shards that other processes hold, and where each starts."""
+        waiting: list[tuple[int, Position]] = []
+        for shard in itertools.count():
+            if not self.cursor.peek(1):
+                return waiting
+            start = self.cursor.position
+            if done := self.run.done(shard):
+                self._pass_over(shard, done)
+            elif not self._try_shard(shard):
+                waiting.append((shard, start))
+                _drain(self.cursor.take(self.options.shard_rows))
+            _stop_if(stopping, self.run)
+        raise AssertionError("unreachable: the count has no end")
+
+    def second_pass(self, waiting: list[tuple[int, Position]], stopping: Callable[[], bool]) -> None:
+        """Wait for the shards that others hold, and make those whose holder died."""
+        while waiting := [(shard, start) for shard, start in waiting if not self.run.done(shard)]:
+            for shard, start in waiting:
+                self.cursor.jump(start)
+                if self._try_shard(shard):
+                    break
+            else:
+                time.sleep(WAIT_S)
+            _stop_if(stopping, self.run)
+
+    def finish(self) -> EncodeReport:
+        """Check ids over all shards and declare the run complete; a second process waits for the first."""
+        while True:
+            with self.run.lock("complete") as held:
+                if held or self.run.complete():
+                    if not self.run.complete():
+                        self._refuse_or_drop_duplicates()
+                        self.run.mark_complete(_totals(self.run))
+                    break
+            time.sleep(WAIT_S)
+        return EncodeReport(self.run.path, self.run.manifest.run_id, **_counted(self.run.complete() or {}))
+
+    def _pass_over(self, shard: int, done: dict[str, Any]) -> None:
+        """Skip a finished shard; unless the corpus is trusted, its rows must be those that were encoded."""
+        if self.options.trust_corpus:
+            self.cursor.jump(Position(*done["next"]))
+        else:
+            counts = _Counts()
+            for row in self.cursor.take(self.options.shard_rows):
+                _hash_row(counts, row)
+            if counts.input_sha256.hexdigest() != done["input_sha256"]:
+                raise RunError(
+                    f"The corpus changed: rows {done['first_row']} to {self.cursor.position.row - 1} are not those "
+                    f"that {part_name(shard)} of {self.run.path} was made from. Encode into a new folder."
+                )
+        self.progress.earlier(done["rows"] + done["skipped"])
+        self.progress.read(self.cursor.position.row, self.cursor.share)
+
+    def _try_shard(self, shard: int) -> bool:
+        """Make a shard unless another process holds it."""
+        with self.run.lock(part_name(shard)) as held:
+            if not held:
+                return False
+            if not self.run.done(shard):
+                self._make_shard(shard)
+            else:
+                _drain(self.cursor.take(self.options.shard_rows))
+            return True
+
+    def _make_shard(self, shard: int) -> None:
+        began = time.monotonic()
+        first_row, counts = self.cursor.position.row, _Counts()
+        sha256 = write_shard(
+            self._parts(counts),
+            scratch=self.run.scratch_path(f"{part_name(shard)}.parquet"),
+            target=self.run.shard_path(shard),
+            schema=self.schema,
+        )
+        self.run.write_skipped(shard, counts.skipped)
+        known = counts.seconds["read"] + counts.seconds["encode"]
+        counts.seconds["write"] = time.monotonic() - began - known
+        self.run.mark_done(shard, {
+            "first_row": first_row,
+            "rows": counts.rows,
+            "nnz": counts.nnz,
+            "empty": counts.empty,
+            "truncated": counts.truncated,
+            "skipped": len(counts.skipped),
+            "underflow": counts.underflow,
+            "without_token": counts.without_token,
+            "sha256": sha256,
+            "input_sha256": counts.input_sha256.hexdigest(),
+            "next": list(self.cursor.position),
+            "versions": _versions(),
+            "device": str(self.encoder.device),
+            "host": platform.node(),
+            "batch_tokens": self.encoder.batch_tokens,
+            "seconds": {stage: round(seconds, 3) for stage, seconds in counts.seconds.items()},
+        })  # fmt: skip
+
+    def _parts(self, counts: _Counts) -> Iterator[ShardPart]:
+        """The row groups of the shard at the source's position."""
+        rows = self.cursor.take(self.options.shard_rows)
+        while True:
+            began = time.monotonic()
+            window = self._window(rows, counts)
+            counts.seconds["read"] += time.monotonic() - began
+            if window is None:
+                return
+            self.progress.read(self.cursor.position.row, self.cursor.share)
+            if window:
+                began = time.monotonic()
+                part = self._encode_window(window, counts)
+                counts.seconds["encode"] += time.monotonic() - began
+                yield part
+
+    def _window(self, rows: Iterator[SourceRow], counts: _Counts) -> list[tuple[int, Document]] | None:
+        """The next rows that fit one row group; None at the shard's end. Bad ones are refused or noted."""
+        window: list[tuple[int, Document]] = []
+        size, seen = 0, 0
+        for row in rows:
+            seen += 1
+            _hash_row(counts, row)
+            if row.document is None:
+                if self.options.on_bad_document == "fail":
+                    raise bad_document(row)
+                counts.skipped.append(SkippedRow(row.row, row.file, row.line, row.reason or ""))
+            else:
+                window.append((row.row, row.document))
+                size += len(row.document.text) + len(row.document.fields)
+            if seen == PART_ROWS or size >= WINDOW_BYTES:
+                break
+        return window if seen else None
+
+    def _encode_window(self, window: list[tuple[int, Document]], counts: _Counts) -> ShardPart:
+        documents = [document for _, document in window]
+        encoded = self.encoder.encode([document.text for document in documents], self.progress.encoded)
+        vectors = SparseRows(
+            [document.id for document in documents], encoded.indptr, encoded.token_ids, encoded.weights
+        )
+        settings = self.settings
+        vectors = prune(vectors, top_k=settings.top_k, max_ratio=settings.max_ratio, min_weight=settings.min_weight)
+        try:
+            vectors, underflow = store_weights(vectors, settings.weights)
+        except ValueError as error:
+            raise RunError(f"Weights cannot be kept: {error}. Encode with --weights float32.") from error
+        counts.rows += len(documents)
+        counts.nnz += len(vectors.weights)
+        counts.empty += int(np.count_nonzero(np.diff(vectors.indptr) == 0))
+        counts.truncated += encoded.truncated
+        counts.underflow += underflow
+        counts.without_token += encoded.without_token
+        return ShardPart(
+            np.array([row for row, _ in window], dtype=np.uint64),
+            [text_hash(document.text) for document in documents],
+            vectors,
+            [document.fields for document in documents],
+        )
+
+    def _refuse_or_drop_duplicates(self) -> None:
+        """An id that stands in two shards stops the run, or with `skip` the later row leaves its shard."""
+        again: dict[int, dict[int, SkippedRow]] = {}
+        for duplicate in find_duplicates(self.run):
+            first = self._position_of(*duplicate.first)
+            file, line = self._file_and_line(*duplicate.again)
+            if self.options.on_bad_document == "fail":
+                raise CorpusError(
+                    f"The id {duplicate.doc_id!r} stands twice: {first} and {file} line {line}. "
+                    "Remove one, or leave later ones out with --on-bad-document skip."
+                )
+            shard, row = duplicate.again
+            again.setdefault(shard, {})[row] = SkippedRow(
+                row, file, line, f"duplicate id {duplicate.doc_id!r}: first at {first}"
+            )
+        for shard, rows in sorted(again.items()):
+            remove_rows(self.run, shard, rows)
+
+    def _position_of(self, shard: int, row: int) -> str:
+        file, line = self._file_and_line(shard, row)
+        return f"{file} line {line}"
+
+    def _file_and_line(self, shard: int, row: int) -> tuple[str, int]:
+        """Where a source row stands in the corpus: read again from the start of its shard."""
+        before = self.run.done(shard - 1) if shard else None
+        self.cursor.jump(Position(*before["next"]) if before else START)
+        for source in self.cursor.take(self.options.shard_rows):
+            if source.row == row:
+                return source.file, source.line
+        raise RunError(f"The corpus changed: it has no row {row} any more. Encode into a new folder.")
+
+
+def _open(
+    corpus: Corpus, out: Path, pipeline: Pipeline, options: EncodeOptions, progress: Progress, cursor: Cursor
+) -> tuple[Run, Callable[[], DocumentEncoder]]:
+    """Create the run, or open the one that is there, and a way to its encoder; refuses before a model is built."""
+    if pipeline.model.document is None:
+        raise PipelineError("No model: name one with --model, or [model] document in the pipeline file.")
+    if pipeline.encode.overflow != "truncate" or pipeline.encode.dtype == "int8":
+        raise PipelineError('This release cuts long documents (overflow = "truncate") and computes no int8.')
+    checkpoint = read_checkpoint(pipeline.model.document, pipeline.model.revision)
+    model = resolve_settings(pipeline.model, checkpoint)
+
+    def build(dtype: str) -> DocumentEncoder:
+        return _build_encoder(checkpoint, model, options.device, dtype, pipeline.encode.batch_tokens, progress)
+
+    def identity(dtype: str) -> dict[str, Any]:
+        return _identity(corpus, checkpoint, model, pipeline, options, dtype)
+
+    dtype: str = pipeline.encode.dtype
+    if has_manifest(out):
+        run = open_run(out)
+        dtype = run.manifest.identity["dtype"] if dtype == "auto" else dtype
+        refuse_differences(run, identity_of(identity(dtype))[1])
+        if run.has_vocabulary():
+            return run, lambda: build(dtype)
+    auto: dict[str, Any] = {}
+    if dtype == "auto":
+        dtype, auto = _choose_dtype(build, options.device, cursor)
+    encoder = build(dtype)
+    run_id, content = identity_of(identity(dtype))
+    manifest = Manifest(FORMAT, run_id, content, options.shard_rows, model_record(checkpoint, model), auto)
+    return create_or_open_run(out, manifest, encoder.vocabulary), lambda: encoder
+
+
+def _choose_dtype(build: Callable[[str], DocumentEncoder], device: str, cursor: Cursor) -> tuple[str, dict[str, Any]]:
+    """What `auto` stands for on the first documents of the corpus, and why."""
+    with _needs_extra():
+        from sparse_ingest.models.documents import choose_device
+        from sparse_ingest.models.precision import SAMPLE, choose_dtype
+    texts = [row.document.text for row in cursor.peek(SAMPLE) if row.document]
+    choice = choose_dtype(build, choose_device(device), texts)
+    return choice["dtype"], {"dtype": choice}
+
+
+def _build_encoder(
+    checkpoint: Checkpoint, model: ModelSettings, device: str, dtype: str, batch_tokens: int | None, progress: Progress
+) -> DocumentEncoder:
+    with _needs_extra():
+        from sparse_ingest.models.documents import DocumentEncoder, choose_device
+    encoder = DocumentEncoder(checkpoint, model, device=choose_device(device), dtype=dtype, batch_tokens=batch_tokens)
+    progress.note(
+        f"Encoding with {checkpoint.name} on {encoder.device} in {dtype}, at most {model.max_length} tokens a document."
+    )
+    return encoder
+
+
+@contextmanager
+def _needs_extra() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("encode", "Encoding") from error
+
+
+def _identity(
+    corpus: Corpus, checkpoint: Checkpoint, model: ModelSettings, pipeline: Pipeline, options: EncodeOptions, dtype: str
+) -> dict[str, Any]:
+    """Everything that changes a byte of a shard."""
+    encode = asdict(pipeline.encode)
+    return {
+        "model": document_identity(checkpoint, model),
+        "dtype": dtype,
+        **{key: encode[key] for key in ("weights", "top_k", "max_ratio", "min_weight", "overflow")},
+        "fields": asdict(corpus.fields),
+        "corpus": corpus.identity(),
+        "limit": options.limit,
+        "shard_rows": options.shard_rows,
+    }
+
+
+def _hash_row(counts: _Counts, row: SourceRow) -> None:
+    """Add a row to the hash by which a resumed run knows that the corpus is still the same."""
+    content = [row.row, row.reason] if row.document is None else [row.row, *row.document]
+    counts.input_sha256.update(canonical_json(content).encode() + b"\n")
+
+
+def _totals(run: Run) -> dict[str, Any]:
+    """The content of complete.json, from the records in done/."""
+    shards = run.done_shards()
+    records = [record for shard in shards if (record := run.done(shard))]
+    names = {"rows": "rows", "terms": "nnz", **{name: name for name in ("empty", "truncated", "skipped", "underflow")}}
+    sums = {name: sum(record[key] for record in records) for name, key in names.items()}
+    return {"shards": len(shards), **sums, "duplicates_checked": True}
+
+
+def _counted(complete: dict[str, Any]) -> dict[str, int]:
+    return {key: value for key, value in complete.items() if key in EncodeReport._fields}
+
+
+def _versions() -> dict[str, str]:
+    packages = ("sparse-ingest", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+
+
+def _stop_if(stopping: Callable[[], bool], run: Run) -> None:
+    if stopping():
+        raise Interrupted(
+            f"Stopped on request after a whole shard; {run.path} keeps what is done. Start again to go on."
+        )
+
+
+def _drain(rows: Iterable[SourceRow]) -> None:
+    for _ in rows:
+        pass

@@ -1,0 +1,44 @@
+"""Queries to sparse vectors with a masked LM: the query side of checkpoints that are no weight table.
+
+Not covered: inference-free queries, which need no torch (queries/weight_table.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sparse_ingest.checkpoints.layouts import read_checkpoint
+from sparse_ingest.checkpoints.settings import resolve_settings
+from sparse_ingest.models.documents import DocumentEncoder
+from sparse_ingest.pipeline import ModelSettings
+from sparse_ingest.queries.protocol import QueryEncoder, QueryWeights
+
+
+class MaskedLMQueryEncoder:
+    """A checkpoint's query side as token strings and weights, heaviest first; equal weights by token id."""
+
+    def __init__(self, encoder: DocumentEncoder) -> None:
+        self._encoder = encoder
+
+    def encode(self, texts: Sequence[str]) -> list[QueryWeights]:
+        """The weights of each query; a query without any weight is an empty dict."""
+        encoded = self._encoder.encode(texts)
+        queries: list[QueryWeights] = []
+        for start, end in zip(encoded.indptr[:-1], encoded.indptr[1:], strict=True):
+            order = (-encoded.weights[start:end]).argsort(kind="stable") + start
+            # Ids without a token never have a weight, so each lookup gives a string.
+            queries.append(
+                {str(self._encoder.vocabulary[encoded.token_ids[i]]): float(encoded.weights[i]) for i in order}
+            )
+        return queries
+
+
+def build_query_encoder(model: ModelSettings, *, device: str = "cpu") -> QueryEncoder:
+    """Build the masked LM that encodes queries: `query` when the pipeline names one, else the document checkpoint."""
+    checkpoint = read_checkpoint(model.query or model.document or "", None if model.query else model.revision)
+    settings = resolve_settings(model, checkpoint)
+    as_documents = replace(
+        settings, document_prompt=settings.query_prompt, document_special_tokens=settings.query_special_tokens
+    )
+    return MaskedLMQueryEncoder(DocumentEncoder(checkpoint, as_documents, device=device, dtype="float32"))

@@ -1,0 +1,303 @@
+"""The verb behind `query` and `search`: text to query weights, and query weights to explained hits.
+
+Two things can be searched: an index, which is asked with the request that `query` prints, and a run folder, which is
+searched exactly and needs no server. Both give the same `Hit`s; on the weights that an index keeps
+(`search_run(..., stored=True)`) also the same scores, bit for bit. Not covered: files of queries and measures.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
+
+from sparse_ingest.errors import ClusterError, MissingExtraError, RunError, UsageError
+from sparse_ingest.opensearch.requests import (
+    MAX_CLAUSES,
+    explained_terms,
+    fit_weights,
+    neural_sparse_body,
+    rank_feature_body,
+)
+from sparse_ingest.pipeline import ModelSettings, Pipeline, QuerySettings
+from sparse_ingest.queries.protocol import QueryEncoder, QueryWeights, to_float32
+
+if TYPE_CHECKING:
+    from sparse_ingest.opensearch.client import Client
+    from sparse_ingest.runs.manifest import Run
+    from sparse_ingest.runs.shards import ShardPart
+
+DEFAULT_FIELD = "sparse"
+SNIPPET_CHARACTERS = 160
+logger = logging.getLogger(__name__)
+
+
+class TermShare(NamedTuple):
+    """What one token gave to a score."""
+
+    token: str
+    query_weight: float
+    document_weight: float
+    contribution: float
+
+
+class Hit(NamedTuple):
+    """One found document; `terms` lie heaviest first and their contributions sum to `score`, as float32."""
+
+    rank: int
+    score: float
+    doc_id: str
+    fields: dict[str, Any]
+    terms: list[TermShare]
+
+
+def query_encoder(model: ModelSettings) -> QueryEncoder:
+    """Build what turns query texts into weights: a weight table where the checkpoint has one, else a masked LM.
+
+    Raises:
+        UsageError: no model is named.
+        MissingExtraError: the checkpoint needs torch, which is not installed.
+    """
+    name = model.query or model.document
+    if not name:
+        raise UsageError("No model: give --model or --pipeline.")
+    from sparse_ingest.checkpoints.locate import locate
+
+    folder = locate(name, None if model.query else model.revision).folder
+    tokenizer, idf = folder / "tokenizer.json", folder / "idf.json"
+    # With modules.json the checkpoint itself declares its query side.
+    if tokenizer.is_file() and idf.is_file() and not (folder / "modules.json").exists():
+        from sparse_ingest.queries.weight_table import WeightTable
+
+        # sentence-transformers gives a token that the table lacks no weight, and puts the prompt before every text.
+        missing_weight, prompt = model.missing_idf_weight or 0.0, model.query_prompt or ""
+        return WeightTable.from_files(tokenizer, idf, missing_weight=missing_weight, prompt=prompt)
+    if not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")):
+        raise MissingExtraError("encode", f"The query side of {name}, a masked LM,")
+    from sparse_ingest.models.queries import build_query_encoder
+
+    encoder: QueryEncoder = build_query_encoder(model)
+    return encoder
+
+
+def weigh(text: str, pipeline: Pipeline) -> QueryWeights:
+    """The weights that a query is asked with: encoded, then pruned as [query] says."""
+    weights = prune_query(query_encoder(pipeline.model).encode([text])[0], pipeline.query)
+    if not weights:
+        logger.warning("No token of the query has a weight, so nothing can be found.")
+    return weights
+
+
+def prune_query(weights: QueryWeights, settings: QuerySettings) -> QueryWeights:
+    """Keep the `top_k` heaviest tokens that reach `max_ratio` of the heaviest.
+
+    Of equal weights the first token string stays: a query has no token ids, by which documents break ties.
+    """
+    ordered = sorted(weights.items(), key=lambda pair: (-pair[1], pair[0]))[: settings.top_k]
+    if not ordered or settings.max_ratio is None:
+        return dict(ordered)
+    # In float32, as pruning.py does it for documents.
+    least = to_float32(to_float32(settings.max_ratio) * ordered[0][1])
+    return {token: weight for token, weight in ordered if weight >= least}
+
+
+def pipeline_of_run(asked: Pipeline, run: Run) -> Pipeline:
+    """The pipeline to search a run with: the run's own model unless another was asked for.
+
+    Raises:
+        RunError: nobody named a model.
+    """
+    model = _model(asked.model, run.manifest.model)
+    if model is None:
+        raise RunError(f"{run.path} does not say which model made it. Give --model or --pipeline.")
+    return replace(asked, model=model)
+
+
+def pipeline_of_index(asked: Pipeline, client: Client, index: str) -> Pipeline:
+    """The pipeline to search an index with: model and field as the load stamped them unless others were asked for.
+
+    Raises:
+        UsageError: the name stands for several indexes.
+        ClusterError: there is no such index, or nobody named a model.
+    """
+    from sparse_ingest.opensearch.indexes import find_index
+
+    found = find_index(client, index)
+    if found is None:
+        raise ClusterError(f"No index or alias {index!r} at {client.address}. Make it with `sparse-ingest load`.")
+    model = _model(asked.model, found.stamp.model if found.stamp else {})
+    if model is None:
+        raise ClusterError(
+            f"The index {index!r} was not loaded by sparse-ingest and does not say which model made it. "
+            "Give --model or --pipeline."
+        )
+    # The stamp is what the load did; a pipeline only has a say when it names another field than the default.
+    stamped = found.stamp.field if found.stamp else DEFAULT_FIELD
+    field = asked.index.field if asked.index.field != DEFAULT_FIELD else stamped
+    return replace(asked, model=model, index=replace(asked.index, field=field))
+
+
+def search_index(
+    client: Client, index: str, weights: QueryWeights, *, field: str = DEFAULT_FIELD, size: int
+) -> list[Hit]:
+    """Ask an index; the terms of each hit come from the server's own explanation of its score."""
+    fitted = fit_weights(weights, max_clauses=len(weights))
+    answer = _ask(client, index, fitted.weights, field=field, size=size)
+    hits = []
+    for rank, found in enumerate(answer["hits"]["hits"], start=1):
+        shares = (
+            TermShare(
+                term.token,
+                to_float32(term.query_weight) * fitted.scale,
+                to_float32(term.stored_weight),
+                to_float32(term.contribution) * fitted.scale,
+            )
+            for term in explained_terms(found["_explanation"], field)
+        )
+        # JSON prints the shortest decimal of a float32; the value behind it is what two scores are compared by.
+        score = to_float32(found["_score"]) * fitted.scale
+        hits.append(Hit(rank, score, found["_id"], found.get("_source", {}), _heaviest_first(shares)))
+    return hits
+
+
+def search_run(run: Run, weights: QueryWeights, *, size: int, stored: bool = False) -> list[Hit]:
+    """Search the finished shards of a run exactly; `stored`: with the weights that an index keeps of the run's own."""
+    import numpy as np
+
+    from sparse_ingest.retrieval.exact import QueryVector, search_exact
+
+    # Listed once: an encode that goes on meanwhile must not move the rows.
+    shards = run.done_shards()
+    if run.complete() is None:
+        logger.warning("%s is unfinished: only its %d finished shards are searched.", run.path, len(shards))
+    tokens = _known_tokens(run, weights)
+    vector = QueryVector(
+        np.array(list(tokens), dtype=np.uint32), np.array([weights[token] for token in tokens.values()], np.float32)
+    )
+    [found] = search_exact((part.vectors for part in _parts(run, shards, stored)), [vector], size)
+    rows = _rows_at(run, shards, set(found.positions.tolist()), stored)
+    hits = []
+    for rank, doc_id in enumerate(found.doc_ids, start=1):
+        carried, held = rows[int(found.positions[rank - 1])]
+        shares = (
+            TermShare(token, weights[token], held[token_id], to_float32(weights[token] * held[token_id]))
+            for token_id, token in tokens.items()
+            if token_id in held
+        )
+        score = float(found.scores[rank - 1])
+        hits.append(Hit(rank, score, doc_id, json.loads(carried), _heaviest_first(shares)))
+    return hits
+
+
+def snippet(hit: Hit) -> str:
+    """About 160 characters of the text around the first place of the heaviest matched term that stands in it."""
+    text = " ".join(str(hit.fields.get("text") or "").split())
+    if len(text) <= SNIPPET_CHARACTERS:
+        return text
+    places = (_place_of(term.token, text) for term in hit.terms)
+    place = next((place for place in places if place is not None), 0)
+    # A third before the term, moved to the border of a word when one is near; not every language has spaces.
+    start = max(0, min(place - SNIPPET_CHARACTERS // 3, len(text) - SNIPPET_CHARACTERS))
+    start = text.rfind(" ", max(0, start - 20), start) + 1 or start
+    end = start + SNIPPET_CHARACTERS
+    border = text.find(" ", end, end + 20)
+    end = border if border >= 0 else end
+    return ("…" if start else "") + text[start:end] + ("…" if end < len(text) else "")
+
+
+def _place_of(token: str, text: str) -> int | None:
+    """Where a token stands in a text as a word, or else as the beginning of one."""
+    word = token.removeprefix("Ġ").removeprefix("▁")
+    if not word.isalnum():  # punctuation, and pieces such as ##ing, which alone say little
+        return None
+    found = re.search(rf"\b{word}\b", text, re.IGNORECASE) or re.search(rf"\b{word}", text, re.IGNORECASE)
+    return found.start() if found else None
+
+
+def _model(asked: ModelSettings, stored: Mapping[str, Any]) -> ModelSettings | None:
+    """The model that was asked for, or else the stored one, with single settings that were asked for on top."""
+    if asked.document:
+        return asked
+    known = {field.name for field in fields(ModelSettings)}
+    model = ModelSettings(**{key: value for key, value in stored.items() if key in known})
+    default = asdict(ModelSettings())
+    model = replace(model, **{key: value for key, value in asdict(asked).items() if value != default[key]})
+    return model if model.document or model.query else None
+
+
+def _ask(client: Client, index: str, weights: QueryWeights, *, field: str, size: int) -> Any:
+    """The answer of the cluster, with or without the neural-search plugin."""
+    from sparse_ingest.opensearch.indexes import max_clauses
+
+    # A request of its own, so only when the answer matters.
+    limit = max_clauses(client) if len(weights) > MAX_CLAUSES else MAX_CLAUSES
+    path = f"/{quote(index, safe='')}/_search"
+    body = neural_sparse_body(weights, field=field, size=size, explain=True, max_clauses=limit)
+    try:
+        return client.call("POST", path, body)
+    except ClusterError as error:
+        if "unknown query [neural_sparse]" not in str(error):
+            raise
+    kept = {token: weight for token, weight in weights.items() if "." not in token}
+    if len(kept) < len(weights):
+        lost = ", ".join(repr(token) for token in weights if token not in kept)
+        logger.warning(
+            "The cluster lacks the neural-search plugin and cannot be asked for tokens with a dot; left out: %s.", lost
+        )
+    body = rank_feature_body(kept, field=field, size=size, explain=True, max_clauses=limit)
+    return client.call("POST", path, body)
+
+
+def _parts(run: Run, shards: Iterable[int], stored: bool) -> Iterator[ShardPart]:
+    """The row groups of some shards; `stored`: with the weights that an index keeps of them."""
+    from sparse_ingest.opensearch.scores import stored_weights
+    from sparse_ingest.runs.shards import read_shard
+
+    for shard in shards:
+        for part in read_shard(run.shard_path(shard)):
+            if stored:
+                part = part._replace(vectors=part.vectors._replace(weights=stored_weights(part.vectors.weights)))
+            yield part
+
+
+def _rows_at(
+    run: Run, shards: Sequence[int], positions: set[int], stored: bool
+) -> dict[int, tuple[str, dict[int, float]]]:
+    """Fields and terms of the rows at these places among all rows of the shards; shards without one are not read."""
+    rows: dict[int, tuple[str, dict[int, float]]] = {}
+    first = 0
+    for shard in shards:
+        after = first + int((run.done(shard) or {})["rows"])
+        if any(first <= position < after for position in positions):
+            for part in _parts(run, [shard], stored):
+                for position in positions.intersection(range(first, first + len(part.fields))):
+                    token_ids, weights = part.vectors.row(position - first)
+                    terms = dict(zip(token_ids.tolist(), weights.tolist(), strict=True))
+                    rows[position] = part.fields[position - first], terms
+                first += len(part.fields)
+        first = after
+    return rows
+
+
+def _known_tokens(run: Run, weights: QueryWeights) -> dict[int, str]:
+    """The query's tokens by their id in the run, ascending."""
+    tokens = {token_id: token for token_id, token in enumerate(run.vocabulary()) if token in weights}
+    unknown = sorted(weights.keys() - tokens.values())
+    if unknown:
+        logger.warning(
+            "%d of the %d tokens of the query are not in the vocabulary of the run, such as %r: "
+            "the query was made with another model.",
+            len(unknown),
+            len(weights),
+            unknown[0],
+        )
+    return tokens
+
+
+def _heaviest_first(shares: Iterable[TermShare]) -> list[TermShare]:
+    return sorted(shares, key=lambda share: (-share.contribution, share.token))

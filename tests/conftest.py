@@ -1,0 +1,113 @@
+"""Fixtures that several rooms share: an OpenSearch to test against, and an index name of the test's own.
+
+`opensearch_url` is the first there is: SPARSE_INGEST_TEST_URL, Docker through testcontainers, the local server. In a
+cluster that the user named, only indexes called `sparse-ingest-test-<random>...` are made and deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+import shutil
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sparse_ingest.local_server import download, process
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Set environment variables, and put back what was there."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def server_home() -> Iterator[Path]:
+    """A SPARSE_INGEST_HOME of one's own that shares the unpacked distribution and Java with the user's cache.
+
+    Not under tmp_path: as root the server runs as `nobody`, who cannot enter pytest's folders (mode 700).
+    """
+    download.ensure_distribution(lambda _: None)
+    download.ensure_java(download.server_account(), lambda _: None)
+    home = Path(tempfile.mkdtemp(prefix="sparse-ingest-test-"))
+    home.chmod(0o755)
+    try:
+        for folder in (download.distribution_folder(), *download.cache_home().glob("java-*")):
+            if "unfinished" not in folder.name:
+                (home / folder.name).symlink_to(folder)
+        yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def random_free_port() -> int:
+    """A free port away from the default ones: other test sessions may look for theirs at the same time."""
+    return process.free_port(random.randrange(20_000, 30_000))
+
+
+@pytest.fixture(scope="session")
+def opensearch_url() -> Iterator[str]:
+    """The address of an OpenSearch that the tests may use; ended with the session when it is ours."""
+    if named := os.environ.get("SPARSE_INGEST_TEST_URL"):
+        yield named.rstrip("/")
+    elif _docker_answers():
+        from testcontainers.opensearch import OpenSearchContainer
+
+        image = f"opensearchproject/opensearch:{download.OPENSEARCH_VERSION}"
+        with OpenSearchContainer(image, security_enabled=False) as container:
+            yield f"http://{container.get_container_host_ip()}:{container.get_exposed_port(9200)}"
+    else:
+        with server_home() as home:
+            port = random_free_port()
+            try:
+                with environment(SPARSE_INGEST_HOME=str(home)):
+                    url = process.start(port).url
+                yield url
+            finally:
+                with environment(SPARSE_INGEST_HOME=str(home)):
+                    process.stop(port)
+
+
+def _docker_answers() -> bool:
+    import docker
+
+    try:
+        client = docker.from_env(timeout=2)
+    except docker.errors.DockerException:
+        return False
+    client.close()
+    return True
+
+
+@pytest.fixture
+def index_name(opensearch_url: str) -> Iterator[str]:
+    """A new index name; every index whose name begins with it is deleted afterwards."""
+    name = f"sparse-ingest-test-{secrets.token_hex(6)}"
+    yield name
+    for row in json.loads(_request(f"{opensearch_url}/_cat/indices/{name}*?format=json&h=index&expand_wildcards=all")):
+        # By full name: clusters often forbid deleting by wildcard.
+        _request(f"{opensearch_url}/{row['index']}", "DELETE")
+
+
+def _request(url: str, method: str = "GET") -> bytes:
+    opener = urllib.request.build_opener()
+    if url.startswith("http://127.0.0.1"):
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(urllib.request.Request(url, method=method), timeout=30) as answer:
+        return answer.read()

@@ -1,0 +1,132 @@
+"""Queries and judgements: every layout, and errors with file, line and reason."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from sparse_ingest.corpora.collections import read_qrels, read_queries
+from sparse_ingest.errors import CorpusError
+from sparse_ingest.records import Query
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+in_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder shared/data is not there")
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    content = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+JSON_QUERIES = '{"_id": "1", "text": "a b", "title": "not read"}\n\n{"id": 2, "text": ""}\n'
+JSON_QRELS = '{"query-id": "q 1", "corpus-id": 7, "score": 2}\n{"query-id": "q 1", "corpus-id": "8", "score": 0.0}\n'
+
+
+@pytest.mark.parametrize("name", ["queries.jsonl", "queries.jsonl.gz", "any.ndjson"])
+def test_queries_are_json_lines(tmp_path, name):
+    assert list(read_queries(write(tmp_path / name, JSON_QUERIES))) == [Query("1", "a b"), Query("2", "")]
+
+
+def test_queries_are_lines_of_id_tab_text(tmp_path):
+    path = write(tmp_path / "q.tsv", "\ufeff1\ta b\r\n\n2\tc\td\n")
+    assert list(read_queries(path)) == [Query("1", "a b"), Query("2", "c\td")]
+
+
+def test_a_folder_stands_for_its_queries(tmp_path):
+    write(tmp_path / "queries.jsonl", JSON_QUERIES)
+    assert len(list(read_queries(tmp_path))) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("q.jsonl", '{"_id": "1", "text": "a"}\n{', "broken JSON"),
+        (
+            "q.jsonl",
+            '{"_id": "1", "text": "a"}\n{"text": "a"}',
+            'no column "id" for the id; the columns there are "text"',
+        ),
+        (
+            "q.jsonl",
+            '{"_id": "1", "text": "a"}\n{"_id": "2"}',
+            'no column "text" for the text; the columns there are "_id"',
+        ),
+        ("q.jsonl", '{"_id": "1", "text": "a"}\n{"_id": 1, "text": ""}', 'duplicate query id "1": first at line 1'),
+        ("q.tsv", "1\ta\n2 b\n", 'two columns with a tab between them were expected, found "2 b"'),
+        ("q.tsv", b"1\ta\n2\t\xff\n", "not UTF-8: byte 0xff"),
+        ("q.tsv", "1\ta\n\tb\n", 'the id in "id" is ""'),
+    ],
+)
+def test_a_bad_query_is_an_error_with_file_and_line(tmp_path, name, content, reason):
+    path = write(tmp_path / name, content)
+    with pytest.raises(CorpusError) as error:
+        list(read_queries(path))
+    assert str(error.value).startswith(f"{path} line 2: ") and reason in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("test.tsv", "query-id\tcorpus-id\tscore\nq 1\t7\t2\nq 1\t8\t0\n"),
+        ("test.tsv", "\ufeffq 1\t7\t2\r\n\r\nq 1\t8\t0"),
+        ("qrels.trec", "q 1\t0\t7\t2\nq 1\tQ0\t8\t0\n"),
+        ("qrels.jsonl", JSON_QRELS),
+        ("qrels.jsonl.gz", JSON_QRELS),
+        ("test.tsv.gz", "q 1\t7\t2\nq 1\t7\t2\nq 1\t8\t0\n"),
+    ],
+)
+def test_judgements_are_read_in_every_layout(tmp_path, name, content):
+    assert read_qrels(write(tmp_path / name, content)) == {"q 1": {"7": 2, "8": 0}}
+
+
+def test_trec_columns_may_be_parted_by_blanks(tmp_path):
+    assert read_qrels(write(tmp_path / "qrels.txt", "1 0  d1 3\n1 0 d2 -1\n")) == {"1": {"d1": 3, "d2": -1}}
+
+
+@pytest.mark.parametrize(("name", "content"), [("qrels/test.tsv", "q 1\t7\t2\n"), ("qrels.jsonl", JSON_QRELS)])
+def test_a_folder_stands_for_its_judgements(tmp_path, name, content):
+    write(tmp_path / name, content)
+    assert read_qrels(tmp_path)["q 1"]["7"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("q.tsv", "1\t7\t2\n1\t8\tx\n", 'the score is "x"; a whole number was expected'),
+        ("q.tsv", "1\t7\t2\n1\t8\t1.5\n", 'the score is "1.5"'),
+        ("q.tsv", "1\t7\t2\n1\t7\t1\n", 'query "1" and document "7" have the score 1 here and 2 before'),
+        ("q.tsv", "1\t7\t2\nquery-id\tcorpus-id\tscore\n", 'the score is "score"'),
+        ("q.tsv", "1\t7\t2\n1 8 2\n", "query, document and score with tabs between them"),
+        ("q.tsv", "1\t7\t2\n\t8\t2\n", 'the id in "query-id" is ""'),
+        ("q.jsonl", JSON_QRELS.splitlines()[0] + '\n{"query-id": "1"}', 'no column "corpus-id" for the id'),
+        ("q.jsonl", JSON_QRELS.splitlines()[0] + '\n{"query-id": "1", "corpus-id": "2"}', 'no column "score"'),
+        (
+            "q.jsonl",
+            JSON_QRELS.splitlines()[0] + '\n{"query-id": "1", "corpus-id": "2", "score": true}',
+            "the score is true",
+        ),
+    ],
+)
+def test_a_bad_judgement_is_an_error_with_file_and_line(tmp_path, name, content, reason):
+    path = write(tmp_path / name, content)
+    with pytest.raises(CorpusError) as error:
+        read_qrels(path)
+    assert str(error.value).startswith(f"{path} line 2: ") and reason in str(error.value)
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(CorpusError, match="holds none of queries.jsonl, queries.jsonl.gz, queries.tsv"):
+        list(read_queries(tmp_path))
+    with pytest.raises(CorpusError, match="holds none of qrels/test.tsv"):
+        read_qrels(tmp_path)
+    with pytest.raises(CorpusError, match=r"nope.tsv cannot be read.*No such file"):
+        read_qrels(tmp_path / "nope.tsv")
+
+
+@in_shared
+@pytest.mark.parametrize(("name", "queries", "judgements"), [("cranfield", 225, 1837), ("limit-small", 1000, 2000)])
+def test_shared_collections_are_read_whole(name, queries, judgements):
+    assert len(list(read_queries(SHARED / name))) == queries
+    assert sum(map(len, read_qrels(SHARED / name).values())) == judgements

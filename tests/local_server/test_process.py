@@ -1,0 +1,266 @@
+"""A real local OpenSearch: started, found again, stopped; and everything that is not ours left alone.
+
+One server is started for the whole file (about 12 s) and once more to see that its data stays. Where only the record
+and the process count, a sleeping Python with our token on its command line stands in for a server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+from click.testing import CliRunner
+from conftest import environment, random_free_port, server_home
+
+from sparse_ingest.cli.server import server
+from sparse_ingest.errors import LocalServerError, UsageError
+from sparse_ingest.local_server import process
+from sparse_ingest.local_server.download import server_account
+from sparse_ingest.local_server.process import Instance
+
+AS_PROGRAM = [sys.executable, "-c", "from sparse_ingest.cli.server import server; server()"]
+
+
+class Running(NamedTuple):
+    """A started server, and what it was started with."""
+
+    home: Path
+    data: Path
+    port: int
+    pid: int
+    url: str
+
+
+def start_program(home: Path, port: int, data: Path) -> subprocess.Popen[str]:
+    """`server start` in a process of its own, with a PATH on which there is no program at all."""
+    kept = {name: value for name, value in os.environ.items() if "JAVA" not in name}
+    return subprocess.Popen(
+        [*AS_PROGRAM, "start", "--port", str(port), "--heap", "512m", "--data", str(data), "--json"],
+        env={**kept, "SPARSE_INGEST_HOME": str(home), "PATH": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    with server_home() as home, environment(SPARSE_INGEST_HOME=str(home)):
+        data = home / "chosen"
+        data.mkdir()
+        data.chmod(0o755)
+        port = random_free_port()
+        try:
+            # communicate() returns when both pipes are closed: the server must not hold them.
+            shown, notes = start_program(home, port, data).communicate(timeout=150)
+            assert shown, notes
+            answer = json.loads(shown)
+            yield Running(home, data, port, answer["pid"], answer["url"])
+        finally:
+            process.stop(port)
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """An empty state folder, in the environment."""
+    with server_home() as home, environment(SPARSE_INGEST_HOME=str(home)):
+        yield home
+
+
+@pytest.fixture
+def stand_in(home: Path) -> Iterator[Callable[[int], Instance]]:
+    """Records an instance whose process sleeps, with the token on its command line."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    def begin(port: int) -> Instance:
+        instance = process._new_instance(port, home / "data", "1g")
+        command = [sys.executable, "-c", "import time; time.sleep(600)", process._TOKEN + instance.token]
+        children.append(subprocess.Popen(command))
+        instance = replace(instance, pid=children[-1].pid)
+        process.make_folder(instance.log.parent)
+        process._write_state(instance)
+        return instance
+
+    yield begin
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+def request(url: str, body: object = None, method: str | None = None) -> dict:
+    sent = urllib.request.Request(
+        url,
+        None if body is None else json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+        method=method,
+    )
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(sent, timeout=30) as answer:
+        return json.load(answer)
+
+
+def test_a_server_starts_without_java_or_any_other_program_on_path(running: Running) -> None:
+    assert request(f"{running.url}/_cluster/health")["status"] in ("green", "yellow")
+    java = psutil.Process(running.pid)
+    account = server_account()
+    assert java.uids().effective == (account.uid if account else os.geteuid()) != 0
+    assert [line.laddr.ip.removeprefix("::ffff:") for line in java.net_connections() if line.status == "LISTEN"] == [
+        "127.0.0.1",
+        "127.0.0.1",
+    ]
+
+
+def test_of_the_data_folder_only_our_part_changes_owner(running: Running) -> None:
+    ours = running.data / "sparse-ingest-opensearch"
+    assert running.data.stat().st_uid == os.geteuid()
+    assert ours.stat().st_uid == psutil.Process(running.pid).uids().effective
+    assert [path.name for path in running.data.iterdir()] == [ours.name]
+
+
+def test_it_answers_neural_sparse_on_rank_features(running: Running) -> None:
+    mapping = {"mappings": {"properties": {"sparse": {"type": "rank_features"}}}}
+    request(f"{running.url}/neural", mapping, "PUT")
+    request(f"{running.url}/neural/_doc/a?refresh=true", {"sparse": {"hello": 2.0, "world": 1.0}}, "PUT")
+    query = {"query": {"neural_sparse": {"sparse": {"query_tokens": {"hello": 1.5}}}}}
+    hits = request(f"{running.url}/neural/_search", query)["hits"]["hits"]
+    assert [(hit["_id"], hit["_score"]) for hit in hits] == [("a", 3.0)]
+    request(f"{running.url}/neural", method="DELETE")
+
+
+def test_start_again_is_success_and_leaves_the_server_as_it_is(running: Running) -> None:
+    for data in (None, running.data):
+        again = process.start(running.port, data=data)
+        assert (again.pid, again.url, again.already_running) == (running.pid, running.url, True)
+    shown = CliRunner().invoke(server, ["start", "--port", str(running.port)])
+    assert (shown.exit_code, shown.stdout) == (0, f"{running.url}\n")
+
+
+def test_start_with_another_data_folder_is_refused(running: Running, tmp_path: Path) -> None:
+    with pytest.raises(LocalServerError, match=f"runs with the data folder {running.data}.*, not {tmp_path}"):
+        process.start(running.port, data=tmp_path)
+
+
+def test_two_servers_never_share_a_data_folder(running: Running) -> None:
+    with pytest.raises(LocalServerError, match=f"in use by our server on port {running.port}"):
+        process.start(random_free_port(), data=running.data)
+
+
+def test_status_shows_the_running_server(running: Running) -> None:
+    shown = json.loads(CliRunner().invoke(server, ["status", "--json"]).stdout)
+    assert [(one["url"], one["pid"], one["heap"], one["health"]) for one in shown] == [
+        (running.url, running.pid, "512m", "green")
+    ]
+    line = CliRunner().invoke(server, ["status"]).stdout
+    assert running.url in line and "green" in line and "documents 0" in line
+
+
+def test_data_stays_a_stale_record_is_repaired_and_starts_at_once_make_one_server(running: Running) -> None:
+    request(f"{running.url}/kept/_doc/a?refresh=true", {"text": "still here"}, "PUT")
+    record = process._state_file(running.port).read_text()
+    stopped = process.stop()
+    assert stopped is not None and stopped.pid == running.pid
+    assert not psutil.pid_exists(running.pid)
+    assert process.stop() is None
+
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as stranger:
+        # The pid of the record now belongs to somebody else.
+        process._state_file(running.port).write_text(json.dumps({**json.loads(record), "pid": stranger.pid}))
+        programs = [start_program(running.home, running.port, running.data) for _ in range(2)]
+        answers = [program.communicate(timeout=150) for program in programs]
+        assert stranger.poll() is None
+        stranger.kill()
+    assert "no longer runs; starting a new one" in answers[0][1] + answers[1][1]
+    shown = [json.loads(out) for out, _ in answers]
+    assert shown[0]["pid"] == shown[1]["pid"]
+    assert sorted(one["already_running"] for one in shown) == [False, True]
+    assert request(f"{running.url}/kept/_doc/a")["_source"] == {"text": "still here"}
+
+
+def test_a_foreign_listener_is_left_alone_and_the_next_free_port_is_named(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", random_free_port())) as foreign:
+        port = foreign.getsockname()[1]
+        with pytest.raises(
+            LocalServerError, match=f"something else answers on port {port}.*port \\d+ is free: give it with --port"
+        ):
+            process.start(port)
+        assert process.stop(port) is None
+        assert not process.is_ours(port)
+        foreign.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            # Not even a connection was made.
+            foreign.accept()
+
+
+def test_a_record_whose_process_ended_counts_as_none(stand_in: Callable[[int], Instance]) -> None:
+    instance = stand_in(9_201)
+    assert process.is_ours(9_201)
+    ended = psutil.Process(instance.pid)
+    ended.kill()
+    ended.wait()
+    assert not process.is_ours(9_201)
+    assert process.instances() == []
+
+
+@pytest.mark.parametrize("record", ["", "{}", "[]", '{"pid": 1}'])
+def test_a_damaged_record_counts_as_none(stand_in: Callable[[int], Instance], record: str) -> None:
+    stand_in(9_201)
+    process._state_file(9_201).write_text(record)
+    assert process.instances() == []
+
+
+def test_stop_never_ends_a_process_that_reused_the_pid(stand_in: Callable[[int], Instance]) -> None:
+    instance = stand_in(9_201)
+    process._write_state(replace(instance, token="another"))
+    assert process.stop(9_201) is None
+    assert psutil.Process(instance.pid).is_running()
+
+
+def test_stop_without_a_port_wants_exactly_one_server(stand_in: Callable[[int], Instance]) -> None:
+    first, second = stand_in(9_201), stand_in(9_202)
+    with pytest.raises(LocalServerError, match="2 local servers are running, on the ports 9201, 9202"):
+        process.stop()
+    assert process.stop(9_202) == second
+    assert process.instances() == [first]
+    shown = CliRunner().invoke(server, ["stop", "--json"])
+    assert json.loads(shown.stdout)["stopped"]["port"] == 9_201
+    assert CliRunner().invoke(server, ["stop"]).stdout == "No local server of ours is running\n"
+
+
+def test_a_start_that_fails_shows_the_last_log_lines_and_leaves_nothing(home: Path) -> None:
+    port = random_free_port()
+    with pytest.raises(LocalServerError, match=r"(?s)ended with exit code 1\. The last lines.*Too small") as error:
+        process.start(port, heap="1k")
+    assert str(process._instance_folder(port) / "logs" / "server.log") in str(error.value)
+    assert not process._state_file(port).exists()
+
+
+def test_a_server_that_is_not_healthy_in_time_is_ended(home: Path) -> None:
+    port = random_free_port()
+    with pytest.raises(LocalServerError, match="not healthy after 1 s"):
+        process.start(port, heap="512m", timeout_s=1)
+    assert not [one for one in psutil.process_iter() if f"{home}/instances/{port}" in " ".join(one.cmdline())]
+    assert process.instances() == []
+
+
+@pytest.mark.parametrize("heap", ["", "lots", "1", "1.5g", "1gb", "-1g"])
+def test_a_heap_that_is_not_a_size_is_a_usage_error(home: Path, heap: str) -> None:
+    with pytest.raises(UsageError, match="not a heap size: expected .* 512m or 2g"):
+        process.start(random_free_port(), heap=heap)
+
+
+def test_a_data_folder_that_is_a_link_is_refused(home: Path) -> None:
+    elsewhere = home / "elsewhere"
+    elsewhere.mkdir()
+    (home / "sparse-ingest-opensearch").symlink_to(elsewhere)
+    with pytest.raises(LocalServerError, match="is a symbolic link"):
+        process.start(random_free_port(), data=home)
+    assert elsewhere.stat().st_uid == os.geteuid()

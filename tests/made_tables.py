@@ -1,0 +1,25 @@
+"""A checkpoint folder whose query side is a weight table: a tiny tokenizer.json and idf.json, made by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "catch", "an", "except", "##ion", "river", "stone"]
+WEIGHTS = {"catch": 2.5, "an": 0.1, "except": 4.75, "##ion": 2.5, "[CLS]": 1.0, "[UNK]": 1.0, "stone": 0.0}
+
+
+def write_table(folder: Path) -> None:
+    """A checkpoint folder with a query side that is a weight table."""
+    tokenizer = Tokenizer(models.WordPiece({token: place for place, token in enumerate(TOKENS)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(TOKENS[:4])
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    # What a tokenizer saved by a training script brings, and a query must not obey.
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=8)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "idf.json").write_text(json.dumps(WEIGHTS))

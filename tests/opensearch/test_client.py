@@ -1,0 +1,193 @@
+"""Connecting: each thing that can be wrong is one sentence, and no password is ever in it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+
+from sparse_ingest.errors import ClusterError, UsageError
+from sparse_ingest.opensearch.client import (
+    Connection,
+    ResponseError,
+    UnreachableError,
+    connect,
+    error_of,
+    parse_url,
+)
+
+
+@contextmanager
+def answering(status: int, body: object) -> Iterator[str]:
+    """A server that gives one answer to everything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def root(number: str, distribution: str | None = "opensearch") -> dict[str, object]:
+    return {"cluster_uuid": "C", "version": {"number": number, "distribution": distribution}}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_connect_reads_version_and_cluster(opensearch_url: str) -> None:
+    with closing(connect(Connection(opensearch_url))) as client:
+        assert client.version >= (2, 11)
+        assert len(client.cluster_uuid) > 10
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "user", "password"),
+    [
+        ("http://127.0.0.1:9200", "http://127.0.0.1:9200", None, None),
+        ("https://search.example.org", "https://search.example.org:443", None, None),
+        ("http://search.example.org/", "http://search.example.org:9200", None, None),
+        ("search.example.org:9201", "http://search.example.org:9201", None, None),
+        ("https://me:p%40ss@host:1/a/b/", "https://host:1/a/b", "me", "p@ss"),
+        ("http://[::1]:9200", "http://[::1]:9200", None, None),
+    ],
+)
+def test_urls_in_parts(url: str, address: str, user: str | None, password: str | None) -> None:
+    parts, found_user, found_password = parse_url(url)
+    assert (str(parts), found_user, found_password) == (address, user, password)
+
+
+@pytest.mark.parametrize("url", ["ftp://me:secret@host", "http://", "http://me:secret@host:port", "http://h/?a=secret"])
+def test_a_url_that_cannot_be_used_is_not_repeated(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        connect(Connection(url))
+    assert "secret" not in str(caught.value)
+
+
+def test_nothing_listening_names_the_address_without_its_password() -> None:
+    port = free_port()
+    with pytest.raises(UnreachableError) as caught:
+        connect(Connection(f"http://me:secret@127.0.0.1:{port}"))
+    assert f"Nothing listens at http://127.0.0.1:{port}" in str(caught.value)
+    assert "sparse-ingest server start" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "me:" not in str(caught.value)
+
+
+def test_an_unknown_host_is_named() -> None:
+    with pytest.raises(UnreachableError, match="the host name is unknown"):
+        connect(Connection("http://no-such-host.invalid:9200"))
+
+
+def test_https_to_a_server_without_tls_says_so(opensearch_url: str) -> None:
+    with pytest.raises(UnreachableError, match="does not speak TLS"):
+        connect(Connection(opensearch_url.replace("http://", "https://")))
+
+
+def test_a_server_that_never_answers_times_out() -> None:
+    with socket.socket() as silent, answering(200, root("3.0.0")) as address:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        client = connect(Connection(f"http://{address}"))
+        client._opensearch.transport.hosts.clear()
+        port = silent.getsockname()[1]
+        client._opensearch.transport.set_connections([{"host": "127.0.0.1", "port": port}])
+        with pytest.raises(UnreachableError, match=r"did not answer within 0.1 s"):
+            client.call("GET", "/", timeout_s=0.1)
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (root("2.9.0"), "is OpenSearch 2.9.0; sparse-ingest needs 2.11 or newer"),
+        (root("8.15.0", None), r"is no OpenSearch \(it says version 8.15.0\)"),
+        ({"hello": "world"}, "is no OpenSearch; sparse-ingest needs"),
+        ([1], "is no OpenSearch"),
+    ],
+)
+def test_what_is_no_opensearch_of_a_known_version_is_refused(body: object, sentence: str) -> None:
+    with answering(200, body) as address, pytest.raises(ClusterError, match=sentence):
+        connect(Connection(f"http://{address}"))
+
+
+@pytest.mark.parametrize("number", ["2.11.0", "2.19.5", "3.6.0", "4.0.0-alpha1"])
+def test_versions_from_2_11_are_taken(number: str) -> None:
+    with answering(200, root(number)) as address:
+        assert connect(Connection(f"http://{address}")).version >= (2, 11, 0)
+
+
+def test_unauthorized_and_forbidden_say_what_to_give() -> None:
+    with answering(401, {"error": "Unauthorized"}) as address:
+        with pytest.raises(ResponseError, match=r"asks who you are \(401\): give --user and --password"):
+            connect(Connection(f"http://{address}"))
+        with pytest.raises(ResponseError, match="does not accept user 'me' with this password") as caught:
+            connect(Connection(f"http://me:secret@{address}"))
+        assert "secret" not in str(caught.value)
+    forbidden = {"error": {"type": "security_exception", "reason": "no permissions for [x]"}}
+    with answering(403, forbidden) as address, pytest.raises(ResponseError, match=r"user 'me' \(403\).*no permissions"):
+        connect(Connection(f"http://{address}", user="me", password="secret"))
+
+
+def test_user_without_password_key_without_certificate_and_region_are_asked_for() -> None:
+    with pytest.raises(UsageError, match="has no password"):
+        connect(Connection(user="me"))
+    with pytest.raises(UsageError, match="--client-key needs --client-cert"):
+        connect(Connection(client_key="key.pem"))
+
+
+def test_aws_without_boto3_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with pytest.raises(ClusterError, match="pip install boto3"):
+        connect(Connection("https://search.example.org", aws_service="es", aws_region="eu-west-1"))
+
+
+def test_a_proxy_of_the_environment_is_not_used(opensearch_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    connect(Connection(opensearch_url)).close()
+
+
+def test_the_password_is_in_no_representation() -> None:
+    assert "secret" not in repr(Connection(password="secret"))
+
+
+def test_error_of_gives_the_deepest_cause() -> None:
+    answer = {
+        "error": {"type": "a", "reason": "outer", "caused_by": {"reason": "middle", "caused_by": {"reason": "in"}}}
+    }
+    assert error_of(answer) == ("a", "outer: middle: in")
+    assert error_of({"error": "plain"}) == ("error", "plain")
+
+
+def test_help_and_the_verbs_command_import_neither_torch_nor_opensearchpy() -> None:
+    code = (
+        "import sys; import sparse_ingest.cli.loading;"
+        "sys.exit(' '.join(name for name in ('torch', 'opensearchpy', 'pyarrow') if name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).stderr.strip() == b""

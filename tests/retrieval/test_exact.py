@@ -1,0 +1,104 @@
+"""Exact search against the plainest possible loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sparse_ingest.records import SparseRows
+from sparse_ingest.retrieval.exact import QueryVector, search_exact
+
+
+def csr(rows: list[dict[int, float]], ids: list[str] | None = None, ids_type=np.uint16, weights_type=np.float32):
+    pairs = [sorted(row.items()) for row in rows]
+    return SparseRows(
+        ids or [str(number) for number in range(len(rows))],
+        np.cumsum([0, *map(len, pairs)], dtype=np.int64),
+        np.array([token for row in pairs for token, _ in row], dtype=ids_type),
+        np.array([weight for row in pairs for _, weight in row], dtype=weights_type),
+    )
+
+
+def query(weights: dict[int, float]) -> QueryVector:
+    return QueryVector(np.array(list(weights), dtype=np.uint32), np.array(list(weights.values()), dtype=np.float32))
+
+
+def plain(parts: list[SparseRows], asked: QueryVector, k: int) -> list[tuple[str, int, np.float32]]:
+    wanted = dict(zip(asked.token_ids.tolist(), asked.weights, strict=True))
+    hits, position = [], 0
+    for part in parts:
+        for index, doc_id in enumerate(part.doc_ids):
+            token_ids, weights = part.row(index)
+            products = [
+                np.float32(wanted[token]) * np.float32(weight)
+                for token, weight in zip(token_ids.tolist(), weights, strict=True)
+                if token in wanted
+            ]
+            if products:
+                hits.append((doc_id, position, np.float32(sum(float(product) for product in products))))
+            position += 1
+    return sorted(hits, key=lambda hit: (-hit[2], hit[1]))[:k]
+
+
+def found(parts, asked: QueryVector, k: int) -> list[tuple[str, int, np.float32]]:
+    hits = search_exact(iter(parts), [asked], k)[0]
+    return list(zip(hits.doc_ids, hits.positions.tolist(), hits.scores, strict=True))
+
+
+@pytest.mark.parametrize("weights_type", [np.float16, np.float32])
+@pytest.mark.parametrize("ids_type", [np.uint16, np.uint32])
+def test_it_agrees_bit_for_bit_with_a_plain_loop(ids_type, weights_type) -> None:
+    random = np.random.default_rng(5)
+    parts = []
+    for size in (40, 1, 0, 64):
+        rows = [
+            dict(zip(random.choice(300, random.integers(0, 60), replace=False).tolist(),
+                     random.gamma(1.0, 1.0, 60).astype(weights_type), strict=False))
+            for _ in range(size)
+        ]  # fmt: skip
+        parts.append(csr(rows, [f"{size}-{number}" for number in range(size)], ids_type, weights_type))
+    queries = [
+        query(dict(zip(random.choice(400, 12, replace=False).tolist(), random.gamma(1.0, 2.0, 12), strict=True)))
+        for _ in range(20)
+    ]
+    for k in (1, 7, 1000):
+        for asked, hits in zip(queries, search_exact(parts, queries, k), strict=True):
+            expected = plain(parts, asked, k)
+            assert list(zip(hits.doc_ids, hits.positions.tolist(), hits.scores, strict=True)) == expected
+            assert hits.scores.dtype == np.float32
+
+
+def test_equal_scores_keep_the_order_of_rows_within_and_across_parts() -> None:
+    parts = [csr([{1: 1.0}] * 5, list("abcde")), csr([{1: 1.0}, {1: 2.0}, {1: 1.0}], list("xyz"))]
+    assert [doc_id for doc_id, _, _ in found(parts, query({1: 1.0}), 3)] == ["y", "a", "b"]
+
+
+def test_rows_without_a_common_term_are_no_hits_even_between_empty_rows() -> None:
+    parts = [csr([{}, {2: 1.0}, {}, {1: 1.0}, {}], list("abcde"))]
+    assert found(parts, query({1: 0.5}), 10) == [("d", 3, np.float32(0.5))]
+
+
+def test_a_product_too_small_for_float32_is_still_a_hit() -> None:
+    assert found([csr([{1: 1e-30}])], query({1: 1e-30}), 10) == [("0", 0, np.float32(0))]
+
+
+def test_no_query_terms_no_parts_or_unknown_ids_find_nothing() -> None:
+    part = csr([{1: 1.0}])
+    assert found([part], query({}), 10) == []
+    assert found([], query({1: 1.0}), 10) == []
+    assert found([part], query({70_000: 1.0}), 10) == []
+    assert search_exact([part], [], 10) == []
+
+
+def test_the_stream_is_read_once_and_one_part_at_a_time() -> None:
+    alive = 0
+
+    def stream():
+        nonlocal alive
+        for number in range(3):
+            alive += 1
+            yield csr([{1: float(number + 1)}], [str(number)])
+
+    hits = search_exact(stream(), [query({1: 1.0}), query({1: 2.0})], 2)
+    assert alive == 3
+    assert [hit.doc_ids for hit in hits] == [["2", "1"], ["2", "1"]]
