@@ -9,7 +9,6 @@ does not grow with the corpus or the shard.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -112,7 +111,6 @@ class _Counts:
     truncated: int = 0
     underflow: int = 0
     without_token: int = 0
-    source_rows: int = 0
     skipped: list[SkippedRow] = field(default_factory=list)
     input_sha256: Any = field(default_factory=hashlib.sha256)
     seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "encode": 0.0, "write": 0.0})
@@ -136,9 +134,8 @@ def encode(
         CorpusError: a bad document (unless these are skipped), or an id that stands twice.
     """
     job = _Job(corpus, out, pipeline, options, progress)
-    waiting = job.first_pass(stopping)
-    job.second_pass(waiting, stopping)
-    return job.finish()
+    job.first_pass(stopping)
+    return job.finish(stopping)
 
 
 class _Job:
@@ -151,6 +148,7 @@ class _Job:
         self.progress = progress
         self.settings = pipeline.encode
         self.cursor = Cursor(corpus, options.limit)
+        self.starts: list[Position] = []  # of each shard, as the first pass finds them
         self.run, self._build_encoder = _open(corpus, out, pipeline, options, progress, self.cursor)
         self.schema = shard_schema(len(self.run.vocabulary()), self.settings.weights)
 
@@ -159,43 +157,49 @@ class _Job:
         """Built when the first shard is made: a run that is complete needs no model."""
         return self._build_encoder()
 
-    def first_pass(self, stopping: Callable[[], bool]) -> list[tuple[int, Position]]:
-        """Walk the whole corpus; gives the shards that other processes hold, and where each starts."""
-        waiting: list[tuple[int, Position]] = []
-        for shard in itertools.count():
-            if not self.cursor.peek(1):
-                return waiting
-            start = self.cursor.position
+    def first_pass(self, stopping: Callable[[], bool]) -> None:
+        """Walk the whole corpus once: check the shards that are done, make those that nobody else holds."""
+        while self.cursor.peek(1):
+            shard = len(self.starts)
+            self.starts.append(self.cursor.position)
             if done := self.run.done(shard):
                 self._pass_over(shard, done)
             elif not self._try_shard(shard):
-                waiting.append((shard, start))
                 _drain(self.cursor.take(self.options.shard_rows))
             _stop_if(stopping, self.run)
-        raise AssertionError("unreachable: the count has no end")
+        if (made := len(self.run.done_shards())) > len(self.starts):
+            raise RunError(
+                f"The corpus changed: it ends after {self.cursor.position.row} rows, but {self.run.path} has {made} "
+                f"shards of {self.options.shard_rows}. Encode into a new folder."
+            )
 
-    def second_pass(self, waiting: list[tuple[int, Position]], stopping: Callable[[], bool]) -> None:
+    def finish(self, stopping: Callable[[], bool]) -> EncodeReport:
+        """Check ids over all shards and declare the run complete; a second process waits for the first."""
+        self._make_missing(stopping)
+        while not self.run.complete():
+            with self.run.lock("complete") as held:
+                # Asked again under the lock: its last holder may have died while it replaced a shard.
+                if held and not self._missing() and not self.run.complete():
+                    self._refuse_or_drop_duplicates()
+                    self.run.mark_complete(_totals(self.run))
+                elif not held:
+                    time.sleep(WAIT_S)
+            self._make_missing(stopping)
+        return EncodeReport(self.run.path, self.run.manifest.run_id, **_counted(self.run.complete() or {}))
+
+    def _missing(self) -> list[int]:
+        return sorted(set(range(len(self.starts))).difference(self.run.done_shards()))
+
+    def _make_missing(self, stopping: Callable[[], bool]) -> None:
         """Wait for the shards that others hold, and make those whose holder died."""
-        while waiting := [(shard, start) for shard, start in waiting if not self.run.done(shard)]:
-            for shard, start in waiting:
-                self.cursor.jump(start)
+        while missing := self._missing():
+            for shard in missing:
+                self.cursor.jump(self.starts[shard])
                 if self._try_shard(shard):
                     break
             else:
                 time.sleep(WAIT_S)
             _stop_if(stopping, self.run)
-
-    def finish(self) -> EncodeReport:
-        """Check ids over all shards and declare the run complete; a second process waits for the first."""
-        while True:
-            with self.run.lock("complete") as held:
-                if held or self.run.complete():
-                    if not self.run.complete():
-                        self._refuse_or_drop_duplicates()
-                        self.run.mark_complete(_totals(self.run))
-                    break
-            time.sleep(WAIT_S)
-        return EncodeReport(self.run.path, self.run.manifest.run_id, **_counted(self.run.complete() or {}))
 
     def _pass_over(self, shard: int, done: dict[str, Any]) -> None:
         """Skip a finished shard; unless the corpus is trusted, its rows must be those that were encoded."""
@@ -219,6 +223,8 @@ class _Job:
             if not held:
                 return False
             if not self.run.done(shard):
+                # A run that was complete and lost a shard is checked for duplicates again.
+                self.run.unmark_complete()
                 self._make_shard(shard)
             else:
                 _drain(self.cursor.take(self.options.shard_rows))
@@ -330,7 +336,13 @@ class _Job:
                 row, file, line, f"duplicate id {duplicate.doc_id!r}: first at {first}"
             )
         for shard, rows in sorted(again.items()):
-            remove_rows(self.run, shard, rows)
+            # Held, so that a process which comes now waits for the shard instead of making it anew meanwhile.
+            while True:
+                with self.run.lock(part_name(shard)) as held:
+                    if held:
+                        remove_rows(self.run, shard, rows)
+                        break
+                time.sleep(WAIT_S)
 
     def _position_of(self, shard: int, row: int) -> str:
         file, line = self._file_and_line(shard, row)

@@ -7,6 +7,7 @@ setting that is left out is None where the checkpoint decides it. Not covered: w
 
 from __future__ import annotations
 
+import math
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
@@ -159,7 +160,7 @@ def _checked(value: object, hint: Any, source: str, name: str) -> object:
         if get_origin(choice) is Literal:
             if value in get_args(choice):
                 return value
-        elif choice is float and type(value) in (int, float):
+        elif choice is float and type(value) in (int, float) and math.isfinite(value):  # type: ignore[arg-type]
             return float(value)  # type: ignore[arg-type]
         elif choice is int and type(value) is int and value <= 0:
             raise PipelineError(f"{source}: {name} = {value}; expected a whole number above zero.")

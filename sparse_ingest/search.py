@@ -19,6 +19,7 @@ from urllib.parse import quote
 from sparse_ingest.errors import ClusterError, MissingExtraError, RunError, UsageError
 from sparse_ingest.opensearch.requests import (
     MAX_CLAUSES,
+    bm25_body,
     explained_terms,
     fit_weights,
     neural_sparse_body,
@@ -163,6 +164,15 @@ def search_index(
         score = to_float32(found["_score"]) * fitted.scale
         hits.append(Hit(rank, score, found["_id"], found.get("_source", {}), _heaviest_first(shares)))
     return hits
+
+
+def search_words(client: Client, index: str, text: str, *, field: str = DEFAULT_FIELD, size: int) -> list[Hit]:
+    """Ask an index with BM25 on title and text, which learned-sparse search is compared with; hits have no terms."""
+    answer = client.call("POST", f"/{quote(index, safe='')}/_search", bm25_body(text, field=field, size=size))
+    return [
+        Hit(rank, found["_score"], found["_id"], found.get("_source", {}), [])
+        for rank, found in enumerate(answer["hits"]["hits"], start=1)
+    ]
 
 
 def search_run(run: Run, weights: QueryWeights, *, size: int, stored: bool = False) -> list[Hit]:

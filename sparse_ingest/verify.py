@@ -74,7 +74,7 @@ class _Expected(NamedTuple):
 
     doc_id: str
     tokens: list[str]
-    token_ids: npt.NDArray[np.unsignedinteger]
+    token_ids: npt.NDArray[np.integer]
     weights: npt.NDArray[np.float32]
 
 

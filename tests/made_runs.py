@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,9 @@ def make_run(
             "documents": {doc_id: dict(terms) for doc_id, terms in documents.items()},
         }
     )
-    manifest = Manifest(FORMAT, run_id, identity, shard_rows, {"document": model, "revision": None}, {})
+    manifest = Manifest(
+        FORMAT, run_id, identity, shard_rows, {"document": model, "sha256": sha256(model.encode()).hexdigest()}, {}
+    )
     run = create_or_open_run(folder, manifest, tokens)
     schema = shard_schema(len(tokens), weights)
     position = {token: number for number, token in enumerate(tokens) if token is not None}

@@ -21,6 +21,11 @@ DEFAULTS: dict[str, Any] = {
     "document_special_tokens": "keep",
     "query_special_tokens": "keep",
 }
+# Families whose position table begins behind the padding token's id: RoBERTa's 514 rows hold 512 tokens.
+POSITIONS_BEHIND_PADDING = (
+    "camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
+    "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
 # Settings that change the numbers of a document; the rest belongs to the query side or only names things.
 DOCUMENT_SETTINGS = (
     "activation",
@@ -39,17 +44,19 @@ def resolve_settings(asked: ModelSettings, checkpoint: Checkpoint) -> ModelSetti
         PipelineError: max_length is beyond what the model can take.
         CheckpointError: the checkpoint declares an activation or pooling that is unknown.
     """
-    limit = _position_limit(checkpoint)
+    config = read_json(checkpoint.transformer / "config.json")
+    positions = _positions(config)
     given = {key: value for key, value in asdict(asked).items() if value is not None}
-    values = {**DEFAULTS, "max_length": limit, **checkpoint.declared, **given}
+    values = {**DEFAULTS, "max_length": _length_limit(checkpoint, positions), **checkpoint.declared, **given}
     if values["activation"] not in ("relu", "log1p_relu") or values["pooling"] != "max":
         raise CheckpointError(
             f"{checkpoint.name} asks for activation {values['activation']!r} and pooling {values['pooling']!r}; "
             "this release computes relu or log1p_relu, and max."
         )
-    if limit is not None and values["max_length"] > limit:
+    if positions is not None and values["max_length"] > positions:
         raise PipelineError(
-            f"max_length = {values['max_length']}, but {checkpoint.name} has positions for {limit} tokens."
+            f"max_length = {values['max_length']}, but {checkpoint.name} has positions for {positions} tokens; "
+            "give it that many at most."
         )
     return replace(asked, **{**values, "revision": checkpoint.revision or asked.revision})
 
@@ -73,11 +80,19 @@ def model_record(checkpoint: Checkpoint, settings: ModelSettings) -> dict[str, A
     return {**record, "document": name, "family": checkpoint.family, "sha256": checkpoint.sha256}
 
 
-def _position_limit(checkpoint: Checkpoint) -> int | None:
-    """The longest input in tokens: the smaller of what the tokenizer and the position table allow."""
-    config = read_json(checkpoint.transformer / "config.json")
+def _positions(config: dict[str, Any]) -> int | None:
+    """The longest input that the position table of a masked LM has room for; None where there is no table."""
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or positions <= 0:  # XLNet writes -1
+        return None
+    behind_padding = config.get("model_type") in POSITIONS_BEHIND_PADDING
+    return positions - 1 - int(config.get("pad_token_id") or 0) if behind_padding else positions
+
+
+def _length_limit(checkpoint: Checkpoint, positions: int | None) -> int | None:
+    """Where a text is cut when nobody says: the smaller of what the tokenizer and the position table allow."""
     tokenizer = read_json(checkpoint.transformer / "tokenizer_config.json")
-    limits = [config.get("max_position_embeddings"), tokenizer.get("model_max_length")]
+    limits = [positions, tokenizer.get("model_max_length")]
     # A tokenizer without a limit writes 1e30.
     known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 1 << 30]
     return min(known) if known else None

@@ -61,7 +61,7 @@ def encode(pipeline: Pipeline, specs: tuple[str, ...], out: Path, as_json: bool,
         **{key: given[key] for key in ("device", "shard_rows", "limit", "on_bad_document", "trust_corpus")}
     )
     corpus = open_corpus(specs, fields=names, format=given["format_"])
-    with _EncodeProgress() as progress, asked_to_stop() as stopping:
+    with EncodeProgress() as progress, asked_to_stop() as stopping:
         report = encode_corpus(corpus, out, pipeline=pipeline, options=options, progress=progress, stopping=stopping)
     if as_json:
         print_json({**report._asdict(), "run": str(report.run)})
@@ -77,7 +77,7 @@ def encode(pipeline: Pipeline, specs: tuple[str, ...], out: Path, as_json: bool,
     return 3 if report.skipped else 0
 
 
-class _EncodeProgress(Progress):
+class EncodeProgress(Progress):
     """Documents with tokens a second; the total is estimated from the bytes read so far."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class _EncodeProgress(Progress):
         self._tokens = 0
         self.describe(lambda seconds: f"{self._tokens / seconds:,.0f} tokens/s" if self._tokens else "")
 
-    def __enter__(self) -> _EncodeProgress:
+    def __enter__(self) -> EncodeProgress:
         return self
 
     def read(self, rows: int, share: float | None) -> None:

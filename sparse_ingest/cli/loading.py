@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sparse_ingest.cli.options import connection_options, json_option, print_json
+from sparse_ingest.cli.progress import Progress, asked_to_stop
 
 if TYPE_CHECKING:
     from sparse_ingest.load import LoadReport
@@ -58,7 +56,7 @@ def load(
         read_pipeline(pipeline) if pipeline else Pipeline(),
         [*assignments, *(f'index.{key}="{value}"' for key, value in given.items() if value)],
     )
-    with _progress(_rows(run)) as progress, _asked_to_stop() as stop:
+    with Progress("documents", _rows(run)) as progress, asked_to_stop() as stop:
         report = verb.load(
             run,
             index=index,
@@ -67,7 +65,7 @@ def load(
             replace=replace,
             from_scratch=from_scratch,
             partial=partial,
-            progress=progress,
+            progress=progress.reach,
             stop=stop,
         )
     if as_json:
@@ -95,14 +93,14 @@ def verify(
     from sparse_ingest import verify as verb
 
     total = _rows(run)
-    with _progress(total if all_documents else min(sample, total or sample)) as progress:
+    with Progress("documents", total if all_documents else min(sample, total or sample)) as progress:
         report = verb.verify(
             run,
             index=index,
             connection=connection,
             sample=None if all_documents else sample,
             field=field,
-            progress=progress,
+            progress=progress.reach,
         )
     if as_json:
         print_json({"same": report.same, **_as_json(report)})
@@ -120,46 +118,6 @@ def _rows(run: Path) -> int | None:
 
     complete = open_run(run).complete()
     return int(complete["rows"]) if complete else None
-
-
-@contextmanager
-def _progress(total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, a line every 30 s elsewhere."""
-    import sys
-
-    from tqdm import tqdm
-
-    terminal = sys.stderr.isatty()
-    with tqdm(total=total, unit="doc", disable=not terminal, file=sys.stderr) as bar:
-        import time
-
-        last = time.monotonic()
-
-        def progress(documents: int) -> None:
-            nonlocal last
-            bar.update(documents - bar.n)
-            if not terminal and time.monotonic() - last >= 30:
-                last = time.monotonic()
-                click.echo(f"{documents} of {total or 'an unknown number of'} documents", err=True)
-
-        yield progress
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM came: it ends the load after the current shard."""
-    asked = False
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
-        click.echo("Stopping after the current shard.", err=True)
-
-    before = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _print_load(report: LoadReport) -> None:

@@ -43,6 +43,7 @@ from sparse_ingest.local_server.download import (
 )
 
 CLUSTER_NAME = "sparse-ingest"
+DEFAULT_PORT = 9200
 STOP_GRACE_S = 30.0
 _TOKEN = "-Dsparse.ingest.token="
 
@@ -183,7 +184,7 @@ def is_ours(port: int) -> bool:
     return _find(port) is not None
 
 
-def free_port(start: int = 9200) -> int:
+def free_port(start: int = DEFAULT_PORT) -> int:
     """The first port from `start` on where nothing listens on loopback."""
     for port in range(start, 65536):
         if _is_free(port):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
-from sparse_ingest.errors import CheckpointError
+from sparse_ingest.errors import CheckpointError, PipelineError
 from sparse_ingest.pipeline import ModelSettings
 
 TokenIds = npt.NDArray[np.int32]
@@ -54,6 +54,13 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         if settings.max_length is not None:
+            special = self._tokenizer.num_special_tokens_to_add(False)
+            if settings.max_length <= special:
+                # Below that number the tokenizer would cut nothing at all.
+                raise PipelineError(
+                    f"max_length = {settings.max_length}, but every text gets {special} special tokens; "
+                    f"expected at least {special + 1}."
+                )
             self._tokenizer.enable_truncation(settings.max_length)
         if settings.lower_case:
             _lower_case_first(self._tokenizer)

@@ -84,7 +84,10 @@ class DocumentEncoder:
         """Encode texts; `progress` is told the documents and tokens of each finished batch."""
         tokenized = self._tokenizer([self._prompt + text for text in texts])
         lengths = tokenized.lengths
-        batches = plan_batches(lengths, self.batch_tokens, BATCH_DOCUMENTS[self.device.type])
+        # An empty text has no token at all where the tokenizer adds none of its own.
+        filled = np.flatnonzero(lengths)
+        plan = plan_batches(lengths[filled], self.batch_tokens, BATCH_DOCUMENTS[self.device.type])
+        batches = [filled[batch] for batch in plan]
         rows: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]] = [_NOTHING] * len(texts)
         without_token = 0
         threads = torch.get_num_threads()

@@ -233,8 +233,12 @@ def _unreachable(error: TransportError, address: str, timeout_s: float) -> str:
     if isinstance(error, SSLError) or "SSL" in cause:
         if "WRONG_VERSION_NUMBER" in cause or "record layer" in cause:
             return f"{address} does not speak TLS. If it is meant so, write http:// in --url."
-        short = re.sub(r"^\(?[\"'\[]*|\(_ssl\.c.*$", "", cause).strip()
-        return f"{address}: the TLS connection failed ({short}). Give the CA that signed its certificate with --ca."
+        short = re.sub(r"^.*?\]\s*|\s*\(_ssl\.c.*$", "", cause)
+        if "certificate is not valid for" in cause:
+            return f"{address}: {short} Write the name that its certificate is for in --url."
+        if "verify failed" in cause:
+            return f"{address}: {short}. Give the file of the CA that signed its certificate with --ca."
+        return f"{address}: the TLS connection failed ({short}). Check --ca, --client-cert and --client-key."
     if "timed out" in cause or type(error).__name__ == "ConnectionTimeout":
         return (
             f"{address} did not answer within {timeout_s:g} s. Check that it is up and not overloaded, and try again."

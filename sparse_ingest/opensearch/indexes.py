@@ -111,7 +111,7 @@ def find_index(client: Client, name: str) -> Index | None:
     Raises:
         UsageError: the name stands for several indexes.
     """
-    if not name or name[0] in "-_+." or any(sign in name for sign in '*?,/\\<>| "#:'):
+    if name in ("", ".", "..") or name[0] in "-_+" or any(sign in name for sign in '*?,/\\<>| "#:'):
         raise UsageError(f"--index {name!r} is no index name; one index or alias is expected, without wildcards.")
     try:
         found = client.call("GET", f"/{quote(name, safe='')}")
@@ -168,10 +168,11 @@ def check_fits(index: Index, stamp: Stamp) -> None:
             f"{there.vocabulary_sha256[:12]}; this run is of {_model_name(stamp)} with vocabulary "
             f"{stamp.vocabulary_sha256[:12]}. Load into another index, or give --replace."
         )
-    if there.model != stamp.model:
-        key = min(
-            key for key in there.model.keys() | stamp.model.keys() if there.model.get(key) != stamp.model.get(key)
-        )
+    # Where the files lie is no difference: their hash is among the other keys.
+    keys = (there.model.keys() | stamp.model.keys()) - {"document", "query"}
+    differing = sorted(key for key in keys if there.model.get(key) != stamp.model.get(key))
+    if differing:
+        key = differing[0]
         raise ClusterError(
             f"Index {index.name!r} holds vectors of {_model_name(there)}, this run is of {_model_name(stamp)}: "
             f"{key} is {there.model.get(key)!r} there and {stamp.model.get(key)!r} here. "

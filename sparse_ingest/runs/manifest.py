@@ -119,6 +119,10 @@ class Run:
         """Declare the run finished."""
         write_json(self.path / "complete.json", record)
 
+    def unmark_complete(self) -> None:
+        """Declare the run unfinished again, before a shard that it lost is made."""
+        (self.path / "complete.json").unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[bool]:
         """Hold the lock `name` for the block if no other process does; yields whether it is held."""

@@ -108,7 +108,10 @@ def test_a_stamp_keeps_other_keys_of_meta(client: Client, index_name: str) -> No
         (None, "is no such field"),
         ({"type": "text"}, "is text;"),
         ({"properties": {"river": {"type": "float"}}}, "is object;"),
-        ({"type": "rank_features", "positive_score_impact": False}, "rank_features with positive_score_impact false"),
+        (
+            {"type": "rank_features", "positive_score_impact": False},
+            "is rank_features with positive_score_impact false",
+        ),
     ],
 )
 def test_a_mapping_that_does_not_fit_is_refused(

@@ -1,0 +1,182 @@
+"""Tiny real checkpoints, made in a folder without a network: two layers, 32 numbers wide, random weights from a seed.
+
+The decoder has a bias far below zero and weights large enough that a text gets some dozens of terms. Three
+architectures and three layouts: plain masked LM, the sentence-transformers layout of released SPLADE cards, and what
+SparseEncoder.save_pretrained writes today.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+WORDS = tuple(
+    "the of and river stone cloud lamp sparse vector search index token weight shard run water fire tree house "
+    "bird Bird ü é 日 本".split()
+)
+PIECES = ("##ing", "##ed", "##er", "##ion", "##ly")
+PUNCTUATION = tuple(".,!?-'\"()")
+WORDPIECE = (*SPECIAL, *PUNCTUATION, *WORDS, *CHARACTERS, *(f"##{letter}" for letter in CHARACTERS), *PIECES)
+MERGES = (("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("e", "r"), ("i", "n"), ("in", "g"), ("Ġ", "s"), ("o", "n"))
+BPE_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+ARCHITECTURES = ("bert", "distilbert", "roberta")
+
+LAYERS, WIDTH, HEADS, POSITIONS = 2, 32, 4, 64
+
+# Empty, very short, longer than 64 tokens, and letters that the vocabulary has and has not.
+TEXTS = (
+    "the river and the stone",
+    "",
+    "a",
+    "Searching sparse vectors, weighted tokens; the Bird (of fire)!",
+    "water " * 100,
+    "日本 überé \U0001f600 e\u0301 \u2028 Ωmega",
+    "   spaces\tand\nlines   ",
+    "x" * 150,
+    "token weight shard run",
+)
+
+
+def make_masked_lm(
+    folder: Path, architecture: str = "bert", *, seed: int = 1, cased: bool = False, model_max_length: int | None = None
+) -> Path:
+    """A checkpoint in the plain layout: config.json, model.safetensors, tokenizer.json, tokenizer_config.json."""
+    import torch
+    import transformers
+
+    config_of: dict[str, Callable[[], Any]] = {
+        "bert": lambda: transformers.BertConfig(**_sizes(len(WORDPIECE))),
+        "distilbert": lambda: transformers.DistilBertConfig(
+            vocab_size=len(WORDPIECE), dim=WIDTH, hidden_dim=2 * WIDTH, n_layers=LAYERS, n_heads=HEADS,
+            max_position_embeddings=POSITIONS, initializer_range=0.3,
+        ),
+        "roberta": lambda: transformers.RobertaConfig(
+            **{**_sizes(len(_bpe_vocabulary())), "max_position_embeddings": POSITIONS + 2},
+            pad_token_id=1, bos_token_id=0, eos_token_id=2, type_vocab_size=1,
+        ),
+    }  # fmt: skip
+    model_of = {"bert": "BertForMaskedLM", "distilbert": "DistilBertForMaskedLM", "roberta": "RobertaForMaskedLM"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = getattr(transformers, model_of[architecture])(config_of[architecture]())
+        model.get_output_embeddings().bias.data.normal_(-1.5, 0.7)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    make_tokenizer(architecture, cased=cased, model_max_length=model_max_length).save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer(architecture: str, *, cased: bool = False, model_max_length: int | None = None) -> Any:
+    """The fast tokenizer of an architecture: byte-level BPE for RoBERTa, WordPiece for the others."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = _byte_level_bpe() if architecture == "roberta" else _wordpiece(cased=cased)
+    names = ("cls", "pad", "sep", "unk", "mask") if architecture == "roberta" else ("pad", "unk", "cls", "sep", "mask")
+    tokens = BPE_SPECIAL if architecture == "roberta" else SPECIAL
+    special = {f"{name}_token": token for name, token in zip(names, tokens, strict=True)}
+    limit = {} if model_max_length is None else {"model_max_length": model_max_length}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **limit)
+
+
+def make_splade_card(
+    folder: Path,
+    architecture: str = "bert",
+    *,
+    activation: str = "relu",
+    max_seq_length: int = POSITIONS,
+    lower_case: bool = False,
+    prompts: Mapping[str, str] | None = None,
+    **masked_lm: Any,
+) -> Path:
+    """The symmetric layout as the card of splade-mini shows it, with the type paths of its time."""
+    make_masked_lm(folder, architecture, **masked_lm)
+    path = "sentence_transformers.sparse_encoder.models"
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": f"{path}.MLMTransformer"},
+        {"idx": 1, "name": "1", "path": "1_SpladePooling", "type": f"{path}.SpladePooling"},
+    ]
+    (folder / "1_SpladePooling").mkdir()
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    for name, content in {
+        "modules.json": modules,
+        "sentence_bert_config.json": {
+            "max_seq_length": max_seq_length, "do_lower_case": lower_case,
+        },
+        "1_SpladePooling/config.json": {
+            "pooling_strategy": "max", "activation_function": activation, "word_embedding_dimension": size,
+        },
+        "config_sentence_transformers.json": {
+            "model_type": "SparseEncoder",
+            "__version__": {"sentence_transformers": "5.1.1", "transformers": "4.56.2", "pytorch": "2.8.0"},
+            "prompts": {"query": "", "document": "", **(prompts or {})},
+            "default_prompt_name": None,
+            "similarity_fn_name": "dot",
+        },
+    }.items():  # fmt: skip
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def save_sparse_encoder(
+    folder: Path,
+    masked_lm: Path,
+    *,
+    prompts: Mapping[str, str],
+    max_seq_length: int,
+    lower_case: bool,
+    activation: str = "relu",
+) -> Path:
+    """What SparseEncoder.save_pretrained of the installed sentence-transformers writes."""
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sparse_encoder.modules import SpladePooling
+
+    transformer = Transformer(
+        str(masked_lm), transformer_task="fill-mask", max_seq_length=max_seq_length, do_lower_case=lower_case
+    )
+    pooling = SpladePooling("max", activation_function=activation)
+    SparseEncoder(modules=[transformer, pooling], prompts=dict(prompts), device="cpu").save_pretrained(str(folder))
+    return folder
+
+
+def _sizes(vocabulary: int) -> dict[str, Any]:
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "max_position_embeddings": POSITIONS,
+        "initializer_range": 0.3,
+    }
+
+
+def _wordpiece(*, cased: bool) -> Tokenizer:
+    vocabulary = {token: place for place, token in enumerate(WORDPIECE)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=200))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=not cased)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return tokenizer
+
+
+def _bpe_vocabulary() -> dict[str, int]:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return {token: place for place, token in enumerate([*BPE_SPECIAL, *letters, *(a + b for a, b in MERGES)])}
+
+
+def _byte_level_bpe() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(_bpe_vocabulary(), list(MERGES)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(BPE_SPECIAL))
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    return tokenizer
