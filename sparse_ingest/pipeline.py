@@ -131,8 +131,8 @@ def override(pipeline: Pipeline, assignments: Sequence[str]) -> Pipeline:
         if table not in known:
             raise PipelineError(f"--set {assignment!r}: no table {table!r}; known: {', '.join(sorted(known))}.")
         settings = getattr(pipeline, table)
-        _build(type(settings), {key: value}, f"--set {assignment!r}", f"{table}.")
-        pipeline = replace(pipeline, **{table: replace(settings, **{key: value})})
+        checked = _build(type(settings), {key: value}, f"--set {assignment!r}", f"{table}.")
+        pipeline = replace(pipeline, **{table: replace(settings, **{key: getattr(checked, key)})})
     return pipeline
 
 
@@ -160,8 +160,9 @@ def _checked(value: object, hint: Any, source: str, name: str) -> object:
         if get_origin(choice) is Literal:
             if value in get_args(choice):
                 return value
-        elif choice is float and type(value) in (int, float) and math.isfinite(value):  # type: ignore[arg-type]
-            return float(value)  # type: ignore[arg-type]
+        elif choice is float:
+            if isinstance(value, int | float) and type(value) is not bool and math.isfinite(value):
+                return float(value)
         elif choice is int and type(value) is int and value <= 0:
             raise PipelineError(f"{source}: {name} = {value}; expected a whole number above zero.")
         elif type(value) is (get_origin(choice) or choice):

@@ -2,6 +2,8 @@
 
 `opensearch_url` is the first there is: SPARSE_INGEST_TEST_URL, Docker through testcontainers, the local server. In a
 cluster that the user named, only indexes called `sparse-ingest-test-<random>...` are made and deleted.
+
+A start takes about 12 s, so the tests of the local server look at the very instance that the other tests use.
 """
 
 from __future__ import annotations
@@ -11,15 +13,18 @@ import os
 import random
 import secrets
 import shutil
+import subprocess
+import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from sparse_ingest.local_server import download, process
+from sparse_ingest.local_server import download, folders, process
 
 
 @contextmanager
@@ -44,11 +49,11 @@ def server_home() -> Iterator[Path]:
     Not under tmp_path: as root the server runs as `nobody`, who cannot enter pytest's folders (mode 700).
     """
     download.ensure_distribution(lambda _: None)
-    download.ensure_java(download.server_account(), lambda _: None)
+    download.ensure_java(folders.server_account(), lambda _: None)
     home = Path(tempfile.mkdtemp(prefix="sparse-ingest-test-"))
     home.chmod(0o755)
     try:
-        for folder in (download.distribution_folder(), *download.cache_home().glob("java-*")):
+        for folder in (download.distribution_folder(), *folders.cache_home().glob("java-*")):
             if "unfinished" not in folder.name:
                 (home / folder.name).symlink_to(folder)
         yield home
@@ -61,8 +66,50 @@ def random_free_port() -> int:
     return process.free_port(random.randrange(20_000, 30_000))
 
 
+class Running(NamedTuple):
+    """A started server, and what it was started with."""
+
+    home: Path
+    data: Path
+    port: int
+    pid: int
+    url: str
+
+
+def start_program(home: Path, port: int, data: Path) -> subprocess.Popen[str]:
+    """`server start` in a process of its own, with a PATH on which there is no program at all."""
+    kept = {name: value for name, value in os.environ.items() if "JAVA" not in name}
+    program = "from sparse_ingest.cli.server import server; server()"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, "start", "--port", str(port), "--heap", "512m", "--data", str(data), "--json"],
+        env={**kept, "SPARSE_INGEST_HOME": str(home), "PATH": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 @pytest.fixture(scope="session")
-def opensearch_url() -> Iterator[str]:
+def local_server() -> Iterator[Running]:
+    """A local OpenSearch of the session's own, started as a user starts it."""
+    with server_home() as home:
+        data = home / "chosen"
+        data.mkdir()
+        data.chmod(0o755)
+        port = random_free_port()
+        try:
+            # communicate() returns when both pipes are closed: the server must not hold them.
+            shown, notes = start_program(home, port, data).communicate(timeout=150)
+            assert shown, notes
+            answer = json.loads(shown)
+            yield Running(home, data, port, answer["pid"], answer["url"])
+        finally:
+            with environment(SPARSE_INGEST_HOME=str(home)):
+                process.stop(port)
+
+
+@pytest.fixture(scope="session")
+def opensearch_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of an OpenSearch that the tests may use; ended with the session when it is ours."""
     if named := os.environ.get("SPARSE_INGEST_TEST_URL"):
         yield named.rstrip("/")
@@ -73,15 +120,7 @@ def opensearch_url() -> Iterator[str]:
         with OpenSearchContainer(image, security_enabled=False) as container:
             yield f"http://{container.get_container_host_ip()}:{container.get_exposed_port(9200)}"
     else:
-        with server_home() as home:
-            port = random_free_port()
-            try:
-                with environment(SPARSE_INGEST_HOME=str(home)):
-                    url = process.start(port).url
-                yield url
-            finally:
-                with environment(SPARSE_INGEST_HOME=str(home)):
-                    process.stop(port)
+        yield request.getfixturevalue("local_server").url
 
 
 def _docker_answers() -> bool:

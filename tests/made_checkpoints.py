@@ -27,6 +27,14 @@ MERGES = (("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("e", "r"), ("i", "n"), ("in",
 BPE_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 ARCHITECTURES = ("bert", "distilbert", "roberta")
 
+PACKAGED = "package:cognition/model"
+# What `make_all` makes, and a real checkpoint from a package.
+CHECKPOINTS = (
+    *(f"plain-{architecture}" for architecture in ARCHITECTURES),
+    *(f"card-{architecture}" for architecture in ARCHITECTURES),
+    "card-log1p_relu", "saved-bert", "saved-roberta", PACKAGED,
+)  # fmt: skip
+
 LAYERS, WIDTH, HEADS, POSITIONS = 2, 32, 4, 64
 
 # Empty, very short, longer than 64 tokens, and letters that the vocabulary has and has not.
@@ -41,6 +49,41 @@ TEXTS = (
     "x" * 150,
     "token weight shard run",
 )
+
+
+def make_all(root: Path) -> dict[str, str]:
+    """Every checkpoint of `CHECKPOINTS`, by its name."""
+    made: dict[str, Path] = {}
+    for kind in ARCHITECTURES:
+        # With a limit in the tokenizer: sentence-transformers does not know that RoBERTa's positions begin at 2.
+        made[f"plain-{kind}"] = make_masked_lm(root / f"plain-{kind}", kind, model_max_length=POSITIONS)
+        made[f"card-{kind}"] = make_splade_card(
+            root / f"card-{kind}", kind, max_seq_length=40, lower_case=True, cased=True, prompts={"document": "fire: "}
+        )
+    made["card-log1p_relu"] = make_splade_card(root / "card-log1p_relu", activation="log1p_relu")
+    for kind in ("bert", "roberta"):
+        made[f"saved-{kind}"] = save_sparse_encoder(
+            root / f"saved-{kind}",
+            make_masked_lm(root / f"source-{kind}", kind, cased=True, seed=2),
+            prompts={"query": "search ", "document": "Stone: "},
+            max_seq_length=30,
+            lower_case=True,
+        )
+    return {**{name: str(folder) for name, folder in made.items()}, PACKAGED: PACKAGED}
+
+
+def build_encoder(
+    model: str | Path, *, dtype: str = "float32", batch_tokens: int | None = None, **settings: Any
+) -> Any:
+    """A `DocumentEncoder` of a checkpoint; `settings` are those of `[model]`."""
+    from sparse_ingest.checkpoints.layouts import read_checkpoint
+    from sparse_ingest.checkpoints.settings import resolve_settings
+    from sparse_ingest.models.documents import DocumentEncoder
+    from sparse_ingest.pipeline import ModelSettings
+
+    checkpoint = read_checkpoint(str(model))
+    resolved = resolve_settings(ModelSettings(**settings), checkpoint)
+    return DocumentEncoder(checkpoint, resolved, device="cpu", dtype=dtype, batch_tokens=batch_tokens)
 
 
 def make_masked_lm(

@@ -7,6 +7,7 @@ downloaded: a pickle is never fetched. Not covered: what the files mean (layouts
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import re
@@ -34,8 +35,10 @@ def locate(name: str, revision: str | None = None) -> Located:
     """
     if name.startswith("package:"):
         return Located(_package_folder(name.removeprefix("package:")), None)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(name)
+    with contextlib.suppress(RuntimeError):  # ~ and no such user
+        folder = folder.expanduser()
+    if name and folder.is_dir():
         return Located(folder.resolve(), None)
     if folder.is_absolute() or name.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
         raise CheckpointError(f"No model folder {name!r}. Give a folder, package:NAME/PATH, or a hub id (owner/name).")

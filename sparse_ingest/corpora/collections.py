@@ -69,7 +69,7 @@ def _file_in(path: Path, names: tuple[str, ...]) -> Path:
     for name in names:
         if (path / name).is_file():
             return path / name
-    raise CorpusError(f'the folder "{path}" holds none of {", ".join(names)}')
+    raise CorpusError(f'The folder "{path}" holds none of {", ".join(names)}. Name the file itself.')
 
 
 def _is_json(path: Path) -> bool:

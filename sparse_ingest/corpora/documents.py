@@ -174,8 +174,8 @@ def without_carried(fields: FieldNames) -> FieldNames:
     for name, source in sources.items():
         if name in kept and source != name:
             raise UsageError(
-                f'--keep {name}: the {name} is read from "{source}" and carried as "{name}" already; '
-                f"leave out --keep {name}, or carry neither title nor text with --no-text"
+                f'--keep {name}: the {name} is read from "{source}" and carried as "{name}" already. '
+                f"Leave out --keep {name}, or carry neither title nor text with --no-text."
             )
         kept.pop(name, None)
     return replace(fields, keep=tuple(kept))

@@ -105,12 +105,13 @@ class Corpus:
             size = file.path.stat().st_size if file.path.exists() else 0
             if size != file.bytes:
                 raise CorpusError(
-                    f"{file.path} changed while it was read: it had {file.bytes} bytes at first and has {size} now"
+                    f"{file.path} changed while it was read: it had {file.bytes} bytes at first and has {size} now. "
+                    "Encode a copy that stays as it is, into a new run folder."
                 )
             return
         # What was taken from a pipe is gone; going on with the rest would lose rows without a word.
         if self._stdin_taken or offset:
-            raise CorpusError("standard input can be read only once and from its start: put the corpus in a file")
+            raise CorpusError("Standard input can be read only once and from its start. Put the corpus in a file.")
         self._stdin_taken = True
         yield from read_lines(None, offset=0, line=1)
 
@@ -124,14 +125,16 @@ def open_corpus(specs: Sequence[str], *, fields: FieldNames, format: str | None 
         format: one of `FORMATS`, for every file; None goes by each file's suffix.
     """
     if format is not None and format not in FORMATS:
-        raise UsageError(f'the format "{format}" is unknown; known are: {", ".join(FORMATS)}')
+        raise UsageError(f'The format "{format}" is unknown; known are: {", ".join(FORMATS)}.')
     if specs.count("-") > 1:
-        raise UsageError("standard input (-) is named twice, and can be read only once")
+        raise UsageError("Standard input (-) is named twice, and can be read only once. Name it once.")
     fields = without_carried(fields)
     try:
         paths = [path for spec in specs for path in _paths_of(spec, known_only=format is None)]
     except OSError as error:
-        raise CorpusError(f"{error.filename} cannot be read: {error.strerror}") from error
+        raise CorpusError(
+            f"{error.filename} cannot be read: {error.strerror}. Check that it is there and yours to read."
+        ) from error
     names = Counter(path.name for path in paths)
     return Corpus(tuple(_corpus_file(path, unique=names[path.name] == 1) for path in paths), fields)
 
@@ -170,17 +173,19 @@ def _paths_of(spec: str, *, known_only: bool) -> list[Path]:
         # Not Path.glob: that one gives hidden files too, and takes no absolute pattern.
         paths = [Path(match) for match in sorted(glob.glob(spec, recursive=True), key=os.fsencode)]  # noqa: PTH207
         if not paths:
-            raise CorpusError(f'no file matches the glob "{spec}"')
+            raise CorpusError(f'No file matches the glob "{spec}". Check the folder and the suffix.')
     else:
         paths = [path]
     for each in paths:
         if not each.exists():
-            raise CorpusError(f'there is no file or folder "{each}"')
+            raise CorpusError(
+                f'There is no file or folder "{each}". Check the name.'
+            )
         if not each.is_file():
-            advice = "a folder or glob stands for files only: narrow it to a glob such as FOLDER/*.jsonl"
+            advice = "A folder or glob stands for files only: narrow it to a glob such as FOLDER/*.jsonl."
             if len(paths) == 1:
-                advice = "give a stream on standard input, as -"
-            raise CorpusError(f'"{each}" is not a file; {advice}')
+                advice = "Give a stream on standard input, as -."
+            raise CorpusError(f'"{each}" is not a file. {advice}')
         if known_only:
             _check_suffix(each)
     return paths
@@ -189,12 +194,12 @@ def _paths_of(spec: str, *, known_only: bool) -> list[Path]:
 def _paths_in_folder(folder: Path) -> list[Path]:
     beir = [folder / name for name in _BEIR_CORPUS if (folder / name).exists()]
     if len(beir) > 1:
-        raise CorpusError(f'"{folder}" holds both {" and ".join(_BEIR_CORPUS)}: name the one that is meant')
+        raise CorpusError(f'"{folder}" holds both {" and ".join(_BEIR_CORPUS)}. Name the one that is meant.')
     if beir:
         return beir
     paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
     if not paths:
-        raise CorpusError(f'the folder "{folder}" holds no file')
+        raise CorpusError(f'The folder "{folder}" holds no file. Name the files, or the folder that holds them.')
     return sorted(paths, key=os.fsencode)
 
 
@@ -204,10 +209,10 @@ def _check_suffix(path: Path) -> None:
         return
     found = f'the suffix "{suffix}" is unknown' if suffix else "there is no suffix"
     known = ", ".join(FORMAT_OF_SUFFIX)
-    advice = "--format says it whatever the name"
+    advice = "Say it with --format, whatever the name."
     if suffix == ".json":
-        advice = "if it holds one JSON object a line, say --format jsonl"
-    raise CorpusError(f'the format of "{path}" is unclear: {found}; known are {known}, each also .gz; {advice}')
+        advice = "If it holds one JSON object a line, say --format jsonl."
+    raise CorpusError(f'The format of "{path}" is unclear: {found}; known are {known}, each also .gz. {advice}')
 
 
 def _corpus_file(path: Path, *, unique: bool) -> CorpusFile:
@@ -239,10 +244,14 @@ def read_lines(path: Path | None, *, offset: int = 0, line: int = 1) -> Iterator
                 yield raw
                 line += 1
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise CorpusError(f"{path} is damaged or cut off after line {line - 1}: {error}") from error
+        raise CorpusError(
+            f"{path} is damaged or cut off after line {line - 1}: {error}. Get the file again."
+        ) from error
     except OSError as error:
         reason = error.strerror or error
-        raise CorpusError(f"{path or 'standard input'} cannot be read after line {line - 1}: {reason}") from error
+        raise CorpusError(
+            f"{path or 'Standard input'} cannot be read after line {line - 1}: {reason}. Check the file and its disk."
+        ) from error
 
 
 def _open(path: Path | None, offset: int) -> AbstractContextManager[BinaryIO]:

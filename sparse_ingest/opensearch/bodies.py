@@ -87,7 +87,10 @@ class BodyWriter:
                 f"{LOWEST_WEIGHT:.8g}. The run is damaged: encode it again."
             )
         if token_ids.max() >= len(self._tokens):
-            raise RunError(f"The run holds token id {token_ids.max()}, but vocab.json has {len(self._tokens)} tokens.")
+            raise RunError(
+                f"The run holds token id {token_ids.max()}, but vocab.json has {len(self._tokens)} tokens. "
+                "The run is damaged: encode it again."
+            )
         codes = weight_codes(weights)
         self._write_decimals(codes)
         tokens = list(map(self._tokens.__getitem__, token_ids.tolist()))

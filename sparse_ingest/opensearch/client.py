@@ -257,7 +257,7 @@ def _unreachable(error: TransportError, address: str, timeout_s: float) -> str:
 def _refused(status: int, address: str, user: str | None) -> str | None:
     if status == 401:
         if user:
-            return f"{address} does not accept user {user!r} with this password (401)."
+            return f"{address} does not accept user {user!r} with this password (401). Check both."
         return f"{address} asks who you are (401): give --user and --password, or a client certificate."
     if status == 403:
         who = f"user {user!r}" if user else "a client without a user name"

@@ -147,7 +147,8 @@ class _Sender:
             result = next(iter(item.values()))
             if result.get("_id") != doc_id:
                 raise ClusterError(
-                    f"{self._client.address} answered for document {result.get('_id')!r}, not {doc_id!r}."
+                    f"{self._client.address} answered for document {result.get('_id')!r}, not {doc_id!r}. "
+                    "Check that nothing between here and OpenSearch changes requests."
                 )
             status = int(result["status"])
             if status < 300:

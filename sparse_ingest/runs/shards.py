@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -81,21 +82,32 @@ def read_shard(path: Path) -> Iterator[ShardPart]:
     Raises:
         RunError: the file is missing, is no Parquet, or has other columns than format 1.
     """
+    with _opened(path) as file:
+        for group in range(file.num_row_groups):
+            yield _shard_part(file.read_row_group(group))
+
+
+def read_doc_ids(path: Path) -> Iterator[tuple[int, str]]:
+    """Source row and document id of each row of a shard, without its vectors.
+
+    Raises:
+        RunError: as `read_shard`.
+    """
+    with _opened(path) as file:
+        for batch in file.iter_batches(batch_size=PART_ROWS, columns=["row", "doc_id"]):
+            yield from zip(batch.column("row").to_pylist(), batch.column("doc_id").to_pylist(), strict=True)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """A shard's file for the block; what goes wrong with it there becomes a `RunError`."""
     try:
         with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                yield _shard_part(file.read_row_group(group))
+            yield file
     except (OSError, pa.ArrowException, KeyError) as error:
         raise RunError(
             f"{path} cannot be read as a shard: {error}. Delete its file in done/ and encode again."
         ) from error
-
-
-def read_doc_ids(path: Path) -> Iterator[tuple[int, str]]:
-    """Source row and document id of each row of a shard, without its vectors."""
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=PART_ROWS, columns=["row", "doc_id"]):
-            yield from zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True)
 
 
 def drop_bits(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:

@@ -318,16 +318,16 @@ def test_an_unknown_suffix_is_named_with_those_known(tmp_path):
     for spec in (path, tmp_path):
         with pytest.raises(CorpusError, match=r'b.txt.gz" is unclear: the suffix ".txt" is unknown; known are .jsonl,'):
             names(spec)
-    with pytest.raises(CorpusError, match="if it holds one JSON object a line, say --format jsonl"):
+    with pytest.raises(CorpusError, match="If it holds one JSON object a line, say --format jsonl"):
         names(write(tmp_path / "c.json"))
     with pytest.raises(CorpusError, match="there is no suffix"):
         names(write(tmp_path / "c"))
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(CorpusError, match='there is no file or folder ".*nope.jsonl"'):
+    with pytest.raises(CorpusError, match='There is no file or folder ".*nope.jsonl"'):
         names(tmp_path / "nope.jsonl")
-    with pytest.raises(CorpusError, match=r'no file matches the glob ".*\*.jsonl"'):
+    with pytest.raises(CorpusError, match=r'No file matches the glob ".*\*.jsonl"'):
         names(tmp_path / "*.jsonl")
     with pytest.raises(CorpusError, match="holds no file"):
         names(tmp_path)
@@ -337,18 +337,18 @@ def test_a_folder_in_a_folder_or_glob_is_refused_rather_than_left_out(tmp_path):
     write(tmp_path / "a.jsonl")
     (tmp_path / "sub").mkdir()
     for spec in (tmp_path, tmp_path / "*"):
-        with pytest.raises(CorpusError, match='sub" is not a file; a folder or glob stands for files only'):
+        with pytest.raises(CorpusError, match='sub" is not a file. A folder or glob stands for files only'):
             names(spec)
 
 
 def test_a_pipe_is_refused_with_advice(tmp_path):
     os.mkfifo(tmp_path / "p.jsonl")
-    with pytest.raises(CorpusError, match="is not a file; give a stream on standard input"):
+    with pytest.raises(CorpusError, match="is not a file. Give a stream on standard input"):
         names(tmp_path / "p.jsonl")
 
 
 def test_an_unknown_format_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match='the format "xml" is unknown; known are: jsonl'):
+    with pytest.raises(UsageError, match='The format "xml" is unknown; known are: jsonl'):
         names(write(tmp_path / "a.jsonl"), format="xml")
 
 
@@ -410,7 +410,7 @@ def test_standard_input_is_jsonl_and_read_once(monkeypatch):
     good, bad = (row for row, _ in corpus.rows())
     assert (good.document.id, bad.file, bad.line) == ("1", "-", 2)
     assert corpus.identity() == [{"name": "-"}]
-    with pytest.raises(CorpusError, match="standard input can be read only once"):
+    with pytest.raises(CorpusError, match="Standard input can be read only once"):
         list(corpus.rows())
 
 

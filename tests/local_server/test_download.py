@@ -16,8 +16,8 @@ from conftest import server_home
 from jgo.maven import MavenContext, _core
 
 from sparse_ingest.errors import LocalServerError, MissingExtraError
-from sparse_ingest.local_server import download
-from sparse_ingest.local_server.download import ARCHIVES, OPENSEARCH_VERSION, Account
+from sparse_ingest.local_server import download, folders
+from sparse_ingest.local_server.download import ARCHIVES, OPENSEARCH_VERSION
 
 KNN = ARCHIVES[1]
 
@@ -39,7 +39,7 @@ class Repository:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def downloads(self) -> int:
         return sum(path.endswith(".zip") for path in self.asked)
@@ -95,7 +95,7 @@ def test_a_repository_with_other_bytes_is_refused_after_the_second_try(repositor
 
 def test_a_repository_that_has_nothing_is_named_with_what_to_do(repository: Repository, tmp_path: Path) -> None:
     cached_zip(tmp_path).unlink()
-    with pytest.raises(LocalServerError, match=r"cannot download opensearch-knn .* check the network"):
+    with pytest.raises(LocalServerError, match=r"^opensearch-knn .* cannot be downloaded: .* Check the network"):
         download._fetch(KNN, lambda _: None)
 
 
@@ -144,13 +144,13 @@ def test_java_of_the_machine_is_taken_when_it_is_new_enough(
 ) -> None:
     with server_home() as home:
         java = home / "jdk" / "bin" / "java"
-        download.make_folder(java.parent)
+        folders.make_folder(java.parent)
         java.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\"' >&2\n")
         java.chmod(0o755)
         monkeypatch.setenv("SPARSE_INGEST_HOME", str(home))
         monkeypatch.setenv("JAVA_HOME", str(home / "jdk"))
         monkeypatch.setenv("PATH", str(home))
-        found = download.ensure_java(download.server_account(), lambda _: None)
+        found = download.ensure_java(folders.server_account(), lambda _: None)
         assert (found == java) is taken
         assert found.is_file()
 
@@ -166,9 +166,9 @@ def test_a_folder_that_the_servers_user_cannot_enter_is_refused(tmp_path: Path) 
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     (closed / "data").mkdir()
-    with pytest.raises(LocalServerError, match=f"nobody, who cannot enter .* put {closed / 'data'} elsewhere"):
-        download.require_reachable(closed / "data", Account("nobody", 4_000_000, 4_000_000))
-    download.require_reachable(closed / "data", None)
+    with pytest.raises(LocalServerError, match=f"nobody, who cannot enter .* Put {closed / 'data'} elsewhere"):
+        folders.require_reachable(closed / "data", folders.Account("nobody", 4_000_000, 4_000_000))
+    folders.require_reachable(closed / "data", None)
 
 
 def test_docker_compose_names_the_same_version() -> None:

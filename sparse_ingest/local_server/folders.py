@@ -1,0 +1,128 @@
+"""Where the local server's files lie, whose they are, and who may enter: the part that differs when root asks.
+
+Everything lies under SPARSE_INGEST_HOME when it is set; else in the user's own cache and state folders, and for root
+under /var, because the server then runs as `nobody`, who cannot look into root's home.
+
+Not covered: what is put there (download.py, launch.py).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pwd
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sparse_ingest.errors import LocalServerError
+
+Note = Callable[[str], None]
+
+
+class Account(NamedTuple):
+    """The unprivileged user that runs the server when the caller is root."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+def server_account() -> Account | None:
+    """Who runs the server: `nobody` when the caller is root (OpenSearch refuses root), else the caller (None)."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        entry = pwd.getpwnam("nobody")
+    except KeyError:
+        raise LocalServerError(
+            "OpenSearch refuses to run as root, and this system has no user `nobody`. "
+            "Run the command as an ordinary user."
+        ) from None
+    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+
+
+def as_account(account: Account | None) -> dict[str, Any]:
+    """The arguments of `subprocess` that make a child run as `account`."""
+    return {} if account is None else {"user": account.uid, "group": account.gid, "extra_groups": []}
+
+
+def cache_home() -> Path:
+    """Where downloads are unpacked; may be deleted at any time while no server runs."""
+    return _home("XDG_CACHE_HOME", ".cache", "/var/cache")
+
+
+def state_home() -> Path:
+    """Where instances and their default data folders lie."""
+    return _home("XDG_STATE_HOME", ".local/state", "/var/lib")
+
+
+def _home(variable: str, in_home: str, for_root: str) -> Path:
+    if own := os.environ.get("SPARSE_INGEST_HOME"):
+        return Path(own).absolute()
+    if os.geteuid() == 0:
+        return Path(for_root) / "sparse-ingest"
+    base = os.environ.get(variable)
+    return (Path(base) if base else Path.home() / in_home) / "sparse-ingest"
+
+
+def make_folder(folder: Path) -> Path:
+    """Make `folder` and its parents; what is newly made can be entered by every user, whatever the umask."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            path.chmod(0o755)
+    except OSError as error:
+        raise LocalServerError(
+            f"The folder {folder} cannot be made: {error.strerror}. Name another with SPARSE_INGEST_HOME or --data."
+        ) from error
+    return folder
+
+
+def require_reachable(folder: Path, account: Account | None) -> None:
+    """Refuse a folder that `account` cannot enter, and name the parent that is in the way."""
+    if account is None:
+        return
+    for path in (folder.resolve(), *folder.resolve().parents):
+        found = path.stat()
+        bit = 0o100 if found.st_uid == account.uid else 0o010 if found.st_gid == account.gid else 0o001
+        if not found.st_mode & bit:
+            raise LocalServerError(
+                f"As root the server runs as the user {account.name}, who cannot enter {path} "
+                f"(mode {found.st_mode & 0o777:o}). Put {folder} elsewhere with SPARSE_INGEST_HOME or --data."
+            )
+
+
+@contextmanager
+def locked(path: Path, note: Note, busy: str) -> Iterator[None]:
+    """Hold the lock file `path`; `busy` is said when another process holds it. The system frees it when we die."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            note(busy)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def hand_over(folder: Path, account: Account | None) -> None:
+    """Make `folder` when it is missing, and give it with all it holds to the server's user."""
+    if folder.is_symlink():
+        # Following it as root would give away whatever it points to.
+        raise LocalServerError(f"{folder} is a symbolic link. Give the folder that it points to.")
+    make_folder(folder)
+    require_reachable(folder.parent, account)
+    if account is None:
+        if not os.access(folder, os.W_OK):
+            raise LocalServerError(
+                f"{folder} cannot be written by this user (it belongs to {folder.owner()}). Give another --data."
+            )
+        return
+    if folder.stat().st_uid != account.uid:
+        for parent, folders, files in os.walk(folder):
+            for name in (*folders, *files):
+                os.chown(Path(parent) / name, account.uid, account.gid, follow_symlinks=False)
+        # Last: an interrupted walk is then done again.
+        os.chown(folder, account.uid, account.gid)

@@ -1,0 +1,244 @@
+"""Documents to vectors: what sentence-transformers gives, whatever shares a batch and whoever computes it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_checkpoints import CHECKPOINTS, PACKAGED, TEXTS, build_encoder, make_masked_lm
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from sparse_ingest.checkpoints.layouts import read_checkpoint
+from sparse_ingest.errors import CheckpointError, PipelineError, UsageError
+from sparse_ingest.models.documents import choose_device
+from sparse_ingest.pipeline import ModelSettings
+
+# Enough documents of different lengths for several batches of 256 tokens.
+MANY = [" ".join(text.split()[: 3 + place % 11]) for place in range(12) for text in TEXTS]
+
+
+def dense(encoded, size: int) -> np.ndarray:
+    rows = np.zeros((len(encoded.indptr) - 1, size), dtype=np.float32)
+    for row, (start, end) in enumerate(zip(encoded.indptr[:-1], encoded.indptr[1:], strict=True)):
+        rows[row, encoded.token_ids[start:end]] = encoded.weights[start:end]
+    return rows
+
+
+# For checkpoints that no test changes.
+shared_encoder = functools.cache(build_encoder)
+
+
+def encoded_rows(model: str | Path, texts=TEXTS, **settings) -> np.ndarray:
+    encoder = shared_encoder(model, **settings)
+    return dense(encoder.encode(texts), len(encoder.vocabulary))
+
+
+def edit_json(path: Path, **values) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.fixture(scope="session")
+def plain(checkpoints: dict[str, str]) -> Path:
+    return Path(checkpoints["plain-bert"])
+
+
+@pytest.fixture
+def own(plain: Path, tmp_path: Path) -> Path:
+    """A copy of the plain BERT that the test may change."""
+    return Path(shutil.copytree(plain, tmp_path / "own"))
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_it_gives_what_sentence_transformers_gives(name: str, checkpoints: dict[str, str]) -> None:
+    from sentence_transformers import SparseEncoder
+
+    model = checkpoints[name]
+    reference = SparseEncoder(str(read_checkpoint(model).folder), device="cpu")
+    expected = reference.encode_document(list(TEXTS), convert_to_sparse_tensor=False).numpy()
+    encoder = shared_encoder(model)
+    encoded = encoder.encode(TEXTS)
+    found = dense(encoded, expected.shape[1])
+    # A weight within the tolerance of zero may be a term for one and none for the other.
+    differing = (found > 0) != (expected > 0)
+    assert np.maximum(found, expected)[differing].max(initial=0) < 1e-5
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert all(encoded.indptr[1:] > encoded.indptr[:-1])
+    prompted = [(reference.prompts["document"] or "") + text for text in TEXTS]
+    lengths = [len(ids) for ids in reference.tokenizer(prompted)["input_ids"]]
+    assert encoded.truncated == sum(length > reference.max_seq_length for length in lengths)
+
+
+def test_cut_texts_are_counted(checkpoints: dict[str, str]) -> None:
+    encoder = shared_encoder(checkpoints["plain-bert"], max_length=8)
+    encoded = encoder.encode(["river " * 6, "river " * 7, "", "river " * 70])
+    assert (encoded.truncated, encoded.tokens) == (2, 8 + 8 + 2 + 8)
+    assert shared_encoder(PACKAGED).encode(["river " * 600]).truncated == 1
+
+
+@pytest.mark.parametrize("name", ["plain-bert", "plain-roberta", PACKAGED])
+def test_a_row_does_not_depend_on_what_shares_its_batch(name: str, checkpoints: dict[str, str]) -> None:
+    encoder = shared_encoder(checkpoints[name])
+    size = len(encoder.vocabulary)
+    together = dense(encoder.encode(TEXTS), size)
+    alone = np.concatenate([dense(encoder.encode([text]), size) for text in TEXTS])
+    np.testing.assert_allclose(together, alone, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["plain-distilbert", PACKAGED])
+def test_any_number_of_workers_gives_the_same_bytes(name: str, checkpoints: dict[str, str]) -> None:
+    encoder = shared_encoder(checkpoints[name], batch_tokens=256)
+    answers = []
+    for workers in (1, 2, 3):
+        encoder._workers = workers
+        answers.append(encoder.encode(MANY))
+    for other in answers[1:]:
+        for field in ("indptr", "token_ids", "weights"):
+            assert getattr(other, field).tobytes() == getattr(answers[0], field).tobytes()
+
+
+def test_progress_hears_of_every_document(plain: Path) -> None:
+    heard = []
+    encoded = shared_encoder(plain, batch_tokens=256).encode(MANY, lambda *counts: heard.append(counts))
+    assert tuple(map(sum, zip(*heard, strict=True))) == (len(MANY), encoded.tokens)
+    assert len(heard) > 2
+
+
+def test_no_texts_give_no_rows(plain: Path) -> None:
+    encoded = shared_encoder(plain).encode([])
+    assert encoded.indptr.tolist() == [0] and not len(encoded.weights)
+
+
+def test_the_second_logarithm_of_log1p_relu(plain: Path) -> None:
+    once, twice = encoded_rows(plain), encoded_rows(plain, activation="log1p_relu")
+    np.testing.assert_allclose(np.log1p(once), twice, rtol=1e-6)
+
+
+def test_special_tokens_can_be_zeroed(plain: Path) -> None:
+    kept, zeroed = encoded_rows(plain), encoded_rows(plain, document_special_tokens="zero")
+    assert kept[:, :5].any() and not zeroed[:, :5].any()
+    assert np.array_equal(kept[:, 5:], zeroed[:, 5:])
+
+
+def test_a_prompt_stands_in_front_of_every_text(plain: Path) -> None:
+    prompted = encoded_rows(plain, document_prompt="the bird: ")
+    assert np.array_equal(prompted, encoded_rows(plain, ["the bird: " + text for text in TEXTS]))
+
+
+def test_lower_case_makes_capitals_small(tmp_path: Path) -> None:
+    model = make_masked_lm(tmp_path / "cased", cased=True)
+    cased, lowered = encoded_rows(model), encoded_rows(model, lower_case=True)
+    assert not np.array_equal(cased, lowered)
+    assert np.array_equal(lowered, encoded_rows(model, [text.lower() for text in TEXTS]))
+
+
+def test_a_text_without_any_token_gets_an_empty_row(own: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(own / "tokenizer.json"))
+    content = json.loads(tokenizer.to_str())
+    (own / "tokenizer.json").write_text(json.dumps({**content, "post_processor": None}))
+    encoder = build_encoder(own)
+    for texts in (["", "river stone", ""], [""]):
+        lengths = np.diff(encoder.encode(texts).indptr)
+        assert [length > 0 for length in lengths] == [bool(text) for text in texts]
+
+
+def test_two_ids_of_one_string_are_refused_with_both(plain: Path) -> None:
+    from sparse_ingest.models.body import Tokenizer as OurTokenizer
+
+    class Repeating:
+        """A tokenizer whose strings fall together, as they do where byte fallback and a word share one."""
+
+        def id_to_token(self, token_id: int) -> str:
+            return "again" if token_id in (4, 9) else str(token_id)
+
+    tokenizer = OurTokenizer(plain, ModelSettings(max_length=64))
+    tokenizer._tokenizer = Repeating()
+    with pytest.raises(CheckpointError, match=r"'again' to two ids, 4 and 9"):
+        tokenizer.vocabulary(12)
+
+
+def test_weights_on_ids_without_a_token_are_left_out_and_counted(own: Path) -> None:
+    whole = build_encoder(own)
+    rows = dense(whole.encode(TEXTS), len(whole.vocabulary))
+    content = json.loads((own / "tokenizer.json").read_text())
+    place = content["model"]["vocab"].pop("lamp")
+    (own / "tokenizer.json").write_text(json.dumps(content))
+    encoder = build_encoder(own)
+    assert encoder.vocabulary[place] is None and whole.vocabulary[place] == "lamp"
+    encoded = encoder.encode(TEXTS)
+    found = dense(encoded, len(whole.vocabulary))
+    assert encoded.without_token == np.count_nonzero(rows[:, place]) > 0
+    assert not found[:, place].any()
+    rows[:, place] = 0
+    assert np.array_equal(found, rows)
+
+
+def test_a_masked_lm_without_its_head_is_refused(own: Path) -> None:
+    weights = load_file(own / "model.safetensors")
+    head = [name for name in weights if name.startswith("cls.predictions.")]
+    assert head
+    save_file({k: v for k, v in weights.items() if k not in head}, own / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks \d+ of the weights .* cls\.predictions"):
+        build_encoder(own)
+
+
+def test_weights_of_another_shape_are_refused(own: Path) -> None:
+    edit_json(own / "config.json", intermediate_size=48)
+    with pytest.raises(CheckpointError):
+        build_encoder(own)
+
+
+def test_a_damaged_weight_file_is_refused(own: Path) -> None:
+    content = (own / "model.safetensors").read_bytes()
+    (own / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="cannot be built"):
+        build_encoder(own)
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused(own: Path) -> None:
+    (own / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        build_encoder(own)
+
+
+def test_a_length_that_special_tokens_fill_is_refused(plain: Path) -> None:
+    for length in (1, 2):
+        with pytest.raises(PipelineError, match=f"max_length = {length}, but every text gets 2 special tokens"):
+            build_encoder(plain, max_length=length)
+    assert build_encoder(plain, max_length=3).encode(["river stone"]).truncated == 1
+
+
+def test_roberta_takes_as_many_tokens_as_its_position_table_holds(tmp_path: Path) -> None:
+    model = make_masked_lm(tmp_path / "roberta", "roberta")
+    encoded = build_encoder(model).encode(["river " * 100])
+    assert (encoded.tokens, encoded.truncated) == (64, 1)
+
+
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert choose_device("auto") == "cpu"
+    with pytest.raises(UsageError, match="torch sees no GPU"):
+        choose_device("cuda:1")
+
+
+def test_queries_use_their_own_prompt(checkpoints: dict[str, str]) -> None:
+    from sentence_transformers import SparseEncoder
+
+    from sparse_ingest.models.queries import build_query_encoder
+
+    model = checkpoints["saved-bert"]
+    queries = ["river stone", "", "Searching"]
+    reference = SparseEncoder(model, device="cpu")
+    expected = reference.encode_query(queries, convert_to_sparse_tensor=False).numpy()
+    vocabulary = {token: place for place, token in enumerate(build_encoder(model).vocabulary)}
+    for row, weights in zip(expected, build_query_encoder(ModelSettings(document=model)).encode(queries), strict=True):
+        assert {vocabulary[token] for token in weights} == set(np.flatnonzero(row > 0).tolist())
+        assert all(abs(row[vocabulary[token]] - weight) < 1e-4 for token, weight in weights.items())
+        assert list(weights.values()) == sorted(weights.values(), reverse=True)

@@ -1,0 +1,94 @@
+"""What `--dtype auto` chooses: measured on documents, in a fixed order, with its reasons."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from made_checkpoints import TEXTS, build_encoder
+
+from sparse_ingest.models.documents import Encoded
+from sparse_ingest.models.precision import candidates, choose_dtype, has_amx
+
+
+class Told:
+    """An encoder that gives the terms it is told: one row of token id to weight."""
+
+    def __init__(self, row: dict[int, float]) -> None:
+        self.row = row
+
+    def encode(self, texts) -> Encoded:
+        ids, weights = np.array(list(self.row), np.int32), np.array(list(self.row.values()), np.float32)
+        return Encoded(np.array([0, len(ids)]), ids, weights, 1, 0, 0)
+
+
+FLOAT32 = {place: 1.0 for place in range(200)} | {500: 0.05}
+
+
+def choose(**rows: dict[int, float]) -> dict:
+    return choose_dtype(lambda dtype: Told(rows[dtype]), "cuda", ["a text"])  # type: ignore[arg-type, return-value]
+
+
+def test_the_first_that_keeps_enough_is_taken() -> None:
+    choice = choose(float32=FLOAT32, float16={**FLOAT32, 900: 0.3})
+    assert choice == {
+        "dtype": "float16", "device": "cuda", "documents": 1, "tried": {"float16": {"mass": 1.0, "terms": 1.0}},
+    }  # fmt: skip
+
+
+def test_one_that_loses_a_heavy_term_is_passed_over() -> None:
+    lost = {place: 1.0 for place in range(197)}
+    choice = choose(float32=FLOAT32, float16=lost, bfloat16=FLOAT32)
+    assert choice["dtype"] == "bfloat16" and choice["tried"]["float16"]["terms"] == 0.985
+    assert choose(float32=FLOAT32, float16=lost, bfloat16=lost)["dtype"] == "float32"
+
+
+def test_light_terms_count_by_their_mass_only() -> None:
+    light = {**FLOAT32, **{place: 0.01 for place in range(1000, 1010)}}
+    assert choose(float32=light, float16=FLOAT32)["dtype"] == "float16"
+    heavier = {**FLOAT32, **{place: 0.09 for place in range(1000, 1010)}}
+    assert choose(float32=heavier, float16=FLOAT32, bfloat16=FLOAT32)["dtype"] == "float32"
+
+
+def test_nothing_is_tried_without_documents() -> None:
+    assert choose_dtype(lambda dtype: 1 / 0, "cuda", [])["dtype"] == "float32"  # type: ignore[arg-type, return-value]
+
+
+def test_the_halves_are_measured_on_a_real_model(checkpoints: dict[str, str]) -> None:
+    built = []
+
+    def build(dtype: str):
+        built.append(dtype)
+        return build_encoder(checkpoints["plain-bert"], dtype=dtype)
+
+    choice = choose_dtype(build, "cuda", TEXTS)
+    assert built == ["float32", "float16"][: len(built)] + ["bfloat16"][: len(built) - 2]
+    assert choice["documents"] == len(TEXTS)
+    assert all(0.9 < share <= 1 for kept in choice["tried"].values() for share in kept.values())
+
+
+def test_bfloat16_computes_here(checkpoints: dict[str, str]) -> None:
+    expected = build_encoder(checkpoints["plain-bert"]).encode(TEXTS)
+    found = build_encoder(checkpoints["plain-bert"], dtype="bfloat16").encode(TEXTS)
+    assert found.weights.dtype == np.float32
+    assert abs(found.weights.sum() / expected.weights.sum() - 1) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("limit", "allowed"),
+    [("AVX2", False), ("avx512_core_bf16", False), ("AVX512_CORE_AMX", True), ("avx512_core_amx", True),
+     ("DEFAULT", True), ("default", True), (None, True)],
+)  # fmt: skip
+def test_amx_can_be_forbidden_by_the_environment(monkeypatch: pytest.MonkeyPatch, limit, allowed: bool) -> None:
+    if limit is None:
+        monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    else:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert has_amx() == (allowed and torch.cpu._is_amx_tile_supported())
+    assert candidates("cpu") == (("bfloat16",) if has_amx() else ())
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert has_amx() == allowed
+
+
+def test_a_gpu_tries_both_halves() -> None:
+    assert candidates("cuda:1") == ("float16", "bfloat16")

@@ -1,0 +1,105 @@
+"""Ids that stand in two shards: all found in any number of ranges, and taken out so that nothing else changes."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_runs import make_run
+
+from sparse_ingest.runs import ids as ids_module
+from sparse_ingest.runs.ids import Duplicate, find_duplicates, remove_rows
+from sparse_ingest.runs.manifest import Run, SkippedRow
+from sparse_ingest.runs.shards import drop_rows, read_doc_ids, read_shard, shard_schema_of, write_shard
+
+NAMES = [f"doc {place} é" for place in range(23)]
+
+
+def run_of(folder: Path, names: list[str], shard_rows: int) -> Run:
+    """A run whose row n has the id names[n]: made with ids that differ, then renamed."""
+    unique = {f"{place}": {"river": 1.0 + place, "stone": 0.5} for place in range(len(names))}
+    run = make_run(folder, unique, shard_rows=shard_rows, complete=False)
+    for shard in run.done_shards():
+        path = run.shard_path(shard)
+        parts = [
+            part._replace(vectors=part.vectors._replace(doc_ids=[names[int(row)] for row in part.rows]))
+            for part in read_shard(path)
+        ]
+        schema = shard_schema_of(path)
+        digest = write_shard(parts, scratch=run.scratch_path("renamed"), target=path, schema=schema)
+        run.mark_done(shard, {**(run.done(shard) or {}), "sha256": digest, "skipped": 0, "next": [0, 0, 0, 0]})
+    return run
+
+
+def naive(names: list[str], shard_rows: int) -> set[Duplicate]:
+    first: dict[str, int] = {}
+    found = set()
+    for row, name in enumerate(names):
+        if name in first:
+            found.add(Duplicate(name, (first[name] // shard_rows, first[name]), (row // shard_rows, row)))
+        first.setdefault(name, row)
+    return found
+
+
+@pytest.mark.parametrize("range_ids", [1, 2, 5, 22, 23, 1000])
+def test_every_repeated_id_is_found_in_any_number_of_ranges(tmp_path: Path, range_ids: int) -> None:
+    names = [*NAMES[:10], NAMES[3], *NAMES[10:], NAMES[0], NAMES[3], "last", NAMES[22]]
+    run = run_of(tmp_path, names, 4)
+    found = list(find_duplicates(run, range_ids=range_ids))
+    assert len(found) == 4 and set(found) == naive(names, 4)
+    assert not list((tmp_path / "tmp" / "ids").iterdir())
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 6))
+def test_it_agrees_with_a_dictionary(tmp_path_factory, names: list[str], shard_rows: int, range_ids: int) -> None:
+    run = run_of(tmp_path_factory.mktemp("run"), names, shard_rows)
+    found = list(find_duplicates(run, range_ids=range_ids))
+    assert len(found) == len(set(found)) and set(found) == naive(names, shard_rows)
+
+
+def test_equal_hashes_are_no_duplicates_until_the_ids_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [*NAMES[:8], NAMES[2]]
+    run = run_of(tmp_path, names, 3)
+    for value in (0, 7, (1 << 64) - 1):  # the ends of the ranges too
+        monkeypatch.setattr(ids_module, "_hash", lambda doc_id, value=value: value)
+        assert set(find_duplicates(run, range_ids=2)) == naive(names, 3)
+
+
+def test_hashes_fill_64_bits_and_never_change() -> None:
+    assert ids_module._hash("doc é") == 0x2E4E78E88AAE7DB3
+    assert len({ids_module._hash(name) >> 56 for name in map(str, range(4000))}) == 256
+
+
+def test_a_search_that_is_given_up_can_be_begun_again(tmp_path: Path) -> None:
+    names = [*NAMES[:4], *NAMES[:4]]
+    run = run_of(tmp_path, names, 3)
+    assert len(list(islice(find_duplicates(run, range_ids=3), 1))) == 1
+    assert set(find_duplicates(run)) == naive(names, 3)
+
+
+def test_an_empty_run_has_no_duplicates(tmp_path: Path) -> None:
+    assert list(find_duplicates(make_run(tmp_path, {}, complete=False))) == []
+
+
+def test_rows_are_removed_and_named(tmp_path: Path) -> None:
+    run = run_of(tmp_path, NAMES[:9], 4)
+    untouched = run.shard_path(0).read_bytes()
+    before = list(read_shard(run.shard_path(1)))
+    run.write_skipped(1, [SkippedRow(100, "f", 101, "an earlier reason")])
+    gone = {5: SkippedRow(5, "f", 6, "duplicate"), 7: SkippedRow(7, "f", 8, "duplicate")}
+    remove_rows(run, 1, gone)
+    after = list(read_shard(run.shard_path(1)))
+    assert [name for _, name in read_doc_ids(run.shard_path(1))] == [NAMES[4], NAMES[6]]
+    for found, expected in zip(after, (drop_rows(part, [5, 7]) for part in before), strict=True):
+        assert np.array_equal(found.vectors.weights, expected.vectors.weights) and found.fields == expected.fields
+    done = run.done(1) or {}
+    assert (done["rows"], done["nnz"], done["empty"], done["skipped"], done["first_row"]) == (2, 4, 0, 3, 4)
+    assert [row.row for row in run.skipped(1)] == [5, 7, 100]
+    assert run.shard_path(0).read_bytes() == untouched
+    remove_rows(run, 1, {row: SkippedRow(row, "f", row + 1, "duplicate") for row in (4, 6)})
+    assert (run.done(1) or {})["rows"] == 0 and list(read_shard(run.shard_path(1))) == []

@@ -1,0 +1,61 @@
+"""The demo: its passages, and the whole of it with the real model and a server of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+from click.testing import CliRunner
+
+from sparse_ingest.cli.main import cli
+from sparse_ingest.demo import PASSAGE_WORDS, QUESTIONS, passages, run_demo
+from sparse_ingest.errors import RunError
+from sparse_ingest.local_server import process
+
+
+def test_passages_lose_no_word_of_the_topics():
+    found = list(passages(topics))
+    text = "\n".join(passage.text for passage in found)
+    titles = " ".join(passage.title for passage in found)
+    for topic in topics.values():
+        for block in topic.split("\n\n"):
+            lines = [line for line in block.strip("\n").splitlines() if line.strip()]
+            for line in lines:
+                mark = line.strip()
+                heading = line.replace('"', "") in titles or set(mark) <= set('*=-~^"')
+                assert heading or line in text, line
+
+
+def test_passages_have_unique_ids_titles_and_a_bounded_length():
+    found = list(passages(topics))
+    assert len({passage.id for passage in found}) == len(found) > 300
+    assert len({passage.text for passage in found}) == len(found)
+    assert all(passage.title for passage in found)
+    # Paragraphs are never cut, so only a passage of one paragraph may be longer.
+    assert all(len(passage.text.split()) <= PASSAGE_WORDS or "\n\n" not in passage.text for passage in found)
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("keep")
+    with pytest.raises(RunError, match="is no run folder"):
+        run_demo(tmp_path, progress=None, keep_server=False, note=print)  # type: ignore[arg-type]
+    assert (tmp_path / "run" / "mine.txt").read_text() == "keep"
+
+
+@pytest.mark.slow
+def test_the_demo_answers_its_questions_and_stops_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    before = [one.port for one in process.instances()]
+    done = CliRunner().invoke(cli, ["demo", "--folder", str(tmp_path), "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["loaded"] == report["documents"] > 300
+    assert report["refused"] == report["weights_differing"] == 0
+    assert report["weights_checked"] == report["terms"]
+    expected = {QUESTIONS[0]: "exceptions#", QUESTIONS[1]: "break#", QUESTIONS[3]: "del#"}
+    for answers in report["answers"]:
+        found = [hit["id"] for hit in answers["sparse"]]
+        assert any(doc_id.startswith(expected.get(answers["question"], "")) for doc_id in found), answers
+    assert [one.port for one in process.instances()] == before

@@ -1,0 +1,169 @@
+"""Pipeline files: every key has one type and one place, and what is wrong is said with what is allowed."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from sparse_ingest.errors import PipelineError
+from sparse_ingest.pipeline import Pipeline, override, packaged_folder, read_pipeline
+
+WHOLE = """
+[model]
+document = "naver/efficient-splade-VI-BT-large-doc"
+query = "naver/efficient-splade-VI-BT-large-query"
+revision = "abc"
+trust_remote_code = true
+activation = "log1p_relu"
+pooling = "max"
+max_length = 256
+document_prompt = "d: "
+query_prompt = ""
+lower_case = true
+document_special_tokens = "zero"
+query_special_tokens = "keep"
+missing_idf_weight = 1
+[encode]
+batch_tokens = 4096
+dtype = "bfloat16"
+weights = "float32"
+top_k = 200
+max_ratio = 0.1
+min_weight = 0.05
+overflow = "truncate"
+window_stride = 64
+[index]
+field = "vector"
+kind = "sparse_vector"
+body = "body.json"
+source = "keep"
+[query]
+top_k = 10
+max_ratio = 0.4
+engine = "seismic"
+two_phase = {expansion_rate = 5.0}
+seismic = {top_n = 10, heap_factor = 1.2}
+"""
+
+
+def read(folder: Path, text: str) -> Pipeline:
+    (folder / "p.toml").write_text(text)
+    return read_pipeline(str(folder / "p.toml"))
+
+
+def test_every_key_can_be_given(tmp_path: Path) -> None:
+    pipeline = read(tmp_path, WHOLE)
+    for table in fields(Pipeline):
+        settings = getattr(pipeline, table.name)
+        unset = [entry.name for entry in fields(settings) if f"\n{entry.name} = " not in WHOLE]
+        assert unset == [], f"[{table.name}] has keys that this test does not know"
+    assert pipeline.model.missing_idf_weight == 1.0 and type(pipeline.model.missing_idf_weight) is float
+    assert pipeline.query.seismic == {"top_n": 10, "heap_factor": 1.2}
+
+
+def test_an_empty_file_is_every_default(tmp_path: Path) -> None:
+    assert read(tmp_path, "") == Pipeline()
+    assert Pipeline().encode.weights == "float16" and Pipeline().index.field == "sparse"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[modle]", "unknown key modle; known here: encode, index, model, query"),
+        ("[encode]\ntopk = 3", "unknown key encode.topk; known here: batch_tokens"),
+        ("model = 3", "model must be a table"),
+        ("[encode]\ntop_k = 0", "encode.top_k = 0; expected a whole number above zero"),
+        ("[encode]\ntop_k = -5", "expected a whole number above zero"),
+        ("[encode]\ntop_k = 3.0", "encode.top_k = 3.0; expected a whole number"),
+        ("[encode]\ntop_k = true", "encode.top_k = True; expected a whole number"),
+        ("[encode]\ntop_k = '3'", "encode.top_k = '3'; expected a whole number"),
+        ("[encode]\nmax_ratio = 'a'", "expected a number"),
+        ("[encode]\nmax_ratio = nan", "encode.max_ratio = nan; expected a number"),
+        ("[encode]\nmin_weight = inf", "encode.min_weight = inf; expected a number"),
+        ("[encode]\nmax_ratio = true", "expected a number"),
+        ("[encode]\ndtype = 'half'", "encode.dtype = 'half'; expected 'auto' or 'float32' or 'bfloat16'"),
+        ("[encode]\ndtype = [1]", "encode.dtype = [1]; expected"),
+        ("[model]\nlower_case = 1", "model.lower_case = 1; expected true or false"),
+        ("[model]\ndocument = 3", "model.document = 3; expected a string"),
+        ("[query]\nseismic = 3", "query.seismic = 3; expected a table"),
+        ("[encode]\ntop_k = 3\ntop_k = 4", "is no TOML"),
+        ("not toml", "is no TOML"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(PipelineError) as caught:
+        read(tmp_path, text)
+    assert said in str(caught.value) and str(tmp_path / "p.toml") in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_file_that_is_no_utf_8_is_no_toml(tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_bytes(b"# \xff")
+    with pytest.raises(PipelineError, match="is no TOML"):
+        read_pipeline(str(tmp_path / "p.toml"))
+
+
+def test_packaged_pipelines_are_read_by_name() -> None:
+    names = sorted(path.stem for path in packaged_folder().glob("*.toml"))
+    for name in names:
+        assert read_pipeline(name).model.document, f"{name}.toml names no model"
+    with pytest.raises(PipelineError, match="packaged: " + ", ".join(names)):
+        read_pipeline("no-such-pipeline")
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep" / "model").mkdir(parents=True)
+    (tmp_path / "deep" / "body.json").write_text("{}")
+    text = '[model]\ndocument = "model"\nquery = "owner/name"\n[index]\nbody = "body.json"'
+    pipeline = read(tmp_path / "deep", text)
+    assert pipeline.model.document == str(tmp_path / "deep" / "model")
+    assert pipeline.index.body == str(tmp_path / "deep" / "body.json")
+    assert pipeline.model.query == "owner/name"
+    monkeypatch.chdir(tmp_path)
+    assert read_pipeline("deep/p.toml") == pipeline
+
+
+def test_assignments_go_over_the_file() -> None:
+    pipeline = override(
+        Pipeline(),
+        ["encode.top_k=200", "encode.max_ratio=0.1", "model.document=owner/name", "model.document_prompt=search: ",
+         "index.kind='sparse_vector'", "query.seismic={top_n = 3}", "model.lower_case=true", "encode.top_k=100"],
+    )  # fmt: skip
+    assert (pipeline.encode.top_k, pipeline.encode.max_ratio) == (100, 0.1)
+    assert (pipeline.model.document, pipeline.model.document_prompt) == ("owner/name", "search: ")
+    assert (pipeline.index.kind, pipeline.query.seismic, pipeline.model.lower_case) == (
+        "sparse_vector",
+        {"top_n": 3},
+        True,
+    )
+    assert override(Pipeline(), []) == Pipeline()
+
+
+@pytest.mark.parametrize("assignment", ["encode.min_weight=1", "encode.max_ratio=0"])
+def test_a_whole_number_stands_for_a_number_in_both_places(tmp_path: Path, assignment: str) -> None:
+    name, _, value = assignment.partition("=")
+    table, _, key = name.partition(".")
+    assert override(Pipeline(), [assignment]) == read(tmp_path, f"[{table}]\n{key} = {value}")
+    assert type(getattr(override(Pipeline(), [assignment]).encode, key)) is float
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("encode.top_k", "expected TABLE.KEY=VALUE"),
+        ("top_k=3", "expected TABLE.KEY=VALUE"),
+        ("", "expected TABLE.KEY=VALUE"),
+        ("encoding.top_k=3", "no table 'encoding'; known: encode, index, model, query"),
+        ("encode.topk=3", "unknown key encode.topk"),
+        ("encode.top_k=many", "encode.top_k = 'many'; expected a whole number"),
+        ("encode.top_k=", "encode.top_k = ''; expected a whole number"),
+        ("encode.min_weight=nan", "encode.min_weight = nan; expected a number"),
+        ("query.seismic.top_n=3", "unknown key query.seismic.top_n"),
+    ],
+)
+def test_a_wrong_assignment_is_said(assignment: str, said: str) -> None:
+    with pytest.raises(PipelineError) as caught:
+        override(Pipeline(), [assignment])
+    assert said in str(caught.value)

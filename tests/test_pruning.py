@@ -1,0 +1,99 @@
+"""Pruning against the rules written plainly, row by row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparse_ingest.pruning import prune
+from sparse_ingest.records import SparseRows
+
+# Few different weights, so that ties are the rule and not the exception.
+weights = st.sampled_from([0.0625, 0.1, 0.3, 0.30000001, 0.5, 0.5000001, 1.0, 1.5, 3.0]) | st.floats(
+    2.0**-20, 9, width=32
+)
+rows_of = st.lists(st.dictionaries(st.integers(0, 60), weights, max_size=12), max_size=6)
+rules_of = st.fixed_dictionaries(
+    {},
+    optional={
+        "top_k": st.integers(1, 14),
+        "max_ratio": st.sampled_from([0.0, 0.1, 0.2, 1 / 3, 0.5, 1.0, 1.1]),
+        "min_weight": st.sampled_from([0.0, 0.1, 0.3, 0.5, 1.0, 10.0]),
+    },
+)
+
+
+def csr(rows: list[dict[int, float]], kind: type = np.float32) -> SparseRows:
+    pairs = [sorted(row.items()) for row in rows]
+    return SparseRows(
+        [str(place) for place in range(len(rows))],
+        np.cumsum([0, *map(len, pairs)], dtype=np.int64),
+        np.array([token for row in pairs for token, _ in row], dtype=np.int32),
+        np.array([weight for row in pairs for _, weight in row], dtype=kind),
+    )
+
+
+def naive(vectors: SparseRows, top_k=None, max_ratio=None, min_weight=None) -> list[dict[int, float]]:
+    pruned = []
+    for place in range(len(vectors.doc_ids)):
+        terms = [(int(token), np.float32(weight)) for token, weight in zip(*vectors.row(place), strict=True)]
+        largest = max((weight for _, weight in terms), default=np.float32(0))
+        if min_weight is not None:
+            terms = [term for term in terms if term[1] >= np.float32(min_weight)]
+        if max_ratio is not None:
+            terms = [term for term in terms if term[1] >= np.float32(max_ratio) * largest]
+        if top_k is not None:
+            terms = sorted(terms, key=lambda term: (-term[1], term[0]))[:top_k]
+        pruned.append({token: float(weight) for token, weight in sorted(terms)})
+    return pruned
+
+
+def as_rows(vectors: SparseRows) -> list[dict[int, float]]:
+    return [
+        {int(token): float(weight) for token, weight in zip(*vectors.row(place), strict=True)}
+        for place in range(len(vectors.doc_ids))
+    ]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+@given(rows_of, rules_of)
+def test_it_gives_what_the_rules_say(kind: type, rows: list[dict[int, float]], rules: dict) -> None:
+    vectors = csr(rows, kind)
+    pruned = prune(vectors, **rules)
+    assert as_rows(pruned) == naive(vectors, **rules)
+    assert pruned.weights.dtype == kind and pruned.token_ids.dtype == np.int32 and pruned.indptr.dtype == np.int64
+    for place in range(len(rows)):
+        token_ids, _ = pruned.row(place)
+        assert np.all(np.diff(token_ids) > 0)
+
+
+@given(rows_of, rules_of)
+def test_it_is_idempotent_and_leaves_its_input(rows: list[dict[int, float]], rules: dict) -> None:
+    vectors = csr(rows)
+    once = prune(vectors, **rules)
+    assert as_rows(prune(once, **rules)) == as_rows(once)
+    assert as_rows(vectors) == as_rows(csr(rows))
+
+
+def test_no_rule_copies_nothing() -> None:
+    vectors = csr([{1: 1.0}])
+    assert prune(vectors) is vectors
+
+
+def test_of_equal_weights_the_lower_token_id_stays() -> None:
+    assert as_rows(prune(csr([{9: 1.0, 3: 1.0, 5: 2.0, 7: 1.0}]), top_k=2)) == [{3: 1.0, 5: 2.0}]
+
+
+def test_borders_are_kept() -> None:
+    assert as_rows(prune(csr([{1: 4.0, 2: 1.0, 3: 0.5}]), max_ratio=0.25)) == [{1: 4.0, 2: 1.0}]
+    assert as_rows(prune(csr([{1: 4.0, 2: 0.3}]), min_weight=0.3)) == [{1: 4.0, 2: np.float32(0.3)}]
+
+
+def test_the_largest_weight_is_that_of_its_own_row() -> None:
+    assert as_rows(prune(csr([{1: 8.0, 2: 1.0}, {}, {1: 1.0, 2: 0.5}]), max_ratio=0.5)) == [
+        {1: 8.0},
+        {},
+        {1: 1.0, 2: 0.5},
+    ]
