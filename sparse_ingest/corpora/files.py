@@ -178,9 +178,7 @@ def _paths_of(spec: str, *, known_only: bool) -> list[Path]:
         paths = [path]
     for each in paths:
         if not each.exists():
-            raise CorpusError(
-                f'There is no file or folder "{each}". Check the name.'
-            )
+            raise CorpusError(f'There is no file or folder "{each}". Check the name.')
         if not each.is_file():
             advice = "A folder or glob stands for files only: narrow it to a glob such as FOLDER/*.jsonl."
             if len(paths) == 1:

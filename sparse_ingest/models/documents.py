@@ -117,7 +117,7 @@ class DocumentEncoder:
             without_token = int(torch.count_nonzero(weights[:, self._tokenless]))
             weights[:, self._tokenless] = 0
             documents, columns = torch.nonzero(weights, as_tuple=True)
-            values = weights[documents, columns].cpu().numpy()
+            values = self._head.logarithm(weights[documents, columns]).cpu().numpy()
         counts = torch.bincount(documents, minlength=len(token_ids)).cpu().numpy()
         ends = np.cumsum(counts)[:-1]
         return list(

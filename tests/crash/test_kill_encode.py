@@ -32,7 +32,7 @@ class Peace:
         corpus = folder / "corpus.jsonl"
         corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.arguments = ["encode", "--model", model, "--corpus", corpus, "--shard-rows", SHARD_ROWS,
-                          "--on-bad-document", "skip", "--dtype", "float32"]  # fmt: skip
+                          "--on-bad-document", "skip", "--dtype", "float32", "--device", "cpu"]  # fmt: skip
         self.run = folder / "run"
         assert command(*self.arguments, "--out", self.run).code == 3
 

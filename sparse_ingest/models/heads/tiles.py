@@ -16,10 +16,11 @@ GPU_TILE = 8192
 
 
 class TiledHead:
-    """Hidden states to weights, `[batch, length, hidden]` to `[batch, vocabulary]` in float32.
+    """Hidden states `[batch, length, hidden]` to the relu of the maximal logits, `[batch, vocabulary]` in float32.
 
-    `activation` is `relu` for log1p(relu(x)) (SPLADE-max, arXiv 2109.10086, equation 5) or `log1p_relu` for
-    log1p(log1p(relu(x))), as in sentence-transformers' SpladePooling.
+    The logarithm is left to `logarithm`, for the few weights above zero: over the whole vocabulary it would cost more
+    than the products of a short document. `activation` is `relu` for log1p(relu(x)) (SPLADE-max, arXiv 2109.10086,
+    equation 5) or `log1p_relu` for log1p(log1p(relu(x))), as in sentence-transformers' SpladePooling.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class TiledHead:
         self._logarithms = {"relu": 1, "log1p_relu": 2}[activation]
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Weights of each document; every row of `hidden` counts, so padding must repeat a row of its document."""
+        """Weights before the logarithm; every row of `hidden` counts, so padding must repeat a row of its document."""
         batch, length, width = hidden.shape
         rows = hidden.reshape(batch * length, width)
         # One buffer for every tile: a fresh one each time costs a third of the product in page faults.
@@ -43,7 +44,10 @@ class TiledHead:
             torch.mm(rows, tile, out=products)
             maxima.append(products.view(batch, length, -1).amax(1))
         weights = torch.cat(maxima, dim=1).to(torch.float32)
-        weights.add_(self._bias).relu_()
+        return weights.add_(self._bias).relu_()
+
+    def logarithm(self, weights: torch.Tensor) -> torch.Tensor:
+        """The activation's logarithms of weights above zero, in place."""
         for _ in range(self._logarithms):
             weights.log1p_()
         return weights
