@@ -28,13 +28,13 @@ check: .venv/.test  ## Set up, then lint, check the format and the types
 
 .venv/.%: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found."; exit 1; }
-	@test -d .venv/lib || echo "Setting up .venv: torch and its libraries are a download of about 2.7 GB on Linux, once."
+	@test -d .venv/lib || echo "Setting up .venv: torch and its libraries are a download of about 3.0 GB on Linux, once."
 ifdef UV
 	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
-	$(UV) pip install --quiet --python $(BIN)/python -e ".[$*]"
+	$(UV) pip install --python $(BIN)/python -e ".[$*]"
 else
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
 		{ rm -rf .venv; echo "$(PYTHON) cannot make a virtual environment: install uv, or python3-venv (apt)."; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[$*]"
 endif
 	@touch $@

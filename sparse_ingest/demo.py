@@ -7,6 +7,7 @@ them and answers questions, beside BM25 from the same index. Everything goes thr
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import itertools
 import json
 import shutil
@@ -20,6 +21,7 @@ from sparse_ingest.encode import EncodeOptions, EncodeReport, Progress, encode
 from sparse_ingest.errors import CheckpointError, MissingExtraError, RunError
 from sparse_ingest.load import LoadReport, load
 from sparse_ingest.local_server import process
+from sparse_ingest.local_server.download import bytes_to_download
 from sparse_ingest.opensearch.client import Connection, connect
 from sparse_ingest.pipeline import Pipeline, read_pipeline
 from sparse_ingest.runs.manifest import has_manifest
@@ -73,7 +75,10 @@ def run_demo(folder: Path, *, progress: Progress, keep_server: bool, note: Calla
     A server that runs already is used and left running; one that is started here is stopped unless `keep_server`.
     """
     pipeline = read_pipeline("demo")
+    _check_extra()
     _check_model(pipeline)
+    if missing := bytes_to_download():
+        note(f"This downloads OpenSearch once, {missing / 1e6:.0f} MB.")
     corpus, run = folder / "corpus.jsonl", folder / "run"
     _clear(folder, run)
     count = write_corpus(corpus)
@@ -169,6 +174,12 @@ def _pieces(paragraphs: list[str]) -> Iterator[str]:
         words += more
     if piece:
         yield "\n\n".join(piece)
+
+
+def _check_extra() -> None:
+    """Refuse at the start what would else end after minutes; each room would name its own extra, this names all."""
+    if not all(map(importlib.util.find_spec, ("torch", "transformers", "jgo", "psutil"))):
+        raise MissingExtraError("demo", "The demo")
 
 
 def _check_model(pipeline: Pipeline) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
 from sparse_ingest.checkpoints.settings import document_identity, model_record, resolve_settings
 from sparse_ingest.corpora.cursor import Cursor
+from sparse_ingest.corpora.documents import shown
 from sparse_ingest.corpora.files import START, Corpus, Position, bad_document
 from sparse_ingest.errors import CorpusError, Interrupted, MissingExtraError, PipelineError, RunError
 from sparse_ingest.pipeline import ModelSettings, Pipeline
@@ -181,6 +182,7 @@ class _Job:
                 # Asked again under the lock: its last holder may have died while it replaced a shard.
                 if held and not self._missing() and not self.run.complete():
                     self._refuse_or_drop_duplicates()
+                    self.run.sweep()
                     self.run.mark_complete(_totals(self.run))
                 elif not held:
                     time.sleep(WAIT_S)
@@ -328,12 +330,12 @@ class _Job:
             file, line = self._file_and_line(*duplicate.again)
             if self.options.on_bad_document == "fail":
                 raise CorpusError(
-                    f"The id {duplicate.doc_id!r} stands twice: {first} and {file} line {line}. "
+                    f"The id {shown(duplicate.doc_id)} stands twice: {first} and {file} line {line}. "
                     "Remove one, or leave later ones out with --on-bad-document skip."
                 )
             shard, row = duplicate.again
             again.setdefault(shard, {})[row] = SkippedRow(
-                row, file, line, f"duplicate id {duplicate.doc_id!r}: first at {first}"
+                row, file, line, f"duplicate id {shown(duplicate.doc_id)}: first at {first}"
             )
         for shard, rows in sorted(again.items()):
             # Held, so that a process which comes now waits for the shard instead of making it anew meanwhile.
@@ -438,8 +440,11 @@ def _identity(
 
 
 def _hash_row(counts: _Counts, row: SourceRow) -> None:
-    """Add a row to the hash by which a resumed run knows that the corpus is still the same."""
-    content = [row.row, row.reason] if row.document is None else [row.row, *row.document]
+    """Add a row to the hash by which a resumed run knows that the corpus is still the same.
+
+    Of a bad row only that it is bad: its reason is worded by a release and may hold the path of a file.
+    """
+    content = [row.row, None] if row.document is None else [row.row, *row.document]
     counts.input_sha256.update(canonical_json(content).encode() + b"\n")
 
 

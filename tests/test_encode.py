@@ -209,8 +209,8 @@ def test_bad_documents_are_left_out_and_named(encode, tmp_path: Path) -> None:
     assert [(row.row, row.line) for row in run.skipped(1)] == [(9, 10), (10, 11)]
     assert [row.row for row in run.skipped(2)] == [22, 23]
     # Row 24 repeats d19 of row 21, in the shard before.
-    assert run.skipped(3) == [SkippedRow(24, "bad.jsonl", 25, "duplicate id 'd19': first at bad.jsonl line 22")]
-    assert run.skipped(2)[1] == SkippedRow(23, "bad.jsonl", 24, "duplicate id 'd3': first at bad.jsonl line 4")
+    assert run.skipped(3) == [SkippedRow(24, "bad.jsonl", 25, 'duplicate id "d19": first at bad.jsonl line 22')]
+    assert run.skipped(2)[1] == SkippedRow(23, "bad.jsonl", 24, 'duplicate id "d3": first at bad.jsonl line 4')
     rows = [place for place in range(25) if place not in (9, 10, 22, 23, 24)]
     assert [row for row, _, _ in documents(run).values()] == rows
     assert [record["rows"] for record in lasting(run)] == [8, 6, 6, 0]
@@ -224,7 +224,7 @@ def test_an_id_in_two_shards_stops_with_both_places(encode, tmp_path: Path) -> N
     first, second = write(tmp_path / "a.jsonl", ROWS), write(tmp_path / "b.jsonl", [{"_id": "d5", "text": "again"}])
     answer = encode(specs=(first, second))
     assert answer.code == 1
-    assert "The id 'd5' stands twice: a.jsonl line 6 and b.jsonl line 1." in answer.err
+    assert 'The id "d5" stands twice: a.jsonl line 6 and b.jsonl line 1.' in answer.err
     run = open_run(tmp_path / "run")
     assert run.complete() is None and len(run.done_shards()) == 3
     # The same run goes on with the other choice, and keeps the first one.
@@ -326,6 +326,19 @@ def test_standard_input_that_is_shorter_now_is_refused(encode, tmp_path: Path, m
     assert piped(ROWS).code == 0 and (run.complete() or {})["rows"] == 20
 
 
+def test_where_files_lie_may_change(encode, tmp_path: Path) -> None:
+    """Two files of one name are told apart by their paths, in the reasons of bad rows too."""
+    for place in ("here", "there"):
+        for folder, rows in (("a", ROWS[:5]), ("b", [ROWS[2], "{broken", *ROWS[5:]])):
+            write(tmp_path / place / folder / "part.jsonl", rows)
+    both = [(tmp_path / place / "a", tmp_path / place / "b") for place in ("here", "there")]
+    assert encode("--on-bad-document", "skip", specs=both[0]).code == 3
+    before = contents(tmp_path / "run")
+    assert str(tmp_path).encode() in before["skipped/part-00000.jsonl"]
+    assert encode("--on-bad-document", "skip", specs=both[1]).code == 3
+    assert contents(tmp_path / "run") == before
+
+
 def test_a_shard_that_was_lost_is_made_again(encode, tmp_path: Path) -> None:
     rows = [*ROWS, ROWS[3]]
     twice = write(tmp_path / "twice.jsonl", rows)
@@ -337,6 +350,14 @@ def test_a_shard_that_was_lost_is_made_again(encode, tmp_path: Path) -> None:
         run.unmark_done(shard)
     assert encode("--on-bad-document", "skip", specs=(twice,)).code == 3
     assert contents(run.path / "shards") == shards and lasting(run) == records
+
+
+def test_what_killed_processes_left_is_swept_up(encode, tmp_path: Path) -> None:
+    left = [write(tmp_path / "run" / ".new-a", ["{"])]
+    assert encode("--limit", 9).code == 0 and not left[0].exists()
+    (tmp_path / "run" / "complete.json").unlink()
+    left = [write(tmp_path / "run" / folder / ".new-b", ["{"]) for folder in ("done", "skipped", ".")]
+    assert encode("--limit", 9).code == 0 and not any(path.exists() for path in left)
 
 
 def test_no_row_may_be_left_out_between_two_starts(encode, tmp_path: Path, corpus: Path) -> None:
@@ -411,12 +432,12 @@ def test_status_shows_what_is_there(encode, tmp_path: Path) -> None:
 
 # More than one process, and being asked to stop
 
-MANY = [{"_id": str(place), "text": f"the river stone {place} " * (place % 5)} for place in range(600)]
+MANY = [{"_id": str(place), "text": f"the river stone {place} " * (place % 5)} for place in range(400)]
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory, model: Path) -> tuple[list[object], Path]:
-    """Arguments for a corpus of 60 shards, and a run made of it by one process."""
+    """Arguments for a corpus of 41 shards, and a run made of it by one process."""
     folder = tmp_path_factory.mktemp("many")
     rows = [*MANY, *MANY[5:8]]
     arguments = ["encode", "--model", model, "--corpus", write(folder / "many.jsonl", rows), "--shard-rows", 10,
@@ -428,15 +449,75 @@ def many(tmp_path_factory: pytest.TempPathFactory, model: Path) -> tuple[list[ob
 def test_processes_that_share_a_run_make_what_one_makes(many, tmp_path: Path) -> None:
     arguments, expected = many
     out = tmp_path / "run"
-    workers = [start(*arguments, "--out", out, log=tmp_path / f"log-{number}") for number in range(3)]
+    workers = [start(*arguments, "--out", out, log=tmp_path / f"log-{number}") for number in range(2)]
     for worker in workers:
         worker.join(120)
-    logs = [(tmp_path / f"log-{number}").read_text() for number in range(3)]
-    assert [worker.exitcode for worker in workers] == [3, 3, 3], logs
+    logs = [(tmp_path / f"log-{number}").read_text() for number in range(2)]
+    assert [worker.exitcode for worker in workers] == [3, 3], logs
     for folder in ("shards", "skipped"):
         assert contents(out / folder) == contents(expected / folder)
     assert lasting(open_run(out)) == lasting(open_run(expected))
     assert (out / "complete.json").read_bytes() == (expected / "complete.json").read_bytes()
+
+
+def test_a_shard_that_a_dying_process_took_out_is_made_by_the_one_that_waits(encode, tmp_path, monkeypatch) -> None:
+    """One process takes a shard out of done/ to replace it, and dies; another, which had found all done, goes on."""
+    twice = write(tmp_path / "twice.jsonl", [*ROWS, ROWS[3]])
+    assert encode("--on-bad-document", "skip", specs=(twice,)).code == 3
+    run = open_run(tmp_path / "run")
+    before = {**contents(run.path / "shards"), **contents(run.path / "skipped")}
+    totals, lock, asked = run.complete(), Run.lock, []
+    mark_complete, marked = Run.mark_complete, []
+
+    def late(self: Run, name: str):
+        if name == "complete" and not asked:
+            run.unmark_done(2)
+        asked.append(name)
+        return lock(self, name)
+
+    run.unmark_complete()
+    monkeypatch.setattr(Run, "lock", late)
+    monkeypatch.setattr(Run, "mark_complete", lambda *given: marked.append(given) or mark_complete(*given))
+    assert encode("--on-bad-document", "skip", specs=(twice,)).code == 3
+    assert len(marked) == 1, "a run without one of its shards was called complete"
+    assert asked == ["complete", "part-00002", "complete", "part-00002"]
+    assert run.complete() == totals
+    assert {**contents(run.path / "shards"), **contents(run.path / "skipped")} == before
+
+
+def test_a_process_waits_for_the_one_that_checks_the_ids(encode, tmp_path, monkeypatch) -> None:
+    assert encode().code == 0
+    run = open_run(tmp_path / "run")
+    totals = run.complete()
+    run.unmark_complete()
+    other = run.lock("complete")
+    assert other.__enter__()
+    waited = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        other.__exit__(None, None, None)
+
+    monkeypatch.setattr("sparse_ingest.encode.time.sleep", wait)
+    assert encode().code == 0
+    assert waited == [1.0] and run.complete() == totals
+
+
+def test_a_shard_is_locked_while_duplicates_leave_it(encode, tmp_path, monkeypatch) -> None:
+    """Else a process that comes now finds it missing, and both write the same file."""
+    from sparse_ingest import encode as verb
+
+    replaced, remove = [], verb.remove_rows
+
+    def watched(run: Run, shard: int, rows: dict) -> None:
+        with open_run(run.path).lock(f"part-{shard:05d}") as free:
+            replaced.append((shard, free))
+        remove(run, shard, rows)
+
+    monkeypatch.setattr(verb, "remove_rows", watched)
+    twice = write(tmp_path / "twice.jsonl", [*ROWS, ROWS[3], ROWS[19]])
+    assert encode("--on-bad-document", "skip", specs=(twice,)).code == 3
+    assert replaced == [(2, False)]
 
 
 def test_sigterm_ends_after_the_shard(many, tmp_path: Path) -> None:
@@ -453,7 +534,7 @@ def test_sigterm_ends_after_the_shard(many, tmp_path: Path) -> None:
     assert "Stopping after the current shard." in log.read_text()
     assert f"{out} keeps what is done. Start again to go on." in log.read_text()
     run = open_run(out)
-    assert 3 <= len(run.done_shards()) < 61 and run.complete() is None
+    assert 3 <= len(run.done_shards()) < 41 and run.complete() is None
     assert len(contents(out / "shards")) == len(run.done_shards()) and not contents(out / "tmp")
     assert command(*arguments, "--out", out).code == 3
     assert contents(out / "shards") == contents(expected / "shards")

@@ -29,11 +29,8 @@ def demo(folder: Path, keep_server: bool, as_json: bool) -> None:
     Needs the extra "demo". Downloads OpenSearch (180 MB) the first time and says so.
     """
     from sparse_ingest.demo import run_demo
-    from sparse_ingest.local_server.download import bytes_to_download
 
     began = time.monotonic()
-    if missing := bytes_to_download():
-        click.echo(f"This downloads OpenSearch once, {missing / 1e6:.0f} MB.", err=True)
     with EncodeProgress() as progress:
         report = run_demo(folder, progress=progress, keep_server=keep_server, note=progress.note)
     if as_json:

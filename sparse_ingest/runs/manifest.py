@@ -119,6 +119,12 @@ class Run:
         """Declare the run finished."""
         write_json(self.path / "complete.json", record)
 
+    def sweep(self) -> None:
+        """Remove unfinished files that killed processes left; every shard must be done, so that nobody writes any."""
+        for folder in (self.path, self.path / "done", self.path / "skipped"):
+            for path in folder.glob(".new-*"):
+                path.unlink(missing_ok=True)
+
     def unmark_complete(self) -> None:
         """Declare the run unfinished again, before a shard that it lost is made."""
         (self.path / "complete.json").unlink(missing_ok=True)

@@ -5,6 +5,7 @@ The corpus has bad rows, and ids that stand in two shards, so that shards are al
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import time
@@ -17,6 +18,7 @@ from made_checkpoints import make_masked_lm
 from test_encode import contents, lasting
 
 from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.shards import read_doc_ids
 
 SHARD_ROWS = 20
 ROWS = [{"_id": str(place), "text": f"the river stone {place} " * (place % 7)} for place in range(200)]
@@ -44,7 +46,20 @@ class Peace:
             time.sleep(0.0005)
         process.kill()
         process.join(60)
+        self.check_names(out)
         return process.exitcode == -9
+
+    def check_names(self, out: Path) -> None:
+        """Whatever was killed: a file under its final name is complete, and done/ speaks the truth about shards/."""
+        for path in (*out.glob("[!.]*.json"), *out.glob("done/part-*")):
+            json.loads(path.read_bytes())
+        for path in out.glob("skipped/part-*.jsonl"):
+            assert all(json.loads(line)["reason"] for line in path.read_text().splitlines())
+        for path in out.glob("shards/*"):
+            assert path.suffix == ".parquet" and list(read_doc_ids(path))
+        for path in out.glob("done/part-*"):
+            shard = out / "shards" / f"{path.stem}.parquet"
+            assert json.loads(path.read_text())["sha256"] == hashlib.sha256(shard.read_bytes()).hexdigest()
 
     def compare(self, out: Path) -> None:
         """Finish the run in `out`; every byte that lasts must be that of the undisturbed run."""
@@ -62,18 +77,30 @@ def peace(tmp_path_factory: pytest.TempPathFactory) -> Peace:
     return Peace(tmp_path_factory.mktemp("peace"))
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 10))])
 def test_killed_at_random_times(peace: Peace, tmp_path: Path, seed: int) -> None:
     random_times = random.Random(seed)
     out, log = tmp_path / "run", tmp_path / "log"
     killed = 0
-    for _ in range(12):
-        moment = random_times.uniform(0.0, 0.9)
-        killed += peace.kill(out, log, lambda seconds, moment=moment: seconds > moment)
-        if (out / "complete.json").exists():
-            break
-    assert killed, log.read_text()
+    for _ in range(6):
+        killed += peace.kill(out, log, after_shards(out, random_times.randrange(3), random_times.uniform(0, 0.05)))
+    assert killed > 2, log.read_text()
     peace.compare(out)
+
+
+def after_shards(out: Path, shards: int, delay_s: float) -> Callable[[float], bool]:
+    """Whether `delay_s` have gone since so many more shards are done: one takes 0.03 s, what comes before 0.7 s."""
+    wanted, began = len(list(out.glob("done/part-*"))) + shards, None
+
+    def now(seconds: float) -> bool:
+        nonlocal began
+        # With none to wait for, the first file that this process makes is the sign.
+        there = len(list(out.glob("done/part-*"))) >= wanted and (shards > 0 or any(out.glob("tmp/part-*")))
+        if began is None and there:
+            began = seconds
+        return began is not None and seconds - began >= delay_s
+
+    return now
 
 
 @pytest.mark.parametrize(

@@ -35,3 +35,6 @@ def test_the_plan_depends_on_nothing_else(lengths, batch_tokens: int) -> None:
 
 def test_equal_lengths_keep_corpus_order() -> None:
     assert [batch.tolist() for batch in plan_batches(np.array([3, 5, 3, 5, 3]), 10, 64)] == [[1, 3], [0, 2, 4]]
+    # Enough that a sort which is not stable moves them.
+    flat = np.concatenate(plan_batches(np.array([3, 5] * 500), 100, 64))
+    assert flat.tolist() == [*range(1, 1000, 2), *range(0, 1000, 2)]

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.errors import CheckpointError, PipelineError, UsageError
+from sparse_ingest.models.body import Body
 from sparse_ingest.models.documents import choose_device
 from sparse_ingest.pipeline import ModelSettings
 
@@ -99,6 +100,17 @@ def test_any_number_of_workers_gives_the_same_bytes(name: str, checkpoints: dict
     for other in answers[1:]:
         for field in ("indptr", "token_ids", "weights"):
             assert getattr(other, field).tobytes() == getattr(answers[0], field).tobytes()
+
+
+def test_every_worker_computes_on_one_thread(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum that is split over threads has another order on another machine."""
+    import torch
+
+    before, seen = torch.get_num_threads(), []
+    hidden = Body.hidden
+    monkeypatch.setattr(Body, "hidden", lambda *given: seen.append(torch.get_num_threads()) or hidden(*given))
+    shared_encoder(plain).encode(TEXTS)
+    assert set(seen) == {1} and torch.get_num_threads() == before
 
 
 def test_progress_hears_of_every_document(plain: Path) -> None:

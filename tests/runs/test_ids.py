@@ -86,6 +86,19 @@ def test_an_empty_run_has_no_duplicates(tmp_path: Path) -> None:
     assert list(find_duplicates(make_run(tmp_path, {}, complete=False))) == []
 
 
+@pytest.mark.parametrize("step", ["write_shard", "write_skipped", "mark_done"])
+def test_killed_in_between_a_shard_counts_as_not_done(tmp_path: Path, monkeypatch, step: str) -> None:
+    run = run_of(tmp_path, NAMES[:9], 4)
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ids_module if step == "write_shard" else Run, step, die)
+    with pytest.raises(KeyboardInterrupt):
+        remove_rows(run, 1, {5: SkippedRow(5, "f", 6, "duplicate")})
+    assert run.done_shards() == [0, 2]
+
+
 def test_rows_are_removed_and_named(tmp_path: Path) -> None:
     run = run_of(tmp_path, NAMES[:9], 4)
     untouched = run.shard_path(0).read_bytes()
