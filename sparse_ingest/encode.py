@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
-from sparse_ingest.checkpoints.settings import document_identity, model_record, resolve_settings
+from sparse_ingest.checkpoints.settings import document_identity, model_record, resolve_pipeline
 from sparse_ingest.corpora.cursor import Cursor
 from sparse_ingest.corpora.documents import shown
 from sparse_ingest.corpora.files import START, Corpus, Position, bad_document
 from sparse_ingest.errors import CorpusError, Interrupted, MissingExtraError, PipelineError, RunError
-from sparse_ingest.pipeline import ModelSettings, Pipeline
+from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.pruning import prune
 from sparse_ingest.records import Document, SourceRow, SparseRows
 from sparse_ingest.runs.identity import canonical_json
@@ -147,10 +147,11 @@ class _Job:
     ) -> None:
         self.options = options
         self.progress = progress
-        self.settings = pipeline.encode
         self.cursor = Cursor(corpus, options.limit)
         self.starts: list[Position] = []  # of each shard, as the first pass finds them
-        self.run, self._build_encoder = _open(corpus, out, pipeline, options, progress, self.cursor)
+        checkpoint, pipeline = _resolve(pipeline)
+        self.settings = pipeline.encode
+        self.run, self._build_encoder = _open(corpus, out, checkpoint, pipeline, options, progress, self.cursor)
         self.schema = shard_schema(len(self.run.vocabulary()), self.settings.weights)
 
     @cached_property
@@ -360,22 +361,32 @@ class _Job:
         raise RunError(f"The corpus changed: it has no row {row} any more. Encode into a new folder.")
 
 
-def _open(
-    corpus: Corpus, out: Path, pipeline: Pipeline, options: EncodeOptions, progress: Progress, cursor: Cursor
-) -> tuple[Run, Callable[[], DocumentEncoder]]:
-    """Create the run, or open the one that is there, and a way to its encoder; refuses before a model is built."""
+def _resolve(pipeline: Pipeline) -> tuple[Checkpoint, Pipeline]:
+    """The checkpoint, and the pipeline with every setting that it decides."""
     if pipeline.model.document is None:
         raise PipelineError("No model: name one with --model, or [model] document in the pipeline file.")
     if pipeline.encode.overflow != "truncate" or pipeline.encode.dtype == "int8":
         raise PipelineError('This release cuts long documents (overflow = "truncate") and computes no int8.')
     checkpoint = read_checkpoint(pipeline.model.document, pipeline.model.revision)
-    model = resolve_settings(pipeline.model, checkpoint)
+    return checkpoint, resolve_pipeline(pipeline, checkpoint)
+
+
+def _open(
+    corpus: Corpus,
+    out: Path,
+    checkpoint: Checkpoint,
+    pipeline: Pipeline,
+    options: EncodeOptions,
+    progress: Progress,
+    cursor: Cursor,
+) -> tuple[Run, Callable[[], DocumentEncoder]]:
+    """Create the run, or open the one that is there, and a way to its encoder; refuses before a model is built."""
 
     def build(dtype: str) -> DocumentEncoder:
-        return _build_encoder(checkpoint, model, options.device, dtype, pipeline.encode.batch_tokens, progress)
+        return _build_encoder(checkpoint, pipeline, options.device, dtype, progress)
 
     def identity(dtype: str) -> dict[str, Any]:
-        return _identity(corpus, checkpoint, model, pipeline, options, dtype)
+        return _identity(corpus, checkpoint, pipeline, options, dtype)
 
     dtype: str = pipeline.encode.dtype
     if has_manifest(out):
@@ -389,7 +400,7 @@ def _open(
         dtype, auto = _choose_dtype(build, options.device, cursor)
     encoder = build(dtype)
     run_id, content = identity_of(identity(dtype))
-    manifest = Manifest(FORMAT, run_id, content, options.shard_rows, model_record(checkpoint, model), auto)
+    manifest = Manifest(FORMAT, run_id, content, options.shard_rows, model_record(checkpoint, pipeline.model), auto)
     return create_or_open_run(out, manifest, encoder.vocabulary), lambda: encoder
 
 
@@ -404,11 +415,12 @@ def _choose_dtype(build: Callable[[str], DocumentEncoder], device: str, cursor: 
 
 
 def _build_encoder(
-    checkpoint: Checkpoint, model: ModelSettings, device: str, dtype: str, batch_tokens: int | None, progress: Progress
+    checkpoint: Checkpoint, pipeline: Pipeline, device: str, dtype: str, progress: Progress
 ) -> DocumentEncoder:
     with _needs_extra():
         from sparse_ingest.models.documents import DocumentEncoder, choose_device
-    encoder = DocumentEncoder(checkpoint, model, device=choose_device(device), dtype=dtype, batch_tokens=batch_tokens)
+    model, tokens = pipeline.model, pipeline.encode.batch_tokens
+    encoder = DocumentEncoder(checkpoint, model, device=choose_device(device), dtype=dtype, batch_tokens=tokens)
     progress.note(
         f"Encoding with {checkpoint.name} on {encoder.device} in {dtype}, at most {model.max_length} tokens a document."
     )
@@ -424,12 +436,12 @@ def _needs_extra() -> Iterator[None]:
 
 
 def _identity(
-    corpus: Corpus, checkpoint: Checkpoint, model: ModelSettings, pipeline: Pipeline, options: EncodeOptions, dtype: str
+    corpus: Corpus, checkpoint: Checkpoint, pipeline: Pipeline, options: EncodeOptions, dtype: str
 ) -> dict[str, Any]:
     """Everything that changes a byte of a shard."""
     encode = asdict(pipeline.encode)
     return {
-        "model": document_identity(checkpoint, model),
+        "model": document_identity(checkpoint, pipeline.model),
         "dtype": dtype,
         **{key: encode[key] for key in ("weights", "top_k", "max_ratio", "min_weight", "overflow")},
         "fields": asdict(corpus.fields),

@@ -22,7 +22,8 @@ TRANSFORMER_TYPES = ("Transformer", "MLMTransformer")
 class Checkpoint:
     """A model folder that was recognised.
 
-    `declared` holds what its files say about the settings of `[model]`; `transformer` is the folder of the masked LM.
+    `declared` holds what its files say about the settings of `[model]`; `transformer` is the folder of the masked LM;
+    `max_active_dims` is how many terms of a row its library keeps, None for all.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Checkpoint:
     family: str
     transformer: Path
     declared: dict[str, Any]
+    max_active_dims: int | None = None
 
 
 class Family(NamedTuple):
@@ -61,8 +63,17 @@ def read_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
                 )
             transformer, declared = family.read(located.folder)
             _require_weights(name, transformer)
-            sha256 = fingerprint(located.folder)
-            return Checkpoint(name, located.folder, located.revision, sha256, family.name, transformer, declared)
+            limit = read_json(located.folder / "config_sentence_transformers.json").get("max_active_dims")
+            return Checkpoint(
+                name,
+                located.folder,
+                located.revision,
+                fingerprint(located.folder),
+                family.name,
+                transformer,
+                declared,
+                max_active_dims=limit,
+            )
     files = ", ".join(sorted(entry.name for entry in located.folder.iterdir())[:12]) or "nothing"
     tried = "; ".join(family.name for family in FAMILIES)
     raise CheckpointError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from sparse_ingest.checkpoints.layouts import Checkpoint, read_json
 from sparse_ingest.errors import CheckpointError, PipelineError
-from sparse_ingest.pipeline import ModelSettings
+from sparse_ingest.pipeline import ModelSettings, Pipeline
 
 DEFAULTS: dict[str, Any] = {
     "activation": "relu",
@@ -59,6 +59,14 @@ def resolve_settings(asked: ModelSettings, checkpoint: Checkpoint) -> ModelSetti
             "give it that many at most."
         )
     return replace(asked, **{**values, "revision": checkpoint.revision or asked.revision})
+
+
+def resolve_pipeline(asked: Pipeline, checkpoint: Checkpoint) -> Pipeline:
+    """The pipeline with its model settings filled, and with the number of terms that the checkpoint declares."""
+    encode = asked.encode
+    if encode.top_k is None:
+        encode = replace(encode, top_k=checkpoint.max_active_dims)
+    return replace(asked, model=resolve_settings(asked.model, checkpoint), encode=encode)
 
 
 def document_identity(checkpoint: Checkpoint, settings: ModelSettings) -> dict[str, Any]:

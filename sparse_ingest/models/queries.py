@@ -18,15 +18,16 @@ from sparse_ingest.queries.protocol import QueryEncoder, QueryWeights
 class MaskedLMQueryEncoder:
     """A checkpoint's query side as token strings and weights, heaviest first; equal weights by token id."""
 
-    def __init__(self, encoder: DocumentEncoder) -> None:
+    def __init__(self, encoder: DocumentEncoder, *, max_active_dims: int | None = None) -> None:
         self._encoder = encoder
+        self._max_active_dims = max_active_dims
 
     def encode(self, texts: Sequence[str]) -> list[QueryWeights]:
         """The weights of each query; a query without any weight is an empty dict."""
         encoded = self._encoder.encode(texts)
         queries: list[QueryWeights] = []
         for start, end in zip(encoded.indptr[:-1], encoded.indptr[1:], strict=True):
-            order = (-encoded.weights[start:end]).argsort(kind="stable") + start
+            order = (-encoded.weights[start:end]).argsort(kind="stable")[: self._max_active_dims] + start
             # Ids without a token never have a weight, so each lookup gives a string.
             queries.append(
                 {str(self._encoder.vocabulary[encoded.token_ids[i]]): float(encoded.weights[i]) for i in order}
@@ -41,4 +42,5 @@ def build_query_encoder(model: ModelSettings, *, device: str = "cpu") -> QueryEn
     as_documents = replace(
         settings, document_prompt=settings.query_prompt, document_special_tokens=settings.query_special_tokens
     )
-    return MaskedLMQueryEncoder(DocumentEncoder(checkpoint, as_documents, device=device, dtype="float32"))
+    encoder = DocumentEncoder(checkpoint, as_documents, device=device, dtype="float32")
+    return MaskedLMQueryEncoder(encoder, max_active_dims=checkpoint.max_active_dims)

@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
+from sparse_ingest.checkpoints.settings import resolve_pipeline
 from sparse_ingest.errors import CheckpointError, PipelineError, UsageError
 from sparse_ingest.models.body import Body
 from sparse_ingest.models.documents import choose_device
-from sparse_ingest.pipeline import ModelSettings
+from sparse_ingest.models.queries import build_query_encoder
+from sparse_ingest.pipeline import ModelSettings, Pipeline
 
 # Enough documents of different lengths for several batches of 256 tokens.
 MANY = [" ".join(text.split()[: 3 + place % 11]) for place in range(12) for text in TEXTS]
@@ -254,3 +256,18 @@ def test_queries_use_their_own_prompt(checkpoints: dict[str, str]) -> None:
         assert {vocabulary[token] for token in weights} == set(np.flatnonzero(row > 0).tolist())
         assert all(abs(row[vocabulary[token]] - weight) < 1e-4 for token, weight in weights.items())
         assert list(weights.values()) == sorted(weights.values(), reverse=True)
+
+
+def test_the_number_of_terms_that_a_checkpoint_declares_is_kept(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    """As sentence-transformers does: `max_active_dims` in its own config file, on both sides."""
+    from sentence_transformers import SparseEncoder
+
+    folder = Path(shutil.copytree(checkpoints["saved-bert"], tmp_path / "saved"))
+    edit_json(folder / "config_sentence_transformers.json", max_active_dims=7)
+    pipeline = resolve_pipeline(Pipeline(), read_checkpoint(str(folder)))
+    theirs = SparseEncoder(str(folder), device="cpu")
+    assert pipeline.encode.top_k == theirs.max_active_dims == 7
+    [weights] = build_query_encoder(ModelSettings(document=str(folder))).encode([TEXTS[-1]])
+    expected = theirs.encode_query(TEXTS[-1]).to_dense()
+    assert len(weights) == 7
+    assert sorted(weights.values()) == pytest.approx(sorted(expected[expected > 0].tolist()), abs=1e-4)
