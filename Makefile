@@ -16,10 +16,10 @@ demo: .venv/.demo  ## Set up, then encode, load and search real text with a real
 	$(BIN)/sparse-ingest demo
 
 test: .venv/.test  ## Set up, then run every test that needs no model hub and takes seconds
-	$(BIN)/python -m pytest -m "not slow and not hub"
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow and not hub"
 
 test-all: .venv/.test  ## Set up, then run the slow tests too
-	$(BIN)/python -m pytest -m "not hub"
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not hub"
 
 check: .venv/.test  ## Set up, then lint, check the format and the types
 	$(BIN)/ruff check .

@@ -12,10 +12,10 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -363,6 +363,9 @@ class _Job:
 
 def _resolve(pipeline: Pipeline) -> tuple[Checkpoint, Pipeline]:
     """The checkpoint, and the pipeline with every setting that it decides."""
+    # Looked for, not imported: a run that is complete needs no torch.
+    if not (find_spec("torch") and find_spec("transformers")):
+        raise MissingExtraError("encode", "Encoding")
     if pipeline.model.document is None:
         raise PipelineError("No model: name one with --model, or [model] document in the pipeline file.")
     if pipeline.encode.overflow != "truncate" or pipeline.encode.dtype == "int8":
@@ -406,9 +409,9 @@ def _open(
 
 def _choose_dtype(build: Callable[[str], DocumentEncoder], device: str, cursor: Cursor) -> tuple[str, dict[str, Any]]:
     """What `auto` stands for on the first documents of the corpus, and why."""
-    with _needs_extra():
-        from sparse_ingest.models.documents import choose_device
-        from sparse_ingest.models.precision import SAMPLE, choose_dtype
+    from sparse_ingest.models.documents import choose_device
+    from sparse_ingest.models.precision import SAMPLE, choose_dtype
+
     texts = [row.document.text for row in cursor.peek(SAMPLE) if row.document]
     choice = choose_dtype(build, choose_device(device), texts)
     return choice["dtype"], {"dtype": choice}
@@ -417,22 +420,14 @@ def _choose_dtype(build: Callable[[str], DocumentEncoder], device: str, cursor: 
 def _build_encoder(
     checkpoint: Checkpoint, pipeline: Pipeline, device: str, dtype: str, progress: Progress
 ) -> DocumentEncoder:
-    with _needs_extra():
-        from sparse_ingest.models.documents import DocumentEncoder, choose_device
+    from sparse_ingest.models.documents import DocumentEncoder, choose_device
+
     model, tokens = pipeline.model, pipeline.encode.batch_tokens
     encoder = DocumentEncoder(checkpoint, model, device=choose_device(device), dtype=dtype, batch_tokens=tokens)
     progress.note(
         f"Encoding with {checkpoint.name} on {encoder.device} in {dtype}, at most {model.max_length} tokens a document."
     )
     return encoder
-
-
-@contextmanager
-def _needs_extra() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("encode", "Encoding") from error
 
 
 def _identity(

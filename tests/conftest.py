@@ -79,7 +79,7 @@ class Running(NamedTuple):
 def start_program(home: Path, port: int, data: Path) -> subprocess.Popen[str]:
     """`server start` in a process of its own, with a PATH on which there is no program at all."""
     kept = {name: value for name, value in os.environ.items() if "JAVA" not in name}
-    # The quick one of the JVM's two compilers is enough for minutes: 2 s less a start, and a third less CPU time.
+    # The quick one of the JVM's two compilers is enough for minutes: a start takes 10.5 s instead of 12.3 s.
     program = (
         "from sparse_ingest.local_server import launch; launch._JVM_OPTIONS += ('-XX:TieredStopAtLevel=1',); "
         "from sparse_ingest.cli.server import server; server()"
@@ -95,7 +95,7 @@ def start_program(home: Path, port: int, data: Path) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="session")
 def local_server() -> Iterator[Running]:
-    """A local OpenSearch of the session's own, started as a user starts it."""
+    """A local OpenSearch of the session's own, started as a user starts it, but for one JVM option."""
     with server_home() as home:
         data = home / "chosen"
         data.mkdir()
