@@ -18,17 +18,17 @@ from typing import NamedTuple
 from sparse_ingest.checkpoints.locate import locate
 from sparse_ingest.corpora.files import FieldNames, open_corpus
 from sparse_ingest.encode import EncodeOptions, EncodeReport, Progress, encode
-from sparse_ingest.errors import CheckpointError, MissingExtraError, RunError
+from sparse_ingest.errors import CheckpointError, MissingExtraError, UsageError
 from sparse_ingest.load import LoadReport, load
 from sparse_ingest.local_server import process
 from sparse_ingest.local_server.download import bytes_to_download
 from sparse_ingest.opensearch.client import Connection, connect
 from sparse_ingest.pipeline import Pipeline, read_pipeline
-from sparse_ingest.runs.manifest import has_manifest
 from sparse_ingest.search import Hit, query_encoder, search_index, search_words
 from sparse_ingest.verify import VerifyReport, verify
 
 INDEX = "sparse-ingest-demo"
+MARK = ".sparse-ingest-demo"  # stands in the folders that the demo may clear
 QUESTIONS = (
     "how do I handle an exception",
     "how do I leave a loop early",
@@ -196,11 +196,15 @@ def _check_model(pipeline: Pipeline) -> None:
 
 
 def _clear(folder: Path, run: Path) -> None:
-    """Begin anew, so that the demo shows its work; only a run folder is ever removed."""
+    """Begin anew, so that the demo shows its work; nothing is touched in a folder that the demo did not make."""
+    mark = folder / MARK
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; name a folder with --folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not mark.exists():
+        raise UsageError(f"{folder} is not empty and not the demo's own. Name another folder with --folder.")
     folder.mkdir(parents=True, exist_ok=True)
+    mark.touch()
     if run.exists():
-        if not has_manifest(run):
-            raise RunError(f"{run} is in the way and is no run folder. Name another folder with --folder.")
         shutil.rmtree(run)
 
 

@@ -25,7 +25,7 @@ from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
 from sparse_ingest.checkpoints.settings import document_identity, model_record, resolve_pipeline
 from sparse_ingest.corpora.cursor import Cursor
 from sparse_ingest.corpora.documents import shown
-from sparse_ingest.corpora.files import START, Corpus, Position, bad_document
+from sparse_ingest.corpora.files import Corpus, Position, bad_document
 from sparse_ingest.errors import CorpusError, Interrupted, MissingExtraError, PipelineError, RunError
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.pruning import prune
@@ -44,6 +44,7 @@ from sparse_ingest.runs.manifest import (
     open_run,
     part_name,
     refuse_differences,
+    refuse_strangers,
 )
 from sparse_ingest.runs.shards import (
     PART_ROWS,
@@ -187,6 +188,7 @@ class _Job:
                     self.run.mark_complete(_totals(self.run))
                 elif not held:
                     time.sleep(WAIT_S)
+                    _stop_if(stopping, self.run)
             self._make_missing(stopping)
         return EncodeReport(self.run.path, self.run.manifest.run_id, **_counted(self.run.complete() or {}))
 
@@ -309,7 +311,8 @@ class _Job:
         try:
             vectors, underflow = store_weights(vectors, settings.weights)
         except ValueError as error:
-            raise RunError(f"Weights cannot be kept: {error}. Encode with --weights float32.") from error
+            advice = "Encode with --weights float32, and with --dtype float32 if that is not enough."
+            raise RunError(f"Weights cannot be kept: {error}. {advice}") from error
         counts.rows += len(documents)
         counts.nnz += len(vectors.weights)
         counts.empty += int(np.count_nonzero(np.diff(vectors.indptr) == 0))
@@ -325,20 +328,24 @@ class _Job:
 
     def _refuse_or_drop_duplicates(self) -> None:
         """An id that stands in two shards stops the run, or with `skip` the later row leaves its shard."""
-        again: dict[int, dict[int, SkippedRow]] = {}
-        for duplicate in find_duplicates(self.run):
-            first = self._position_of(*duplicate.first)
-            file, line = self._file_and_line(*duplicate.again)
-            if self.options.on_bad_document == "fail":
+        duplicates = find_duplicates(self.run)
+        if self.options.on_bad_document == "fail":
+            if one := next(duplicates, None):
+                (file, line), (again, later) = self._places([one.first, one.again])
                 raise CorpusError(
-                    f"The id {shown(duplicate.doc_id)} stands twice: {first} and {file} line {line}. "
+                    f"The id {shown(one.doc_id)} stands twice: {file} line {line} and {again} line {later}. "
                     "Remove one, or leave later ones out with --on-bad-document skip."
                 )
+            return
+        found = list(duplicates)
+        firsts = self._places([duplicate.first for duplicate in found])
+        agains = self._places([duplicate.again for duplicate in found])
+        leaving: dict[int, dict[int, SkippedRow]] = {}
+        for duplicate, first, (file, line) in zip(found, firsts, agains, strict=True):
             shard, row = duplicate.again
-            again.setdefault(shard, {})[row] = SkippedRow(
-                row, file, line, f"duplicate id {shown(duplicate.doc_id)}: first at {first}"
-            )
-        for shard, rows in sorted(again.items()):
+            reason = f"duplicate id {shown(duplicate.doc_id)}: first at {first[0]} line {first[1]}"
+            leaving.setdefault(shard, {})[row] = SkippedRow(row, file, line, reason)
+        for shard, rows in sorted(leaving.items()):
             # Held, so that a process which comes now waits for the shard instead of making it anew meanwhile.
             while True:
                 with self.run.lock(part_name(shard)) as held:
@@ -347,18 +354,17 @@ class _Job:
                         break
                 time.sleep(WAIT_S)
 
-    def _position_of(self, shard: int, row: int) -> str:
-        file, line = self._file_and_line(shard, row)
-        return f"{file} line {line}"
-
-    def _file_and_line(self, shard: int, row: int) -> tuple[str, int]:
-        """Where a source row stands in the corpus: read again from the start of its shard."""
-        before = self.run.done(shard - 1) if shard else None
-        self.cursor.jump(Position(*before["next"]) if before else START)
-        for source in self.cursor.take(self.options.shard_rows):
-            if source.row == row:
-                return source.file, source.line
-        raise RunError(f"The corpus changed: it has no row {row} any more. Encode into a new folder.")
+    def _places(self, positions: list[tuple[int, int]]) -> list[tuple[str, int]]:
+        """File and line of source rows, given with their shards; each shard is read again once."""
+        wanted: dict[int, set[int]] = {}
+        for shard, row in positions:
+            wanted.setdefault(shard, set()).add(row)
+        places: dict[int, tuple[str, int]] = {}
+        for shard, rows in sorted(wanted.items()):
+            places.update(self.cursor.places(self.starts[shard], rows))
+        if missing := sorted(row for _, row in positions if row not in places):
+            raise RunError(f"The corpus changed: it has no row {missing[0]} any more. Encode into a new folder.")
+        return [places[row] for _, row in positions]
 
 
 def _resolve(pipeline: Pipeline) -> tuple[Checkpoint, Pipeline]:
@@ -391,6 +397,7 @@ def _open(
     def identity(dtype: str) -> dict[str, Any]:
         return _identity(corpus, checkpoint, pipeline, options, dtype)
 
+    refuse_strangers(out)
     dtype: str = pipeline.encode.dtype
     if has_manifest(out):
         run = open_run(out)

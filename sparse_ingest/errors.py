@@ -58,7 +58,8 @@ class MissingExtraError(SparseIngestError):
     """An optional part of sparse-ingest is not installed."""
 
     def __init__(self, extra: str, purpose: str) -> None:
-        super().__init__(f'{purpose} needs the extra "{extra}": pip install "sparse-ingest[{extra}]"')
+        install = f'pip install "sparse-ingest[{extra}]", or ".[{extra}]" in a clone'
+        super().__init__(f'{purpose} needs the extra "{extra}": {install}')
 
 
 class Interrupted(SparseIngestError):

@@ -116,10 +116,15 @@ def run_stamp(run: Run, field: str) -> indexes.Stamp:
 
 
 def loaded_shards(run: Run, journal: Journal) -> dict[int, dict[str, int]]:
-    """The journal's lines of the shards that are loaded as they are now; a shard made again since then is not."""
+    """The journal's lines of the shards that are loaded as they are now.
+
+    When one was made anew since then, none counts: a row that it lost may have replaced another shard's document.
+    """
     lines = journal.finished()
     current = {shard: (run.done(shard) or {}).get("sha256") for shard in run.done_shards()}
-    return {shard: lines[shard] for shard in current if shard in lines and lines[shard]["sha256"] == current[shard]}
+    if any(current.get(shard) != line["sha256"] for shard, line in lines.items()):
+        return {}
+    return {shard: lines[shard] for shard in current if shard in lines}
 
 
 def _refuse_clash_up_front(run: Run, field: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sparse_ingest.errors import PipelineError
 
+RANGES = {"max_ratio": (0, 1), "min_weight": (0, 65504), "missing_idf_weight": (0, 64)}
 SpecialTokens = Literal["keep", "zero"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
@@ -150,6 +151,9 @@ def _build(kind: Any, table: Mapping[str, object], source: str, prefix: str) -> 
             values[key] = _build(hints[key], value, source, f"{prefix}{key}.")
         else:
             values[key] = _checked(value, hints[key], source, prefix + key)
+    for key, (low, high) in RANGES.items():
+        if values.get(key) is not None and not low <= values[key] <= high:
+            raise PipelineError(f"{source}: {prefix}{key} = {values[key]}; expected a number from {low} to {high}.")
     return kind(**values)
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-from sparse_ingest.errors import ClusterError, MissingExtraError, RunError, UsageError
+from sparse_ingest.errors import ClusterError, MissingExtraError, PipelineError, RunError, UsageError
 from sparse_ingest.opensearch.requests import (
     MAX_CLAUSES,
     bm25_body,
@@ -87,7 +87,13 @@ def query_encoder(model: ModelSettings) -> QueryEncoder:
 
 
 def weigh(text: str, pipeline: Pipeline) -> QueryWeights:
-    """The weights that a query is asked with: encoded, then pruned as [query] says."""
+    """The weights that a query is asked with: encoded, then pruned as [query] says.
+
+    Raises:
+        PipelineError: the pipeline asks for another engine than exact search.
+    """
+    if pipeline.query.engine != "exact":
+        raise PipelineError(f'query.engine = "{pipeline.query.engine}": this release searches with engine = "exact".')
     weights = prune_query(query_encoder(pipeline.model).encode([text])[0], pipeline.query)
     if not weights:
         logger.warning("No token of the query has a weight, so nothing can be found.")

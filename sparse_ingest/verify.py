@@ -49,7 +49,11 @@ class WeightDifference(NamedTuple):
 
 @dataclass
 class VerifyReport:
-    """What a verification found. `expected_documents` is None when others wrote into the index as well."""
+    """What a verification found.
+
+    `expected_documents` is None when others wrote into the index as well; `unloaded_shards` counts those that an
+    unfinished load has not sent yet.
+    """
 
     index: str
     index_documents: int
@@ -59,6 +63,7 @@ class VerifyReport:
     checked_weights: int = 0
     differing: int = 0
     missing: int = 0
+    unloaded_shards: int = 0
     seconds: float = 0.0
     differences: list[WeightDifference] = field(default_factory=list)
     missing_ids: list[str] = field(default_factory=list)
@@ -66,7 +71,8 @@ class VerifyReport:
     @property
     def same(self) -> bool:
         """Whether nothing differs."""
-        return not self.differing and not self.missing and self.expected_documents in (None, self.index_documents)
+        found = self.differing or self.missing or self.unloaded_shards
+        return not found and self.expected_documents in (None, self.index_documents)
 
 
 class _Expected(NamedTuple):
@@ -119,6 +125,7 @@ def verify(
             indexes.count_documents(client, there),
             sum(rows) - len(refused) if alone else None,
             len(refused),
+            unloaded_shards=len(run.done_shards()) - len(shards),
         )
         reader = StoredReader(client, there.name, field, indexes.max_clauses(client))
         checker = _Checker(reader, run.vocabulary(), refused, report)

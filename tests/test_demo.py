@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from sparse_ingest.cli.main import cli
 from sparse_ingest.demo import PASSAGE_WORDS, QUESTIONS, passages, run_demo
-from sparse_ingest.errors import RunError
+from sparse_ingest.errors import UsageError
 from sparse_ingest.local_server import process
 
 
@@ -37,12 +37,11 @@ def test_passages_have_unique_ids_titles_and_a_bounded_length():
     assert all(len(passage.text.split()) <= PASSAGE_WORDS or "\n\n" not in passage.text for passage in found)
 
 
-def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "mine.txt").write_text("keep")
-    with pytest.raises(RunError, match="is no run folder"):
+def test_a_folder_that_the_demo_did_not_make_is_left_alone(tmp_path: Path):
+    (tmp_path / "corpus.jsonl").write_text("mine")
+    with pytest.raises(UsageError, match="not the demo's own"):
         run_demo(tmp_path, progress=None, keep_server=False, note=print)  # type: ignore[arg-type]
-    assert (tmp_path / "run" / "mine.txt").read_text() == "keep"
+    assert (tmp_path / "corpus.jsonl").read_text() == "mine"
 
 
 @pytest.mark.slow

@@ -161,6 +161,9 @@ def test_a_long_text_is_counted(encode, tmp_path: Path) -> None:
         (["--keep", "text", "--text-field", "body"], 2, "--keep text"),
         (["--text-field", "body"], 1, 'corpus.jsonl line 1: no column "body" for the text'),
         (["--nonsense"], 2, "No such option"),
+        (["--corpus", ""], 2, "named by an empty string"),
+        (["--device", "tpu"], 2, "expected auto, cpu, cuda or cuda:N"),
+        (["--set", "encode.max_ratio=5"], 2, "expected a number from 0 to 1"),
         (["--corpus", "nothing.jsonl"], 1, 'no file or folder "nothing.jsonl"'),
         (["--model", "/nothing"], 1, "No model folder '/nothing'"),
     ],
@@ -181,6 +184,21 @@ def test_a_folder_of_something_else_stays_as_it_is(encode, tmp_path: Path) -> No
     answer = encode()
     assert answer.code == 1 and "is not empty and holds no run (found thesis.txt)" in answer.err
     assert contents(tmp_path / "run") == {"thesis.txt": b"words\n"}
+
+
+def test_a_file_in_the_way_stays_as_it_is(encode, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("words")
+    for out in ("run", "run/inside"):
+        answer = encode(out=out)
+        assert answer.code == 1 and "Traceback" not in answer.err
+        assert answer.err.startswith("Error: ") and str(tmp_path / "run") in answer.err
+    assert (tmp_path / "run").read_text() == "words"
+
+
+def test_a_named_model_leaves_nothing_of_the_pipelines_own(encode, tmp_path: Path) -> None:
+    (tmp_path / "pair.toml").write_text('[model]\ndocument = "a/b"\nquery = "a/c"\nrevision = "d"\n')
+    assert encode("--pipeline", tmp_path / "pair.toml").code == 0
+    assert not {"query", "revision"} & open_run(tmp_path / "run").manifest.model.keys()
 
 
 # Bad documents
@@ -307,6 +325,21 @@ def test_a_changed_corpus_is_refused(encode, tmp_path: Path, corpus: Path) -> No
     answer = encode("--trust-corpus")
     assert answer.code == 1 and "corpus: the run has [{" in answer.err
     assert contents(tmp_path / "run") == before
+
+
+def test_duplicates_in_standard_input_are_named_and_left_out(encode, tmp_path: Path, monkeypatch) -> None:
+    """It cannot be read a second time; the row stands for the line."""
+
+    def piped(*options: str) -> Answer:
+        with write(tmp_path / "piped", [*ROWS, ROWS[2]]).open() as stream:
+            monkeypatch.setattr("sys.stdin", stream)
+            return encode(*options, specs=("-",))
+
+    answer = piped()
+    assert answer.code == 1 and 'The id "d2" stands twice: - line 3 and - line 21.' in answer.err
+    assert piped("--on-bad-document", "skip").code == 3
+    run = open_run(tmp_path / "run")
+    assert (run.complete() or {})["rows"] == 20 and [row.line for row in run.skipped(2)] == [21]
 
 
 def test_standard_input_that_is_shorter_now_is_refused(encode, tmp_path: Path, monkeypatch) -> None:

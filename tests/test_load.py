@@ -23,7 +23,9 @@ from sparse_ingest.opensearch import indexes
 from sparse_ingest.opensearch.client import Client, Connection, connect
 from sparse_ingest.opensearch.sending import Retries
 from sparse_ingest.pipeline import IndexSettings, Pipeline
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.ids import find_duplicates, remove_rows
+from sparse_ingest.runs.manifest import Run, SkippedRow
+from sparse_ingest.runs.shards import read_shard, shard_schema_of, write_shard
 from sparse_ingest.verify import verify
 
 MANY = {f"d{number}": {"river": 0.5 + number / 64, "stone": 1 / (number + 1)} for number in range(60)}
@@ -333,3 +335,22 @@ def test_the_command_prints_a_report(
 def test_the_command_refuses_sparse_vector_for_now(run: Run) -> None:
     with pytest.raises(PipelineError, match="not supported yet"):
         loading.load.main([str(run.path), "--index", "x", "--kind", "sparse_vector"], standalone_mode=False)
+
+
+def test_a_shard_that_lost_a_row_to_another_is_not_trusted(client: Client, index_name: str, tmp_path: Path) -> None:
+    """Loaded in part, then a duplicate id left the later shard: its vector must not stay in the index."""
+    documents = {"a": {"river": 1.0}, "b": {"river": 2.0}, "c": {"river": 3.0}, "d": {"river": 4.0}}
+    run = make_run(tmp_path / "run", documents, shard_rows=2, complete=False)
+    parts = list(read_shard(run.shard_path(1)))
+    twice = [part._replace(vectors=part.vectors._replace(doc_ids=["a", "d"])) for part in parts]
+    schema = shard_schema_of(run.shard_path(1))
+    sha256 = write_shard(twice, scratch=run.scratch_path("part"), target=run.shard_path(1), schema=schema)
+    run.mark_done(1, {**(run.done(1) or {}), "sha256": sha256})
+    with pytest.raises(ClusterError, match="holds 3 documents, but 4"):
+        into(client, index_name, run, partial=True)
+    [duplicate] = find_duplicates(run)
+    remove_rows(run, 1, {duplicate.again[1]: SkippedRow(duplicate.again[1], "corpus.jsonl", 3, "duplicate id")})
+    run.mark_complete({"rows": 3, "shards": 2})
+    into(client, index_name, run)
+    report = verify(run.path, index=index_name, connection=Connection(client.address), sample=None)
+    assert report.same, report

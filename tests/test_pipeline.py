@@ -167,3 +167,9 @@ def test_a_wrong_assignment_is_said(assignment: str, said: str) -> None:
     with pytest.raises(PipelineError) as caught:
         override(Pipeline(), [assignment])
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("assignment", ["encode.max_ratio=5", "encode.max_ratio=-0.1", "encode.min_weight=-1"])
+def test_a_number_beyond_its_range_is_refused(assignment: str) -> None:
+    with pytest.raises(PipelineError, match="expected a number from 0 to"):
+        override(Pipeline(), [assignment])

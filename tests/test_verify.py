@@ -12,7 +12,7 @@ import pytest
 from made_runs import DOCUMENTS, make_run
 
 from sparse_ingest.cli import loading
-from sparse_ingest.errors import ClusterError, RunError
+from sparse_ingest.errors import ClusterError, Interrupted, RunError
 from sparse_ingest.load import load
 from sparse_ingest.opensearch.client import Client, Connection, connect
 from sparse_ingest.pipeline import IndexSettings, Pipeline
@@ -120,6 +120,23 @@ def test_long_documents_are_read_in_groups_of_max_clause_count(client: Client, i
     report = compare(client, index_name, run)
     assert report.same
     assert report.checked_weights == 5000
+
+
+def test_an_unfinished_load_differs(client: Client, index_name: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {f"d{number}": {"river": 1.0} for number in range(9)}, shard_rows=3)
+    with pytest.raises(Interrupted):
+        stops = iter([False, True])
+        load(
+            run.path,
+            index=index_name,
+            pipeline=Pipeline(),
+            connection=Connection(client.address),
+            stop=lambda: next(stops),
+        )
+    report = compare(client, index_name, run)
+    assert (report.same, report.unloaded_shards, report.differing, report.missing) == (False, 2, 0, 0)
+    load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(client.address))
+    assert compare(client, index_name, run).same
 
 
 def test_what_cannot_be_compared_is_refused(client: Client, index_name: str, loaded: Run, tmp_path: Path) -> None:

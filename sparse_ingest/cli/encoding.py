@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +121,7 @@ def status(run: Path, as_json: bool) -> None:
             stage: round(sum(record["seconds"][stage] for record in records), 1)
             for stage in ("read", "encode", "write")
         },
-        "loads": [_load_state(journal) for journal in sorted(run.glob("load/*/*/journal.jsonl"))],
+        "loads": [_load_state(folder) for folder in sorted(run.glob("load/*/*/"))],
     }
     if as_json:
         print_json(state)
@@ -134,13 +133,15 @@ def status(run: Path, as_json: bool) -> None:
         click.echo(f"{'loaded':>10}  {load['shards']} shards into index {load['index_uuid']}, {load['dead']} refused")
 
 
-def _load_state(journal: Path) -> dict[str, Any]:
-    dead = journal.with_name("dead.jsonl")
+def _load_state(folder: Path) -> dict[str, Any]:
+    from sparse_ingest.opensearch.journal import Journal
+
+    journal = Journal(folder)
     return {
-        "cluster_uuid": journal.parts[-3],
-        "index_uuid": journal.parts[-2],
-        "shards": len({json.loads(line)["shard"] for line in journal.read_text().splitlines() if line.endswith("}")}),
-        "dead": len(dead.read_text().splitlines()) if dead.exists() else 0,
+        "cluster_uuid": folder.parent.name,
+        "index_uuid": folder.name,
+        "shards": len(journal.finished()),
+        "dead": sum(1 for _ in journal.dead()),
     }
 
 

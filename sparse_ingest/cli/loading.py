@@ -140,6 +140,8 @@ def _print_verify(report: VerifyReport) -> None:
     click.echo(f"Index {report.index!r} has {report.index_documents} documents ({expected}).")
     if report.refused_documents:
         click.echo(f"{report.refused_documents} documents of the run were refused when it was loaded (dead.jsonl).")
+    if report.unloaded_shards:
+        click.echo(f"{report.unloaded_shards} shards of the run are not loaded yet: start the same load again.")
     click.echo(f"Compared {report.checked_weights} weights of {report.checked_documents} documents.")
     for doc_id in report.missing_ids:
         click.echo(f"  missing: {doc_id}")

@@ -41,4 +41,9 @@ def main() -> None:
     except SparseIngestError as error:
         click.echo(f"Error: {error}", err=True)
         code = error.exit_code
+    except BrokenPipeError:
+        code = 1  # the reader of a pipe has enough
+    except OSError as error:
+        click.echo(f"Error: {error.filename or 'The system'}: {error.strerror or error}.", err=True)
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)

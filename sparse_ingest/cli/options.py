@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from sparse_ingest.pipeline import Pipeline, override, read_pipeline
+from sparse_ingest.pipeline import ModelSettings, Pipeline, override, read_pipeline
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -77,7 +77,8 @@ def model_options(command: F) -> F:
     ) -> Any:
         pipeline = read_pipeline(pipeline_name) if pipeline_name else Pipeline()
         if model:
-            pipeline = replace(pipeline, model=replace(pipeline.model, document=model))
+            # Nothing of the file's own model may linger, such as its query side or a revision.
+            pipeline = replace(pipeline, model=ModelSettings(document=model))
         return command(*args, pipeline=override(pipeline, assignments), **kwargs)
 
     return cast(F, with_pipeline)

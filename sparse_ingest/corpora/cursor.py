@@ -6,6 +6,7 @@ Not covered: what the rows become.
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterator
 
 from sparse_ingest.corpora.files import START, Corpus, Position, refuse_repeated_ids
@@ -23,20 +24,43 @@ class Cursor:
     def jump(self, position: Position) -> None:
         """Go on reading at `position`."""
         self.position = position
+        self._ahead: deque[tuple[SourceRow, Position]] = deque()
         rows = self._corpus.rows(position)
         self._rows = rows if self._limit is None else itertools.islice(rows, max(0, self._limit - position.row))
 
     def peek(self, count: int) -> list[SourceRow]:
         """The next rows, without moving."""
-        ahead = list(itertools.islice(self._rows, count))
-        self._rows = itertools.chain(ahead, self._rows)
-        return [row for row, _ in ahead]
+        self._ahead.extend(itertools.islice(self._rows, max(0, count - len(self._ahead))))
+        return [row for row, _ in itertools.islice(self._ahead, count)]
 
     def take(self, count: int) -> Iterator[SourceRow]:
         """Move over at most `count` rows; `position` follows. An id that repeats among them makes a bad row."""
-        for row, position in refuse_repeated_ids(itertools.islice(self._rows, count)):
+        for row, position in refuse_repeated_ids(itertools.islice(self._next_rows(), count)):
             self.position = position
             yield row
+
+    def _next_rows(self) -> Iterator[tuple[SourceRow, Position]]:
+        # Not `yield from`: it would close the corpus together with the generator that is left at a shard's end.
+        return itertools.chain(iter(self._take_ahead, None), self._rows)
+
+    def _take_ahead(self) -> tuple[SourceRow, Position] | None:
+        return self._ahead.popleft() if self._ahead else None
+
+    def places(self, start: Position, rows: set[int]) -> dict[int, tuple[str, int]]:
+        """File and line of some rows, read again from `start` until the last is found; the cursor stays there.
+
+        Standard input cannot be read again: there the row, counted from 1, stands for the line.
+        """
+        if any(file.bytes is None for file in self._corpus.files):
+            return {row: (self._corpus.files[0].label, row + 1) for row in rows}
+        self.jump(start)
+        found: dict[int, tuple[str, int]] = {}
+        for row, _ in self._next_rows():
+            if row.row in rows:
+                found[row.row] = row.file, row.line
+            if len(found) == len(rows):
+                break
+        return found
 
     @property
     def share(self) -> float | None:

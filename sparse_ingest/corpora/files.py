@@ -126,6 +126,8 @@ def open_corpus(specs: Sequence[str], *, fields: FieldNames, format: str | None 
     """
     if format is not None and format not in FORMATS:
         raise UsageError(f'The format "{format}" is unknown; known are: {", ".join(FORMATS)}.')
+    if not all(specs):
+        raise UsageError("A corpus is named by an empty string; is a variable unset? Name a file, a folder, or -")
     if specs.count("-") > 1:
         raise UsageError("Standard input (-) is named twice, and can be read only once. Name it once.")
     fields = without_carried(fields)

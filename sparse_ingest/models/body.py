@@ -7,7 +7,7 @@ Works for every architecture of transformers whose masked LM ends in one linear 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,9 @@ class Tokenized(NamedTuple):
 class Tokenizer:
     """The checkpoint's own tokenizer, called in batches without padding."""
 
-    CHUNK = 512  # texts tokenised at a time: bounds the Python lists that the tokenizer returns
+    # Tokenised at a time: bounds what the tokenizer returns, which includes all that it cuts off.
+    CHUNK_TEXTS = 512
+    CHUNK_CHARACTERS = 1 << 20
 
     def __init__(self, folder: Path, settings: ModelSettings) -> None:
         from transformers import AutoTokenizer
@@ -69,11 +71,23 @@ class Tokenizer:
         """Tokenise texts; the prompt is already in front of them."""
         token_ids: list[TokenIds] = []
         truncated: list[bool] = []
-        for start in range(0, len(texts), self.CHUNK):
-            for encoding in self._tokenizer.encode_batch(list(texts[start : start + self.CHUNK])):
+        for chunk in self._chunks(texts):
+            for encoding in self._tokenizer.encode_batch(chunk):
                 token_ids.append(np.array(encoding.ids, dtype=np.int32))
                 truncated.append(bool(encoding.overflowing))
         return Tokenized(token_ids, np.array(truncated, dtype=bool))
+
+    def _chunks(self, texts: Sequence[str]) -> Iterator[list[str]]:
+        chunk: list[str] = []
+        characters = 0
+        for text in texts:
+            if chunk and (len(chunk) == self.CHUNK_TEXTS or characters + len(text) > self.CHUNK_CHARACTERS):
+                yield chunk
+                chunk, characters = [], 0
+            chunk.append(text)
+            characters += len(text)
+        if chunk:
+            yield chunk
 
     def vocabulary(self, size: int) -> list[str | None]:
         """The token string of each id below `size`; None where an id has none.

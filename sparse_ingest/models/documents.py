@@ -7,6 +7,7 @@ the CPU (two workers of one thread beat one of two), on one on a GPU; results do
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -76,7 +77,7 @@ class DocumentEncoder:
         self._tokenless = torch.tensor(tokenless, dtype=torch.int64, device=self.device)
         zeroed = self._tokenizer.special_ids if settings.document_special_tokens == "zero" else []
         self._zeroed = torch.tensor(zeroed, dtype=torch.int64, device=self.device)
-        self._workers = (os.cpu_count() or 1) if self.device.type == "cpu" else 1
+        self._workers = len(os.sched_getaffinity(0)) if self.device.type == "cpu" else 1
 
     def encode(
         self, texts: Sequence[str], progress: Callable[[int, int], None] = lambda documents, tokens: None
@@ -132,12 +133,18 @@ def choose_device(asked: str) -> str:
     """`auto` is a GPU when torch sees one.
 
     Raises:
-        UsageError: a GPU is asked for and there is none.
+        UsageError: the device has no such form, or is a GPU that is not there.
     """
+    gpus = torch.cuda.device_count()
     if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device {asked}: torch sees no GPU here. Use --device cpu, or install a torch with CUDA.")
+        return "cuda" if gpus else "cpu"
+    form = re.fullmatch(r"cpu|cuda(?::(\d+))?", asked)
+    if form is None:
+        raise UsageError(f"--device {asked!r}: expected auto, cpu, cuda or cuda:N; this release uses one device.")
+    if asked != "cpu" and int(form[1] or 0) >= gpus:
+        raise UsageError(
+            f"--device {asked}: torch sees {gpus} GPUs here. Use another one, or --device cpu, or a torch with CUDA."
+        )
     return asked
 
 

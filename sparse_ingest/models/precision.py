@@ -55,6 +55,8 @@ def choose_dtype(build: Callable[[str], DocumentEncoder], device: str, texts: Se
 
 def _kept(expected: Encoded, found: Encoded) -> tuple[float, float]:
     """Shares of float32's weight mass, and of its terms above TERM_WEIGHT, whose terms the other has too."""
+    if not np.isfinite(found.weights).all():
+        return 0.0, 0.0
     common = np.isin(_keys(expected), _keys(found), assume_unique=True)
     mass = float(expected.weights.sum(dtype=np.float64))
     heavy = expected.weights > TERM_WEIGHT

@@ -94,9 +94,11 @@ class Run:
         return cast(list[str | None], _read_json(self.path / "vocab.json"))
 
     def done(self, shard: int) -> dict[str, Any] | None:
-        """The record of a finished shard, or None."""
+        """The record of a finished shard, or None; without its file a shard is not finished."""
         path = self.path / "done" / f"{part_name(shard)}.json"
-        return cast(dict[str, Any], _read_json(path)) if path.exists() else None
+        if not (path.exists() and self.shard_path(shard).exists()):
+            return None
+        return cast(dict[str, Any], _read_json(path))
 
     def done_shards(self) -> list[int]:
         """The numbers of the finished shards, ascending."""
@@ -109,6 +111,7 @@ class Run:
     def unmark_done(self, shard: int) -> None:
         """Declare a shard unfinished again, before it is replaced."""
         (self.path / "done" / f"{part_name(shard)}.json").unlink(missing_ok=True)
+        sync_folder(self.path / "done")
 
     def complete(self) -> dict[str, Any] | None:
         """The content of complete.json, or None while shards are missing."""
@@ -179,13 +182,9 @@ def create_or_open_run(path: Path, manifest: Manifest, vocabulary: Sequence[str 
     Raises:
         RunError: the folder holds a run of another identity (each difference is named), or something else.
     """
+    refuse_strangers(path)
     path.mkdir(parents=True, exist_ok=True)
     if not has_manifest(path):
-        strangers = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".new-"))
-        if strangers:
-            raise RunError(
-                f"{path} is not empty and holds no run (found {strangers[0]}). Give --out an empty or new folder."
-            )
         write_json(path / "manifest.json", asdict(manifest), exclusive=True)
     run = open_run(path)
     refuse_differences(run, manifest.identity)
@@ -194,6 +193,23 @@ def create_or_open_run(path: Path, manifest: Manifest, vocabulary: Sequence[str 
     if not (path / "vocab.json").exists():
         write_json(path / "vocab.json", list(vocabulary))
     return run
+
+
+def refuse_strangers(path: Path) -> None:
+    """Refuse a place where something else than a run lies.
+
+    Raises:
+        RunError: it is a file, or a folder that is not empty and has no manifest.
+    """
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise RunError(f"{place} is a file; a run is a folder. Give --out an empty or new folder.")
+    if path.is_dir() and not has_manifest(path):
+        strangers = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".new-"))
+        if strangers:
+            raise RunError(
+                f"{path} is not empty and holds no run (found {strangers[0]}). Give --out an empty or new folder."
+            )
 
 
 def refuse_differences(run: Run, identity: Identity) -> None:

@@ -106,7 +106,7 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
             yield file
     except (OSError, pa.ArrowException, KeyError) as error:
         raise RunError(
-            f"{path} cannot be read as a shard: {error}. Delete its file in done/ and encode again."
+            f"{path} cannot be read as a shard: {_first_line(error)}. Delete its file in done/ and encode again."
         ) from error
 
 
@@ -128,6 +128,8 @@ def drop_bits(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
 def store_weights(vectors: SparseRows, kind: WeightType) -> tuple[SparseRows, int]:
     """The vectors as a shard keeps them, and how many weights became zero (underflow) and were dropped."""
     if kind == "float32":
+        if not np.isfinite(vectors.weights).all():
+            raise ValueError("some are not finite numbers")
         return vectors, 0
     halves = drop_bits(vectors.weights.astype(np.float32, copy=False))
     kept = halves > 0
@@ -199,3 +201,7 @@ def _shard_part(table: pa.Table) -> ShardPart:
 
 def _only_chunk(column: pa.ChunkedArray[Any]) -> Any:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

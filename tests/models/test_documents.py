@@ -238,7 +238,7 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
     assert choose_device("auto") == "cpu"
-    with pytest.raises(UsageError, match="torch sees no GPU"):
+    with pytest.raises(UsageError, match="torch sees 0 GPUs"):
         choose_device("cuda:1")
 
 
@@ -271,3 +271,18 @@ def test_the_number_of_terms_that_a_checkpoint_declares_is_kept(checkpoints: dic
     expected = theirs.encode_query(TEXTS[-1]).to_dense()
     assert len(weights) == 7
     assert sorted(weights.values()) == pytest.approx(sorted(expected[expected > 0].tolist()), abs=1e-4)
+
+
+@pytest.mark.parametrize("asked", ["foo", "mps", "cuda:0,cuda:1", "cuda:", "cpu:1", ""])
+def test_a_device_of_no_known_form_is_named(asked: str) -> None:
+    with pytest.raises(UsageError, match="expected auto, cpu, cuda or cuda:N"):
+        choose_device(asked)
+
+
+def test_long_texts_are_tokenised_a_few_at_a_time() -> None:
+    tokenizer = shared_encoder(PACKAGED)._tokenizer
+    texts = ["x" * length for length in (5, tokenizer.CHUNK_CHARACTERS, 7, 9)] + ["y"] * (tokenizer.CHUNK_TEXTS + 1)
+    chunks = list(tokenizer._chunks(texts))
+    assert [text for chunk in chunks for text in chunk] == texts
+    assert all(len(chunk) <= tokenizer.CHUNK_TEXTS for chunk in chunks)
+    assert all(len(chunk) == 1 or sum(map(len, chunk)) <= tokenizer.CHUNK_CHARACTERS for chunk in chunks)

@@ -188,11 +188,14 @@ def test_the_spelling_of_an_identity_is_fixed() -> None:
 def test_shards_are_marked_and_unmarked(tmp_path: Path) -> None:
     run = create_or_open_run(tmp_path, manifest_of(), VOCABULARY)
     for shard in (10, 2, 123456):
+        run.shard_path(shard).touch()
         run.mark_done(shard, {"rows": shard})
     assert run.done_shards() == [2, 10, 123456] and run.done(10) == {"rows": 10}
     run.unmark_done(10)
     run.unmark_done(10)
     assert run.done_shards() == [2, 123456]
+    run.shard_path(2).unlink()
+    assert run.done(2) is None
     run.mark_complete({"shards": 2})
     assert run.complete() == {"shards": 2}
     run.unmark_complete()
