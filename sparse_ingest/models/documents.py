@@ -23,8 +23,8 @@ from sparse_ingest.models.body import Body, TokenIds, Tokenizer
 from sparse_ingest.models.heads.tiles import TiledHead
 from sparse_ingest.pipeline import ModelSettings
 
-# Padded tokens of a batch. On the CPU larger ones fall out of the cache; for GPUs it is a start, not measured.
-BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
+# Padded tokens of a batch. On the CPU larger ones fall out of the cache; for GPUs it is a careful start, not measured.
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 # Documents of a batch: each has a dense row of the whole vocabulary until it is compacted.
 BATCH_DOCUMENTS = {"cpu": 64, "cuda": 1024}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
