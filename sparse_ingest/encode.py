@@ -151,14 +151,19 @@ class _Job:
         self.cursor = Cursor(corpus, options.limit)
         self.starts: list[Position] = []  # of each shard, as the first pass finds them
         checkpoint, pipeline = _resolve(pipeline)
-        self.settings = pipeline.encode
-        self.run, self._build_encoder = _open(corpus, out, checkpoint, pipeline, options, progress, self.cursor)
+        self.model, self.settings = pipeline.model, pipeline.encode
+        self.run, self._build_encoder = _open(corpus, out, checkpoint, pipeline, options, self.cursor)
         self.schema = shard_schema(len(self.run.vocabulary()), self.settings.weights)
 
     @cached_property
     def encoder(self) -> DocumentEncoder:
         """Built when the first shard is made: a run that is complete needs no model."""
-        return self._build_encoder()
+        encoder = self._build_encoder()
+        self.progress.note(
+            f"Encoding with {self.model.document} on {encoder.device} in {self.run.manifest.identity['dtype']}, "
+            f"at most {self.model.max_length} tokens a document."
+        )
+        return encoder
 
     def first_pass(self, stopping: Callable[[], bool]) -> None:
         """Walk the whole corpus once: check the shards that are done, make those that nobody else holds."""
@@ -211,10 +216,10 @@ class _Job:
         if self.options.trust_corpus:
             self.cursor.jump(Position(*done["next"]))
         else:
-            counts = _Counts()
+            digest = hashlib.sha256()
             for row in self.cursor.take(self.options.shard_rows):
-                _hash_row(counts, row)
-            if counts.input_sha256.hexdigest() != done["input_sha256"]:
+                _hash_row(digest, row)
+            if digest.hexdigest() != done["input_sha256"]:
                 raise RunError(
                     f"The corpus changed: rows {done['first_row']} to {self.cursor.position.row - 1} are not those "
                     f"that {part_name(shard)} of {self.run.path} was made from. Encode into a new folder."
@@ -223,16 +228,13 @@ class _Job:
         self.progress.read(self.cursor.position.row, self.cursor.share)
 
     def _try_shard(self, shard: int) -> bool:
-        """Make a shard unless another process holds it."""
+        """Make a shard, whose rows the cursor is at, unless another process holds or has made it; whether it did."""
         with self.run.lock(part_name(shard)) as held:
-            if not held:
+            if not held or self.run.done(shard):
                 return False
-            if not self.run.done(shard):
-                # A run that was complete and lost a shard is checked for duplicates again.
-                self.run.unmark_complete()
-                self._make_shard(shard)
-            else:
-                _drain(self.cursor.take(self.options.shard_rows))
+            # A run that was complete and lost a shard is checked for duplicates again.
+            self.run.unmark_complete()
+            self._make_shard(shard)
             return True
 
     def _make_shard(self, shard: int) -> None:
@@ -288,7 +290,7 @@ class _Job:
         size, seen = 0, 0
         for row in rows:
             seen += 1
-            _hash_row(counts, row)
+            _hash_row(counts.input_sha256, row)
             if row.document is None:
                 if self.options.on_bad_document == "fail":
                     raise bad_document(row)
@@ -386,13 +388,12 @@ def _open(
     checkpoint: Checkpoint,
     pipeline: Pipeline,
     options: EncodeOptions,
-    progress: Progress,
     cursor: Cursor,
 ) -> tuple[Run, Callable[[], DocumentEncoder]]:
     """Create the run, or open the one that is there, and a way to its encoder; refuses before a model is built."""
 
     def build(dtype: str) -> DocumentEncoder:
-        return _build_encoder(checkpoint, pipeline, options.device, dtype, progress)
+        return _build_encoder(checkpoint, pipeline, options.device, dtype)
 
     def identity(dtype: str) -> dict[str, Any]:
         return _identity(corpus, checkpoint, pipeline, options, dtype)
@@ -424,17 +425,11 @@ def _choose_dtype(build: Callable[[str], DocumentEncoder], device: str, cursor: 
     return choice["dtype"], {"dtype": choice}
 
 
-def _build_encoder(
-    checkpoint: Checkpoint, pipeline: Pipeline, device: str, dtype: str, progress: Progress
-) -> DocumentEncoder:
+def _build_encoder(checkpoint: Checkpoint, pipeline: Pipeline, device: str, dtype: str) -> DocumentEncoder:
     from sparse_ingest.models.documents import DocumentEncoder, choose_device
 
-    model, tokens = pipeline.model, pipeline.encode.batch_tokens
-    encoder = DocumentEncoder(checkpoint, model, device=choose_device(device), dtype=dtype, batch_tokens=tokens)
-    progress.note(
-        f"Encoding with {checkpoint.name} on {encoder.device} in {dtype}, at most {model.max_length} tokens a document."
-    )
-    return encoder
+    tokens = pipeline.encode.batch_tokens
+    return DocumentEncoder(checkpoint, pipeline.model, device=choose_device(device), dtype=dtype, batch_tokens=tokens)
 
 
 def _identity(
@@ -453,22 +448,19 @@ def _identity(
     }
 
 
-def _hash_row(counts: _Counts, row: SourceRow) -> None:
+def _hash_row(digest: hashlib._Hash, row: SourceRow) -> None:
     """Add a row to the hash by which a resumed run knows that the corpus is still the same.
 
     Of a bad row only that it is bad: its reason is worded by a release and may hold the path of a file.
     """
     content = [row.row, None] if row.document is None else [row.row, *row.document]
-    counts.input_sha256.update(canonical_json(content).encode() + b"\n")
+    digest.update(canonical_json(content).encode() + b"\n")
 
 
 def _totals(run: Run) -> dict[str, Any]:
-    """The content of complete.json, from the records in done/."""
-    shards = run.done_shards()
-    records = [record for shard in shards if (record := run.done(shard))]
-    names = {"rows": "rows", "terms": "nnz", **{name: name for name in ("empty", "truncated", "skipped", "underflow")}}
-    sums = {name: sum(record[key] for record in records) for name, key in names.items()}
-    return {"shards": len(shards), **sums, "duplicates_checked": True}
+    """The content of complete.json."""
+    sums = {"terms" if name == "nnz" else name: count for name, count in run.totals().items()}
+    return {**sums, "duplicates_checked": True}
 
 
 def _counted(complete: dict[str, Any]) -> dict[str, int]:

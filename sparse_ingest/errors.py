@@ -18,6 +18,11 @@ Exit code 3 (finished, but documents were refused or skipped) is a result, not a
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says, without the lines behind the first and without its full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 class SparseIngestError(Exception):
     """Base of every error that a user can cause or mend."""
 

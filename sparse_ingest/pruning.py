@@ -39,5 +39,4 @@ def prune(
         rank = np.empty(len(weights), dtype=np.int64)
         rank[order] = np.arange(len(weights)) - vectors.indptr[row_of[order]]
         kept &= rank < top_k
-    before = np.concatenate(([0], np.cumsum(kept)))
-    return SparseRows(vectors.doc_ids, before[vectors.indptr], vectors.token_ids[kept], vectors.weights[kept])
+    return vectors.keep(kept)

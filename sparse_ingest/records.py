@@ -1,7 +1,7 @@
 """The records that travel between the rooms.
 
 Corpora give `SourceRow`s (each with a `Document`, or the reason why there is none), models and run folders give
-`SparseRows`, the loader gives one `Outcome` per document. Nothing here reads, writes or computes.
+`SparseRows`, the loader gives one `Outcome` per document. Nothing here reads or writes.
 """
 
 from __future__ import annotations
@@ -57,6 +57,11 @@ class SparseRows(NamedTuple):
         """The token ids and weights of one row, as views."""
         start, end = self.indptr[index], self.indptr[index + 1]
         return self.token_ids[start:end], self.weights[start:end]
+
+    def keep(self, kept: npt.NDArray[np.bool_]) -> SparseRows:
+        """The same rows with only the terms that `kept`, one bool per term, says."""
+        before = np.concatenate(([0], np.cumsum(kept)))
+        return SparseRows(self.doc_ids, before[self.indptr], self.token_ids[kept], self.weights[kept])
 
 
 class Outcome(NamedTuple):

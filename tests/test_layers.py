@@ -12,7 +12,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "sparse_ingest"
 ROOMS = {"corpora", "checkpoints", "models", "queries", "runs", "opensearch", "retrieval", "local_server"}
 # What every room may use.
-RECORDS = {"errors", "records", "pipeline", "pruning"}
+RECORDS = {"durable", "errors", "records", "pipeline", "pruning"}
 # Room or module -> what else it may import. The protocol of query encoders is what both sides of it share.
 ALLOWED = {
     "models": {"checkpoints", "queries.protocol"},

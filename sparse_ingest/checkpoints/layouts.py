@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +30,15 @@ class Checkpoint:
     name: str
     folder: Path
     revision: str | None
-    sha256: str
     family: str
     transformer: Path
     declared: dict[str, Any]
     max_active_dims: int | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """The fingerprint of the folder; hashed when it is first asked for, which a query never does."""
+        return fingerprint(self.folder)
 
 
 class Family(NamedTuple):
@@ -68,7 +73,6 @@ def read_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
                 name,
                 located.folder,
                 located.revision,
-                fingerprint(located.folder),
                 family.name,
                 transformer,
                 declared,

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from sparse_ingest.errors import CheckpointError
+from sparse_ingest.errors import CheckpointError, first_line
 
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -83,9 +83,8 @@ def _from_hub(name: str, revision: str | None) -> Located:
             "(or it is private: set HF_TOKEN)."
         ) from error
     except (LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"No folder {name!r} here, and the model cannot be fetched from the hub ({reason}). "
+            f"No folder {name!r} here, and the model cannot be fetched from the hub ({first_line(error)}). "
             "Name a folder or package:NAME/PATH, or try again with the hub in reach."
         ) from error
     # The hub's cache names a snapshot's folder by its commit.

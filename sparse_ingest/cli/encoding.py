@@ -108,15 +108,13 @@ def status(run: Path, as_json: bool) -> None:
     opened = open_run(run)
     manifest = opened.manifest
     records = [record for shard in opened.done_shards() if (record := opened.done(shard))]
-    keys = ("rows", "nnz", "empty", "truncated", "skipped", "underflow")
-    state = {
+    state: dict[str, Any] = {
         "run": str(run),
         "run_id": manifest.run_id,
         "model": manifest.model.get("document"),
         "dtype": manifest.identity.get("dtype"),
         "complete": opened.complete() is not None,
-        "shards": len(records),
-        **{key: sum(record[key] for record in records) for key in keys},
+        **opened.totals(),
         "seconds": {
             stage: round(sum(record["seconds"][stage] for record in records), 1)
             for stage in ("read", "encode", "write")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from dataclasses import replace as with_changes
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_ingest.cli.options import connection_options, json_option, print_json
+from sparse_ingest.cli.options import connection_options, json_option, pipeline_options, print_json
 from sparse_ingest.cli.progress import Progress, asked_to_stop
 
 if TYPE_CHECKING:
     from sparse_ingest.load import LoadReport
     from sparse_ingest.opensearch.client import Connection
+    from sparse_ingest.pipeline import Pipeline
     from sparse_ingest.verify import VerifyReport
 
 _RUN = click.argument("run", type=click.Path(path_type=Path))
@@ -22,8 +24,7 @@ _RUN = click.argument("run", type=click.Path(path_type=Path))
 @click.command()
 @_RUN
 @click.option("--index", required=True, help="Index to load into; made when missing")
-@click.option("--pipeline", help="Pipeline file, or the name of a packaged one; its [index] table is used")
-@click.option("--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="Override a pipeline setting")
+@pipeline_options
 @click.option("--field", help="Name of the sparse field  [default: that of the pipeline, else sparse]")
 @click.option("--kind", type=click.Choice(["rank_features", "sparse_vector"]), help="Type of the sparse field")
 @click.option("--replace", is_flag=True, help="Delete the index first, unless it is an unfinished load of this run")
@@ -34,8 +35,7 @@ _RUN = click.argument("run", type=click.Path(path_type=Path))
 def load(
     run: Path,
     index: str,
-    pipeline: str | None,
-    assignments: tuple[str, ...],
+    pipeline: Pipeline,
     field: str | None,
     kind: str | None,
     replace: bool,
@@ -49,18 +49,14 @@ def load(
     Exit code 3: finished, but OpenSearch refused documents; dead.jsonl beside the journal names them.
     """
     from sparse_ingest import load as verb
-    from sparse_ingest.pipeline import Pipeline, override, read_pipeline
 
-    given = {"field": field, "kind": kind}
-    settings = override(
-        read_pipeline(pipeline) if pipeline else Pipeline(),
-        [*assignments, *(f'index.{key}="{value}"' for key, value in given.items() if value)],
-    )
+    given: dict[str, Any] = {name: value for name, value in (("field", field), ("kind", kind)) if value}
+    pipeline = with_changes(pipeline, index=with_changes(pipeline.index, **given))
     with Progress("documents", _rows(run)) as progress, asked_to_stop() as stop:
         report = verb.load(
             run,
             index=index,
-            pipeline=settings,
+            pipeline=pipeline,
             connection=connection,
             replace=replace,
             from_scratch=from_scratch,

@@ -67,13 +67,18 @@ def model_options(command: F) -> F:
 
     `pipeline.model.document` is None when the user named no model.
     """
+    model = click.option("--model", metavar="M", help="Model: a hub id, a folder, or package:NAME/PATH")
+    return model(pipeline_options(command))
+
+
+def pipeline_options(command: F) -> F:
+    """Which settings, for a command that needs no model; it receives the keyword `pipeline`, a `Pipeline`."""
 
     @click.option("--pipeline", "pipeline_name", metavar="P", help="Pipeline file, or the name of a packaged one")
-    @click.option("--model", metavar="M", help="Model: a hub id, a folder, or package:NAME/PATH")
     @click.option("--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting")
     @functools.wraps(command)
     def with_pipeline(
-        *args: Any, pipeline_name: str | None, model: str | None, assignments: tuple[str, ...], **kwargs: Any
+        *args: Any, pipeline_name: str | None, assignments: tuple[str, ...], model: str | None = None, **kwargs: Any
     ) -> Any:
         pipeline = read_pipeline(pipeline_name) if pipeline_name else Pipeline()
         if model:

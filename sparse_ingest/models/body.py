@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
-from sparse_ingest.errors import CheckpointError, PipelineError
+from sparse_ingest.errors import CheckpointError, PipelineError, first_line
 from sparse_ingest.pipeline import ModelSettings
 
 TokenIds = npt.NDArray[np.int32]
@@ -49,7 +49,7 @@ class Tokenizer:
             self._tokenizer: Any = loaded.backend_tokenizer
         except (OSError, ValueError, AttributeError, ImportError) as error:
             raise CheckpointError(
-                f"The tokenizer in {folder} cannot be built: {_first_line(error)}. Expected tokenizer.json."
+                f"The tokenizer in {folder} cannot be built: {first_line(error)}. Expected tokenizer.json."
             ) from error
         self.padding_id = int(loaded.pad_token_id or 0)
         self.special_ids = sorted(set(loaded.all_special_ids))
@@ -173,7 +173,7 @@ def _build_masked_lm(checkpoint: Checkpoint) -> Any:
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise CheckpointError(f"{checkpoint.name} cannot be built: {_first_line(error)}.") from error
+        raise CheckpointError(f"{checkpoint.name} cannot be built: {first_line(error)}.") from error
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if missing:
         # transformers would fill these with random numbers and go on.
@@ -192,7 +192,3 @@ def _lower_case_first(tokenizer: Any) -> None:
     if tokenizer.normalizer is not None:
         steps.append(tokenizer.normalizer)
     tokenizer.normalizer = normalizers.Sequence(steps)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

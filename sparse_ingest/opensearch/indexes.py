@@ -192,9 +192,7 @@ def field_mapping(mappings: dict[str, Any], field: str) -> dict[str, Any] | None
 
 def stamp_index(client: Client, index: Index, stamp: Stamp) -> None:
     """Write our stamp into `_meta`; everybody else's keys stay (a mapping update replaces `_meta` whole)."""
-    there = find_index(client, index.name)
-    if there is None or there.uuid != index.uuid:
-        raise ClusterError(changed_message(index, there.uuid if there else None))
+    there = check_uuid(client, index)
     meta = {**there.mappings.get("_meta", {}), META_KEY: stamp.as_meta()}
     client.call("PUT", f"/{quote(index.name, safe='')}/_mapping", {"_meta": meta})
 
@@ -207,8 +205,8 @@ def continued_stamp(there: Stamp | None, stamp: Stamp) -> Stamp:
     return replace(stamp, created_by=there.created_by, runs=runs)
 
 
-def check_uuid(client: Client, index: Index) -> None:
-    """Stop when the index was deleted, or deleted and made again, since it was looked at.
+def check_uuid(client: Client, index: Index) -> Index:
+    """The index as it is now; stops when it was deleted, or deleted and made again, since it was looked at.
 
     Raises:
         ClusterError: it was.
@@ -216,6 +214,7 @@ def check_uuid(client: Client, index: Index) -> None:
     there = find_index(client, index.name)
     if there is None or there.uuid != index.uuid:
         raise ClusterError(changed_message(index, there.uuid if there else None))
+    return there
 
 
 def changed_message(index: Index, found: str | None) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparse_ingest.durable import sync_folder, write_atomic
 from sparse_ingest.errors import RunError
 
 
@@ -50,11 +51,7 @@ class Journal:
         lines = list(_lines(self.dead_path))
         kept = [line for line in lines if line["shard"] != shard]
         if len(kept) < len(lines):
-            temporary = self.dead_path.with_suffix(".new")
-            temporary.unlink(missing_ok=True)
-            _append(temporary, kept)
-            temporary.replace(self.dead_path)
-            _sync_folder(self.dead_path.parent)
+            write_atomic(self.dead_path, _as_bytes(kept))
 
     def finish(self, shard: int, record: dict[str, Any], dead: Sequence[DeadLetter]) -> None:
         """Write a shard's dead letters, then its line: from here on it is loaded."""
@@ -91,16 +88,20 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 ) from error
 
 
+def _as_bytes(lines: Sequence[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
+
+
 def _append(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     """Append lines and wait until the disk has them."""
     new = not path.exists()
     with path.open("ab+") as file:
         file.truncate(_complete_bytes(path))
-        file.write(b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
+        file.write(_as_bytes(lines))
         file.flush()
         os.fsync(file.fileno())
     if new:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def _complete_bytes(path: Path) -> int:
@@ -116,11 +117,3 @@ def _complete_bytes(path: Path) -> int:
                 return start + line_break + 1
             end = start
     return 0
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

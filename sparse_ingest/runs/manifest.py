@@ -11,13 +11,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from sparse_ingest.durable import sync_folder, write_atomic
 from sparse_ingest.errors import RunError
 from sparse_ingest.runs.identity import Identity, canonical_json, differences, run_id
 
@@ -56,6 +55,7 @@ class Run:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
+        self._vocabulary: list[str | None] | None = None
 
     def shard_path(self, shard: int) -> Path:
         """Where a shard lies under its final name."""
@@ -90,8 +90,10 @@ class Run:
         return (self.path / "vocab.json").exists()
 
     def vocabulary(self) -> list[str | None]:
-        """The token string of each id; None where an id has no token."""
-        return cast(list[str | None], _read_json(self.path / "vocab.json"))
+        """The token string of each id; None where an id has no token. Read once: the file never changes."""
+        if self._vocabulary is None:
+            self._vocabulary = cast(list[str | None], _read_json(self.path / "vocab.json"))
+        return self._vocabulary
 
     def done(self, shard: int) -> dict[str, Any] | None:
         """The record of a finished shard, or None; without its file a shard is not finished."""
@@ -103,6 +105,12 @@ class Run:
     def done_shards(self) -> list[int]:
         """The numbers of the finished shards, ascending."""
         return sorted(int(path.stem.removeprefix("part-")) for path in (self.path / "done").glob("part-*.json"))
+
+    def totals(self) -> dict[str, int]:
+        """The number of finished shards, and what their records count, summed."""
+        records = [record for shard in self.done_shards() if (record := self.done(shard))]
+        counts = ("rows", "nnz", "empty", "truncated", "skipped", "underflow")
+        return {"shards": len(records), **{name: sum(record[name] for record in records) for name in counts}}
 
     def mark_done(self, shard: int, record: dict[str, Any]) -> None:
         """Declare a shard finished; its file and skipped/ must be in place."""
@@ -237,38 +245,6 @@ def write_json(path: Path, value: object, *, exclusive: bool = False) -> None:
     """Write JSON so that `path` is never seen half written; see `write_atomic`."""
     text = json.dumps(value, ensure_ascii=False, indent=None if isinstance(value, list) else 1)
     write_atomic(path, text.encode() + b"\n", exclusive=exclusive)
-
-
-def write_atomic(path: Path, content: bytes, *, exclusive: bool = False) -> None:
-    """Write a file under a temporary name, fsync it, and give it its final name.
-
-    With `exclusive`, a file that is already there stays as it is.
-    """
-    handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        if exclusive:
-            # A hard link fails when the name exists, so of two processes one wins with a whole file.
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, path)
-        else:
-            Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read_json(path: Path) -> Any:

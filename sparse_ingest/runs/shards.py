@@ -19,9 +19,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sparse_ingest.errors import RunError
+from sparse_ingest.durable import sync_folder
+from sparse_ingest.errors import RunError, first_line
 from sparse_ingest.records import SparseRows
-from sparse_ingest.runs.manifest import sync_folder
 
 PART_ROWS = 8192
 MAX_FLOAT16 = 65504.0
@@ -106,7 +106,7 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
             yield file
     except (OSError, pa.ArrowException, KeyError) as error:
         raise RunError(
-            f"{path} cannot be read as a shard: {_first_line(error)}. Delete its file in done/ and encode again."
+            f"{path} cannot be read as a shard: {first_line(error)}. Delete its file in done/ and encode again."
         ) from error
 
 
@@ -136,11 +136,7 @@ def store_weights(vectors: SparseRows, kind: WeightType) -> tuple[SparseRows, in
     underflow = int(kept.size - np.count_nonzero(kept))
     if not underflow:
         return vectors._replace(weights=halves), 0
-    before = np.concatenate(([0], np.cumsum(kept)))
-    return (
-        SparseRows(vectors.doc_ids, before[vectors.indptr], vectors.token_ids[kept], halves[kept]),
-        underflow,
-    )
+    return vectors._replace(weights=halves).keep(kept), underflow
 
 
 def drop_rows(part: ShardPart, rows: Sequence[int]) -> ShardPart:
@@ -201,7 +197,3 @@ def _shard_part(table: pa.Table) -> ShardPart:
 
 def _only_chunk(column: pa.ChunkedArray[Any]) -> Any:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
