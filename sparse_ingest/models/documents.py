@@ -19,8 +19,9 @@ import torch
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.errors import UsageError
 from sparse_ingest.models.batches import plan_batches
-from sparse_ingest.models.body import Body, TokenIds, Tokenizer
+from sparse_ingest.models.body import Body
 from sparse_ingest.models.heads.tiles import TiledHead
+from sparse_ingest.models.tokenizer import TokenIds, Tokenizer
 from sparse_ingest.pipeline import ModelSettings
 
 # Padded tokens of a batch. On the CPU larger ones fall out of the cache; for GPUs it is a careful start, not measured.

@@ -161,7 +161,7 @@ def test_a_text_without_any_token_gets_an_empty_row(own: Path) -> None:
 
 
 def test_two_ids_of_one_string_are_refused_with_both(plain: Path) -> None:
-    from sparse_ingest.models.body import Tokenizer as OurTokenizer
+    from sparse_ingest.models.tokenizer import Tokenizer as OurTokenizer
 
     class Repeating:
         """A tokenizer whose strings fall together, as they do where byte fallback and a word share one."""
