@@ -7,7 +7,7 @@ UV := $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check
+.PHONY: help demo test test-all test-hub check
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,9 @@ test: .venv/.test  ## Set up, then run every test that needs no model hub and ta
 
 test-all: .venv/.test  ## Set up, then run the slow tests too
 	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not hub"
+
+test-hub: .venv/.test  ## Set up, then check the numbers of the model cards; needs a model hub, downloads 1.5 GB
+	$(BIN)/python -m pytest -m hub
 
 check: .venv/.test  ## Set up, then lint, check the format and the types
 	$(BIN)/ruff check .

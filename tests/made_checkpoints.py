@@ -1,13 +1,15 @@
 """Tiny real checkpoints, made in a folder without a network: two layers, 32 numbers wide, random weights from a seed.
 
-The decoder has a bias far below zero and weights large enough that a text gets some dozens of terms. Three
-architectures and three layouts: plain masked LM, the sentence-transformers layout of released SPLADE cards, and what
+The decoder has a bias far below zero and weights large enough that a text gets some dozens of terms. Five
+architectures, and gte once more as `NewForMaskedLM`. Layouts: plain masked LM, the same with idf.json, the
+sentence-transformers layouts of released SPLADE cards with one encoder and with a Router, and what
 SparseEncoder.save_pretrained writes today.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ PUNCTUATION = tuple(".,!?-'\"()")
 WORDPIECE = (*SPECIAL, *PUNCTUATION, *WORDS, *CHARACTERS, *(f"##{letter}" for letter in CHARACTERS), *PIECES)
 MERGES = (("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("e", "r"), ("i", "n"), ("in", "g"), ("Ġ", "s"), ("o", "n"))
 BPE_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-ARCHITECTURES = ("bert", "distilbert", "roberta")
+ARCHITECTURES = ("bert", "distilbert", "roberta", "modernbert", "gte")
 
 PACKAGED = "package:cognition/model"
 # What `make_all` makes, and a real checkpoint from a package.
@@ -73,7 +75,12 @@ def make_all(root: Path) -> dict[str, str]:
 
 
 def build_encoder(
-    model: str | Path, *, dtype: str = "float32", batch_tokens: int | None = None, **settings: Any
+    model: str | Path,
+    *,
+    dtype: str = "float32",
+    batch_tokens: int | None = None,
+    window_stride: int | None = None,
+    **settings: Any,
 ) -> Any:
     """A `DocumentEncoder` of a checkpoint; `settings` are those of `[model]`."""
     from sparse_ingest.checkpoints.layouts import read_checkpoint
@@ -83,13 +90,24 @@ def build_encoder(
 
     checkpoint = read_checkpoint(str(model))
     resolved = resolve_settings(ModelSettings(**settings), checkpoint)
-    return DocumentEncoder(checkpoint, resolved, device="cpu", dtype=dtype, batch_tokens=batch_tokens)
+    return DocumentEncoder(
+        checkpoint, resolved, device="cpu", dtype=dtype, batch_tokens=batch_tokens, window_stride=window_stride
+    )
 
 
 def make_masked_lm(
-    folder: Path, architecture: str = "bert", *, seed: int = 1, cased: bool = False, model_max_length: int | None = None
+    folder: Path,
+    architecture: str = "bert",
+    *,
+    seed: int = 1,
+    cased: bool = False,
+    model_max_length: int | None = None,
+    type_vocab_size: int = 0,
 ) -> Path:
-    """A checkpoint in the plain layout: config.json, model.safetensors, tokenizer.json, tokenizer_config.json."""
+    """A checkpoint in the plain layout: config.json, model.safetensors, tokenizer.json, tokenizer_config.json.
+
+    `type_vocab_size` is for gte, which is trained with and without token types.
+    """
     import torch
     import transformers
 
@@ -103,8 +121,20 @@ def make_masked_lm(
             **{**_sizes(len(_bpe_vocabulary())), "max_position_embeddings": POSITIONS + 2},
             pad_token_id=1, bos_token_id=0, eos_token_id=2, type_vocab_size=1,
         ),
+        # One layer that looks everywhere, two that look 4 tokens to each side.
+        "modernbert": lambda: transformers.ModernBertConfig(
+            **{**_sizes(len(WORDPIECE)), "num_hidden_layers": 3}, pad_token_id=0, cls_token_id=2, sep_token_id=3,
+            bos_token_id=2, eos_token_id=3, local_attention=8, initializer_cutoff_factor=2.0,
+        ),
+        "gte": lambda: transformers.GteConfig(
+            **_sizes(len(WORDPIECE)), pad_token_id=0, type_vocab_size=type_vocab_size,
+            rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+        ),
     }  # fmt: skip
-    model_of = {"bert": "BertForMaskedLM", "distilbert": "DistilBertForMaskedLM", "roberta": "RobertaForMaskedLM"}
+    model_of = {
+        "bert": "BertForMaskedLM", "distilbert": "DistilBertForMaskedLM", "roberta": "RobertaForMaskedLM",
+        "modernbert": "ModernBertForMaskedLM", "gte": "GteForMaskedLM",
+    }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, model_of[architecture])(config_of[architecture]())
@@ -125,6 +155,106 @@ def make_tokenizer(architecture: str, *, cased: bool = False, model_max_length: 
     special = {f"{name}_token": token for name, token in zip(names, tokens, strict=True)}
     limit = {} if model_max_length is None else {"model_max_length": model_max_length}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **limit)
+
+
+def make_new(
+    folder: Path, gte: Path, *, packed: bool = True, rope_scaling: Mapping[str, Any] | None = None, **changed: Any
+) -> Path:
+    """The weights of a gte checkpoint as the remote code of `NewForMaskedLM` saves them, without that code."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(gte, folder)
+    weights = {}
+    for name, tensor in load_file(gte / "model.safetensors").items():
+        name = f"new.{name.removeprefix('gte.')}" if name.startswith("gte.") else name
+        if "qkv_proj" in name and not packed:
+            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                weights[name.replace("qkv", letter)] = part.clone()
+        else:
+            weights[name] = tensor
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((gte / "config.json").read_text())
+    theta = config.pop("rope_parameters")["rope_theta"]
+    code = "Alibaba-NLP/new-impl--"
+    config |= {
+        "architectures": ["NewForMaskedLM"], "model_type": "new", "rope_theta": theta, "rope_scaling": rope_scaling,
+        "auto_map": {
+            "AutoConfig": f"{code}configuration.NewConfig", "AutoModelForMaskedLM": f"{code}modeling.NewForMaskedLM",
+        },
+        "layer_norm_type": "layer_norm", "logn_attention_clip1": False, "logn_attention_scale": False,
+        "pack_qkv": packed, "position_embedding_type": "rope", "unpad_inputs": False,
+        "use_memory_efficient_attention": False, **changed,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def make_router(
+    folder: Path,
+    masked_lm: Path,
+    *,
+    table: str = "SparseStaticEmbedding",
+    transformer: str = "document_0_MLMTransformer",
+    config_name: str = "router_config.json",
+    activation: str = "relu",
+    max_seq_length: int = POSITIONS,
+    query_length: int = 6,
+    prompts: Mapping[str, str] | None = None,
+) -> Path:
+    """A Router as cards show it: `table` is the class of the query side, `transformer` its folder, "" for the root."""
+    from safetensors.numpy import save_file
+
+    inside = folder / transformer
+    shutil.copytree(masked_lm, inside, dirs_exist_ok=True)
+    path = "sentence_transformers.sparse_encoder.models"
+    query = f"query_0_{table}"
+    size = json.loads((inside / "config.json").read_text())["vocab_size"]
+    (folder / query).mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(masked_lm / name, folder / query)
+    _write_json(folder / query / "tokenizer_config.json", model_max_length=query_length)
+    save_file({"weight": table_weights(size)}, folder / query / "model.safetensors")
+    (folder / query / "config.json").write_text(json.dumps({"frozen": False}))
+    (folder / "document_1_SpladePooling").mkdir()
+    pooling = {"pooling_strategy": "max", "activation_function": activation, "word_embedding_dimension": size}
+    (folder / "document_1_SpladePooling" / "config.json").write_text(json.dumps(pooling))
+    for name, content in {
+        f"{transformer}/sentence_bert_config.json": {"max_seq_length": max_seq_length, "do_lower_case": False},
+        "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}],
+        config_name: {
+            "types": {
+                query: f"{path}.{table}",
+                transformer: f"{path}.MLMTransformer",
+                "document_1_SpladePooling": f"{path}.SpladePooling",
+            },
+            "structure": {"query": [query], "document": [transformer, "document_1_SpladePooling"]},
+            "parameters": {"default_route": "document", "allow_empty_key": True},
+        },
+        "config_sentence_transformers.json": {
+            "model_type": "SparseEncoder",
+            "__version__": {"sentence_transformers": "5.0.0", "transformers": "4.50.3", "pytorch": "2.6.0"},
+            "prompts": dict(prompts or {}), "default_prompt_name": None, "similarity_fn_name": "dot",
+        },
+    }.items():  # fmt: skip
+        (folder / name.lstrip("/")).write_text(json.dumps(content))
+    return folder
+
+
+def table_weights(size: int) -> Any:
+    """Weights by token id, all above zero, also those of special tokens."""
+    import numpy as np
+
+    return np.random.default_rng(3).uniform(0.5, 9.0, size).astype(np.float32)
+
+
+def write_idf(folder: Path, left_out: tuple[str, ...] = ()) -> Path:
+    """An idf.json beside a masked LM, as OpenSearch publishes its models."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    weights = table_weights(tokenizer.get_vocab_size()).tolist()
+    tokens = (tokenizer.id_to_token(place) for place in range(len(weights)))
+    idf = {token: weight for token, weight in zip(tokens, weights, strict=True) if token not in left_out}
+    (folder / "idf.json").write_text(json.dumps(idf))
+    return folder
 
 
 def make_splade_card(
@@ -186,6 +316,10 @@ def save_sparse_encoder(
     pooling = SpladePooling("max", activation_function=activation)
     SparseEncoder(modules=[transformer, pooling], prompts=dict(prompts), device="cpu").save_pretrained(str(folder))
     return folder
+
+
+def _write_json(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def _sizes(vocabulary: int) -> dict[str, Any]:

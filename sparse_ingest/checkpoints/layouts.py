@@ -1,12 +1,13 @@
 """The families of checkpoints, each recognised from its files, never from its name.
 
-In: a model folder. Out: a `Checkpoint` that says which folder holds the masked LM and which settings its files
-declare. A family that this release cannot build is recognised too, so that the message can name it.
+In: a model folder. Out: a `Checkpoint` that says where its document side and its query side lie and which settings
+their files declare. Only JSON is read: weights may be absent where they are not needed, and no code of a checkpoint
+runs. Not covered: Router folders (routers.py), and what stands for a setting that no file declares (settings.py).
 """
 
 from __future__ import annotations
 
-import json
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,17 +15,32 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparse_ingest.checkpoints.locate import fingerprint, locate
+from sparse_ingest.checkpoints.modules import (
+    Module,
+    declared_by_splade,
+    is_splade,
+    prompts,
+    read_json,
+    read_modules,
+)
+from sparse_ingest.checkpoints.routers import read_router
+from sparse_ingest.checkpoints.sides import MaskedLMSide, Sides, WeightTableSide
 from sparse_ingest.errors import CheckpointError
 
-TRANSFORMER_TYPES = ("Transformer", "MLMTransformer")
+TABLE_ALONE = "weight table alone, no model"
+# Checkpoints of this type come with remote code, but transformers has the same architecture under the name `gte`.
+BUILT_AS_GTE = "new"
+# In this order where a folder has both: OpenSearch's models ship the same table twice.
+TABLE_FILES = ("idf.json", "query_token_weights.txt")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A model folder that was recognised.
 
-    `declared` holds what its files say about the settings of `[model]`; `transformer` is the folder of the masked LM;
-    `max_active_dims` is how many terms of a row its library keeps, None for all.
+    `transformer` is the folder of the document side's masked LM and `declared` what its files say about the settings
+    of `[model]`; `query` is the query side; `max_active_dims` is how many terms of a row its library keeps, None for
+    all.
     """
 
     name: str
@@ -32,6 +48,7 @@ class Checkpoint:
     revision: str | None
     family: str
     transformer: Path
+    query: MaskedLMSide | WeightTableSide
     declared: dict[str, Any]
     max_active_dims: int | None = None
 
@@ -40,136 +57,149 @@ class Checkpoint:
         """The fingerprint of the folder; hashed when it is first asked for, which a query never does."""
         return fingerprint(self.folder)
 
+    @property
+    def remote_code(self) -> str | None:
+        """What of the checkpoint's own code would run to build its document side, None when nothing would."""
+        return remote_code(self.transformer)
+
 
 class Family(NamedTuple):
-    """One row of the table: how a family is recognised, and where its masked LM and settings lie.
+    """One row of the table: how a family is recognised, and how its sides are read.
 
-    `recognise` receives the folder and the last parts of the module types in modules.json (empty without that file).
+    Both receive the folder and its modules, which are none without a modules.json.
     """
 
     name: str
-    recognise: Callable[[Path, list[str]], bool]
-    read: Callable[[Path], tuple[Path, dict[str, Any]]] | None
+    recognise: Callable[[Path, list[Module]], bool]
+    read: Callable[[Path, list[Module]], Sides]
 
 
-def read_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
-    """Locate a model and recognise its family.
+def read_checkpoint(name: str, revision: str | None = None, *, code: bool = False) -> Checkpoint:
+    """Locate a model and recognise its family; `code` fetches the model's own Python files too, and runs none.
 
     Raises:
         CheckpointError: the model is not there, its family is unknown or not built here, or a file is missing.
     """
-    located = locate(name, revision)
-    types = [_last_part(module["type"]) for module in _modules(located.folder)]
+    located = locate(name, revision, code=code)
+    folder = located.folder
+    modules = read_modules(folder)
     for family in FAMILIES:
-        if family.recognise(located.folder, types):
-            if family.read is None:
-                raise CheckpointError(
-                    f"{name} is a checkpoint of the family {family.name!r}, which this release cannot build."
-                )
-            transformer, declared = family.read(located.folder)
-            _require_weights(name, transformer)
-            limit = read_json(located.folder / "config_sentence_transformers.json").get("max_active_dims")
+        if family.recognise(folder, modules):
+            sides = family.read(folder, modules)
+            limit = read_json(folder / "config_sentence_transformers.json").get("max_active_dims")
             return Checkpoint(
-                name,
-                located.folder,
-                located.revision,
-                family.name,
-                transformer,
-                declared,
+                name=name,
+                folder=folder,
+                revision=located.revision,
+                family=family.name,
+                transformer=sides.transformer,
+                query=sides.query,
+                declared=sides.declared,
                 max_active_dims=limit,
             )
-    files = ", ".join(sorted(entry.name for entry in located.folder.iterdir())[:12]) or "nothing"
+    files = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "nothing"
     tried = "; ".join(family.name for family in FAMILIES)
+    chain = f" Its modules: {', '.join(module.kind for module in modules)}." if modules else ""
     raise CheckpointError(
-        f"{name} is no checkpoint of a known family. Looked for: {tried}. Found in the folder: {files}."
+        f"{name} is no checkpoint of a known family. Looked for: {tried}. Found in the folder: {files}.{chain}"
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model folder; an absent file is an empty object."""
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON: {error}. Fetch the model again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object. Fetch the model again.")
-    return content
+def remote_code(folder: Path) -> str | None:
+    """What code of its own a masked LM brings for an architecture that transformers itself cannot build.
+
+    Known architectures that bring code as well are built without it, and so is `model_type = "new"`.
+    """
+    repository, dashes, local = _code_reference(folder).rpartition("--")
+    file, _, name = local.rpartition(".")
+    return f"class {name} of {file}.py" + (f" of the repository {repository}" if dashes else "") if name else None
 
 
-def _is_symmetric(folder: Path, types: list[str]) -> bool:
-    return len(types) == 2 and types[0] in TRANSFORMER_TYPES and types[1] == "SpladePooling"
+def trusted_code(checkpoint: Checkpoint, folder: Path, *, trusted: bool) -> str | None:
+    """What of a masked LM's own code will run and where it comes from, None when nothing will.
+
+    Raises:
+        CheckpointError: it is not trusted, or lies in another repository, where no revision pins it.
+    """
+    code = remote_code(folder)
+    if code is None:
+        return None
+    place = f"revision {checkpoint.revision}" if checkpoint.revision else str(checkpoint.folder)
+    if not trusted:
+        raise CheckpointError(
+            f"{checkpoint.name} brings remote code: {code} ({place}) would run. Read it, then allow it with "
+            "--trust-remote-code or [model] trust_remote_code = true."
+        )
+    if "--" in _code_reference(folder):
+        raise CheckpointError(
+            f"{checkpoint.name} ({place}) takes its code from elsewhere, where its revision pins nothing: {code}. "
+            "Put those files into a copy of the model's folder, name them in its auto_map, and load the copy."
+        )
+    return f"{code} ({place})"
 
 
-def _is_masked_lm(folder: Path, types: list[str]) -> bool:
+def _code_reference(folder: Path) -> str:
+    """The entry of auto_map that building the masked LM would follow, empty when none."""
+    config = read_json(folder / "config.json")
+    references = config.get("auto_map") or {}
+    kind = str(config.get("model_type") or "")
+    if not references or kind == BUILT_AS_GTE or _transformers_has(kind):
+        return ""
+    return str(references.get("AutoModelForMaskedLM") or next(iter(references.values())))
+
+
+def _transformers_has(kind: str) -> bool:
+    """Whether the installed transformers has an architecture, by its folders: importing it takes seconds."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or not spec.submodule_search_locations or not kind:
+        return False
+    return any(
+        (Path(location) / "models" / kind.replace("-", "_")).is_dir() for location in spec.submodule_search_locations
+    )
+
+
+def _read_symmetric(folder: Path, modules: list[Module]) -> Sides:
+    transformer, pooling = modules
+    of_query, of_document = (declared_by_splade(transformer, pooling, task) for task in ("query", "document"))
+    both = prompts(folder)
+    return Sides(transformer.folder, of_document | both, MaskedLMSide(transformer.folder, of_query | both))
+
+
+def _is_masked_lm(folder: Path, modules: list[Module]) -> bool:
     architectures = read_json(folder / "config.json").get("architectures") or []
-    return not types and any(str(name).endswith("ForMaskedLM") for name in architectures)
+    return not modules and any(str(name).endswith("ForMaskedLM") for name in architectures)
 
 
-def _read_symmetric(folder: Path) -> tuple[Path, dict[str, Any]]:
-    transformer, pooling = (folder / module.get("path", "") for module in _modules(folder))
-    module_config = read_json(transformer / "sentence_bert_config.json") or read_json(
-        folder / "sentence_bert_config.json"
-    )
-    pooling_config = read_json(pooling / "config.json")
-    prompts = read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
-    document_prompts = (prompts[key] for key in ("document", "passage", "corpus") if key in prompts)
-    declared = {
-        "activation": pooling_config.get("activation_function"),
-        "pooling": pooling_config.get("pooling_strategy"),
-        "max_length": module_config.get("max_seq_length"),
-        "lower_case": module_config.get("do_lower_case"),
-        "document_prompt": next(document_prompts, None),
-        "query_prompt": prompts.get("query"),
-    }
-    return transformer, {key: value for key, value in declared.items() if value is not None}
+def _read_masked_lm(folder: Path, modules: list[Module]) -> Sides:
+    return Sides(folder, {}, MaskedLMSide(folder, {}))
 
 
-def _read_masked_lm(folder: Path) -> tuple[Path, dict[str, Any]]:
-    return folder, {}
+def _has_table(folder: Path, modules: list[Module]) -> bool:
+    return not modules and any((folder / name).is_file() for name in TABLE_FILES)
 
 
+def _read_table(folder: Path, modules: list[Module]) -> Sides:
+    """As OpenSearch's own cards and analyzers compute them: special tokens weigh nothing, unlisted tokens 1.0."""
+    weights = next(folder / name for name in TABLE_FILES if (folder / name).is_file())
+    query = WeightTableSide(folder, weights, {"query_special_tokens": "zero", "missing_idf_weight": 1.0})
+    return Sides(folder, {"document_special_tokens": "zero"}, query)
+
+
+# Recognised in this order.
 FAMILIES = (
-    Family("symmetric SPLADE, sentence-transformers layout", _is_symmetric, _read_symmetric),
-    Family("Router with a separate query side", lambda folder, types: bool({"Router", "Asym"} & set(types)), None),
+    Family(
+        "symmetric SPLADE, sentence-transformers layout", lambda folder, modules: is_splade(modules), _read_symmetric
+    ),
+    Family(
+        "Router with a separate query side",
+        lambda folder, modules: [module.kind for module in modules] in (["Router"], ["Asym"]),
+        lambda folder, modules: read_router(folder, modules[0].folder),
+    ),
     Family(
         "masked LM with idf.json, plain layout",
-        lambda folder, types: not types and (folder / "idf.json").exists(),
-        None,
+        lambda folder, modules: _has_table(folder, modules) and _is_masked_lm(folder, modules),
+        _read_table,
     ),
     Family("masked LM, plain layout", _is_masked_lm, _read_masked_lm),
+    Family(TABLE_ALONE, _has_table, _read_table),
 )
-
-
-def _modules(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "modules.json"
-    if not path.exists():
-        return []
-    try:
-        modules = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON: {error}. Fetch the model again.") from error
-    if not isinstance(modules, list) or not all(isinstance(entry, dict) and "type" in entry for entry in modules):
-        raise CheckpointError(f"{path} must list modules, each with a type. Fetch the model again.")
-    foreign = [entry["type"] for entry in modules if not str(entry["type"]).startswith("sentence_transformers.")]
-    if foreign:
-        raise CheckpointError(f"{path} names remote code ({foreign[0]}), which this release does not run.")
-    return sorted(modules, key=lambda entry: int(entry.get("idx", 0)))
-
-
-def _last_part(dotted: str) -> str:
-    """`SpladePooling` from any module path: released libraries moved their classes, the last part stayed."""
-    return str(dotted).rpartition(".")[2]
-
-
-def _require_weights(name: str, folder: Path) -> None:
-    if not (folder / "config.json").exists():
-        raise CheckpointError(f"{name} has no config.json in {folder}. Fetch the model again.")
-    if not list(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for pattern in ("*.bin", "*.pt") for path in folder.glob(pattern))
-        found = f"found the pickle {pickles[0]}, which is never read" if pickles else "found none"
-        raise CheckpointError(
-            f"{name} has no weights as safetensors in {folder}: {found}. "
-            "Convert it with save_pretrained(), then try again."
-        )

@@ -8,23 +8,25 @@ Works for every architecture of transformers whose masked LM ends in one linear 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
-from sparse_ingest.errors import CheckpointError, first_line
+from sparse_ingest.errors import CheckpointError
+from sparse_ingest.models.masked_lms import build_masked_lm
 from sparse_ingest.models.tokenizer import TokenIds
 
 
 class Body:
     """A masked LM up to its vocabulary projection, on one device in one dtype."""
 
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False
+    ) -> None:
         self.device = device
         self.dtype = dtype
-        self._model = _build_masked_lm(checkpoint)
+        self._model = build_masked_lm(checkpoint, trust_remote_code=trust_remote_code)
         decoder = self._model.get_output_embeddings()
         if not isinstance(decoder, torch.nn.Linear):
             raise CheckpointError(
@@ -45,7 +47,12 @@ class Body:
                 f"{checkpoint.name} ({type(self._model).__name__}) computes something after its vocabulary projection; "
                 "its weights would be wrong here."
             )
+        # Rotary frequencies stay float32, as transformers itself loads them: bfloat16 moves position 8,000 by up to 16.
+        rotary = {name: buffer for name, buffer in self._model.named_buffers() if name.endswith("inv_freq")}
         self._model.to(device=device, dtype=dtype)
+        for name, frequencies in rotary.items():
+            module, _, buffer = name.rpartition(".")
+            setattr(self._model.get_submodule(module), buffer, frequencies.to(device))
 
     def hidden(self, token_ids: Sequence[TokenIds], padding_id: int) -> torch.Tensor:
         """Hidden states `[batch, length, hidden]` of a batch; rows past a document's end repeat its first row.
@@ -67,30 +74,3 @@ class Body:
     def _forward(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         hidden: torch.Tensor = self._model(input_ids=inputs, attention_mask=attention_mask).logits
         return hidden
-
-
-def _build_masked_lm(checkpoint: Checkpoint) -> Any:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForMaskedLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # a bar for a second of reading weights
-    try:
-        model, report = AutoModelForMaskedLM.from_pretrained(
-            checkpoint.transformer,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise CheckpointError(f"{checkpoint.name} cannot be built: {first_line(error)}.") from error
-    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    if missing:
-        # transformers would fill these with random numbers and go on.
-        raise CheckpointError(
-            f"{checkpoint.name} lacks {len(missing)} of the weights that {type(model).__name__} needs, such as "
-            f"{missing[0]}. Fetch the model again, or name a checkpoint with its masked-LM head."
-        )
-    return model.eval()

@@ -1,15 +1,21 @@
 """Documents to sparse vectors with a masked LM.
 
-In: texts. Out: CSR arrays in the order of the texts. Batches run longest first on a few single-threaded workers on
-the CPU (two workers of one thread beat one of two), on one on a GPU; results do not depend on how many there are.
+In: texts. Out: CSR arrays in the order of the texts, or one vector after the other for passages. Batches run longest
+first on a few single-threaded workers on the CPU (two workers of one thread beat one of two), on one on a GPU; results
+do not depend on how many there are.
+
+A text longer than max_length is cut, or read in overlapping windows. The first windows of all texts are batched by
+themselves, so that a text which fits gets the same bits however long ones are read; the windows behind them follow in
+groups of bounded size. Not covered: where windows lie in a text (tokenizer.py).
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -21,21 +27,27 @@ from sparse_ingest.errors import UsageError
 from sparse_ingest.models.batches import plan_batches
 from sparse_ingest.models.body import Body
 from sparse_ingest.models.heads.tiles import TiledHead
-from sparse_ingest.models.tokenizer import TokenIds, Tokenizer
+from sparse_ingest.models.tokenizer import Cut, TokenIds, Tokenizer
 from sparse_ingest.pipeline import ModelSettings
 
 # Padded tokens of a batch. On the CPU larger ones fall out of the cache; for GPUs it is a careful start, not measured.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 # Documents of a batch: each has a dense row of the whole vocabulary until it is compacted.
 BATCH_DOCUMENTS = {"cpu": 64, "cuda": 1024}
+# Windows encoded together beyond the first of each text, and their tokens: what they hold in memory is bounded by it.
+GROUP_WINDOWS = 2048
+GROUP_TOKENS = 1 << 20
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Row = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]  # token ids ascending, weights above zero
+Progress = Callable[[int, int], None]
 
 
 class Encoded(NamedTuple):
     """Vectors of a list of texts as CSR (float32 weights), and what happened on the way.
 
     `tokens` counts the tokens read; `truncated` the texts that were cut; `without_token` the weights on ids that have
-    no token string, which no index can hold and which are left out.
+    no token string, which no index can hold and which are left out; `windows` the windows that were read.
     """
 
     indptr: npt.NDArray[np.int64]
@@ -43,6 +55,16 @@ class Encoded(NamedTuple):
     weights: npt.NDArray[np.float32]
     tokens: int
     truncated: int
+    without_token: int
+    windows: int
+
+
+class Passage(NamedTuple):
+    """The vector of one window: of which text, which of its windows, and the weights left out as in `Encoded`."""
+
+    text: int
+    number: int
+    row: Row
     without_token: int
 
 
@@ -60,12 +82,13 @@ class DocumentEncoder:
         device: str,
         dtype: str,
         batch_tokens: int | None = None,
+        window_stride: int | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.batch_tokens = batch_tokens or BATCH_TOKENS[self.device.type]
-        self._prompt = settings.document_prompt or ""
-        self._tokenizer = Tokenizer(checkpoint.transformer, settings)
-        self._body = Body(checkpoint, device=self.device, dtype=DTYPES[dtype])
+        self._tokenizer = Tokenizer(checkpoint.transformer, settings, window_stride=window_stride)
+        trusted = settings.trust_remote_code
+        self._body = Body(checkpoint, device=self.device, dtype=DTYPES[dtype], trust_remote_code=trusted)
         self._head = TiledHead(
             self._body.weight,
             self._body.bias,
@@ -80,24 +103,69 @@ class DocumentEncoder:
         self._zeroed = torch.tensor(zeroed, dtype=torch.int64, device=self.device)
         self._workers = len(os.sched_getaffinity(0)) if self.device.type == "cpu" else 1
 
-    def encode(
-        self, texts: Sequence[str], progress: Callable[[int, int], None] = lambda documents, tokens: None
-    ) -> Encoded:
-        """Encode texts; `progress` is told the documents and tokens of each finished batch."""
-        tokenized = self._tokenizer([self._prompt + text for text in texts])
-        lengths = tokenized.lengths
+    def encode(self, texts: Sequence[str], progress: Progress = lambda documents, tokens: None) -> Encoded:
+        """Encode texts, cut at max_length; `progress` is told the documents and tokens of each finished batch."""
+        tokenized = self._tokenizer(texts)
+        rows, without_token = self._rows(tokenized.token_ids, progress)
+        tokens, truncated = int(tokenized.lengths.sum()), int(tokenized.truncated.sum())
+        return _as_csr(rows, tokens, truncated, without_token, len(texts))
+
+    def encode_windows(self, texts: Sequence[str], progress: Progress = lambda documents, tokens: None) -> Encoded:
+        """Encode whole texts: of each the element-wise maximum over its windows."""
+        cuts = self._tokenizer.cut(texts)
+        first = [cut.window(0) for cut in cuts]
+        rows, without_token = self._rows(first, progress)
+        tokens, windows = sum(map(len, first)), len(texts)
+        highest = np.zeros(len(self.vocabulary), dtype=np.float32)
+        further = ((text, number) for text, cut in enumerate(cuts) for number in range(1, cut.windows))
+        for group in _groups(further, cuts):
+            token_ids = [cuts[text].window(number) for text, number in group]
+            found, dropped = self._rows(token_ids, lambda _, tokens: progress(0, tokens))
+            for text, pairs in groupby(zip(group, found, strict=True), key=lambda pair: pair[0][0]):
+                rows[text] = _maximum([rows[text], *(row for _, row in pairs)], highest)
+            without_token += dropped
+            tokens, windows = tokens + sum(map(len, token_ids)), windows + len(group)
+        return _as_csr(rows, tokens, 0, without_token, windows)
+
+    def cut(self, texts: Sequence[str]) -> list[Cut]:
+        """Where the windows of each text lie, for `encode_passages`."""
+        return self._tokenizer.cut(texts, places=True)
+
+    def encode_passages(
+        self, cuts: Sequence[Cut], progress: Progress = lambda documents, tokens: None
+    ) -> Iterator[Passage]:
+        """Encode each window for itself, text after text."""
+        first, without_token = self._rows([cut.window(0) for cut in cuts], progress)
+        every = ((text, number) for text, cut in enumerate(cuts) for number in range(cut.windows))
+        for group in _groups(every, cuts):
+            token_ids = [cuts[text].window(number) for text, number in group if number]
+            further, dropped = self._rows(token_ids, lambda _, tokens: progress(0, tokens))
+            without_token += dropped
+            rows = iter(further)
+            for text, number in group:
+                yield Passage(text, number, next(rows) if number else first[text], without_token)
+                without_token = 0
+
+    def count(self, texts: Sequence[str], *, whole: bool) -> tuple[int, int]:
+        """How many texts are longer than one window, and (when they are read `whole`) how many windows all have."""
+        windows = [cut.windows for cut in self._tokenizer.cut(texts, whole=whole)]
+        return sum(count > 1 for count in windows), sum(windows) if whole else len(windows)
+
+    def _rows(self, token_ids: Sequence[TokenIds], progress: Progress) -> tuple[list[Row], int]:
+        """The vectors of these inputs in their order, and how many weights were on ids without a token."""
+        lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
         # An empty text has no token at all where the tokenizer adds none of its own.
         filled = np.flatnonzero(lengths)
         plan = plan_batches(lengths[filled], self.batch_tokens, BATCH_DOCUMENTS[self.device.type])
         batches = [filled[batch] for batch in plan]
-        rows: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]] = [_NOTHING] * len(texts)
+        rows: list[Row] = [_NOTHING] * len(token_ids)
         without_token = 0
         threads = torch.get_num_threads()
         # One thread a worker also fixes the order of every sum, whatever the machine.
         torch.set_num_threads(1)
         pool = ThreadPoolExecutor(self._workers)
         try:
-            results = pool.map(lambda batch: self._encode_batch([tokenized.token_ids[i] for i in batch]), batches)
+            results = pool.map(lambda batch: self._encode_batch([token_ids[i] for i in batch]), batches)
             for batch, (vectors, dropped) in zip(batches, results, strict=True):
                 for index, vector in zip(batch, vectors, strict=True):
                     rows[index] = vector
@@ -107,11 +175,9 @@ class DocumentEncoder:
             # After Ctrl-C the batches that have not begun are not waited for.
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
-        return _as_csr(rows, int(lengths.sum()), int(tokenized.truncated.sum()), without_token)
+        return rows, without_token
 
-    def _encode_batch(
-        self, token_ids: list[TokenIds]
-    ) -> tuple[list[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]], int]:
+    def _encode_batch(self, token_ids: list[TokenIds]) -> tuple[list[Row], int]:
         """Token ids and weights above zero of each document of a batch, and how many were on ids without a token."""
         with torch.inference_mode():
             weights = self._head(self._body.hidden(token_ids, self._tokenizer.padding_id))
@@ -127,7 +193,7 @@ class DocumentEncoder:
         ), without_token
 
 
-_NOTHING = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
+_NOTHING: Row = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
 
 
 def choose_device(asked: str) -> str:
@@ -149,10 +215,33 @@ def choose_device(asked: str) -> str:
     return asked
 
 
-def _as_csr(
-    rows: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]], tokens: int, truncated: int, without_token: int
-) -> Encoded:
+def _groups(windows: Iterable[tuple[int, int]], cuts: Sequence[Cut]) -> Iterator[list[tuple[int, int]]]:
+    """Windows (text, number) in groups of bounded size."""
+    group: list[tuple[int, int]] = []
+    tokens = 0
+    for text, number in windows:
+        length = cuts[text].length(number)
+        if group and (len(group) == GROUP_WINDOWS or tokens + length > GROUP_TOKENS):
+            yield group
+            group, tokens = [], 0
+        group.append((text, number))
+        tokens += length
+    if group:
+        yield group
+
+
+def _maximum(rows: Iterable[Row], highest: npt.NDArray[np.float32]) -> Row:
+    """The element-wise maximum of vectors; `highest` is a dense row of zeros, and left as one."""
+    for token_ids, weights in rows:
+        highest[token_ids] = np.maximum(highest[token_ids], weights)
+    found = np.flatnonzero(highest).astype(np.int32)
+    maxima = highest[found]
+    highest[found] = 0
+    return found, maxima
+
+
+def _as_csr(rows: list[Row], tokens: int, truncated: int, without_token: int, windows: int) -> Encoded:
     indptr = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(ids) for ids, _ in rows], out=indptr[1:])
     token_ids, weights = (np.concatenate(arrays) for arrays in zip(_NOTHING, *rows, strict=True))
-    return Encoded(indptr, token_ids, weights, tokens, truncated, without_token)
+    return Encoded(indptr, token_ids, weights, tokens, truncated, without_token, windows)

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sparse_ingest.checkpoints.layouts import read_checkpoint
-from sparse_ingest.checkpoints.settings import resolve_settings
+from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.models.documents import DocumentEncoder
 from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.queries.protocol import QueryEncoder, QueryWeights
@@ -35,12 +34,14 @@ class MaskedLMQueryEncoder:
         return queries
 
 
-def build_query_encoder(model: ModelSettings, *, device: str = "cpu") -> QueryEncoder:
-    """Build the masked LM that encodes queries: `query` when the pipeline names one, else the document checkpoint."""
-    checkpoint = read_checkpoint(model.query or model.document or "", None if model.query else model.revision)
-    settings = resolve_settings(model, checkpoint)
+def build_query_encoder(checkpoint: Checkpoint, settings: ModelSettings, *, device: str = "cpu") -> QueryEncoder:
+    """Build the masked LM that encodes a checkpoint's queries.
+
+    `settings` must be those of its query side, resolved (checkpoints/settings.py).
+    """
     as_documents = replace(
         settings, document_prompt=settings.query_prompt, document_special_tokens=settings.query_special_tokens
     )
-    encoder = DocumentEncoder(checkpoint, as_documents, device=device, dtype="float32")
+    query_side = replace(checkpoint, transformer=checkpoint.query.folder)
+    encoder = DocumentEncoder(query_side, as_documents, device=device, dtype="float32")
     return MaskedLMQueryEncoder(encoder, max_active_dims=checkpoint.max_active_dims)

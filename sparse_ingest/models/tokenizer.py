@@ -1,22 +1,92 @@
-"""The checkpoint's own tokenizer: texts to token ids, and the token string of each id.
+"""The checkpoint's own tokenizer: texts to windows of token ids, and the token string of each id.
 
-In: texts. Out: token ids with special tokens, cut at max_length, without padding. Not covered: queries of weight
-tables, which need no transformers (queries/weight_table.py).
+In: texts. Out: token ids with special tokens and the prompt, at most max_length of them, without padding; the first
+window of a text is what truncation leaves of it. Long texts are tokenised in pieces: the tokenizer takes some 800
+bytes of memory a token while it works, and what stays of a token are 4 bytes, or 8 with its place.
+Not covered: queries of weight tables, which need no transformers (queries/weight_table.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from sparse_ingest.checkpoints.layouts import BUILT_AS_GTE, remote_code
+from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.errors import CheckpointError, PipelineError, first_line
 from sparse_ingest.pipeline import ModelSettings
 
 TokenIds = npt.NDArray[np.int32]
+
+# Where a long text may be cut: before a blank between two words, or behind the punctuation of scripts without blanks.
+BORDER = re.compile(r"(?<=\S)(?=\s\S)|(?<=[。！？、，；])(?=\w)")
+BORDER_CONTEXT = 64  # characters on each side by which a cut is tried
+BORDERS_TRIED = 100
+
+
+class Layout(NamedTuple):
+    """What every window of a tokenizer shares: special tokens on both sides, and room for so many tokens between.
+
+    A window's text begins `stride` tokens behind that of the one before.
+    """
+
+    before: TokenIds
+    after: TokenIds
+    room: int
+    stride: int
+
+
+class Cut(NamedTuple):
+    """One text as tokens, without special ones, and where its windows lie.
+
+    The first `prompt` of `token_ids` are the prompt's, which stand on every window. Windows begin `stride` tokens of
+    text apart; the last one is the first that reaches the end of the text, and may be shorter than the others. So
+    every token is in a window, and with a stride of at most a window's text none is between two. `starts` says for
+    each token where in the text (without prompt) it starts, or is empty where nobody asked.
+    """
+
+    layout: Layout
+    token_ids: TokenIds
+    prompt: int
+    starts: npt.NDArray[np.int32]
+
+    @property
+    def windows(self) -> int:
+        """How many windows the text takes."""
+        beyond = len(self.token_ids) - self.layout.room
+        return 1 + max(0, -(-beyond // self.layout.stride))
+
+    def length(self, number: int) -> int:
+        """How many tokens a window has."""
+        first, end = self._tokens(number)
+        return len(self.layout.before) + self.prompt + end - first + len(self.layout.after)
+
+    def window(self, number: int) -> TokenIds:
+        """The token ids of a window, as the model reads them."""
+        first, end = self._tokens(number)
+        layout, ids = self.layout, self.token_ids
+        return np.concatenate((layout.before, ids[: self.prompt], ids[first:end], layout.after))
+
+    def span(self, number: int, length: int) -> tuple[int, int]:
+        """Which characters of its text, `length` long, a window reads.
+
+        A character between two tokens belongs to the one before, so that the spans leave none out.
+        """
+        first, end = self._tokens(number)
+        start = int(self.starts[first]) if number else 0
+        return start, int(self.starts[end]) if end < len(self.token_ids) else length
+
+    def _tokens(self, number: int) -> tuple[int, int]:
+        first = self.prompt + number * self.layout.stride
+        return first, min(first + self.layout.room - self.prompt, len(self.token_ids))
 
 
 class Tokenized(NamedTuple):
@@ -31,18 +101,39 @@ class Tokenized(NamedTuple):
         return np.fromiter((len(ids) for ids in self.token_ids), dtype=np.int64, count=len(self.token_ids))
 
 
-class Tokenizer:
-    """The checkpoint's own tokenizer, called in batches without padding."""
+@dataclass
+class _Reading:
+    """A text that is being tokenised, prompt in front: the piece that is read, and what those before it gave."""
 
-    # Tokenised at a time: bounds what the tokenizer returns, which includes all that it cuts off.
+    text: str
+    start: int = 0
+    end: int = 0
+    tokens: int = 0
+    ids: list[TokenIds] = field(default_factory=list)
+    starts: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    prompt: int = 0
+
+
+class Tokenizer:
+    """The checkpoint's own tokenizer, called in batches without padding.
+
+    `window_stride` is how many tokens of text lie between the beginnings of two windows; None: half of the room that
+    special tokens and the prompt, tokenised by itself, leave.
+    """
+
+    # Tokenised at a time: bounds what the tokenizer returns.
     CHUNK_TEXTS = 512
     CHUNK_CHARACTERS = 1 << 20
+    PIECE_CHARACTERS = 1 << 15
 
-    def __init__(self, folder: Path, settings: ModelSettings) -> None:
-        from transformers import AutoTokenizer
+    def __init__(self, folder: Path, settings: ModelSettings, *, window_stride: int | None = None) -> None:
+        from transformers import AutoTokenizer, PretrainedConfig
 
+        # Without a config it reads that of the model, and complains of one whose architecture it does not know.
+        unknown = remote_code(folder) or read_json(folder / "config.json").get("model_type") == BUILT_AS_GTE
+        config = {"config": PretrainedConfig()} if unknown else {}
         try:
-            loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **config)
             self._tokenizer: Any = loaded.backend_tokenizer
         except (OSError, ValueError, AttributeError, ImportError) as error:
             raise CheckpointError(
@@ -52,29 +143,66 @@ class Tokenizer:
         self.special_ids = sorted(set(loaded.all_special_ids))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        if settings.max_length is not None:
-            special = self._tokenizer.num_special_tokens_to_add(False)
-            if settings.max_length <= special:
-                # Below that number the tokenizer would cut nothing at all.
-                raise PipelineError(
-                    f"max_length = {settings.max_length}, but every text gets {special} special tokens; "
-                    f"expected at least {special + 1}."
-                )
-            self._tokenizer.enable_truncation(settings.max_length)
         if settings.lower_case:
             _lower_case_first(self._tokenizer)
+        self._prompt = settings.document_prompt or ""
+        self._prompt_tokens = len(self._ids(self._prompt))
+        self._layout = self._layout_of(settings.max_length, window_stride)
 
     def __call__(self, texts: Sequence[str]) -> Tokenized:
-        """Tokenise texts; the prompt is already in front of them."""
-        token_ids: list[TokenIds] = []
-        truncated: list[bool] = []
-        for chunk in self._chunks(texts):
-            for encoding in self._tokenizer.encode_batch(chunk):
-                token_ids.append(np.array(encoding.ids, dtype=np.int32))
-                truncated.append(bool(encoding.overflowing))
-        return Tokenized(token_ids, np.array(truncated, dtype=bool))
+        """The first window of each text."""
+        cuts = self.cut(texts, whole=False)
+        return Tokenized([cut.window(0) for cut in cuts], np.array([cut.windows > 1 for cut in cuts], dtype=bool))
 
-    def _chunks(self, texts: Sequence[str]) -> Iterator[list[str]]:
+    def cut(self, texts: Sequence[str], *, whole: bool = True, places: bool = False) -> list[Cut]:
+        """Texts as tokens, for windows.
+
+        Args:
+            texts: the texts without prompt.
+            whole: False where the first window is enough: a text is then read only until it is known to have more.
+            places: whether `Cut.span` will be asked for.
+        """
+        reading = [_Reading(self._prompt + text) for text in texts]
+        waiting = reading
+        while waiting:
+            pieces = (self._next_piece(one) for one in waiting)
+            encodings = (one for chunk in self._chunks(pieces) for one in self._encode(chunk))
+            for one, encoding in zip(waiting, encodings, strict=True):
+                self._add(one, encoding, whole=whole, places=places)
+            waiting = [one for one in waiting if one.end < len(one.text) and (whole or one.tokens <= self._layout.room)]
+        return [
+            Cut(
+                self._layout,
+                _joined(one.ids),
+                min(one.prompt, self._prompt_tokens),
+                np.maximum.accumulate(_joined(one.starts)),
+            )
+            for one in reading
+        ]
+
+    def _add(self, reading: _Reading, encoding: Any, *, whole: bool, places: bool) -> None:
+        """Take what the tokenizer made of a piece."""
+        room = self._layout.room
+        ids = encoding.ids if whole else encoding.ids[: room + 1]
+        reading.tokens += len(ids)
+        reading.ids.append(np.array(ids, dtype=np.int32))
+        # Of a text that fits into one window nobody asks where its tokens are.
+        fits = reading.end == len(reading.text) and reading.tokens <= room
+        if whole and not fits and (places or self._prompt):
+            offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2) + reading.start - len(self._prompt)
+            # A token that lies in both is the text's. No token of the prompt ends beyond it.
+            reading.prompt += int(np.count_nonzero(offsets[:, 1] <= 0))
+            if places:
+                reading.starts.append(offsets[:, 0])
+
+    def _encode(self, texts: list[str]) -> list[Any]:
+        encodings: list[Any] = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return encodings
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._encode([text])[0].ids)
+
+    def _chunks(self, texts: Iterable[str]) -> Iterator[list[str]]:
         chunk: list[str] = []
         characters = 0
         for text in texts:
@@ -85,6 +213,60 @@ class Tokenizer:
             characters += len(text)
         if chunk:
             yield chunk
+
+    def _next_piece(self, reading: _Reading) -> str:
+        """Move over the next piece of a text; most texts are one."""
+        reading.start, reading.end = reading.end, self._border(reading.text, reading.end + self.PIECE_CHARACTERS)
+        return reading.text[reading.start : reading.end]
+
+    def _border(self, text: str, after: int) -> int:
+        """The first place from `after` on where a cut changes no token, or the end of the text.
+
+        Each place is tried on its surroundings: tokenizers differ in what they do with a blank at the start of a text.
+        A text that cannot be cut anywhere, as base64 cannot, is tokenised whole and takes the memory for that.
+        """
+        for match in islice(BORDER.finditer(text, after), BORDERS_TRIED):
+            at = match.start()
+            left, right = text[max(0, at - BORDER_CONTEXT) : at], text[at : at + BORDER_CONTEXT]
+            if self._ids(left + right) == self._ids(left) + self._ids(right):
+                return at
+        return len(text)
+
+    def _layout_of(self, max_length: int | None, window_stride: int | None) -> Layout:
+        """Where special tokens, prompt and text stand in a window.
+
+        Raises:
+            PipelineError: special tokens and prompt leave no room for text, or the stride would lose some.
+        """
+        before, after = self._special_tokens()
+        special, prompt = len(before) + len(after), self._prompt_tokens
+        length = sys.maxsize if max_length is None else max_length
+        room = length - special
+        if room < 1:
+            raise PipelineError(
+                f"max_length = {length}, but every text gets {special} special tokens; expected at least {special + 1}."
+            )
+        if room <= prompt:
+            raise PipelineError(
+                f"max_length = {length}, but {special} special tokens and {prompt} of the prompt {self._prompt!r} "
+                f"leave no room for text; expected at least {special + prompt + 1}, or a shorter prompt."
+            )
+        if window_stride is not None and window_stride > room - prompt:
+            raise PipelineError(
+                f"window_stride = {window_stride}, but a window of max_length = {length} holds {room - prompt} tokens "
+                "of text, and those between two windows would be lost; expected at most that many."
+            )
+        return Layout(before, after, room, window_stride or max(1, (room - prompt) // 2))
+
+    def _special_tokens(self) -> tuple[TokenIds, TokenIds]:
+        """The special tokens in front of every text, and those behind."""
+        for text in "a1.的":  # a tokenizer may know none of some scripts
+            encoding = self._tokenizer.encode(text)
+            places = [place for place, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
+            if places:
+                ids = np.array(encoding.ids, dtype=np.int32)
+                return ids[: places[0]], ids[places[-1] + 1 :]
+        raise CheckpointError("The tokenizer gives no token for a letter, a digit or a dot. Fetch the model again.")
 
     def vocabulary(self, size: int) -> list[str | None]:
         """The token string of each id below `size`; None where an id has none.
@@ -111,3 +293,9 @@ def _lower_case_first(tokenizer: Any) -> None:
     if tokenizer.normalizer is not None:
         steps.append(tokenizer.normalizer)
     tokenizer.normalizer = normalizers.Sequence(steps)
+
+
+def _joined(arrays: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
+    if len(arrays) == 1:
+        return arrays[0]
+    return np.concatenate([np.empty(0, dtype=np.int32), *arrays])

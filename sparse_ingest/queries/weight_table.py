@@ -1,58 +1,99 @@
 """Inference-free query weights: a tokenizer and a table of weights, no model.
 
-In: tokenizer.json, and idf.json, a JSON object from token string to weight. Out: each distinct token of the text
-once, with its weight from the table. As in sentence-transformers and in OpenSearch's own analyzers, no special token
-is added and nothing is truncated; a special token that is typed in the text ("[CLS]"), and the unknown token, weigh
-nothing. Lower-casing is what tokenizer.json says. Not covered: which checkpoints bring such a table
-(checkpoints/layouts.py), and pruning.
+In: tokenizer.json, and a table: idf.json (token string to weight), query_token_weights.txt (the same as lines), or
+the tensor `weight` by token id of a safetensors file. Out: each distinct token of the text once, with its weight from
+the table. As in sentence-transformers and in OpenSearch's own analyzers no special token is added. Special tokens that
+are typed in the text ("[CLS]") and the unknown token weigh what the table says, or nothing, as the settings of the
+checkpoint say (checkpoints/layouts.py). Not covered: which checkpoints bring such a table, pickled tables
+(models/pickles.py), and pruning.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 
+from sparse_ingest.checkpoints.modules import read_json
+from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import CheckpointError
+from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.queries.protocol import QueryWeights, query_weights, to_float32
+from sparse_ingest.queries.tensors import read_vector
 
+BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 MAX_FLOAT32 = 3.4028234663852886e38
+logger = logging.getLogger(__name__)
 
 
 class WeightTable:
-    """A `QueryEncoder` that looks every token up."""
+    """A `QueryEncoder` that looks every token up.
+
+    `weights` is by token string; a token that it lacks weighs `missing_weight`. `settings` gives the rest: prompt,
+    special tokens, lower-casing and, unless None, the number of tokens that a text is cut at.
+    """
 
     def __init__(
-        self, tokenizer: Tokenizer, weights: dict[str, float], *, missing_weight: float, prompt: str = ""
+        self,
+        tokenizer: Tokenizer,
+        weights: dict[str, float],
+        settings: ModelSettings,
+        *,
+        max_active_dims: int | None = None,
     ) -> None:
         # A truncation or padding that is stored in tokenizer.json is meant for the model, which is not here.
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        special = (token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
+        if settings.max_length is not None:
+            tokenizer.enable_truncation(settings.max_length)
+        if settings.lower_case:
+            steps = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
+            tokenizer.normalizer = normalizers.Sequence(steps)
+        if settings.query_special_tokens == "zero":
+            special = (token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
+            weights = weights | dict.fromkeys(special, 0.0)
         self._tokenizer = tokenizer
-        self._weights = weights | dict.fromkeys(special, 0.0)
-        self._missing_weight = to_float32(missing_weight)
-        self._prompt = prompt
+        self._weights = weights
+        self._missing_weight = to_float32(settings.missing_idf_weight or 0.0)
+        self._prompt = settings.query_prompt or ""
+        self._max_active_dims = max_active_dims
 
     @classmethod
-    def from_files(cls, tokenizer: Path, idf: Path, *, missing_weight: float, prompt: str = "") -> WeightTable:
-        """Read a table; a token that `idf` lacks weighs `missing_weight` (0.0 leaves it out of the query).
+    def from_side(
+        cls,
+        side: WeightTableSide,
+        settings: ModelSettings,
+        *,
+        max_active_dims: int | None = None,
+        by_id: list[float] | None = None,
+    ) -> WeightTable:
+        """Read the table of a checkpoint; `settings` must be resolved (checkpoints/settings.py).
 
-        `prompt` stands before every text.
+        `by_id` are weights that were read already, from a pickle. `max_active_dims` is how many tokens of a query the
+        checkpoint's library keeps.
 
         Raises:
-            CheckpointError: a file cannot be read, or a weight is no float32 number of at least zero.
+            CheckpointError: a file cannot be read, or a weight is no float32 number.
         """
+        path = side.folder / "tokenizer.json"
         try:
             # `tokenizers` raises bare Exception for an absent or malformed file.
-            built = Tokenizer.from_file(str(tokenizer))
+            tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:
-            raise CheckpointError(
-                f"{tokenizer} cannot be read as a tokenizer: {error}. Fetch the model again."
-            ) from error
-        return cls(built, _read_weights(idf), missing_weight=missing_weight, prompt=prompt)
+            raise CheckpointError(f"{path} cannot be read as a tokenizer: {error}. Fetch the model again.") from error
+        _normalise_as_configured(tokenizer, read_json(side.folder / "tokenizer_config.json"))
+        if by_id is None and side.weights.suffix == ".safetensors":
+            by_id = read_vector(side.weights, "weight")
+        if by_id is None:
+            weights = _read_weights(side.weights)
+        else:
+            weights = _by_token(by_id, tokenizer, side.weights)
+        return cls(tokenizer, weights, settings, max_active_dims=max_active_dims)
 
     def encode(self, texts: Sequence[str]) -> list[QueryWeights]:
         """The weights of each text's distinct tokens."""
@@ -60,12 +101,35 @@ class WeightTable:
 
     def _encode(self, text: str) -> QueryWeights:
         tokens = dict.fromkeys(self._tokenizer.encode(self._prompt + text, add_special_tokens=False).tokens)
-        return query_weights((token, self._weights.get(token, self._missing_weight)) for token in tokens)
+        weights = query_weights((token, self._weights.get(token, self._missing_weight)) for token in tokens)
+        if self._max_active_dims is not None:
+            weights = dict(list(weights.items())[: self._max_active_dims])
+        return weights
+
+
+def _normalise_as_configured(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
+    """Let tokenizer_config.json go over tokenizer.json where transformers does: in the classes of BERT's kin."""
+    normalizer = tokenizer.normalizer
+    kind = str(config.get("tokenizer_class")).removesuffix("Fast")
+    if kind not in BERT_CLASSES or not isinstance(normalizer, normalizers.BertNormalizer):
+        return
+    names = {
+        "do_lower_case": "lowercase",
+        "strip_accents": "strip_accents",
+        "tokenize_chinese_chars": "handle_chinese_chars",
+    }
+    changed = {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
+    kept = {name: getattr(normalizer, name) for name in ("clean_text", *names.values())}
+    tokenizer.normalizer = normalizers.BertNormalizer(**{**kept, **changed})
 
 
 def _read_weights(path: Path) -> dict[str, float]:
     try:
-        content = json.loads(path.read_bytes())
+        if path.suffix == ".txt":
+            lines = (line.rpartition("\t") for line in path.read_text(encoding="utf-8").split("\n") if line)
+            content = {token: float(weight) for token, _, weight in lines}
+        else:
+            content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as a weight table: {error}. Fetch the model again.") from error
     if not isinstance(content, dict) or not content:
@@ -76,3 +140,14 @@ def _read_weights(path: Path) -> dict[str, float]:
                 f"{path}: the weight of {token!r} is {weight!r}; expected a float32 number of at least zero."
             )
     return content
+
+
+def _by_token(weights: list[float], tokenizer: Tokenizer, path: Path) -> dict[str, float]:
+    """A trained table, which is by token id and may go below zero."""
+    if not all(map(math.isfinite, weights)):
+        raise CheckpointError(f"{path}: some weights are no finite numbers. Fetch the model again.")
+    if below := sum(weight < 0 for weight in weights):
+        logger.warning("%s: %d tokens weigh less than zero; no index can be asked for them, so they are left out of "
+                       "queries.", path, below)  # fmt: skip
+    by_id = ((tokenizer.id_to_token(token_id), weight) for token_id, weight in enumerate(weights))
+    return {token: weight for token, weight in by_id if token is not None}

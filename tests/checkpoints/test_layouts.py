@@ -1,17 +1,14 @@
-"""Checkpoints: found by name, recognised from their files, and refused in one sentence. Only JSON is needed here."""
+"""Checkpoints: recognised from their files, and refused in one sentence. Only JSON is needed here."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
-from sparse_ingest.checkpoints.locate import fingerprint, locate
+from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import CheckpointError
 
 CONFIG = {"architectures": ["BertForMaskedLM"], "model_type": "bert", "max_position_embeddings": 64}
@@ -46,58 +43,6 @@ def message_of(folder: Path | str) -> str:
     message = str(caught.value)
     assert "\n" not in message and message.endswith(".")
     return message
-
-
-# Names
-
-
-def test_a_folder_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(tmp_path / "model", PLAIN)
-    monkeypatch.chdir(tmp_path)
-    assert locate("model") == locate(str(tmp_path / "model")) == locate("./model") == (tmp_path / "model", None)
-
-
-def test_a_folder_in_a_package_is_found_without_importing_it() -> None:
-    before = set(sys.modules)
-    folder, revision = locate("package:cognition/model")
-    assert (folder / "model.safetensors").exists() and revision is None
-    assert not {name for name in set(sys.modules) - before if name.startswith("cognition")}
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("package:no_such_package/model", "No installed Python package 'no_such_package'"),
-        ("package:cognition/nothing", "has no folder 'nothing'"),
-        ("package:", "No installed Python package"),
-        ("./nothing", "No model folder './nothing'"),
-        ("/nothing/here", "No model folder '/nothing/here'"),
-        ("a/b/c", "No model folder 'a/b/c'"),
-        ("~nobody-of-this-name/model", "No model folder"),
-        ("two words", "No model folder 'two words'"),
-        ("", "No model folder"),
-    ],
-)
-def test_what_is_not_there_is_said(name: str, said: str) -> None:
-    assert said in message_of(name)
-
-
-def test_a_hub_id_without_a_hub_is_one_sentence(tmp_path: Path) -> None:
-    """In a process of its own: the hub's library reads its environment when it is imported."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    arguments = ["encode", "--model", "nobody/nothing", "--corpus", "corpus.jsonl", "--out", "run"]
-    make(tmp_path, {"corpus.jsonl": {"id": "1", "text": "one"}})
-    result = subprocess.run(
-        [sys.executable, "-c", "from sparse_ingest.cli.main import main; main()", *arguments],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert result.returncode == 1, result.stderr
-    assert result.stderr.startswith("Error: No folder 'nobody/nothing' here, and the model cannot be fetched")
-    assert result.stderr.count("\n") == 1
-    assert not (tmp_path / "run").exists()
-
-
-# Families
 
 
 def test_a_plain_masked_lm(tmp_path: Path) -> None:
@@ -141,19 +86,84 @@ def test_modules_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     assert read_checkpoint(str(make(tmp_path, {**SYMMETRIC, "modules.json": backwards}))).declared["max_length"] == 40
 
 
-def test_a_prompt_of_another_name(tmp_path: Path) -> None:
-    prompts = {"config_sentence_transformers.json": {"prompts": {"corpus": "c: ", "passage": "p: "}}}
-    assert read_checkpoint(str(make(tmp_path, {**SYMMETRIC, **prompts}))).declared["document_prompt"] == "p: "
+def test_a_prompt_of_another_name_is_none(tmp_path: Path) -> None:
+    """As in the newest sentence-transformers: tests/models/test_parity.py compares."""
+    config = {"prompts": {"corpus": "c: ", "passage": "p: "}, "default_prompt_name": "corpus"}
+    checkpoint = read_checkpoint(str(make(tmp_path, {**SYMMETRIC, "config_sentence_transformers.json": config})))
+    assert "document_prompt" not in checkpoint.declared
+
+
+@pytest.mark.parametrize(
+    ("config", "document", "query"),
+    [
+        ({"max_seq_length": 40, "do_lower_case": False, "architecture": "BertForMaskedLM"}, 40, 40),
+        ({"max_seq_length": 40, "tokenizer_args": {"model_max_length": 30}, "model_args": {}}, 30, 30),
+        ({"processor_kwargs": {"model_max_length": 30}, "query_length": 8, "document_length": None}, 30, 8),
+        ({"transformer_task": "fill-mask", "document_length": 50}, 50, None),
+        ({"processing_kwargs": {"text": {"max_length": 20}}, "query_length": 8}, 20, 20),
+    ],
+)
+def test_where_a_text_is_cut_by_every_release(tmp_path: Path, config: dict, document, query) -> None:
+    checkpoint = read_checkpoint(str(make(tmp_path, {**SYMMETRIC, "sentence_bert_config.json": config})))
+    assert (checkpoint.declared.get("max_length"), checkpoint.query.declared.get("max_length")) == (document, query)
+
+
+def test_the_config_of_the_first_releases_is_found_by_its_other_name(tmp_path: Path) -> None:
+    files = {**SYMMETRIC, "sentence_distilbert_config.json": {"max_seq_length": 33}}
+    del files["sentence_bert_config.json"]
+    assert read_checkpoint(str(make(tmp_path, files))).declared["max_length"] == 33
+
+
+def test_a_masked_lm_with_a_table_beside_it(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(str(make(tmp_path, {**PLAIN, "idf.json": {"a": 1.0}})))
+    assert checkpoint.family == "masked LM with idf.json, plain layout"
+    assert checkpoint.declared == {"document_special_tokens": "zero"}
+    declared = {"query_special_tokens": "zero", "missing_idf_weight": 1.0}
+    assert checkpoint.query == WeightTableSide(tmp_path, tmp_path / "idf.json", declared)
+
+
+def test_a_table_of_lines_counts_where_there_is_no_idf_json(tmp_path: Path) -> None:
+    lines = {"query_token_weights.txt": b"a\t1.0\n"}
+    assert read_checkpoint(str(make(tmp_path / "a", {**PLAIN, **lines}))).query.weights.suffix == ".txt"
+    both = {**PLAIN, **lines, "idf.json": {}}
+    assert read_checkpoint(str(make(tmp_path / "b", both))).query.weights.suffix == ".json"
+
+
+def test_a_table_alone(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(str(make(tmp_path, {"idf.json": {"a": 1.0}, "tokenizer.json": {}})))
+    assert checkpoint.family == "weight table alone, no model"
+    assert isinstance(checkpoint.query, WeightTableSide)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "mine", "auto_map": {"AutoModelForMaskedLM": "modeling_mine.MineForMaskedLM"}},
+         "class MineForMaskedLM of modeling_mine.py"),
+        ({"model_type": "mine", "auto_map": {"AutoConfig": "a/b--conf.C", "AutoModelForMaskedLM": "a/b--model.M"}},
+         "class M of model.py of the repository a/b"),
+        ({"model_type": "mine"}, None),
+        ({"model_type": "bert", "auto_map": {"AutoModelForMaskedLM": "modeling_mine.MineForMaskedLM"}}, None),
+        ({"model_type": "xlm-roberta", "auto_map": {"AutoConfig": "x.Y"}}, None),
+        ({"model_type": "new", "auto_map": {"AutoModelForMaskedLM": "a/b--modeling.NewForMaskedLM"}}, None),
+    ],
+)  # fmt: skip
+def test_code_of_a_checkpoints_own_is_named(tmp_path: Path, config: dict, expected: str | None) -> None:
+    files = {**PLAIN, "config.json": {"architectures": ["MineForMaskedLM"], **config}}
+    assert read_checkpoint(str(make(tmp_path, files))).remote_code == expected
 
 
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({**PLAIN, "modules.json": modules(f"{OLD}.Router")}, "Router with a separate query side"),
-        ({**PLAIN, "modules.json": modules("sentence_transformers.models.Asym")}, "cannot build"),
-        ({**PLAIN, "idf.json": {"a": 1.0}}, "'masked LM with idf.json, plain layout', which this release cannot build"),
         ({**PLAIN, "modules.json": modules("custom_st.Transformer", f"{OLD}.SpladePooling")},
-         "names remote code (custom_st.Transformer), which this release does not run"),
+         "names remote code: the module custom_st.Transformer, class Transformer of custom_st, would run"),
+        ({**PLAIN, "modules.json": modules("sentence_transformersx.Transformer", f"{OLD}.SpladePooling")},
+         "names remote code"),
+        ({**SYMMETRIC, "sentence_bert_config.json": {"transformer_task": "feature-extraction"}},
+         'transformer_task = "feature-extraction"; expected "fill-mask"'),
+        ({**SYMMETRIC, "modules.json": modules(*[f"{OLD}.{kind}" for kind in ("Transformer", "SpladePooling")],
+                                               paths=("../..", ""))}, "'../..', which lies outside the checkpoint"),
         ({**PLAIN, "modules.json": modules(f"{OLD}.Transformer", "sentence_transformers.models.Pooling")},
          "no checkpoint of a known family"),
         ({**PLAIN, "config.json": {"architectures": ["BertModel"]}}, "no checkpoint of a known family"),
@@ -163,36 +173,7 @@ def test_a_prompt_of_another_name(tmp_path: Path) -> None:
         ({**PLAIN, "config.json": b"[]"}, "config.json must hold a JSON object"),
         ({**PLAIN, "modules.json": b"\xff"}, "modules.json is no JSON"),
         ({**PLAIN, "modules.json": {}}, "modules.json must list modules"),
-        ({"config.json": CONFIG}, "has no weights as safetensors"),
-        ({"config.json": CONFIG, "pytorch_model.bin": b"pickle"}, "found the pickle pytorch_model.bin, which is never"),
-        ({name: content for name, content in SYMMETRIC.items() if name != "config.json"}, "has no config.json"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_built_is_named(tmp_path: Path, files: dict[str, object], said: str) -> None:
     assert said in message_of(make(tmp_path, files))
-
-
-# Fingerprint
-
-
-def test_the_fingerprint_follows_contents_and_names_but_not_the_folder(tmp_path: Path) -> None:
-    first = fingerprint(make(tmp_path / "a", SYMMETRIC))
-    assert fingerprint(make(tmp_path / "another name", SYMMETRIC)) == first
-    seen = {first}
-    for change in (
-        {"model.safetensors": b"weighty"},
-        {"tokenizer_config.json": {"model_max_length": 49}},
-        {"1_SpladePooling/config.json": {}},
-        {"vocab.txt": b""},
-        {"model-2.safetensors": b"weights"},
-    ):
-        folder = tmp_path / f"changed-{len(seen)}"
-        seen.add(fingerprint(make(folder, {**SYMMETRIC, **change})))
-    assert len(seen) == 6
-
-
-def test_the_fingerprint_leaves_out_what_is_never_read(tmp_path: Path) -> None:
-    folder = make(tmp_path, PLAIN)
-    before = fingerprint(folder)
-    make(folder, {"README.md": b"words", "heads.pt": b"pickle", "training_args.bin": b"pickle"})
-    assert fingerprint(folder) == before

@@ -18,8 +18,8 @@ from sparse_ingest.checkpoints.settings import resolve_pipeline
 from sparse_ingest.errors import CheckpointError, PipelineError, UsageError
 from sparse_ingest.models.body import Body
 from sparse_ingest.models.documents import choose_device
-from sparse_ingest.models.queries import build_query_encoder
 from sparse_ingest.pipeline import ModelSettings, Pipeline
+from sparse_ingest.search import query_encoder
 
 # Enough documents of different lengths for several batches of 256 tokens.
 MANY = [" ".join(text.split()[: 3 + place % 11]) for place in range(12) for text in TEXTS]
@@ -245,14 +245,12 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
 def test_queries_use_their_own_prompt(checkpoints: dict[str, str]) -> None:
     from sentence_transformers import SparseEncoder
 
-    from sparse_ingest.models.queries import build_query_encoder
-
     model = checkpoints["saved-bert"]
     queries = ["river stone", "", "Searching"]
     reference = SparseEncoder(model, device="cpu")
     expected = reference.encode_query(queries, convert_to_sparse_tensor=False).numpy()
     vocabulary = {token: place for place, token in enumerate(build_encoder(model).vocabulary)}
-    for row, weights in zip(expected, build_query_encoder(ModelSettings(document=model)).encode(queries), strict=True):
+    for row, weights in zip(expected, query_encoder(ModelSettings(document=model)).encode(queries), strict=True):
         assert {vocabulary[token] for token in weights} == set(np.flatnonzero(row > 0).tolist())
         assert all(abs(row[vocabulary[token]] - weight) < 1e-4 for token, weight in weights.items())
         assert list(weights.values()) == sorted(weights.values(), reverse=True)
@@ -267,7 +265,7 @@ def test_the_number_of_terms_that_a_checkpoint_declares_is_kept(checkpoints: dic
     pipeline = resolve_pipeline(Pipeline(), read_checkpoint(str(folder)))
     theirs = SparseEncoder(str(folder), device="cpu")
     assert pipeline.encode.top_k == theirs.max_active_dims == 7
-    [weights] = build_query_encoder(ModelSettings(document=str(folder))).encode([TEXTS[-1]])
+    [weights] = query_encoder(ModelSettings(document=str(folder))).encode([TEXTS[-1]])
     expected = theirs.encode_query(TEXTS[-1]).to_dense()
     assert len(weights) == 7
     assert sorted(weights.values()) == pytest.approx(sorted(expected[expected > 0].tolist()), abs=1e-4)

@@ -19,7 +19,7 @@ class Told:
 
     def encode(self, texts) -> Encoded:
         ids, weights = np.array(list(self.row), np.int32), np.array(list(self.row.values()), np.float32)
-        return Encoded(np.array([0, len(ids)]), ids, weights, 1, 0, 0)
+        return Encoded(np.array([0, len(ids)]), ids, weights, 1, 0, 0, 1)
 
 
 FLOAT32 = {place: 1.0 for place in range(200)} | {500: 0.05}

@@ -1,0 +1,176 @@
+"""A model of the hub as a folder of the hub's own cache, and one sentence for each way that this can fail.
+
+In: a hub id and a revision. Out: the snapshot folder, whose name is the commit. huggingface_hub does the work: its
+cache, its locks between processes, its token (HF_TOKEN, or the file that `hf auth login` writes), its HF_HUB_OFFLINE,
+HF_ENDPOINT and proxies. A connection that breaks is taken up where it broke; after a start that was killed, whole
+files stay and the file that was under way begins again. Only what is read is fetched: no other library's weights, no
+training state, a pickle only where a folder has no safetensors, Python code only when it is asked for. Not covered:
+what the files mean (layouts.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sparse_ingest.errors import CheckpointError, first_line
+
+FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+PICKLES = "pytorch_model*.bin"
+CODE = "*.py"
+CARD = "README.md"
+# Copies of the model for other runtimes, and what training left behind: gigabytes that nobody reads.
+IGNORED = ("onnx/*", "openvino/*", "coreml/*", "runs/*", "checkpoint-*/*", "*/checkpoint-*/*", "original/*")
+LINE_EVERY_S = 30.0
+BARS_AFTER_S = 1.0
+
+
+def fetch(name: str, revision: str | None = None, *, code: bool = False) -> Path:
+    """Fetch what is missing of a model, and return its snapshot folder.
+
+    Raises:
+        CheckpointError: the hub, or the cache where the hub is out of reach, does not give it.
+    """
+    try:
+        folder = _download(name, revision, code)
+    # huggingface_hub speaks through requests, httpx or httpx2 by its release: their errors share no base class.
+    except Exception as error:
+        raise CheckpointError(_without_token(_sentence(name, revision, error))) from error
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"The model {name} on the hub has no file that a checkpoint is read from: looked for {', '.join(FILES)} "
+            f"and {PICKLES}. Name a repository that holds a model."
+        )
+    return folder
+
+
+def _download(name: str, revision: str | None, code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    def snapshot(at: str | None, *more: str) -> Path:
+        patterns = [*FILES, CARD, *([CODE] if code else []), *more]
+        ignored = list(IGNORED)
+        return Path(
+            snapshot_download(
+                name, revision=at, allow_patterns=patterns, ignore_patterns=ignored, tqdm_class=_bars(name)
+            )
+        )
+
+    folder = snapshot(revision)
+    places = sorted({path.parent for path in folder.rglob("*.json")})
+    bare = [place for place in places if not list(place.glob("*.safetensors"))]
+    if not bare:
+        return folder
+    # The listing of this commit is in the cache by now; folders without any weights, such as a pooling, cost nothing.
+    inner = (path.relative_to(folder).as_posix() for path in bare)
+    return snapshot(folder.name, *(PICKLES if path == "." else f"{path}/{PICKLES}" for path in inner))
+
+
+def _bars(name: str) -> Any:
+    """The class of progress bars that the hub's library shows: on a terminal as bars, elsewhere as plain lines.
+
+    A start that finds everything in the cache shows nothing.
+    """
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+    from tqdm import tqdm
+
+    hidden, terminal = are_progress_bars_disabled(), sys.stderr.isatty()
+    began = last = time.monotonic()
+
+    class Bars(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            # Left standing, a bar ends in an empty line elsewhere.
+            super().__init__(*args, **{**kwargs, "leave": False, "disable": hidden})
+
+        def display(self, *args: Any, **kwargs: Any) -> Any:
+            nonlocal last
+            now, total = time.monotonic(), self.total or 0
+            if terminal:
+                return now - began >= BARS_AFTER_S and super().display(*args, **kwargs)
+            # One of the bars counts files, the others bytes; the bytes say more.
+            if self.unit == "B" and 0 < self.n < total and now - last >= LINE_EVERY_S:
+                last = now
+                done, whole = (self.format_sizeof(count, "B", 1024) for count in (self.n, total))
+                sys.stderr.write(f"Downloading {name}: {done} of {whole}\n")
+            return False
+
+    return Bars
+
+
+def _sentence(name: str, revision: str | None, error: Exception) -> str:
+    """What went wrong, what was looked for, and what to do."""
+    from huggingface_hub import constants, errors
+
+    at = f" at revision {revision!r}" if revision else ""
+    cache = f"the cache {constants.HF_HUB_CACHE}"
+    sentences: list[tuple[type[Exception], Callable[[], str]]] = [
+        (errors.GatedRepoError, lambda: (
+            f"The model {name} is gated, and {_token_in_words()}: accept its conditions on its page on the hub, set "
+            "HF_TOKEN to a token of that account, then try again."
+        )),
+        (errors.RepositoryNotFoundError, lambda: (
+            f"No model {name!r}: looked for a folder of that name here, and for a model of that name on the hub "
+            f"{constants.ENDPOINT}, where {_token_in_words()}. Mend the name; for a private model set HF_TOKEN to a "
+            "token that may read it."
+        )),
+        (errors.RevisionNotFoundError, lambda: (
+            f"The model {name} has no revision {revision!r} on the hub: looked for a branch, a tag and a commit of "
+            "that name. Mend [model] revision, or leave it out for the newest."
+        )),
+        (errors.LocalEntryNotFoundError, lambda: _out_of_reach(name, at, cache, error)),
+        (errors.HFValidationError, lambda: (
+            f"{name!r} is no model of the hub ({first_line(error)}). "
+            "Give a folder, package:NAME/PATH, or a hub id (owner/name)."
+        )),
+    ]  # fmt: skip
+    for kind, sentence in sentences:
+        if isinstance(error, kind):
+            return sentence()
+    if getattr(getattr(error, "response", None), "status_code", None) == 401:
+        return (
+            f"The hub {constants.ENDPOINT} refuses the token that was sent for the model {name}. Set HF_TOKEN to one "
+            "that is valid, or to none for a public model."
+        )
+    return f"The model {name}{at} cannot be fetched from the hub {constants.ENDPOINT} ({first_line(error)}). Try again."
+
+
+def _out_of_reach(name: str, at: str, cache: str, error: Exception) -> str:
+    """Neither the hub nor the cache has it."""
+    from huggingface_hub import constants
+
+    snapshot = getattr(error, "snapshot_path", None)
+    lacking = f"{cache} has only a part of it" if snapshot else f"{cache} has no model of that name{at}"
+    if constants.HF_HUB_OFFLINE:
+        return (
+            f"No folder {name!r} here, and the hub is not asked (HF_HUB_OFFLINE is set): {lacking}. "
+            "Fetch it once without HF_HUB_OFFLINE, or name a folder or package:NAME/PATH."
+        )
+    reason = first_line(error.__cause__ or error)
+    return (
+        f"No folder {name!r} here, and the hub {constants.ENDPOINT} cannot be reached ({reason}): {lacking}. "
+        "Try again with the hub in reach, or name a folder or package:NAME/PATH."
+    )
+
+
+def _token_in_words() -> str:
+    return "the token that was sent does not open it" if _token() else "no token was sent"
+
+
+def _token() -> str | None:
+    from huggingface_hub import get_token
+
+    with contextlib.suppress(Exception):  # an exchange of tokens that fails; the download has said so
+        return get_token()
+    return None
+
+
+def _without_token(message: str) -> str:
+    """A token with a letter that no header can hold is quoted by the HTTP library's error."""
+    for token in {_token(), os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")} - {None, ""}:
+        message = message.replace(str(token), "(token)").replace(repr(token)[1:-1], "(token)")
+    return message

@@ -1,0 +1,132 @@
+"""From a checkpoint's files to a masked LM of transformers, in float32.
+
+In: a folder with config.json and weights (safetensors, or pytorch_model.bin through torch's `weights_only` loading,
+which runs no code). Out: the model. `model_type = "new"` (Alibaba's gte models, which come with remote code) is built
+as transformers' own `gte` architecture. Not covered: what is done with the model (body.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from typing import Any
+
+import torch
+
+from sparse_ingest.checkpoints.layouts import BUILT_AS_GTE, Checkpoint, trusted_code
+from sparse_ingest.checkpoints.modules import read_json
+from sparse_ingest.errors import CheckpointError, first_line
+
+# What `gte` of transformers has one way of doing where the remote code has a choice; in the remote code's defaults.
+GTE_CHOICES = {
+    "hidden_act": ("gelu", "gelu"),
+    "layer_norm_type": ("layer_norm", "layer_norm"),
+    "position_embedding_type": ("rope", "rope"),
+    "logn_attention_scale": (False, False),
+}
+GTE_KEYS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id", "tie_word_embeddings",
+)  # fmt: skip
+# Where the remote code's own default differs from that of transformers' `gte`.
+GTE_DEFAULTS = {"vocab_size": 30528, "max_position_embeddings": 2048, "pad_token_id": 0}
+# Packed weights are unpacked by transformers itself; this is for `pack_qkv = false`.
+GTE_NAMES = {r"attention\.([qkv])_proj": r"self_attn.\1_proj"}
+logger = logging.getLogger(__name__)
+
+
+def build_masked_lm(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:
+    """Build the masked LM of a checkpoint's document side.
+
+    Raises:
+        CheckpointError: it cannot be built, lacks weights, or brings code that is not trusted.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForMaskedLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # a bar for a second of reading weights
+    folder = checkpoint.transformer
+    if code := trusted_code(checkpoint, folder, trusted=trust_remote_code):
+        logger.warning("Running remote code of %s: %s.", checkpoint.name, code)
+    config = read_json(folder / "config.json")
+    as_gte = config.get("model_type") == BUILT_AS_GTE
+    try:
+        built_as = AutoModelForMaskedLM
+        gte: dict[str, Any] = {}
+        if as_gte:
+            built_as, gte = _gte(checkpoint.name, config)
+        model, report = built_as.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            # Code that an architecture of transformers' own brings as well is never run.
+            trust_remote_code=bool(code),
+            use_safetensors=bool(list(folder.glob("*.safetensors"))),
+            weights_only=True,
+            output_loading_info=True,
+            **gte,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{checkpoint.name} cannot be built: {first_line(error)}.") from error
+    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if missing:
+        # transformers would fill these with random numbers and go on.
+        raise CheckpointError(
+            f"{checkpoint.name} lacks {len(missing)} of the weights that {type(model).__name__} needs, such as "
+            f"{missing[0]}. Fetch the model again, or name a checkpoint with its masked-LM head."
+        )
+    if as_gte:
+        _scale_rotations(model, config)
+    return model.eval()
+
+
+def _gte(name: str, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The class of transformers to build, and what to build it with."""
+    try:
+        from transformers import GteConfig, GteForMaskedLM
+    except ImportError as error:
+        raise CheckpointError(
+            f'{name} is of model_type "{BUILT_AS_GTE}" and needs a transformers with the gte architecture; '
+            "pip install -U transformers."
+        ) from error
+    for key, (default, needed) in GTE_CHOICES.items():
+        if (found := config.get(key, default)) != needed:
+            raise CheckpointError(
+                f"{name} has {key} = {found!r}, which transformers' own gte architecture cannot compute; "
+                f"expected {needed!r}."
+            )
+    scaling = config.get("rope_scaling")
+    if scaling and (kind := scaling.get("type") or scaling.get("rope_type")) != "ntk":
+        raise CheckpointError(f'{name} has rope_scaling of type {kind!r}; expected "ntk".')
+    given = {key: config[key] for key in GTE_KEYS if key in config}
+    theta = float(config.get("rope_theta", 10000.0))
+    rope = {"rope_type": "default", "rope_theta": theta}
+    return GteForMaskedLM, {
+        "config": GteConfig(**{**GTE_DEFAULTS, **given}, rope_parameters=rope),
+        "key_mapping": GTE_NAMES,
+    }
+
+
+def _scale_rotations(model: Any, config: dict[str, Any]) -> None:
+    """Set the rotary frequencies of NTK scaling, which transformers has under no name.
+
+    As in the remote code they are scaled for every length, not only beyond the trained one; https://kexue.fm/archives/9706
+    has the formulas, (6) and with `mixed_b` (10) to (13).
+    """
+    scaling = config.get("rope_scaling") or {}
+    factor, mixed = float(scaling.get("factor", 1.0)), scaling.get("mixed_b")
+    if factor <= 1.0:
+        return
+    rotary = model.gte.rotary_emb
+    half = rotary.inv_freq.numel()
+    places = torch.arange(0, 2 * half, 2, dtype=torch.float32) / (2 * half)
+    theta = float(config.get("rope_theta", 10000.0))
+    if mixed is None:
+        frequencies = 1.0 / (theta * factor) ** places / factor ** (1 / half)
+    else:
+        steps = torch.arange(1, half + 1, dtype=torch.float32)
+        growth = torch.tensor(factor).log() / half**mixed
+        frequencies = 1.0 / theta**places / (growth * steps**mixed).exp()
+    rotary.inv_freq.copy_(frequencies)
+    rotary.original_inv_freq.copy_(frequencies)

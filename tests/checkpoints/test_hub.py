@@ -1,0 +1,291 @@
+"""Models by hub id: huggingface_hub's real client against a hub on loopback, each start in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from loopback_hub import TOKEN, Ended, Hub, begin, ended, loopback_hub
+from made_checkpoints import make_splade_card
+from made_tables import write_table
+from test_layouts import PLAIN, make
+
+from sparse_ingest.checkpoints.hub import _without_token
+
+# Prints the snapshot folder, its commit and its family; or the sentence.
+READ = """
+import sys
+from huggingface_hub import constants
+from sparse_ingest.checkpoints import hub
+from sparse_ingest.checkpoints.layouts import read_checkpoint
+from sparse_ingest.errors import CheckpointError
+constants.DOWNLOAD_CHUNK_SIZE = 4096  # so that a cut leaves whole chunks, as it does in a large file
+hub.LINE_EVERY_S = hub.BARS_AFTER_S = 0.0
+try:
+    checkpoint = read_checkpoint(*sys.argv[1:])
+    print(checkpoint.folder, checkpoint.revision, checkpoint.family, sep="\\n")
+except CheckpointError as error:
+    sys.exit(f"Error: {error}")
+"""
+LOCATE = "import sys; from sparse_ingest.checkpoints.locate import locate; print(*locate(sys.argv[1], code=True))"
+COMMAND = "from sparse_ingest.cli.main import main; main()"
+FETCHED = [
+    "README.md", "config.json", "config.json", "config_sentence_transformers.json", "model.safetensors",
+    "modules.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json",
+]  # fmt: skip
+# What lies in real repositories and is not read.
+UNREAD = {
+    "training_args.bin": b"pickle",
+    "pytorch_model.bin": b"pickle",
+    "modeling_made.py": b"raise SystemExit('nobody asked for code')",
+    "onnx/config.json": {},
+    "onnx/model.onnx": b"graph",
+    "checkpoint-500/config.json": {},
+    "checkpoint-500/model.safetensors": b"older weights",
+    "flax_model.msgpack": b"weights",
+}
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_splade_card(tmp_path_factory.mktemp("published") / "card")
+    return make(folder, {**UNREAD, "README.md": b"---\nlicense: mit\n---\n"})
+
+
+@pytest.fixture
+def hub(card: Path) -> Iterator[Hub]:
+    with loopback_hub() as running:
+        running.add("made/card", card)
+        yield running
+
+
+def read(hub: Hub, home: Path, *arguments: str, endpoint: str | None = None, **variables: str) -> Ended:
+    return ended(begin(READ, *arguments, endpoint=endpoint or hub.url, home=home, **variables))
+
+
+def sentence(result: Ended) -> str:
+    assert (result.code, result.out) == (1, "")
+    (line,) = result.err.splitlines()
+    assert line.startswith("Error: ") and line.endswith(".")
+    return line.removeprefix("Error: ")
+
+
+def test_a_hub_id_is_fetched_once_and_only_what_is_read(hub: Hub, tmp_path: Path) -> None:
+    first = read(hub, tmp_path / "home", "made/card")
+    assert first.code == 0, first.err
+    folder, commit, family = first.out.splitlines()
+    assert commit == hub.models["made/card"].branches["main"] and Path(folder).name == commit
+    assert family == "symmetric SPLADE, sentence-transformers layout"
+    assert hub.downloads() == FETCHED
+    hub.requests.clear()
+    assert read(hub, tmp_path / "home", "made/card").out == first.out
+    assert hub.downloads() == []
+    # A pinned commit that is in the cache needs no request for the model at all.
+    hub.requests.clear()
+    assert read(hub, tmp_path / "home", "made/card", commit).out == first.out
+    assert not [one for one in hub.requests if "made/card" in one.path]
+
+
+@pytest.mark.slow
+def test_a_text_is_encoded_with_a_model_of_the_hub(hub: Hub, card: Path, tmp_path: Path) -> None:
+    from made_checkpoints import build_encoder
+
+    from sparse_ingest.runs.manifest import open_run
+    from sparse_ingest.runs.shards import read_shard
+
+    text = "the river and the stone"
+    make(tmp_path, {"corpus.jsonl": {"id": "1", "text": text}})
+    arguments = ["encode", "--model", "made/card", "--corpus", "corpus.jsonl", "--out", "run"]
+    arguments += ["--dtype", "float32", "--weights", "float32"]
+    result = ended(begin(COMMAND, *arguments, endpoint=hub.url, home=tmp_path / "home"))
+    assert result.code == 0, result.err
+    run = open_run(tmp_path / "run")
+    model = run.manifest.identity["model"]
+    assert (model["hub"], model["revision"]) == ("made/card", hub.models["made/card"].branches["main"])
+    (part,) = read_shard(run.shard_path(0))
+    expected = build_encoder(card).encode([text])
+    assert part.vectors.token_ids.tolist() == expected.token_ids.tolist() and len(expected.token_ids) > 5
+    assert part.vectors.weights.tolist() == expected.weights.tolist()
+
+
+def test_a_query_is_weighed_with_a_table_of_the_hub(hub: Hub, tmp_path: Path) -> None:
+    (table := tmp_path / "table").mkdir()
+    write_table(table)
+    hub.add("made/table", table)
+    result = ended(
+        begin(COMMAND, "query", "--model", "made/table", "Catch exception", endpoint=hub.url, home=tmp_path / "home")
+    )
+    assert result.code == 0, result.err
+    tokens = json.loads(result.out)["query"]["neural_sparse"]["sparse"]["query_tokens"]
+    assert tokens == {"except": 4.75, "catch": 2.5, "##ion": 2.5}
+
+
+def test_a_model_of_the_hub_is_inspected_with_its_card(hub: Hub, tmp_path: Path) -> None:
+    commit = hub.models["made/card"].branches["main"]
+    hub.add("made/card", make(tmp_path / "newer", PLAIN))
+    arguments = ["inspect", "made/card", "--json", "--set", f"model.revision={commit}"]
+    result = ended(begin(COMMAND, *arguments, endpoint=hub.url, home=tmp_path / "home"))
+    assert (result.code, result.err) == (0, "")
+    found = json.loads(result.out)["document"]
+    assert (found["revision"], found["sha256"], found["license"]) == (commit, None, "mit")
+
+
+def test_a_revision_is_pinned(hub: Hub, tmp_path: Path) -> None:
+    old = hub.models["made/card"].branches["main"]
+    hub.models["made/card"].branches["v1"] = old
+    new = hub.add("made/card", make(tmp_path / "newer", PLAIN))
+    asked = {"main": new, "v1": old, old: old}
+    found = {revision: read(hub, tmp_path / "home", "made/card", revision) for revision in asked}
+    assert {revision: result.out.splitlines()[1] for revision, result in found.items()} == asked
+    said = sentence(read(hub, tmp_path / "home", "made/card", "v3"))
+    assert said.startswith("The model made/card has no revision 'v3' on the hub: looked for a branch, a tag and a")
+
+
+def test_a_broken_connection_is_taken_up_where_it_broke(hub: Hub, card: Path, tmp_path: Path) -> None:
+    hub.cut.add("model.safetensors")
+    result = read(hub, tmp_path / "home", "made/card")
+    assert result.code == 0, result.err
+    stored = [one for one in hub.requests if one.path.startswith("/storage/")]
+    size = (card / "model.safetensors").stat().st_size
+    begins = [int(one.range.removeprefix("bytes=").rstrip("-") or 0) for one in stored]
+    assert begins[0] == 0 and size // 4 < begins[1] <= size // 2 and len(begins) == 2
+    fetched = Path(result.out.splitlines()[0]) / "model.safetensors"
+    assert fetched.read_bytes() == (card / "model.safetensors").read_bytes()
+    # Progress where there is no terminal: whole lines, no bar.
+    assert "Downloading made/card: " in result.err and "\r" not in result.err and "\n\n" not in result.err
+
+
+def test_on_a_terminal_progress_is_a_bar(hub: Hub, tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 100))
+    process = begin(READ, "made/card", endpoint=hub.url, home=tmp_path / "home", stderr=slave)
+    assert ended(process).code == 0
+    os.close(slave)
+    shown = os.read(master, 1 << 16).decode()
+    os.close(master)
+    assert "%|" in shown and "\r" in shown and "Downloading made/card: " not in shown
+
+
+def test_after_a_start_that_failed_whole_files_stay(hub: Hub, tmp_path: Path) -> None:
+    hub.broken.add("model.safetensors")
+    failed = read(hub, tmp_path / "home", "made/card")
+    assert (failed.code, failed.out) == (1, "")
+    assert "The model made/card cannot be fetched from the hub" in failed.err and "500" in failed.err
+    hub.broken.clear()
+    hub.requests.clear()
+    assert read(hub, tmp_path / "home", "made/card").code == 0
+    assert "model.safetensors" in hub.downloads() and len(hub.downloads()) < len(FETCHED)
+
+
+@pytest.mark.parametrize("way", ["offline", "unreachable"])
+def test_without_a_hub_the_cache_serves_or_the_sentence_says_what_it_lacks(hub: Hub, tmp_path: Path, way: str) -> None:
+    online = read(hub, tmp_path / "full", "made/card")
+    # Port 9 of loopback: nobody listens there.
+    cut_off = {"HF_HUB_OFFLINE": "1"} if way == "offline" else {"endpoint": "http://127.0.0.1:9"}
+    hub.requests.clear()
+    assert read(hub, tmp_path / "full", "made/card", **cut_off).out == online.out
+    empty = sentence(read(hub, tmp_path / "empty", "made/card", **cut_off))
+    (Path(online.out.splitlines()[0]) / "tokenizer.json").unlink()
+    part = sentence(read(hub, tmp_path / "full", "made/card", **cut_off))
+    why = "is not asked (HF_HUB_OFFLINE is set)" if way == "offline" else "127.0.0.1:9 cannot be reached ([Errno 111]"
+    assert why in empty and why in part
+    assert f"the cache {tmp_path / 'empty' / 'hub'} has no model of that name" in empty
+    assert "has only a part of it" in part
+    assert hub.requests == []
+
+
+def test_a_private_model_needs_the_token_which_nobody_prints(hub: Hub, tmp_path: Path) -> None:
+    hub.models["made/card"].private = True
+    without = sentence(read(hub, tmp_path / "home", "made/card"))
+    assert without.startswith("No model 'made/card': looked for a folder of that name here, and for a model of that")
+    assert "where no token was sent" in without and "set HF_TOKEN" in without
+    wrong = sentence(read(hub, tmp_path / "home", "made/card", HF_TOKEN="hf_another"))
+    assert "refuses the token that was sent for the model made/card" in wrong and "hf_another" not in wrong
+    make(tmp_path / "home", {"token": TOKEN.encode()})  # where `hf auth login` writes it
+    hub.requests.clear()
+    assert read(hub, tmp_path / "home", "made/card").code == 0
+    # The storage is another host: huggingface_hub keeps the token from it.
+    assert {(one.host, one.token) for one in hub.requests if "harness" not in one.path} == {
+        ("127.0.0.1", TOKEN), ("localhost", ""),
+    }  # fmt: skip
+    assert read(hub, tmp_path / "another", "made/card", HF_TOKEN=TOKEN).code == 0
+
+
+def test_a_gated_model_says_so(hub: Hub, tmp_path: Path) -> None:
+    hub.models["made/card"].gated = True
+    said = sentence(read(hub, tmp_path / "home", "made/card"))
+    assert said.startswith("The model made/card is gated, and no token was sent: accept its conditions")
+    assert read(hub, tmp_path / "home", "made/card", HF_TOKEN=TOKEN).code == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (None, "No model 'made/other': looked for a folder of that name here, and for a model"),
+        ({"heads.pt": b"pickle"}, "has no file that a checkpoint is read from: looked for *.json, *.txt"),
+        ({"config.json": {"architectures": ["BertModel"]}}, "made/other is no checkpoint of a known family. Looked"),
+    ],
+)
+def test_what_the_hub_cannot_give_is_one_sentence(
+    hub: Hub, tmp_path: Path, files: dict[str, object] | None, said: str
+) -> None:
+    if files is not None:
+        hub.add("made/other", make(tmp_path / "other", files))
+    # The hub's library may have a line of its own before it.
+    *_, line = read(hub, tmp_path / "home", "made/other").err.splitlines()
+    assert line.startswith("Error: ") and said in line
+
+
+def test_a_pickle_is_fetched_only_where_there_are_no_safetensors(hub: Hub, tmp_path: Path) -> None:
+    bare = {name: content for name, content in PLAIN.items() if name != "model.safetensors"}
+    files = {**bare, "pytorch_model.bin": b"pickle", "training_args.bin": b"pickle", "heads.pt": b"pickle"}
+    inner = {f"inner/{name}": content for name, content in files.items()}
+    safe = {"safe/config.json": {}, "safe/model.safetensors": b"weights", "safe/pytorch_model.bin": b"pickle"}
+    hub.add("made/pickled", make(tmp_path / "pickled", {**files, **inner, **safe, "modeling.py": b"code"}))
+    result = ended(begin(LOCATE, "made/pickled", endpoint=hub.url, home=tmp_path / "home"))
+    assert result.code == 0, result.err
+    folder = Path(result.out.split()[0])
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) == [
+        "config.json", "inner/config.json", "inner/pytorch_model.bin", "inner/tokenizer_config.json",
+        "modeling.py", "pytorch_model.bin", "safe/config.json", "safe/model.safetensors", "tokenizer_config.json",
+    ]  # fmt: skip
+
+
+def test_two_processes_may_fetch_the_same_model(hub: Hub, tmp_path: Path) -> None:
+    both = [begin(READ, "made/card", endpoint=hub.url, home=tmp_path / "home") for _ in range(2)]
+    one, two = (ended(process) for process in both)
+    assert (one.code, two.code) == (0, 0), one.err + two.err
+    assert one.out == two.out
+    # Each file came once: the second process waited for the first, or found it done.
+    assert hub.downloads().count("model.safetensors") == 1
+
+
+def test_offline_a_command_ends_in_one_sentence(hub: Hub, tmp_path: Path) -> None:
+    make(tmp_path, {"corpus.jsonl": {"id": "1", "text": "one"}})
+    arguments = ["encode", "--model", "nobody/nothing", "--corpus", "corpus.jsonl", "--out", "run"]
+    result = ended(begin(COMMAND, *arguments, endpoint=hub.url, home=tmp_path / "home", HF_HUB_OFFLINE="1"))
+    assert sentence(result).startswith("No folder 'nobody/nothing' here, and the hub is not asked")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_token_in_a_librarys_error_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert _without_token(f"Illegal header value b'Bearer {TOKEN}'") == "Illegal header value b'Bearer (token)'"
+
+
+def test_the_hub_of_these_tests_speaks_as_the_real_one(hub: Hub) -> None:
+    """What the tests above rest on, seen by a client that is not huggingface_hub."""
+    import urllib.error
+    import urllib.request
+
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"{hub.url}/api/models/made/card/revision/main") as answer:
+        assert json.loads(answer.read())["sha"] == hub.models["made/card"].branches["main"]
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        opener.open(f"{hub.url}/api/models/made/none/revision/main")
+    assert (caught.value.code, caught.value.headers["X-Error-Code"]) == (401, "RepoNotFound")

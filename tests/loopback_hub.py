@@ -1,0 +1,233 @@
+"""A model hub on loopback: the endpoints that huggingface_hub asks, over real HTTP, for folders of this machine.
+
+A revision's files are listed with their hashes; weights are answered with a redirect to a second host name, as the
+real hub sends them to its storage. Private models answer only to the token, gated ones list their files to everybody
+and give them only to it. `cut` names files whose first answer breaks off in the middle, `broken` those that the
+storage cannot read. Each request is kept.
+
+Not covered: chunked storage (xet), pages of a listing, rate limits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+TOKEN = "hf_aSecretThatNobodyMayPrint"
+ASKED = re.compile(r"/(?P<name>[\w.-]+/[\w.-]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+LISTED = re.compile(r"/api/models/(?P<name>[\w.-]+/[\w.-]+)/(?P<what>revision|tree)/(?P<revision>[^/?]+)")
+
+
+class Request(NamedTuple):
+    """What was asked: with which token, and from which byte on."""
+
+    method: str
+    path: str
+    host: str
+    token: str
+    range: str
+
+
+@dataclass
+class Model:
+    """A repository; `revisions` gives the folder of each commit, `branches` the commit of each name."""
+
+    revisions: dict[str, Path]
+    branches: dict[str, str]
+    private: bool = False
+    gated: bool = False
+
+
+@dataclass
+class Hub:
+    """Where the hub listens, what it holds, and what it was asked."""
+
+    url: str = ""
+    models: dict[str, Model] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
+    cut: set[str] = field(default_factory=set)
+    broken: set[str] = field(default_factory=set)
+
+    def add(self, name: str, folder: Path, **kind: bool) -> str:
+        """Publish a folder as the newest revision of a model; its commit."""
+        commit = hashlib.sha1(f"{name} {folder}".encode()).hexdigest()
+        model = self.models.setdefault(name, Model({}, {}))
+        model.revisions[commit] = folder
+        model.branches["main"] = commit
+        for key, value in kind.items():
+            setattr(model, key, value)
+        return commit
+
+    def downloads(self) -> list[str]:
+        """The files that were sent, by name; a redirect sends nothing."""
+        sent = [one.path for one in self.requests if one.method == "GET" and "/resolve/" in one.path]
+        sent = [path for path in sent if not path.endswith(".safetensors") and not path.endswith(".bin")]
+        stored = [one.path for one in self.requests if one.method == "GET" and one.path.startswith("/storage/")]
+        return sorted(path.rpartition("/")[2] for path in sent + stored)
+
+
+class Ended(NamedTuple):
+    """What a program did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@contextmanager
+def loopback_hub() -> Iterator[Hub]:
+    hub = Hub()
+
+    class Handler(_Handler):
+        shared = hub
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def begin(
+    program: str, *arguments: str, endpoint: str, home: Path, stderr: int = subprocess.PIPE, **variables: str
+) -> subprocess.Popen[str]:
+    """Start a Python program that meets this hub only: huggingface_hub reads its environment when it is imported."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    proxies = {name: "" for name in kept if name.lower() in ("http_proxy", "https_proxy", "all_proxy")}
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        env={**kept, **proxies, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), **variables},
+        cwd=home.parent, stdout=subprocess.PIPE, stderr=stderr, text=True,
+    )  # fmt: skip
+
+
+def ended(process: subprocess.Popen[str], timeout_s: float = 120) -> Ended:
+    """Wait for a program; the token may stand nowhere in what it wrote."""
+    out, err = process.communicate(timeout=timeout_s)
+    assert TOKEN not in out + (err or "")
+    return Ended(process.returncode, out, err or "")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    shared: Hub
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        token = self.headers.get("authorization", "").removeprefix("Bearer ")
+        host = self.headers.get("host", "").partition(":")[0]
+        self.shared.requests.append(Request(self.command, path, host, token, self.headers.get("range", "")))
+        if path.startswith("/storage/"):
+            self._stored(path)
+        elif token and token != TOKEN:
+            self._refuse(401, message="Invalid credentials in Authorization header")
+        elif found := LISTED.fullmatch(path) or ASKED.fullmatch(path):
+            self._of_model(token, **found.groupdict())
+        else:
+            self._refuse(404)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def _of_model(self, token: str, name: str, revision: str, what: str = "", file: str = "") -> None:
+        model = self.shared.models.get(name)
+        if model is None or (model.private and not token):
+            return self._refuse(404 if token else 401, "RepoNotFound")
+        commit = model.branches.get(revision, revision)
+        if commit not in model.revisions:
+            return self._refuse(404, "RevisionNotFound")
+        folder = model.revisions[commit]
+        if what == "revision":
+            names = [path for path, _ in _files(folder)]
+            content = {"id": name, "sha": commit, "siblings": [{"rfilename": path} for path in names]}
+            return self._send(json.dumps(content).encode())
+        if what == "tree":
+            return self._send(json.dumps([_entry(path, full) for path, full in _files(folder)]).encode())
+        if model.gated and not token:
+            return self._refuse(401, "GatedRepo", f"Access to model {name} is restricted.")
+        if not (folder / file).is_file():
+            return self._refuse(404, "EntryNotFound")
+        return self._file(folder / file, commit)
+
+    def _file(self, path: Path, commit: str) -> None:
+        content = path.read_bytes()
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{_oid(content)}"'}
+        if _is_large(path):
+            sha = hashlib.sha256(content).hexdigest()
+            # The storage is another host, to which the token must not go.
+            storage = f"http://localhost:{self.server.server_address[1]}/storage/{sha}{path}"  # type: ignore[index]
+            linked = {"X-Linked-Etag": f'"{sha}"', "X-Linked-Size": str(len(content)), "Location": storage}
+            self._send(b"", 302, {**headers, **linked})
+        else:
+            self._send(content, 200, headers)
+
+    def _stored(self, path: str) -> None:
+        file = Path("/" + path.removeprefix("/storage/").partition("/")[2])
+        if file.name in self.shared.broken:
+            return self._refuse(500)
+        content = file.read_bytes()
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("range", ""))
+        if not wanted:
+            return self._send(content, name=file.name)
+        rest = content[int(wanted[1]) :]
+        return self._send(rest, 206, {"Content-Range": f"bytes {wanted[1]}-{len(content) - 1}/{len(content)}"})
+
+    def _refuse(self, status: int, code: str = "", message: str = "") -> None:
+        headers = {"X-Error-Code": code, "X-Error-Message": message}
+        self._send(b"{}", status, {name: value for name, value in headers.items() if value})
+
+    def _send(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None, name: str = "") -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), "Accept-Ranges": "bytes", **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if name in self.shared.cut:
+            self.shared.cut.remove(name)
+            self.wfile.write(body[: len(body) // 2])
+            self.close_connection = True
+        else:
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    return sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
+
+
+def _entry(name: str, path: Path) -> dict[str, object]:
+    content = path.read_bytes()
+    entry: dict[str, object] = {"type": "file", "path": name, "size": len(content), "oid": _oid(content)}
+    if _is_large(path):
+        sha = hashlib.sha256(content).hexdigest()
+        entry["lfs"] = {"oid": sha, "size": len(content), "pointerSize": 134}
+    return entry
+
+
+def _is_large(path: Path) -> bool:
+    return path.suffix in (".safetensors", ".bin")
+
+
+def _oid(content: bytes) -> str:
+    """What git calls the content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

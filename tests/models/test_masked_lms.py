@@ -1,0 +1,214 @@
+"""How weights and code are read: shards, pickles that hold nothing but tensors, and remote code when it is trusted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from made_checkpoints import TEXTS, build_encoder, make_masked_lm, make_router, table_weights
+from safetensors.torch import load_file
+
+from sparse_ingest.checkpoints.layouts import read_checkpoint
+from sparse_ingest.checkpoints.settings import document_identity, resolve_settings
+from sparse_ingest.cli.main import cli
+from sparse_ingest.errors import CheckpointError, MissingExtraError
+from sparse_ingest.models.pickles import read_table
+from sparse_ingest.pipeline import ModelSettings
+from sparse_ingest.search import _model, query_encoder
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_masked_lm(tmp_path_factory.mktemp("lms") / "bert")
+
+
+@pytest.fixture
+def own(bert: Path, tmp_path: Path) -> Path:
+    """A copy that the test may change."""
+    return Path(shutil.copytree(bert, tmp_path / "own"))
+
+
+def weights_of(folder: Path, **settings: Any) -> np.ndarray:
+    return build_encoder(folder, **settings).encode(TEXTS).weights
+
+
+class Dangerous:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.path,))
+
+
+def test_sharded_weights_are_the_same(bert: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    folder = Path(shutil.copytree(bert, tmp_path / "shards"))
+    (folder / "model.safetensors").unlink()
+    AutoModelForMaskedLM.from_pretrained(bert).save_pretrained(folder, max_shard_size="20KB")
+    assert (folder / "model.safetensors.index.json").exists() and len(list(folder.glob("model-*.safetensors"))) > 1
+    assert np.array_equal(weights_of(folder), weights_of(bert))
+
+
+def test_a_pickle_of_tensors_is_read(bert: Path, own: Path) -> None:
+    tensors = load_file(own / "model.safetensors")
+    (own / "model.safetensors").unlink()
+    torch.save(tensors, own / "pytorch_model.bin")
+    assert np.array_equal(weights_of(own), weights_of(bert))
+
+
+def test_a_pickle_that_holds_more_is_refused_and_not_run(own: Path, tmp_path: Path) -> None:
+    tensors = load_file(own / "model.safetensors")
+    (own / "model.safetensors").unlink()
+    torch.save({**tensors, "more": Dangerous(tmp_path / "ran")}, own / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="cannot be built"):
+        build_encoder(own)
+    (own / "pytorch_model.bin").write_bytes(pickle.dumps(Dangerous(tmp_path / "ran"), protocol=2))
+    with pytest.raises(CheckpointError, match="cannot be built"):
+        build_encoder(own)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_safetensors_go_before_a_pickle(bert: Path, own: Path) -> None:
+    (own / "pytorch_model.bin").write_bytes(b"anything")
+    assert np.array_equal(weights_of(own), weights_of(bert))
+
+
+def test_a_table_in_a_pickle_needs_torch_and_nothing_else(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_router(tmp_path / "router", bert)
+    expected = query_encoder(ModelSettings(document=str(folder))).encode(["the river"])
+    table = folder / "query_0_SparseStaticEmbedding"
+    (table / "model.safetensors").unlink()
+    weights = torch.from_numpy(table_weights(len(json.loads((bert / "tokenizer.json").read_text())["model"]["vocab"])))
+    torch.save({"weight": weights}, table / "pytorch_model.bin")
+    assert query_encoder(ModelSettings(document=str(folder))).encode(["the river"]) == expected
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="a pickle that only torch reads safely, needs the extra"):
+        query_encoder(ModelSettings(document=str(folder)))
+
+
+@pytest.mark.parametrize("content", [{"other": torch.zeros(3)}, {"weight": torch.zeros(3, 3)}, [1.0]])
+def test_a_pickle_without_a_table_is_refused(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="one tensor `weight`"):
+        read_table(tmp_path / "pytorch_model.bin")
+
+
+def test_a_table_in_a_pickle_that_holds_more_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(3), "more": Dangerous(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="could run code"):
+        read_table(tmp_path / "pytorch_model.bin")
+    assert not (tmp_path / "ran").exists()
+
+
+CODE = """
+from pathlib import Path
+from transformers import BertConfig, BertForMaskedLM
+
+Path({ran!r}).touch()
+
+class MineConfig(BertConfig):
+    model_type = "mine"
+
+class MineForMaskedLM(BertForMaskedLM):
+    config_class = MineConfig
+"""
+
+
+@pytest.fixture
+def with_code(own: Path, tmp_path: Path) -> Path:
+    """A BERT under a name of its own, which its own file builds; the file tells when it runs."""
+    config = json.loads((own / "config.json").read_text())
+    config |= {
+        "model_type": "mine",
+        "architectures": ["MineForMaskedLM"],
+        "auto_map": {"AutoConfig": "modeling_mine.MineConfig", "AutoModelForMaskedLM": "modeling_mine.MineForMaskedLM"},
+    }
+    (own / "config.json").write_text(json.dumps(config))
+    (own / "modeling_mine.py").write_text(CODE.format(ran=str(tmp_path / "ran")))
+    return own
+
+
+def test_remote_code_is_refused_with_what_would_run(with_code: Path, tmp_path: Path) -> None:
+    for build in (
+        lambda: build_encoder(with_code),
+        lambda: query_encoder(ModelSettings(document=str(with_code))),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            build()
+        message = str(caught.value)
+        assert "class MineForMaskedLM of modeling_mine.py" in message and "--trust-remote-code" in message
+        assert str(with_code) in message and "\n" not in message
+    assert not (tmp_path / "ran").exists()
+
+
+def test_remote_code_runs_when_it_is_trusted_and_is_told(
+    bert: Path, with_code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    with caplog.at_level(logging.WARNING, logger="sparse_ingest"):
+        found = weights_of(with_code, trust_remote_code=True)
+    assert np.array_equal(found, weights_of(bert)) and (tmp_path / "ran").exists()
+    [told] = caplog.messages
+    assert "class MineForMaskedLM of modeling_mine.py" in told and str(with_code) in told
+
+
+def test_the_flag_of_the_command_line_is_what_trusts(
+    with_code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    arguments = ["query", "--model", str(with_code), "the river"]
+    refused = CliRunner().invoke(cli, arguments)
+    assert isinstance(refused.exception, CheckpointError) and not (tmp_path / "ran").exists()
+    trusted = CliRunner().invoke(cli, [*arguments, "--trust-remote-code"], catch_exceptions=False)
+    assert trusted.exit_code == 0 and (tmp_path / "ran").exists()
+    assert json.loads(trusted.stdout)["query"]
+
+
+def test_an_index_or_a_run_cannot_grant_trust() -> None:
+    stored = {"document": "some/model", "trust_remote_code": True, "query_side": {"trust_remote_code": True}}
+    assert _model(ModelSettings(), stored) == ModelSettings(document="some/model")
+    asked = _model(ModelSettings(trust_remote_code=True), stored)
+    assert asked == ModelSettings(document="some/model", trust_remote_code=True)
+
+
+def test_code_in_another_repository_is_refused_even_when_trusted(with_code: Path) -> None:
+    """Its revision says nothing of that repository, whose newest state transformers would run."""
+    config = json.loads((with_code / "config.json").read_text())
+    config["auto_map"] = {name: f"someone/else--{code}" for name, code in config["auto_map"].items()}
+    (with_code / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="of the repository someone/else"):
+        build_encoder(with_code, trust_remote_code=True)
+
+
+def test_trusted_code_is_part_of_the_identity(with_code: Path) -> None:
+    def identity() -> dict[str, Any]:
+        checkpoint = read_checkpoint(str(with_code))
+        return document_identity(checkpoint, resolve_settings(ModelSettings(trust_remote_code=True), checkpoint))
+
+    before = identity()
+    with (with_code / "modeling_mine.py").open("a") as file:
+        file.write("# changed\n")
+    assert identity() != before
+
+
+def test_code_beside_a_known_architecture_never_runs(own: Path, bert: Path, tmp_path: Path) -> None:
+    config = json.loads((own / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForMaskedLM": "modeling_mine.MineForMaskedLM"}
+    (own / "config.json").write_text(json.dumps(config))
+    (own / "modeling_mine.py").write_text(CODE.format(ran=str(tmp_path / "ran")))
+    for trusted in (False, True):
+        assert np.array_equal(weights_of(own, trust_remote_code=trusted), weights_of(bert))
+    assert not (tmp_path / "ran").exists()

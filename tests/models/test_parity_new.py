@@ -1,0 +1,193 @@
+"""`NewForMaskedLM` without its remote code: against its formulas, written down here once more.
+
+Read from the public modeling file of Alibaba-NLP/new-impl: post-norm layers, packed or separate query, key and value,
+gated feed-forward with the gate behind, rotary positions with NTK scaling that holds for every length, token types
+where there are some, and a head of dense, gelu, norm and decoder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_checkpoints import HEADS, LAYERS, WIDTH, build_encoder, make_masked_lm, make_new
+from safetensors.torch import load_file
+
+from sparse_ingest.errors import CheckpointError
+from sparse_ingest.models.tokenizer import Tokenizer
+from sparse_ingest.pipeline import ModelSettings
+
+TEXTS = (
+    "the river and the stone",
+    "",
+    "Searching sparse vectors, weighted tokens; the Bird (of fire)!",
+    "water " * 100,
+)
+SCALINGS = {
+    "none": None,
+    "ntk": {"factor": 2.0, "type": "ntk"},
+    "ntk-8": {"factor": 8.0, "rope_type": "ntk"},
+    "mixed": {"factor": 4.0, "type": "ntk", "mixed_b": 0.625},
+}
+
+
+@pytest.fixture(scope="module")
+def gte(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """A gte checkpoint by its number of token types."""
+    root = tmp_path_factory.mktemp("gte")
+    return {types: make_masked_lm(root / str(types), "gte", type_vocab_size=types) for types in (0, 1, 2)}
+
+
+def frequencies(config: dict) -> torch.Tensor:
+    """What a pair of numbers turns by at each position."""
+    size = WIDTH // HEADS
+    theta, scaling = config["rope_theta"], config["rope_scaling"]
+    plain = theta ** -(torch.arange(0, size, 2).double() / size)
+    if not scaling:
+        return plain
+    factor, mixed = scaling["factor"], scaling.get("mixed_b")
+    if mixed is None:
+        return (theta * factor) ** -(torch.arange(0, size, 2).double() / size) / factor ** (2 / size)
+    growth = np.log(factor) / (size / 2) ** mixed
+    return plain / torch.exp(growth * torch.arange(1, size // 2 + 1).double() ** mixed)
+
+
+def turned(states: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Heads x positions x numbers, where the first half of the numbers is paired with the second."""
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat(
+        (first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()), dim=-1
+    )
+
+
+def logits(folder: Path, token_ids: list[int]) -> torch.Tensor:
+    """The logits of one text in float64."""
+    weights = {name: tensor.double() for name, tensor in load_file(folder / "model.safetensors").items()}
+    config = json.loads((folder / "config.json").read_text())
+
+    def linear(name: str, states: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(states, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+    def norm(name: str, states: torch.Tensor) -> torch.Tensor:
+        centred = states - states.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + config["layer_norm_eps"]).rsqrt()
+        return centred * scale * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def gelu(states: torch.Tensor) -> torch.Tensor:
+        return states * 0.5 * (1 + torch.erf(states / 2**0.5))
+
+    states = weights["new.embeddings.word_embeddings.weight"][token_ids]
+    if config["type_vocab_size"]:
+        states = states + weights["new.embeddings.token_type_embeddings.weight"][0]
+    states = norm("new.embeddings.LayerNorm", states)
+    angles = torch.outer(torch.arange(len(token_ids)).double(), frequencies(config))
+    for layer in range(LAYERS):
+        at = f"new.encoder.layer.{layer}"
+        if config["pack_qkv"]:
+            projected = linear(f"{at}.attention.qkv_proj", states).chunk(3, dim=-1)
+        else:
+            projected = [linear(f"{at}.attention.{letter}_proj", states) for letter in "qkv"]
+        query, key, value = (part.view(len(token_ids), HEADS, -1).transpose(0, 1) for part in projected)
+        query, key = turned(query, angles), turned(key, angles)
+        scores = query @ key.transpose(1, 2) / (WIDTH / HEADS) ** 0.5
+        mixed = (scores.softmax(-1) @ value).transpose(0, 1).reshape(len(token_ids), WIDTH)
+        states = norm(f"{at}.attn_ln", states + linear(f"{at}.attention.o_proj", mixed))
+        up, gate = linear(f"{at}.mlp.up_gate_proj", states).chunk(2, dim=-1)
+        states = norm(f"{at}.mlp_ln", states + linear(f"{at}.mlp.down_proj", gelu(gate) * up))
+    states = norm("lm_head.norm", gelu(linear("lm_head.dense", states)))
+    decoder = weights.get("lm_head.decoder.weight", weights["new.embeddings.word_embeddings.weight"])
+    return states @ decoder.T + weights["lm_head.decoder.bias"]
+
+
+def assert_follows(folder: Path, texts: tuple[str, ...]) -> None:
+    encoder = build_encoder(folder)
+    limit = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    tokenizer = Tokenizer(folder, ModelSettings(max_length=limit))
+    encoded = encoder.encode(texts)
+    for row, text in enumerate(texts):
+        token_ids = tokenizer([text]).token_ids[0].tolist()
+        expected = logits(folder, token_ids).amax(0).relu().log1p().numpy()
+        start, end = encoded.indptr[row], encoded.indptr[row + 1]
+        found = np.zeros(len(expected))
+        found[encoded.token_ids[start:end]] = encoded.weights[start:end]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("types", [0, 1, 2])
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_it_follows_the_formulas(gte: dict[int, Path], tmp_path: Path, scaling: str, types: int) -> None:
+    assert_follows(make_new(tmp_path / "new", gte[types], rope_scaling=SCALINGS[scaling]), TEXTS)
+
+
+def test_separate_projections_follow_them_too(gte: dict[int, Path], tmp_path: Path) -> None:
+    assert_follows(make_new(tmp_path / "new", gte[0], packed=False, rope_scaling=SCALINGS["ntk"]), TEXTS)
+
+
+def test_scaling_changes_the_weights(gte: dict[int, Path], tmp_path: Path) -> None:
+    """So that the tests above cannot pass where nobody scales."""
+    weights = [
+        build_encoder(make_new(tmp_path / name, gte[0], rope_scaling=scaling)).encode(TEXTS).weights[:20]
+        for name, scaling in SCALINGS.items()
+    ]
+    for place, one in enumerate(weights):
+        assert not any(np.allclose(one, other, atol=1e-3) for other in weights[place + 1 :])
+
+
+@pytest.mark.slow
+def test_a_text_of_8192_tokens_follows_the_formulas(gte: dict[int, Path], tmp_path: Path) -> None:
+    folder = make_new(tmp_path / "new", gte[0], rope_scaling=SCALINGS["ntk"], max_position_embeddings=8192)
+    words = ("river", "stone", "lamp", "the", "of", "water", "bird", "cloud", "search", "index", "run")
+    text = " ".join(words[place * place % len(words)] for place in range(9000))
+    assert build_encoder(folder).encode([text]).tokens == 8192
+    assert_follows(folder, (text, "the river"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act = 'relu'"),
+        ({"layer_norm_type": "rms_norm"}, "layer_norm_type = 'rms_norm'"),
+        ({"position_embedding_type": "absolute"}, "position_embedding_type = 'absolute'"),
+        ({"logn_attention_scale": True}, "logn_attention_scale = True"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling of type 'linear'"),
+        ({"num_hidden_layers": 3}, "lacks"),
+    ],
+)
+def test_what_gte_cannot_compute_is_refused(gte: dict[int, Path], tmp_path: Path, changed: dict, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        build_encoder(make_new(tmp_path / "new", gte[0], **changed))
+
+
+def test_nothing_is_said_while_it_is_built(
+    gte: dict[int, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """transformers would tell that it does not know `new`, and ask for remote code."""
+    folder = make_new(tmp_path / "new", gte[0], rope_scaling=SCALINGS["ntk"])
+    capfd.readouterr()
+    with caplog.at_level(logging.WARNING):
+        build_encoder(folder)
+    assert capfd.readouterr().err == "" and not caplog.records
+
+
+def test_frequencies_stay_exact_in_short_numbers(gte: dict[int, Path], tmp_path: Path) -> None:
+    """Rounded to bfloat16, far positions would lie elsewhere."""
+    folder = make_new(tmp_path / "new", gte[0], rope_scaling=SCALINGS["ntk"])
+    rotary = build_encoder(folder, dtype="bfloat16")._body._model.gte.rotary_emb
+    config = json.loads((folder / "config.json").read_text())
+    assert rotary.inv_freq.dtype == torch.float32
+    torch.testing.assert_close(rotary.inv_freq.double(), frequencies(config), rtol=1e-6, atol=0)
+
+
+def test_a_model_that_has_no_code_of_its_own_is_built_the_same(gte: dict[int, Path], tmp_path: Path) -> None:
+    """`auto_map` is not what decides."""
+    folder = make_new(tmp_path / "new", gte[0])
+    bare = Path(shutil.copytree(folder, tmp_path / "bare"))
+    config = json.loads((bare / "config.json").read_text())
+    del config["auto_map"]
+    (bare / "config.json").write_text(json.dumps(config))
+    assert np.array_equal(build_encoder(bare).encode(TEXTS).weights, build_encoder(folder).encode(TEXTS).weights)

@@ -1,0 +1,57 @@
+"""A text's weights do not depend on the texts that share its batch, for every way of numbering positions.
+
+BERT counts positions from 0, RoBERTa from behind the padding id, DistilBERT has no token types, ModernBERT turns
+rotary positions and looks around locally in most layers, gte turns them everywhere. Today a batch is padded; the tests
+hold for a packed one as they stand.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_checkpoints import ARCHITECTURES, build_encoder, make_masked_lm
+
+LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 62)
+WORDS = ("river", "stone", "lamp", "the", "of", "water", "bird", "cloud", "search", "index", "run")
+
+
+def texts() -> list[str]:
+    """Texts of every length, no two alike, the short ones twice with other words."""
+    return [
+        " ".join(WORDS[(place * place + turn) % len(WORDS)] for place in range(length))
+        for turn in range(3)
+        for length in LENGTHS
+    ] + [""]
+
+
+def rows(encoded, size: int) -> np.ndarray:
+    dense = np.zeros((len(encoded.indptr) - 1, size), dtype=np.float32)
+    for row, (start, end) in enumerate(zip(encoded.indptr[:-1], encoded.indptr[1:], strict=True)):
+        dense[row, encoded.token_ids[start:end]] = encoded.weights[start:end]
+    return dense
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_batch_of_mixed_lengths_gives_each_text_what_it_gets_alone(architecture: str, tmp_path: Path) -> None:
+    encoder = build_encoder(make_masked_lm(tmp_path, architecture))
+    size, given = len(encoder.vocabulary), texts()
+    alone = np.concatenate([rows(encoder.encode([text]), size) for text in given])
+    token_ids = encoder._tokenizer(given).token_ids
+    assert len(np.unique(alone.round(3), axis=0)) == len({tuple(ids) for ids in token_ids}) > len(given) / 2
+    for order in (range(len(given)), range(len(given) - 1, -1, -1), np.random.default_rng(1).permutation(len(given))):
+        batch, _ = encoder._encode_batch([token_ids[place] for place in order])
+        for place, (ids, weights) in zip(order, batch, strict=True):
+            found = np.zeros(size, dtype=np.float32)
+            found[ids] = weights
+            np.testing.assert_allclose(found, alone[place], atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_place_of_a_word_matters(architecture: str, tmp_path: Path) -> None:
+    """So that the test above cannot pass where positions are ignored."""
+    encoder = build_encoder(make_masked_lm(tmp_path, architecture))
+    size = len(encoder.vocabulary)
+    first, second = (rows(encoder.encode([text]), size) for text in ("the river and stone", "stone the and river"))
+    assert np.abs(first - second).max() > 1e-2

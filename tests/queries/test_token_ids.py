@@ -1,0 +1,28 @@
+"""The vocabulary of a checkpoint by id."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from made_tables import TOKENS, write_table
+
+from sparse_ingest.errors import CheckpointError
+from sparse_ingest.queries.token_ids import read_vocabulary
+
+
+def test_the_vocabulary_is_the_tokenizers_and_as_long_as_the_models(tmp_path: Path) -> None:
+    write_table(tmp_path)
+    assert read_vocabulary(tmp_path) == TOKENS
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": len(TOKENS) + 2}))
+    assert read_vocabulary(tmp_path) == [*TOKENS, None, None]
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"tokenizer.json cannot be read"):
+        read_vocabulary(tmp_path)
+    write_table(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"config.json does not say vocab_size"):
+        read_vocabulary(tmp_path)
