@@ -2,8 +2,7 @@
 
 Each shard is a fixed range of source rows. A process takes the shards in order, skips those that are done (after
 hashing their rows again) or held by another process, and makes the rest; any number of processes may do this on one
-run folder, and each may be killed at any instant. Within a shard, rows flow in windows of one row group, so memory
-does not grow with the corpus or the shard.
+run folder, and each may be killed at any instant. Not covered: what a shard holds (shard_parts.py).
 """
 
 from __future__ import annotations
@@ -11,26 +10,21 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
 from sparse_ingest.checkpoints.settings import document_identity, model_record, resolve_pipeline
 from sparse_ingest.corpora.cursor import Cursor
 from sparse_ingest.corpora.documents import shown
-from sparse_ingest.corpora.files import Corpus, Position, bad_document
-from sparse_ingest.errors import CorpusError, Interrupted, MissingExtraError, PipelineError, RunError
-from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.pruning import prune
-from sparse_ingest.records import Document, SourceRow, SparseRows
-from sparse_ingest.runs.identity import canonical_json
+from sparse_ingest.corpora.files import Corpus, Position
+from sparse_ingest.errors import CorpusError, Interrupted, MissingExtraError, PipelineError, RunError, UsageError
+from sparse_ingest.pipeline import EncodeSettings, Pipeline
 from sparse_ingest.runs.ids import find_duplicates, remove_rows
 from sparse_ingest.runs.manifest import (
     FORMAT,
@@ -46,47 +40,31 @@ from sparse_ingest.runs.manifest import (
     refuse_differences,
     refuse_strangers,
 )
-from sparse_ingest.runs.shards import (
-    PART_ROWS,
-    ShardPart,
-    shard_schema,
-    store_weights,
-    text_hash,
-    write_shard,
-)
+from sparse_ingest.runs.reuse import OldVectors, refuse_unlike
+from sparse_ingest.runs.shards import shard_schema, write_shard
+from sparse_ingest.shard_parts import PARENT, Counts, PartMaker, document_id, hash_row
+from sparse_ingest.shard_parts import Progress as Progress
 
 if TYPE_CHECKING:
     from sparse_ingest.models.documents import DocumentEncoder
 
-WINDOW_BYTES = 32 << 20  # text of one row group at most, so that very long documents do not fill the memory
 WAIT_S = 1.0  # between looks at shards that other processes hold
-
-
-class Progress(Protocol):
-    """What `encode` tells about its progress."""
-
-    def note(self, message: str) -> None:
-        """Say one sentence."""
-
-    def read(self, rows: int, share: float | None) -> None:
-        """`rows` of the corpus have been read, which is `share` of it (None: unknown)."""
-
-    def earlier(self, rows: int) -> None:
-        """`rows` were encoded before."""
-
-    def encoded(self, documents: int, tokens: int) -> None:
-        """A batch is done."""
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """What is chosen at the command line and is no part of a pipeline file."""
+    """What is chosen at the command line and is no part of a pipeline file.
+
+    `reuse` is another run, whose vectors are copied where a text is the same. It is no part of the identity: a copied
+    vector is the one that the same settings computed, though in another batch, whose last bits may differ.
+    """
 
     device: str = "auto"
     shard_rows: int = SHARD_ROWS
     limit: int | None = None
     on_bad_document: Literal["fail", "skip"] = "fail"
     trust_corpus: bool = False
+    reuse: Path | None = None
 
 
 class EncodeReport(NamedTuple):
@@ -101,21 +79,8 @@ class EncodeReport(NamedTuple):
     truncated: int
     skipped: int
     underflow: int
-
-
-@dataclass
-class _Counts:
-    """What one shard's record in done/ counts, summed while its parts are made."""
-
-    rows: int = 0
-    nnz: int = 0
-    empty: int = 0
-    truncated: int = 0
-    underflow: int = 0
-    without_token: int = 0
-    skipped: list[SkippedRow] = field(default_factory=list)
-    input_sha256: Any = field(default_factory=hashlib.sha256)
-    seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "encode": 0.0, "write": 0.0})
+    windows: int = 0
+    reused: int = 0
 
 
 def encode(
@@ -146,24 +111,101 @@ class _Job:
     def __init__(
         self, corpus: Corpus, out: Path, pipeline: Pipeline, options: EncodeOptions, progress: Progress
     ) -> None:
-        self.options = options
-        self.progress = progress
+        self.corpus, self.options, self.progress = corpus, options, progress
         self.cursor = Cursor(corpus, options.limit)
         self.starts: list[Position] = []  # of each shard, as the first pass finds them
-        checkpoint, pipeline = _resolve(pipeline)
-        self.model, self.settings = pipeline.model, pipeline.encode
-        self.run, self._build_encoder = _open(corpus, out, checkpoint, pipeline, options, self.cursor)
+        self.asked = pipeline.model
+        self.checkpoint, self.pipeline = _resolve(pipeline)
+        self.model, self.settings = self.pipeline.model, self.pipeline.encode
+        _refuse_clashes(corpus, self.settings, options, out)
+        self.old = open_run(options.reuse) if options.reuse else None
+        self.run, self._build_encoder = self._open(out)
         self.schema = shard_schema(len(self.run.vocabulary()), self.settings.weights)
+        self.maker = PartMaker(
+            self.settings,
+            corpus.fields.carry_text,
+            options.on_bad_document,
+            progress,
+            self._start_encoder,
+            self._open_old if self.old else None,
+        )
 
-    @cached_property
-    def encoder(self) -> DocumentEncoder:
-        """Built when the first shard is made: a run that is complete needs no model."""
+    def _open(self, out: Path) -> tuple[Run, Callable[[], DocumentEncoder]]:
+        """Create the run, or open the one that is there, and a way to its encoder; refuses before a model is built."""
+        refuse_strangers(out)
+        dtype: str = self.settings.dtype
+        if has_manifest(out):
+            run = open_run(out)
+            dtype = run.manifest.identity["dtype"] if dtype == "auto" else dtype
+            refuse_differences(run, self._identity(dtype)[1])
+            if run.has_vocabulary():
+                self._refuse_unlike_old(dtype)
+                return run, lambda: self._encoder_of(dtype)
+        auto: dict[str, Any] = {}
+        if dtype == "auto":
+            dtype, auto = self._choose_dtype()
+        self._refuse_unlike_old(dtype)
+        encoder = self._encoder_of(dtype)
+        run_id, identity = self._identity(dtype)
+        record = model_record(self.checkpoint, self.model, self.asked)
+        manifest = Manifest(FORMAT, run_id, identity, self.options.shard_rows, record, auto)
+        return create_or_open_run(out, manifest, encoder.vocabulary), lambda: encoder
+
+    def _choose_dtype(self) -> tuple[str, dict[str, Any]]:
+        """What `auto` stands for on the first documents of the corpus, and why."""
+        from sparse_ingest.models.documents import choose_device
+        from sparse_ingest.models.precision import SAMPLE, choose_dtype
+
+        texts = [row.document.text for row in self.cursor.peek(SAMPLE) if row.document]
+        choice = choose_dtype(self._encoder_of, choose_device(self.options.device), texts)
+        return choice["dtype"], {"dtype": choice}
+
+    def _encoder_of(self, dtype: str) -> DocumentEncoder:
+        from sparse_ingest.models.documents import DocumentEncoder, choose_device
+
+        return DocumentEncoder(
+            self.checkpoint,
+            self.model,
+            device=choose_device(self.options.device),
+            dtype=dtype,
+            batch_tokens=self.settings.batch_tokens,
+            window_stride=self.settings.window_stride,
+        )
+
+    def _identity(self, dtype: str) -> tuple[str, dict[str, Any]]:
+        """Everything that changes a byte of a shard, behind its hash."""
+        settings = asdict(self.settings)
+        names = ["weights", "top_k", "max_ratio", "min_weight", "overflow"]
+        if self.settings.overflow != "truncate":
+            names.append("window_stride")
+        return identity_of({
+            "model": document_identity(self.checkpoint, self.model),
+            "dtype": dtype,
+            **{name: settings[name] for name in names},
+            "fields": asdict(self.corpus.fields),
+            "corpus": self.corpus.identity(),
+            "limit": self.options.limit,
+            "shard_rows": self.options.shard_rows,
+        })  # fmt: skip
+
+    def _refuse_unlike_old(self, dtype: str) -> None:
+        if self.old:
+            refuse_unlike(self.old, self._identity(dtype)[1])
+
+    def _start_encoder(self) -> DocumentEncoder:
         encoder = self._build_encoder()
+        limit = {"truncate": "a document", "windows": "a window", "passages": "a passage"}[self.settings.overflow]
         self.progress.note(
             f"Encoding with {self.model.document} on {encoder.device} in {self.run.manifest.identity['dtype']}, "
-            f"at most {self.model.max_length} tokens a document."
+            f"at most {self.model.max_length} tokens {limit}."
         )
         return encoder
+
+    def _open_old(self) -> OldVectors:
+        assert self.old is not None
+        vectors = OldVectors(self.old, self.run.scratch_path("reuse").parent)
+        self.progress.note(f"Vectors of equal texts are copied from {self.old.path}, which knows {len(vectors):,}.")
+        return vectors
 
     def first_pass(self, stopping: Callable[[], bool]) -> None:
         """Walk the whole corpus once: check the shards that are done, make those that nobody else holds."""
@@ -173,7 +215,7 @@ class _Job:
             if done := self.run.done(shard):
                 self._pass_over(shard, done)
             elif not self._try_shard(shard):
-                _drain(self.cursor.take(self.options.shard_rows))
+                deque(self.cursor.take(self.options.shard_rows), maxlen=0)  # passed over
             _stop_if(stopping, self.run)
         if (made := len(self.run.done_shards())) > len(self.starts):
             raise RunError(
@@ -218,13 +260,13 @@ class _Job:
         else:
             digest = hashlib.sha256()
             for row in self.cursor.take(self.options.shard_rows):
-                _hash_row(digest, row)
+                hash_row(digest, row)
             if digest.hexdigest() != done["input_sha256"]:
                 raise RunError(
                     f"The corpus changed: rows {done['first_row']} to {self.cursor.position.row - 1} are not those "
                     f"that {part_name(shard)} of {self.run.path} was made from. Encode into a new folder."
                 )
-        self.progress.earlier(done["rows"] + done["skipped"])
+        self.progress.earlier(self.cursor.position.row - done["first_row"])
         self.progress.read(self.cursor.position.row, self.cursor.share)
 
     def _try_shard(self, shard: int) -> bool:
@@ -239,98 +281,31 @@ class _Job:
 
     def _make_shard(self, shard: int) -> None:
         began = time.monotonic()
-        first_row, counts = self.cursor.position.row, _Counts()
+        first_row, counts = self.cursor.position.row, Counts()
         sha256 = write_shard(
-            self._parts(counts),
+            self.maker.parts(self.cursor, self.options.shard_rows, counts),
             scratch=self.run.scratch_path(f"{part_name(shard)}.parquet"),
             target=self.run.shard_path(shard),
             schema=self.schema,
         )
-        self.run.write_skipped(shard, counts.skipped)
+        self.run.write_skipped(shard, sorted(counts.skipped))
         known = counts.seconds["read"] + counts.seconds["encode"]
         counts.seconds["write"] = time.monotonic() - began - known
+        encoder = self.maker.encoder
         self.run.mark_done(shard, {
             "first_row": first_row,
-            "rows": counts.rows,
-            "nnz": counts.nnz,
-            "empty": counts.empty,
-            "truncated": counts.truncated,
-            "skipped": len(counts.skipped),
-            "underflow": counts.underflow,
-            "without_token": counts.without_token,
+            **counts.record(),
             "sha256": sha256,
-            "input_sha256": counts.input_sha256.hexdigest(),
             "next": list(self.cursor.position),
             "versions": _versions(),
-            "device": str(self.encoder.device),
+            "device": str(encoder.device),
             "host": platform.node(),
-            "batch_tokens": self.encoder.batch_tokens,
-            "seconds": {stage: round(seconds, 3) for stage, seconds in counts.seconds.items()},
+            "batch_tokens": encoder.batch_tokens,
         })  # fmt: skip
-
-    def _parts(self, counts: _Counts) -> Iterator[ShardPart]:
-        """The row groups of the shard at the source's position."""
-        rows = self.cursor.take(self.options.shard_rows)
-        while True:
-            began = time.monotonic()
-            window = self._window(rows, counts)
-            counts.seconds["read"] += time.monotonic() - began
-            if window is None:
-                return
-            self.progress.read(self.cursor.position.row, self.cursor.share)
-            if window:
-                began = time.monotonic()
-                part = self._encode_window(window, counts)
-                counts.seconds["encode"] += time.monotonic() - began
-                yield part
-
-    def _window(self, rows: Iterator[SourceRow], counts: _Counts) -> list[tuple[int, Document]] | None:
-        """The next rows that fit one row group; None at the shard's end. Bad ones are refused or noted."""
-        window: list[tuple[int, Document]] = []
-        size, seen = 0, 0
-        for row in rows:
-            seen += 1
-            _hash_row(counts.input_sha256, row)
-            if row.document is None:
-                if self.options.on_bad_document == "fail":
-                    raise bad_document(row)
-                counts.skipped.append(SkippedRow(row.row, row.file, row.line, row.reason or ""))
-            else:
-                window.append((row.row, row.document))
-                size += len(row.document.text) + len(row.document.fields)
-            if seen == PART_ROWS or size >= WINDOW_BYTES:
-                break
-        return window if seen else None
-
-    def _encode_window(self, window: list[tuple[int, Document]], counts: _Counts) -> ShardPart:
-        documents = [document for _, document in window]
-        encoded = self.encoder.encode([document.text for document in documents], self.progress.encoded)
-        vectors = SparseRows(
-            [document.id for document in documents], encoded.indptr, encoded.token_ids, encoded.weights
-        )
-        settings = self.settings
-        vectors = prune(vectors, top_k=settings.top_k, max_ratio=settings.max_ratio, min_weight=settings.min_weight)
-        try:
-            vectors, underflow = store_weights(vectors, settings.weights)
-        except ValueError as error:
-            advice = "Encode with --weights float32, and with --dtype float32 if that is not enough."
-            raise RunError(f"Weights cannot be kept: {error}. {advice}") from error
-        counts.rows += len(documents)
-        counts.nnz += len(vectors.weights)
-        counts.empty += int(np.count_nonzero(np.diff(vectors.indptr) == 0))
-        counts.truncated += encoded.truncated
-        counts.underflow += underflow
-        counts.without_token += encoded.without_token
-        return ShardPart(
-            np.array([row for row, _ in window], dtype=np.uint64),
-            [text_hash(document.text) for document in documents],
-            vectors,
-            [document.fields for document in documents],
-        )
 
     def _refuse_or_drop_duplicates(self) -> None:
         """An id that stands in two shards stops the run, or with `skip` the later row leaves its shard."""
-        duplicates = find_duplicates(self.run)
+        duplicates = (one._replace(doc_id=self._document_id(one.doc_id)) for one in find_duplicates(self.run))
         if self.options.on_bad_document == "fail":
             if one := next(duplicates, None):
                 (file, line), (again, later) = self._places([one.first, one.again])
@@ -356,6 +331,9 @@ class _Job:
                         break
                 time.sleep(WAIT_S)
 
+    def _document_id(self, doc_id: str) -> str:
+        return document_id(doc_id) if self.settings.overflow == "passages" else doc_id
+
     def _places(self, positions: list[tuple[int, int]]) -> list[tuple[str, int]]:
         """File and line of source rows, given with their shards; each shard is read again once."""
         wanted: dict[int, set[int]] = {}
@@ -374,87 +352,31 @@ def _resolve(pipeline: Pipeline) -> tuple[Checkpoint, Pipeline]:
     # Looked for, not imported: a run that is complete needs no torch.
     if not (find_spec("torch") and find_spec("transformers")):
         raise MissingExtraError("encode", "Encoding")
-    if pipeline.model.document is None:
+    model = pipeline.model
+    if model.document is None:
         raise PipelineError("No model: name one with --model, or [model] document in the pipeline file.")
-    if pipeline.encode.overflow != "truncate" or pipeline.encode.dtype == "int8":
-        raise PipelineError('This release cuts long documents (overflow = "truncate") and computes no int8.')
-    checkpoint = read_checkpoint(pipeline.model.document, pipeline.model.revision)
+    if pipeline.encode.dtype == "int8":
+        raise PipelineError('This release computes no int8: use dtype = "auto".')
+    if pipeline.encode.overflow == "truncate" and pipeline.encode.window_stride is not None:
+        raise PipelineError('window_stride is for overflow = "windows" or "passages"; overflow is "truncate".')
+    checkpoint = read_checkpoint(model.document, model.revision, code=model.trust_remote_code)
     return checkpoint, resolve_pipeline(pipeline, checkpoint)
 
 
-def _open(
-    corpus: Corpus,
-    out: Path,
-    checkpoint: Checkpoint,
-    pipeline: Pipeline,
-    options: EncodeOptions,
-    cursor: Cursor,
-) -> tuple[Run, Callable[[], DocumentEncoder]]:
-    """Create the run, or open the one that is there, and a way to its encoder; refuses before a model is built."""
-
-    def build(dtype: str) -> DocumentEncoder:
-        return _build_encoder(checkpoint, pipeline, options.device, dtype)
-
-    def identity(dtype: str) -> dict[str, Any]:
-        return _identity(corpus, checkpoint, pipeline, options, dtype)
-
-    refuse_strangers(out)
-    dtype: str = pipeline.encode.dtype
-    if has_manifest(out):
-        run = open_run(out)
-        dtype = run.manifest.identity["dtype"] if dtype == "auto" else dtype
-        refuse_differences(run, identity_of(identity(dtype))[1])
-        if run.has_vocabulary():
-            return run, lambda: build(dtype)
-    auto: dict[str, Any] = {}
-    if dtype == "auto":
-        dtype, auto = _choose_dtype(build, options.device, cursor)
-    encoder = build(dtype)
-    run_id, content = identity_of(identity(dtype))
-    manifest = Manifest(FORMAT, run_id, content, options.shard_rows, model_record(checkpoint, pipeline.model), auto)
-    return create_or_open_run(out, manifest, encoder.vocabulary), lambda: encoder
-
-
-def _choose_dtype(build: Callable[[str], DocumentEncoder], device: str, cursor: Cursor) -> tuple[str, dict[str, Any]]:
-    """What `auto` stands for on the first documents of the corpus, and why."""
-    from sparse_ingest.models.documents import choose_device
-    from sparse_ingest.models.precision import SAMPLE, choose_dtype
-
-    texts = [row.document.text for row in cursor.peek(SAMPLE) if row.document]
-    choice = choose_dtype(build, choose_device(device), texts)
-    return choice["dtype"], {"dtype": choice}
-
-
-def _build_encoder(checkpoint: Checkpoint, pipeline: Pipeline, device: str, dtype: str) -> DocumentEncoder:
-    from sparse_ingest.models.documents import DocumentEncoder, choose_device
-
-    tokens = pipeline.encode.batch_tokens
-    return DocumentEncoder(checkpoint, pipeline.model, device=choose_device(device), dtype=dtype, batch_tokens=tokens)
-
-
-def _identity(
-    corpus: Corpus, checkpoint: Checkpoint, pipeline: Pipeline, options: EncodeOptions, dtype: str
-) -> dict[str, Any]:
-    """Everything that changes a byte of a shard."""
-    encode = asdict(pipeline.encode)
-    return {
-        "model": document_identity(checkpoint, pipeline.model),
-        "dtype": dtype,
-        **{key: encode[key] for key in ("weights", "top_k", "max_ratio", "min_weight", "overflow")},
-        "fields": asdict(corpus.fields),
-        "corpus": corpus.identity(),
-        "limit": options.limit,
-        "shard_rows": options.shard_rows,
-    }
-
-
-def _hash_row(digest: hashlib._Hash, row: SourceRow) -> None:
-    """Add a row to the hash by which a resumed run knows that the corpus is still the same.
-
-    Of a bad row only that it is bad: its reason is worded by a release and may hold the path of a file.
-    """
-    content = [row.row, None] if row.document is None else [row.row, *row.document]
-    digest.update(canonical_json(content).encode() + b"\n")
+def _refuse_clashes(corpus: Corpus, settings: EncodeSettings, options: EncodeOptions, out: Path) -> None:
+    """Refuse what passages and the vectors of another run do not go with."""
+    if settings.overflow == "passages" and PARENT in corpus.fields.keep:
+        raise UsageError(
+            f'--keep {PARENT}: with overflow = "passages" the field "{PARENT}" names the document of each passage. '
+            f"Leave out --keep {PARENT}, or give the column another name."
+        )
+    if settings.overflow == "passages" and options.reuse:
+        raise UsageError(
+            '--reuse finds vectors by the texts of documents, and overflow = "passages" makes several of each. '
+            "Leave out --reuse."
+        )
+    if options.reuse and options.reuse.resolve() == out.resolve():
+        raise UsageError(f"--reuse {options.reuse} is the run that --out makes. Name an older one.")
 
 
 def _totals(run: Run) -> dict[str, Any]:
@@ -477,8 +399,3 @@ def _stop_if(stopping: Callable[[], bool], run: Run) -> None:
         raise Interrupted(
             f"Stopped on request after a whole shard; {run.path} keeps what is done. Start again to go on."
         )
-
-
-def _drain(rows: Iterable[SourceRow]) -> None:
-    for _ in rows:
-        pass

@@ -89,7 +89,7 @@ def test_a_corpus_becomes_a_run(encode, tmp_path: Path, model: Path) -> None:
     assert report == {
         "run": str(run.path), "run_id": run.manifest.run_id, "shards": 3, "rows": 20,
         "terms": sum(len(terms) for _, _, terms in documents(run).values()),
-        "empty": 0, "truncated": 0, "skipped": 0, "underflow": 0,
+        "empty": 0, "truncated": 0, "skipped": 0, "underflow": 0, "windows": 20, "reused": 0,
     }  # fmt: skip
     top = {path.name for path in run.path.iterdir()}
     assert top == {"manifest.json", "vocab.json", "shards", "done", "skipped", "complete.json", "locks", "tmp"}
@@ -151,7 +151,7 @@ def test_a_long_text_is_counted(encode, tmp_path: Path) -> None:
     [
         (["--set", "encode.topk=3"], 2, "unknown key encode.topk; known here: batch_tokens"),
         (["--pipeline", "nothing"], 2, "No pipeline file 'nothing'"),
-        (["--set", "encode.overflow=windows"], 2, "This release cuts long documents"),
+        (["--set", "encode.window_stride=4"], 2, 'window_stride is for overflow = "windows" or "passages"'),
         (["--set", "encode.dtype=int8"], 2, "computes no int8"),
         (["--dtype", "int8"], 2, "Invalid value for '--dtype'"),
         (["--max-length", 65], 2, "max_length = 65, but"),

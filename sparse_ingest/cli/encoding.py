@@ -37,6 +37,8 @@ from sparse_ingest.pipeline import Pipeline, override
 @click.option("--batch-tokens", type=click.IntRange(min=1), help="Padded tokens of a batch  [default: by device]")
 @click.option("--shard-rows", type=click.IntRange(min=1), default=65536, show_default=True, help="Rows of a shard")
 @click.option("--trust-corpus", is_flag=True, help="Go on without hashing the rows of finished shards again")
+@click.option("--reuse", type=click.Path(path_type=Path), metavar="OLD_RUN",
+              help="Copy the vectors of texts that are in this run, made with the same settings")  # fmt: skip
 @json_option
 def encode(pipeline: Pipeline, specs: tuple[str, ...], out: Path, as_json: bool, **given: Any) -> int:
     """Encode a corpus into a run folder; started again, it continues.
@@ -57,7 +59,7 @@ def encode(pipeline: Pipeline, specs: tuple[str, ...], out: Path, as_json: bool,
         given["id_field"], given["text_field"], given["title_field"], given["keep"], carry_text=not given["no_text"]
     )
     options = EncodeOptions(
-        **{key: given[key] for key in ("device", "shard_rows", "limit", "on_bad_document", "trust_corpus")}
+        **{key: given[key] for key in ("device", "shard_rows", "limit", "on_bad_document", "trust_corpus", "reuse")}
     )
     corpus = open_corpus(specs, fields=names, format=given["format_"])
     with EncodeProgress() as progress, asked_to_stop() as stopping:
@@ -71,6 +73,10 @@ def encode(pipeline: Pipeline, specs: tuple[str, ...], out: Path, as_json: bool,
             f"{report.empty:,} without a term, {report.truncated:,} cut at the model's limit, "
             f"{report.underflow:,} weights too small for float16."
         )
+        if report.windows > report.rows:
+            click.echo(f"The documents were read in {report.windows:,} windows.")
+        if report.reused:
+            click.echo(f"{report.reused:,} vectors were copied, not computed.")
     if report.skipped:
         click.echo(f"{report.skipped:,} bad documents were left out; {report.run / 'skipped'} names them.", err=True)
     return 3 if report.skipped else 0

@@ -109,8 +109,9 @@ class Run:
     def totals(self) -> dict[str, int]:
         """The number of finished shards, and what their records count, summed."""
         records = [record for shard in self.done_shards() if (record := self.done(shard))]
-        counts = ("rows", "nnz", "empty", "truncated", "skipped", "underflow")
-        return {"shards": len(records), **{name: sum(record[name] for record in records) for name in counts}}
+        counts = ("rows", "nnz", "empty", "truncated", "skipped", "underflow", "windows", "reused")
+        # Earlier releases did not count the last two.
+        return {"shards": len(records), **{name: sum(record.get(name, 0) for record in records) for name in counts}}
 
     def mark_done(self, shard: int, record: dict[str, Any]) -> None:
         """Declare a shard finished; its file and skipped/ must be in place."""

@@ -98,6 +98,41 @@ def read_doc_ids(path: Path) -> Iterator[tuple[int, str]]:
             yield from zip(batch.column("row").to_pylist(), batch.column("doc_id").to_pylist(), strict=True)
 
 
+def read_text_hashes(path: Path) -> Iterator[bytes]:
+    """The text hashes of each row group of a shard, 16 bytes a row, one behind the other.
+
+    Raises:
+        RunError: as `read_shard`.
+    """
+    with _opened(path) as file:
+        for group in range(file.num_row_groups):
+            hashes = _only_chunk(file.read_row_group(group, columns=["text_hash"]).column("text_hash"))
+            yield hashes.buffers()[1].to_pybytes()[16 * hashes.offset : 16 * (hashes.offset + len(hashes))]
+
+
+def read_vectors(path: Path, group: int) -> SparseRows:
+    """The ids and vectors of one row group of a shard.
+
+    Raises:
+        RunError: as `read_shard`.
+    """
+    with _opened(path) as file:
+        return _vectors(file.read_row_group(group, columns=["doc_id", "token_ids", "weights"]).combine_chunks())
+
+
+def read_documents(path: Path) -> Iterator[tuple[SparseRows, list[str]]]:
+    """What a load sends of each row group of a shard: ids and vectors, and fields.
+
+    Raises:
+        RunError: as `read_shard`.
+    """
+    with _opened(path) as file:
+        for group in range(file.num_row_groups):
+            columns = ["doc_id", "token_ids", "weights", "fields"]
+            batch = file.read_row_group(group, columns=columns).combine_chunks()
+            yield _vectors(batch), batch.column("fields").to_pylist()
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     """A shard's file for the block; what goes wrong with it there becomes a `RunError`."""
@@ -142,18 +177,17 @@ def store_weights(vectors: SparseRows, kind: WeightType) -> tuple[SparseRows, in
 def drop_rows(part: ShardPart, rows: Sequence[int]) -> ShardPart:
     """The part without the documents of some source rows."""
     kept = ~np.isin(part.rows, np.array(rows, dtype=np.uint64))
-    if kept.all():
-        return part
-    lengths = np.diff(part.vectors.indptr)
-    terms = np.repeat(kept, lengths)
-    indptr = np.concatenate(([0], np.cumsum(lengths[kept])))
-    places = np.flatnonzero(kept).tolist()
-    vectors = part.vectors
+    return part if kept.all() else take_rows(part, np.flatnonzero(kept))
+
+
+def take_rows(part: ShardPart, places: npt.NDArray[np.integer]) -> ShardPart:
+    """The part with the documents at these places only."""
+    chosen = places.tolist()
     return ShardPart(
-        part.rows[kept],
-        [part.text_hashes[i] for i in places],
-        SparseRows([vectors.doc_ids[i] for i in places], indptr, vectors.token_ids[terms], vectors.weights[terms]),
-        [part.fields[i] for i in places],
+        part.rows[places],
+        [part.text_hashes[i] for i in chosen],
+        part.vectors.take(places),
+        [part.fields[i] for i in chosen],
     )
 
 
@@ -178,21 +212,29 @@ def _record_batch(part: ShardPart, schema: pa.Schema) -> pa.RecordBatch:
 
 def _shard_part(table: pa.Table) -> ShardPart:
     batch = table.combine_chunks()
-    token_ids, weights = (_only_chunk(batch.column(name)) for name in ("token_ids", "weights"))
-    offsets = token_ids.offsets.to_numpy().astype(np.int64)
-    start, end = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (0, 0)
-    vectors = SparseRows(
-        batch.column("doc_id").to_pylist(),
-        offsets - start,
-        token_ids.values.to_numpy(zero_copy_only=False)[start:end],
-        weights.values.to_numpy(zero_copy_only=False)[start:end],
-    )
     return ShardPart(
-        batch.column("row").to_numpy(),
+        _numbers(_only_chunk(batch.column("row"))),
         batch.column("text_hash").to_pylist(),
-        vectors,
+        _vectors(batch),
         batch.column("fields").to_pylist(),
     )
+
+
+def _vectors(batch: pa.Table) -> SparseRows:
+    token_ids, weights = (_only_chunk(batch.column(name)) for name in ("token_ids", "weights"))
+    offsets = _numbers(token_ids.offsets).astype(np.int64)
+    start, end = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (0, 0)
+    return SparseRows(
+        batch.column("doc_id").to_pylist(),
+        offsets - start,
+        _numbers(token_ids.values)[start:end],
+        _numbers(weights.values)[start:end],
+    )
+
+
+def _numbers(array: pa.Array[Any]) -> npt.NDArray[Any]:
+    """The numbers of an array without nulls, not copied. `to_numpy` imports pandas where it is installed: 40 MB."""
+    return np.from_dlpack(array)
 
 
 def _only_chunk(column: pa.ChunkedArray[Any]) -> Any:

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from forked import command, start
@@ -25,16 +26,21 @@ ROWS = [{"_id": str(place), "text": f"the river stone {place} " * (place % 7)} f
 
 
 class Peace:
-    """The command, and the run that it makes undisturbed."""
+    """The command, and the run that it makes undisturbed; `reuse`: with the vectors of a run of every third text."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: object, reuse: bool = False) -> None:
         model = make_masked_lm(folder / "model")
         rows: list[object] = [*ROWS, ROWS[3], ROWS[77], {"_id": "last", "text": ""}, ROWS[3]]
         rows[30:30] = [{"_id": None, "text": "no id"}, {"_id": "no text"}]
         corpus = folder / "corpus.jsonl"
         corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.arguments = ["encode", "--model", model, "--corpus", corpus, "--shard-rows", SHARD_ROWS,
-                          "--on-bad-document", "skip", "--dtype", "float32", "--device", "cpu"]  # fmt: skip
+                          "--on-bad-document", "skip", "--dtype", "float32", "--device", "cpu", *options]  # fmt: skip
+        if reuse:
+            (folder / "old.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[::3]))
+            old = [folder / "old.jsonl" if argument == corpus else argument for argument in self.arguments]
+            assert command(*old, "--out", folder / "old").code == 0
+            self.arguments += ["--reuse", folder / "old"]
         self.run = folder / "run"
         assert command(*self.arguments, "--out", self.run).code == 3
 
@@ -86,6 +92,32 @@ def test_killed_at_random_times(peace: Peace, tmp_path: Path, seed: int) -> None
         killed += peace.kill(out, log, after_shards(out, random_times.randrange(3), random_times.uniform(0, 0.05)))
     assert killed > 2, log.read_text()
     peace.compare(out)
+
+
+LONG = ("--max-length", 16, "--set")
+OTHERS: dict[str, dict[str, Any]] = {
+    "windows": {"options": [*LONG, "encode.overflow=windows"]},
+    "passages": {"options": [*LONG, "encode.overflow=passages"]},
+    "reuse": {"options": [], "reuse": True},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_killed_with_long_documents_and_with_vectors_of_an_old_run(name: str, tmp_path: Path) -> None:
+    other = OTHERS[name]
+    peace = Peace(tmp_path, *other["options"], reuse=other.get("reuse", False))
+    random_times = random.Random(name)
+    out, log = tmp_path / "killed", tmp_path / "log"
+    killed = 0
+    for _ in range(3):
+        killed += peace.kill(out, log, after_shards(out, random_times.randrange(1, 3), random_times.uniform(0, 0.05)))
+    assert killed > 1, log.read_text()
+    peace.compare(out)
+    both = tmp_path / "both"
+    workers = [start(*peace.arguments, "--out", both, log=tmp_path / f"log-{number}") for number in range(2)]
+    for worker in workers:
+        worker.join(120)
+    peace.compare(both)
 
 
 def after_shards(out: Path, shards: int, delay_s: float) -> Callable[[float], bool]:

@@ -51,7 +51,7 @@ def test_every_repeated_id_is_found_in_any_number_of_ranges(tmp_path: Path, rang
     run = run_of(tmp_path, names, 4)
     found = list(find_duplicates(run, range_ids=range_ids))
     assert len(found) == 4 and set(found) == naive(names, 4)
-    assert not list((tmp_path / "tmp" / "ids").iterdir())
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 @settings(max_examples=15, deadline=None)
@@ -66,13 +66,13 @@ def test_equal_hashes_are_no_duplicates_until_the_ids_say_so(tmp_path: Path, mon
     names = [*NAMES[:8], NAMES[2]]
     run = run_of(tmp_path, names, 3)
     for value in (0, 7, (1 << 64) - 1):  # the ends of the ranges too
-        monkeypatch.setattr(ids_module, "_hash", lambda doc_id, value=value: value)
+        monkeypatch.setattr(ids_module, "hash_id", lambda doc_id, value=value: value)
         assert set(find_duplicates(run, range_ids=2)) == naive(names, 3)
 
 
 def test_hashes_fill_64_bits_and_never_change() -> None:
-    assert ids_module._hash("doc é") == 0x2E4E78E88AAE7DB3
-    assert len({ids_module._hash(name) >> 56 for name in map(str, range(4000))}) == 256
+    assert ids_module.hash_id("doc é") == 0x2E4E78E88AAE7DB3
+    assert len({ids_module.hash_id(name) >> 56 for name in map(str, range(4000))}) == 256
 
 
 def test_a_search_that_is_given_up_can_be_begun_again(tmp_path: Path) -> None:
