@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sparse_ingest.corpora.files import FieldNames, open_corpus
     from sparse_ingest.errors import SparseIngestError
+    from sparse_ingest.inspect import inspect_model
     from sparse_ingest.opensearch.client import Connection, connect
     from sparse_ingest.opensearch.requests import neural_sparse_body, rank_feature_body
     from sparse_ingest.pipeline import ModelSettings, Pipeline, read_pipeline
@@ -31,6 +32,7 @@ _ROOM_OF = {
     "SparseIngestError": "errors",
     "SparseRows": "records",
     "connect": "opensearch.client",
+    "inspect_model": "inspect",
     "neural_sparse_body": "opensearch.requests",
     "open_corpus": "corpora.files",
     "open_run": "runs.manifest",
@@ -52,6 +54,7 @@ __all__ = [
     "SparseIngestError",
     "SparseRows",
     "connect",
+    "inspect_model",
     "neural_sparse_body",
     "open_corpus",
     "open_run",

@@ -1,34 +1,59 @@
 """Load a run into an index: every document once, each with an outcome, from where the last attempt stopped.
 
 In: a run folder, the name of an index, a pipeline, a connection. Out: a `LoadReport`. A shard counts as loaded when
-its line is in the journal for the index's UUID; documents have ids, so loading a shard again doubles nothing.
-Not covered: index settings during the load, serving aliases, dead letters sent again.
+its line is in the journal for the index's UUID; documents have ids, so loading a shard again doubles nothing. What a
+killed load leaves behind (an alias of its own, settings for loading, dead letters of half a shard) is put right by
+the next one.
+Not covered: which operations a shard becomes (operations.py), their way (delivery.py), the alias that searches use
+(publish.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
 from pathlib import Path
+from typing import TypedDict
 
-from sparse_ingest.errors import ClusterError, Interrupted, RunError, UsageError
-from sparse_ingest.opensearch import indexes
-from sparse_ingest.opensearch.bodies import BodyWriter, bulk_requests, refuse_clash
-from sparse_ingest.opensearch.client import Client, Connection, connect
-from sparse_ingest.opensearch.journal import DeadLetter, Journal, open_journal
-from sparse_ingest.opensearch.sending import Retries, send
+from sparse_ingest.errors import ClusterError, RunError, UsageError
+from sparse_ingest.loading.delivery import Delivery
+from sparse_ingest.loading.operations import ChangedDocuments, Operations, WholeDocuments
+from sparse_ingest.loading.preparation import (
+    Plan,
+    documents_of,
+    loaded_shards,
+    make_plan,
+    ready_index,
+    refuse_incomplete,
+    run_stamp,
+)
+from sparse_ingest.loading.since import Since
+from sparse_ingest.opensearch import indexes, mappings, seismic, settings_guard, settling, updates
+from sparse_ingest.opensearch.bodies import BodyWriter
+from sparse_ingest.opensearch.client import Client, Connection, ResponseError, UnreachableError, connect
+from sparse_ingest.opensearch.durability import Durability
+from sparse_ingest.opensearch.journal import Journal, open_journal
+from sparse_ingest.opensearch.pacing import Pace
+from sparse_ingest.opensearch.sending import BLOCKED, Retries
 from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.records import Outcome
 from sparse_ingest.runs.manifest import Run, open_run
-from sparse_ingest.runs.shards import ShardPart, read_shard
+
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load did. `acknowledged` and `refused` count all shards of the run, `loaded_shards` those of this call."""
+    """What a load did; `--json` prints these keys.
+
+    `shards`, `documents`, `acknowledged` and `refused` count what is loaded of the run, earlier starts included;
+    `loaded_shards`, `retried` (dead letters sent again) and `deleted` count this start; `unchanged` documents were not
+    sent, since the index held them. `merged` says whether every shard is one
+    segment now, None when nobody asked. `dead` is the path of dead.jsonl while it holds any.
+    """
 
     index: str
     uuid: str
@@ -38,9 +63,35 @@ class LoadReport:
     documents: int
     acknowledged: int
     refused: int
+    retried: int
+    unchanged: int
+    deleted: int
+    merged: bool | None
     seconds: float
     journal: str
     dead: str | None
+
+
+class LoadOptions(TypedDict, total=False):
+    """The options of `load`, for those that pass them on."""
+
+    replace: bool
+    from_scratch: bool
+    partial: bool
+    tune: bool
+    async_translog: bool
+    merge: bool
+    retry_dead: bool
+    update: bool
+    since: Path | None
+    delete_missing: bool
+    max_rate: float | None
+    top_k: int | None
+    max_ratio: float | None
+    progress: Callable[[int], None]
+    note: Note
+    stop: Callable[[], bool]
+    retries: Retries
 
 
 def load(
@@ -52,7 +103,18 @@ def load(
     replace: bool = False,
     from_scratch: bool = False,
     partial: bool = False,
+    tune: bool = False,
+    async_translog: bool = False,
+    merge: bool = False,
+    retry_dead: bool = False,
+    update: bool = False,
+    since: Path | None = None,
+    delete_missing: bool = False,
+    max_rate: float | None = None,
+    top_k: int | None = None,
+    max_ratio: float | None = None,
     progress: Callable[[int], None] = lambda documents: None,
+    note: Note = lambda sentence: None,
     stop: Callable[[], bool] = lambda: False,
     retries: Retries = Retries(),  # noqa: B008 - frozen
 ) -> LoadReport:
@@ -62,7 +124,17 @@ def load(
         replace: delete the index first, unless it is an unfinished load of this very run.
         from_scratch: with `replace`, delete that one too.
         partial: load a run that is not complete.
+        tune: change settings for the load also on an index that others made or that an alias serves.
+        async_translog: let the server confirm before its disk has it; see settings_guard.py for what that risks.
+        merge: merge every shard into one segment at the end.
+        retry_dead: send the documents again that OpenSearch refused.
+        update: add the vector to documents that exist, and leave the rest of them alone.
+        since: send only what differs from this run, which the index holds.
+        delete_missing: with `since`, delete the documents of that run that this one lacks.
+        max_rate: documents a second at most.
+        top_k, max_ratio: leave terms out, by the rules of pruning.py.
         progress: called with the number of documents that have an outcome, those of earlier attempts included.
+        note: called with sentences that a user should read.
         stop: asked after each shard; true ends the load there.
 
     Raises:
@@ -74,90 +146,124 @@ def load(
     refuse_incomplete(run, partial)
     if from_scratch and not replace:
         raise UsageError("--from-scratch belongs to --replace: give both to delete the index and begin anew.")
-    stamp = run_stamp(run, pipeline.index.field)
-    body = indexes.index_body(pipeline.index, stamp)
-    writer = BodyWriter(run.vocabulary(), stamp.field)
-    _refuse_clash_up_front(run, stamp.field)
-    client = connect(connection)
-    with contextlib.closing(client):
-        target, stamp = _prepare_index(client, index, stamp, body, replace=replace, from_scratch=from_scratch)
-        journal = open_journal(run.path, client.cluster_uuid, target.uuid)
-        with run.lock(f"load-{target.uuid}") as held:
-            if not held:
-                raise RunError(
-                    f"Another process is loading {run.path} into {target.name!r}. Wait until it has finished."
-                )
-            with _private_alias(client, target, run.manifest.run_id) as alias:
-                shards = _ShardLoader(client, target, alias, journal, writer, retries)
-                loaded = _load_shards(run, shards, progress, stop)
-            report = _report(run, target, journal, loaded, started)
-            _finish(client, run, target, stamp, report)
-    return with_changes(report, seconds=round(time.monotonic() - started, 3))
+    older = _older(run, since, replace=replace, update=update, delete_missing=delete_missing)
+    stamp = run_stamp(run, pipeline.index.field, {"top_k": top_k, "max_ratio": max_ratio})
+    body = mappings.index_body(pipeline.index, stamp)
+    wanted = settings_guard.LOADING | (settings_guard.ASYNC_TRANSLOG if async_translog else {})
+    if async_translog:
+        note(settings_guard.ASYNC_RISK)
+    kind, vocabulary = pipeline.index.kind, run.vocabulary()
+    mappings.check_vocabulary(kind, vocabulary)
+    with _connected(connection, index) as client:
+        mappings.check_version(kind, client.version)
+        with _alone(client, run, index):
+            how = {"replace": replace, "from_scratch": from_scratch, "update": update}
+            plan = make_plan(client, run, index, stamp, body, kind, since=older, **how)
+            target = ready_index(client, plan, note)
+            journal = open_journal(run.path, client.cluster_uuid, target.uuid)
+            journal.recount()
+            dead = sorted(loaded_shards(run, journal).keys() & journal.refused().keys()) if retry_dead else []
+            if not plan.missing or not (tune or settings_guard.may_tune(target, run.manifest.run_id)):
+                wanted = {}
+            with (
+                _private_alias(client, target, run.manifest.run_id) as alias,
+                _settings(client, target, wanted, note, finished=run.complete() is not None) as confirms_early,
+            ):
+                operations = _operations(run, target, plan, older if plan.missing else None)
+                durability = Durability(client, target) if confirms_early else None
+                pace = Pace(max_rate=max_rate)
+                delivery = Delivery(client, target, alias, run, journal, operations, pace, retries, durability)
+                earlier = sum(map(documents_of, loaded_shards(run, journal).values()))
+                delivery.load_shards(plan.missing, earlier, progress, stop)
+                retried = sum(map(delivery.retry_dead, dead))
+                deleted = 0
+                if older and plan.there and older.deletes(plan.there):
+                    deleted = delivery.delete(older.changes.missing_ids())
+                    # A document that was refused as it is now may still be there as it was.
+                    if not journal.refused():
+                        indexes.update_stamp(client, target, older.deleted)
+                report = _report(run, target, journal, len(plan.missing), retried, deleted)
+                _compare_counts(client, run, target, report, retries)
+                merged = _merged(client, target, note) if merge else None
+                if kind == "sparse_vector" and (sentence := seismic.warm_up(client, target)):
+                    note(sentence)
+    return with_changes(report, merged=merged, seconds=round(time.monotonic() - started, 3))
 
 
-def refuse_incomplete(run: Run, partial: bool) -> None:
-    """Refuse a run without complete.json.
+def _operations(run: Run, target: indexes.Index, plan: Plan, older: Since | None) -> Operations:
+    """What is sent for the shards of a run, in the words of the index that is there now."""
+    field, pruning = plan.stamp.field, plan.stamp.pruning
+    wire = mappings.wire(target.mappings, field, run.vocabulary())
+    writer = BodyWriter(
+        wire.keys,
+        field,
+        spelling=wire.spelling,
+        operation=updates.operation_for(target, field) if plan.update else "index",
+        empty_field=wire.empty_field,
+    )
+    if older:
+        return ChangedDocuments(run, writer, pruning, plan.update, changes=older.changes)
+    return WholeDocuments(run, writer, pruning, plan.update)
+
+
+def _older(run: Run, since: Path | None, *, replace: bool, update: bool, delete_missing: bool) -> Since | None:
+    """The run whose differences are sent, if that is asked for.
 
     Raises:
-        RunError: it has none, and `partial` is false.
+        UsageError: options that exclude each other.
     """
-    if run.complete() is None and not partial:
-        raise RunError(
-            f"{run.path} is not complete: {len(run.done_shards())} shards are finished, complete.json is missing. "
-            "Finish it with the same `sparse-ingest encode` command, or load what is there with --partial."
+    if replace and (update or since):
+        raise UsageError("--replace deletes what --update and --since build on. Leave it out, or leave them out.")
+    if delete_missing and since is None:
+        raise UsageError(
+            "--delete-missing belongs to --since OLD_RUN: that run says which documents were there before. Without it, "
+            "those that others wrote would be deleted too."
         )
+    if delete_missing and update:
+        raise UsageError("--update is for documents that others made; --delete-missing would delete them. Give one.")
+    return Since(open_run(since), run, delete_missing, update) if since else None
 
 
-def run_stamp(run: Run, field: str) -> indexes.Stamp:
-    """What an index that this run's load creates is stamped with."""
-    run_id = run.manifest.run_id
-    vocabulary_sha256 = indexes.vocabulary_hash(run.vocabulary())
-    return indexes.Stamp(run.manifest.model, vocabulary_sha256, field, run_id, created_by=run_id, runs=(run_id,))
+def restore_settings(index: str, *, connection: Connection, note: Note = lambda sentence: None) -> list[str]:
+    """Put back the settings that a load has left changed; their names. Needs no run.
 
-
-def loaded_shards(run: Run, journal: Journal) -> dict[int, dict[str, int]]:
-    """The journal's lines of the shards that are loaded as they are now.
-
-    When one was made anew since then, none counts: a row that it lost may have replaced another shard's document.
+    Raises:
+        ClusterError: there is no such index, or it refuses.
     """
-    lines = journal.finished()
-    current = {shard: (run.done(shard) or {}).get("sha256") for shard in run.done_shards()}
-    if any(current.get(shard) != line["sha256"] for shard, line in lines.items()):
-        return {}
-    return {shard: lines[shard] for shard in current if shard in lines}
+    with _connected(connection, index) as client:
+        there = indexes.find_index(client, index)
+        if there is None:
+            raise ClusterError(f"There is no index {index!r}. Check --index and --url.")
+        return settings_guard.restore(client, there, note)
 
 
-def _refuse_clash_up_front(run: Run, field: str) -> None:
-    """The documents of a run carry the same fields: the first ones tell before anything is sent or created."""
-    for shard in run.done_shards()[:1]:
-        for part in read_shard(run.shard_path(shard)):
-            for carried in part.fields:
-                refuse_clash(carried, field)
-            break
+@contextlib.contextmanager
+def _connected(connection: Connection, index: str) -> Iterator[Client]:
+    """A client of a cluster that has started; a block on the index is told from a missing right."""
+    with contextlib.closing(connect(connection)) as client:
+        if client.cluster_uuid == "_na_":
+            raise ClusterError(f"{client.address} has not finished starting. Wait until it is green or yellow.")
+        try:
+            yield client
+        except ResponseError as error:
+            if error.kind != BLOCKED:
+                raise
+            raise ClusterError(
+                f"Index {index!r} takes no changes: {error.reason} Remove the block (a full disk, or one that somebody "
+                "set), then start the same command again: it goes on where this one stopped."
+            ) from error
 
 
-def _prepare_index(
-    client: Client, name: str, stamp: indexes.Stamp, body: dict[str, object], *, replace: bool, from_scratch: bool
-) -> tuple[indexes.Index, indexes.Stamp]:
-    """The index to load into, created, replaced or checked, and the stamp that it has now."""
-    there = indexes.find_index(client, name)
-    if there is not None and replace:
-        if there.name != name:
-            raise UsageError(
-                f"--replace deletes an index, but {name!r} is an alias of {there.name!r}. Name the index itself."
-            )
-        begun = there.stamp
-        unfinished = begun is not None and begun.run_id == stamp.run_id and begun.load == "loading"
-        if from_scratch or not unfinished:
-            indexes.delete_index(client, there)
-            there = None
-    if there is None:
-        return indexes.create_index(client, name, body), stamp
-    indexes.check_fits(there, stamp)
-    stamp = indexes.continued_stamp(there.stamp, stamp)
-    if there.stamp != stamp:
-        indexes.stamp_index(client, there, stamp)
-    return there, stamp
+@contextlib.contextmanager
+def _alone(client: Client, run: Run, index: str) -> Iterator[None]:
+    """Keep out other loads of this run into this index."""
+    there = indexes.find_index(client, index)
+    name = there.name if there else index
+    key = hashlib.sha256(f"{client.cluster_uuid} {name}".encode()).hexdigest()[:16]
+    with run.lock(f"load-{key}") as held:
+        if not held:
+            raise RunError(f"Another process is loading {run.path} into {name!r}. Wait until it has finished.")
+        yield
 
 
 @contextlib.contextmanager
@@ -171,95 +277,90 @@ def _private_alias(client: Client, index: indexes.Index, run_id: str) -> Iterato
             indexes.remove_alias(client, index, alias, timeout_s=5)
 
 
-@dataclass(frozen=True)
-class _ShardLoader:
-    """Where and how the shards of one load are sent."""
+@contextlib.contextmanager
+def _settings(
+    client: Client, index: indexes.Index, wanted: Mapping[str, str], note: Note, *, finished: bool
+) -> Iterator[bool]:
+    """The index with settings for loading, and afterwards with its own; yields whether it confirms writes early.
 
-    client: Client
-    index: indexes.Index
-    alias: str
-    journal: Journal
-    writer: BodyWriter
-    retries: Retries
-
-    def outcomes(self, parts: Iterable[ShardPart]) -> Iterator[Outcome]:
-        """Send the documents of a shard; one outcome each."""
-        requests = bulk_requests(
-            document
-            for part in parts
-            for document in zip(
-                part.rows.tolist(), part.vectors.doc_ids, self.writer.operations(part.vectors, part.fields), strict=True
+    Without any wanted, what an earlier load left changed is put back first. At the end the stamp says `finished`.
+    """
+    try:
+        if wanted:
+            settings_guard.tune(client, index, wanted, note)
+        else:
+            _put_back_earlier(client, index, note)
+        yield settings_guard.confirms_early(indexes.check_uuid(client, index))
+    except BaseException as error:
+        if wanted and not _put_back(client, index, error):
+            note(
+                f"Index {index.name!r} keeps its settings for loading ({', '.join(sorted(wanted))}) until the next "
+                f"load puts them back, or `sparse-ingest load --index {index.name} --restore` does."
             )
-        )
-        yield from send(self.client, requests, target=self.alias, retries=self.retries)
+        raise
+    settings_guard.restore(client, index, note, finished=finished)
 
 
-def _load_shards(run: Run, loader: _ShardLoader, progress: Callable[[int], None], stop: Callable[[], bool]) -> int:
-    """Load what the journal does not have; the number of shards loaded."""
-    earlier = loaded_shards(run, loader.journal)
-    documents = sum(line["rows"] for line in earlier.values())
-    progress(documents)
-    missing = [shard for shard in run.done_shards() if shard not in earlier]
-    for count, shard in enumerate(missing):
-        if stop():
-            raise Interrupted(f"Stopped after {count} shards; the same command continues with shard {shard}.")
-        documents = _load_shard(run, loader, shard, documents, progress)
-    return len(missing)
+def _put_back_earlier(client: Client, index: indexes.Index, note: Note) -> None:
+    """Put back what an earlier load has left; a role that may not do it can load all the same."""
+    try:
+        settings_guard.restore(client, index, note)
+    except ClusterError as error:
+        note(str(error))
 
 
-def _load_shard(run: Run, loader: _ShardLoader, shard: int, documents: int, progress: Callable[[int], None]) -> int:
-    """Load one shard and write its journal line; the number of documents that have an outcome now."""
-    started, before = time.monotonic(), documents
-    record = run.done(shard) or {}
-    dead: list[DeadLetter] = []
-    loader.journal.begin(shard)
-    for outcome in loader.outcomes(read_shard(run.shard_path(shard))):
-        if outcome.reason is not None:
-            dead.append(DeadLetter(outcome.doc_id, shard, outcome.row, outcome.status, outcome.reason))
-        documents += 1
-        if documents % 256 == 0:
-            progress(documents)
-    progress(documents)
-    rows = documents - before
-    if rows != record.get("rows"):
-        raise RunError(
-            f"{run.shard_path(shard)} holds {rows} documents, its file in done/ says {record.get('rows')}. "
-            "The run is damaged: delete that file and encode again."
-        )
-    indexes.check_uuid(loader.client, loader.index)
-    line = {"rows": rows, "acknowledged": rows - len(dead), "refused": len(dead), "sha256": record.get("sha256")}
-    loader.journal.finish(shard, {**line, "seconds": round(time.monotonic() - started, 3)}, dead)
-    return documents
+def _put_back(client: Client, index: indexes.Index, stopped_by: BaseException) -> bool:
+    """Put the settings back when a load has failed; whether it was possible."""
+    if isinstance(stopped_by, UnreachableError):
+        return False
+    try:
+        # A cluster that hangs must not hold up Ctrl-C.
+        client.call("GET", f"/{index.name}", timeout_s=5)
+        settings_guard.restore(client, index, lambda sentence: None)
+    except ClusterError:
+        return False
+    return True
 
 
-def _report(run: Run, index: indexes.Index, journal: Journal, loaded: int, started: float) -> LoadReport:
+def _report(run: Run, index: indexes.Index, journal: Journal, loaded: int, retried: int, deleted: int) -> LoadReport:
     lines = loaded_shards(run, journal)
-    refused = sum(1 for _ in journal.dead())
+    documents, refused = sum(map(documents_of, lines.values())), sum(journal.refused().values())
     return LoadReport(
         index=index.name,
         uuid=index.uuid,
         run_id=run.manifest.run_id,
         shards=len(lines),
         loaded_shards=loaded,
-        documents=sum(line["rows"] for line in lines.values()),
-        acknowledged=sum(line["acknowledged"] for line in lines.values()),
+        documents=documents,
+        acknowledged=documents - refused,
         refused=refused,
-        seconds=time.monotonic() - started,
+        retried=retried,
+        unchanged=documents - sum(line["rows"] for line in lines.values()),
+        deleted=deleted,
+        merged=None,
+        seconds=0.0,
         journal=str(journal.dead_path.parent),
         dead=str(journal.dead_path) if refused else None,
     )
 
 
-def _finish(client: Client, run: Run, index: indexes.Index, stamp: indexes.Stamp, report: LoadReport) -> None:
-    """Refresh, compare counts, and mark the load as done, unless shards of the run are still to come."""
-    indexes.refresh(client, index)
-    if stamp.only_run == run.manifest.run_id:
-        found = indexes.count_documents(client, index)
-        if found != report.acknowledged:
-            raise ClusterError(
-                f"Index {index.name!r} holds {found} documents, but {report.acknowledged} of this run were "
-                "acknowledged. Somebody else wrote or deleted there; `sparse-ingest verify` names what is missing, "
-                "--replace --from-scratch loads anew."
-            )
-    if run.complete() is not None:
-        indexes.stamp_index(client, index, with_changes(stamp, load="done"))
+def _compare_counts(client: Client, run: Run, index: indexes.Index, report: LoadReport, retries: Retries) -> None:
+    """Refresh, and stop when the index holds more or less than this run's documents, and nobody else's are there."""
+    settling.patiently(lambda: indexes.refresh(client, index), retries)
+    stamp = indexes.check_uuid(client, index).stamp
+    if stamp is None or stamp.only_run != run.manifest.run_id:
+        return
+    found = settling.patiently(lambda: indexes.count_documents(client, index), retries)
+    if found != report.acknowledged:
+        raise ClusterError(
+            f"Index {index.name!r} holds {found} documents, but {report.acknowledged} of this run were "
+            "acknowledged. Somebody else wrote or deleted there; `sparse-ingest verify` names what is missing, "
+            "--replace --from-scratch loads anew."
+        )
+
+
+def _merged(client: Client, index: indexes.Index, note: Note) -> bool:
+    undone = settling.merge(client, index, note)
+    if undone:
+        note(undone)
+    return undone is None

@@ -1,7 +1,7 @@
 """The records that travel between the rooms.
 
 Corpora give `SourceRow`s (each with a `Document`, or the reason why there is none), models and run folders give
-`SparseRows`, the loader gives one `Outcome` per document. Nothing here reads or writes.
+`SparseRows`, the loader gives one `Outcome` per bulk request. Nothing here reads or writes.
 """
 
 from __future__ import annotations
@@ -58,19 +58,38 @@ class SparseRows(NamedTuple):
         start, end = self.indptr[index], self.indptr[index + 1]
         return self.token_ids[start:end], self.weights[start:end]
 
+    def take(self, places: npt.NDArray[np.integer]) -> SparseRows:
+        """The rows at these places, in this order."""
+        lengths = np.diff(self.indptr)[places]
+        indptr = np.concatenate(([0], np.cumsum(lengths)))
+        terms = np.arange(indptr[-1]) + np.repeat(self.indptr[places] - indptr[:-1], lengths)
+        return SparseRows(
+            [self.doc_ids[i] for i in places.tolist()], indptr, self.token_ids[terms], self.weights[terms]
+        )
+
     def keep(self, kept: npt.NDArray[np.bool_]) -> SparseRows:
         """The same rows with only the terms that `kept`, one bool per term, says."""
         before = np.concatenate(([0], np.cumsum(kept)))
         return SparseRows(self.doc_ids, before[self.indptr], self.token_ids[kept], self.weights[kept])
 
 
-class Outcome(NamedTuple):
-    """What became of one document that was sent to OpenSearch. `status` is the HTTP status of its item.
-
-    `reason` is None when the document was acknowledged.
-    """
+class Refusal(NamedTuple):
+    """A document that OpenSearch refused. `status` is the HTTP status of its item."""
 
     doc_id: str
     row: int
     status: int
-    reason: str | None
+    reason: str
+
+
+class Outcome(NamedTuple):
+    """What became of the documents of one bulk request, all of one shard: each was acknowledged or refused."""
+
+    shard: int
+    acknowledged: int
+    refused: list[Refusal]
+
+    @property
+    def documents(self) -> int:
+        """How many documents the request had."""
+        return self.acknowledged + len(self.refused)

@@ -24,6 +24,7 @@ from sparse_ingest.opensearch.requests import (
     fit_weights,
     neural_sparse_body,
     rank_feature_body,
+    seismic_body,
 )
 from sparse_ingest.pipeline import ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.queries.protocol import QueryEncoder, QueryWeights, to_float32
@@ -67,33 +68,49 @@ def query_encoder(model: ModelSettings) -> QueryEncoder:
     name = model.query or model.document
     if not name:
         raise UsageError("No model: give --model or --pipeline.")
-    from sparse_ingest.checkpoints.locate import locate
+    from sparse_ingest.checkpoints.layouts import read_checkpoint
+    from sparse_ingest.checkpoints.settings import resolve_query_settings
+    from sparse_ingest.checkpoints.sides import WeightTableSide
 
-    folder = locate(name, None if model.query else model.revision).folder
-    tokenizer, idf = folder / "tokenizer.json", folder / "idf.json"
-    # With modules.json the checkpoint itself declares its query side.
-    if tokenizer.is_file() and idf.is_file() and not (folder / "modules.json").exists():
+    revision = None if model.query else model.revision
+    checkpoint = read_checkpoint(name, revision, code=model.trust_remote_code)
+    side = checkpoint.query
+    if isinstance(side, WeightTableSide):
         from sparse_ingest.queries.weight_table import WeightTable
 
-        # sentence-transformers gives a token that the table lacks no weight, and puts the prompt before every text.
-        missing_weight, prompt = model.missing_idf_weight or 0.0, model.query_prompt or ""
-        return WeightTable.from_files(tokenizer, idf, missing_weight=missing_weight, prompt=prompt)
-    if not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")):
-        raise MissingExtraError("encode", f"The query side of {name}, a masked LM,")
+        pickled = None
+        if side.weights.suffix == ".bin":
+            _require_torch(f"The weight table of {name}, a pickle that only torch reads safely,")
+            from sparse_ingest.models.pickles import read_table
+
+            pickled = read_table(side.weights)
+        settings = resolve_query_settings(model, checkpoint)
+        return WeightTable.from_side(side, settings, max_active_dims=checkpoint.max_active_dims, by_id=pickled)
+    _require_torch(f"The query side of {name}, a masked LM,")
     from sparse_ingest.models.queries import build_query_encoder
 
-    encoder: QueryEncoder = build_query_encoder(model)
+    encoder: QueryEncoder = build_query_encoder(checkpoint, resolve_query_settings(model, checkpoint))
     return encoder
+
+
+def _require_torch(purpose: str) -> None:
+    # Looked for, not imported.
+    if not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")):
+        raise MissingExtraError("encode", purpose)
 
 
 def weigh(text: str, pipeline: Pipeline) -> QueryWeights:
     """The weights that a query is asked with: encoded, then pruned as [query] says.
 
     Raises:
-        PipelineError: the pipeline asks for another engine than exact search.
+        PipelineError: the pipeline asks for an engine that its kind of field does not have.
     """
-    if pipeline.query.engine != "exact":
-        raise PipelineError(f'query.engine = "{pipeline.query.engine}": this release searches with engine = "exact".')
+    engine, kind = pipeline.query.engine, pipeline.index.kind
+    if engine == "two-phase" or (engine == "seismic" and kind != "sparse_vector"):
+        raise PipelineError(
+            f'query.engine = "{engine}": this release searches a {kind} field with engine = "exact", and a '
+            'sparse_vector field with "seismic" whatever the engine says.'
+        )
     weights = prune_query(query_encoder(pipeline.model).encode([text])[0], pipeline.query)
     if not weights:
         logger.warning("No token of the query has a weight, so nothing can be found.")
@@ -133,6 +150,7 @@ def pipeline_of_index(asked: Pipeline, client: Client, index: str) -> Pipeline:
         ClusterError: there is no such index, or nobody named a model.
     """
     from sparse_ingest.opensearch.indexes import find_index
+    from sparse_ingest.opensearch.mappings import Kind, field_mapping
 
     found = find_index(client, index)
     if found is None:
@@ -146,20 +164,75 @@ def pipeline_of_index(asked: Pipeline, client: Client, index: str) -> Pipeline:
     # The stamp is what the load did; a pipeline only has a say when it names another field than the default.
     stamped = found.stamp.field if found.stamp else DEFAULT_FIELD
     field = asked.index.field if asked.index.field != DEFAULT_FIELD else stamped
-    return replace(asked, model=model, index=replace(asked.index, field=field))
+    mapped = field_mapping(found.mappings, field) or {}
+    kind: Kind = "sparse_vector" if mapped.get("type") == "sparse_vector" else "rank_features"
+    return replace(asked, model=model, index=replace(asked.index, field=field, kind=kind))
+
+
+def token_keys(pipeline: Pipeline, client: Client | None = None, index: str = "") -> dict[str, str] | None:
+    """The key of each token in a sparse_vector field, its id on the document side; None for rank_features.
+
+    With an index, its stamp must name the same vocabulary.
+
+    Raises:
+        CheckpointError: the tokenizer of the document side cannot be read.
+        ClusterError: the index was loaded with another vocabulary, in which the ids mean other tokens.
+    """
+    name = pipeline.model.document or pipeline.model.query
+    if pipeline.index.kind != "sparse_vector" or not name:
+        return None
+    from sparse_ingest.checkpoints.layouts import read_checkpoint
+    from sparse_ingest.queries.token_ids import read_vocabulary
+
+    model = pipeline.model
+    revision = model.revision if model.document else None
+    vocabulary = read_vocabulary(read_checkpoint(name, revision, code=model.trust_remote_code).transformer)
+    if client is not None:
+        from sparse_ingest.opensearch.indexes import find_index, vocabulary_hash
+
+        found = find_index(client, index)
+        stamp = found.stamp if found else None
+        if stamp and stamp.vocabulary_sha256 != vocabulary_hash(vocabulary):
+            raise ClusterError(
+                f"Index {index!r} is keyed by the token ids of another vocabulary than that of {name!r}, so a query "
+                "would ask for other words. Give the --model that the index was made with."
+            )
+    return {token: str(token_id) for token_id, token in enumerate(vocabulary) if token is not None}
 
 
 def search_index(
-    client: Client, index: str, weights: QueryWeights, *, field: str = DEFAULT_FIELD, size: int
+    client: Client,
+    index: str,
+    weights: QueryWeights,
+    *,
+    field: str = DEFAULT_FIELD,
+    size: int,
+    collapse: str | None = None,
+    keys: Mapping[str, str] | None = None,
+    seismic: Mapping[str, Any] | None = None,
 ) -> list[Hit]:
-    """Ask an index; the terms of each hit come from the server's own explanation of its score."""
+    """Ask an index; the terms of each hit come from the server's own explanation of its score.
+
+    A sparse_vector field needs the `keys` of tokens (see `token_keys`), and takes `seismic` settings; a hit of its
+    clusters names the `top_n` heaviest tokens of the query only.
+    `collapse` names a field: of the documents that share its value, as passages share their `parent`, only the best is
+    a hit. Documents without the field count as sharing one.
+    """
     fitted = fit_weights(weights, max_clauses=len(weights))
-    answer = _ask(client, index, fitted.weights, field=field, size=size)
+    tokens: dict[str, str] = {}
+    if keys is None:
+        answer = _ask(client, index, fitted.weights, field=field, size=size, collapse=collapse)
+    else:
+        known = known_keys(fitted.weights, keys)
+        tokens = {keys[token]: token for token in known}
+        keyed = {keys[token]: weight for token, weight in known.items()}
+        body = seismic_body(keyed, field=field, size=size, settings=seismic or {}, explain=True, collapse=collapse)
+        answer = client.call("POST", f"/{quote(index, safe='')}/_search", body)
     hits = []
     for rank, found in enumerate(answer["hits"]["hits"], start=1):
         shares = (
             TermShare(
-                term.token,
+                tokens.get(term.token, term.token),
                 to_float32(term.query_weight) * fitted.scale,
                 to_float32(term.stored_weight),
                 to_float32(term.contribution) * fitted.scale,
@@ -181,8 +254,14 @@ def search_words(client: Client, index: str, text: str, *, field: str = DEFAULT_
     ]
 
 
-def search_run(run: Run, weights: QueryWeights, *, size: int, stored: bool = False) -> list[Hit]:
-    """Search the finished shards of a run exactly; `stored`: with the weights that an index keeps of the run's own."""
+def search_run(
+    run: Run, weights: QueryWeights, *, size: int, stored: bool = False, collapse: str | None = None
+) -> list[Hit]:
+    """Search the finished shards of a run exactly; `stored`: with the weights that an index keeps of the run's own.
+
+    `collapse` is as for `search_index`, on a field that the run carries. The run is read again with more hits until
+    enough of them differ in it.
+    """
     import numpy as np
 
     from sparse_ingest.retrieval.exact import QueryVector, search_exact
@@ -195,18 +274,24 @@ def search_run(run: Run, weights: QueryWeights, *, size: int, stored: bool = Fal
     vector = QueryVector(
         np.array(list(tokens), dtype=np.uint32), np.array([weights[token] for token in tokens.values()], np.float32)
     )
-    [found] = search_exact((part.vectors for part in _parts(run, shards, stored)), [vector], size)
-    rows = _rows_at(run, shards, set(found.positions.tolist()), stored)
+    asked = size
+    while True:
+        [found] = search_exact((part.vectors for part in _parts(run, shards, stored)), [vector], asked)
+        rows = _rows_at(run, shards, set(found.positions.tolist()), stored)
+        places = _best_of_each([rows[position][0] for position in found.positions.tolist()], collapse)
+        if len(places) >= size or len(found.doc_ids) < asked:
+            break
+        asked *= 4
     hits = []
-    for rank, doc_id in enumerate(found.doc_ids, start=1):
-        carried, held = rows[int(found.positions[rank - 1])]
+    for rank, place in enumerate(places[:size], start=1):
+        carried, held = rows[int(found.positions[place])]
         shares = (
             TermShare(token, weights[token], held[token_id], to_float32(weights[token] * held[token_id]))
             for token_id, token in tokens.items()
             if token_id in held
         )
-        score = float(found.scores[rank - 1])
-        hits.append(Hit(rank, score, doc_id, json.loads(carried), _heaviest_first(shares)))
+        score = float(found.scores[place])
+        hits.append(Hit(rank, score, found.doc_ids[place], json.loads(carried), _heaviest_first(shares)))
     return hits
 
 
@@ -239,21 +324,44 @@ def _model(asked: ModelSettings, stored: Mapping[str, Any]) -> ModelSettings | N
     """The model that was asked for, or else the stored one, with single settings that were asked for on top."""
     if asked.document:
         return asked
-    known = {field.name for field in fields(ModelSettings)}
+    # An index cannot grant trust in remote code to whoever searches it.
+    known = {field.name for field in fields(ModelSettings)} - {"trust_remote_code"}
+    stored = {**stored, **(stored.get("query_side") or {})}
     model = ModelSettings(**{key: value for key, value in stored.items() if key in known})
     default = asdict(ModelSettings())
     model = replace(model, **{key: value for key, value in asdict(asked).items() if value != default[key]})
     return model if model.document or model.query else None
 
 
-def _ask(client: Client, index: str, weights: QueryWeights, *, field: str, size: int) -> Any:
+def _best_of_each(carried: Sequence[str], collapse: str | None) -> list[int]:
+    """The places of those rows, given by their fields, best first, whose value of `collapse` comes first there."""
+    if collapse is None:
+        return list(range(len(carried)))
+    first: dict[str, int] = {}
+    for place, fields_of_row in enumerate(carried):
+        first.setdefault(json.dumps(json.loads(fields_of_row).get(collapse)), place)
+    return list(first.values())
+
+
+def known_keys(weights: QueryWeights, keys: Mapping[str, str]) -> QueryWeights:
+    """The weights of the tokens that the document side has as well; its index can hold no others."""
+    known = {token: weight for token, weight in weights.items() if token in keys}
+    if len(known) < len(weights):
+        lost = ", ".join(repr(token) for token in weights if token not in keys)
+        logger.warning("The vocabulary of the documents lacks some tokens of the query; left out: %s.", lost)
+    return known
+
+
+def _ask(
+    client: Client, index: str, weights: QueryWeights, *, field: str, size: int, collapse: str | None = None
+) -> Any:
     """The answer of the cluster, with or without the neural-search plugin."""
     from sparse_ingest.opensearch.indexes import max_clauses
 
     # A request of its own, so only when the answer matters.
     limit = max_clauses(client) if len(weights) > MAX_CLAUSES else MAX_CLAUSES
     path = f"/{quote(index, safe='')}/_search"
-    body = neural_sparse_body(weights, field=field, size=size, explain=True, max_clauses=limit)
+    body = neural_sparse_body(weights, field=field, size=size, explain=True, max_clauses=limit, collapse=collapse)
     try:
         return client.call("POST", path, body)
     except ClusterError as error:
@@ -265,7 +373,7 @@ def _ask(client: Client, index: str, weights: QueryWeights, *, field: str, size:
         logger.warning(
             "The cluster lacks the neural-search plugin and cannot be asked for tokens with a dot; left out: %s.", lost
         )
-    body = rank_feature_body(kept, field=field, size=size, explain=True, max_clauses=limit)
+    body = rank_feature_body(kept, field=field, size=size, explain=True, max_clauses=limit, collapse=collapse)
     return client.call("POST", path, body)
 
 

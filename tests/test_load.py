@@ -10,17 +10,21 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 from faulty_proxy import faulty_proxy
 from made_runs import DOCUMENTS, make_run
 
 from sparse_ingest.cli import loading
-from sparse_ingest.errors import ClusterError, Interrupted, PipelineError, RunError, UsageError
+from sparse_ingest.errors import ClusterError, Interrupted, RunError, UsageError
 from sparse_ingest.load import LoadReport, load
-from sparse_ingest.opensearch import indexes
+from sparse_ingest.opensearch import indexes, settings_guard
 from sparse_ingest.opensearch.client import Client, Connection, connect
+from sparse_ingest.opensearch.journal import open_journal
+from sparse_ingest.opensearch.pacing import Pace
 from sparse_ingest.opensearch.sending import Retries
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.ids import find_duplicates, remove_rows
@@ -159,7 +163,7 @@ def test_a_carried_field_named_like_the_sparse_field_is_refused_before_an_index_
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run", fields={doc_id: {"sparse": "as hair"} for doc_id in DOCUMENTS})
-    with pytest.raises(PipelineError, match="carry a field 'sparse'"):
+    with pytest.raises(RunError, match="carry a field 'sparse'"):
         into(client, index_name, run)
     assert indexes.find_index(client, index_name) is None
 
@@ -275,32 +279,6 @@ def start_loading(run: Run, index: str, url: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", LOAD, str(run.path), index, url], stderr=subprocess.PIPE)
 
 
-def wait_for_shards(run: Run, process: subprocess.Popen[bytes], shards: int) -> None:
-    deadline = time.monotonic() + 30
-    while sum(len(path.read_bytes().splitlines()) for path in run.path.glob("load/*/*/journal.jsonl")) < shards:
-        assert process.poll() is None, "the load ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def test_a_killed_load_goes_on_and_every_document_is_there_once(
-    client: Client, index_name: str, tmp_path: Path
-) -> None:
-    documents = {f"d{number}": {"river": 1 + number / 1024} for number in range(300)}
-    run = make_run(tmp_path / "run", documents, shard_rows=5)
-    for shards in (3, 20):
-        process = start_loading(run, index_name, client.address)
-        wait_for_shards(run, process, shards)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    report = into(client, index_name, run)
-    assert 0 < report.loaded_shards <= 40
-    assert (report.acknowledged, report.shards) == (300, 60)
-    assert ids_in(client, index_name) == set(documents)
-    assert client.call("GET", f"/{index_name}")[index_name]["aliases"] == {}
-    assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).same
-
-
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_stops_promptly_while_the_cluster_does_not_answer(client: Client, index_name: str, run: Run) -> None:
     with faulty_proxy(client.address, [503] * 1000) as proxy:
@@ -316,9 +294,11 @@ def test_ctrl_c_stops_promptly_while_the_cluster_does_not_answer(client: Client,
 
 
 def test_two_loads_of_one_run_into_one_index_do_not_meet(client: Client, index_name: str, run: Run) -> None:
-    report = into(client, index_name, run)
-    with run.lock(f"load-{report.uuid}"), pytest.raises(RunError, match="Another process is loading"):
-        into(client, index_name, run)
+    def second(documents: int) -> None:
+        with pytest.raises(RunError, match="Another process is loading"):
+            into(client, index_name, run)
+
+    into(client, index_name, run, progress=second)
 
 
 def test_the_command_prints_a_report(
@@ -330,11 +310,6 @@ def test_the_command_prints_a_report(
     assert printed["acknowledged"] == 5
     assert loading.verify.main(arguments, standalone_mode=False) == 0
     assert json.loads(capsys.readouterr().out)["same"] is True
-
-
-def test_the_command_refuses_sparse_vector_for_now(run: Run) -> None:
-    with pytest.raises(PipelineError, match="not supported yet"):
-        loading.load.main([str(run.path), "--index", "x", "--kind", "sparse_vector"], standalone_mode=False)
 
 
 def test_a_shard_that_lost_a_row_to_another_is_not_trusted(client: Client, index_name: str, tmp_path: Path) -> None:
@@ -354,3 +329,242 @@ def test_a_shard_that_lost_a_row_to_another_is_not_trusted(client: Client, index
     into(client, index_name, run)
     report = verify(run.path, index=index_name, connection=Connection(client.address), sample=None)
     assert report.same, report
+
+
+SETTINGS = ("refresh_interval", "number_of_replicas", "translog.durability")
+
+
+def settings_of(client: Client, index: str) -> tuple[str | None, ...]:
+    there = indexes.find_index(client, index)
+    assert there is not None
+    return tuple(there.setting(name) for name in SETTINGS)
+
+
+def test_settings_for_loading_last_as_long_as_the_load(client: Client, index_name: str, run: Run) -> None:
+    seen: set[tuple[str | None, ...]] = set()
+    into(client, index_name, run, progress=lambda _: seen.add(settings_of(client, index_name)))
+    assert seen == {("-1", "0", None)}
+    assert settings_of(client, index_name) == (None, "1", None)
+    assert stamped(client, index_name).settings == {}
+
+
+def test_a_load_that_was_stopped_puts_the_settings_back(client: Client, index_name: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", MANY, shard_rows=20)
+    answers = iter([False, True])
+    with pytest.raises(Interrupted):
+        into(client, index_name, run, stop=lambda: next(answers))
+    assert settings_of(client, index_name) == (None, "1", None)
+
+
+def test_settings_that_a_killed_load_left_are_put_back_by_one_that_sends_nothing_and_by_restore(
+    client: Client, index_name: str, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    into(client, index_name, run)
+    there = indexes.find_index(client, index_name)
+    assert there is not None
+    for arguments in ([str(run.path), "--index", index_name], ["--index", index_name, "--restore"]):
+        settings_guard.tune(client, there, settings_guard.LOADING, print)
+        assert settings_of(client, index_name) == ("-1", "0", None)
+        assert loading.load.main([*arguments, "--url", client.address], standalone_mode=False) == 0
+        assert settings_of(client, index_name) == (None, "1", None)
+    assert "put back number_of_replicas, refresh_interval" in capsys.readouterr().out
+
+
+def test_an_index_of_somebody_else_keeps_its_settings_unless_tune_is_asked(
+    client: Client, index_name: str, run: Run
+) -> None:
+    mappings = {"properties": {"sparse": {"type": "rank_features"}}}
+    client.call("PUT", f"/{index_name}", {"settings": {"refresh_interval": "9s"}, "mappings": mappings})
+    seen: set[tuple[str | None, ...]] = set()
+    into(client, index_name, run, progress=lambda _: seen.add(settings_of(client, index_name)))
+    assert seen == {("9s", "1", None)}
+    seen.clear()
+    more = make_run(run.path.with_name("more"), {"new": {"river": 1.0}})
+    into(client, index_name, more, tune=True, progress=lambda _: seen.add(settings_of(client, index_name)))
+    assert seen == {("-1", "0", None)}
+    assert settings_of(client, index_name) == ("9s", "1", None)
+
+
+def test_async_translog_is_said_and_ends_with_the_load(client: Client, index_name: str, run: Run) -> None:
+    said: list[str] = []
+    seen: set[tuple[str | None, ...]] = set()
+    report = into(
+        client,
+        index_name,
+        run,
+        async_translog=True,
+        note=said.append,
+        progress=lambda _: seen.add(settings_of(client, index_name)),
+    )
+    assert seen == {("-1", "0", "async")}
+    assert settings_of(client, index_name) == (None, "1", None)
+    assert report.acknowledged == 5
+    assert said[0].startswith("--async-translog: ")
+
+
+def test_a_primary_that_restarts_while_writes_are_confirmed_early_stops_the_load_before_the_shard_counts(
+    client: Client, index_name: str, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", MANY, shard_rows=60)
+
+    def restart(documents: int) -> None:
+        if not documents:
+            client.call("POST", f"/{index_name}/_close")
+            client.call("POST", f"/{index_name}/_open", params={"wait_for_active_shards": "1"})
+
+    with pytest.raises(ClusterError, match="was restarted or moved while the index confirmed writes early"):
+        into(client, index_name, run, async_translog=True, progress=restart)
+    report = into(client, index_name, run)
+    assert (report.loaded_shards, report.acknowledged) == (1, 60)
+
+
+def test_pruned_vectors_are_loaded_noted_and_other_pruning_is_refused(
+    client: Client, index_name: str, run: Run
+) -> None:
+    report = into(client, index_name, run, top_k=2, max_ratio=0.4)
+    assert report.acknowledged == 5
+    assert stamped(client, index_name).pruning == {"top_k": 2, "max_ratio": 0.4}
+    query = {"query": {"neural_sparse": {"sparse": {"query_tokens": dict.fromkeys(DOCUMENTS["words"], 1.0)}}}}
+    hits = client.call("POST", f"/{index_name}/_search", query)["hits"]["hits"]
+    [words] = [hit["_score"] for hit in hits if hit["_id"] == "words"]
+    assert words == 1.5
+    with pytest.raises(ClusterError, match="was loaded pruned by top_k 2 and max_ratio 0.4; .* vectors unpruned"):
+        into(client, index_name, run)
+    assert into(client, index_name, run, top_k=2, max_ratio=0.4).loaded_shards == 0
+    assert into(client, index_name, run, replace=True, top_k=1).loaded_shards == 2
+
+
+def test_an_unfinished_load_goes_on_only_by_the_rules_of_its_journal(
+    client: Client, index_name: str, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", MANY, shard_rows=20)
+    answers = iter([False, True])
+    with pytest.raises(Interrupted):
+        into(client, index_name, run, top_k=1, stop=lambda: next(answers))
+    unpruned = replace(stamped(client, index_name), pruning=indexes.NO_PRUNING)
+    there = indexes.find_index(client, index_name)
+    assert there is not None
+    indexes.stamp_index(client, there, unpruned)
+    with pytest.raises(RunError, match="Shard 0 was loaded by the rules .*'top_k': 1.*, this load asks for"):
+        into(client, index_name, run)
+
+
+def test_dead_letters_are_sent_again_when_the_mapping_is_mended(
+    client: Client, index_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_with_bad_titles(tmp_path / "run", ("words", "empty"))
+    pipeline = broken_titles(tmp_path)
+    into(client, index_name, run, pipeline=pipeline)
+    arguments = [str(run.path), "--index", index_name, "--url", client.address, "--retry-dead", "--json"]
+    assert loading.load.main(arguments, standalone_mode=False) == 3
+    report = json.loads(capsys.readouterr().out)
+    assert (report["retried"], report["refused"], report["acknowledged"]) == (2, 2, 3)
+    mended = {"properties": {"title": {"type": "integer", "ignore_malformed": True}}}
+    client.call("PUT", f"/{index_name}/_mapping", mended)
+    assert loading.load.main(arguments, standalone_mode=False) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["retried"], report["refused"], report["acknowledged"], report["dead"]) == (2, 0, 5, None)
+    assert ids_in(client, index_name) == set(DOCUMENTS)
+    lines = open_journal(run.path, client.cluster_uuid, report["uuid"]).finished().values()
+    assert [(line["acknowledged"], line["refused"]) for line in lines] == [(2, 0), (2, 0), (1, 0)]
+    assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).same
+
+
+def test_merge_leaves_one_segment_a_shard(client: Client, index_name: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", MANY, shard_rows=20)
+    into(client, index_name, run)
+    client.call("PUT", f"/{index_name}/_doc/d1", {"title": "again"}, params={"refresh": "true"})
+    client.call("DELETE", f"/{index_name}/_doc/d1", params={"refresh": "true"})
+    for path in run.path.glob("load/*/*/journal.jsonl"):
+        path.unlink()
+    report = into(client, index_name, run, merge=True)
+    assert (report.merged, report.acknowledged) == (True, 60)
+    shards = client.call("GET", f"/{index_name}/_segments")["indices"][index_name]["shards"]
+    assert [copy["num_search_segments"] for copies in shards.values() for copy in copies] == [1]
+
+
+@pytest.mark.parametrize("block", ["read_only", "read_only_allow_delete", "write"])
+def test_a_block_stops_the_load_with_a_sentence_and_what_was_done_is_kept(
+    client: Client, index_name: str, tmp_path: Path, block: str
+) -> None:
+    run = make_run(tmp_path / "run", MANY, shard_rows=20)
+
+    def set_block(value: bool) -> None:
+        client.call("PUT", f"/{index_name}/_settings", {"index": {f"blocks.{block}": value}})
+
+    answers = iter([False, True])
+    with pytest.raises(Interrupted):
+        into(client, index_name, run, stop=lambda: next(answers))
+    set_block(True)
+    with pytest.raises(ClusterError, match=r"takes no .*(block|full disk)"):
+        into(client, index_name, run)
+    set_block(False)
+    report = into(client, index_name, run)
+    assert (report.loaded_shards, report.acknowledged) == (2, 60)
+    assert settings_of(client, index_name) == (None, "1", None)
+
+
+def test_a_disk_that_fills_up_during_the_load_stops_it_and_it_goes_on_later(
+    client: Client, index_name: str, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", MANY, shard_rows=20)
+    said: list[str] = []
+
+    def fill(documents: int) -> None:
+        if documents == 0:
+            client.call("PUT", f"/{index_name}/_settings", {"index": {"blocks.read_only_allow_delete": True}})
+
+    with pytest.raises(ClusterError, match=r"OpenSearch takes no documents: .*Remove the cause \(a full disk"):
+        into(client, index_name, run, progress=fill, note=said.append)
+    assert any("keeps its settings for loading" in sentence for sentence in said)
+    client.call("PUT", f"/{index_name}/_settings", {"index": {"blocks.read_only_allow_delete": None}})
+    assert into(client, index_name, run).acknowledged == 60
+    assert settings_of(client, index_name) == (None, "1", None)
+
+
+def test_an_index_that_is_closed_during_the_load_makes_no_dead_letters(
+    client: Client, index_name: str, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", MANY, shard_rows=60)
+
+    def close(documents: int) -> None:
+        client.call("POST", f"/{index_name}/_close")
+
+    with pytest.raises(ClusterError):
+        into(client, index_name, run, progress=close, retries=Retries(attempts=2, base_s=0.01))
+    client.call("POST", f"/{index_name}/_open", params={"wait_for_active_shards": "1"})
+    report = into(client, index_name, run)
+    assert (report.refused, report.acknowledged) == (0, 60)
+
+
+def test_the_rate_reaches_the_pace(client: Client, index_name: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float | None] = []
+
+    class Watched(Pace):
+        def __init__(self, *, max_rate: float | None) -> None:
+            rates.append(max_rate)
+            super().__init__(max_rate=max_rate)
+
+    monkeypatch.setattr("sparse_ingest.load.Pace", Watched)
+    arguments = [str(run.path), "--index", index_name, "--url", client.address, "--max-rate", "50"]
+    assert loading.load.main(arguments, standalone_mode=False) == 0
+    assert rates == [50.0]
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["RUN"], ["RUN", "--index", "a", "--alias", "b"], ["--index", "a"], ["--alias", "a", "--restore"],
+                  ["RUN", "--index", "a", "--to", "b"], ["RUN", "--index", "a", "--drop-old"]],
+)  # fmt: skip
+def test_a_command_line_without_one_target_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(click.UsageError):
+        loading.load.main(arguments, standalone_mode=False)
+
+
+def test_a_note_says_what_an_update_does_to_a_vector_outside_source(client: Client, index_name: str, run: Run) -> None:
+    said: list[str] = []
+    into(client, index_name, run, note=said.append)
+    assert [sentence for sentence in said if "_update loses its vector" in sentence] == said[:1]
+    said.clear()
+    keep = Pipeline(index=IndexSettings(source="keep"))
+    into(client, f"{index_name}-kept", run, pipeline=keep, note=said.append)
+    assert said == []

@@ -269,7 +269,7 @@ def test_a_checkpoint_with_a_table_is_asked_without_a_model(tmp_path: Path) -> N
     write_table(tmp_path)
     encoder = query_encoder(ModelSettings(document=str(tmp_path)))
     assert isinstance(encoder, WeightTable)
-    assert encoder.encode(["river catch"]) == [{"catch": 2.5}]
+    assert encoder.encode(["river catch"]) == [{"catch": 2.5, "river": 1.0}]
     missing = query_encoder(ModelSettings(document="nowhere", query=str(tmp_path), missing_idf_weight=3.0))
     assert missing.encode(["river catch"]) == [{"river": 3.0, "catch": 2.5}]
 
@@ -297,20 +297,29 @@ class FixedWeights:
         return [{"river": 2.0} for _ in texts]
 
 
+def _write_masked_lm(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"], "model_type": "bert"}))
+    (folder / "model.safetensors").write_bytes(b"")
+
+
 @pytest.mark.parametrize("with_table_and_modules", [False, True])
 def test_a_checkpoint_without_a_table_of_its_own_declaring_is_a_masked_lm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_table_and_modules: bool
 ) -> None:
+    _write_masked_lm(tmp_path)
     if with_table_and_modules:
         write_table(tmp_path)
-        (tmp_path / "modules.json").write_text("[]")
+        types = ("sentence_transformers.models.Transformer", "sentence_transformers.models.SpladePooling")
+        modules = [{"idx": place, "path": "", "type": kind} for place, kind in enumerate(types)]
+        (tmp_path / "modules.json").write_text(json.dumps(modules))
     queries = ModuleType("sparse_ingest.models.queries")
-    monkeypatch.setattr(queries, "build_query_encoder", lambda settings: FixedWeights(), raising=False)
+    monkeypatch.setattr(queries, "build_query_encoder", lambda checkpoint, settings: FixedWeights(), raising=False)
     monkeypatch.setitem(sys.modules, "sparse_ingest.models.queries", queries)
     assert weigh("any", Pipeline(ModelSettings(document=str(tmp_path)))) == {"river": 2.0}
 
 
 def test_a_masked_lm_without_torch_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write_masked_lm(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"sparse-ingest\[encode\]"):
         query_encoder(ModelSettings(document=str(tmp_path)))

@@ -146,8 +146,14 @@ def test_nothing_of_the_checkout_and_no_extra_is_there(installed: Installed) -> 
 def test_help_names_the_commands(installed: Installed) -> None:
     shown = installed.run("--help")
     assert shown.returncode == 0, shown.stderr
-    for command in ("encode", "load", "verify", "query", "search", "server", "demo"):
+    for command in ("inspect", "encode", "load", "verify", "query", "search", "server", "demo"):
         assert f"\n  {command} " in shown.stdout
+
+
+def test_a_model_is_inspected_without_torch(installed: Installed, model: Path) -> None:
+    shown = installed.run("inspect", model)
+    assert shown.returncode == 0, shown.stderr
+    assert "weight table: no model runs for a query" in shown.stdout
 
 
 def test_query_prints_the_request_body(installed: Installed, model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from dataclasses import replace as with_changes
 from pathlib import Path
@@ -22,60 +23,133 @@ _RUN = click.argument("run", type=click.Path(path_type=Path))
 
 
 @click.command()
-@_RUN
-@click.option("--index", required=True, help="Index to load into; made when missing")
+@click.argument("run", type=click.Path(path_type=Path), required=False)
+@click.option("--index", help="Index to load into; made when missing")
+@click.option("--alias", help="Load into ALIAS-<first 8 of the run's id>, verify it, then let this alias serve it")
+@click.option("--to", help="With --alias: let it serve this index, and load nothing (RUN is not read)")
+@click.option("--drop-old", is_flag=True, help="With --alias: delete the index that it served before")
+@click.option("--restore", is_flag=True, help="Put back the settings that a killed load left changed (RUN is not read)")
 @pipeline_options
 @click.option("--field", help="Name of the sparse field  [default: that of the pipeline, else sparse]")
 @click.option("--kind", type=click.Choice(["rank_features", "sparse_vector"]), help="Type of the sparse field")
 @click.option("--replace", is_flag=True, help="Delete the index first, unless it is an unfinished load of this run")
 @click.option("--from-scratch", is_flag=True, help="With --replace: delete that one too")
 @click.option("--partial", is_flag=True, help="Load the finished shards of an unfinished run")
+@click.option("--update", is_flag=True, help="Add the vectors to documents that exist; leave the rest of them alone")
+@click.option("--since", type=click.Path(path_type=Path), metavar="OLD_RUN",
+              help="Send only what differs from this run, which the index holds")  # fmt: skip
+@click.option("--delete-missing", is_flag=True, help="With --since: delete what OLD_RUN has and RUN lacks")
+@click.option("--retry-dead", is_flag=True, help="Send the documents again that OpenSearch refused")
+@click.option("--merge", is_flag=True, help="Merge every shard into one segment at the end")
+@click.option("--max-rate", type=click.FloatRange(min=0, min_open=True), help="Documents a second at most")
+@click.option("--top-k", type=click.IntRange(min=1), help="Load the N heaviest terms of each document only")
+@click.option("--max-ratio", type=click.FloatRange(0, 1), help="Leave out terms below this share of the heaviest")
+@click.option("--tune", is_flag=True, help="Also stop refreshes and replicas of an index that others made or search")
+@click.option("--async-translog", is_flag=True, help="Let the server confirm writes 5 s early; others may lose theirs")
 @connection_options
 @json_option
 def load(
-    run: Path,
-    index: str,
+    run: Path | None,
+    index: str | None,
+    alias: str | None,
+    to: str | None,
+    drop_old: bool,
+    restore: bool,
     pipeline: Pipeline,
     field: str | None,
     kind: str | None,
-    replace: bool,
-    from_scratch: bool,
-    partial: bool,
     connection: Connection,
     as_json: bool,
+    **options: Any,
 ) -> int:
     """Load a run folder into an OpenSearch index; started again, it continues.
 
+    \b
+    load RUN --index NAME            into an index
+    load RUN --alias NAME            into an index of its own, which NAME then serves
+    load --alias NAME --to INDEX     back to another index, in one step
+    load --index NAME --restore      settings for loading that a killed load left
+    load RUN --index NAME --since OLD_RUN --delete-missing     what changed since OLD_RUN was loaded
+    load RUN --index NAME --update   the vectors alone, into documents that somebody else made
+
+    \b
+    --update needs all other fields in the index's _source. A vector that its _source leaves
+    out (fixed when the index was made) is lost when somebody changes the document with _update.
+
     Exit code 3: finished, but OpenSearch refused documents; dead.jsonl beside the journal names them.
     """
-    from sparse_ingest import load as verb
-
+    if (index is None) == (alias is None):
+        raise click.UsageError("Name the target, either with --index or with --alias.")
+    if (to or drop_old) and not alias:
+        raise click.UsageError("--to and --drop-old belong to --alias.")
+    if restore and not index:
+        raise click.UsageError("--restore belongs to --index.")
+    if to and alias:
+        return _roll_back(alias, to, connection, as_json)
+    if restore and index:
+        return _restore(index, connection, as_json)
+    if run is None:
+        raise click.UsageError("Missing argument 'RUN'.")
     given: dict[str, Any] = {name: value for name, value in (("field", field), ("kind", kind)) if value}
     pipeline = with_changes(pipeline, index=with_changes(pipeline.index, **given))
     with Progress("documents", _rows(run)) as progress, asked_to_stop() as stop:
-        report = verb.load(
-            run,
-            index=index,
-            pipeline=pipeline,
-            connection=connection,
-            replace=replace,
-            from_scratch=from_scratch,
-            partial=partial,
-            progress=progress.reach,
-            stop=stop,
-        )
-    if as_json:
-        print_json(asdict(report))
-    else:
-        _print_load(report)
+        options |= {"progress": progress.reach, "note": progress.note, "stop": stop}
+        if alias:
+            return _publish(run, alias, pipeline, connection, as_json, drop_old=drop_old, **options)
+        from sparse_ingest import load as verb
+
+        report = verb.load(run, index=str(index), pipeline=pipeline, connection=connection, **options)
+    _print_load(report, as_json)
     return 3 if report.refused else 0
+
+
+def _publish(run: Path, alias: str, pipeline: Pipeline, connection: Connection, as_json: bool, **options: Any) -> int:
+    from sparse_ingest.loading.publish import publish
+
+    report = publish(run, alias=alias, pipeline=pipeline, connection=connection, **options)
+    if as_json:
+        print_json({**asdict(report.load), **{key: value for key, value in asdict(report).items() if key != "load"}})
+    else:
+        _print_load(report.load, as_json)
+        if report.serves == report.load.index:
+            click.echo(f"Alias {alias!r} serves {report.serves!r}{' now' if report.moved else ' already'}.")
+        if report.dropped:
+            click.echo(f"Index {report.dropped!r} was deleted.")
+        if report.previous:
+            click.echo(
+                f"Index {report.previous!r}, which it served before, stays; --drop-old deletes it. Back to it: "
+                f"sparse-ingest load --alias {alias} --to {report.previous}"
+            )
+    return 3 if report.load.refused else 0
+
+
+def _roll_back(alias: str, to: str, connection: Connection, as_json: bool) -> int:
+    from sparse_ingest.loading.publish import roll_back
+
+    before = roll_back(alias, to, connection=connection, note=lambda sentence: click.echo(sentence, err=True))
+    if as_json:
+        print_json({"alias": alias, "serves": to, "previous": before})
+    else:
+        click.echo(f"Alias {alias!r} serves {to!r}; before: {before or 'nothing'}.")
+    return 0
+
+
+def _restore(index: str, connection: Connection, as_json: bool) -> int:
+    from sparse_ingest.load import restore_settings
+
+    restored = restore_settings(index, connection=connection, note=lambda sentence: click.echo(sentence, err=True))
+    if as_json:
+        print_json({"index": index, "restored": restored})
+    else:
+        click.echo(f"Index {index!r}: {'put back ' + ', '.join(restored) if restored else 'nothing to put back'}.")
+    return 0
 
 
 @click.command()
 @_RUN
 @click.option("--index", required=True, help="Index to compare the run with")
-@click.option("--sample", type=click.IntRange(min=1), default=200, show_default=True, help="Documents to compare")
-@click.option("--all", "all_documents", is_flag=True, help="Compare every document")
+@click.option("--sample", type=click.IntRange(min=1), default=200, show_default=True, help="Vectors to compare")
+@click.option("--all", "all_documents", is_flag=True, help="Compare every vector")
 @click.option("--field", help="Name of the sparse field  [default: the one the index is stamped with]")
 @connection_options
 @json_option
@@ -84,7 +158,9 @@ def verify(
 ) -> int:
     """Compare an index with the run folder that was loaded into it, bit for bit.
 
-    Exit code 1: something is missing or differs.
+    The ids of all documents are compared, and the weights of some or of --all. Documents that the run does not have
+    are a difference only when nobody else wrote into the index.
+    Exit code 1: something is missing, is too much or differs.
     """
     from sparse_ingest import verify as verb
 
@@ -116,13 +192,26 @@ def _rows(run: Path) -> int | None:
     return int(complete["rows"]) if complete else None
 
 
-def _print_load(report: LoadReport) -> None:
+def _print_load(report: LoadReport, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(report))
+        return
     click.echo(
         f"{report.acknowledged} of {report.documents} documents are in index {report.index!r} "
         f"({report.loaded_shards} of {report.shards} shards loaded now, {report.seconds:.1f} s)."
     )
+    if report.unchanged:
+        click.echo(f"{report.unchanged} of them did not differ from the older run and were not sent.")
+    if report.deleted:
+        click.echo(f"{report.deleted} documents that only the older run has were deleted.")
+    if report.retried:
+        click.echo(f"{report.retried} documents that were refused before were sent again.")
     if report.refused:
-        click.echo(f"OpenSearch refused {report.refused} documents; {report.dead} names them and says why.", err=True)
+        click.echo(
+            f"OpenSearch refused {report.refused} documents; {report.dead} names them and says why. When the cause is "
+            "mended, the same command with --retry-dead sends them again.",
+            err=True,
+        )
 
 
 def _as_json(report: VerifyReport) -> dict[str, object]:
@@ -139,10 +228,10 @@ def _print_verify(report: VerifyReport) -> None:
     if report.unloaded_shards:
         click.echo(f"{report.unloaded_shards} shards of the run are not loaded yet: start the same load again.")
     click.echo(f"Compared {report.checked_weights} weights of {report.checked_documents} documents.")
-    for doc_id in report.missing_ids:
-        click.echo(f"  missing: {doc_id}")
-    if report.missing > len(report.missing_ids):
-        click.echo(f"  and {report.missing - len(report.missing_ids)} more are missing")
+    _print_ids("missing", report.missing_ids, report.missing)
+    # What others wrote, and what was sent of a shard that is not finished, is no difference of its own.
+    if report.expected_documents is not None and not report.unloaded_shards:
+        _print_ids("too many", report.extra_ids, report.extra)
     for doc_id, token, wanted, found in report.differences:
         what = "sum of all weights of a group of tokens" if token is None else f"token {token!r}"
         click.echo(
@@ -150,4 +239,13 @@ def _print_verify(report: VerifyReport) -> None:
         )
     if report.differing > len(report.differences):
         click.echo(f"  and {report.differing - len(report.differences)} more differ")
+    for note in report.notes:
+        click.echo(note, err=True)
     click.echo("The index holds what the run says." if report.same else "The index differs from the run.")
+
+
+def _print_ids(what: str, doc_ids: Sequence[str], count: int) -> None:
+    for doc_id in doc_ids:
+        click.echo(f"  {what}: {doc_id}")
+    if count > len(doc_ids):
+        click.echo(f"  and {count - len(doc_ids)} more are {what}")

@@ -24,16 +24,16 @@ def connection_options(command: F) -> F:
         _variable(
             "--url", "SPARSE_INGEST_URL", "Address of OpenSearch", default="http://127.0.0.1:9200", show_default=True
         ),
-        _variable("--user", "SPARSE_INGEST_USER", "User name"),
+        _variable("--user", "SPARSE_INGEST_USER", "User name; may stand in --url"),
         _variable("--password", "SPARSE_INGEST_PASSWORD", "Password; better given by its variable"),
-        _variable("--ca", "SPARSE_INGEST_CA", "File of the CA certificates to trust", type=file),
+        _variable("--ca", "SPARSE_INGEST_CA", "CA certificates to trust instead of the system's", type=file),
         _variable("--client-cert", "SPARSE_INGEST_CLIENT_CERT", "Client certificate", type=file),
-        _variable("--client-key", "SPARSE_INGEST_CLIENT_KEY", "Key of the client certificate", type=file),
-        _variable("--aws-region", "AWS_REGION", "Region to sign requests for with AWS SigV4, with --aws-service"),
+        _variable("--client-key", "SPARSE_INGEST_CLIENT_KEY", "Its key, unless its file holds both", type=file),
+        _variable("--aws-region", "AWS_REGION", "AWS region  [default: that of the AWS profile]"),
         _variable(
             "--aws-service",
             "SPARSE_INGEST_AWS_SERVICE",
-            "Sign requests with AWS SigV4",
+            "Sign requests with AWS SigV4 as boto3 is set up; aoss is Serverless",
             type=click.Choice(["es", "aoss"]),
         ),
     ]
@@ -68,7 +68,12 @@ def model_options(command: F) -> F:
     `pipeline.model.document` is None when the user named no model.
     """
     model = click.option("--model", metavar="M", help="Model: a hub id, a folder, or package:NAME/PATH")
-    return model(pipeline_options(command))
+    trust = click.option(
+        "--trust-remote-code",
+        is_flag=True,
+        help="Run the Python files of a checkpoint that brings its own architecture",
+    )
+    return model(trust(pipeline_options(command)))
 
 
 def pipeline_options(command: F) -> F:
@@ -78,12 +83,19 @@ def pipeline_options(command: F) -> F:
     @click.option("--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting")
     @functools.wraps(command)
     def with_pipeline(
-        *args: Any, pipeline_name: str | None, assignments: tuple[str, ...], model: str | None = None, **kwargs: Any
+        *args: Any,
+        pipeline_name: str | None,
+        assignments: tuple[str, ...],
+        model: str | None = None,
+        trust_remote_code: bool = False,
+        **kwargs: Any,
     ) -> Any:
         pipeline = read_pipeline(pipeline_name) if pipeline_name else Pipeline()
         if model:
             # Nothing of the file's own model may linger, such as its query side or a revision.
             pipeline = replace(pipeline, model=ModelSettings(document=model))
+        if trust_remote_code:
+            pipeline = replace(pipeline, model=replace(pipeline.model, trust_remote_code=True))
         return command(*args, pipeline=override(pipeline, assignments), **kwargs)
 
     return cast(F, with_pipeline)

@@ -22,20 +22,25 @@ size_option = click.option(
     "-k", "--size", type=click.IntRange(min=1), default=10, show_default=True, help="How many documents to find"
 )
 
+collapse_option = click.option(
+    "--collapse", metavar="FIELD", help="Find only the best document of each value of FIELD, such as parent of passages"
+)
+
 
 @click.command()
 @click.argument("text")
 @size_option
+@collapse_option
 @model_options
-def query(text: str, size: int, pipeline: Pipeline) -> None:
+def query(text: str, size: int, collapse: str | None, pipeline: Pipeline) -> None:
     """Print the request body that asks an index for TEXT; needs no cluster.
 
     \b
     sparse-ingest query --model MODEL "your question" |
         curl -H 'content-type: application/json' -d @- URL/INDEX/_search
     """
-    from sparse_ingest.opensearch.requests import fit_weights, neural_sparse_body
-    from sparse_ingest.search import weigh
+    from sparse_ingest.opensearch.requests import fit_weights, neural_sparse_body, seismic_body
+    from sparse_ingest.search import known_keys, token_keys, weigh
 
     weights = weigh(text, pipeline)
     scale = fit_weights(weights).scale
@@ -43,7 +48,13 @@ def query(text: str, size: int, pipeline: Pipeline) -> None:
         click.echo(
             f"OpenSearch takes weights up to 64: all were divided by {scale:g}, and so are the scores.", err=True
         )
-    print_json(neural_sparse_body(weights, field=pipeline.index.field, size=size))
+    field, keys = pipeline.index.field, token_keys(pipeline)
+    if keys is None:
+        body = neural_sparse_body(weights, field=field, size=size, collapse=collapse)
+    else:
+        keyed = {keys[token]: weight for token, weight in known_keys(weights, keys).items()}
+        body = seismic_body(keyed, field=field, size=size, settings=pipeline.query.seismic, collapse=collapse)
+    print_json(body)
 
 
 @click.command()
@@ -57,6 +68,7 @@ def query(text: str, size: int, pipeline: Pipeline) -> None:
     help="Search this run folder exactly, no server",
 )
 @size_option
+@collapse_option
 @json_option
 @model_options
 @connection_options
@@ -65,6 +77,7 @@ def search(
     index: str | None,
     run_path: Path | None,
     size: int,
+    collapse: str | None,
     as_json: bool,
     pipeline: Pipeline,
     connection: Connection,
@@ -74,9 +87,9 @@ def search(
     The model is the one that made the run or the index, unless --model or --pipeline names another.
     """
     if index is not None and run_path is None:
-        weights, hits = _search_index(index, text, size, pipeline, connection)
+        weights, hits = _search_index(index, text, size, collapse, pipeline, connection)
     elif run_path is not None and index is None:
-        weights, hits = _search_run(run_path, text, size, pipeline)
+        weights, hits = _search_run(run_path, text, size, collapse, pipeline)
     else:
         raise UsageError("Give either --index NAME or --run RUN.")
     if as_json:
@@ -89,24 +102,36 @@ def search(
 
 
 def _search_index(
-    index: str, text: str, size: int, pipeline: Pipeline, connection: Connection
+    index: str, text: str, size: int, collapse: str | None, pipeline: Pipeline, connection: Connection
 ) -> tuple[QueryWeights, list[Hit]]:
     from sparse_ingest.opensearch.client import connect
-    from sparse_ingest.search import pipeline_of_index, search_index, weigh
+    from sparse_ingest.search import pipeline_of_index, search_index, token_keys, weigh
 
     client = connect(connection)
     pipeline = pipeline_of_index(pipeline, client, index)
     weights = weigh(text, pipeline)
-    return weights, search_index(client, index, weights, field=pipeline.index.field, size=size)
+    hits = search_index(
+        client,
+        index,
+        weights,
+        field=pipeline.index.field,
+        size=size,
+        collapse=collapse,
+        keys=token_keys(pipeline, client, index),
+        seismic=pipeline.query.seismic,
+    )
+    return weights, hits
 
 
-def _search_run(path: Path, text: str, size: int, pipeline: Pipeline) -> tuple[QueryWeights, list[Hit]]:
+def _search_run(
+    path: Path, text: str, size: int, collapse: str | None, pipeline: Pipeline
+) -> tuple[QueryWeights, list[Hit]]:
     from sparse_ingest.runs.manifest import open_run
     from sparse_ingest.search import pipeline_of_run, search_run, weigh
 
     run = open_run(path)
     weights = weigh(text, pipeline_of_run(pipeline, run))
-    return weights, search_run(run, weights, size=size)
+    return weights, search_run(run, weights, size=size, collapse=collapse)
 
 
 def _as_json(hit: Hit) -> dict[str, Any]:

@@ -2,16 +2,19 @@
 
 In: a `Connection`. Out: a `Client`, whose `call` sends one request and gives the parsed answer. Nothing is retried
 here (sending.py knows what may be sent again), and no proxy of the environment is used: urllib3 pools connect
-directly, so a request for loopback stays on the machine. A user name or a password never reaches a message.
-Not covered: Amazon OpenSearch Serverless has no index UUID, which a load needs.
+directly, so a request for loopback stays on the machine. A password never reaches a message, a log or a `repr`.
+Who may not ask for the version, and Amazon OpenSearch Serverless which has none, get the rules of NEWEST_TRIED.
+Not covered: Serverless was tried through a stand-in only; what it lacks, it says by itself.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -19,9 +22,15 @@ import opensearchpy
 from opensearchpy import OpenSearch
 from opensearchpy.exceptions import SerializationError, SSLError, TransportError
 
-from sparse_ingest.errors import ClusterError, UsageError
+from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
+from sparse_ingest.opensearch.access import AwsSigner, basic_header, tls_context
+
+logger = logging.getLogger(__name__)
 
 OLDEST_VERSION = (2, 11)  # the first with neural_sparse
+# The version of the tests. An older server refuses by itself what it does not know.
+NEWEST_TRIED = (3, 6, 0)
+_BUSY = frozenset({429, 502, 503, 504})  # statuses that come with Retry-After
 CONNECTIONS = 8  # kept open at most; a load has a few requests in flight
 
 
@@ -38,6 +47,13 @@ class Connection:
     aws_region: str | None = None
     aws_service: str | None = None
 
+    def __repr__(self) -> str:
+        try:
+            address, user, _ = parse_url(self.url)
+        except UsageError:
+            return "Connection(url=unreadable)"
+        return f"Connection(url={str(address)!r}, user={self.user or user!r})"
+
 
 class Address(NamedTuple):
     """A URL in parts, without the user and password that stood in it."""
@@ -52,30 +68,86 @@ class Address(NamedTuple):
         return f"{self.scheme}://{host}:{self.port}{self.prefix}"
 
 
-class ResponseError(ClusterError):
-    """OpenSearch answered with an error: `status`, its `kind` (the exception's type) and `reason`."""
+class Who(NamedTuple):
+    """Who asks, for messages."""
 
-    def __init__(self, message: str, *, status: int, kind: str, reason: str) -> None:
+    user: str | None
+    has_certificate: bool
+    aws_service: str | None
+
+    def __str__(self) -> str:
+        if self.aws_service:
+            return "these AWS credentials"
+        if self.user:
+            return f"user {self.user!r}"
+        return "this client certificate" if self.has_certificate else "a client without a user name"
+
+
+class ResponseError(ClusterError):
+    """OpenSearch answered with an error: `status`, its `kind` (the exception's type) and `reason`.
+
+    `retry_after_s` is how long it wants to be left alone, if it says so.
+    """
+
+    def __init__(
+        self, message: str, *, status: int, kind: str, reason: str, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.kind = kind
         self.reason = reason
+        self.retry_after_s = retry_after_s
 
 
 class UnreachableError(ClusterError):
     """No usable answer came: refused, timed out, cut off or not understood."""
 
 
+class _PlainConnection(opensearchpy.Urllib3HttpConnection):
+    """Keeps the Retry-After of an answer, which opensearch-py drops together with the other headers of an error."""
+
+    def perform_request(
+        self,
+        method: str,
+        url: str,
+        params: Mapping[str, Any] | None = None,
+        body: bytes | None = None,
+        timeout: int | float | None = None,
+        ignore: Collection[int] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Send one request; status, headers and text of the answer."""
+        kept = _BUSY.union(ignore)
+        status, answered, text = super().perform_request(method, url, params, body, timeout, kept, headers)
+        if status in _BUSY and status not in ignore:
+            try:
+                self._raise_error(status, text, answered.get("content-type"))
+            except TransportError as error:
+                error.retry_after = answered.get("retry-after")  # type: ignore[attr-defined]
+                raise
+        return status, answered, text
+
+
+def _retry_after_s(header: str | None) -> float | None:
+    """The seconds in a Retry-After header, which holds them or a date; None when it cannot be read."""
+    if not header:
+        return None
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
 class Client:
     """One cluster, asked once for its version. Safe to use from several threads."""
 
-    def __init__(self, opensearch: OpenSearch, address: Address, user: str | None) -> None:
+    def __init__(self, opensearch: OpenSearch, address: Address, who: Who) -> None:
         self._opensearch = opensearch
-        self._user = user
+        self._who = who
         self.address = str(address)
-        root = self.call("GET", "/")
-        self.version = _checked_version(root, self.address)
-        self.cluster_uuid = str(root.get("cluster_uuid", "unknown"))
+        self.version, self.cluster_uuid = self._asked_version()
 
     def call(
         self,
@@ -98,26 +170,51 @@ class Client:
                 method, path, params=dict(params or {}), body=body, timeout=timeout_s
             )
         except TransportError as error:
-            raise self._translated(error, timeout_s) from error
-        except SerializationError as error:
+            # AWS repeats the request that it refuses, a session token included: nothing for a traceback.
+            raise self._translated(error, timeout_s) from (None if self._who.aws_service else error)
+        except (SerializationError, AttributeError) as error:
+            # AttributeError: opensearch-py takes it for granted that an error's JSON is an object.
             raise UnreachableError(
-                f"{self.address} answered with something that is no JSON. Check that --url names OpenSearch itself."
+                f"{self.address} answered with something that is no JSON of OpenSearch's. "
+                "Check that --url names OpenSearch itself."
             ) from error
 
     def close(self) -> None:
         """Close the open connections."""
         self._opensearch.transport.close()
 
-    def _translated(self, error: TransportError, timeout_s: float) -> ClusterError:
+    def _asked_version(self) -> tuple[tuple[int, int, int], str]:
+        """Version and UUID of the cluster, or what stands for them where they are not told."""
+        try:
+            root = self.call("GET", "/")
+        except ResponseError as error:
+            if error.status == 404 and self._who.aws_service == "aoss":
+                why = "Amazon OpenSearch Serverless has no version"
+            elif error.status == 403 and "cluster:monitor/main" in error.reason:
+                why = f"{self.address} does not tell its version to {self._who} (cluster:monitor/main)"
+            else:
+                raise
+            logger.warning("%s; it is taken for OpenSearch %d.%d.%d.", why, *NEWEST_TRIED)
+            # The UUID of an index is enough to tell journals apart.
+            return NEWEST_TRIED, "unknown"
+        return _checked_version(root, self.address), str(root.get("cluster_uuid", "unknown"))
+
+    def _translated(self, error: TransportError, timeout_s: float) -> SparseIngestError:
         if not isinstance(error.status_code, int):
-            return UnreachableError(_unreachable(error, self.address, timeout_s))
+            # The signer's own sentence, which opensearch-py wraps as if the connection had failed.
+            return (
+                error.info
+                if isinstance(error.info, SparseIngestError)
+                else UnreachableError(_unreachable(error, self.address, timeout_s))
+            )
         kind, reason = error_of(error.info if isinstance(error.info, dict) else {}, str(error.error))
-        message = _refused(error.status_code, self.address, self._user)
+        message = _refused(error.status_code, self.address, self._who)
         if message is None:
             message = f"{self.address} answered {error.status_code} {kind}: {reason}"
         else:
             message = f"{message} It said: {reason[:200]}"
-        return ResponseError(message, status=error.status_code, kind=kind, reason=reason)
+        after_s = _retry_after_s(getattr(error, "retry_after", None))
+        return ResponseError(message, status=error.status_code, kind=kind, reason=reason, retry_after_s=after_s)
 
 
 def connect(connection: Connection) -> Client:
@@ -129,27 +226,48 @@ def connect(connection: Connection) -> Client:
     """
     address, user, password = parse_url(connection.url)
     user, password = connection.user or user, connection.password or password
-    if user and password is None:
-        raise UsageError(f"User {user!r} has no password: give --password or set SPARSE_INGEST_PASSWORD.")
-    if connection.client_key and not connection.client_cert:
-        raise UsageError("--client-key needs --client-cert, the certificate that it belongs to.")
+    _refuse_conflicts(connection, address, user, password)
     # Without a handler Python prints the library's warnings, tracebacks included, over our own messages.
     logging.getLogger("opensearch").addHandler(logging.NullHandler())
-    try:
-        opensearch = OpenSearch(
-            hosts=[{"host": address.host, "port": address.port, "url_prefix": address.prefix.strip("/")}],
-            http_auth=_signer(connection, connection.aws_service)
-            if connection.aws_service
-            else (user, password)
-            if user
-            else None,
-            pool_maxsize=CONNECTIONS,
-            max_retries=0,
-            **_tls_options(address, connection),
+    options: dict[str, Any] = {"scheme": address.scheme}
+    if address.scheme == "https":
+        options |= {
+            "use_ssl": True,
+            "ssl_context": tls_context(
+                ca=connection.ca, client_cert=connection.client_cert, client_key=connection.client_key
+            ),
+        }
+    if user and password is not None:
+        options["headers"] = basic_header(user, password)
+    if connection.aws_service:
+        options["http_auth"] = AwsSigner(connection.aws_region, connection.aws_service)
+    opensearch = OpenSearch(
+        hosts=[{"host": address.host, "port": address.port, "url_prefix": address.prefix.strip("/")}],
+        connection_class=_PlainConnection,
+        pool_maxsize=CONNECTIONS,
+        max_retries=0,
+        **options,
+    )
+    return Client(opensearch, address, Who(user, bool(connection.client_cert), connection.aws_service))
+
+
+def _refuse_conflicts(connection: Connection, address: Address, user: str | None, password: str | None) -> None:
+    """Refuse options of which one would silently have no effect."""
+    if user and password is None:
+        raise UsageError(f"User {user!r} has no password: give --password or set SPARSE_INGEST_PASSWORD.")
+    if user and connection.aws_service:
+        raise UsageError(
+            f"--aws-service signs requests, so user {user!r} would not be asked for: leave out --user and --password, "
+            "or --aws-service (and their variables)."
         )
-    except (OSError, opensearchpy.ImproperlyConfigured) as error:
-        raise ClusterError(f"The certificates for {address} cannot be used: {error}.") from error
-    return Client(opensearch, address, user)
+    if password is not None and not user:
+        raise UsageError("--password (or SPARSE_INGEST_PASSWORD) needs --user, whose password it is.")
+    if connection.client_key and not connection.client_cert:
+        raise UsageError("--client-key needs --client-cert, the certificate that it belongs to.")
+    if address.scheme == "http":
+        files = {"--ca": connection.ca, "--client-cert": connection.client_cert}
+        for name in (name for name, path in files.items() if path):
+            raise UsageError(f"{name} is for TLS, but --url begins with http://. Write https://, or leave out {name}.")
 
 
 def parse_url(url: str) -> tuple[Address, str | None, str | None]:
@@ -176,6 +294,9 @@ def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tu
     error = answer.get("error", answer)
     if not isinstance(error, dict):
         return "error", str(error or fallback)
+    if isinstance(error.get("message"), str):
+        # What stands in front of OpenSearch at AWS. It repeats the request that it saw, a session token included.
+        return "error", error["message"].partition("\n")[0]
     kind, reason = str(error.get("type", "error")), str(error.get("reason") or fallback)
     cause = error.get("caused_by")
     while isinstance(cause, dict):
@@ -183,33 +304,6 @@ def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tu
             reason = f"{reason}: {cause['reason']}"
         cause = cause.get("caused_by")
     return kind, reason
-
-
-def _tls_options(address: Address, connection: Connection) -> dict[str, Any]:
-    if address.scheme != "https":
-        return {"scheme": "http"}
-    # A file of its own for the CA replaces the system's list, as curl's --cacert does.
-    given = {
-        "ca_certs": connection.ca,
-        "client_cert": connection.client_cert,
-        "client_key": connection.client_key,
-    }
-    return {"use_ssl": True, "verify_certs": True, **{name: path for name, path in given.items() if path}}
-
-
-def _signer(connection: Connection, service: str) -> Any:
-    try:
-        import boto3  # type: ignore[import-untyped, import-not-found, unused-ignore]
-    except ImportError as error:
-        raise ClusterError(
-            "--aws-service signs requests with boto3, which is not installed: pip install boto3"
-        ) from error
-    if not connection.aws_region:
-        raise UsageError("--aws-service needs --aws-region, or the variable AWS_REGION.")
-    credentials = boto3.Session().get_credentials()
-    if credentials is None:
-        raise ClusterError("boto3 finds no AWS credentials; set AWS_PROFILE or the AWS_ACCESS_KEY_ID variables.")
-    return opensearchpy.Urllib3AWSV4SignerAuth(credentials, connection.aws_region, service)
 
 
 def _checked_version(root: Any, address: str) -> tuple[int, int, int]:
@@ -233,12 +327,7 @@ def _unreachable(error: TransportError, address: str, timeout_s: float) -> str:
     if isinstance(error, SSLError) or "SSL" in cause:
         if "WRONG_VERSION_NUMBER" in cause or "record layer" in cause:
             return f"{address} does not speak TLS. If it is meant so, write http:// in --url."
-        short = re.sub(r"^.*?\]\s*|\s*\(_ssl\.c.*$", "", cause)
-        if "certificate is not valid for" in cause:
-            return f"{address}: {short} Write the name that its certificate is for in --url."
-        if "verify failed" in cause:
-            return f"{address}: {short}. Give the file of the CA that signed its certificate with --ca."
-        return f"{address}: the TLS connection failed ({short}). Check --ca, --client-cert and --client-key."
+        return f"{address}: {_tls_failure(cause)}"
     if "timed out" in cause or type(error).__name__ == "ConnectionTimeout":
         return (
             f"{address} did not answer within {timeout_s:g} s. Check that it is up and not overloaded, and try again."
@@ -254,12 +343,35 @@ def _unreachable(error: TransportError, address: str, timeout_s: float) -> str:
     return f"{address} closed the connection before it answered.{hint} Check that it is up, and try again."
 
 
-def _refused(status: int, address: str, user: str | None) -> str | None:
-    if status == 401:
-        if user:
-            return f"{address} does not accept user {user!r} with this password (401). Check both."
-        return f"{address} asks who you are (401): give --user and --password, or a client certificate."
+def _tls_failure(cause: str) -> str:
+    """What went wrong between the two ends of TLS, by what OpenSSL says."""
+    short = re.sub(r"^.*?\]\s*|\s*\(_ssl\.c.*$", "", cause).rstrip(".")
+    if "certificate is not valid for" in cause:
+        return f"{short}. Write the name that its certificate is for in --url."
+    if "has expired" in cause or "not yet valid" in cause:
+        return f"{short}. Its certificate must be renewed, or the clock of this machine be set right."
+    if "verify failed" in cause:
+        return f"{short}. Give the file of the CA that signed its certificate with --ca."
+    if re.search(r"certificate.required|handshake.failure", cause, re.IGNORECASE):
+        return f"it asks for a client certificate ({short}). Give --client-cert and --client-key."
+    if "EOF occurred" in cause:
+        return "it broke off the TLS handshake. It may ask for a client certificate: --client-cert and --client-key."
+    if "alert" in cause.lower():
+        return f"it does not accept the client certificate ({short}). Check --client-cert and who signed it."
+    return f"the TLS connection failed ({short}). Check --ca, --client-cert and --client-key."
+
+
+def _refused(status: int, address: str, who: Who) -> str | None:
+    if status not in (401, 403):
+        return None
+    if who.aws_service:
+        return (
+            f"{address} refuses {who} ({status}). Check AWS_PROFILE, --aws-region, --aws-service and the access policy."
+        )
     if status == 403:
-        who = f"user {user!r}" if user else "a client without a user name"
         return f"{address} forbids this to {who} (403): grant the right, or give another --user."
-    return None
+    if who.user:
+        return f"{address} does not accept {who} with this password (401). Check both."
+    if who.has_certificate:
+        return f"{address} does not know {who} (401): give --user and --password as well."
+    return f"{address} asks who you are (401): give --user and --password, or a client certificate."

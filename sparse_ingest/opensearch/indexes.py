@@ -1,27 +1,29 @@
-"""The index: created from the pipeline's JSON, checked when it is there, stamped with what its vectors are.
+"""The index: created when missing, found by its name or alias, stamped with what its vectors are.
 
-In: `[index]` settings, a `Stamp`. Out: an `Index` (concrete name, UUID, mappings). `sparse_ingest` is our key in the
+In: a body (mappings.py), a `Stamp`. Out: an `Index` (concrete name, UUID, mappings). `sparse_ingest` is our key in the
 mapping's `_meta`; other keys are kept. Documents are sent to a private alias: with `require_alias` a deleted index is
 never made again by a bulk request with a dynamic mapping.
-Not covered: index settings during a load, aliases that serve searches, `sparse_vector` fields.
+Not covered: what a mapping must look like (mappings.py), index settings during a load (settings_guard.py), aliases
+that serve searches (aliases.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import field as made_of
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
-from sparse_ingest.errors import ClusterError, PipelineError, UsageError
+from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.opensearch.client import Client, ResponseError
-from sparse_ingest.pipeline import IndexSettings, packaged_folder
 
 META_KEY = "sparse_ingest"
 STAMP_FORMAT = 1
+_PRIVATE = "--sparse-ingest-"
+NO_PRUNING = {"top_k": None, "max_ratio": None}
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,10 @@ class Stamp:
     """What our key in `_meta` says about the vectors of an index.
 
     `created_by` is the run whose load made the index, `runs` those that were loaded since; None and empty when
-    somebody else made it.
+    somebody else made it. `pruning` says which terms of the runs were left out (the arguments of `prune`). `settings`
+    are those that a load has changed and not yet put back (settings_guard.py): name to what was there and what the
+    load set. `replaced` is the index that an alias served before this one: its name and UUID. `since` is there when
+    only what differs from an older run was sent: its `run_id`, and whether `delete_missing` was asked for.
     """
 
     model: dict[str, Any]
@@ -39,6 +44,10 @@ class Stamp:
     created_by: str | None = None
     runs: tuple[str, ...] = ()
     load: Literal["loading", "done"] = "loading"
+    pruning: dict[str, Any] = made_of(default_factory=lambda: dict(NO_PRUNING))
+    settings: dict[str, dict[str, str | None]] = made_of(default_factory=dict)
+    replaced: dict[str, str] | None = None
+    since: dict[str, Any] | None = None
     format: int = STAMP_FORMAT
 
     def as_meta(self) -> dict[str, Any]:
@@ -57,12 +66,26 @@ class Index(NamedTuple):
     name: str
     uuid: str
     mappings: dict[str, Any]
+    settings: dict[str, Any] = {}
+    aliases: dict[str, dict[str, Any]] = {}
 
     @property
     def stamp(self) -> Stamp | None:
         """Our stamp, or None."""
         meta = self.mappings.get("_meta", {}).get(META_KEY)
         return _stamp_from(meta) if isinstance(meta, dict) else None
+
+    @property
+    def serving_aliases(self) -> list[str]:
+        """The aliases that somebody may search: all but those that loads send to."""
+        return sorted(alias for alias in self.aliases if not alias.startswith(self.name + _PRIVATE))
+
+    def setting(self, name: str) -> str | None:
+        """An index setting by its dotted name without `index.`; None when the index leaves it to its default."""
+        value: Any = self.settings
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return None if value is None else str(value)
 
 
 def vocabulary_hash(vocabulary: Sequence[str | None]) -> str:
@@ -71,45 +94,12 @@ def vocabulary_hash(vocabulary: Sequence[str | None]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def index_body(settings: IndexSettings, stamp: Stamp) -> dict[str, Any]:
-    """The body that creates the index: the pipeline's JSON with its field name, source mode and our stamp.
-
-    Raises:
-        PipelineError: there is no such body, it is no JSON object, or it lacks the sparse field.
-    """
-    if settings.kind != "rank_features":
-        raise PipelineError(f'[index] kind = "{settings.kind}" is not supported yet; use "rank_features".')
-    name = settings.body or settings.kind
-    packaged = packaged_folder() / "opensearch" / f"{name}.json"
-    path = packaged if packaged.is_file() else Path(name)
-    try:
-        body = json.loads(path.read_bytes())
-        mappings = body["mappings"]
-        properties = mappings["properties"]
-        sparse = next(name for name, entry in properties.items() if entry.get("type") == "rank_features")
-    except FileNotFoundError as error:
-        known = ", ".join(sorted(entry.stem for entry in packaged.parent.glob("*.json")))
-        raise PipelineError(f"No index body {name!r}, neither a file nor packaged; packaged: {known}.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise PipelineError(
-            f"{path} is no index body: expected a JSON object whose mappings.properties has a rank_features field."
-        ) from error
-    if sparse != settings.field:
-        if settings.field in properties:
-            raise PipelineError(f"{path} maps {settings.field!r} as another type; choose another [index] field.")
-        properties[settings.field] = properties.pop(sparse)
-    source = mappings.setdefault("_source", {})
-    excludes = [entry for entry in source.get("excludes", []) if entry not in (sparse, settings.field)]
-    source["excludes"] = [*excludes, settings.field] if settings.source == "exclude" else excludes
-    mappings["_meta"] = {**mappings.get("_meta", {}), META_KEY: stamp.as_meta()}
-    return dict(body)
-
-
 def find_index(client: Client, name: str) -> Index | None:
     """The concrete index behind a name: itself, or the write index of an alias. None when there is none.
 
     Raises:
         UsageError: the name stands for several indexes.
+        ClusterError: the index has no UUID.
     """
     if name in ("", ".", "..") or name[0] in "-_+" or any(sign in name for sign in '*?,/\\<>| "#:'):
         raise UsageError(f"--index {name!r} is no index name; one index or alias is expected, without wildcards.")
@@ -128,7 +118,14 @@ def find_index(client: Client, name: str) -> Index | None:
             )
         found = {writing[0]: found[writing[0]]}
     ((concrete, entry),) = found.items()
-    return Index(concrete, str(entry["settings"]["index"]["uuid"]), entry.get("mappings", {}))
+    settings = entry["settings"]["index"]
+    if "uuid" not in settings:
+        raise ClusterError(
+            f"{client.address} does not tell the UUID of index {concrete!r}, by which a load knows that nobody "
+            "replaced it. Amazon OpenSearch Serverless may be such a place; use a domain of OpenSearch Service "
+            "(--aws-service es)."
+        )
+    return Index(concrete, str(settings["uuid"]), entry.get("mappings", {}), settings, entry.get("aliases", {}))
 
 
 def create_index(client: Client, name: str, body: dict[str, Any]) -> Index:
@@ -145,51 +142,6 @@ def delete_index(client: Client, index: Index) -> None:
     client.call("DELETE", f"/{quote(index.name, safe='')}")
 
 
-def check_fits(index: Index, stamp: Stamp) -> None:
-    """Refuse an index whose mapping or whose vectors do not fit.
-
-    Raises:
-        ClusterError: what is there and what is expected.
-    """
-    mapped = field_mapping(index.mappings, stamp.field)
-    found = mapped.get("type", "object") if mapped else "no such field"
-    if mapped is None or found != "rank_features" or not mapped.get("positive_score_impact", True):
-        turned = " with positive_score_impact false" if found == "rank_features" else ""
-        raise ClusterError(
-            f"Index {index.name!r}: the field {stamp.field!r} is {found}{turned}; expected is rank_features with "
-            "positive_score_impact true. Load into a new index, or give --field."
-        )
-    there = index.stamp
-    if there is None:
-        return
-    if there.vocabulary_sha256 != stamp.vocabulary_sha256:
-        raise ClusterError(
-            f"Index {index.name!r} holds vectors of {_model_name(there)} with vocabulary "
-            f"{there.vocabulary_sha256[:12]}; this run is of {_model_name(stamp)} with vocabulary "
-            f"{stamp.vocabulary_sha256[:12]}. Load into another index, or give --replace."
-        )
-    # Where the files lie is no difference: their hash is among the other keys.
-    keys = (there.model.keys() | stamp.model.keys()) - {"document", "query"}
-    differing = sorted(key for key in keys if there.model.get(key) != stamp.model.get(key))
-    if differing:
-        key = differing[0]
-        raise ClusterError(
-            f"Index {index.name!r} holds vectors of {_model_name(there)}, this run is of {_model_name(stamp)}: "
-            f"{key} is {there.model.get(key)!r} there and {stamp.model.get(key)!r} here. "
-            "Load into another index, or give --replace."
-        )
-
-
-def field_mapping(mappings: dict[str, Any], field: str) -> dict[str, Any] | None:
-    """The mapping of a field by its dotted name, or None."""
-    entry: Any = mappings
-    for name in field.split("."):
-        entry = entry.get("properties", {}).get(name)
-        if not isinstance(entry, dict):
-            return None
-    return dict(entry)
-
-
 def stamp_index(client: Client, index: Index, stamp: Stamp) -> None:
     """Write our stamp into `_meta`; everybody else's keys stay (a mapping update replaces `_meta` whole)."""
     there = check_uuid(client, index)
@@ -197,12 +149,38 @@ def stamp_index(client: Client, index: Index, stamp: Stamp) -> None:
     client.call("PUT", f"/{quote(index.name, safe='')}/_mapping", {"_meta": meta})
 
 
+def update_stamp(client: Client, index: Index, change: Callable[[Stamp], Stamp]) -> None:
+    """Change our stamp as it is now; an index without one is left alone."""
+    there = check_uuid(client, index)
+    stamp = there.stamp
+    if stamp is not None and change(stamp) != stamp:
+        meta = {**there.mappings["_meta"], META_KEY: change(stamp).as_meta()}
+        client.call("PUT", f"/{quote(index.name, safe='')}/_mapping", {"_meta": meta})
+
+
 def continued_stamp(there: Stamp | None, stamp: Stamp) -> Stamp:
     """The stamp of an index that was there before this load."""
     if there is None:
         return replace(stamp, created_by=None, runs=(stamp.run_id,))
     runs = there.runs if stamp.run_id in there.runs else (*there.runs, stamp.run_id)
-    return replace(stamp, created_by=there.created_by, runs=runs)
+    kept = {"created_by": there.created_by, "settings": there.settings, "replaced": there.replaced}
+    since = there.since if there.run_id == stamp.run_id else None
+    return replace(stamp, runs=runs, since=since, **kept)  # type: ignore[arg-type]
+
+
+def refuse_other_pruning(index: Index, stamp: Stamp) -> None:
+    """Refuse an index that was loaded with other pruning: an index has one rule for all its vectors.
+
+    Raises:
+        ClusterError: both rules.
+    """
+    there = index.stamp
+    if there is not None and there.pruning != stamp.pruning:
+        raise ClusterError(
+            f"Index {index.name!r} was loaded {_pruning_words(there.pruning)}; this load asks for vectors "
+            f"{_pruning_words(stamp.pruning)}. Give the same --top-k and --max-ratio, load into another index, or "
+            "delete what is there with --replace --from-scratch."
+        )
 
 
 def check_uuid(client: Client, index: Index) -> Index:
@@ -228,9 +206,15 @@ def changed_message(index: Index, found: str | None) -> str:
 
 def add_private_alias(client: Client, index: Index, run_id: str) -> str:
     """Make the alias that this run's documents are sent to; one that is there from a killed load is used again."""
-    alias = f"{index.name}--sparse-ingest-{run_id[:8]}"
-    client.call("POST", "/_aliases", {"actions": [{"add": {"index": index.name, "alias": alias}}]})
+    alias = private_alias(index.name, run_id)
+    if alias not in index.aliases:
+        client.call("POST", "/_aliases", {"actions": [{"add": {"index": index.name, "alias": alias}}]})
     return alias
+
+
+def private_alias(index: str, run_id: str) -> str:
+    """The name of the alias that a run's documents are sent to."""
+    return f"{index}{_PRIVATE}{run_id[:8]}"
 
 
 def remove_alias(client: Client, index: Index, alias: str, *, timeout_s: float = 60) -> None:
@@ -245,14 +229,32 @@ def refresh(client: Client, index: Index) -> None:
 
 
 def count_documents(client: Client, index: Index) -> int:
-    """How many documents a search can see."""
-    return int(client.call("GET", f"/{quote(index.name, safe='')}/_count")["count"])
+    """How many documents a search can see.
+
+    Raises:
+        ClusterError: a shard did not answer, so that the count would be too low.
+    """
+    answer = client.call("GET", f"/{quote(index.name, safe='')}/_count")
+    if answer["_shards"]["successful"] < answer["_shards"]["total"]:
+        raise ClusterError(
+            f"Only {answer['_shards']['successful']} of {answer['_shards']['total']} shards of index {index.name!r} "
+            "answer. Wait until the index is green or yellow, then start the same command again."
+        )
+    return int(answer["count"])
 
 
 def max_clauses(client: Client) -> int:
-    """How many clauses one query may have: `indices.query.bool.max_clause_count`, 1024 unless the cluster says so."""
+    """How many clauses one query may have: `indices.query.bool.max_clause_count`, 1024 unless the cluster says so.
+
+    A role without cluster rights may not ask; OpenSearch's default is taken then.
+    """
     name = "indices.query.bool.max_clause_count"
-    answer = client.call("GET", "/_cluster/settings", params={"include_defaults": "true", "flat_settings": "true"})
+    try:
+        answer = client.call("GET", "/_cluster/settings", params={"include_defaults": "true", "flat_settings": "true"})
+    except ResponseError as error:
+        if error.status not in (403, 404):
+            raise
+        return 1024
     for level in ("transient", "persistent", "defaults"):
         if name in answer.get(level, {}):
             return int(answer[level][name])
@@ -269,11 +271,17 @@ def _stamp_from(meta: dict[str, Any]) -> Stamp | None:
             created_by=meta.get("created_by"),
             runs=tuple(meta.get("runs", ())),
             load=meta["load"]["state"],
+            pruning={**NO_PRUNING, **meta.get("pruning", {})},
+            settings=dict(meta.get("settings", {})),
+            replaced=meta.get("replaced"),
+            since=meta.get("since"),
             format=int(meta["format"]),
         )
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def _model_name(stamp: Stamp) -> str:
-    return repr(stamp.model.get("document") or stamp.model)
+def _pruning_words(pruning: dict[str, Any]) -> str:
+    """`unpruned`, or `pruned by top_k 100`."""
+    rules = [f"{name} {value:g}" for name, value in pruning.items() if value is not None]
+    return f"pruned by {' and '.join(rules)}" if rules else "unpruned"

@@ -1,21 +1,25 @@
 """What a load has done, as files that need no program to read.
 
 RUN/load/CLUSTER_UUID/INDEX_UUID/journal.jsonl has one line per finished shard, dead.jsonl beside it one line per
-document that OpenSearch refused. Dead letters are on disk before the line of their shard, and a shard that is loaded
-again first loses its old ones, so the two never disagree. A line is complete when it ends with a line break: what a
-killed process left behind it is ignored, and cut off before the next line.
-Not covered: sending dead letters again.
+document that OpenSearch refused. Dead letters are on disk before the line of their shard, those of a shard without
+a line do not count, and a shard that is loaded again first loses its old ones, so the two never disagree. A line is
+complete when it ends with a line break: what a killed process left behind it is ignored, and cut off before the next
+line. dead.jsonl says how many documents are refused; the counts in the journal follow it. Neither file is ever held
+in memory whole, but for one number per shard.
+Not covered: sending dead letters again (load.py).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparse_ingest.durable import sync_folder, write_atomic
+from sparse_ingest.durable import sync_folder
 from sparse_ingest.errors import RunError
 
 
@@ -41,34 +45,97 @@ class Journal:
         return {int(line["shard"]): line for line in _lines(self._journal)}
 
     def dead(self) -> Iterator[DeadLetter]:
-        """The dead letters of all shards."""
+        """The dead letters of the finished shards."""
+        finished = self.finished().keys()
         for line in _lines(self.dead_path):
-            yield DeadLetter(line["id"], line["shard"], line["row"], line["status"], line["reason"])
+            if line["shard"] in finished:
+                yield _letter(line)
 
-    def begin(self, shard: int) -> None:
-        """Forget the dead letters of an earlier attempt at this shard."""
+    def dead_rows(self, shard: int) -> list[int]:
+        """The source rows of a shard's dead letters."""
+        return [line["row"] for line in _lines(self.dead_path) if line["shard"] == shard]
+
+    def refused(self) -> dict[int, int]:
+        """How many documents of each finished shard are dead letters; shards without any are left out."""
+        counts = Counter(letter.shard for letter in self.dead())
+        return dict(sorted(counts.items()))
+
+    def begin(self, shards: Collection[int]) -> None:
+        """Forget the dead letters of earlier attempts at these shards."""
         self.dead_path.parent.mkdir(parents=True, exist_ok=True)
-        lines = list(_lines(self.dead_path))
-        kept = [line for line in lines if line["shard"] != shard]
-        if len(kept) < len(lines):
-            write_atomic(self.dead_path, _as_bytes(kept))
+        if any(line["shard"] in shards for line in _lines(self.dead_path)):
+            self._replace_dead(shards, ())
 
-    def finish(self, shard: int, record: dict[str, Any], dead: Sequence[DeadLetter]) -> None:
-        """Write a shard's dead letters, then its line: from here on it is loaded."""
-        if dead:
-            _append(
-                self.dead_path,
-                [
-                    {"id": one.doc_id, "shard": one.shard, "row": one.row, "status": one.status, "reason": one.reason}
-                    for one in dead
-                ],
-            )
+    def clear(self) -> None:
+        """Forget all: another run was loaded into the index since, and may have replaced any document."""
+        # Dead letters without the line of their shard do not count, so the lines go first.
+        for path in (self._journal, self.dead_path):
+            path.unlink(missing_ok=True)
+            if path.parent.exists():
+                sync_folder(path.parent)
+
+    def bury(self, letters: Iterable[DeadLetter]) -> None:
+        """Add dead letters of a shard that is being loaded; they count once its line is there."""
+        lines = [_line(letter) for letter in letters]
+        if lines:
+            _append(self.dead_path, lines)
+
+    def finish(self, shard: int, record: dict[str, Any]) -> None:
+        """Write a shard's line: from here on it is loaded."""
         _append(self._journal, [{"shard": shard, **record}])
+
+    def retried(self, shard: int, letters: Iterable[DeadLetter]) -> None:
+        """A finished shard has these dead letters now; its line is written again with the new counts.
+
+        The letters are written as they come; when their iterator fails, the old ones stay.
+        """
+        self._replace_dead({shard}, letters)
+        self.recount()
+
+    def recount(self) -> None:
+        """Write the line of each shard again whose counts a killed process left behind dead.jsonl."""
+        refused = self.refused()
+        for shard, line in self.finished().items():
+            count = refused.get(shard, 0)
+            if line.get("refused", 0) != count:
+                _append(self._journal, [{**line, "acknowledged": line["rows"] - count, "refused": count}])
+
+    def _replace_dead(self, shards: Collection[int], letters: Iterable[DeadLetter]) -> None:
+        """Replace the dead letters of some shards in one step, a line at a time."""
+        others = (line for line in _lines(self.dead_path) if line["shard"] not in shards)
+        handle, temporary = tempfile.mkstemp(prefix=".new-", dir=self.dead_path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                for line in others:
+                    file.write(_as_bytes(line))
+                for letter in letters:
+                    file.write(_as_bytes(_line(letter)))
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(self.dead_path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        sync_folder(self.dead_path.parent)
 
 
 def open_journal(run_path: Path, cluster_uuid: str, index_uuid: str) -> Journal:
     """The journal of a run for one index; its folder is made with the first line."""
     return Journal(run_path / "load" / cluster_uuid / index_uuid)
+
+
+def _line(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "id": letter.doc_id,
+        "shard": letter.shard,
+        "row": letter.row,
+        "status": letter.status,
+        "reason": letter.reason,
+    }
+
+
+def _letter(line: dict[str, Any]) -> DeadLetter:
+    return DeadLetter(line["id"], line["shard"], line["row"], line["status"], line["reason"])
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -88,16 +155,17 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 ) from error
 
 
-def _as_bytes(lines: Sequence[dict[str, Any]]) -> bytes:
-    return b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
+def _as_bytes(line: dict[str, Any]) -> bytes:
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
 
-def _append(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+def _append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Append lines and wait until the disk has them."""
     new = not path.exists()
     with path.open("ab+") as file:
         file.truncate(_complete_bytes(path))
-        file.write(_as_bytes(lines))
+        for line in lines:
+            file.write(_as_bytes(line))
         file.flush()
         os.fsync(file.fileno())
     if new:

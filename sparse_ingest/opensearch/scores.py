@@ -1,10 +1,11 @@
-"""What a rank_features field keeps of a weight, and the score that a query gets from it.
+"""What a sparse field keeps of a weight, and the score that a query gets from it.
 
-The field stores `floatToIntBits(weight) >>> 15`: sign, exponent and the upper 8 bits of the mantissa, 9 significant
-bits, cut off and never rounded. A search multiplies query weight and stored weight in float32, adds the products in
-double and casts the sum to float32 once. Both are bit for bit what OpenSearch 3.6.0 returns (tests/opensearch/
-test_scores.py asks it), whatever the order of the clauses.
-Not covered: sparse_vector fields, which keep a byte; the two-phase processor, which adds two such sums.
+A rank_features field stores `floatToIntBits(weight) >>> 15`: sign, exponent and the upper 8 bits of the mantissa, 9
+significant bits, cut off and never rounded. A search multiplies query weight and stored weight in float32, adds the
+products in double and casts the sum to float32 once. Both are bit for bit what OpenSearch 3.6.0 returns (tests/
+opensearch/test_scores.py asks it), whatever the order of the clauses. A sparse_vector field stores the same, and in
+segments with clusters a byte besides: round(min(weight, ceiling) · 255 / ceiling).
+Not covered: scores of bytes; the two-phase processor, which adds two such sums.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 DROPPED_BITS = 15
+LEVELS = 255  # of the byte that a sparse_vector field keeps
 # The smallest normal float32: a document with a smaller weight is refused whole.
 LOWEST_WEIGHT = float(np.finfo(np.float32).tiny)
 
@@ -27,6 +29,14 @@ def weight_codes(weights: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint3
 def stored_weights(weights: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
     """What the index keeps of each weight."""
     return (weight_codes(weights) << np.uint32(DROPPED_BITS)).view(np.float32)
+
+
+def stored_bytes(weights: npt.NDArray[np.floating[Any]], ceiling: float) -> npt.NDArray[np.uint8]:
+    """The byte that a sparse_vector field keeps of each weight, in segments with clusters."""
+    top = np.float32(ceiling)
+    scaled = np.minimum(np.asarray(weights, dtype=np.float32), top) * np.float32(LEVELS) / top
+    # The server rounds halves up; in double the sum is exact.
+    return np.floor(scaled.astype(np.float64) + 0.5).astype(np.uint8)
 
 
 def score(query_weights: npt.NDArray[np.floating[Any]], weights: npt.NDArray[np.floating[Any]]) -> np.float32:

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from made_runs import make_run
-from made_tables import write_table
+from made_tables import TOKENS, write_table
 
 from sparse_ingest.cli.searching import COMMANDS, query, search
-from sparse_ingest.errors import UsageError
+from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.load import load
 from sparse_ingest.opensearch.client import Connection
-from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.pipeline import IndexSettings, Pipeline
 
 DOCUMENTS = {
     "first": {"catch": 1.5, "except": 0.5},
@@ -97,6 +97,36 @@ def test_search_of_an_index_prints_the_same_with_the_model_of_its_stamp(
     assert result.stdout == EXPECTED
 
 
+def test_a_sparse_vector_index_is_asked_by_token_id_and_answers_with_tokens(
+    tmp_path: Path, model: Path, opensearch_url: str, index_name: str
+) -> None:
+    run = make_run(tmp_path / "run", DOCUMENTS, fields=FIELDS, model=str(model), vocabulary=TOKENS)
+    pipeline = Pipeline(index=IndexSettings(kind="sparse_vector"))
+    load(run.path, index=index_name, pipeline=pipeline, connection=Connection(url=opensearch_url))
+    result = invoke(search, "--index", index_name, "--url", opensearch_url, "--json", "catch an exception")
+    assert result.exit_code == 0, result.exception
+    hits = json.loads(result.stdout)["hits"]
+    assert [hit["id"] for hit in hits] == ["second", "first"]
+    assert [[term["token"] for term in hit["terms"]] for hit in hits] == [["except", "##ion"], ["catch", "except"]]
+    # Clusters score by bytes.
+    assert [hit["score"] for hit in hits] == pytest.approx([12.0, 6.125], rel=0.02)
+    printed = invoke(query, "--model", model, "--set", "index.kind=sparse_vector", "-k", 30, "catch an exception")
+    asked = json.loads(printed.stdout)["query"]["neural_sparse"]["sparse"]
+    assert list(asked["query_tokens"]) == [str(TOKENS.index(token)) for token in ("except", "##ion", "catch", "an")]
+    assert asked["method_parameters"] == {"k": 30}
+
+
+def test_a_sparse_vector_index_of_another_vocabulary_is_refused(
+    tmp_path: Path, model: Path, opensearch_url: str, index_name: str
+) -> None:
+    run = make_run(tmp_path / "run", DOCUMENTS, model=str(model), vocabulary=TOKENS[::-1])
+    pipeline = Pipeline(index=IndexSettings(kind="sparse_vector"))
+    load(run.path, index=index_name, pipeline=pipeline, connection=Connection(url=opensearch_url))
+    result = invoke(search, "--index", index_name, "--url", opensearch_url, "catch an exception")
+    assert isinstance(result.exception, ClusterError)
+    assert "keyed by the token ids of another vocabulary" in str(result.exception)
+
+
 def test_search_as_json_has_every_term_and_field(run_path: Path) -> None:
     result = invoke(search, "--run", run_path, "--json", "-k", 1, "catch an exception")
     printed = json.loads(result.stdout)
@@ -155,7 +185,7 @@ def test_a_model_on_the_command_line_overrides_the_runs(tmp_path: Path, run_path
     other = tmp_path / "other"
     other.mkdir()
     write_table(other)
-    (other / "idf.json").write_text('{"river": 1.0}')
+    (other / "idf.json").write_text('{"river": 1.0, "catch": 0.0}')
     result = invoke(search, "--run", run_path, "--model", other, "catch river")
     assert [line.split()[2] for line in result.stdout.splitlines() if line[:3].strip()] == ["second", "third"]
 

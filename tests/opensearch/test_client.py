@@ -13,7 +13,7 @@ from threading import Thread
 
 import pytest
 
-from sparse_ingest.errors import ClusterError, UsageError
+from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError
 from sparse_ingest.opensearch.client import (
     Connection,
     ResponseError,
@@ -163,7 +163,7 @@ def test_user_without_password_key_without_certificate_and_region_are_asked_for(
 
 def test_aws_without_boto3_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
-    with pytest.raises(ClusterError, match="pip install boto3"):
+    with pytest.raises(MissingExtraError, match=r'pip install "sparse-ingest\[aws\]"'):
         connect(Connection("https://search.example.org", aws_service="es", aws_region="eu-west-1"))
 
 
@@ -175,6 +175,13 @@ def test_a_proxy_of_the_environment_is_not_used(opensearch_url: str, monkeypatch
 
 def test_the_password_is_in_no_representation() -> None:
     assert "secret" not in repr(Connection(password="secret"))
+    assert repr(Connection("https://me:secret@host")) == "Connection(url='https://host:443', user='me')"
+    assert "secret" not in repr(Connection("ftp://me:secret@host"))
+
+
+def test_an_error_that_is_no_json_object_is_one_sentence() -> None:
+    with answering(500, "secret") as address, pytest.raises(UnreachableError, match="no JSON of OpenSearch's"):
+        connect(Connection(f"http://{address}"))
 
 
 def test_error_of_gives_the_deepest_cause() -> None:

@@ -1,18 +1,16 @@
-"""The index: its body, its stamp, and what is refused."""
+"""The index: its stamp, its aliases, and what is refused."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
-from sparse_ingest.errors import ClusterError, PipelineError, UsageError
+from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.opensearch import indexes
 from sparse_ingest.opensearch.client import Client, Connection, connect
-from sparse_ingest.pipeline import IndexSettings, packaged_folder
 
 STAMP = indexes.Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
 
@@ -32,64 +30,6 @@ def index_with(
     return indexes.create_index(client, name, {"mappings": mappings})
 
 
-def test_the_packaged_body_is_curl_able_as_it_is(client: Client, index_name: str) -> None:
-    body = json.loads((packaged_folder() / "opensearch" / "rank_features.json").read_text())
-    client.call("PUT", f"/{index_name}", body)
-    assert body["mappings"]["dynamic"] is False
-    assert body["mappings"]["_source"]["excludes"] == ["sparse"]
-
-
-def test_the_body_takes_field_source_mode_and_stamp(client: Client, index_name: str) -> None:
-    body = indexes.index_body(IndexSettings(field="tokens", source="keep"), replace(STAMP, field="tokens"))
-    index = indexes.create_index(client, index_name, body)
-    assert index.mappings["properties"]["tokens"] == {"type": "rank_features"}
-    assert "sparse" not in index.mappings["properties"]
-    assert "tokens" not in index.mappings.get("_source", {}).get("excludes", [])
-    assert index.stamp == replace(STAMP, field="tokens")
-    excluded = indexes.index_body(IndexSettings(field="tokens"), STAMP)
-    assert excluded["mappings"]["_source"] == {"excludes": ["tokens"]}
-
-
-def test_a_body_of_ones_own_keeps_its_other_keys(tmp_path) -> None:
-    path = tmp_path / "body.json"
-    path.write_text(
-        json.dumps(
-            {
-                "settings": {"number_of_shards": 3},
-                "mappings": {
-                    "_meta": {"owner": "me"},
-                    "_source": {"excludes": ["big", "vector"]},
-                    "properties": {"vector": {"type": "rank_features"}, "big": {"type": "text"}},
-                },
-            }
-        )
-    )
-    body = indexes.index_body(IndexSettings(body=str(path)), STAMP)
-    assert body["settings"] == {"number_of_shards": 3}
-    assert body["mappings"]["_meta"].keys() == {"owner", "sparse_ingest"}
-    assert body["mappings"]["_source"]["excludes"] == ["big", "sparse"]
-    assert body["mappings"]["properties"].keys() == {"sparse", "big"}
-    with pytest.raises(PipelineError, match="maps 'big' as another type"):
-        indexes.index_body(IndexSettings(body=str(path), field="big"), STAMP)
-
-
-@pytest.mark.parametrize(
-    "content", ["[]", "{", '{"mappings": {}}', '{"mappings": {"properties": {"a": {"type": "text"}}}}']
-)
-def test_what_is_no_body_is_refused(tmp_path, content: str) -> None:
-    path = tmp_path / "body.json"
-    path.write_text(content)
-    with pytest.raises(PipelineError, match="is no index body"):
-        indexes.index_body(IndexSettings(body=str(path)), STAMP)
-
-
-def test_a_missing_body_names_the_packaged_ones_and_sparse_vector_waits() -> None:
-    with pytest.raises(PipelineError, match="packaged: rank_features"):
-        indexes.index_body(IndexSettings(body="nope"), STAMP)
-    with pytest.raises(PipelineError, match="not supported yet"):
-        indexes.index_body(IndexSettings(kind="sparse_vector"), STAMP)
-
-
 def test_a_stamp_keeps_other_keys_of_meta(client: Client, index_name: str) -> None:
     meta = {"_meta": {"owner": "me"}, "properties": {"sparse": {"type": "rank_features"}}}
     index = indexes.create_index(client, index_name, {"mappings": meta})
@@ -102,40 +42,12 @@ def test_a_stamp_keeps_other_keys_of_meta(client: Client, index_name: str) -> No
     assert found.stamp == replace(STAMP, load="done")
 
 
-@pytest.mark.parametrize(
-    ("field", "found"),
-    [
-        (None, "is no such field"),
-        ({"type": "text"}, "is text;"),
-        ({"properties": {"river": {"type": "float"}}}, "is object;"),
-        (
-            {"type": "rank_features", "positive_score_impact": False},
-            "is rank_features with positive_score_impact false",
-        ),
-    ],
-)
-def test_a_mapping_that_does_not_fit_is_refused(
-    client: Client, index_name: str, field: dict[str, object] | None, found: str
-) -> None:
-    with pytest.raises(ClusterError, match=f"the field 'sparse' {found}.*expected is rank_features"):
-        indexes.check_fits(index_with(client, index_name, field), STAMP)
-
-
-def test_vectors_of_another_model_are_refused_and_both_are_named(client: Client, index_name: str) -> None:
-    index = index_with(client, index_name, {"type": "rank_features"}, STAMP)
-    indexes.check_fits(index, replace(STAMP, run_id="other"))
-    with pytest.raises(ClusterError, match="vectors of 'm' with vocabulary abababababab; this run is of 'm'.*cdcdcd"):
-        indexes.check_fits(index, replace(STAMP, vocabulary_sha256="cd" * 32))
-    with pytest.raises(ClusterError, match="revision is '1' there and '2' here"):
-        indexes.check_fits(index, replace(STAMP, model={"document": "m", "revision": "2"}))
-
-
 def test_an_alias_stands_for_its_only_or_its_write_index(client: Client, index_name: str) -> None:
     first = index_with(client, f"{index_name}-1", None)
     alias = f"{index_name}-alias"
     add = {"add": {"index": first.name, "alias": alias}}
     client.call("POST", "/_aliases", {"actions": [add]})
-    assert indexes.find_index(client, alias) == first._replace(mappings=first.mappings)
+    assert indexes.find_index(client, alias) == first._replace(aliases={alias: {}})
     second = index_with(client, f"{index_name}-2", None)
     client.call("POST", "/_aliases", {"actions": [{"add": {"index": second.name, "alias": alias}}]})
     with pytest.raises(UsageError, match="without a write index"):

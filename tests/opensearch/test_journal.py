@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,22 @@ from sparse_ingest.errors import RunError
 from sparse_ingest.opensearch.journal import DeadLetter, Journal, open_journal
 
 DEAD = [DeadLetter("é", 0, 7, 400, "mapper_parsing_exception: no"), DeadLetter("b", 0, 9, 400, "no")]
+OTHER = [DeadLetter("x", 1, 11, 400, "no")]
 
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
     return open_journal(tmp_path, "CLUSTER", "INDEX")
+
+
+def load(journal: Journal, shard: int, rows: int, dead: list[DeadLetter]) -> None:
+    journal.begin({shard})
+    journal.bury(dead)
+    journal.finish(shard, {"rows": rows, "acknowledged": rows - len(dead), "refused": len(dead)})
+
+
+def counts(journal: Journal) -> dict[int, tuple[int, int]]:
+    return {shard: (line["acknowledged"], line["refused"]) for shard, line in journal.finished().items()}
 
 
 def test_an_unused_journal_is_empty_and_makes_no_folder(tmp_path: Path, journal: Journal) -> None:
@@ -24,50 +36,94 @@ def test_an_unused_journal_is_empty_and_makes_no_folder(tmp_path: Path, journal:
 
 
 def test_finished_shards_and_dead_letters_come_back(tmp_path: Path, journal: Journal) -> None:
-    journal.begin(0)
-    journal.finish(0, {"rows": 3}, DEAD)
-    journal.begin(1)
-    journal.finish(1, {"rows": 4}, [])
-    assert journal.finished() == {0: {"shard": 0, "rows": 3}, 1: {"shard": 1, "rows": 4}}
+    load(journal, 0, 3, DEAD)
+    load(journal, 1, 4, [])
+    assert counts(journal) == {0: (1, 2), 1: (4, 0)}
     assert list(journal.dead()) == DEAD
+    assert journal.refused() == {0: 2}
     assert (tmp_path / "load" / "CLUSTER" / "INDEX" / "journal.jsonl").exists()
 
 
 def test_a_torn_line_is_ignored_and_cut_before_the_next(journal: Journal) -> None:
-    journal.begin(0)
-    journal.finish(0, {"rows": 3}, DEAD)
+    load(journal, 0, 3, DEAD)
     for path in (journal.dead_path, journal.dead_path.with_name("journal.jsonl")):
         with path.open("ab") as file:
             file.write(b'{"shard": 1, "ro')
     assert list(journal.finished()) == [0]
     assert list(journal.dead()) == DEAD
-    again = [DeadLetter("x", 1, 11, 400, "no")]
-    journal.begin(1)
-    journal.finish(1, {"rows": 4}, again)
+    load(journal, 1, 4, OTHER)
     assert list(journal.finished()) == [0, 1]
-    assert list(journal.dead()) == DEAD + again
+    assert list(journal.dead()) == DEAD + OTHER
 
 
 def test_a_file_that_is_one_torn_line_becomes_empty(journal: Journal) -> None:
-    journal.begin(0)
+    journal.begin({0})
     path = journal.dead_path.with_name("journal.jsonl")
     path.write_bytes(b'{"shard": 0')
     assert journal.finished() == {}
-    journal.finish(2, {}, [])
+    journal.finish(2, {})
     assert path.read_bytes() == b'{"shard": 2}\n'
 
 
-def test_a_shard_that_begins_again_loses_its_dead_letters_only(journal: Journal) -> None:
-    other = [DeadLetter("x", 1, 11, 400, "no")]
-    for shard, dead in ((0, DEAD), (1, other)):
-        journal.begin(shard)
-        journal.finish(shard, {}, dead)
-    journal.begin(0)
-    assert list(journal.dead()) == other
+def test_letters_of_a_shard_without_a_line_do_not_count_and_go_when_it_begins_again(journal: Journal) -> None:
+    load(journal, 1, 4, OTHER)
+    journal.bury(DEAD)
+    assert list(journal.dead()) == OTHER
+    load(journal, 0, 3, DEAD[:1])
+    assert sorted(journal.dead()) == sorted(OTHER + DEAD[:1])
+
+
+def test_shards_that_begin_again_lose_their_dead_letters_only(journal: Journal) -> None:
+    load(journal, 0, 3, DEAD)
+    load(journal, 1, 4, OTHER)
+    load(journal, 2, 4, [DeadLetter("y", 2, 20, 400, "no")])
+    journal.begin({0, 2})
+    assert list(journal.dead()) == OTHER
+
+
+def test_after_a_retry_letters_and_counts_agree(journal: Journal) -> None:
+    load(journal, 0, 3, DEAD)
+    load(journal, 1, 4, OTHER)
+    assert journal.dead_rows(0) == [7, 9]
+    journal.retried(0, iter(DEAD[1:]))
+    assert sorted(journal.dead()) == sorted(OTHER + DEAD[1:])
+    assert counts(journal) == {0: (2, 1), 1: (3, 1)}
+    journal.retried(0, iter(()))
+    assert counts(journal) == {0: (3, 0), 1: (3, 1)}
+
+
+def test_a_retry_that_fails_half_way_changes_nothing(journal: Journal) -> None:
+    load(journal, 0, 3, DEAD)
+
+    def letters() -> Iterator[DeadLetter]:
+        yield DEAD[0]
+        raise RunError("the server is gone")
+
+    before = journal.dead_path.read_bytes()
+    with pytest.raises(RunError):
+        journal.retried(0, letters())
+    assert journal.dead_path.read_bytes() == before
+    assert counts(journal) == {0: (1, 2)}
+    assert sorted(path.name for path in journal.dead_path.parent.iterdir()) == ["dead.jsonl", "journal.jsonl"]
+
+
+def test_counts_follow_the_letters_when_a_retry_was_killed_between_the_two(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(journal, 0, 3, DEAD)
+    with monkeypatch.context() as killed:
+        killed.setattr(Journal, "recount", lambda self: None)
+        journal.retried(0, iter(()))
+    assert counts(journal) == {0: (1, 2)}
+    journal.recount()
+    assert counts(journal) == {0: (3, 0)}
+    lines = journal.dead_path.with_name("journal.jsonl").read_bytes()
+    journal.recount()
+    assert journal.dead_path.with_name("journal.jsonl").read_bytes() == lines
 
 
 def test_a_damaged_line_in_the_middle_is_named(journal: Journal) -> None:
-    journal.begin(0)
+    journal.begin({0})
     journal.dead_path.with_name("journal.jsonl").write_bytes(b'{"shard": 0}\nrubbish\n{"shard": 1}\n')
     with pytest.raises(RunError, match="journal.jsonl, line 2 is no JSON"):
         journal.finished()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparse_ingest.opensearch.scores import LOWEST_WEIGHT, score, stored_weights, weight_codes
+from sparse_ingest.opensearch.scores import LOWEST_WEIGHT, score, stored_bytes, stored_weights, weight_codes
 
 
 def test_stored_weights_keep_nine_bits_and_are_stable() -> None:
@@ -43,3 +43,9 @@ def test_score_is_the_documented_example() -> None:
 
 def test_score_of_nothing_is_zero() -> None:
     assert score(np.array([]), np.array([])) == 0
+
+
+def test_a_byte_is_rounded_to_the_nearest_step_and_clipped_at_the_ceiling() -> None:
+    weights = np.array([0.001, 1 / 255, 1.49 / 255, 1.51 / 255, 0.5, 1.0, 7.0], dtype=np.float32)
+    assert stored_bytes(weights, 1.0).tolist() == [0, 1, 1, 2, 128, 255, 255]
+    assert stored_bytes(weights.astype(np.float16), 2.0)[-3:].tolist() == [64, 128, 255]

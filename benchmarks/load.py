@@ -1,0 +1,285 @@
+"""Documents a second into OpenSearch: `sparse-ingest`, opensearch-py's helpers, and the bare server, in one run.
+
+    python benchmarks/load.py [--documents 100000] [--terms 120] [--rounds 2] [--shards 2] [--url URL]
+    python benchmarks/load.py --settings [...]    the server's side: one setting at a time, with index sizes
+
+A run of made-up vectors is written first (large_run.py). Every contender (loaders.py) is a process of its own, in turn,
+into an index of its own with the same body, without replicas, without refresh; a row is the median of the rounds. The
+ceiling is the same bytes as ours, made before the clock starts and sent by bare loops; it and parallel_bulk are first
+tried with several settings on a fifth of the documents, and the best one takes part. The helpers use orjson when it
+is installed. Without --url a server is started, and deleted afterwards.
+Not covered: replicas, which a single node does not allocate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, NamedTuple
+
+from large_run import make_large_run
+
+from sparse_ingest.errors import ClusterError
+from sparse_ingest.local_server import process
+from sparse_ingest.opensearch.client import Client, Connection, connect
+
+Settings = dict[str, Any]
+
+BODY: Settings = {
+    "settings": {"index": {"number_of_replicas": 0, "refresh_interval": "-1"}},
+    "mappings": {
+        "dynamic": False,
+        "_source": {"excludes": ["sparse"]},
+        "properties": {"title": {"type": "text"}, "sparse": {"type": "rank_features"}},
+    },
+}
+
+
+class Measured(NamedTuple):
+    """One run of one contender; `server_s` are CPU seconds of the server."""
+
+    documents: int
+    seconds: float
+    cpu_s: float
+    server_s: float
+    peak_bytes: int
+    megabytes: float = 0
+    merged_megabytes: float = 0
+
+    @property
+    def rate(self) -> float:
+        """Documents a second."""
+        return self.documents / self.seconds
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where everything is measured."""
+
+    client: Client
+    url: str
+    folder: Path
+    serializer: str
+
+    def measure(self, job: Settings, run: Path, body: Settings, *, sizes: bool = False) -> Measured:
+        """Run one contender into a new index, and delete that index."""
+        index = f"sparse-ingest-bench-{token_hex(4)}"
+        job = {**job, "run": str(run), "url": self.url, "index": index, "serializer": self.serializer}
+        if job["loader"] == "load":
+            path = self.folder / "body.json"
+            path.write_text(json.dumps(body))
+            job["body"] = str(path)
+        else:
+            self.client.call("PUT", f"/{index}", body)
+            self.client.call("PUT", f"/{index}/_alias/{index}-alias")
+        try:
+            before = self._server_cpu_s()
+            done = subprocess.run(
+                [sys.executable, str(Path(__file__).with_name("loaders.py")), json.dumps(job)],
+                stdout=subprocess.PIPE, text=True, check=True,
+            )  # fmt: skip
+            found = json.loads(done.stdout.splitlines()[-1])
+            server_s = self._server_cpu_s() - before
+            self.client.call("POST", f"/{index}/_refresh")
+            count = self.client.call("GET", f"/{index}/_count")["count"]
+            if count != found["documents"]:
+                raise SystemExit(f"{job['loader']}: {found['documents']} documents sent, {count} in the index.")
+            megabytes = self._sizes(index) if sizes else (0.0, 0.0)
+            return Measured(
+                found["documents"], found["seconds"], found["cpu_s"], server_s, found["peak_bytes"], *megabytes
+            )
+        finally:
+            with suppress(ClusterError):
+                self.client.call("DELETE", f"/{index}")
+
+    def _server_cpu_s(self) -> float:
+        nodes = self.client.call("GET", "/_nodes/stats/process")["nodes"].values()
+        return float(sum(node["process"]["cpu"]["total_in_millis"] for node in nodes)) / 1000
+
+    def _sizes(self, index: str) -> tuple[float, float]:
+        found = []
+        for merge in (False, True):
+            if merge:
+                self.client.call(
+                    "POST", f"/{index}/_forcemerge", params={"max_num_segments": "1", "flush": "true"}, timeout_s=600
+                )
+            # The refresh lets go of the segments that were merged away.
+            self.client.call("POST", f"/{index}/_refresh")
+            self.client.call("POST", f"/{index}/_flush", params={"force": "true"})
+            primaries = self.client.call("GET", f"/{index}/_stats/store")["_all"]["primaries"]
+            found.append(primaries["store"]["size_in_bytes"] / 1e6)
+        return found[0], found[1]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=100_000)
+    parser.add_argument("--terms", type=int, default=120)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--shards", type=int, default=2)
+    parser.add_argument("--url", help="an OpenSearch to use; indexes sparse-ingest-bench-* are made and deleted there")
+    parser.add_argument("--heap", default="2g", help="of the server that is started otherwise")
+    parser.add_argument("--settings", action="store_true", help="measure settings of the server instead")
+    given = parser.parse_args()
+    serializer = "orjson" if importlib.util.find_spec("orjson") else "json"
+    with scratch() as folder, server(given.url, folder, given.heap) as url:
+        bench = Bench(connect(Connection(url)), url, folder, serializer)
+        run = make_large_run(folder / "run", given.documents, given.terms).path
+        body = changed(BODY, {"settings": {"index": {"number_of_shards": given.shards}}})
+        print(
+            f"{given.documents} documents of {given.terms} terms, {given.rounds} rounds, {given.shards} shards, "
+            f"OpenSearch {'.'.join(map(str, bench.client.version))}, {os.cpu_count()} CPUs, {serializer}"
+        )
+        if given.settings:
+            compare_settings(bench, run, body, given.rounds)
+        else:
+            trial = make_large_run(folder / "trial", max(5000, given.documents // 5), given.terms).path
+            compare_loaders(bench, run, trial, body, given.rounds)
+
+
+def compare_loaders(bench: Bench, run: Path, trial: Path, body: Settings, rounds: int) -> None:
+    """The table of contenders."""
+    bench.measure({"loader": "send"}, trial, body)  # the server compiles its hot code
+    ceiling = best(
+        bench, trial, body, "ceiling",
+        [{"connections": count, "max_bytes": size << 20} for count, size in product((2, 3, 4), (2, 8))],
+    )  # fmt: skip
+    parallel = best(
+        bench, trial, body, "parallel_bulk",
+        [{"threads": threads, "chunk": chunk} for threads, chunk in product((1, 2, 4, 8), (500, 2000, 5000))],
+    )  # fmt: skip
+    jobs: dict[str, Settings] = {
+        "ceiling: bytes made before": ceiling,
+        "sparse-ingest, sending only": {"loader": "send"},
+        "sparse-ingest load": {"loader": "load"},
+        f"parallel_bulk {parallel['threads']}x{parallel['chunk']}": parallel,
+        "streaming_bulk 500": {"loader": "streaming_bulk", "chunk": 500},
+    }
+    found = in_turn({name: partial(bench.measure, job, run, body) for name, job in jobs.items()}, rounds)
+    top, rival = (statistics.median(one.rate for one in found[name]) for name in (list(jobs)[0], list(jobs)[3]))
+    print(f"\n{'':<30}{'docs/s':>8}{'min':>8}{'max':>8}{'of':>9}{'of best':>10}{'client CPU s':>14}"
+          f"{'server CPU s':>14}{'client':>9}")  # fmt: skip
+    print(f"{'':<30}{'':>24}{'ceiling':>9}{'parallel':>10}{'per 100,000':>14}{'per 100,000':>14}{'MB':>9}")
+    for name, some in found.items():
+        rate = statistics.median(one.rate for one in some)
+        print(f"{name:<30}{rate:>8.0f}{min(one.rate for one in some):>8.0f}{max(one.rate for one in some):>8.0f}"
+              f"{rate / top:>9.2f}{rate / rival:>10.2f}{per_100_000(some, 'cpu_s'):>14.2f}"
+              f"{per_100_000(some, 'server_s'):>14.1f}{max(one.peak_bytes for one in some) / 1e6:>9.0f}")  # fmt: skip
+
+
+def compare_settings(bench: Bench, run: Path, body: Settings, rounds: int) -> None:
+    """The table of settings, each a change to the first row."""
+    # A size that the server remembers may be ten seconds old.
+    body = changed(body, {"settings": {"index": {"store": {"stats_refresh_interval": "0ms"}}}})
+
+    def index(**settings: Any) -> Settings:
+        return changed(body, {"settings": {"index": settings}})
+
+    def source(**settings: Any) -> Settings:
+        return changed(body, {"mappings": {"_source": settings}})
+
+    rows: dict[str, tuple[Settings, Settings]] = {
+        "vector outside _source, refresh -1": (body, {}),
+        "vector in _source": (source(excludes=[]), {}),
+        "no _recovery_source": (source(recovery_source_enabled=False), {}),
+        "refresh every second": (index(refresh_interval="1s"), {}),
+        "1 shard": (index(number_of_shards=1), {}),
+        "4 shards": (index(number_of_shards=4), {}),
+        "translog async": (index(translog={"durability": "async"}), {}),
+        "codec best_compression": (index(codec="best_compression"), {}),
+        "--top-k 60": (body, {"top_k": 60}),
+    }
+    bench.measure({"loader": "send"}, run, body)
+    found = in_turn(
+        {
+            name: partial(bench.measure, {"loader": "send", **extra}, run, one, sizes=True)
+            for name, (one, extra) in rows.items()
+        },
+        rounds,
+    )
+    print(f"\n{'':<36}{'docs/s':>8}{'min':>8}{'max':>8}{'server CPU s':>14}{'MB':>9}{'MB after':>10}")
+    print(f"{'':<36}{'':>24}{'per 100,000':>14}{'':>9}{'merge':>10}")
+    for name, some in found.items():
+        rates = [one.rate for one in some]
+        print(f"{name:<36}{statistics.median(rates):>8.0f}{min(rates):>8.0f}{max(rates):>8.0f}"
+              f"{per_100_000(some, 'server_s'):>14.1f}{statistics.median(one.megabytes for one in some):>9.1f}"
+              f"{statistics.median(one.merged_megabytes for one in some):>10.1f}")  # fmt: skip
+
+
+def in_turn(work: dict[str, Callable[[], Measured]], rounds: int) -> dict[str, list[Measured]]:
+    """Each once a round, every other round in the opposite order."""
+    found: dict[str, list[Measured]] = {name: [] for name in work}
+    for turn in range(rounds):
+        for name in list(work) if turn % 2 == 0 else reversed(list(work)):
+            found[name].append(work[name]())
+            print(f"round {turn + 1}: {name}: {found[name][-1].rate:.0f} docs/s", file=sys.stderr)
+    return found
+
+
+def best(bench: Bench, run: Path, body: Settings, loader: str, candidates: list[Settings]) -> Settings:
+    """The fastest of several settings."""
+    rates = {}
+    for candidate in candidates:
+        job = {"loader": loader, **candidate}
+        rates[bench.measure(job, run, body).rate] = job
+        print(f"{loader} {candidate}: {next(reversed(rates)):.0f} docs/s", file=sys.stderr)
+    return rates[max(rates)]
+
+
+def per_100_000(some: list[Measured], field: str) -> float:
+    """The median of some seconds for that many documents."""
+    return statistics.median(float(getattr(one, field)) / one.documents * 1e5 for one in some)
+
+
+def changed(body: Settings, changes: Settings) -> Settings:
+    """The body with some values replaced, at any depth."""
+    merged = dict(body)
+    for name, value in changes.items():
+        merged[name] = changed(body.get(name, {}), value) if isinstance(value, dict) else value
+    return merged
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that the server's own user may enter as well."""
+    folder = Path(tempfile.mkdtemp(prefix="sparse-ingest-bench-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def server(url: str | None, folder: Path, heap: str) -> Iterator[str]:
+    """The address of the given server, or of a new one."""
+    if url:
+        yield url
+        return
+    data = folder / "data"
+    data.mkdir()
+    data.chmod(0o755)
+    port = process.free_port(9400)
+    try:
+        yield process.start(port, data=data, heap=heap, note=lambda sentence: print(sentence, file=sys.stderr)).url
+    finally:
+        process.stop(port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Shards on their way: sent as one stream of requests, each noted in the journal when all its documents are answered.
+
+In: the operations of a load, an index, a journal. Out: journal lines and dead letters. The next shard begins before
+the last one is answered, so the connections never run empty; a line is written once the index is known to be the one
+that the load began with, and to have the shard's documents on its disk.
+Not covered: which shards are missing, and what the index needs before and after (load.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sparse_ingest.errors import ClusterError, Interrupted, RunError
+from sparse_ingest.loading.operations import Operations
+from sparse_ingest.opensearch import indexes
+from sparse_ingest.opensearch.bodies import BulkRequest, delete_requests
+from sparse_ingest.opensearch.client import Client
+from sparse_ingest.opensearch.durability import Durability
+from sparse_ingest.opensearch.journal import DeadLetter, Journal
+from sparse_ingest.opensearch.pacing import Pace
+from sparse_ingest.opensearch.sending import Retries, send
+from sparse_ingest.opensearch.settling import patiently
+from sparse_ingest.records import Outcome
+from sparse_ingest.runs.manifest import Run
+
+
+@dataclass
+class _Underway:
+    """A shard of which something was sent."""
+
+    shard: int
+    began: float = field(default_factory=time.monotonic)
+    sent: int = 0
+    answered: int = 0
+    refused: int = 0
+    whole: bool = False  # nothing of it is left to send
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Where and how the shards of one load are sent. `durability` is None when a confirmed write is on the disk."""
+
+    client: Client
+    index: indexes.Index
+    alias: str
+    run: Run
+    journal: Journal
+    operations: Operations
+    pace: Pace
+    retries: Retries
+    durability: Durability | None
+
+    def load_shards(
+        self, missing: Sequence[int], documents: int, progress: Callable[[int], None], stop: Callable[[], bool]
+    ) -> None:
+        """Send the missing shards; `documents` of others have an outcome already.
+
+        Raises:
+            Interrupted: `stop` said so; what was begun is finished.
+        """
+        progress(documents)
+        underway: deque[_Underway] = deque()
+        begun: list[int] = []
+        self.journal.begin(set(missing))
+
+        def requests() -> Iterator[BulkRequest]:
+            for shard in missing:
+                if stop():
+                    return
+                begun.append(shard)
+                underway.append(this := _Underway(shard))
+                for request in self.operations.requests(shard, max_bytes=self.pace.max_bytes):
+                    this.sent += len(request.rows)
+                    yield request
+                this.whole = True
+
+        for outcome in self._send(requests()):
+            this = next(one for one in underway if one.shard == outcome.shard)
+            this.answered += outcome.documents
+            this.refused += len(outcome.refused)
+            self.journal.bury(_letters(outcome))
+            documents += outcome.documents
+            documents += self._finish_answered(underway)
+            progress(documents)
+        progress(documents + self._finish_answered(underway))
+        if len(begun) < len(missing):
+            raise Interrupted(
+                f"Stopped after {len(begun)} shards; the same command continues with shard {missing[len(begun)]}."
+            )
+
+    def retry_dead(self, shard: int) -> int:
+        """Send the documents of a finished shard again that were refused; how many they are.
+
+        Dead letters and counts change in one step, when all have an answer.
+        """
+        rows = self.journal.dead_rows(shard)
+
+        def still_dead() -> Iterator[DeadLetter]:
+            answered = 0
+            for outcome in self._send(self.operations.requests(shard, rows=rows, max_bytes=self.pace.max_bytes)):
+                answered += outcome.documents
+                yield from _letters(outcome)
+            # A row that became several documents brings all of them.
+            if answered < len(rows):
+                raise RunError(
+                    f"{self.journal.dead_path} names {len(rows)} documents of shard {shard}, {answered} of them are in "
+                    "the run. Delete the folder that it lies in, and load again: documents keep their ids."
+                )
+            self._make_sure()
+
+        self.journal.retried(shard, still_dead())
+        return len(rows)
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Delete documents; how many were asked for. One that is not there counts as deleted.
+
+        Raises:
+            ClusterError: the index refuses one.
+        """
+        deleted = 0
+        for outcome in self._send(delete_requests((0, doc_id) for doc_id in ids)):
+            for one in outcome.refused:
+                raise ClusterError(
+                    f"Document {one.doc_id!r} cannot be deleted ({one.status} {one.reason}). Remove the cause, then "
+                    "start the same command again: what is deleted stays so."
+                )
+            deleted += outcome.documents
+        self._make_sure()
+        return deleted
+
+    def _send(self, requests: Iterator[BulkRequest]) -> Iterator[Outcome]:
+        return send(self.client, requests, target=self.alias, pace=self.pace, retries=self.retries)
+
+    def _finish_answered(self, underway: deque[_Underway]) -> int:
+        """Write the lines of the shards, in order, of which everything was sent and answered.
+
+        Gives how many of their documents were not sent, since the index has them.
+        """
+        not_sent = 0
+        while underway and underway[0].whole and underway[0].answered == underway[0].sent:
+            this = underway[0]
+            self._make_sure()
+            unchanged = self.operations.unchanged(this.shard)
+            not_sent += unchanged
+            line = {
+                "rows": this.answered,
+                "acknowledged": this.answered - this.refused,
+                "refused": this.refused,
+                **({"unchanged": unchanged} if unchanged else {}),
+                "sha256": (self.run.done(this.shard) or {}).get("sha256"),
+                "rules": dict(self.operations.rules),
+                "seconds": round(time.monotonic() - this.began, 3),
+            }
+            self.journal.finish(this.shard, line)
+            underway.popleft()
+        return not_sent
+
+    def _make_sure(self) -> None:
+        """Stop unless the index is still the same and keeps what it has confirmed."""
+        if self.durability:
+            self.durability.settle()
+        patiently(lambda: indexes.check_uuid(self.client, self.index), self.retries)
+
+
+def _letters(outcome: Outcome) -> Iterator[DeadLetter]:
+    for one in outcome.refused:
+        yield DeadLetter(one.doc_id, outcome.shard, one.row, one.status, one.reason)

@@ -1,0 +1,195 @@
+"""What a load does before it sends: look at everything, refuse what cannot work, then make the index ready.
+
+In: a run, the name of an index, what is asked. Out: a `Plan`, and the index that it leads to. Until the plan is made
+nothing is changed anywhere.
+Not covered: sending (delivery.py), settings and what comes after the last shard (load.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from sparse_ingest.errors import ClusterError, RunError, UsageError
+from sparse_ingest.loading.operations import rules_of
+from sparse_ingest.opensearch import indexes, mappings, preflight, seismic, updates
+from sparse_ingest.opensearch.client import Client
+from sparse_ingest.opensearch.journal import Journal, open_journal
+from sparse_ingest.pruning import prune
+from sparse_ingest.runs.checking import checked_parts
+from sparse_ingest.runs.manifest import Run
+
+if TYPE_CHECKING:
+    from sparse_ingest.loading.since import Since
+
+
+def refuse_incomplete(run: Run, partial: bool) -> None:
+    """Refuse a run without complete.json.
+
+    Raises:
+        RunError: it has none, and `partial` is false.
+    """
+    if run.complete() is None and not partial:
+        raise RunError(
+            f"{run.path} is not complete: {len(run.done_shards())} shards are finished, complete.json is missing. "
+            "Finish it with the same `sparse-ingest encode` command, or load what is there with --partial."
+        )
+
+
+def run_stamp(run: Run, field: str, pruning: Mapping[str, Any] = indexes.NO_PRUNING) -> indexes.Stamp:
+    """What an index that this run's load creates is stamped with."""
+    run_id = run.manifest.run_id
+    vocabulary_sha256 = indexes.vocabulary_hash(run.vocabulary())
+    return indexes.Stamp(
+        run.manifest.model, vocabulary_sha256, field, run_id, run_id, runs=(run_id,), pruning=dict(pruning)
+    )
+
+
+def loaded_shards(run: Run, journal: Journal) -> dict[int, dict[str, Any]]:
+    """The journal's lines of the shards that are loaded as they are now.
+
+    When one was made anew since then, none counts: a row that it lost may have replaced another shard's document.
+    """
+    lines = journal.finished()
+    current = {shard: (run.done(shard) or {}).get("sha256") for shard in run.done_shards()}
+    if any(current.get(shard) != line["sha256"] for shard, line in lines.items()):
+        return {}
+    return {shard: lines[shard] for shard in current if shard in lines}
+
+
+def refuse_unfinished_since(there: indexes.Index, run: Run) -> None:
+    """Refuse to end a load of differences as a load of everything: the deletes that it promised would be left out.
+
+    Raises:
+        ClusterError: the load of this run into the index was begun with --since and is not finished.
+    """
+    stamp = there.stamp
+    if stamp and stamp.run_id == run.manifest.run_id and stamp.load == "loading" and stamp.since:
+        options = "--since OLD_RUN" + (" --delete-missing" if stamp.since.get("delete_missing") else "")
+        raise ClusterError(
+            f"The load of {run.path} into index {there.name!r} was begun with {options} (run "
+            f"{str(stamp.since.get('run_id'))[:8]}) and is not finished. Start it again with these options, or begin "
+            "anew with --replace --from-scratch."
+        )
+
+
+def documents_of(line: Mapping[str, Any]) -> int:
+    """How many documents a line of the journal stands for: those sent, and those that the index had already."""
+    return int(line["rows"]) + int(line.get("unchanged", 0))
+
+
+class Plan(NamedTuple):
+    """What will be done to which index. `there` is None when it is made, `doomed` one that is deleted before.
+
+    `stale` is a journal of this run from before another run was loaded; `update` is true when documents are updated.
+    """
+
+    name: str
+    there: indexes.Index | None
+    doomed: indexes.Index | None
+    stamp: indexes.Stamp
+    body: dict[str, Any]
+    missing: list[int]
+    fitted: str | None
+    stale: Journal | None = None
+    update: bool = False
+
+
+def make_plan(
+    client: Client,
+    run: Run,
+    name: str,
+    stamp: indexes.Stamp,
+    body: dict[str, Any],
+    kind: Literal["rank_features", "sparse_vector"],
+    *,
+    replace: bool,
+    from_scratch: bool,
+    update: bool = False,
+    since: Since | None = None,
+) -> Plan:
+    """Look at everything and refuse what cannot work; nothing is changed."""
+    there, doomed = indexes.find_index(client, name), None
+    stale = None
+    if there is not None and replace:
+        if there.name != name:
+            raise UsageError(
+                f"--replace deletes an index, but {name!r} is an alias of {there.name!r}. Name the index itself."
+            )
+        begun = there.stamp
+        unfinished = begun is not None and begun.run_id == stamp.run_id and begun.load == "loading"
+        if from_scratch or not unfinished:
+            there, doomed = None, there
+    missing = run.done_shards()
+    if since:
+        since.check(client, name, there)
+    elif there is not None:
+        refuse_unfinished_since(there, run)
+    if update:
+        there = updates.with_field(there, name, stamp.field, kind)
+    if there is not None:
+        mappings.check_fits(there, stamp, kind)
+        indexes.refuse_other_pruning(there, stamp)
+        stamp = indexes.continued_stamp(there.stamp, stamp)
+        stamp = since.stamp(there, stamp) if since else stamp
+        journal = open_journal(run.path, client.cluster_uuid, there.uuid)
+        if there.stamp is None or there.stamp.run_id != stamp.run_id:
+            stale = journal
+        loaded = {} if stale else loaded_shards(run, journal)
+        _refuse_other_rules(journal, loaded, rules_of(stamp.pruning, update))
+        missing = [shard for shard in missing if shard not in loaded]
+    rules = preflight.Rules(
+        stamp.field,
+        run.vocabulary(),
+        there.mappings if there else body["mappings"],
+        kind,
+        preflight.request_limit(client),
+    )
+    survey = preflight.inspect(
+        (part._replace(vectors=prune(part.vectors, **stamp.pruning)) for part in checked_parts(run, missing)), rules
+    )
+    fitted = None
+    if there is None and kind == "sparse_vector":
+        fit = seismic.fit(body, stamp.field, survey)
+        body, fitted = fit.body, fit.sentence
+    return Plan(name, there, doomed, stamp, body, missing, fitted, stale, update)
+
+
+def _refuse_other_rules(journal: Journal, loaded: Mapping[int, dict[str, Any]], rules: Mapping[str, Any]) -> None:
+    """Refuse to go on with a load whose shards were sent by other rules."""
+    unpruned = {"pruning": indexes.NO_PRUNING}
+    for shard, line in loaded.items():
+        if line.get("rules", unpruned) != rules:
+            raise RunError(
+                f"Shard {shard} was loaded by the rules {line.get('rules', unpruned)}, this load asks for "
+                f"{dict(rules)} ({journal.dead_path.parent}). Give the same options, or begin anew with --replace "
+                "--from-scratch."
+            )
+
+
+def ready_index(client: Client, plan: Plan, note: Callable[[str], None]) -> indexes.Index:
+    """The index to load into: created, or stamped as one that this run is being loaded into."""
+    if plan.fitted:
+        note(plan.fitted)
+    if plan.doomed:
+        indexes.delete_index(client, plan.doomed)
+    if plan.there is None:
+        # Made with its alias in one step, as each change of a cluster's state takes a while.
+        aliases = {**plan.body.get("aliases", {}), indexes.private_alias(plan.name, plan.stamp.run_id): {}}
+        index = indexes.create_index(client, plan.name, {**plan.body, "aliases": aliases})
+        if plan.stamp.field in index.mappings.get("_source", {}).get("excludes", ()):
+            note(
+                f"Index {index.name!r} keeps its vectors out of _source: a document that somebody changes with _update "
+                'loses its vector. Load it again then, or keep them with source = "keep" in [index].'
+            )
+        return index
+    if plan.stale:
+        plan.stale.clear()
+    if plan.update:
+        updates.add_field(client, plan.there, plan.stamp.field)
+        note(updates.notice(plan.there, plan.stamp.field))
+    before = plan.there.stamp
+    if plan.missing or before is None or (before.run_id, before.since) != (plan.stamp.run_id, plan.stamp.since):
+        indexes.stamp_index(client, plan.there, plan.stamp)
+        return indexes.check_uuid(client, plan.there)
+    return plan.there

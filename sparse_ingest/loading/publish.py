@@ -1,0 +1,190 @@
+"""Load behind an alias: into an index of the run's own, proven, then served in one step; and back again.
+
+In: a run folder, the name of an alias. Out: a `PublishReport`. The index is called NAME-<first 8 of run_id>, so a
+restart finds it. The alias moves only when every document was taken, all copies are there and a verification found
+no difference; the index that it served before stays, and is named in the new one's `_meta`, until `drop_old`.
+Not covered: the load itself (load.py) and what a verification compares (verify.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from dataclasses import replace as with_changes
+from pathlib import Path
+from typing import Unpack
+
+from sparse_ingest.errors import ClusterError, RunError, UsageError
+from sparse_ingest.load import LoadOptions, LoadReport, load
+from sparse_ingest.opensearch import aliases, indexes, settling
+from sparse_ingest.opensearch.client import Client, Connection, connect
+from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.verify import verify
+
+Note = Callable[[str], None]
+
+
+def _quiet(_: str) -> None:
+    """The default `note`: say nothing."""
+
+
+@dataclass(frozen=True)
+class PublishReport:
+    """What `publish` did; `--json` prints these keys beside those of the load.
+
+    `serves` is the index that the alias stands for now, `previous` the one it served before (None: none, or dropped),
+    `moved` whether this start moved it, `verified` how many documents were compared, `dropped` what was deleted.
+    """
+
+    load: LoadReport
+    alias: str
+    serves: str | None
+    previous: str | None
+    moved: bool
+    verified: int
+    dropped: str | None
+
+
+def publish(
+    run_path: Path,
+    *,
+    alias: str,
+    pipeline: Pipeline,
+    connection: Connection,
+    drop_old: bool = False,
+    copies_patience_s: float = 300.0,
+    **options: Unpack[LoadOptions],
+) -> PublishReport:
+    """Load a run into its own index, and let the alias serve it when it is proven.
+
+    Documents that OpenSearch refused keep the alias where it is.
+
+    Args:
+        drop_old: delete the index that the alias served before.
+        copies_patience_s: how long nothing at all may happen while replicas are made.
+
+    Raises:
+        UsageError: the name is an index, or an alias of several.
+        ClusterError: copies are missing, or the index differs from the run; the alias stays where it is.
+    """
+    note: Note = options.get("note", _quiet)
+    if options.get("partial"):
+        raise UsageError("--alias serves whole runs: finish the run, or load what is there with --index and --partial.")
+    if options.get("update") or options.get("since") or options.get("delete_missing"):
+        raise UsageError("--alias makes a new index, in which there is nothing to change. Give --index instead.")
+    run_id = open_run(run_path).manifest.run_id
+    name = f"{alias}-{run_id[:8]}"
+    with contextlib.closing(connect(connection)) as client:
+        served = aliases.served_by(client, alias)
+        _refuse_strangers(client, name, alias, run_id)
+        if served.concrete == name and options.get("replace"):
+            raise UsageError(
+                f"Alias {alias!r} serves {name!r}, which --replace would delete. Leave --replace out, or move the "
+                "alias to another index first (--to)."
+            )
+    report = load(run_path, index=name, pipeline=pipeline, connection=connection, **options)
+    with contextlib.closing(connect(connection)) as client:
+        target = _found(client, name)
+        served = aliases.served_by(client, alias)
+        if served.concrete == name:
+            return _with_old_dropped(
+                client, target, PublishReport(report, alias, name, None, False, 0, None), drop_old, note
+            )
+        if report.refused:
+            note(
+                f"Alias {alias!r} stays at {served.concrete or 'nothing'}: OpenSearch refused {report.refused} "
+                f"documents ({report.dead}). Mend the cause and give --retry-dead, or serve the index without them: "
+                f"sparse-ingest load --alias {alias} --to {name}"
+            )
+            return PublishReport(report, alias, served.concrete, None, False, 0, None)
+        if sentence := settling.wait_for_copies(client, target, note, patience_s=copies_patience_s):
+            note(sentence)
+        verified = _verified(run_path, name, alias, connection)
+        _move(client, served, target)
+        done = PublishReport(report, alias, name, served.concrete, True, verified, None)
+        return _with_old_dropped(client, target, done, drop_old, note)
+
+
+def roll_back(alias: str, to: str, *, connection: Connection, note: Note = _quiet) -> str | None:
+    """Let the alias serve the index `to`, in one request; the index that it served before. Needs no run.
+
+    Raises:
+        UsageError: the name is an index, or an alias of several.
+        ClusterError: there is no index `to`, or its load is not finished.
+    """
+    with contextlib.closing(connect(connection)) as client:
+        served = aliases.served_by(client, alias)
+        target = _found(client, to)
+        if target.name != to:
+            raise UsageError(f"--to {to!r} is an alias of {target.name!r}. Name the index itself.")
+        if target.stamp is not None and (target.stamp.load != "done" or target.stamp.settings):
+            raise ClusterError(
+                f"Index {to!r} holds an unfinished load. Finish it with the same `sparse-ingest load`, or name another."
+            )
+        if served.concrete == to:
+            note(f"Alias {alias!r} serves {to!r} already.")
+        else:
+            _move(client, served, target)
+        return served.concrete
+
+
+def _refuse_strangers(client: Client, name: str, alias: str, run_id: str) -> None:
+    """Refuse an index under the name of this run's index that this run's load did not make."""
+    there = indexes.find_index(client, name)
+    if there is None:
+        return
+    if there.name != name:
+        raise UsageError(f"{name!r}, the index that this run is loaded into, is an alias of {there.name!r}. Remove it.")
+    if there.stamp is None or there.stamp.created_by != run_id:
+        maker = f"run {there.stamp.created_by}" if there.stamp and there.stamp.created_by else "somebody else"
+        raise ClusterError(
+            f"Index {name!r} is there already and was made by {maker}, not by run {run_id}. Delete it, or choose "
+            f"another name than {alias!r}."
+        )
+
+
+def _found(client: Client, name: str) -> indexes.Index:
+    there = indexes.find_index(client, name)
+    if there is None:
+        raise ClusterError(f"There is no index {name!r}. GET /_cat/indices lists those that are there.")
+    return there
+
+
+def _verified(run_path: Path, name: str, alias: str, connection: Connection) -> int:
+    """Compare a sample of the index with the run; the number of documents compared."""
+    checked = verify(run_path, index=name, connection=connection)
+    if not checked.same:
+        raise RunError(
+            f"Index {name!r} differs from {run_path}, so alias {alias!r} stays where it is. See what differs with "
+            f"`sparse-ingest verify {run_path} --index {name}`, and load anew with --replace --from-scratch."
+        )
+    return checked.checked_documents
+
+
+def _move(client: Client, served: aliases.Served, target: indexes.Index) -> None:
+    """Move the alias; what it served before is noted in the target first, so that it can be dropped later."""
+    old = indexes.find_index(client, served.concrete) if served.concrete else None
+    if old is not None:
+        replaced = {"index": old.name, "uuid": old.uuid}
+        indexes.update_stamp(client, target, lambda stamp: with_changes(stamp, replaced=replaced))
+    aliases.move(client, served, target)
+
+
+def _with_old_dropped(
+    client: Client, target: indexes.Index, report: PublishReport, drop_old: bool, note: Note
+) -> PublishReport:
+    """The report, after the index that the alias served before was deleted if that is wished."""
+    stamp = indexes.check_uuid(client, target).stamp
+    replaced = stamp.replaced if stamp else None
+    old = indexes.find_index(client, replaced["index"]) if replaced else None
+    if replaced is None or old is None or old.uuid != replaced["uuid"] or old.name == target.name:
+        return report
+    if not drop_old:
+        return with_changes(report, previous=old.name)
+    if old.serving_aliases:
+        note(f"Index {old.name!r} was not dropped: it serves {', '.join(old.serving_aliases)}.")
+        return with_changes(report, previous=old.name)
+    indexes.delete_index(client, old)
+    return with_changes(report, previous=None, dropped=old.name)

@@ -1,0 +1,122 @@
+"""A load that sends what a run has otherwise than the one that an index holds: `--since OLD_RUN`, `--delete-missing`.
+
+In: the two runs, the index. Out: the documents that differ (runs/changes.py), the ids to delete, and what the index's
+stamp says of both. The index must hold the older run, completely and as its folder says: its `_meta` names that run
+as loaded, and the journal has a line for every shard as it is now. Killed at any instant, the same command goes on:
+the stamp names the older run until all is done, and what is sent or deleted again changes nothing.
+Not covered: documents that others wrote; what they deleted of the older run is not sent again (`verify` names it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from sparse_ingest.errors import ClusterError, RunError, UsageError
+from sparse_ingest.loading.preparation import loaded_shards, refuse_incomplete, refuse_unfinished_since
+from sparse_ingest.opensearch.client import Client
+from sparse_ingest.opensearch.indexes import Index, Stamp
+from sparse_ingest.opensearch.journal import Journal, open_journal
+from sparse_ingest.runs.changes import Changes
+from sparse_ingest.runs.manifest import Run
+
+
+@dataclass
+class Since:
+    """What makes the load of `new` one of differences to `old`. `update` as the operations of `new` have it."""
+
+    old: Run
+    new: Run
+    delete_missing: bool
+    update: bool = False
+    refused: frozenset[str] = frozenset()  # documents of `old` that the index did not take
+
+    @cached_property
+    def changes(self) -> Changes:
+        """The differences; found when something is left to send or to delete."""
+        return Changes(self.old, self.new, self.new.scratch_path("changes").parent, refused=self.refused)
+
+    def check(self, client: Client, name: str, there: Index | None) -> None:
+        """Refuse an index that does not hold the older run; learn which of its documents that run lacks there.
+
+        Raises:
+            UsageError, RunError, ClusterError: what was found, and what the index must hold.
+        """
+        refuse_incomplete(self.old, partial=False)
+        whole = f"load {self.new.path} whole, without --since"
+        if self.old.manifest.run_id == self.new.manifest.run_id:
+            raise UsageError(
+                f"--since names the run that is to be loaded. Name the one that the index holds, or {whole}."
+            )
+        if self.delete_missing and self.new.complete() is None:
+            raise RunError(
+                f"{self.new.path} is not complete: --delete-missing would delete documents that it still lacks. "
+                "Finish it with the same `sparse-ingest encode` command first."
+            )
+        if there is None:
+            raise ClusterError(
+                f"There is no index {name!r}; --since changes one that holds {self.old.path}. Or {whole}."
+            )
+        if not self._begun(there) and (there.stamp is None or not _holds(there.stamp, self.old)):
+            raise ClusterError(
+                f"Index {there.name!r} does not hold {self.old.path} (run {self.old.manifest.run_id[:8]}) as fully "
+                f"loaded: its _meta names {_named(there.stamp)}. Finish that load, or {whole}."
+            )
+        if self._delete_missing_before(there) and not self.delete_missing:
+            refuse_unfinished_since(there, self.new)
+        self._read_journal(open_journal(self.old.path, client.cluster_uuid, there.uuid), there, whole)
+
+    def stamp(self, there: Index, stamp: Stamp) -> Stamp:
+        """The stamp while the differences are sent."""
+        delete_missing = self.delete_missing or self._delete_missing_before(there)
+        return replace(stamp, since={"run_id": self.old.manifest.run_id, "delete_missing": delete_missing})
+
+    def deletes(self, there: Index) -> bool:
+        """Whether documents are left to delete, as far as the stamp knows."""
+        stamp = there.stamp
+        finished = stamp is not None and stamp.load == "done" and self.old.manifest.run_id not in stamp.runs
+        return self.delete_missing and not (finished and self._delete_missing_before(there))
+
+    def deleted(self, stamp: Stamp) -> Stamp:
+        """The stamp once the index has nothing of the older run any more that the newer one has not."""
+        old, new = self.old.manifest.run_id, self.new.manifest.run_id
+        created_by = new if stamp.created_by == old else stamp.created_by
+        return replace(stamp, created_by=created_by, runs=tuple(run for run in stamp.runs if run != old))
+
+    def _begun(self, there: Index) -> bool:
+        """Whether the stamp is that of this very load, unfinished or not."""
+        stamp = there.stamp
+        return (
+            stamp is not None
+            and stamp.run_id == self.new.manifest.run_id
+            and (stamp.since or {}).get("run_id") == self.old.manifest.run_id
+        )
+
+    def _delete_missing_before(self, there: Index) -> bool:
+        """Whether an earlier start of this load was asked to delete."""
+        return self._begun(there) and there.stamp is not None and bool((there.stamp.since or {}).get("delete_missing"))
+
+    def _read_journal(self, journal: Journal, there: Index, whole: str) -> None:
+        lines, shards = loaded_shards(self.old, journal), self.old.done_shards()
+        if len(lines) < len(shards):
+            raise RunError(
+                f"{self.old.path} has no whole journal of its load into index {there.name!r} ({len(lines)} of "
+                f"{len(shards)} shards are in {journal.dead_path.parent}), so what the index holds of it is not known. "
+                f"Name the folder that it was loaded from, or {whole}."
+            )
+        if any(bool(line.get("rules", {}).get("update")) != self.update for line in lines.values()):
+            raise RunError(
+                f"{self.old.path} was loaded {'without' if self.update else 'with'} --update, this load is asked for "
+                f"{'with' if self.update else 'without'}. Give the same option, or {whole}."
+            )
+        self.refused = frozenset(letter.doc_id for letter in journal.dead())
+
+
+def _holds(stamp: Stamp, run: Run) -> bool:
+    return stamp.run_id == run.manifest.run_id and stamp.load == "done"
+
+
+def _named(stamp: Stamp | None) -> str:
+    if stamp is None:
+        return "no run"
+    return f"run {stamp.run_id[:8]}" + ("" if stamp.load == "done" else ", whose load is not finished")

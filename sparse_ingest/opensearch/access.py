@@ -1,0 +1,109 @@
+"""Who asks, and whom to believe: the TLS context, the header of a user, the signature of AWS.
+
+In: what the user gave in files, names and AWS profiles. Out: an SSLContext, a header, and a signer that opensearch-py
+calls for each request. Nothing here is printed or logged: no password, no key, no session token.
+Not covered: keys that a passphrase protects.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import ssl
+from base64 import b64encode
+from typing import Any
+
+import opensearchpy
+
+from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError, first_line
+
+
+def tls_context(*, ca: str | None, client_cert: str | None, client_key: str | None) -> ssl.SSLContext:
+    """What to speak TLS with. The file `ca` replaces the system's list, as curl's --cacert does.
+
+    Raises:
+        ClusterError: a file cannot be used, and which.
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ClusterError(
+            f"--ca {ca} cannot be used ({_short(error)}): expected is a PEM file of CA certificates."
+        ) from error
+    if not (ca or os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
+        # Python from python.org has no list of the system's on macOS.
+        context.load_verify_locations(opensearchpy.Connection.default_ca_certs())
+    if client_cert:
+        files = f"--client-cert {client_cert}" + (f" with --client-key {client_key}" if client_key else "")
+        try:
+            # Without the callback OpenSSL would ask on the terminal, and a load in the background would hang.
+            context.load_cert_chain(client_cert, client_key, password=_refuse_passphrase)
+        except (OSError, ssl.SSLError) as error:
+            raise ClusterError(
+                f"{files} cannot be used ({_short(error)}): expected are PEM files, a certificate and the key "
+                "that belongs to it."
+            ) from error
+    return context
+
+
+def basic_header(user: str, password: str) -> dict[str, str]:
+    """The header of HTTP basic authentication. In UTF-8 as OpenSearch reads it; urllib3 would take Latin-1."""
+    return {"authorization": f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"}
+
+
+class AwsSigner:
+    """Signs each request with AWS SigV4, with credentials as they are then: boto3 renews those that expire."""
+
+    def __init__(self, region: str | None, service: str) -> None:
+        try:
+            import boto3  # type: ignore[import-untyped, import-not-found, unused-ignore]
+            from botocore.exceptions import (  # type: ignore[import-untyped, import-not-found, unused-ignore]
+                BotoCoreError,
+            )
+        except ImportError as error:
+            raise MissingExtraError("aws", "--aws-service") from error
+        # At DEBUG botocore logs what it signs, and opensearch-py the answer, in which AWS repeats it.
+        for name in ("botocore.auth", "opensearch"):
+            logging.getLogger(name).addFilter(_without_session_token)
+        self._expected: type[Exception] = BotoCoreError
+        try:
+            session = boto3.Session()
+            credentials, region = session.get_credentials(), region or session.region_name
+        except BotoCoreError as error:
+            raise ClusterError(_no_credentials(error)) from error
+        if not region:
+            raise UsageError("--aws-service needs --aws-region, or the variable AWS_REGION.")
+        if credentials is None:
+            raise ClusterError("boto3 finds no AWS credentials; set AWS_PROFILE or the AWS_ACCESS_KEY_ID variables.")
+        self._signer: Any = opensearchpy.Urllib3AWSV4SignerAuth(credentials, region, service)
+
+    def __call__(self, method: str, url: str, body: bytes | None) -> dict[str, str]:
+        """The headers that sign a request."""
+        try:
+            return dict(self._signer(method, url, body))
+        except self._expected as error:
+            raise ClusterError(_no_credentials(error)) from error
+
+
+def _without_session_token(record: logging.LogRecord) -> bool:
+    return "x-amz-security-token" not in record.getMessage().lower()
+
+
+def _refuse_passphrase() -> str:
+    raise ClusterError(
+        "--client-key is protected by a passphrase. Write a copy without one that only you can read: "
+        "openssl pkey -in KEY -out PLAIN"
+    )
+
+
+def _no_credentials(error: Exception) -> str:
+    return (
+        f"boto3 cannot get AWS credentials: {first_line(error)}. Check AWS_PROFILE, sign in again if it is a "
+        "session, and start the same command again."
+    )
+
+
+def _short(error: OSError) -> str:
+    """The reason that OpenSSL or the system gives, without where in OpenSSL it comes from."""
+    return re.sub(r"^\[.*?\]\s*|\s*\(_ssl\.c.*$", "", error.strerror or str(error))

@@ -1,0 +1,221 @@
+"""`kill -9` of the loader and of the server at any instant; started again, the index holds every document once."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import environment, random_free_port, server_home, start_program
+from made_runs import make_run
+
+from sparse_ingest.load import LoadReport, load, restore_settings
+from sparse_ingest.loading.publish import publish
+from sparse_ingest.local_server import process
+from sparse_ingest.opensearch import indexes
+from sparse_ingest.opensearch.client import Client, Connection, connect
+from sparse_ingest.opensearch.journal import Journal
+from sparse_ingest.opensearch.sending import Retries
+from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.runs.manifest import Run
+from sparse_ingest.verify import verify
+
+PROGRAM = Path(__file__).with_name("killed_load.py")
+SHARD_ROWS = 20
+DOCUMENTS = {f"d{number}": {"river": 1 + number / 512, "stone": 2 / (number + 1)} for number in range(240)}
+FEW = {doc_id: DOCUMENTS[doc_id] for doc_id in list(DOCUMENTS)[: 2 * SHARD_ROWS]}
+FAST = Retries(base_s=0.01, cap_s=0.1)
+
+
+@pytest.fixture
+def client(opensearch_url: str) -> Iterator[Client]:
+    with closing(connect(Connection(opensearch_url))) as client:
+        yield client
+
+
+def start(moment: str, url: str, *arguments: object) -> subprocess.Popen[str]:
+    """Begin `sparse-ingest load` in a process that kills itself at this moment."""
+    command = [sys.executable, PROGRAM, moment, "load", *arguments, "--url", url]
+    return subprocess.Popen([str(one) for one in command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def ended(loader: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int, str]:
+    _, notes = loader.communicate(timeout=timeout_s)
+    return loader.returncode, notes
+
+
+def finish(run: Run, index: str, url: str) -> LoadReport:
+    return load(run.path, index=index, pipeline=Pipeline(), connection=Connection(url), retries=FAST)
+
+
+def prove(run: Run, index: str, client: Client, documents: int) -> None:
+    """Every document is there once, bit for bit, and nothing of a load is left."""
+    report = verify(run.path, index=index, connection=Connection(client.address), sample=None)
+    assert report.same, report
+    assert (report.index_documents, report.checked_documents) == (documents, documents)
+    there = indexes.find_index(client, index)
+    assert there is not None and there.stamp is not None
+    assert (there.setting("refresh_interval"), there.setting("number_of_replicas")) == (None, "1")
+    assert (there.stamp.settings, there.stamp.load) == ({}, "done")
+    assert [alias for alias in there.aliases if alias not in there.serving_aliases] == []
+
+
+def journal_lines(run: Run) -> list[int]:
+    return [len(Journal(path.parent).finished()) for path in run.path.glob("load/*/*/journal.jsonl")]
+
+
+@pytest.mark.parametrize("seed", [1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 51))])
+def test_killed_at_random_requests(client: Client, index_name: str, tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    run = make_run(tmp_path / "run", DOCUMENTS, shard_rows=SHARD_ROWS)
+    killed = 0
+    for _ in range(3):
+        moment = f"during:{chance.randrange(2, 30)}:{chance.uniform(0, 0.004):.6f}"
+        code, notes = ended(start(moment, client.address, run.path, "--index", index_name))
+        assert code in (-signal.SIGKILL, 0), notes
+        killed += code != 0
+    assert killed
+    report = finish(run, index_name, client.address)
+    assert (report.acknowledged, report.refused, report.shards) == (len(DOCUMENTS), 0, 12)
+    prove(run, index_name, client, len(DOCUMENTS))
+
+
+# Quickly: where the guard is half done; all others in the long run.
+@pytest.mark.parametrize("numbers", [(3, 7), pytest.param((1, 2, 4, 5, 6, 8, 9), marks=pytest.mark.slow)])
+def test_killed_after_a_change_the_next_load_finishes_and_puts_the_settings_back(
+    client: Client, index_name: str, tmp_path: Path, numbers: tuple[int, ...]
+) -> None:
+    run = make_run(tmp_path / "peace", FEW, shard_rows=SHARD_ROWS)
+    code, notes = ended(start("never", client.address, run.path, "--index", f"{index_name}-peace"))
+    changes = [line for line in notes.splitlines() if line.startswith(("PUT /", "POST /"))]
+    assert code == 0
+    # The index, the old settings, the new ones, two shards, refresh, settings back, the note of that, the alias goes.
+    assert [change.rpartition("/")[2] for change in changes] == [
+        f"{index_name}-peace", "_mapping", "_settings", "_bulk", "_bulk", "_refresh",
+        "_settings", "_mapping", "_aliases",
+    ]  # fmt: skip
+
+    def killed_after(number: int) -> None:
+        index = f"{index_name}-{number}"
+        mine = make_run(tmp_path / str(number), FEW, shard_rows=SHARD_ROWS)
+        code, notes = ended(start(f"after:{number}", client.address, mine.path, "--index", index))
+        assert code == -signal.SIGKILL, (number, notes)
+        if number % 2:
+            # From another machine, which has no run and no journal.
+            restore_settings(index, connection=Connection(client.address))
+            there = indexes.find_index(client, index)
+            assert there is not None
+            assert (there.setting("refresh_interval"), there.setting("number_of_replicas")) == (None, "1")
+        finish(mine, index, client.address)
+        prove(mine, index, client, len(FEW))
+
+    with ThreadPoolExecutor(3) as several:
+        list(several.map(killed_after, numbers))
+
+
+# After the load's last change and the refresh of the proof: the note of the old index, the swap, the deletion.
+@pytest.mark.parametrize("numbers", [(12,), pytest.param((8, 9, 10, 11, 13), marks=pytest.mark.slow)])
+def test_killed_between_two_steps_of_a_swap_the_alias_serves_one_whole_index(
+    client: Client, index_name: str, tmp_path: Path, numbers: tuple[int, ...]
+) -> None:
+    old, new = (make_run(tmp_path / name, FEW, shard_rows=SHARD_ROWS, model=name) for name in ("old", "new"))
+    old_id, new_id = (run.manifest.run_id[:8] for run in (old, new))
+
+    def serve(run: Run, alias: str) -> None:
+        publish(run.path, alias=alias, pipeline=Pipeline(), connection=Connection(client.address), drop_old=False)
+
+    def serving(alias: str) -> list[str]:
+        return list(client.call("GET", f"/_alias/{alias}"))
+
+    def killed_after(number: int) -> None:
+        alias = f"{index_name}-{number}"
+        mine = make_run(tmp_path / f"new-{number}", FEW, shard_rows=SHARD_ROWS, model="new")
+        previous = make_run(tmp_path / f"old-{number}", FEW, shard_rows=SHARD_ROWS, model="old")
+        serve(previous, alias)
+        code, notes = ended(start(f"after:{number}", client.address, mine.path, "--alias", alias, "--drop-old"))
+        assert code == -signal.SIGKILL, notes
+        [served] = serving(alias)
+        assert served in (f"{alias}-{old_id}", f"{alias}-{new_id}")
+        # Whatever is served is whole, and proven.
+        assert client.call("GET", f"/{alias}/_count")["count"] == len(FEW)
+        publish(mine.path, alias=alias, pipeline=Pipeline(), connection=Connection(client.address), drop_old=True)
+        assert serving(alias) == [f"{alias}-{new_id}"]
+        assert indexes.find_index(client, f"{alias}-{old_id}") is None
+        prove(mine, f"{alias}-{new_id}", client, len(FEW))
+
+    with ThreadPoolExecutor(3) as several:
+        list(several.map(killed_after, numbers))
+
+
+class OwnServer:
+    """A server of the test's own, that can be killed and started again on the same data folder."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.port = home, random_free_port()
+        self.folder = home / "chosen"
+        self.folder.mkdir()
+        self.folder.chmod(0o755)
+        self.start()
+
+    def start(self) -> None:
+        shown, notes = start_program(self.home, self.port, self.folder).communicate(timeout=150)
+        assert shown, notes
+        answer = json.loads(shown)
+        self.pid, self.url = int(answer["pid"]), str(answer["url"])
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        # Threads of a process that is dead already may hold its sockets for a moment.
+        while process.free_port(self.port) != self.port:
+            time.sleep(0.01)
+
+
+@contextmanager
+def own_server() -> Iterator[OwnServer]:
+    with server_home() as home:
+        server = OwnServer(home)
+        try:
+            yield server
+        finally:
+            with environment(SPARSE_INGEST_HOME=str(home)):
+                process.stop(server.port)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[OwnServer]:
+    with own_server() as server:
+        yield server
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 51))])
+def test_the_server_is_killed_and_started_again(server: OwnServer, tmp_path: Path, seed: int) -> None:
+    """Also the loader, in half of the runs; a shard that the journal has must be in the index.
+
+    In a third of them the server confirms writes before they are on its disk.
+    """
+    chance = random.Random(seed)
+    index = f"sparse-ingest-test-{seed}"
+    run = make_run(tmp_path / "run", DOCUMENTS, shard_rows=SHARD_ROWS)
+    moment = f"during:{chance.randrange(4, 25)}:0" if chance.random() < 0.5 else "never"
+    early = ["--async-translog"] if seed % 3 == 0 else []
+    loader = start(moment, server.url, run.path, "--index", index, *early)
+    time.sleep(chance.uniform(0.4, 1.5))
+    server.kill()
+    server.start()
+    code, notes = ended(loader)
+    assert code in (0, 1, -signal.SIGKILL), notes
+    assert code != 1 or "Traceback" not in notes, notes
+    with closing(connect(Connection(server.url))) as client:
+        finish(run, index, server.url)
+        prove(run, index, client, len(DOCUMENTS))
+        assert journal_lines(run) == [12]
+        client.call("DELETE", f"/{index}")

@@ -1,0 +1,51 @@
+"""Certificates made by openssl for one test session: two authorities, and what each vouches for."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+
+
+class Pair(NamedTuple):
+    """A certificate and its key."""
+
+    cert: Path
+    key: Path
+
+
+class Authority:
+    """Signs certificates; `pair.cert` is what --ca takes."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self.pair = Pair(folder / f"{name}.pem", folder / f"{name}.key")
+        _openssl(
+            *("req", "-x509", *_NEW_KEY, "-keyout", self.pair.key, "-out", self.pair.cert, "-days", "2"),
+            *("-subj", f"/CN={name}", "-addext", "keyUsage=critical,keyCertSign,cRLSign"),
+        )
+
+    def sign(self, name: str, *, alternatives: str = "DNS:localhost,IP:127.0.0.1", days: int = 2) -> Pair:
+        """A certificate for `alternatives`; with negative `days` it has expired."""
+        pair = Pair(self.folder / f"{name}.pem", self.folder / f"{name}.key")
+        request, extensions = self.folder / f"{name}.csr", self.folder / f"{name}.ext"
+        extensions.write_text(f"subjectAltName={alternatives}\n")
+        _openssl("req", "-new", *_NEW_KEY, "-keyout", pair.key, "-out", request, "-subj", f"/CN={name}")
+        _openssl(
+            *("x509", "-req", "-in", request, "-out", pair.cert, "-days", days, "-extfile", extensions),
+            *("-CA", self.pair.cert, "-CAkey", self.pair.key, "-CAcreateserial"),
+        )
+        return pair
+
+    def with_passphrase(self, pair: Pair, passphrase: str) -> Pair:
+        """The same certificate with its key encrypted."""
+        key = pair.key.with_suffix(".locked")
+        _openssl("pkey", "-in", pair.key, "-out", key, "-aes256", "-passout", f"pass:{passphrase}")
+        return Pair(pair.cert, key)
+
+
+def _openssl(*arguments: object) -> None:
+    done = subprocess.run(["openssl", *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,78 @@
+"""The alias that searches use: what it stands for, and that it moves in one step or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from sparse_ingest.errors import ClusterError, UsageError
+from sparse_ingest.opensearch import aliases, indexes
+from sparse_ingest.opensearch.client import Client, Connection, connect
+
+
+@pytest.fixture(scope="module")
+def client(opensearch_url: str) -> Iterator[Client]:
+    with closing(connect(Connection(opensearch_url))) as client:
+        yield client
+
+
+@pytest.fixture
+def two(client: Client, index_name: str) -> tuple[indexes.Index, indexes.Index]:
+    body = {"settings": {"number_of_replicas": 0}, "mappings": {"properties": {"language": {"type": "keyword"}}}}
+    first, second = (indexes.create_index(client, f"{index_name}-{number}", body) for number in (1, 2))
+    return first, second
+
+
+def add(client: Client, index: indexes.Index, alias: str, **properties: Any) -> None:
+    client.call("POST", "/_aliases", {"actions": [{"add": {"index": index.name, "alias": alias, **properties}}]})
+
+
+def test_a_name_that_nobody_has_serves_nothing_and_can_be_given(client: Client, index_name: str, two) -> None:
+    alias = f"{index_name}-alias"
+    served = aliases.served_by(client, alias)
+    assert served == (alias, None, {})
+    aliases.move(client, served, two[0])
+    assert aliases.served_by(client, alias).concrete == two[0].name
+
+
+def test_a_move_takes_filter_and_routing_along(client: Client, index_name: str, two) -> None:
+    alias = f"{index_name}-alias"
+    properties = {
+        "filter": {"term": {"language": {"value": "en", "boost": 1.0}}},
+        "index_routing": "a",
+        "search_routing": "a,b",
+        "is_write_index": True,
+    }
+    add(client, two[0], alias, **properties)
+    aliases.move(client, aliases.served_by(client, alias), two[1])
+    assert aliases.served_by(client, alias) == (alias, two[1].name, properties)
+    assert indexes.check_uuid(client, two[0]).aliases == {}
+
+
+def test_an_alias_that_somebody_else_has_moved_is_left_alone(client: Client, index_name: str, two) -> None:
+    alias = f"{index_name}-alias"
+    add(client, two[0], alias)
+    served = aliases.served_by(client, alias)
+    client.call("POST", "/_aliases", {"actions": [{"remove": {"index": two[0].name, "alias": alias}}]})
+    with pytest.raises(ClusterError, match=f"no longer stands for '{two[0].name}': somebody moved it"):
+        aliases.move(client, served, two[1])
+    assert aliases.served_by(client, alias).concrete is None
+
+
+def test_an_index_in_the_way_and_an_alias_of_several_are_refused(client: Client, index_name: str, two) -> None:
+    with pytest.raises(UsageError, match=f"'{two[0].name}' is an index, so it cannot be an alias"):
+        aliases.served_by(client, two[0].name)
+    alias = f"{index_name}-alias"
+    for index in two:
+        add(client, index, alias)
+    with pytest.raises(UsageError, match=f"stands for 2 indexes \\({two[0].name}, {two[1].name}\\)"):
+        aliases.served_by(client, alias)
+
+
+@pytest.mark.parametrize("name", ["a*", "a,b", "_all", "", "-a", "a/b"])
+def test_a_name_that_could_stand_for_several_is_refused(client: Client, name: str) -> None:
+    with pytest.raises(UsageError, match="is no name for an alias"):
+        aliases.served_by(client, name)

@@ -1,0 +1,177 @@
+"""The mapping of an index: its body, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sparse_ingest.errors import ClusterError, PipelineError
+from sparse_ingest.opensearch import indexes, mappings
+from sparse_ingest.opensearch.client import Client, Connection, connect
+from sparse_ingest.pipeline import IndexSettings, packaged_folder
+
+STAMP = indexes.Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
+
+
+@pytest.fixture(scope="module")
+def client(opensearch_url: str) -> Iterator[Client]:
+    with closing(connect(Connection(opensearch_url))) as client:
+        yield client
+
+
+def index_with(
+    client: Client, name: str, field: dict[str, object] | None, stamp: indexes.Stamp | None = None
+) -> indexes.Index:
+    mappings: dict[str, object] = {"properties": {"sparse": field} if field else {}}
+    if stamp:
+        mappings["_meta"] = {"sparse_ingest": stamp.as_meta()}
+    return indexes.create_index(client, name, {"mappings": mappings})
+
+
+def test_the_packaged_body_is_curl_able_as_it_is(client: Client, index_name: str) -> None:
+    body = json.loads((packaged_folder() / "opensearch" / "rank_features.json").read_text())
+    client.call("PUT", f"/{index_name}", body)
+    assert body["mappings"]["dynamic"] is False
+    assert body["mappings"]["_source"]["excludes"] == ["sparse"]
+
+
+def test_the_body_takes_field_source_mode_and_stamp(client: Client, index_name: str) -> None:
+    body = mappings.index_body(IndexSettings(field="tokens", source="keep"), replace(STAMP, field="tokens"))
+    index = indexes.create_index(client, index_name, body)
+    assert index.mappings["properties"]["tokens"] == {"type": "rank_features"}
+    assert "sparse" not in index.mappings["properties"]
+    assert "tokens" not in index.mappings.get("_source", {}).get("excludes", [])
+    assert index.stamp == replace(STAMP, field="tokens")
+    excluded = mappings.index_body(IndexSettings(field="tokens"), STAMP)
+    assert excluded["mappings"]["_source"] == {"excludes": ["tokens"]}
+
+
+def test_a_body_of_ones_own_keeps_its_other_keys(tmp_path) -> None:
+    path = tmp_path / "body.json"
+    path.write_text(
+        json.dumps(
+            {
+                "settings": {"number_of_shards": 3},
+                "mappings": {
+                    "_meta": {"owner": "me"},
+                    "_source": {"excludes": ["big", "vector"]},
+                    "properties": {"vector": {"type": "rank_features"}, "big": {"type": "text"}},
+                },
+            }
+        )
+    )
+    body = mappings.index_body(IndexSettings(body=str(path)), STAMP)
+    assert body["settings"] == {"number_of_shards": 3}
+    assert body["mappings"]["_meta"].keys() == {"owner", "sparse_ingest"}
+    assert body["mappings"]["_source"]["excludes"] == ["big", "sparse"]
+    assert body["mappings"]["properties"].keys() == {"sparse", "big"}
+    with pytest.raises(PipelineError, match="maps 'big' as another type"):
+        mappings.index_body(IndexSettings(body=str(path), field="big"), STAMP)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"mappings": {}}', '{"mappings": {"properties": {"a": {"type": "text"}}}}']
+)
+def test_what_is_no_body_is_refused(tmp_path, content: str) -> None:
+    path = tmp_path / "body.json"
+    path.write_text(content)
+    with pytest.raises(PipelineError, match="is no index body"):
+        mappings.index_body(IndexSettings(body=str(path)), STAMP)
+
+
+def test_a_missing_body_names_the_packaged_ones() -> None:
+    with pytest.raises(PipelineError, match="packaged: rank_features, sparse_vector"):
+        mappings.index_body(IndexSettings(body="nope"), STAMP)
+
+
+def test_the_packaged_sparse_vector_body_takes_field_and_stamp_and_is_curl_able(
+    client: Client, index_name: str
+) -> None:
+    packaged = json.loads((packaged_folder() / "opensearch" / "sparse_vector.json").read_text())
+    client.call("PUT", f"/{index_name}-plain", packaged)
+    settings = IndexSettings(field="tokens", kind="sparse_vector")
+    index = indexes.create_index(client, index_name, mappings.index_body(settings, replace(STAMP, field="tokens")))
+    assert index.mappings["properties"]["tokens"]["method"]["name"] == "seismic"
+    mappings.check_fits(index, replace(STAMP, field="tokens"), "sparse_vector")
+
+
+def test_a_sparse_vector_body_without_index_sparse_is_refused(tmp_path) -> None:
+    path = tmp_path / "body.json"
+    properties = {"sparse": {"type": "sparse_vector", "method": {"name": "seismic"}}}
+    path.write_text(json.dumps({"mappings": {"properties": properties}}))
+    settings = IndexSettings(kind="sparse_vector", body=str(path))
+    with pytest.raises(PipelineError, match="add it"):
+        mappings.index_body(settings, STAMP)
+    path.write_text(json.dumps({"settings": {"index.sparse": "true"}, "mappings": {"properties": properties}}))
+    mappings.index_body(settings, STAMP)
+    with pytest.raises(PipelineError, match="has a rank_features field"):
+        mappings.index_body(replace(settings, kind="rank_features"), STAMP)
+
+
+def test_an_old_server_is_refused_for_sparse_vector_only() -> None:
+    mappings.check_version("rank_features", (2, 11, 0))
+    mappings.check_version("sparse_vector", (3, 3, 0))
+    with pytest.raises(ClusterError, match="is OpenSearch 3.2.1; sparse_vector fields need 3.3"):
+        mappings.check_version("sparse_vector", (3, 2, 1))
+
+
+def test_keys_are_tokens_or_token_ids() -> None:
+    vocabulary = ["a", None, "c"]
+    features = mappings.wire({"properties": {"sparse": {"type": "rank_features"}}}, "sparse", vocabulary)
+    assert (list(features.keys), features.empty_field) == (vocabulary, True)
+    vector = {"type": "sparse_vector", "method": {"name": "seismic", "parameters": {"quantization_ceiling_ingest": 2}}}
+    numbered = mappings.wire({"properties": {"a": {"properties": {"b": vector}}}}, "a.b", vocabulary)
+    assert (list(numbered.keys), numbered.empty_field) == (["0", None, "2"], False)
+    assert len(set(numbered.spelling.codes(np.array([2.0, 2.001, 200.0], dtype=np.float32)).tolist())) == 2
+
+
+def test_the_other_kind_is_refused_unless_either_will_do(client: Client, index_name: str) -> None:
+    index = index_with(client, index_name, {"type": "rank_features"})
+    mappings.check_fits(index, STAMP)
+    mappings.check_fits(index, STAMP, "rank_features")
+    with pytest.raises(ClusterError, match="is rank_features; expected is sparse_vector.*or give --kind"):
+        mappings.check_fits(index, STAMP, "sparse_vector")
+
+
+def test_a_mapping_that_takes_objects_apart_stores_no_vector_and_is_refused(client: Client, index_name: str) -> None:
+    properties = {"sparse": {"type": "rank_features"}}
+    body = {"mappings": {"dynamic": False, "disable_objects": True, "properties": properties}}
+    index = indexes.create_index(client, index_name, body)
+    client.call("PUT", f"/{index_name}/_doc/a", {"sparse": {"river": 1.0}}, params={"refresh": "true"})
+    asked = {"query": {"neural_sparse": {"sparse": {"query_tokens": {"river": 1.0}}}}}
+    assert client.call("POST", f"/{index_name}/_search", asked)["hits"]["hits"] == []
+    with pytest.raises(ClusterError, match="disable_objects"):
+        mappings.check_fits(index, STAMP)
+
+
+@pytest.mark.parametrize(
+    ("field", "found"),
+    [
+        (None, "is no such field"),
+        ({"type": "text"}, "is text;"),
+        ({"properties": {"river": {"type": "float"}}}, "is object;"),
+        (
+            {"type": "rank_features", "positive_score_impact": False},
+            "is rank_features with positive_score_impact false",
+        ),
+    ],
+)
+def test_a_mapping_that_does_not_fit_is_refused(
+    client: Client, index_name: str, field: dict[str, object] | None, found: str
+) -> None:
+    with pytest.raises(ClusterError, match=f"the field 'sparse' {found}.*expected is rank_features"):
+        mappings.check_fits(index_with(client, index_name, field), STAMP)
+
+
+def test_vectors_of_another_model_are_refused_and_both_are_named(client: Client, index_name: str) -> None:
+    index = index_with(client, index_name, {"type": "rank_features"}, STAMP)
+    mappings.check_fits(index, replace(STAMP, run_id="other"))
+    with pytest.raises(ClusterError, match="vectors of 'm' with vocabulary abababababab; this run is of 'm'.*cdcdcd"):
+        mappings.check_fits(index, replace(STAMP, vocabulary_sha256="cd" * 32))
+    with pytest.raises(ClusterError, match="revision is '1' there and '2' here"):
+        mappings.check_fits(index, replace(STAMP, model={"document": "m", "revision": "2"}))

@@ -1,0 +1,185 @@
+"""What is refused before the first request; the refusals of the server itself are in the tests of the two kinds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from sparse_ingest.errors import RunError
+from sparse_ingest.opensearch.client import Client, Connection, connect
+from sparse_ingest.opensearch.preflight import MAX_REQUEST_BYTES, Rules, Survey, clashes, inspect, request_limit
+from sparse_ingest.opensearch.scores import LOWEST_WEIGHT, weight_codes
+from sparse_ingest.records import SparseRows
+
+VOCABULARY = ["zero", "one", None, "three", "four"]
+RULES = Rules("sparse", VOCABULARY, {})
+
+
+class Part(NamedTuple):
+    vectors: SparseRows
+    fields: Sequence[str]
+
+
+def part(
+    documents: dict[str, list[tuple[int, float]]], fields: Sequence[str] | None = None, weights: type = np.float32
+) -> Part:
+    rows = list(documents.values())
+    return Part(
+        SparseRows(
+            list(documents),
+            np.cumsum([0, *map(len, rows)], dtype=np.int64),
+            np.array([token for row in rows for token, _ in row], dtype=np.uint32),
+            np.array([weight for row in rows for _, weight in row], dtype=weights),
+        ),
+        fields or ['{"text":"x"}'] * len(rows),
+    )
+
+
+def refusal(*parts: Part, rules: Rules = RULES) -> list[str]:
+    """The lines of the error, without the first and the last."""
+    with pytest.raises(RunError) as caught:
+        inspect(parts, rules)
+    lines = str(caught.value).split("\n")
+    assert lines[0] == "OpenSearch would refuse documents of this run, so nothing was sent."
+    return [line.strip() for line in lines[1:-1]]
+
+
+@pytest.fixture(scope="module")
+def client(opensearch_url: str) -> Iterator[Client]:
+    with closing(connect(Connection(opensearch_url))) as client:
+        yield client
+
+
+def test_a_sound_run_gives_its_counts_and_a_histogram_of_its_weights() -> None:
+    for kind in (np.float16, np.float32):
+        survey = inspect(
+            [part({"a": [(0, 0.5), (1, 1.5)], "empty": []}, weights=kind), part({"b": [(0, 0.5)]}, weights=kind)], RULES
+        )
+        assert isinstance(survey, Survey)
+        assert (survey.documents, survey.terms) == (3, 3)
+        codes = weight_codes(np.array([0.5, 1.5]))
+        assert survey.codes[codes].tolist() == [2, 1]
+        assert survey.codes.sum() == 3
+
+
+@pytest.mark.parametrize("doc_id", ["", "x" * 513, "é" * 257, "😀" * 129])
+def test_ids_that_opensearch_refuses_are_named(doc_id: str) -> None:
+    fitting = {"x" * 512: [(0, 1.0)], "😀" * 128: [(0, 1.0)]}
+    inspect([part(fitting)], RULES)
+    [line] = refusal(part({**fitting, doc_id: [(0, 1.0)]}))
+    assert line.startswith(f"ids that are empty or longer than 512 bytes: '{doc_id[:80]}")
+
+
+@pytest.mark.parametrize("weight", [0.0, -0.0, -1.0, 1e-40, np.nan, -np.nan, np.inf, -np.inf])
+def test_weights_that_opensearch_refuses_are_named_with_document_and_token(weight: float) -> None:
+    good = [(0, LOWEST_WEIGHT), (1, 3.4e38)]
+    inspect([part({"a": good})], RULES)
+    [line] = refusal(part({"a": good, "b": [(0, 1.0), (3, weight)]}))
+    assert line == f"weights that are no finite numbers from 1.1754944e-38: 'b' token id 3 ({np.float32(weight):g})"
+
+
+def test_subnormal_float16_weights_are_fine() -> None:
+    inspect([part({"a": [(0, 6e-8)]}, weights=np.float16)], RULES)
+
+
+@pytest.mark.parametrize(
+    ("token", "says"),
+    [
+        (2, "token ids that are no token by vocab.json: 'b' (id 2)"),
+        (5, "token ids that are not in vocab.json, which has 5: 'b' (id 5)"),
+        (70000, "token ids that are not in vocab.json, which has 5: 'b' (id 70000)"),
+    ],
+)
+def test_weights_for_what_is_no_token_are_named(token: int, says: str) -> None:
+    assert refusal(part({"a": [(0, 1.0)], "b": [(1, 1.0), (token, 1.0)], "c": [(0, 1.0)]})) == [says]
+
+
+def test_a_token_twice_in_a_document_is_named_and_a_row_may_begin_with_any_id() -> None:
+    inspect([part({"a": [(3, 1.0), (4, 1.0)], "empty": [], "b": [(0, 1.0)], "c": [(0, 1.0)]})], RULES)
+    assert refusal(part({"a": [(3, 1.0)], "b": [(0, 1.0), (0, 2.0)], "c": [(3, 1.0), (1, 1.0)]})) == [
+        "token ids that are not ascending, or stand twice in a document: 'b' (id 0), 'c' (id 1)"
+    ]
+
+
+def test_two_ids_of_one_token_string_are_refused_except_where_ids_are_the_keys() -> None:
+    rules = replace(RULES, vocabulary=["zero", "same", "same"])
+    assert refusal(part({"a": [(0, 1.0)]}), rules=rules) == ["token strings that stand for two ids: 'same'"]
+    inspect([part({"a": [(1, 1.0), (2, 1.0)]})], replace(rules, kind="sparse_vector"))
+
+
+def test_a_token_longer_than_lucene_takes_is_refused_only_when_a_document_has_it() -> None:
+    rules = replace(RULES, vocabulary=["zero", "x" * 32_766, "x" * 32_767])
+    inspect([part({"a": [(0, 1.0), (1, 1.0)]})], rules)
+    assert refusal(part({"a": [(2, 1.0)]}), rules=rules) == ["tokens longer than 32766 bytes: 'a' (id 2)"]
+
+
+def test_more_terms_than_lucene_can_add_up_are_refused() -> None:
+    """Also tried on the server: 200,000 weights of 1.0 are refused, "too many tokens for field"."""
+    rules = replace(RULES, vocabulary=list(map(str, range(150_000))))
+    code = int(weight_codes(np.array([1.0]))[0])
+    most = (2**31 - 1) // code
+    inspect([part({"a": [(token, 1.0) for token in range(most)]})], rules)
+    [line] = refusal(part({"a": [(token, 1.0) for token in range(most + 1)]}), rules=rules)
+    assert line == f"documents with more terms than OpenSearch can add up: 'a' ({most + 1} terms)"
+
+
+@pytest.mark.parametrize(
+    ("carried", "field", "expected"),
+    [
+        ({"sparse": 1}, "sparse", True),
+        ({"text": "sparse"}, "sparse", False),
+        ({"inner": {"sparse": 1}}, "sparse", False),
+        ({"a": {"b": 1}}, "a.b", True),
+        ({"a.b": 1}, "a.b", True),
+        ({"a": 1}, "a.b", True),
+        ({"a": {"c": 1}}, "a.b", False),
+        ({"b": 1}, "a.b", False),
+    ],
+)
+def test_a_carried_field_of_the_sparse_fields_name_is_a_clash(
+    carried: dict[str, object], field: str, expected: bool
+) -> None:
+    assert clashes(carried, field) is expected
+    some = part({"a": [(0, 1.0)], "b": []}, ['{"text":"x"}', json.dumps(carried)])
+    rules = replace(RULES, field=field)
+    if expected:
+        [line] = refusal(some, rules=rules)
+        assert line.startswith(f"documents that carry a field {field!r}, the name of the sparse field")
+        assert line.endswith(": 'b'")
+    else:
+        inspect([some], rules)
+
+
+def test_a_document_larger_than_a_request_may_be_is_named_with_its_size() -> None:
+    rules = replace(RULES, max_bytes=10_000)
+    text = json.dumps({"text": "x" * 9_900})
+    inspect([part({"a": [(0, 1.0)]}, [text])], rules)
+    [line] = refusal(part({"a": [(0, 1.0)], "b": [(0, 1.0)]}, [text, json.dumps({"text": "x" * 10_000})]), rules=rules)
+    assert line == ("documents that are larger than the 10000 bytes that a request may have: 'b' (10021 bytes or more)")
+
+
+def test_all_broken_rules_are_counted_and_the_first_twenty_documents_of_each_are_named() -> None:
+    parts = [part({f"{first}-{number}": [(0, -1.0), (2, 1.0)] for number in range(15)}) for first in "ab"]
+    weights, tokens = refusal(*parts)
+    assert weights.startswith("weights that are no finite numbers")
+    assert weights.count("token id 0 (-1)") == 20
+    assert weights.endswith(", and 10 more")
+    assert tokens.startswith("token ids that are no token by vocab.json: 'a-0' (id 2), ")
+    assert tokens.endswith("'b-4' (id 2), and 10 more")
+
+
+def test_arrays_that_do_not_belong_together_are_a_damaged_run() -> None:
+    broken = part({"a": [(0, 1.0), (1, 1.0)]})
+    broken = broken._replace(vectors=broken.vectors._replace(weights=broken.vectors.weights[:1]))
+    with pytest.raises(RunError, match="2 token ids and 1 weights for 1 documents. The run is damaged"):
+        inspect([broken], RULES)
+
+
+def test_the_request_limit_is_the_clusters(client: Client) -> None:
+    assert request_limit(client) == MAX_REQUEST_BYTES

@@ -1,0 +1,261 @@
+"""What OpenSearch does with a sparse_vector field: each test is a line that the loader or verify relies on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from sparse_ingest.errors import PipelineError, UsageError
+from sparse_ingest.opensearch import indexes, mappings, seismic
+from sparse_ingest.opensearch.client import Client, Connection, ResponseError, connect
+from sparse_ingest.opensearch.preflight import Survey
+from sparse_ingest.opensearch.reading import StoredReader
+from sparse_ingest.opensearch.requests import seismic_body
+from sparse_ingest.opensearch.scores import stored_bytes, stored_weights, weight_codes
+from sparse_ingest.search import search_index
+
+CEILING, CEILING_SEARCH = 2.5, 16.0
+
+
+@pytest.fixture(scope="module")
+def client(opensearch_url: str) -> Iterator[Client]:
+    with closing(connect(Connection(opensearch_url))) as client:
+        yield client
+
+
+def create(client: Client, name: str, **parameters: float) -> None:
+    known = {"quantization_ceiling_ingest": CEILING, "quantization_ceiling_search": CEILING_SEARCH}
+    method = {"name": "seismic", "parameters": known | parameters}
+    properties = {"sparse": {"type": "sparse_vector", "method": method}}
+    settings = {"index": {"sparse": True, "number_of_replicas": 0}}
+    client.call("PUT", f"/{name}", {"settings": settings, "mappings": {"dynamic": False, "properties": properties}})
+
+
+def put(client: Client, index: str, documents: dict[str, str]) -> dict[str, int]:
+    """Send documents as written; the status of each."""
+    lines = "".join(f'{{"index":{{"_id":{json.dumps(doc_id)}}}}}\n{source}\n' for doc_id, source in documents.items())
+    answer = client.call("POST", f"/{index}/_bulk", lines.encode(), params={"refresh": "true"})
+    return {item["index"]["_id"]: item["index"]["status"] for item in answer["items"]}
+
+
+def reader(client: Client, index: str) -> StoredReader:
+    return StoredReader(client, index, "sparse", 1024, ceiling_search=CEILING_SEARCH)
+
+
+def spread(count: int) -> np.ndarray:
+    """Weights over all steps, also beside the borders of bytes and of 9-bit codes, and above the ceiling."""
+    rng = np.random.default_rng(3)
+    borders = ((np.arange(1, 255) - 0.5) * CEILING / 255).astype(np.float32)
+    around = np.concatenate([np.nextafter(borders, np.float32(0)), borders, np.nextafter(borders, np.float32(9))])
+    random = rng.gamma(1.2, 0.6, count).astype(np.float32) + np.float32(1e-4)
+    return np.concatenate([around, random, np.array([CEILING, 3.0, 17.5, 1e30, 1.1754944e-38], np.float32)])
+
+
+def sent(weights: np.ndarray, decimals: list[str] | None = None) -> str:
+    decimals = decimals or [str(weight) for weight in weights]
+    terms = ",".join(f'"{key}":{decimal}' for key, decimal in enumerate(decimals))
+    return f'{{"sparse":{{{terms}}}}}'
+
+
+@pytest.mark.parametrize(("threshold", "rule"), [(1, "byte"), (1000, "feature")])
+def test_large_segments_keep_bytes_and_small_ones_nine_bits(
+    client: Client, index_name: str, threshold: int, rule: str
+) -> None:
+    create(client, index_name, approximate_threshold=threshold)
+    weights = spread(400)
+    assert put(client, index_name, {"a": sent(weights)}) == {"a": 201}
+    keys = [str(key) for key in range(len(weights))]
+    found = reader(client, index_name).weights({"a": keys})["a"]
+    stored = [found[key] for key in keys]
+    if rule == "byte":
+        assert {type(one) for one in stored} == {np.uint8}
+        np.testing.assert_array_equal(stored, stored_bytes(weights, CEILING))
+    else:
+        assert {type(one) for one in stored} == {np.float32}
+        np.testing.assert_array_equal(stored, stored_weights(weights))
+
+
+@pytest.mark.parametrize("threshold", [1, 1000])
+def test_the_short_decimals_keep_byte_and_nine_bits(client: Client, index_name: str, threshold: int) -> None:
+    create(client, index_name, approximate_threshold=threshold)
+    weights = spread(300)
+    spelling = seismic.ByteCodes(CEILING)
+    decimals = [spelling.decimal(int(code)) for code in spelling.codes(weights)]
+    assert sum(map(len, decimals)) < 0.7 * sum(len(str(weight)) for weight in weights)
+    put(client, index_name, {"a": sent(weights, decimals)})
+    keys = [str(key) for key in range(len(weights))]
+    found = reader(client, index_name).weights({"a": keys})["a"]
+    expected = stored_bytes(weights, CEILING) if threshold == 1 else stored_weights(weights)
+    np.testing.assert_array_equal([found[key] for key in keys], expected)
+
+
+def test_codes_tell_every_pair_of_byte_and_nine_bits_apart() -> None:
+    bits = np.random.default_rng(0).integers(0x00800000, 0x7F800000, 20_000, dtype=np.uint32)
+    weights = np.concatenate([bits.view(np.float32), spread(20_000)])
+    spelling = seismic.ByteCodes(CEILING)
+    pairs = np.stack([weight_codes(weights), stored_bytes(weights, CEILING).astype(np.uint32)])
+    codes = spelling.codes(weights)
+    assert codes.max() < 1 << 16
+    assert len(np.unique(codes)) == len(np.unique(pairs, axis=1).T)
+    some = np.unique(codes)[::97]
+    written = np.array([spelling.decimal(int(code)) for code in some]).astype(np.float64).astype(np.float32)
+    np.testing.assert_array_equal(spelling.codes(written), some)
+
+
+@pytest.mark.parametrize("threshold", [1, 1000])
+def test_sums_show_a_weight_that_nobody_asked_for(client: Client, index_name: str, threshold: int) -> None:
+    create(client, index_name, approximate_threshold=threshold)
+    put(client, index_name, {"a": '{"sparse":{"1":0.5,"7":1.25}}', "b": '{"sparse":{"7":0.25}}'})
+    of_bytes = ["a", "b"] if threshold == 1 else []
+    sums = reader(client, index_name).sums(["a", "b"], [str(key) for key in range(2000)], of_bytes=of_bytes)
+    kept = np.array([[0.5, 1.25], [0, 0.25]], dtype=np.float32)
+    expected = stored_bytes(kept, CEILING).sum(axis=1) if threshold == 1 else kept.sum(axis=1)
+    assert [sums["a"].tolist(), sums["b"].tolist()] == [[expected[0], 0], [expected[1], 0]]
+
+
+def test_an_empty_object_beside_a_vector_is_refused_and_a_missing_field_is_not(client: Client, index_name: str) -> None:
+    """Why the loader leaves the field of an empty vector out."""
+    create(client, index_name)
+    statuses = put(client, index_name, {"empty": '{"sparse":{}}', "full": '{"sparse":{"1":1}}', "none": "{}"})
+    assert sorted(statuses.values()) == [201, 201, 400]
+    assert statuses["none"] == 201
+
+
+@pytest.mark.parametrize("terms", ['{"word":1}', '{"-1":1}', '{"1":0}', '{"1":1e-40}', '{"1":1,"1":2}'])
+def test_keys_are_whole_numbers_and_weights_positive_normal_numbers(
+    client: Client, index_name: str, terms: str
+) -> None:
+    create(client, index_name)
+    assert put(client, index_name, {"a": f'{{"sparse":{terms}}}'}) == {"a": 400}
+
+
+def test_method_parameters_cannot_be_changed_later(client: Client, index_name: str) -> None:
+    """Why the threshold is chosen before the index is made."""
+    create(client, index_name, approximate_threshold=5)
+    method = {"name": "seismic", "parameters": {"approximate_threshold": 6}}
+    with pytest.raises(ResponseError, match="Cannot update parameter"):
+        client.call(
+            "PUT", f"/{index_name}/_mapping", {"properties": {"sparse": {"type": "sparse_vector", "method": method}}}
+        )
+
+
+def test_an_index_can_be_warmed_up_and_one_that_is_gone_says_so(client: Client, index_name: str) -> None:
+    create(client, index_name, approximate_threshold=1)
+    put(client, index_name, {"a": '{"sparse":{"1":0.5}}'})
+    index = indexes.find_index(client, index_name)
+    assert index is not None
+    assert seismic.warm_up(client, index) is None
+    sentence = seismic.warm_up(client, index._replace(name=f"{index_name}-gone"))
+    assert sentence is not None
+    assert "could not be warmed up" in sentence
+
+
+@pytest.mark.parametrize("threshold", [1, 1000])
+def test_a_search_names_tokens_and_scores_by_the_rule_of_the_segment(
+    client: Client, index_name: str, threshold: int
+) -> None:
+    create(client, index_name, approximate_threshold=threshold)
+    put(client, index_name, {"a": '{"sparse":{"1":0.7,"2":1.3,"9":4.0}}', "b": '{"sparse":{"2":0.3}}'})
+    asked = {"one": 2.2, "two": 1.1, "unknown": 5.0}
+    hits = search_index(client, index_name, asked, size=5, keys={"one": "1", "two": "2"}, seismic={"heap_factor": 1.2})
+    assert [hit.doc_id for hit in hits] == ["a", "b"]
+    assert [term.token for term in hits[0].terms] == ["one", "two"]
+    kept = np.array([0.7, 1.3], dtype=np.float32)
+    if threshold == 1:
+        stored = stored_bytes(kept, CEILING) * CEILING / 255
+        weights = stored_bytes(np.array([2.2, 1.1]), CEILING_SEARCH) * CEILING_SEARCH / 255
+    else:
+        stored, weights = stored_weights(kept), np.array([2.2, 1.1])
+    assert [term.document_weight for term in hits[0].terms] == pytest.approx(stored.tolist(), rel=1e-6)
+    assert hits[0].score == pytest.approx(float(weights @ stored), rel=1e-6)
+    assert sum(term.contribution for term in hits[0].terms) == pytest.approx(hits[0].score, rel=1e-6)
+
+
+def test_as_many_hits_as_asked_for_come_from_one_segment(client: Client, index_name: str) -> None:
+    """`k` is 10 unless it is said."""
+    create(client, index_name, approximate_threshold=1)
+    put(client, index_name, {f"d{number}": f'{{"sparse":{{"1":{1 + number / 64}}}}}' for number in range(40)})
+    assert len(search_index(client, index_name, {"one": 1.0}, size=30, keys={"one": "1"})) == 30
+
+
+def test_unknown_seismic_settings_are_refused() -> None:
+    with pytest.raises(UsageError, match="has a key 'k'; known are top_n and heap_factor"):
+        seismic_body({"1": 1.0}, field="sparse", size=3, settings={"k": 5})
+
+
+def survey(weights: np.ndarray, documents: int) -> Survey:
+    codes = np.bincount(weight_codes(weights), minlength=1 << 16)
+    return Survey(documents, len(weights), codes)
+
+
+def body(**parameters: object) -> dict[str, object]:
+    method = {"name": "seismic", "parameters": parameters}
+    properties = {"sparse": {"type": "sparse_vector", "method": method}}
+    return {"settings": {"index": {"number_of_shards": 2}}, "mappings": {"properties": properties}}
+
+
+def test_the_ceiling_with_the_smallest_error_is_chosen() -> None:
+    weights = np.random.default_rng(0).gamma(1.2, 0.6, 100_000).astype(np.float32)
+    ceiling = seismic.fit(body(), "sparse", survey(weights, 1000)).parameters["quantization_ceiling_ingest"]
+
+    def error(ceiling: float) -> float:
+        return float(((stored_bytes(weights, ceiling) * ceiling / 255 - weights) ** 2).sum())
+
+    best = min(np.geomspace(1, weights.max(), 200), key=error)
+    assert error(ceiling) < 1.02 * error(best)
+    assert error(ceiling) < error(3.0)  # what the server takes without a word
+
+
+def test_what_is_clipped_is_counted_and_said() -> None:
+    weights = np.array([0.5] * 99_990 + [40.0] * 10, dtype=np.float32)
+    fitted = seismic.fit(body(quantization_ceiling_ingest=3.0), "sparse", survey(weights, 1000))
+    assert fitted.parameters["quantization_ceiling_ingest"] == 3.0
+    assert (fitted.clipped, fitted.clipped_share) == (10, 1e-4)
+    assert "10 of 100000 weights (0.010%) are above it and clipped" in fitted.sentence
+
+
+def test_what_the_body_names_stays_and_the_rest_is_fitted() -> None:
+    weights = np.ones(100, dtype=np.float32)
+    fitted = seismic.fit(body(approximate_threshold=7, n_postings=9, cluster_ratio=0.2), "sparse", survey(weights, 10))
+    assert fitted.parameters == {
+        "n_postings": 9,
+        "cluster_ratio": 0.2,
+        "summary_prune_ratio": 0.4,
+        "approximate_threshold": 7,
+        "quantization_ceiling_ingest": 1.0,
+        "quantization_ceiling_search": 16.0,
+    }
+    with pytest.raises(PipelineError, match="quantization_ceiling_ingest = 'much'"):
+        seismic.fit(body(quantization_ceiling_ingest="much"), "sparse", survey(weights, 10))
+
+
+@pytest.mark.parametrize(("documents", "primaries"), [(1, 1), (100, 1), (100, 5), (1_000_000, 8), (10**9, 3)])
+def test_only_the_merged_segment_reaches_the_threshold(documents: int, primaries: int) -> None:
+    threshold = seismic.fitted_threshold(documents, primaries)
+    assert 1 <= threshold <= 1_000_000
+    counts = np.random.default_rng(0).multinomial(documents, [1 / primaries] * primaries, 200)
+    assert threshold <= max(1, counts.min())
+
+
+def test_more_tokens_than_the_field_tells_apart_are_refused() -> None:
+    mappings.check_vocabulary("sparse_vector", ["t"] * 32_768)
+    mappings.check_vocabulary("rank_features", ["t"] * 250_002)
+    with pytest.raises(PipelineError, match=r"32769 tokens; a sparse_vector field tells 32768 apart"):
+        mappings.check_vocabulary("sparse_vector", ["t"] * 32_769)
+
+
+def test_an_id_above_32767_scores_wrongly_or_fails(client: Client, index_name: str) -> None:
+    """The limit is the server's: when this fails, a release has lifted it."""
+    create(client, index_name, approximate_threshold=1)
+    put(client, index_name, {"a": '{"sparse":{"40000":1.0}}'})
+    asked = {"query_tokens": {"40000": 1.0}, "method_parameters": {"k": 5}}
+    try:
+        hits = client.call("POST", f"/{index_name}/_search", {"query": {"neural_sparse": {"sparse": asked}}})
+    except ResponseError as error:
+        assert error.status == 500
+    else:
+        assert [hit["_score"] for hit in hits["hits"]["hits"]] != [pytest.approx(1.0, rel=0.01)]

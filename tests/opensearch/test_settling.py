@@ -1,0 +1,181 @@
+"""Waiting: for merges, for copies, for a cluster that does not answer for a moment; never for ever."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from sparse_ingest.errors import ClusterError
+from sparse_ingest.opensearch import indexes, settling
+from sparse_ingest.opensearch.client import Client, Connection, ResponseError, UnreachableError, connect
+from sparse_ingest.opensearch.durability import Durability
+from sparse_ingest.opensearch.sending import BLOCKED, Retries
+
+FAST = Retries(attempts=4, base_s=0.001, cap_s=0.002)
+
+
+@pytest.fixture(scope="module")
+def client(opensearch_url: str) -> Iterator[Client]:
+    with closing(connect(Connection(opensearch_url))) as client:
+        yield client
+
+
+def made(client: Client, name: str, *, shards: int = 1, replicas: int = 0) -> indexes.Index:
+    settings = {"number_of_shards": shards, "number_of_replicas": replicas, "refresh_interval": -1}
+    return indexes.create_index(client, name, {"settings": settings, "mappings": {"dynamic": False}})
+
+
+def in_segments(client: Client, index: indexes.Index, segments: int) -> None:
+    for number in range(segments):
+        client.call("PUT", f"/{index.name}/_doc/{number}", {"a": number}, params={"refresh": "true"})
+
+
+def never(sentence: str) -> None:
+    raise AssertionError(sentence)
+
+
+def most_segments(client: Client, index: indexes.Index) -> int:
+    shards = client.call("GET", f"/{index.name}/_segments")["indices"][index.name]["shards"]
+    return max(copy["num_search_segments"] for copies in shards.values() for copy in copies)
+
+
+def test_every_shard_becomes_one_segment(client: Client, index_name: str) -> None:
+    index = made(client, index_name, shards=2)
+    in_segments(client, index, 8)
+    assert most_segments(client, index) > 1
+    assert settling.merge(client, index, never) is None
+    assert most_segments(client, index) == 1
+
+
+def test_a_merge_whose_request_is_cut_off_is_finished_all_the_same(
+    client: Client, index_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = made(client, index_name)
+    in_segments(client, index, 4)
+    call, cut = Client.call, []
+
+    def cut_off(self: Client, method: str, path: str, *arguments, **keywords):
+        if path.endswith("_forcemerge"):
+            cut.append(path)
+            keywords["timeout_s"] = 0.0001
+        return call(self, method, path, *arguments, **keywords)
+
+    monkeypatch.setattr(Client, "call", cut_off)
+    assert settling.merge(client, index, never) is None
+    assert cut
+    assert most_segments(client, index) == 1
+
+
+def test_a_merge_that_cannot_end_is_given_up_with_a_sentence(
+    client: Client, index_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody writes all the time: each time that is looked, there are two segments again."""
+    index = made(client, index_name)
+    in_segments(client, index, 3)
+    call, written = Client.call, []
+
+    def written_to(self: Client, method: str, path: str, *arguments, **keywords):
+        if path.endswith("_segments"):
+            for _ in range(2):
+                written.append(path)
+                call(self, "PUT", f"/{index.name}/_doc/x{len(written)}", {}, params={"refresh": "true"})
+        return call(self, method, path, *arguments, **keywords)
+
+    monkeypatch.setattr(Client, "call", written_to)
+    monkeypatch.setattr(settling, "_POLL_S", 0.01)
+    sentence = settling.merge(client, index, never)
+    assert sentence is not None
+    assert "segments more than one a shard: somebody writes into it" in sentence
+
+
+def test_an_empty_index_needs_no_merge(client: Client, index_name: str) -> None:
+    assert settling.merge(client, made(client, index_name), never) is None
+
+
+def test_copies_that_are_there_are_not_waited_for(client: Client, index_name: str) -> None:
+    assert settling.wait_for_copies(client, made(client, index_name, shards=2), never) is None
+
+
+def test_replicas_for_which_there_is_no_node_are_said_and_not_waited_for(client: Client, index_name: str) -> None:
+    index = made(client, index_name, shards=2, replicas=1)
+    began = time.monotonic()
+    sentence = settling.wait_for_copies(client, index, lambda _: None)
+    assert sentence is not None
+    assert "asks for 2 copies of each shard, but the cluster has 1 data node: 2 of 4 copies cannot be made" in sentence
+    assert time.monotonic() - began < 5
+
+
+def test_copies_that_never_come_end_in_a_sentence_also_without_rights_on_the_cluster(
+    client: Client, index_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = made(client, index_name, replicas=1)
+    call = Client.call
+
+    def without_cluster(self: Client, method: str, path: str, *arguments, **keywords):
+        if path.startswith("/_cluster"):
+            raise ResponseError("no", status=403, kind="security_exception", reason="no permissions")
+        return call(self, method, path, *arguments, **keywords)
+
+    monkeypatch.setattr(Client, "call", without_cluster)
+    with pytest.raises(ClusterError, match=r"has 1 of 2 copies.* for 0.2 s nothing has changed.*allocation/explain"):
+        settling.wait_for_copies(client, index, lambda _: None, patience_s=0.2, poll_s=0.05)
+
+
+def test_a_question_is_asked_again_while_the_cluster_does_not_answer() -> None:
+    answers: list[object] = [
+        UnreachableError("gone"),
+        ResponseError("busy", status=503, kind="x", reason="x"),
+        ResponseError("busy", status=429, kind="x", reason="x"),
+        "here",
+    ]
+
+    def ask() -> object:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert settling.patiently(ask, FAST) == "here"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ResponseError("no", status=404, kind="x", reason="x"),
+        ResponseError("blocked", status=429, kind=BLOCKED, reason="x"),
+        ClusterError("the index is another one"),
+    ],
+)
+def test_what_cannot_get_better_is_not_asked_again(error: ClusterError) -> None:
+    asked = []
+
+    def ask() -> None:
+        asked.append(1)
+        raise error
+
+    with pytest.raises(ClusterError):
+        settling.patiently(ask, FAST)
+    assert len(asked) == 1
+
+
+def test_a_count_without_all_shards_is_refused(client: Client, index_name: str) -> None:
+    # A shard that may be on no node at all is never there.
+    nowhere = {"index.routing.allocation.require._name": "no such node"}
+    client.call("PUT", f"/{index_name}", {"settings": nowhere}, params={"wait_for_active_shards": "0"})
+    index = indexes.find_index(client, index_name)
+    assert index is not None
+    with pytest.raises(ClusterError):
+        indexes.count_documents(client, index)
+
+
+def test_a_primary_that_moved_or_was_restarted_is_noticed(client: Client, index_name: str) -> None:
+    index = made(client, index_name)
+    durability = Durability(client, index)
+    durability.settle()
+    client.call("POST", f"/{index_name}/_close")
+    client.call("POST", f"/{index_name}/_open", params={"wait_for_active_shards": "1"})
+    with pytest.raises(ClusterError, match="was restarted or moved"):
+        durability.settle()
