@@ -139,7 +139,7 @@ def after_shards(out: Path, shards: int, delay_s: float) -> Callable[[float], bo
     "name",
     [
         "manifest.json", "vocab.json", "locks/part-00000.lock", "tmp/part-00001.parquet", "shards/part-00001.parquet",
-        "skipped/part-00001.jsonl", "done/part-00001.json", "locks/complete.lock", "tmp/ids",
+        "skipped/part-00001.jsonl", "done/part-00001.json", "locks/complete.lock",
         "complete.json",
     ],
 )  # fmt: skip
