@@ -84,7 +84,7 @@ def inspect_model(model: ModelSettings) -> Inspection:
     warnings: list[str] = []
     checkpoint = read_checkpoint(model.document, model.revision)
     document = None if checkpoint.family == TABLE_ALONE else _document_side(checkpoint, model, warnings)
-    queries = read_checkpoint(model.query) if model.query else checkpoint
+    queries = read_checkpoint(model.query, model.query_revision) if model.query else checkpoint
     query = _query_side(queries, model, warnings)
     # Once for what both sides share.
     return Inspection(document, query, list(dict.fromkeys(warnings)))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from dataclasses import replace as with_changes
 from pathlib import Path
 from typing import TypedDict
+from urllib.parse import quote
 
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.delivery import Delivery
@@ -152,7 +153,7 @@ def load(
     wanted = settings_guard.LOADING | (settings_guard.ASYNC_TRANSLOG if async_translog else {})
     if async_translog:
         note(settings_guard.ASYNC_RISK)
-    kind, vocabulary = pipeline.index.kind, run.vocabulary()
+    kind, vocabulary, run_id = pipeline.index.kind, run.vocabulary(), run.manifest.run_id
     mappings.check_vocabulary(kind, vocabulary)
     with _connected(connection, index) as client:
         mappings.check_version(kind, client.version)
@@ -163,11 +164,11 @@ def load(
             journal = open_journal(run.path, client.cluster_uuid, target.uuid)
             journal.recount()
             dead = sorted(loaded_shards(run, journal).keys() & journal.refused().keys()) if retry_dead else []
-            if not plan.missing or not (tune or settings_guard.may_tune(target, run.manifest.run_id)):
+            if not plan.missing or not (tune or settings_guard.may_tune(target, run_id)):
                 wanted = {}
             with (
-                _private_alias(client, target, run.manifest.run_id) as alias,
-                _settings(client, target, wanted, note, finished=run.complete() is not None) as confirms_early,
+                _private_alias(client, target, run_id) as alias,
+                _settings(client, target, wanted, note, finished=run_id if run.complete() else None) as confirms_early,
             ):
                 operations = _operations(run, target, plan, older if plan.missing else None)
                 durability = Durability(client, target) if confirms_early else None
@@ -279,11 +280,12 @@ def _private_alias(client: Client, index: indexes.Index, run_id: str) -> Iterato
 
 @contextlib.contextmanager
 def _settings(
-    client: Client, index: indexes.Index, wanted: Mapping[str, str], note: Note, *, finished: bool
+    client: Client, index: indexes.Index, wanted: Mapping[str, str], note: Note, *, finished: str | None
 ) -> Iterator[bool]:
     """The index with settings for loading, and afterwards with its own; yields whether it confirms writes early.
 
-    Without any wanted, what an earlier load left changed is put back first. At the end the stamp says `finished`.
+    Without any wanted, what an earlier load left changed is put back first. At the end the stamp says
+    that the load of the run `finished` is.
     """
     try:
         if wanted:
@@ -315,8 +317,11 @@ def _put_back(client: Client, index: indexes.Index, stopped_by: BaseException) -
         return False
     try:
         # A cluster that hangs must not hold up Ctrl-C.
-        client.call("GET", f"/{index.name}", timeout_s=5)
+        client.call("GET", f"/{quote(index.name, safe='')}", timeout_s=5)
         settings_guard.restore(client, index, lambda sentence: None)
+    except ResponseError as error:
+        # An index that is gone keeps nothing.
+        return error.status == 404
     except ClusterError:
         return False
     return True
@@ -352,10 +357,12 @@ def _compare_counts(client: Client, run: Run, index: indexes.Index, report: Load
         return
     found = settling.patiently(lambda: indexes.count_documents(client, index), retries)
     if found != report.acknowledged:
+        why = "Somebody else wrote or deleted there"
+        if not run.complete():
+            why += ", or ids stand twice in the run, which `sparse-ingest encode` mends when it finishes it"
         raise ClusterError(
             f"Index {index.name!r} holds {found} documents, but {report.acknowledged} of this run were "
-            "acknowledged. Somebody else wrote or deleted there; `sparse-ingest verify` names what is missing, "
-            "--replace --from-scratch loads anew."
+            f"acknowledged. {why}; `sparse-ingest verify` names what is missing, --replace --from-scratch loads anew."
         )
 
 

@@ -29,6 +29,7 @@ class ModelSettings:
     document: str | None = None
     query: str | None = None
     revision: str | None = None
+    query_revision: str | None = None  # of `query`
     trust_remote_code: bool = False
     activation: Literal["relu", "log1p_relu"] | None = None  # log1p(relu), or log1p of that again
     pooling: Literal["max", "sum"] | None = None

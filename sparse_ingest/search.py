@@ -72,7 +72,7 @@ def query_encoder(model: ModelSettings) -> QueryEncoder:
     from sparse_ingest.checkpoints.settings import resolve_query_settings
     from sparse_ingest.checkpoints.sides import WeightTableSide
 
-    revision = None if model.query else model.revision
+    revision = model.query_revision if model.query else model.revision
     checkpoint = read_checkpoint(name, revision, code=model.trust_remote_code)
     side = checkpoint.query
     if isinstance(side, WeightTableSide):
@@ -326,7 +326,10 @@ def _model(asked: ModelSettings, stored: Mapping[str, Any]) -> ModelSettings | N
         return asked
     # An index cannot grant trust in remote code to whoever searches it.
     known = {field.name for field in fields(ModelSettings)} - {"trust_remote_code"}
-    stored = {**stored, **(stored.get("query_side") or {})}
+    if asked.query:  # what is stored of queries is another model's
+        stored = {key: stored[key] for key in ("document", "revision") if key in stored}
+    else:
+        stored = {**stored, **(stored.get("query_side") or {})}
     model = ModelSettings(**{key: value for key, value in stored.items() if key in known})
     default = asdict(ModelSettings())
     model = replace(model, **{key: value for key, value in asdict(asked).items() if value != default[key]})

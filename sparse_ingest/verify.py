@@ -3,10 +3,10 @@
 In: a run folder, the name of an index, a connection. Out: a `VerifyReport`. The ids of the whole index, read at one
 instant, are compared with those of the run. Of every sampled document each weight must be, bit for bit, what the index
 keeps of the run's weight (after the pruning that the index is stamped with), and the sums over the whole vocabulary
-must be those of the run, so that a weight too many is seen as well (unless it is below 2^-24 of the sum, or its token
-is in no vocabulary: no request lists the tokens of a document). All documents of a rank_features field are read token
-by token instead, which shows every weight of every document, those too many included. That takes 16 bytes of memory and
-48 of disk for a document.
+must be those of the run, so that a weight too many is seen as well (unless it is below 2^-24 of the sum, or byte zero
+in clusters, or its token is in no vocabulary: no request lists the tokens of a document). All documents of a
+rank_features field are read token by token instead, which shows every weight of every document, those too many
+included. That takes 20 bytes of memory and 48 of disk for a document.
 Not covered: the other fields of the documents, and mending what differs.
 """
 
@@ -139,7 +139,7 @@ def _held(client: Client, there: indexes.Index, report: VerifyReport) -> Iterato
     with contextlib.ExitStack() as stack:
         whole = None
         try:
-            whole = stack.enter_context(scan(client, there.name))
+            whole = stack.enter_context(scan(client, there))
         except ResponseError as error:
             report.notes.append(f"The ids of the whole index could not be compared ({error})")
         yield whole

@@ -66,9 +66,20 @@ def write_a_manifest_of_the_future(run: Run) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
 
 
+def lose_a_shard(run: Run) -> None:
+    (run.path / "done" / "part-00001.json").unlink()
+    run.shard_path(1).unlink()
+
+
+def empty_a_record(run: Run) -> None:
+    (run.path / "done" / "part-00001.json").write_text("{}")
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
+        (lose_a_shard, "has lost shards: 1 are in done/, complete.json says 2"),
+        (empty_a_record, "names no sha256 or rows"),
         (flip_a_byte, "part-00001.parquet has SHA-256"),
         (shorten, "part-00000.parquet has SHA-256"),
         (bring_a_shard_of_another_run, "part-00000.parquet has SHA-256"),

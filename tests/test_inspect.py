@@ -137,6 +137,12 @@ def test_a_file_that_is_no_safetensors_is_said(tmp_path: Path, content: bytes) -
         look(make(tmp_path, **{"model.safetensors": content}))
 
 
+def test_a_download_that_was_cut_short_is_said(tmp_path: Path) -> None:
+    whole = safetensors(a=[3, 4])
+    with pytest.raises(CheckpointError, match=f"has {len(whole) - 1:,} bytes; .* takes {len(whole):,}"):
+        look(make(tmp_path, **{"model.safetensors": whole[:-1]}))
+
+
 def test_a_table_of_weights_is_a_query_side_of_its_own(tmp_path: Path) -> None:
     found = look(make(tmp_path, **{"idf.json": {"the": 0.5}}))
     assert found.document is not None

@@ -16,12 +16,13 @@ from pathlib import Path
 import click
 import pytest
 from faulty_proxy import faulty_proxy
+from made_loads import MANY, broken_titles, ids_in, into, run_with_bad_titles, stamped
 from made_runs import DOCUMENTS, make_run
 
 from sparse_ingest.cli import loading
 from sparse_ingest.errors import ClusterError, Interrupted, RunError, UsageError
-from sparse_ingest.load import LoadReport, load
-from sparse_ingest.opensearch import indexes, settings_guard
+from sparse_ingest.load import load
+from sparse_ingest.opensearch import indexes
 from sparse_ingest.opensearch.client import Client, Connection, connect
 from sparse_ingest.opensearch.journal import open_journal
 from sparse_ingest.opensearch.pacing import Pace
@@ -31,8 +32,6 @@ from sparse_ingest.runs.ids import find_duplicates, remove_rows
 from sparse_ingest.runs.manifest import Run, SkippedRow
 from sparse_ingest.runs.shards import read_shard, shard_schema_of, write_shard
 from sparse_ingest.verify import verify
-
-MANY = {f"d{number}": {"river": 0.5 + number / 64, "stone": 1 / (number + 1)} for number in range(60)}
 
 
 @pytest.fixture
@@ -44,38 +43,6 @@ def client(opensearch_url: str) -> Iterator[Client]:
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return make_run(tmp_path / "run")
-
-
-def into(client: Client, index: str, run: Run, **settings) -> LoadReport:
-    pipeline = settings.pop("pipeline", Pipeline())
-    return load(run.path, index=index, pipeline=pipeline, connection=Connection(client.address), **settings)
-
-
-def stamped(client: Client, index: str) -> indexes.Stamp:
-    found = indexes.find_index(client, index)
-    assert found is not None
-    assert found.stamp is not None
-    return found.stamp
-
-
-def ids_in(client: Client, index: str) -> set[str]:
-    answer = client.call("POST", f"/{index}/_search", {"size": 1000, "_source": False, "track_total_hits": True})
-    hits = answer["hits"]["hits"]
-    assert answer["hits"]["total"]["value"] == len(hits)
-    return {hit["_id"] for hit in hits}
-
-
-def broken_titles(tmp_path: Path) -> Pipeline:
-    """A body whose title is a number, so that a document with a word as title is refused."""
-    path = tmp_path / "body.json"
-    properties = {"sparse": {"type": "rank_features"}, "title": {"type": "integer"}}
-    path.write_text(json.dumps({"mappings": {"dynamic": False, "properties": properties}}))
-    return Pipeline(index=IndexSettings(body=str(path)))
-
-
-def run_with_bad_titles(folder: Path, bad: tuple[str, ...]) -> Run:
-    titles = {doc_id: {"title": "word" if doc_id in bad else 1} for doc_id in DOCUMENTS}
-    return make_run(folder, fields=titles, shard_rows=2)
 
 
 def test_a_missing_index_is_made_filled_and_stamped(client: Client, index_name: str, run: Run) -> None:
@@ -210,11 +177,25 @@ def test_an_index_that_is_deleted_during_the_load_stops_it(client: Client, index
             client.call("DELETE", f"/{index_name}")
             client.call("PUT", f"/{index_name}", {"mappings": {"properties": properties}})
 
-    with pytest.raises(ClusterError, match="now has UUID"):
+    # Whichever notices first: the next request, whose alias is gone, or the end of the shard.
+    with pytest.raises(ClusterError, match="now has UUID|deleted or its alias removed"):
         into(client, index_name, run, progress=delete_and_make_again)
     report = into(client, index_name, run)
     assert (report.loaded_shards, report.acknowledged) == (3, 60)
     assert ids_in(client, index_name) == set(MANY)
+
+
+def test_of_an_index_that_is_gone_nothing_is_said_to_be_left(client: Client, index_name: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", MANY, shard_rows=20)
+    said: list[str] = []
+
+    def delete(documents: int) -> None:
+        if documents == 20:
+            client.call("DELETE", f"/{index_name}")
+
+    with pytest.raises(ClusterError, match="is gone|deleted or its alias removed"):
+        into(client, index_name, run, progress=delete, note=said.append)
+    assert [sentence for sentence in said if "--restore" in sentence] == []
 
 
 def test_refused_documents_become_dead_letters_and_exit_code_3(
@@ -265,12 +246,14 @@ def test_faults_on_the_way_lose_and_double_nothing(client: Client, index_name: s
     assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).same
 
 
+# A shell lets what it runs in the background ignore SIGINT.
 LOAD = """
-import sys
+import signal, sys
 from pathlib import Path
 from sparse_ingest.load import load
 from sparse_ingest.opensearch.client import Connection
 from sparse_ingest.pipeline import Pipeline
+signal.signal(signal.SIGINT, signal.default_int_handler)
 load(Path(sys.argv[1]), index=sys.argv[2], pipeline=Pipeline(), connection=Connection(sys.argv[3]))
 """
 
@@ -321,7 +304,7 @@ def test_a_shard_that_lost_a_row_to_another_is_not_trusted(client: Client, index
     schema = shard_schema_of(run.shard_path(1))
     sha256 = write_shard(twice, scratch=run.scratch_path("part"), target=run.shard_path(1), schema=schema)
     run.mark_done(1, {**(run.done(1) or {}), "sha256": sha256})
-    with pytest.raises(ClusterError, match="holds 3 documents, but 4"):
+    with pytest.raises(ClusterError, match="holds 3 documents, but 4.*ids stand twice"):
         into(client, index_name, run, partial=True)
     [duplicate] = find_duplicates(run)
     remove_rows(run, 1, {duplicate.again[1]: SkippedRow(duplicate.again[1], "corpus.jsonl", 3, "duplicate id")})
@@ -329,93 +312,6 @@ def test_a_shard_that_lost_a_row_to_another_is_not_trusted(client: Client, index
     into(client, index_name, run)
     report = verify(run.path, index=index_name, connection=Connection(client.address), sample=None)
     assert report.same, report
-
-
-SETTINGS = ("refresh_interval", "number_of_replicas", "translog.durability")
-
-
-def settings_of(client: Client, index: str) -> tuple[str | None, ...]:
-    there = indexes.find_index(client, index)
-    assert there is not None
-    return tuple(there.setting(name) for name in SETTINGS)
-
-
-def test_settings_for_loading_last_as_long_as_the_load(client: Client, index_name: str, run: Run) -> None:
-    seen: set[tuple[str | None, ...]] = set()
-    into(client, index_name, run, progress=lambda _: seen.add(settings_of(client, index_name)))
-    assert seen == {("-1", "0", None)}
-    assert settings_of(client, index_name) == (None, "1", None)
-    assert stamped(client, index_name).settings == {}
-
-
-def test_a_load_that_was_stopped_puts_the_settings_back(client: Client, index_name: str, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", MANY, shard_rows=20)
-    answers = iter([False, True])
-    with pytest.raises(Interrupted):
-        into(client, index_name, run, stop=lambda: next(answers))
-    assert settings_of(client, index_name) == (None, "1", None)
-
-
-def test_settings_that_a_killed_load_left_are_put_back_by_one_that_sends_nothing_and_by_restore(
-    client: Client, index_name: str, run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    into(client, index_name, run)
-    there = indexes.find_index(client, index_name)
-    assert there is not None
-    for arguments in ([str(run.path), "--index", index_name], ["--index", index_name, "--restore"]):
-        settings_guard.tune(client, there, settings_guard.LOADING, print)
-        assert settings_of(client, index_name) == ("-1", "0", None)
-        assert loading.load.main([*arguments, "--url", client.address], standalone_mode=False) == 0
-        assert settings_of(client, index_name) == (None, "1", None)
-    assert "put back number_of_replicas, refresh_interval" in capsys.readouterr().out
-
-
-def test_an_index_of_somebody_else_keeps_its_settings_unless_tune_is_asked(
-    client: Client, index_name: str, run: Run
-) -> None:
-    mappings = {"properties": {"sparse": {"type": "rank_features"}}}
-    client.call("PUT", f"/{index_name}", {"settings": {"refresh_interval": "9s"}, "mappings": mappings})
-    seen: set[tuple[str | None, ...]] = set()
-    into(client, index_name, run, progress=lambda _: seen.add(settings_of(client, index_name)))
-    assert seen == {("9s", "1", None)}
-    seen.clear()
-    more = make_run(run.path.with_name("more"), {"new": {"river": 1.0}})
-    into(client, index_name, more, tune=True, progress=lambda _: seen.add(settings_of(client, index_name)))
-    assert seen == {("-1", "0", None)}
-    assert settings_of(client, index_name) == ("9s", "1", None)
-
-
-def test_async_translog_is_said_and_ends_with_the_load(client: Client, index_name: str, run: Run) -> None:
-    said: list[str] = []
-    seen: set[tuple[str | None, ...]] = set()
-    report = into(
-        client,
-        index_name,
-        run,
-        async_translog=True,
-        note=said.append,
-        progress=lambda _: seen.add(settings_of(client, index_name)),
-    )
-    assert seen == {("-1", "0", "async")}
-    assert settings_of(client, index_name) == (None, "1", None)
-    assert report.acknowledged == 5
-    assert said[0].startswith("--async-translog: ")
-
-
-def test_a_primary_that_restarts_while_writes_are_confirmed_early_stops_the_load_before_the_shard_counts(
-    client: Client, index_name: str, tmp_path: Path
-) -> None:
-    run = make_run(tmp_path / "run", MANY, shard_rows=60)
-
-    def restart(documents: int) -> None:
-        if not documents:
-            client.call("POST", f"/{index_name}/_close")
-            client.call("POST", f"/{index_name}/_open", params={"wait_for_active_shards": "1"})
-
-    with pytest.raises(ClusterError, match="was restarted or moved while the index confirmed writes early"):
-        into(client, index_name, run, async_translog=True, progress=restart)
-    report = into(client, index_name, run)
-    assert (report.loaded_shards, report.acknowledged) == (1, 60)
 
 
 def test_pruned_vectors_are_loaded_noted_and_other_pruning_is_refused(
@@ -483,60 +379,6 @@ def test_merge_leaves_one_segment_a_shard(client: Client, index_name: str, tmp_p
     assert [copy["num_search_segments"] for copies in shards.values() for copy in copies] == [1]
 
 
-@pytest.mark.parametrize("block", ["read_only", "read_only_allow_delete", "write"])
-def test_a_block_stops_the_load_with_a_sentence_and_what_was_done_is_kept(
-    client: Client, index_name: str, tmp_path: Path, block: str
-) -> None:
-    run = make_run(tmp_path / "run", MANY, shard_rows=20)
-
-    def set_block(value: bool) -> None:
-        client.call("PUT", f"/{index_name}/_settings", {"index": {f"blocks.{block}": value}})
-
-    answers = iter([False, True])
-    with pytest.raises(Interrupted):
-        into(client, index_name, run, stop=lambda: next(answers))
-    set_block(True)
-    with pytest.raises(ClusterError, match=r"takes no .*(block|full disk)"):
-        into(client, index_name, run)
-    set_block(False)
-    report = into(client, index_name, run)
-    assert (report.loaded_shards, report.acknowledged) == (2, 60)
-    assert settings_of(client, index_name) == (None, "1", None)
-
-
-def test_a_disk_that_fills_up_during_the_load_stops_it_and_it_goes_on_later(
-    client: Client, index_name: str, tmp_path: Path
-) -> None:
-    run = make_run(tmp_path / "run", MANY, shard_rows=20)
-    said: list[str] = []
-
-    def fill(documents: int) -> None:
-        if documents == 0:
-            client.call("PUT", f"/{index_name}/_settings", {"index": {"blocks.read_only_allow_delete": True}})
-
-    with pytest.raises(ClusterError, match=r"OpenSearch takes no documents: .*Remove the cause \(a full disk"):
-        into(client, index_name, run, progress=fill, note=said.append)
-    assert any("keeps its settings for loading" in sentence for sentence in said)
-    client.call("PUT", f"/{index_name}/_settings", {"index": {"blocks.read_only_allow_delete": None}})
-    assert into(client, index_name, run).acknowledged == 60
-    assert settings_of(client, index_name) == (None, "1", None)
-
-
-def test_an_index_that_is_closed_during_the_load_makes_no_dead_letters(
-    client: Client, index_name: str, tmp_path: Path
-) -> None:
-    run = make_run(tmp_path / "run", MANY, shard_rows=60)
-
-    def close(documents: int) -> None:
-        client.call("POST", f"/{index_name}/_close")
-
-    with pytest.raises(ClusterError):
-        into(client, index_name, run, progress=close, retries=Retries(attempts=2, base_s=0.01))
-    client.call("POST", f"/{index_name}/_open", params={"wait_for_active_shards": "1"})
-    report = into(client, index_name, run)
-    assert (report.refused, report.acknowledged) == (0, 60)
-
-
 def test_the_rate_reaches_the_pace(client: Client, index_name: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float | None] = []
 
@@ -553,7 +395,8 @@ def test_the_rate_reaches_the_pace(client: Client, index_name: str, run: Run, mo
 
 @pytest.mark.parametrize(
     "arguments", [[], ["RUN"], ["RUN", "--index", "a", "--alias", "b"], ["--index", "a"], ["--alias", "a", "--restore"],
-                  ["RUN", "--index", "a", "--to", "b"], ["RUN", "--index", "a", "--drop-old"]],
+                  ["RUN", "--index", "a", "--to", "b"], ["RUN", "--index", "a", "--drop-old"],
+                  ["--alias", "a", "--to", "b", "--drop-old"]],
 )  # fmt: skip
 def test_a_command_line_without_one_target_is_refused(arguments: list[str]) -> None:
     with pytest.raises(click.UsageError):

@@ -288,7 +288,8 @@ def test_passages_without_text_carry_their_parent(encode, tmp_path: Path) -> Non
     assert encode("passages", "--no-text", "--keep", "text").code == 0
     found = documents(open_run(tmp_path / "run"))
     assert found["long#1"][1] == {"text": LONG, "parent": "long"}
-    assert encode("passages", "--no-text", out="bare").code == 0
+    bare = encode("passages", "--no-text", out="bare")
+    assert bare.code == 0 and f" {len(found)} passages, " in bare.out
     assert documents(open_run(tmp_path / "bare"))["long#1"][1] == {"parent": "long"}
 
 

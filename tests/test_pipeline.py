@@ -15,6 +15,7 @@ WHOLE = """
 document = "naver/efficient-splade-VI-BT-large-doc"
 query = "naver/efficient-splade-VI-BT-large-query"
 revision = "abc"
+query_revision = "def"
 trust_remote_code = true
 activation = "log1p_relu"
 pooling = "max"

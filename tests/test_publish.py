@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_loads import broken_titles, run_with_bad_titles
 from made_runs import DOCUMENTS, make_run
-from test_load import broken_titles, run_with_bad_titles
 
 from sparse_ingest.cli import loading
 from sparse_ingest.errors import ClusterError, RunError, UsageError

@@ -6,22 +6,17 @@ Not covered: settings (settings.py).
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import Tokenizer
-
+from sparse_ingest.checkpoints.files import read_header, read_tokenizer
 from sparse_ingest.checkpoints.hub import CARD, PICKLES
 from sparse_ingest.checkpoints.modules import read_json
-from sparse_ingest.errors import CheckpointError
 
 SPECIAL_TOKENS = ("cls_token", "sep_token", "bos_token", "eos_token", "unk_token", "pad_token", "mask_token")
-MAX_HEADER_BYTES = 100_000_000  # as the safetensors library has it
 
 
 class Card(NamedTuple):
@@ -73,14 +68,14 @@ def count_parameters(folder: Path) -> int | None:
     """The numbers in a folder's safetensors, from their headers; None where there are none.
 
     Raises:
-        CheckpointError: a file is no safetensors.
+        CheckpointError: a file is no safetensors, or shorter than its header says.
     """
     index = read_json(folder / "model.safetensors.index.json").get("weight_map")
     names = sorted(set(index.values())) if isinstance(index, dict) else []
     files = [folder / str(name) for name in names] or sorted(folder.glob("*.safetensors"))
     if not files or not all(file.is_file() for file in files):
         return None
-    return sum(int(math.prod(tensor["shape"])) for file in files for tensor in _tensors(file))
+    return sum(int(math.prod(tensor["shape"])) for file in files for tensor in read_header(file)[1].values())
 
 
 def has_pickle(folder: Path) -> bool:
@@ -98,10 +93,7 @@ def read_vocabulary(folder: Path, size: int | None = None) -> Vocabulary | None:
     """
     path = folder / "tokenizer.json"
     if path.is_file():
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # `tokenizers` raises bare Exception for a malformed file
-            raise CheckpointError(f"{path} cannot be read as a tokenizer: {error}. Fetch the model again.") from error
+        tokenizer = read_tokenizer(path)
         count = size or tokenizer.get_vocab_size(with_added_tokens=True)
         tokens = [tokenizer.id_to_token(token_id) for token_id in range(count)]
         model = type(tokenizer.model).__name__
@@ -123,16 +115,3 @@ def _special_tokens(folder: Path) -> dict[str, str]:
     named = {key: said[key] for key in SPECIAL_TOKENS if key in said}
     tokens = {key: value.get("content") if isinstance(value, dict) else value for key, value in named.items()}
     return {key: token for key, token in tokens.items() if isinstance(token, str)}
-
-
-def _tensors(path: Path) -> Iterator[dict[str, Any]]:
-    """What a safetensors header says of each tensor: eight bytes of length, then JSON."""
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if 0 < length <= MAX_HEADER_BYTES else None
-    except ValueError:
-        header = None
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path} is no safetensors file: its header cannot be read. Fetch the model again.")
-    yield from (tensor for name, tensor in header.items() if name != "__metadata__")

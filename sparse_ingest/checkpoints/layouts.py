@@ -86,7 +86,6 @@ def read_checkpoint(name: str, revision: str | None = None, *, code: bool = Fals
     for family in FAMILIES:
         if family.recognise(folder, modules):
             sides = family.read(folder, modules)
-            limit = read_json(folder / "config_sentence_transformers.json").get("max_active_dims")
             return Checkpoint(
                 name=name,
                 folder=folder,
@@ -95,7 +94,7 @@ def read_checkpoint(name: str, revision: str | None = None, *, code: bool = Fals
                 transformer=sides.transformer,
                 query=sides.query,
                 declared=sides.declared,
-                max_active_dims=limit,
+                max_active_dims=_max_active_dims(folder),
             )
     files = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "nothing"
     tried = "; ".join(family.name for family in FAMILIES)
@@ -103,6 +102,14 @@ def read_checkpoint(name: str, revision: str | None = None, *, code: bool = Fals
     raise CheckpointError(
         f"{name} is no checkpoint of a known family. Looked for: {tried}. Found in the folder: {files}.{chain}"
     )
+
+
+def _max_active_dims(folder: Path) -> int | None:
+    path = folder / "config_sentence_transformers.json"
+    limit = read_json(path).get("max_active_dims")
+    if limit is not None and (type(limit) is not int or limit <= 0):
+        raise CheckpointError(f"{path}: max_active_dims is {limit!r}; expected a whole number above zero.")
+    return limit
 
 
 def remote_code(folder: Path) -> str | None:
@@ -143,12 +150,12 @@ def _code_reference(folder: Path) -> str:
     config = read_json(folder / "config.json")
     references = config.get("auto_map") or {}
     kind = str(config.get("model_type") or "")
-    if not references or kind == BUILT_AS_GTE or _transformers_has(kind):
+    if not references or kind == BUILT_AS_GTE or transformers_has(kind):
         return ""
     return str(references.get("AutoModelForMaskedLM") or next(iter(references.values())))
 
 
-def _transformers_has(kind: str) -> bool:
+def transformers_has(kind: str) -> bool:
     """Whether the installed transformers has an architecture, by its folders: importing it takes seconds."""
     spec = importlib.util.find_spec("transformers")
     if spec is None or not spec.submodule_search_locations or not kind:
@@ -166,8 +173,9 @@ def _read_symmetric(folder: Path, modules: list[Module]) -> Sides:
 
 
 def _is_masked_lm(folder: Path, modules: list[Module]) -> bool:
-    architectures = read_json(folder / "config.json").get("architectures") or []
-    return not modules and any(str(name).endswith("ForMaskedLM") for name in architectures)
+    architectures = read_json(folder / "config.json").get("architectures")
+    known = isinstance(architectures, list) and any(str(name).endswith("ForMaskedLM") for name in architectures)
+    return known and not modules
 
 
 def _read_masked_lm(folder: Path, modules: list[Module]) -> Sides:

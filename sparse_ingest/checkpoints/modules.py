@@ -52,7 +52,10 @@ def read_modules(folder: Path) -> list[Module]:
         raise CheckpointError(f"{path} is no JSON: {error}. Fetch the model again.") from error
     if not isinstance(modules, list) or not all(isinstance(entry, dict) and "type" in entry for entry in modules):
         raise CheckpointError(f"{path} must list modules, each with a type. Fetch the model again.")
-    ordered = sorted(modules, key=lambda entry: int(entry.get("idx", 0)))
+    try:
+        ordered = sorted(modules, key=lambda entry: int(entry.get("idx", 0)))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} gives a module an idx that is no number. Fetch the model again.") from error
     return [module_of(path, str(entry["type"]), folder, str(entry.get("path", ""))) for entry in ordered]
 
 
@@ -84,7 +87,8 @@ def declared_by_splade(transformer: Module, pooling: Module, task: str) -> dict[
     """What the files of a masked LM and of its pooling say about settings; `task` is "query" or "document".
 
     Raises:
-        CheckpointError: the transformer is declared to compute something else than a masked LM.
+        CheckpointError: the transformer is declared to compute something else than a masked LM, or a file lacks or
+            holds what no release writes.
     """
     configs = (read_json(transformer.folder / name) for name in TRANSFORMER_CONFIGS)
     config = next((found for found in configs if found), {})
@@ -101,11 +105,20 @@ def declared_by_splade(transformer: Module, pooling: Module, task: str) -> dict[
         processor.get("model_max_length"),
         config.get("max_seq_length"),
     )
-    splade = read_json(pooling.folder / "config.json")
+    length = next((length for length in lengths if length is not None), None)
+    if length is not None and (type(length) is not int or length <= 0):
+        raise CheckpointError(
+            f"{transformer.folder} is declared to cut a text at {length!r} tokens; expected a whole number above zero."
+        )
+    path = pooling.folder / "config.json"
+    # A folder without its masked LM may still serve queries; with one, the activation is said nowhere else.
+    if not path.exists() and (transformer.folder / "config.json").exists():
+        raise CheckpointError(f"The pooling has no settings: looked for {path}. Fetch the model again.")
+    splade = read_json(path)
     declared = {
         "activation": splade.get("activation_function"),
         "pooling": splade.get("pooling_strategy"),
-        "max_length": next((length for length in lengths if length is not None), None),
+        "max_length": length,
         "lower_case": config.get("do_lower_case"),
     }
     return {key: value for key, value in declared.items() if value is not None}
@@ -117,5 +130,8 @@ def prompts(folder: Path) -> dict[str, str]:
     Released sentence-transformers always has a "query" and a "document" here: an absent one is empty, and neither
     `default_prompt_name` nor another name stands in for it.
     """
-    saved = read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
+    path = folder / "config_sentence_transformers.json"
+    saved = read_json(path).get("prompts") or {}
+    if not isinstance(saved, dict):
+        raise CheckpointError(f"{path}: prompts is {saved!r}; expected an object from name to text.")
     return {f"{side}_prompt": saved[side] for side in ("document", "query") if isinstance(saved.get(side), str)}

@@ -28,9 +28,10 @@ def read_router(folder: Path, place: Path) -> Sides:
     if not path.exists():
         path = place / "config.json"
     config = read_json(path)
-    types, structure = config.get("types"), config.get("structure")
-    if not isinstance(types, dict) or not isinstance(structure, dict):
-        raise CheckpointError(f"{path} must hold a router's types and structure. Fetch the model again.")
+    types: Any = config.get("types")
+    structure: Any = config.get("structure")
+    if not all(isinstance(part, dict) for part in (types, structure, config.get("parameters") or {})):
+        raise CheckpointError(f"{path} must hold a router's types, structure and parameters. Fetch the model again.")
     chains: dict[str, list[Module]] = {}
     for task in ("document", "query"):
         names = structure.get(_route(config, task)) or []

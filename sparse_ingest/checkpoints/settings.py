@@ -133,10 +133,11 @@ def model_record(checkpoint: Checkpoint, settings: ModelSettings, asked: ModelSe
     queries: dict[str, Any] = {}
     checkpoint_of_queries = checkpoint
     if asked.query:
-        checkpoint_of_queries = read_checkpoint(asked.query, code=asked.trust_remote_code)
+        checkpoint_of_queries = read_checkpoint(asked.query, asked.query_revision, code=asked.trust_remote_code)
         record["query"] = _name(checkpoint_of_queries)
+        if checkpoint_of_queries.revision:
+            record["query_revision"] = checkpoint_of_queries.revision
         queries["family"] = checkpoint_of_queries.family
-        queries["revision"] = checkpoint_of_queries.revision or ""
         queries["sha256"] = checkpoint_of_queries.sha256
     is_table = isinstance(checkpoint_of_queries.query, WeightTableSide)
     resolved = resolve_query_settings(asked, checkpoint_of_queries)

@@ -67,9 +67,10 @@ def encode(pipeline: Pipeline, specs: tuple[str, ...], out: Path, as_json: bool,
     if as_json:
         print_json({**report._asdict(), "run": str(report.run)})
     else:
+        row = "passage" if pipeline.encode.overflow == "passages" else "document"
         click.echo(
-            f"{report.run}: {report.rows:,} documents, {report.terms:,} terms "
-            f"({report.terms / max(1, report.rows):.1f} a document) in {report.shards} shards; "
+            f"{report.run}: {report.rows:,} {row}s, {report.terms:,} terms "
+            f"({report.terms / max(1, report.rows):.1f} a {row}) in {report.shards} shards; "
             f"{report.empty:,} without a term, {report.truncated:,} cut at the model's limit, "
             f"{report.underflow:,} weights too small for float16."
         )

@@ -84,6 +84,8 @@ def load(
         raise click.UsageError("--to and --drop-old belong to --alias.")
     if restore and not index:
         raise click.UsageError("--restore belongs to --index.")
+    if to and drop_old:
+        raise click.UsageError("--to deletes nothing: leave out --drop-old.")
     if to and alias:
         return _roll_back(alias, to, connection, as_json)
     if restore and index:
@@ -229,6 +231,7 @@ def _print_verify(report: VerifyReport) -> None:
         click.echo(f"{report.unloaded_shards} shards of the run are not loaded yet: start the same load again.")
     click.echo(f"Compared {report.checked_weights} weights of {report.checked_documents} documents.")
     _print_ids("missing", report.missing_ids, report.missing)
+    _print_ids("there twice", report.doubled_ids, report.doubled)
     # What others wrote, and what was sent of a shard that is not finished, is no difference of its own.
     if report.expected_documents is not None and not report.unloaded_shards:
         _print_ids("too many", report.extra_ids, report.extra)

@@ -28,7 +28,6 @@ from sparse_ingest.runs.shards import read_shard
 
 NAMED = 20  # differences and ids that the report names
 _BATCH = 200
-_GROUP = 1000  # tokens that no document of the run has, asked for together
 _Places = npt.NDArray[np.int64]
 Progress = Callable[[int], None]
 
@@ -50,7 +49,8 @@ class VerifyReport:
     """What a verification found.
 
     `expected_documents` is None when others wrote into the index as well; `extra` then counts theirs, which are no
-    difference. `unloaded_shards` counts those that an unfinished load has not sent yet. `notes` says what could not be
+    difference. `doubled` counts documents of the run that are there once more (under another routing).
+    `unloaded_shards` counts those that an unfinished load has not sent yet. `notes` says what could not be
     looked at.
     """
 
@@ -63,17 +63,19 @@ class VerifyReport:
     differing: int = 0
     missing: int = 0
     extra: int = 0
+    doubled: int = 0
     unloaded_shards: int = 0
     seconds: float = 0.0
     differences: list[WeightDifference] = field(default_factory=list)
     missing_ids: list[str] = field(default_factory=list)
     extra_ids: list[str] = field(default_factory=list)
+    doubled_ids: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
     def same(self) -> bool:
         """Whether nothing differs."""
-        if self.differing or self.missing or self.unloaded_shards:
+        if self.differing or self.missing or self.doubled or self.unloaded_shards:
             return False
         return self.expected_documents is None or (self.expected_documents == self.index_documents and not self.extra)
 
@@ -185,6 +187,10 @@ class WeightChecker:
             for key in held.keys() - expected:
                 self._report.note(doc_id, tokens[key], 0.0, self._value(held[key]))
 
+    def groups(self, keys: Sequence[str]) -> Sequence[Sequence[str]]:
+        """Keys that one query may ask for together."""
+        return self._reader.groups(keys)
+
     def _compare(
         self, one: Expected, found: dict[int, Stored | None], sums: npt.NDArray[np.float32], of_bytes: bool
     ) -> bool:
@@ -258,7 +264,7 @@ def compare_all(
     entries = found.open()
     places = np.ascontiguousarray(entries["place"])
     fingerprints = np.zeros(len(places), dtype=np.uint64)
-    questions, numbers, likely = _questions(vocabulary, documents)
+    questions, numbers, likely = _questions(vocabulary, documents, checker.groups)
     asked = 0
     for page in whole.weights(name, questions, likely):
         at = np.searchsorted(places, page.places)
@@ -275,13 +281,16 @@ def compare_all(
 
 
 def _questions(
-    vocabulary: Sequence[str | None], documents: npt.NDArray[np.int64]
-) -> tuple[list[list[str]], list[int], list[int]]:
+    vocabulary: Sequence[str | None],
+    documents: npt.NDArray[np.int64],
+    groups: Callable[[Sequence[str]], Sequence[Sequence[str]]],
+) -> tuple[list[Sequence[str]], list[int], list[int]]:
     """What to ask for so that every token is: the tokens of each question, a number for it, how many will answer.
 
-    A token that documents of the run have stands alone and its number is its id; those that none has stand together.
+    A token that documents of the run have stands alone and its number is its id; those that none has stand
+    together in `groups`.
     """
-    questions: list[list[str]] = []
+    questions: list[Sequence[str]] = []
     numbers: list[int] = []
     unused: list[str] = []
     for token_id, token in enumerate(vocabulary):
@@ -291,9 +300,9 @@ def _questions(
         elif token is not None:
             unused.append(token)
     likely = [int(documents[token_id]) for token_id in numbers]
-    for start in range(0, len(unused), _GROUP):
-        questions.append(unused[start : start + _GROUP])
-        numbers.append(len(vocabulary) + start)
+    for number, group in enumerate(groups(unused), start=len(vocabulary)):
+        questions.append(group)
+        numbers.append(number)
         likely.append(0)
     return questions, numbers, likely
 
@@ -315,17 +324,20 @@ def _note_mismatches(
     """Note what only one side has; the places of the missing documents, and of those that both have and that differ."""
     expected.close()
     found.close()
-    missing, extra, differing = [], [], []
+    missing, extra, doubled, differing = [], [], [], []
     for mismatch in compare(expected, found):
         report.missing += len(mismatch.missing)
         report.extra += len(mismatch.extra)
+        report.doubled += len(mismatch.doubled)
         missing.append(np.sort(mismatch.missing))
         extra.append(np.sort(mismatch.extra)[:NAMED])
+        doubled.append(np.sort(mismatch.doubled)[:NAMED])
         differing.append(mismatch.differing)
     gone = np.sort(np.concatenate(missing))
     for one in loaded.documents(gone[:NAMED]):
         report.missing_ids.append(one.doc_id)
-    report.extra_ids.extend(whole.id_at(int(place)) for place in np.sort(np.concatenate(extra))[:NAMED])
+    for places, names in ((extra, report.extra_ids), (doubled, report.doubled_ids)):
+        names.extend(whole.id_at(int(place)) for place in np.sort(np.concatenate(places))[:NAMED])
     return gone, np.sort(np.concatenate(differing))
 
 

@@ -24,15 +24,21 @@ if TYPE_CHECKING:
 
 
 def refuse_incomplete(run: Run, partial: bool) -> None:
-    """Refuse a run without complete.json.
+    """Refuse a run without complete.json, or with fewer shards than that says.
 
     Raises:
-        RunError: it has none, and `partial` is false.
+        RunError: it has none and `partial` is false, or shards were lost since it was complete.
     """
-    if run.complete() is None and not partial:
+    complete, shards = run.complete(), len(run.done_shards())
+    if complete is None and not partial:
         raise RunError(
-            f"{run.path} is not complete: {len(run.done_shards())} shards are finished, complete.json is missing. "
+            f"{run.path} is not complete: {shards} shards are finished, complete.json is missing. "
             "Finish it with the same `sparse-ingest encode` command, or load what is there with --partial."
+        )
+    if complete is not None and complete.get("shards", shards) != shards:
+        raise RunError(
+            f"{run.path} has lost shards: {shards} are in done/, complete.json says {complete['shards']}. Copy the run "
+            "anew, or delete complete.json and finish it with the same `sparse-ingest encode` command."
         )
 
 
@@ -52,7 +58,7 @@ def loaded_shards(run: Run, journal: Journal) -> dict[int, dict[str, Any]]:
     """
     lines = journal.finished()
     current = {shard: (run.done(shard) or {}).get("sha256") for shard in run.done_shards()}
-    if any(current.get(shard) != line["sha256"] for shard, line in lines.items()):
+    if any(current.get(shard) != line.get("sha256") for shard, line in lines.items()):
         return {}
     return {shard: lines[shard] for shard in current if shard in lines}
 

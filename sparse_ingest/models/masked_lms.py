@@ -7,8 +7,10 @@ as transformers' own `gte` architecture. Not covered: what is done with the mode
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ import torch
 from sparse_ingest.checkpoints.layouts import BUILT_AS_GTE, Checkpoint, trusted_code
 from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.errors import CheckpointError, first_line
+from sparse_ingest.models.pickles import refused
 
 # What `gte` of transformers has one way of doing where the remote code has a choice; in the remote code's defaults.
 GTE_CHOICES = {
@@ -56,29 +59,57 @@ def build_masked_lm(checkpoint: Checkpoint, *, trust_remote_code: bool = False) 
         gte: dict[str, Any] = {}
         if as_gte:
             built_as, gte = _gte(checkpoint.name, config)
-        model, report = built_as.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            # Code that an architecture of transformers' own brings as well is never run.
-            trust_remote_code=bool(code),
-            use_safetensors=bool(list(folder.glob("*.safetensors"))),
-            weights_only=True,
-            output_loading_info=True,
-            **gte,
-        )
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{checkpoint.name} cannot be built: {first_line(error)}.") from error
-    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    if missing:
-        # transformers would fill these with random numbers and go on.
+        with _without_report():
+            model, report = built_as.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                # Code that an architecture of transformers' own brings as well is never run.
+                trust_remote_code=bool(code),
+                use_safetensors=bool(list(folder.glob("*.safetensors"))),
+                weights_only=True,
+                # Told in the report, and refused below with the name of one.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **gte,
+            )
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(refused(f"The weight file of {checkpoint.name}", "its weights as safetensors")) from error
+    except SafetensorError as error:
         raise CheckpointError(
-            f"{checkpoint.name} lacks {len(missing)} of the weights that {type(model).__name__} needs, such as "
-            f"{missing[0]}. Fetch the model again, or name a checkpoint with its masked-LM head."
-        )
+            f"The weights of {checkpoint.name} are damaged: {first_line(error)}. Fetch the model again."
+        ) from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers, and code of a checkpoint's own, raise whatever they like
+        raise CheckpointError(f"{checkpoint.name} cannot be built: {first_line(error)}.") from error
+    _refuse_gaps(checkpoint.name, type(model).__name__, report)
     if as_gte:
         _scale_rotations(model, config)
     return model.eval()
+
+
+def _refuse_gaps(name: str, built: str, report: dict[str, Any]) -> None:
+    """Refuse weights that are not there: transformers would fill them with random numbers and go on."""
+    shapes = (f"{key} ({list(found)} for {list(needed)})" for key, found, needed in report["mismatched_keys"])
+    if missing := [*sorted(report["missing_keys"]), *sorted(shapes)]:
+        raise CheckpointError(
+            f"{name} lacks {len(missing)} of the weights that {built} needs, or has them in another shape, such as "
+            f"{missing[0]}. Fetch the model again, or name a checkpoint with its masked-LM head."
+        )
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """transformers prints a table of weights that are missing, which is refused here, or left over, as poolers are."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _gte(name: str, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

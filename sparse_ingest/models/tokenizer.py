@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.checkpoints.layouts import BUILT_AS_GTE, remote_code
+from sparse_ingest.checkpoints.layouts import transformers_has
 from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.errors import CheckpointError, PipelineError, first_line
 from sparse_ingest.pipeline import ModelSettings
@@ -30,6 +30,10 @@ TokenIds = npt.NDArray[np.int32]
 BORDER = re.compile(r"(?<=\S)(?=\s\S)|(?<=[。！？、，；])(?=\w)")
 BORDER_CONTEXT = 64  # characters on each side by which a cut is tried
 BORDERS_TRIED = 100
+
+
+# Each row is enough for transformers. With none of them it would make up a tokenizer without a single word.
+FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("*.model",))
 
 
 class Layout(NamedTuple):
@@ -129,15 +133,19 @@ class Tokenizer:
     def __init__(self, folder: Path, settings: ModelSettings, *, window_stride: int | None = None) -> None:
         from transformers import AutoTokenizer, PretrainedConfig
 
+        if not any(all(list(folder.glob(name)) for name in row) for row in FILES):
+            looked = ", ".join(" with ".join(row) for row in FILES)
+            raise CheckpointError(f"{folder} has no tokenizer: looked for {looked}. Fetch the model again.")
         # Without a config it reads that of the model, and complains of one whose architecture it does not know.
-        unknown = remote_code(folder) or read_json(folder / "config.json").get("model_type") == BUILT_AS_GTE
-        config = {"config": PretrainedConfig()} if unknown else {}
+        known = transformers_has(str(read_json(folder / "config.json").get("model_type") or ""))
+        config = {} if known else {"config": PretrainedConfig()}
         try:
             loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **config)
             self._tokenizer: Any = loaded.backend_tokenizer
-        except (OSError, ValueError, AttributeError, ImportError) as error:
+        except Exception as error:  # of transformers, tokenizers, huggingface_hub and sentencepiece
             raise CheckpointError(
-                f"The tokenizer in {folder} cannot be built: {first_line(error)}. Expected tokenizer.json."
+                f"The tokenizer in {folder} cannot be built: {first_line(error)}. Expected tokenizer.json, and a "
+                "config.json that transformers can read. Fetch the model again."
             ) from error
         self.padding_id = int(loaded.pad_token_id or 0)
         self.special_ids = sorted(set(loaded.all_special_ids))

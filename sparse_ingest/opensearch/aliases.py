@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.opensearch.client import Client, ResponseError
-from sparse_ingest.opensearch.indexes import Index
+from sparse_ingest.opensearch.indexes import Index, is_one_name
 
 
 class Served(NamedTuple):
@@ -30,7 +30,7 @@ def served_by(client: Client, alias: str) -> Served:
     Raises:
         UsageError: an index has this name, or the alias stands for several.
     """
-    if alias in ("", ".", "..") or alias[0] in "-_+" or any(sign in alias for sign in '*?,/\\<>| "#:'):
+    if not is_one_name(alias):
         raise UsageError(f"--alias {alias!r} is no name for an alias; one name is expected, without wildcards.")
     try:
         found = client.call("GET", f"/{quote(alias, safe='')}")
@@ -38,6 +38,8 @@ def served_by(client: Client, alias: str) -> Served:
         if error.status == 404:
             return Served(alias, None, {})
         raise
+    if alias not in found and not all(alias in entry["aliases"] for entry in found.values()):
+        raise UsageError(f"{alias!r} is a data stream, so it cannot be an alias too. Give --alias another name.")
     if alias in found:
         raise UsageError(
             f"{alias!r} is an index, so it cannot be an alias too. Give --alias another name, or load into the index "

@@ -29,6 +29,8 @@ MAX_DOCUMENTS = 5000
 _CODES = 1 << 16
 # Terms laid out at a time, about 50 bytes of memory each: a part of 8192 long documents has millions.
 _SLICE_TERMS = 1 << 18
+# And characters of fields: a part of 8192 articles has more bytes than Arrow counts in 31 bits.
+_SLICE_CHARACTERS = 8 << 20
 
 Operation = Literal["index", "update", "delete"]
 
@@ -211,9 +213,11 @@ class BodyWriter:
     def _layouts(self, part: Part) -> Iterator[_Layout]:
         """The part's documents, some at a time."""
         vectors, start = part.vectors, 0
+        characters = np.concatenate(([0], np.cumsum(np.fromiter(map(len, part.fields), dtype=np.int64))))
         while start < len(vectors.doc_ids):
-            last = np.searchsorted(vectors.indptr, vectors.indptr[start] + _SLICE_TERMS, side="right")
-            end = max(start + 1, int(last) - 1)
+            limits = ((vectors.indptr, _SLICE_TERMS), (characters, _SLICE_CHARACTERS))
+            ends = [int(np.searchsorted(sums, sums[start] + most, side="right")) - 1 for sums, most in limits]
+            end = max(start + 1, min(ends))
             terms = slice(int(vectors.indptr[start]), int(vectors.indptr[end]))
             some = SparseRows(
                 vectors.doc_ids[start:end],

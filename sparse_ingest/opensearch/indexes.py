@@ -94,6 +94,11 @@ def vocabulary_hash(vocabulary: Sequence[str | None]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def is_one_name(name: str) -> bool:
+    """Whether a name can be that of an index or alias, and never stands for several."""
+    return name not in ("", ".", "..") and name[0] not in "-_+" and not any(sign in name for sign in '*?,/\\<>| "#:')
+
+
 def find_index(client: Client, name: str) -> Index | None:
     """The concrete index behind a name: itself, or the write index of an alias. None when there is none.
 
@@ -101,7 +106,7 @@ def find_index(client: Client, name: str) -> Index | None:
         UsageError: the name stands for several indexes.
         ClusterError: the index has no UUID.
     """
-    if name in ("", ".", "..") or name[0] in "-_+" or any(sign in name for sign in '*?,/\\<>| "#:'):
+    if not is_one_name(name):
         raise UsageError(f"--index {name!r} is no index name; one index or alias is expected, without wildcards.")
     try:
         found = client.call("GET", f"/{quote(name, safe='')}")
@@ -109,6 +114,10 @@ def find_index(client: Client, name: str) -> Index | None:
         if error.status == 404:
             return None
         raise
+    if name not in found and not all(name in entry["aliases"] for entry in found.values()):
+        raise UsageError(
+            f"--index {name!r} is a data stream, whose documents have no ids of their own. Name an index or an alias."
+        )
     if name not in found and len(found) > 1:
         writing = [one for one, entry in found.items() if entry["aliases"][name].get("is_write_index")]
         if len(writing) != 1:

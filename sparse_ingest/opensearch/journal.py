@@ -147,12 +147,14 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield json.loads(line)
-            except ValueError as error:
+                content = json.loads(line)
+                content["shard"]
+            except (ValueError, TypeError, KeyError) as error:
                 raise RunError(
-                    f"{path}, line {number} is no JSON ({error}). Restore the file, or delete its folder to load "
-                    "all shards again; documents keep their ids, so none is doubled."
+                    f"{path}, line {number} is no JSON of a shard ({error}). Restore the file, or delete its folder to "
+                    "load all shards again; documents keep their ids, so none is doubled."
                 ) from error
+            yield content
 
 
 def _as_bytes(line: dict[str, Any]) -> bytes:

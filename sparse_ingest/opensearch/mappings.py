@@ -85,13 +85,15 @@ def index_body(settings: IndexSettings, stamp: Stamp) -> dict[str, Any]:
         body = json.loads(path.read_bytes())
         mappings = body["mappings"]
         properties = mappings["properties"]
+        _refuse_no_objects(body)
         sparse = next(name for name, entry in properties.items() if entry.get("type") == settings.kind)
     except FileNotFoundError as error:
         known = ", ".join(sorted(entry.stem for entry in packaged.parent.glob("*.json")))
         raise PipelineError(f"No index body {name!r}, neither a file nor packaged; packaged: {known}.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise PipelineError(
-            f"{path} is no index body: expected a JSON object whose mappings.properties has a {settings.kind} field."
+            f"{path} is no index body: expected a JSON object whose mappings.properties has a {settings.kind} field, "
+            "and objects for aliases, settings, settings.index, _source, _meta, method and its parameters."
         ) from error
     if settings.kind == "sparse_vector" and not _says_sparse(body):
         raise PipelineError(
@@ -102,7 +104,9 @@ def index_body(settings: IndexSettings, stamp: Stamp) -> dict[str, Any]:
             raise PipelineError(f"{path} maps {settings.field!r} as another type; choose another [index] field.")
         properties[settings.field] = properties.pop(sparse)
     source = mappings.setdefault("_source", {})
-    excludes = [entry for entry in source.get("excludes", []) if entry not in (sparse, settings.field)]
+    excluded = source.get("excludes") or []
+    excluded = [excluded] if isinstance(excluded, str) else excluded
+    excludes = [entry for entry in excluded if entry not in (sparse, settings.field)]
     source["excludes"] = [*excludes, settings.field] if settings.source == "exclude" else excludes
     mappings["_meta"] = {**mappings.get("_meta", {}), META_KEY: stamp.as_meta()}
     return dict(body)
@@ -162,6 +166,18 @@ def field_mapping(mappings: dict[str, Any], field: str) -> dict[str, Any] | None
         if not isinstance(entry, dict):
             return None
     return dict(entry)
+
+
+def _refuse_no_objects(body: dict[str, Any]) -> None:
+    """Raise TypeError when a part of an index body that must be a JSON object is none."""
+    settings, mappings = body.get("settings", {}), body["mappings"]
+    parts = [body.get("aliases", {}), settings, mappings.get("_source", {}), mappings.get("_meta", {})]
+    parts += [settings.get("index", {})] if isinstance(settings, dict) else []
+    for entry in mappings["properties"].values():
+        method = entry.get("method", {})
+        parts += [method, method.get("parameters") or {}] if isinstance(method, dict) else [method]
+    if not all(isinstance(part, dict) for part in parts):
+        raise TypeError
 
 
 def _says_sparse(body: dict[str, Any]) -> bool:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.opensearch.client import Client
+from sparse_ingest.opensearch.indexes import Index
 from sparse_ingest.opensearch.reading import search_many
 
 PAGE = 10_000  # the default of index.max_result_window
@@ -105,12 +106,12 @@ class IndexScan:
 
 
 @contextlib.contextmanager
-def scan(client: Client, index: str, *, page: int = PAGE) -> Iterator[IndexScan]:
+def scan(client: Client, index: Index) -> Iterator[IndexScan]:
     """Hold an index as it is now for the block."""
-    path = f"/{quote(index, safe='')}/_search/point_in_time"
+    path = f"/{quote(index.name, safe='')}/_search/point_in_time"
     point = str(client.call("POST", path, params={"keep_alive": _KEEP_ALIVE})["pit_id"])
     try:
-        yield IndexScan(client, index, point, page)
+        yield IndexScan(client, index.name, point, int(index.setting("max_result_window") or PAGE))
     finally:
         # It ends by itself.
         with contextlib.suppress(ClusterError):

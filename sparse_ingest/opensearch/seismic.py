@@ -177,5 +177,9 @@ def _primaries(body: dict[str, Any]) -> int:
     for place in (settings, settings.get("index", {})):
         for name in ("number_of_shards", "index.number_of_shards"):
             if name in place:
+                if not str(place[name]).isdecimal() or int(place[name]) < 1:
+                    raise PipelineError(
+                        f"The index body says {name} = {place[name]!r}; expected is a number above zero."
+                    )
                 return int(place[name])
     return 1

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.opensearch.client import Client, ResponseError
-from sparse_ingest.opensearch.indexes import Index, check_uuid, update_stamp
+from sparse_ingest.opensearch.indexes import Index, Stamp, check_uuid, update_stamp
 
 # No refresh: no small segments that must be merged again. No replicas: each document is indexed once, copies are made
 # of finished files.
@@ -45,10 +45,10 @@ def tune(client: Client, index: Index, wanted: Mapping[str, str], note: Note) ->
     if there.setting("auto_expand_replicas") not in (None, "false"):
         # The cluster itself decides how many there are, and would undo ours at once.
         wanted = {name: value for name, value in wanted.items() if name != "number_of_replicas"}
-    # What a killed load has kept is older than what the index has now.
+    # What a killed load has kept is what was there before it, unless somebody has set another value since.
     kept = dict(stamp.settings)
     for name, value in wanted.items():
-        if name not in kept and there.setting(name) != value:
+        if there.setting(name) != value:
             kept[name] = {"before": there.setting(name), "loading": value}
     if not kept:
         return
@@ -61,8 +61,11 @@ def tune(client: Client, index: Index, wanted: Mapping[str, str], note: Note) ->
         update_stamp(client, index, lambda stamp: replace(stamp, settings=still))
 
 
-def restore(client: Client, index: Index, note: Note, *, finished: bool = False) -> list[str]:
-    """Put back what loads have changed, and note in the same step that a load is finished; the names put back."""
+def restore(client: Client, index: Index, note: Note, *, finished: str | None = None) -> list[str]:
+    """Put back what loads have changed; the names put back. In the same step note that the load of a run is finished.
+
+    The stamp stays at "loading" when it names another run: one whose load began meanwhile.
+    """
     there = check_uuid(client, index)
     kept = there.stamp.settings if there.stamp else {}
     wanted = {}
@@ -79,7 +82,11 @@ def restore(client: Client, index: Index, note: Note, *, finished: bool = False)
             f"to put them back: {next(iter(refused.values()))} Remove the cause, then run "
             f"`sparse-ingest load --index {index.name} --restore`."
         )
-    update_stamp(client, index, lambda stamp: replace(stamp, settings={}, load="done" if finished else stamp.load))
+
+    def put_back(stamp: Stamp) -> Stamp:
+        return replace(stamp, settings={}, load="done" if stamp.run_id == finished else stamp.load)
+
+    update_stamp(client, index, put_back)
     return sorted(wanted)
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
+from sparse_ingest.checkpoints.files import read_tokenizer
 from sparse_ingest.errors import CheckpointError
 
 
@@ -20,12 +19,7 @@ def read_vocabulary(folder: Path) -> list[str | None]:
     Raises:
         CheckpointError: tokenizer.json or config.json cannot be read.
     """
-    path, config = folder / "tokenizer.json", folder / "config.json"
-    try:
-        # `tokenizers` raises bare Exception for an absent or malformed file.
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a tokenizer: {error}. Fetch the model again.") from error
+    tokenizer, config = read_tokenizer(folder / "tokenizer.json"), folder / "config.json"
     size = tokenizer.get_vocab_size()
     if config.exists():
         try:

@@ -19,6 +19,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, normalizers
 
+from sparse_ingest.checkpoints.files import read_tokenizer
 from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import CheckpointError
@@ -80,12 +81,7 @@ class WeightTable:
         Raises:
             CheckpointError: a file cannot be read, or a weight is no float32 number.
         """
-        path = side.folder / "tokenizer.json"
-        try:
-            # `tokenizers` raises bare Exception for an absent or malformed file.
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:
-            raise CheckpointError(f"{path} cannot be read as a tokenizer: {error}. Fetch the model again.") from error
+        tokenizer = read_tokenizer(side.folder / "tokenizer.json")
         _normalise_as_configured(tokenizer, read_json(side.folder / "tokenizer_config.json"))
         if by_id is None and side.weights.suffix == ".safetensors":
             by_id = read_vector(side.weights, "weight")

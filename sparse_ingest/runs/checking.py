@@ -34,6 +34,8 @@ def checked_parts(run: Run, shards: Iterable[int]) -> Iterator[CheckedPart]:
         path, record = run.shard_path(shard), run.done(shard)
         if record is None:
             raise RunError(f"{path} is missing, its file in done/ is there. Delete that file and encode again.")
+        if not {"sha256", "rows"} <= record.keys():
+            raise RunError(f"The file of {path} in done/ names no sha256 or rows. Delete that file and encode again.")
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != record["sha256"]:

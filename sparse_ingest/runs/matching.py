@@ -65,10 +65,11 @@ class Ledger:
 
 
 class Mismatch(NamedTuple):
-    """Places of documents: in `expected` only, in `found` only (or there twice), in both but not the same."""
+    """Places of documents: in `expected` only, in `found` only, there once more, in both but not the same."""
 
     missing: _Places
     extra: _Places
+    doubled: _Places
     differing: _Places  # in `expected`
 
 
@@ -78,7 +79,7 @@ def compare(expected: Ledger, found: Ledger, *, range_entries: int = RANGE_ENTRI
     for step in range(ranges):
         low, high = (step << 64) // ranges, ((step + 1) << 64) // ranges
         wanted, there = expected.within(low, high), found.within(low, high)
-        # The first of equal hashes answers for the document, further ones are too many.
+        # The first of equal hashes answers for the document.
         first = np.ones(len(there), dtype=np.bool_)
         first[1:] = there["hash"][1:] != there["hash"][:-1]
         once = there[first]
@@ -87,8 +88,13 @@ def compare(expected: Ledger, found: Ledger, *, range_entries: int = RANGE_ENTRI
         inside = at < len(once)
         present[inside] = once["hash"][at[inside]] == wanted["hash"][inside]
         differs = once["fingerprint"][at[present]] != wanted["fingerprint"][present]
-        extra = ~first | ~np.isin(there["hash"], wanted["hash"])
-        yield Mismatch(wanted["place"][~present], there["place"][extra], wanted["place"][present][differs])
+        known = np.isin(there["hash"], wanted["hash"])
+        yield Mismatch(
+            wanted["place"][~present],
+            there["place"][~known],
+            there["place"][known & ~first],
+            wanted["place"][present][differs],
+        )
 
 
 def term_fingerprints(tokens: npt.NDArray[Any] | int, codes: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:

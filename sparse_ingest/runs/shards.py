@@ -24,12 +24,16 @@ from sparse_ingest.errors import RunError, first_line
 from sparse_ingest.records import SparseRows
 
 PART_ROWS = 8192
+_PART_BYTES = 16 << 20  # of fields read at a time: 8192 articles have hundreds of MB
 MAX_FLOAT16 = 65504.0
 WeightType = Literal["float16", "float32"]
 
 
 class ShardPart(NamedTuple):
-    """One row group. `rows` (uint64) are source rows, `text_hashes` 16 bytes each, `fields` JSON objects."""
+    """One row group, or a piece of one whose fields are long.
+
+    `rows` (uint64) are source rows, `text_hashes` 16 bytes each, `fields` JSON objects.
+    """
 
     rows: npt.NDArray[np.uint64]
     text_hashes: list[bytes]
@@ -77,14 +81,13 @@ def write_shard(parts: Iterable[ShardPart], *, scratch: Path, target: Path, sche
 
 
 def read_shard(path: Path) -> Iterator[ShardPart]:
-    """Read a shard one row group at a time.
+    """Read a shard one row group at a time, or less where fields are long.
 
     Raises:
         RunError: the file is missing, is no Parquet, or has other columns than format 1.
     """
     with _opened(path) as file:
-        for group in range(file.num_row_groups):
-            yield _shard_part(file.read_row_group(group))
+        yield from map(_shard_part, _tables(file, ["row", "doc_id", "text_hash", "token_ids", "weights", "fields"]))
 
 
 def read_doc_ids(path: Path) -> Iterator[tuple[int, str]]:
@@ -127,17 +130,33 @@ def read_documents(path: Path) -> Iterator[tuple[SparseRows, list[str]]]:
         RunError: as `read_shard`.
     """
     with _opened(path) as file:
-        for group in range(file.num_row_groups):
-            columns = ["doc_id", "token_ids", "weights", "fields"]
-            batch = file.read_row_group(group, columns=columns).combine_chunks()
-            yield _vectors(batch), batch.column("fields").to_pylist()
+        for table in _tables(file, ["doc_id", "token_ids", "weights", "fields"]):
+            yield _vectors(table), table.column("fields").to_pylist()
+
+
+def _tables(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Table]:
+    """Each row group as one table of one chunk, or as several where its fields have many bytes."""
+    for group in range(file.num_row_groups):
+        about = file.metadata.row_group(group)
+        sizes = {
+            column.path_in_schema: column.total_uncompressed_size
+            for column in map(about.column, range(about.num_columns))
+        }
+        pieces = -(-sizes["fields"] // _PART_BYTES)
+        if pieces < 2:
+            yield file.read_row_group(group, columns=columns).combine_chunks()
+        else:
+            rows = max(1, about.num_rows // pieces)
+            for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=columns, use_threads=False):
+                yield pa.Table.from_batches([batch])
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     """A shard's file for the block; what goes wrong with it there becomes a `RunError`."""
     try:
-        with pq.ParquetFile(path) as file:
+        # With a buffer pages are read as they are needed, not a column of a row group at once.
+        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             yield file
     except (OSError, pa.ArrowException, KeyError) as error:
         raise RunError(
@@ -210,8 +229,7 @@ def _record_batch(part: ShardPart, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _shard_part(table: pa.Table) -> ShardPart:
-    batch = table.combine_chunks()
+def _shard_part(batch: pa.Table) -> ShardPart:
     return ShardPart(
         _numbers(_only_chunk(batch.column("row"))),
         batch.column("text_hash").to_pylist(),

@@ -33,6 +33,24 @@ except CheckpointError as error:
     sys.exit(f"Error: {error}")
 """
 LOCATE = "import sys; from sparse_ingest.checkpoints.locate import locate; print(*locate(sys.argv[1], code=True))"
+RECORD = """
+import json, sys
+from dataclasses import asdict
+from sparse_ingest.checkpoints.layouts import read_checkpoint
+from sparse_ingest.checkpoints.settings import model_record, resolve_settings
+from sparse_ingest.pipeline import ModelSettings
+asked = ModelSettings(document=sys.argv[1], query=sys.argv[2])
+checkpoint = read_checkpoint(asked.document)
+print(json.dumps(model_record(checkpoint, resolve_settings(asked, checkpoint), asked)))
+"""
+# What a search makes of such a record: the document side's revision, and the weights of a query.
+SEARCHED = """
+import json, sys
+from sparse_ingest.pipeline import ModelSettings
+from sparse_ingest.search import _model, query_encoder
+model = _model(ModelSettings(), json.loads(sys.argv[1]))
+print(json.dumps([model.revision, query_encoder(model).encode(["catch"])[0]]))
+"""
 COMMAND = "from sparse_ingest.cli.main import main; main()"
 FETCHED = [
     "README.md", "config.json", "config.json", "config_sentence_transformers.json", "model.safetensors",
@@ -144,6 +162,23 @@ def test_a_revision_is_pinned(hub: Hub, tmp_path: Path) -> None:
     assert {revision: result.out.splitlines()[1] for revision, result in found.items()} == asked
     said = sentence(read(hub, tmp_path / "home", "made/card", "v3"))
     assert said.startswith("The model made/card has no revision 'v3' on the hub: looked for a branch, a tag and a")
+
+
+def test_a_pair_is_searched_with_the_revisions_that_its_record_names(hub: Hub, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+        write_table(folder)
+    (new / "idf.json").write_text(json.dumps({"catch": 1.0}))
+    commits = {"revision": hub.models["made/card"].branches["main"], "query_revision": hub.add("made/table", old)}
+    home = tmp_path / "home"
+    record = ended(begin(RECORD, "made/card", "made/table", endpoint=hub.url, home=home))
+    assert record.code == 0, record.err
+    assert commits.items() <= json.loads(record.out).items()
+    hub.add("made/card", make(tmp_path / "newer", PLAIN))
+    hub.add("made/table", new)
+    result = ended(begin(SEARCHED, record.out, endpoint=hub.url, home=home))
+    assert (result.code, json.loads(result.out)) == (0, [commits["revision"], {"catch": 2.5}]), result.err
 
 
 def test_a_broken_connection_is_taken_up_where_it_broke(hub: Hub, card: Path, tmp_path: Path) -> None:

@@ -74,7 +74,13 @@ def test_a_symmetric_splade_whose_transformer_has_a_folder(tmp_path: Path) -> No
     files = {"0_MLMTransformer/" + name: content for name, content in PLAIN.items()}
     types = modules(f"{OLD}.MLMTransformer", f"{OLD}.SpladePooling", paths=("0_MLMTransformer", "1_SpladePooling"))
     make(
-        tmp_path, {**files, "modules.json": types, "0_MLMTransformer/sentence_bert_config.json": {"max_seq_length": 9}}
+        tmp_path,
+        {
+            **files,
+            "modules.json": types,
+            "0_MLMTransformer/sentence_bert_config.json": {"max_seq_length": 9},
+            "1_SpladePooling/config.json": {},
+        },
     )
     checkpoint = read_checkpoint(str(tmp_path))
     assert checkpoint.transformer == tmp_path / "0_MLMTransformer"
@@ -112,6 +118,27 @@ def test_the_config_of_the_first_releases_is_found_by_its_other_name(tmp_path: P
     files = {**SYMMETRIC, "sentence_distilbert_config.json": {"max_seq_length": 33}}
     del files["sentence_bert_config.json"]
     assert read_checkpoint(str(make(tmp_path, files))).declared["max_length"] == 33
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("sentence_bert_config.json", {"max_seq_length": "40"}, "cut a text at '40' tokens"),
+        ("sentence_bert_config.json", {"max_seq_length": -1}, "cut a text at -1 tokens"),
+        ("config_sentence_transformers.json", {"prompts": ["q: "]}, "prompts is ['q: ']"),
+        ("config_sentence_transformers.json", {"max_active_dims": 0}, "max_active_dims is 0"),
+        ("config_sentence_transformers.json", {"max_active_dims": "10"}, "max_active_dims is '10'"),
+        ("modules.json", [{"idx": "first", "type": f"{OLD}.SpladePooling"}], "an idx that is no number"),
+        ("1_SpladePooling/config.json", None, "The pooling has no settings: looked for"),
+    ],
+)
+def test_what_no_release_writes_is_one_sentence(tmp_path: Path, name: str, content: object, said: str) -> None:
+    files = {**SYMMETRIC, name: content}
+    assert said in message_of(make(tmp_path, {name: content for name, content in files.items() if content is not None}))
+
+
+def test_architectures_that_are_no_list_name_no_masked_lm(tmp_path: Path) -> None:
+    assert "no checkpoint of a known family" in message_of(make(tmp_path, {"config.json": {"architectures": 5}}))
 
 
 def test_a_masked_lm_with_a_table_beside_it(tmp_path: Path) -> None:

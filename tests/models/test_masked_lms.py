@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from made_checkpoints import TEXTS, build_encoder, make_masked_lm, make_router, table_weights
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.checkpoints.settings import document_identity, resolve_settings
@@ -60,6 +60,19 @@ def test_sharded_weights_are_the_same(bert: Path, tmp_path: Path) -> None:
     assert np.array_equal(weights_of(folder), weights_of(bert))
 
 
+def test_weights_that_are_left_over_change_and_say_nothing(
+    own: Path, bert: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the pooler of a training is."""
+    tensors = load_file(own / "model.safetensors")
+    save_file({**tensors, "bert.pooler.dense.bias": torch.zeros(32)}, own / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    assert np.array_equal(weights_of(own), weights_of(bert))
+    assert not caplog.records
+    logging.getLogger("transformers.made").warning("said again")
+    assert "said again" in caplog.text
+
+
 def test_a_pickle_of_tensors_is_read(bert: Path, own: Path) -> None:
     tensors = load_file(own / "model.safetensors")
     (own / "model.safetensors").unlink()
@@ -71,11 +84,12 @@ def test_a_pickle_that_holds_more_is_refused_and_not_run(own: Path, tmp_path: Pa
     tensors = load_file(own / "model.safetensors")
     (own / "model.safetensors").unlink()
     torch.save({**tensors, "more": Dangerous(tmp_path / "ran")}, own / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="cannot be built"):
+    with pytest.raises(CheckpointError, match="could run code"):
         build_encoder(own)
     (own / "pytorch_model.bin").write_bytes(pickle.dumps(Dangerous(tmp_path / "ran"), protocol=2))
-    with pytest.raises(CheckpointError, match="cannot be built"):
+    with pytest.raises(CheckpointError, match="could run code") as caught:
         build_encoder(own)
+    assert "weights_only" not in str(caught.value)  # torch's advice is to switch it off
     assert not (tmp_path / "ran").exists()
 
 
@@ -182,6 +196,15 @@ def test_an_index_or_a_run_cannot_grant_trust() -> None:
     assert _model(ModelSettings(), stored) == ModelSettings(document="some/model")
     asked = _model(ModelSettings(trust_remote_code=True), stored)
     assert asked == ModelSettings(document="some/model", trust_remote_code=True)
+
+
+def test_another_query_model_is_asked_with_its_own_settings() -> None:
+    side = {"query_prompt": "q: ", "max_length": 9}
+    stored = {"document": "a/doc", "revision": "1", "query": "a/query", "query_revision": "2", "query_side": side}
+    mine = ModelSettings(document="a/doc", revision="1", query="my/query")
+    assert _model(ModelSettings(query="my/query"), stored) == mine
+    pinned = {"document": "a/doc", "revision": "1", "query": "a/query", "query_revision": "2", **side}
+    assert _model(ModelSettings(), stored) == ModelSettings(**pinned)
 
 
 def test_code_in_another_repository_is_refused_even_when_trusted(with_code: Path) -> None:

@@ -134,9 +134,11 @@ def test_a_value_that_comes_later_has_its_decimal_too() -> None:
     ]
 
 
-def test_parts_laid_out_in_slices_give_the_same_bytes(monkeypatch) -> None:
+@pytest.mark.parametrize(("limit", "layouts"), [("_SLICE_TERMS", 14), ("_SLICE_CHARACTERS", 17)])
+def test_parts_laid_out_in_slices_give_the_same_bytes(monkeypatch, limit: str, layouts: int) -> None:
     whole = written(BodyWriter(["a", "b", "c"], "s"), some_documents(50))
-    monkeypatch.setattr(bodies, "_SLICE_TERMS", 7)
+    monkeypatch.setattr(bodies, limit, 7)
+    assert len(list(BodyWriter(["a", "b", "c"], "s")._layouts(some_documents(50)))) == layouts
     assert written(BodyWriter(["a", "b", "c"], "s"), some_documents(50)) == whole
 
 

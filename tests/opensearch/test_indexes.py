@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from sparse_ingest.errors import ClusterError, UsageError
-from sparse_ingest.opensearch import indexes
+from sparse_ingest.opensearch import aliases, indexes
 from sparse_ingest.opensearch.client import Client, Connection, connect
 
 STAMP = indexes.Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
@@ -81,3 +81,17 @@ def test_a_deleted_or_remade_index_is_noticed(client: Client, index_name: str) -
 
 def test_max_clauses_comes_from_the_cluster(client: Client) -> None:
     assert indexes.max_clauses(client) >= 1024
+
+
+def test_a_data_stream_is_refused(client: Client, index_name: str) -> None:
+    template = f"/_index_template/{index_name}"
+    client.call("PUT", template, {"index_patterns": [f"{index_name}-stream"], "data_stream": {}})
+    try:
+        client.call("PUT", f"/_data_stream/{index_name}-stream")
+        with pytest.raises(UsageError, match="is a data stream"):
+            indexes.find_index(client, f"{index_name}-stream")
+        with pytest.raises(UsageError, match="is a data stream"):
+            aliases.served_by(client, f"{index_name}-stream")
+    finally:
+        client.call("DELETE", f"/_data_stream/{index_name}-stream")
+        client.call("DELETE", template)

@@ -74,9 +74,23 @@ def test_a_body_of_ones_own_keeps_its_other_keys(tmp_path) -> None:
         mappings.index_body(IndexSettings(body=str(path), field="big"), STAMP)
 
 
+def test_one_field_left_out_of_source_may_stand_without_a_list(tmp_path) -> None:
+    path = tmp_path / "body.json"
+    properties = {"sparse": {"type": "rank_features"}, "big": {"type": "text"}}
+    path.write_text(json.dumps({"mappings": {"_source": {"excludes": "big"}, "properties": properties}}))
+    body = mappings.index_body(IndexSettings(body=str(path)), STAMP)
+    assert body["mappings"]["_source"]["excludes"] == ["big", "sparse"]
+
+
+SPARSE = '"properties": {"sparse": {"type": "rank_features"}}'
+
+
 @pytest.mark.parametrize(
-    "content", ["[]", "{", '{"mappings": {}}', '{"mappings": {"properties": {"a": {"type": "text"}}}}']
-)
+    "content",
+    ["[]", "{", '{"mappings": {}}', '{"mappings": {"properties": {"a": {"type": "text"}}}}',
+     f'{{"mappings": {{"_source": 3, {SPARSE}}}}}', f'{{"mappings": {{"_meta": 3, {SPARSE}}}}}',
+     f'{{"aliases": [], "mappings": {{{SPARSE}}}}}', f'{{"settings": {{"index": 3}}, "mappings": {{{SPARSE}}}}}'],
+)  # fmt: skip
 def test_what_is_no_body_is_refused(tmp_path, content: str) -> None:
     path = tmp_path / "body.json"
     path.write_text(content)

@@ -231,6 +231,8 @@ def test_what_the_body_names_stays_and_the_rest_is_fitted() -> None:
     }
     with pytest.raises(PipelineError, match="quantization_ceiling_ingest = 'much'"):
         seismic.fit(body(quantization_ceiling_ingest="much"), "sparse", survey(weights, 10))
+    with pytest.raises(PipelineError, match="number_of_shards = 'two'"):
+        seismic.fit(body() | {"settings": {"number_of_shards": "two"}}, "sparse", survey(weights, 10))
 
 
 @pytest.mark.parametrize(("documents", "primaries"), [(1, 1), (100, 1), (100, 5), (1_000_000, 8), (10**9, 3)])

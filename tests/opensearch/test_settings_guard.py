@@ -90,6 +90,25 @@ def test_a_second_load_does_not_take_the_settings_of_a_killed_one_for_the_old_on
     assert not settings_guard.confirms_early(now(client, index))
 
 
+def test_what_somebody_set_after_a_killed_load_comes_back_after_the_next_one(
+    client: Client, index: indexes.Index
+) -> None:
+    put(client, index, refresh_interval="7s")
+    settings_guard.tune(client, index, LOADING, never)
+    put(client, index, refresh_interval="9s")
+    settings_guard.tune(client, index, LOADING, never)
+    assert both(client, index) == ("-1", "0")
+    settings_guard.restore(client, index, never)
+    assert both(client, index) == ("9s", "1")
+
+
+def test_the_end_of_one_load_does_not_end_another_that_began_meanwhile(client: Client, index: indexes.Index) -> None:
+    settings_guard.restore(client, index, never, finished="another run")
+    assert now(client, index).stamp == replace(STAMP, load="loading")
+    settings_guard.restore(client, index, never, finished=STAMP.run_id)
+    assert now(client, index).stamp == replace(STAMP, load="done")
+
+
 def test_killed_between_keeping_and_changing_there_is_nothing_to_put_back(client: Client, index: indexes.Index) -> None:
     saved = {"refresh_interval": {"before": None, "loading": "-1"}}
     indexes.update_stamp(client, index, lambda stamp: replace(stamp, settings=saved))

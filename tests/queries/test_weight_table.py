@@ -146,13 +146,16 @@ def test_a_damaged_tensor_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"weight": np.zeros((2, 3), dtype=np.float32), "ids": np.arange(9)}, path)
     whole = path.read_bytes()
-    for content, name in [
-        (whole, "weight"), (whole, "ids"), (whole, "none"), (whole[:40], "ids"), (b"", "weight"),
-        (struct.pack("<Q", 1 << 60) + whole[8:], "weight"), (struct.pack("<Q", 3) + b"[1]", "weight"),
-    ]:  # fmt: skip
-        path.write_bytes(content)
+    for name in ("weight", "ids", "none"):
         with pytest.raises(CheckpointError, match="must hold the vector"):
             read_vector(path, name)
+    for content in (whole[:40], b"", struct.pack("<Q", 1 << 60) + whole[8:], struct.pack("<Q", 3) + b"[1]"):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="is no safetensors file"):
+            read_vector(path, "weight")
+    path.write_bytes(whole[:-1])
+    with pytest.raises(CheckpointError, match=f"has {len(whole) - 1} bytes; .* takes {len(whole)}"):
+        read_vector(path, "ids")
     save_file({"weight": np.array([1.0, np.nan], dtype=np.float32)}, path)
     with pytest.raises(CheckpointError, match="no finite numbers"):
         table(folder, path)

@@ -11,19 +11,23 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_runs import make_run
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows
+from sparse_ingest.runs import shards
 from sparse_ingest.runs.shards import (
     PART_ROWS,
     ShardPart,
     drop_bits,
     drop_rows,
     read_doc_ids,
+    read_documents,
     read_shard,
     shard_schema,
     shard_schema_of,
     store_weights,
+    take_rows,
     text_hash,
     write_shard,
 )
@@ -172,6 +176,21 @@ def test_the_columns_are_those_of_format_1(tmp_path: Path) -> None:
     ]
     assert shard_schema_of(path).equals(pq.read_schema(path))
     assert list(read_shard(path)) == [] and list(read_doc_ids(path)) == []
+
+
+def test_a_row_group_with_long_fields_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = {f"d{number}": {"river": 1 + number / 4, "stone": 0.5} for number in range(10)}
+    fields = {doc_id: {"text": doc_id * 500} for doc_id in documents}
+    path = make_run(tmp_path / "run", documents, shard_rows=10, fields=fields).shard_path(0)
+    [whole], [(vectors, carried)] = list(read_shard(path)), list(read_documents(path))
+    monkeypatch.setattr(shards, "_PART_BYTES", 4000)
+    pieces = list(read_shard(path))
+    assert [len(piece.rows) for piece in pieces] == [2, 2, 2, 2, 2]
+    for start, piece in zip(range(0, 10, 2), pieces, strict=True):
+        same(piece, take_rows(whole, np.arange(start, start + len(piece.rows))))
+    again = list(read_documents(path))
+    assert [row for _, some in again for row in some] == carried
+    assert [doc_id for some, _ in again for doc_id in some.doc_ids] == list(vectors.doc_ids)
 
 
 def test_a_row_group_holds_one_part(tmp_path: Path) -> None:
