@@ -201,6 +201,8 @@ def compare_settings(bench: Bench, run: Path, body: Settings, rounds: int) -> No
         "1 shard": (index(number_of_shards=1), {}),
         "4 shards": (index(number_of_shards=4), {}),
         "translog async": (index(translog={"durability": "async"}), {}),
+        "translog flushed at 2 GB": (index(translog={"flush_threshold_size": "2gb"}), {}),
+        "merges of 30 segments": (index(merge={"policy": {"segments_per_tier": 30, "max_merge_at_once": 30}}), {}),
         "codec best_compression": (index(codec="best_compression"), {}),
         "--top-k 60": (body, {"top_k": 60}),
     }

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from sparse_ingest.opensearch.client import Connection, connect
     from sparse_ingest.opensearch.requests import neural_sparse_body, rank_feature_body
     from sparse_ingest.pipeline import ModelSettings, Pipeline, read_pipeline
+    from sparse_ingest.query import query_encoder
     from sparse_ingest.records import Document, Query, SparseRows
     from sparse_ingest.runs.manifest import open_run
     from sparse_ingest.runs.shards import read_shard
-    from sparse_ingest.search import query_encoder, search_index, search_run
+    from sparse_ingest.search import search_index, search_run
 
 _ROOM_OF = {
     "Connection": "opensearch.client",
@@ -36,7 +37,7 @@ _ROOM_OF = {
     "neural_sparse_body": "opensearch.requests",
     "open_corpus": "corpora.files",
     "open_run": "runs.manifest",
-    "query_encoder": "search",
+    "query_encoder": "query",
     "rank_feature_body": "opensearch.requests",
     "read_pipeline": "pipeline",
     "read_shard": "runs.shards",

@@ -24,7 +24,8 @@ from sparse_ingest.local_server import process
 from sparse_ingest.local_server.download import bytes_to_download
 from sparse_ingest.opensearch.client import Connection, connect
 from sparse_ingest.pipeline import Pipeline, read_pipeline
-from sparse_ingest.search import Hit, query_encoder, search_index, search_words
+from sparse_ingest.query import query_encoder
+from sparse_ingest.search import Hit, search_index, search_words
 from sparse_ingest.verify import VerifyReport, verify
 
 INDEX = "sparse-ingest-demo"

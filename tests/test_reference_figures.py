@@ -15,10 +15,10 @@ from ir_measures import AP, RR, R, nDCG
 
 from sparse_ingest.corpora.collections import read_qrels, read_queries
 from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.query import pipeline_of_run, query_encoder
 from sparse_ingest.retrieval.exact import QueryVector, search_exact
 from sparse_ingest.runs.manifest import Run, open_run
 from sparse_ingest.runs.shards import read_shard
-from sparse_ingest.search import pipeline_of_run, query_encoder
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 MEASURES = (nDCG @ 10, RR, R @ 100, AP @ 100)

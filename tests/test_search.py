@@ -25,20 +25,10 @@ from sparse_ingest.opensearch.requests import bm25_body, explained_terms, rank_f
 from sparse_ingest.pipeline import IndexSettings, ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.queries.protocol import QueryWeights, query_weights
 from sparse_ingest.queries.weight_table import WeightTable
+from sparse_ingest.query import pipeline_of_index, pipeline_of_run, prune_query, query_encoder, weigh
 from sparse_ingest.runs.manifest import Run, open_run
 from sparse_ingest.runs.shards import read_shard
-from sparse_ingest.search import (
-    Hit,
-    TermShare,
-    pipeline_of_index,
-    pipeline_of_run,
-    prune_query,
-    query_encoder,
-    search_index,
-    search_run,
-    snippet,
-    weigh,
-)
+from sparse_ingest.search import Hit, TermShare, search_index, search_run, snippet
 
 WORDS = [f"word{number}" for number in range(150)] + list(NASTY_TOKENS)
 

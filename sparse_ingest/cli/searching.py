@@ -40,7 +40,7 @@ def query(text: str, size: int, collapse: str | None, pipeline: Pipeline) -> Non
         curl -H 'content-type: application/json' -d @- URL/INDEX/_search
     """
     from sparse_ingest.opensearch.requests import fit_weights, neural_sparse_body, seismic_body
-    from sparse_ingest.search import known_keys, token_keys, weigh
+    from sparse_ingest.query import known_keys, token_keys, weigh
 
     weights = weigh(text, pipeline)
     scale = fit_weights(weights).scale
@@ -105,7 +105,8 @@ def _search_index(
     index: str, text: str, size: int, collapse: str | None, pipeline: Pipeline, connection: Connection
 ) -> tuple[QueryWeights, list[Hit]]:
     from sparse_ingest.opensearch.client import connect
-    from sparse_ingest.search import pipeline_of_index, search_index, token_keys, weigh
+    from sparse_ingest.query import pipeline_of_index, token_keys, weigh
+    from sparse_ingest.search import search_index
 
     client = connect(connection)
     pipeline = pipeline_of_index(pipeline, client, index)
@@ -126,8 +127,9 @@ def _search_index(
 def _search_run(
     path: Path, text: str, size: int, collapse: str | None, pipeline: Pipeline
 ) -> tuple[QueryWeights, list[Hit]]:
+    from sparse_ingest.query import pipeline_of_run, weigh
     from sparse_ingest.runs.manifest import open_run
-    from sparse_ingest.search import pipeline_of_run, search_run, weigh
+    from sparse_ingest.search import search_run
 
     run = open_run(path)
     weights = weigh(text, pipeline_of_run(pipeline, run))

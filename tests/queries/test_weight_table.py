@@ -172,7 +172,7 @@ def test_an_absent_or_damaged_tokenizer_is_one_sentence(folder: Path, tmp_path: 
 def test_it_needs_neither_torch_nor_transformers_nor_numpy(folder: Path) -> None:
     """From the name of a checkpoint to the weights of a query."""
     code = (
-        "import sys; from sparse_ingest.search import query_encoder; from sparse_ingest.pipeline import ModelSettings; "
+        "import sys; from sparse_ingest.query import query_encoder; from sparse_ingest.pipeline import ModelSettings; "
         f"print(query_encoder(ModelSettings(document={str(folder)!r})).encode(['catch'])); "
         "print([name for name in ('torch', 'transformers', 'numpy', 'opensearchpy') if name in sys.modules])"
     )
