@@ -1,105 +1,233 @@
-"""Documents a second of `sparse-ingest` and of sentence-transformers, on the same documents in one run.
+"""Documents a second of `sparse-ingest`, sentence-transformers and other encoders, on the same texts in turn.
 
-    python benchmarks/encode.py [--model package:cognition/model] [--corpus CORPUS.jsonl] [--documents 200] [--rounds 3]
+    python benchmarks/encode.py [--shapes tiny,mini,distilbert,gte-base] [--documents 100] [--rounds 3] [--peers yasem]
+    python benchmarks/encode.py --device cuda --documents 20000         device only and end to end, too
 
-Without --corpus the passages of `sparse-ingest demo` are encoded. Both encoders run in this process, in turn, in
-float32 (or --dtype), after a warm-up; a row is the median of the rounds. Prints one table, and how far the weights of
-the two are apart.
+Each encoder is a process of its own and waits while another one computes. Shapes are random weights in the layout of
+the named models over the vocabulary of BERT, so that nothing is downloaded; `--model` names a real one instead. The
+texts are those of --corpus, or the passages of `sparse-ingest demo`, cut at --max-length. Peers that this environment
+does not have get one of their own, with the torch and transformers of this one. Prints one table a shape: medians of
+the rounds, the ratio to sentence-transformers in its best setting and in float32 at batch 32, the share of what the
+machine does in a large product of the same dtype, and how many terms above 0.1 are those of sentence-transformers in
+float32.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import json
+import platform
 import statistics
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from sentence_transformers import SparseEncoder
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "tiny": ("Bert", {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}),
+    "mini": ("Bert", {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}),
+    "distilbert": ("DistilBert", {}),
+    "gte-base": ("Gte", {"vocab_size": 30522, "type_vocab_size": 0}),
+}
+PEERS = {"yasem": "yasem==0.4.1"}
+BEST, BASE = "sentence-transformers, best", "sentence-transformers, batch 32"
 
-from sparse_ingest.checkpoints.layouts import read_checkpoint
-from sparse_ingest.checkpoints.settings import resolve_settings
-from sparse_ingest.corpora.files import FieldNames, open_corpus
-from sparse_ingest.models.documents import DocumentEncoder, Encoded
-from sparse_ingest.pipeline import ModelSettings
+
+@dataclass
+class Contender:
+    """A process that encodes when it is told to."""
+
+    process: subprocess.Popen[str]
+    job: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+
+    def answer(self) -> dict[str, Any]:
+        """Its next line; what it prints beside the answers is passed on."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.startswith('{"') and line.rstrip().endswith("}") and ("seconds" in line or "settings" in line):
+                found: dict[str, Any] = json.loads(line)
+                return found
+        raise SystemExit(f"{self.job['encoder']} ended without an answer; its errors are above.")
+
+    def go(self) -> None:
+        """One round."""
+        assert self.process.stdin
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        found = self.answer()
+        self.seconds.append(found["seconds"])
+        self.peak_bytes = found["peak_bytes"]
 
 
 def main() -> None:
     """Measure and print."""
+    given = arguments()
+    with tempfile.TemporaryDirectory(prefix="sparse-ingest-bench-") as scratch:
+        texts = read_texts(given.corpus, given.documents)
+        (Path(scratch) / "texts.json").write_text(json.dumps(texts))
+        print(f"{len(texts)} documents, {given.device}, {platform.processor() or platform.machine()}, "
+              f"{given.rounds} rounds")  # fmt: skip
+        shapes = {given.model: given.model} if given.model else dict.fromkeys(given.shapes.split(","))
+        for shape, model in shapes.items():
+            folder = model or str(make_shape(shape, Path(scratch) / shape))
+            with ExitStack() as stack:
+                contenders = start_all(stack, given, folder, Path(scratch))
+                for _ in range(given.rounds):
+                    for contender in contenders.values():
+                        contender.go()
+            show(shape, contenders, len(texts))
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="package:cognition/model")
+    parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--model", help="one real model instead of the shapes")
     parser.add_argument("--corpus")
-    parser.add_argument("--documents", type=int, default=200)
+    parser.add_argument("--documents", type=int, default=100)
+    parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cpu")
-    given = parser.parse_args()
+    parser.add_argument("--dtypes", default="float32,auto", help="of sparse-ingest, one row each")
+    parser.add_argument("--peers", default="", help=f"of {', '.join(PEERS)}")
+    parser.add_argument("--environments", type=Path, help="folder that keeps the peers' environments")
+    return parser.parse_args()
 
-    texts = read_texts(given.corpus, given.documents)
-    checkpoint = read_checkpoint(given.model)
-    settings = resolve_settings(ModelSettings(document=given.model), checkpoint)
-    ours = DocumentEncoder(checkpoint, settings, device=given.device, dtype=given.dtype)
-    theirs = SparseEncoder(
-        str(checkpoint.folder), device=given.device, model_kwargs={"dtype": getattr(torch, given.dtype)}
-    )
 
-    def encode_theirs() -> torch.Tensor:
-        found = theirs.encode_document(texts, batch_size=32, save_to_cpu=True)
-        assert isinstance(found, torch.Tensor)
-        return found
-
-    encoders: dict[str, Callable[[], object]] = {
-        "sentence-transformers, batch 32": encode_theirs,
-        "sparse-ingest": lambda: ours.encode(texts),
+def start_all(stack: ExitStack, given: argparse.Namespace, folder: str, scratch: Path) -> dict[str, Contender]:
+    """Every contender of the table, in its order."""
+    shared = {"model": folder, "texts": str(scratch / "texts.json"), "device": given.device,
+              "max_length": given.max_length}  # fmt: skip
+    on_gpu = given.device.startswith("cuda")
+    halves = ["float16", "bfloat16"] if on_gpu else ["bfloat16"]
+    best = {"dtypes": ["float32", *halves], "batches": [8, 32, 128] if on_gpu else [8, 32],
+            "trial": min(given.documents, 1024 if on_gpu else 48)}  # fmt: skip
+    jobs = {
+        BASE: {"encoder": "sentence-transformers", "batch": 32, "dtype": "float32"},
+        BEST: {"encoder": "sentence-transformers", **best},
     }
-    encoded = ours.encode(texts)
-    difference = largest_difference(encoded, encode_theirs())
-    rates: dict[str, list[float]] = {name: [] for name in encoders}
-    for _ in range(given.rounds):
-        for name, encode in encoders.items():
-            began = time.perf_counter()
-            encode()
-            rates[name].append(len(texts) / (time.perf_counter() - began))
+    for dtype in given.dtypes.split(","):
+        jobs[f"sparse-ingest, {dtype}"] = {"encoder": "ours", "dtype": dtype}
+        if on_gpu:
+            jobs[f"sparse-ingest, {dtype}, device only"] = {"encoder": "ours", "dtype": dtype, "device_only": True}
+            jobs[f"sparse-ingest, {dtype}, to Parquet"] = {"encoder": "end to end", "dtype": dtype}
+    pythons = {name: environment(name, given.environments or scratch) for name in given.peers.split(",") if name}
+    jobs |= {name: {"encoder": name} for name in pythons}
+    return {
+        name: stack.enter_context(started({**shared, **job}, pythons.get(name, sys.executable)))
+        for name, job in jobs.items()
+    }
 
-    mean = encoded.tokens / len(texts)
-    print(f"{len(texts)} documents, {mean:.0f} tokens each, {given.model}, {given.dtype} on {given.device}, "
-          f"{os.cpu_count()} CPUs, {given.rounds} rounds")  # fmt: skip
-    print(f"{'encoder':<34}{'docs/s':>10}{'min':>10}{'max':>10}{'tokens/s':>12}{'ratio':>8}")
-    base = statistics.median(rates["sentence-transformers, batch 32"])
-    for name, found in rates.items():
-        median = statistics.median(found)
-        print(
-            f"{name:<34}{median:>10.1f}{min(found):>10.1f}{max(found):>10.1f}"
-            f"{median * mean:>12.0f}{median / base:>8.1f}"
-        )
-    print(f"largest difference of a weight: {difference:.2g}")
+
+@contextmanager
+def started(job: dict[str, Any], python: str) -> Iterator[Contender]:
+    """A contender that is warm and waits."""
+    command = [python, str(Path(__file__).with_name("encoders.py")), json.dumps(job)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        contender = Contender(process, job)
+        try:
+            contender.facts = contender.answer()
+            yield contender
+        finally:
+            if process.stdin:
+                process.stdin.close()
+            process.terminate()
+
+
+def environment(peer: str, folder: Path) -> str:
+    """The Python of a peer's own environment, which is made when it is not there."""
+    place = folder / f"environment-{peer}"
+    python = place / "bin" / "python"
+    if not python.exists():
+        venv.create(place, with_pip=True)
+        [site] = place.glob("lib/python3.*/site-packages")
+        (site / "shared.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+        subprocess.run([python, "-m", "pip", "install", "--quiet", PEERS[peer]], check=True)
+    return str(python)
+
+
+def make_shape(shape: str, folder: Path) -> Path:
+    """Random weights of a shape with the tokenizer of the demo's model, which has BERT's vocabulary."""
+    import shutil
+
+    import torch
+    import transformers
+
+    from sparse_ingest.checkpoints.layouts import read_checkpoint
+
+    family, sizes = SHAPES[shape]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{family}ForMaskedLM")(getattr(transformers, f"{family}Config")(**sizes))
+        # About as many terms above zero as a trained model has.
+        model.get_output_embeddings().bias.data.normal_(-1.5, 0.4)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(read_checkpoint("package:cognition/model").folder / name, folder)
+    return folder
 
 
 def read_texts(corpus: str | None, count: int) -> list[str]:
-    """The texts to encode."""
+    """The texts to encode, over again where there are too few."""
     if corpus is None:
         from pydoc_data.topics import topics
 
         from sparse_ingest.demo import passages
 
-        return [f"{passage.title} {passage.text}" for passage in passages(topics)][:count]
-    rows = open_corpus([str(Path(corpus))], fields=FieldNames()).rows()
-    return [row.document.text for row, _ in rows if row.document][:count]
+        texts = [f"{passage.title} {passage.text}" for passage in passages(topics)]
+    else:
+        from sparse_ingest.corpora.documents import FieldNames
+        from sparse_ingest.corpora.files import open_corpus
+
+        rows = open_corpus([corpus], fields=FieldNames()).rows()
+        texts = [row.document.text for row, _ in rows if row.document]
+    return [texts[place % len(texts)] for place in range(count)]
 
 
-def largest_difference(encoded: Encoded, reference: torch.Tensor) -> float:
-    """The largest distance of two weights of the same document and token, one at a time to keep memory small."""
-    dense = reference.to_dense().to(torch.float32).numpy() if reference.is_sparse else reference.numpy()
-    largest = 0.0
-    for row, expected in enumerate(dense):
-        start, end = encoded.indptr[row], encoded.indptr[row + 1]
-        found = np.zeros_like(expected)
-        found[encoded.token_ids[start:end]] = encoded.weights[start:end]
-        largest = max(largest, float(np.abs(found - expected).max()))
-    return largest
+def show(shape: str, contenders: dict[str, Contender], documents: int) -> None:
+    """The table of one shape."""
+    rates = {name: [documents / seconds for seconds in one.seconds] for name, one in contenders.items()}
+    median = {name: statistics.median(found) for name, found in rates.items()}
+    facts = next(one.facts for one in contenders.values() if "flops" in one.facts)
+    print(f"\n{shape}: {facts['tokens'] / documents:.0f} tokens a document, "
+          f"{facts['flops'] / documents / 1e9:.2f} GFLOP a document")  # fmt: skip
+    print(f"{'encoder':<38}{'setting':<20}{'docs/s':>10}{'min':>10}{'max':>10}{'tokens/s':>12}"
+          f"{'to best':>9}{'to base':>9}{'of peak':>9}{'peak MB':>9}{'terms':>8}")  # fmt: skip
+    bounds: dict[str, float] = {}
+    expected = contenders[BASE].facts["terms"]
+    for name, one in contenders.items():
+        dtype = one.facts["settings"].partition(",")[0]
+        share = ""
+        if "flops" in one.facts:
+            bounds.setdefault(dtype, peak_of(one.job, dtype))
+            share = f"{median[name] * facts['flops'] / documents / bounds[dtype]:.0%}"
+        found = one.facts["terms"]
+        print(f"{name:<38}{one.facts['settings']:<20}{median[name]:>10.1f}{min(rates[name]):>10.1f}"
+              f"{max(rates[name]):>10.1f}{median[name] * facts['tokens'] / documents:>12.0f}"
+              f"{median[name] / median[BEST]:>9.2f}{median[name] / median[BASE]:>9.2f}{share:>9}"
+              f"{one.peak_bytes / 1e6:>9.0f}{agreement(expected, found) if found else '':>8}")  # fmt: skip
+
+
+def peak_of(job: dict[str, Any], dtype: str) -> float:
+    """Arithmetic a second of large products on the device in this dtype; whole numbers are held to float32's."""
+    dtype = "float32" if dtype == "int8" else dtype
+    with started({**job, "encoder": "peak", "dtype": dtype}, sys.executable) as contender:
+        return float(contender.facts["flops_per_s"])
+
+
+def agreement(expected: list[list[int]], found: list[list[int]]) -> str:
+    """Share of the terms that either has and both have."""
+    pairs = [(set(one), set(other)) for one, other in zip(expected, found, strict=True)]
+    either = sum(len(one | other) for one, other in pairs)
+    return f"{sum(len(one & other) for one, other in pairs) / either:.4f}" if either else ""
 
 
 if __name__ == "__main__":

@@ -139,7 +139,8 @@ def main() -> None:
     serializer = "orjson" if importlib.util.find_spec("orjson") else "json"
     with scratch() as folder, server(given.url, folder, given.heap) as url:
         bench = Bench(connect(Connection(url)), url, folder, serializer)
-        run = make_large_run(folder / "run", given.documents, given.terms).path
+        run, trial = folder / "run", folder / "trial"
+        make_large_run(run, given.documents, given.terms)
         body = changed(BODY, {"settings": {"index": {"number_of_shards": given.shards}}})
         print(
             f"{given.documents} documents of {given.terms} terms, {given.rounds} rounds, {given.shards} shards, "
@@ -148,7 +149,7 @@ def main() -> None:
         if given.settings:
             compare_settings(bench, run, body, given.rounds)
         else:
-            trial = make_large_run(folder / "trial", max(5000, given.documents // 5), given.terms).path
+            make_large_run(trial, max(5000, given.documents // 5), given.terms)
             compare_loaders(bench, run, trial, body, given.rounds)
 
 

@@ -15,56 +15,104 @@ if TYPE_CHECKING:
     from sparse_ingest.errors import SparseIngestError
     from sparse_ingest.inspect import inspect_model
     from sparse_ingest.opensearch.client import Connection, connect
-    from sparse_ingest.opensearch.requests import neural_sparse_body, rank_feature_body
+    from sparse_ingest.opensearch.limits import fit_weights
+    from sparse_ingest.opensearch.requests import (
+        Engine,
+        bm25_body,
+        engine_body,
+        hybrid_body,
+        msearch_bytes,
+        msearch_lines,
+        neural_sparse_body,
+        rank_feature_body,
+        seismic_body,
+        server_side_body,
+        two_phase_body,
+    )
     from sparse_ingest.pipeline import ModelSettings, Pipeline, read_pipeline
-    from sparse_ingest.query import query_encoder
+    from sparse_ingest.places import place_of
+    from sparse_ingest.query import query_encoder, token_keys, weigh, weigh_many
     from sparse_ingest.records import Document, Query, SparseRows
     from sparse_ingest.runs.manifest import open_run
     from sparse_ingest.runs.shards import read_shard
-    from sparse_ingest.search import search_index, search_run
+    from sparse_ingest.search import engine_of, rank_index, rank_run, search_index, search_run
 
 _ROOM_OF = {
     "Connection": "opensearch.client",
     "Document": "records",
+    "Engine": "opensearch.requests",
     "FieldNames": "corpora.files",
     "ModelSettings": "pipeline",
     "Pipeline": "pipeline",
     "Query": "records",
     "SparseIngestError": "errors",
     "SparseRows": "records",
+    "bm25_body": "opensearch.requests",
     "connect": "opensearch.client",
+    "engine_body": "opensearch.requests",
+    "engine_of": "search",
+    "fit_weights": "opensearch.limits",
+    "hybrid_body": "opensearch.requests",
     "inspect_model": "inspect",
+    "msearch_bytes": "opensearch.requests",
+    "msearch_lines": "opensearch.requests",
     "neural_sparse_body": "opensearch.requests",
     "open_corpus": "corpora.files",
     "open_run": "runs.manifest",
+    "place_of": "places",
     "query_encoder": "query",
     "rank_feature_body": "opensearch.requests",
+    "rank_index": "search",
+    "rank_run": "search",
     "read_pipeline": "pipeline",
     "read_shard": "runs.shards",
     "search_index": "search",
     "search_run": "search",
+    "seismic_body": "opensearch.requests",
+    "server_side_body": "opensearch.requests",
+    "token_keys": "query",
+    "two_phase_body": "opensearch.requests",
+    "weigh": "query",
+    "weigh_many": "query",
 }
 
 __all__ = [
     "Connection",
     "Document",
+    "Engine",
     "FieldNames",
     "ModelSettings",
     "Pipeline",
     "Query",
     "SparseIngestError",
     "SparseRows",
+    "bm25_body",
     "connect",
+    "engine_body",
+    "engine_of",
+    "fit_weights",
+    "hybrid_body",
     "inspect_model",
+    "msearch_bytes",
+    "msearch_lines",
     "neural_sparse_body",
     "open_corpus",
     "open_run",
+    "place_of",
     "query_encoder",
     "rank_feature_body",
+    "rank_index",
+    "rank_run",
     "read_pipeline",
     "read_shard",
     "search_index",
     "search_run",
+    "seismic_body",
+    "server_side_body",
+    "token_keys",
+    "two_phase_body",
+    "weigh",
+    "weigh_many",
 ]
 
 

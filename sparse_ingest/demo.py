@@ -25,7 +25,7 @@ from sparse_ingest.local_server.download import bytes_to_download
 from sparse_ingest.opensearch.client import Connection, connect
 from sparse_ingest.pipeline import Pipeline, read_pipeline
 from sparse_ingest.query import query_encoder
-from sparse_ingest.search import Hit, search_index, search_words
+from sparse_ingest.search import Engine, Hit, search_index, search_words
 from sparse_ingest.verify import VerifyReport, verify
 
 INDEX = "sparse-ingest-demo"
@@ -115,7 +115,7 @@ def ask(questions: Iterable[str], pipeline: Pipeline, connection: Connection, *,
     client = connect(connection)
     for question in questions:
         weights = encoder.encode([question])[0]
-        sparse = search_index(client, INDEX, weights, field=pipeline.index.field, size=size)
+        sparse = search_index(client, INDEX, weights, size=size, engine=Engine(field=pipeline.index.field))
         yield Answers(question, sparse, search_words(client, INDEX, question, field=pipeline.index.field, size=size))
 
 

@@ -1,4 +1,7 @@
-"""Files that survive a kill and a power cut: whole under their final name, or not there."""
+"""Files that survive a kill and a power cut: whole under their final name, or not there.
+
+At an address (s3://...) that is what the store does: an object is seen when it is complete.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,18 @@ import os
 import tempfile
 from pathlib import Path
 
+from sparse_ingest.places import Place, RemotePath
 
-def write_atomic(path: Path, content: bytes, *, exclusive: bool = False) -> None:
+
+def write_atomic(path: Place, content: bytes, *, exclusive: bool = False) -> None:
     """Write a file under a temporary name, fsync it, and give it its final name.
 
     With `exclusive`, a file that is already there stays as it is.
     """
+    if isinstance(path, RemotePath):
+        with contextlib.suppress(FileExistsError):
+            path.write_whole(content, exclusive=exclusive)
+        return
     handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -31,8 +40,20 @@ def write_atomic(path: Path, content: bytes, *, exclusive: bool = False) -> None
     sync_folder(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
+def move_whole(scratch: Path, target: Place) -> None:
+    """Give a file that is complete and synced its final name, which may lie in a store."""
+    if isinstance(target, RemotePath):
+        target.upload(scratch)
+        scratch.unlink()
+        return
+    scratch.replace(target)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Place) -> None:
     """Make a rename in `folder` survive a power cut."""
+    if isinstance(folder, RemotePath):
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -2,36 +2,38 @@
 
 Each shard is a fixed range of source rows. A process takes the shards in order, skips those that are done (after
 hashing their rows again) or held by another process, and makes the rest; any number of processes may do this on one
-run folder, and each may be killed at any instant. Not covered: what a shard holds (shard_parts.py).
+run folder, and each may be killed at any instant. Not covered: what a shard holds (encoding/parts.py).
 """
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
-from sparse_ingest.checkpoints.settings import document_identity, model_record, resolve_pipeline
+from sparse_ingest.checkpoints.settings import document_identity, model_record
 from sparse_ingest.corpora.cursor import Cursor
-from sparse_ingest.corpora.documents import shown
-from sparse_ingest.corpora.files import Corpus, Position
-from sparse_ingest.errors import CorpusError, Interrupted, MissingExtraError, PipelineError, RunError, UsageError
-from sparse_ingest.pipeline import EncodeSettings, Pipeline
-from sparse_ingest.runs.ids import find_duplicates, remove_rows
+from sparse_ingest.corpora.sources import Corpus, Position
+from sparse_ingest.encoding.counts import Counts
+from sparse_ingest.encoding.duplicates import WAIT_S, Duplicates
+from sparse_ingest.encoding.estimate import Estimate
+from sparse_ingest.encoding.parts import PartMaker
+from sparse_ingest.encoding.parts import Progress as Progress
+from sparse_ingest.encoding.row_hash import RowHash
+from sparse_ingest.encoding.settings import refuse_clashes, resolve
+from sparse_ingest.errors import Interrupted, RunError
+from sparse_ingest.models.memory import BudgetLowered
+from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.places import Place
 from sparse_ingest.runs.manifest import (
     FORMAT,
     SHARD_ROWS,
     Manifest,
     Run,
-    SkippedRow,
     create_or_open_run,
     has_manifest,
     identity_of,
@@ -42,13 +44,10 @@ from sparse_ingest.runs.manifest import (
 )
 from sparse_ingest.runs.reuse import OldVectors, refuse_unlike
 from sparse_ingest.runs.shards import shard_schema, write_shard
-from sparse_ingest.shard_parts import PARENT, Counts, PartMaker, document_id, hash_row
-from sparse_ingest.shard_parts import Progress as Progress
 
 if TYPE_CHECKING:
+    from sparse_ingest.encoding.survey import Survey
     from sparse_ingest.models.documents import DocumentEncoder
-
-WAIT_S = 1.0  # between looks at shards that other processes hold
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,14 @@ class EncodeOptions:
     limit: int | None = None
     on_bad_document: Literal["fail", "skip"] = "fail"
     trust_corpus: bool = False
-    reuse: Path | None = None
+    reuse: Place | None = None
+    dedup_text: Literal["off", "encode-once"] = "off"
 
 
 class EncodeReport(NamedTuple):
     """What a finished run holds, summed over its shards, and where it lies."""
 
-    run: Path
+    run: Place
     run_id: str
     shards: int
     rows: int
@@ -81,11 +81,12 @@ class EncodeReport(NamedTuple):
     underflow: int
     windows: int = 0
     reused: int = 0
+    deduplicated: int = 0
 
 
 def encode(
     corpus: Corpus,
-    out: Path,
+    out: Place,
     *,
     pipeline: Pipeline,
     options: EncodeOptions,
@@ -105,19 +106,41 @@ def encode(
     return job.finish(stopping)
 
 
+def dry_run(
+    corpus: Corpus, *, pipeline: Pipeline, options: EncodeOptions, progress: Callable[[int, float | None], None]
+) -> Survey:
+    """Read and check a whole corpus, and write nothing; where a model is named, count the tokens of a sample.
+
+    Raises:
+        CorpusError: a source cannot be read to its end.
+    """
+    from sparse_ingest.encoding.survey import survey
+
+    tokenizer = None
+    if pipeline.model.document is not None:
+        checkpoint, pipeline = resolve(pipeline)
+        from sparse_ingest.models.tokenizer import Tokenizer
+
+        stride = pipeline.encode.window_stride
+        tokenizer = Tokenizer(checkpoint.transformer, pipeline.model, window_stride=stride)
+    cursor = Cursor(corpus, options.limit)
+    return survey(cursor, tokenizer, shard_rows=options.shard_rows, progress=progress)
+
+
 class _Job:
     """One process's work on one run folder."""
 
     def __init__(
-        self, corpus: Corpus, out: Path, pipeline: Pipeline, options: EncodeOptions, progress: Progress
+        self, corpus: Corpus, out: Place, pipeline: Pipeline, options: EncodeOptions, progress: Progress
     ) -> None:
         self.corpus, self.options, self.progress = corpus, options, progress
         self.cursor = Cursor(corpus, options.limit)
         self.starts: list[Position] = []  # of each shard, as the first pass finds them
+        self.estimate = Estimate(self.cursor, options.limit, progress.note)
         self.asked = pipeline.model
-        self.checkpoint, self.pipeline = _resolve(pipeline)
+        self.checkpoint, self.pipeline = resolve(pipeline)
         self.model, self.settings = self.pipeline.model, self.pipeline.encode
-        _refuse_clashes(corpus, self.settings, options, out)
+        refuse_clashes(corpus, self.settings, reuse=options.reuse, copies=options.dedup_text != "off", out=out)
         self.old = open_run(options.reuse) if options.reuse else None
         self.run, self._build_encoder = self._open(out)
         self.schema = shard_schema(len(self.run.vocabulary()), self.settings.weights)
@@ -128,9 +151,10 @@ class _Job:
             progress,
             self._start_encoder,
             self._open_old if self.old else None,
+            (lambda: self.run.scratch_path("copies").parent) if options.dedup_text == "encode-once" else None,
         )
 
-    def _open(self, out: Path) -> tuple[Run, Callable[[], DocumentEncoder]]:
+    def _open(self, out: Place) -> tuple[Run, Callable[[], DocumentEncoder]]:
         """Create the run, or open the one that is there, and a way to its encoder; refuses before a model is built."""
         refuse_strangers(out)
         dtype: str = self.settings.dtype
@@ -140,12 +164,12 @@ class _Job:
             refuse_differences(run, self._identity(dtype)[1])
             if run.has_vocabulary():
                 self._refuse_unlike_old(dtype)
-                return run, lambda: self._encoder_of(dtype)
+                return run, lambda: self._encoder_of(dtype, pruned=True)
         auto: dict[str, Any] = {}
         if dtype == "auto":
             dtype, auto = self._choose_dtype()
         self._refuse_unlike_old(dtype)
-        encoder = self._encoder_of(dtype)
+        encoder = self._encoder_of(dtype, pruned=True)
         run_id, identity = self._identity(dtype)
         record = model_record(self.checkpoint, self.model, self.asked)
         manifest = Manifest(FORMAT, run_id, identity, self.options.shard_rows, record, auto)
@@ -160,9 +184,14 @@ class _Job:
         choice = choose_dtype(self._encoder_of, choose_device(self.options.device), texts)
         return choice["dtype"], {"dtype": choice}
 
-    def _encoder_of(self, dtype: str) -> DocumentEncoder:
+    def _encoder_of(self, dtype: str, *, pruned: bool = False) -> DocumentEncoder:
+        """The encoder; `pruned`: what pruning drops need not leave the device."""
         from sparse_ingest.models.documents import DocumentEncoder, choose_device
+        from sparse_ingest.models.heads.compaction import Rules
 
+        settings = self.settings
+        # alpha_mass looks at the whole row.
+        pruned = pruned and settings.alpha_mass is None
         return DocumentEncoder(
             self.checkpoint,
             self.model,
@@ -170,6 +199,7 @@ class _Job:
             dtype=dtype,
             batch_tokens=self.settings.batch_tokens,
             window_stride=self.settings.window_stride,
+            rules=Rules(settings.top_k, settings.max_ratio, settings.min_weight) if pruned else Rules(),
         )
 
     def _identity(self, dtype: str) -> tuple[str, dict[str, Any]]:
@@ -178,6 +208,8 @@ class _Job:
         names = ["weights", "top_k", "max_ratio", "min_weight", "overflow"]
         if self.settings.overflow != "truncate":
             names.append("window_stride")
+        if self.settings.alpha_mass is not None:  # older runs do not know it
+            names.append("alpha_mass")
         return identity_of({
             "model": document_identity(self.checkpoint, self.model),
             "dtype": dtype,
@@ -186,6 +218,8 @@ class _Job:
             "corpus": self.corpus.identity(),
             "limit": self.options.limit,
             "shard_rows": self.options.shard_rows,
+            # Texts that are computed share other batches. Left out, as earlier releases did, where each one is.
+            **({"dedup_text": self.options.dedup_text} if self.options.dedup_text != "off" else {}),
         })  # fmt: skip
 
     def _refuse_unlike_old(self, dtype: str) -> None:
@@ -258,10 +292,10 @@ class _Job:
         if self.options.trust_corpus:
             self.cursor.jump(Position(*done["next"]))
         else:
-            digest = hashlib.sha256()
+            rows = RowHash()
             for row in self.cursor.take(self.options.shard_rows):
-                hash_row(digest, row)
-            if digest.hexdigest() != done["input_sha256"]:
+                rows.add(row)
+            if rows.hexdigest() != done["input_sha256"]:
                 raise RunError(
                     f"The corpus changed: rows {done['first_row']} to {self.cursor.position.row - 1} are not those "
                     f"that {part_name(shard)} of {self.run.path} was made from. Encode into a new folder."
@@ -280,20 +314,27 @@ class _Job:
             return True
 
     def _make_shard(self, shard: int) -> None:
-        began = time.monotonic()
-        first_row, counts = self.cursor.position.row, Counts()
-        sha256 = write_shard(
-            self.maker.parts(self.cursor, self.options.shard_rows, counts),
-            scratch=self.run.scratch_path(f"{part_name(shard)}.parquet"),
-            target=self.run.shard_path(shard),
-            schema=self.schema,
-        )
+        encoder, start = self.maker.encoder, self.cursor.position  # built before the clock starts
+        while True:
+            began = time.monotonic()
+            counts = Counts(start.row)
+            try:
+                sha256 = self._write_shard(shard, counts)
+                break
+            except BudgetLowered as lowered:
+                # From its first row again: all batches of a shard come from one budget.
+                self.progress.note(str(lowered))
+                if not self.cursor.rereadable:
+                    raise RunError(
+                        f"Memory did not suffice, and standard input cannot be read again. Encode it again with "
+                        f"--batch-tokens {lowered.batch_tokens}, or from a file."
+                    ) from lowered
+                self.cursor.jump(start)
         self.run.write_skipped(shard, sorted(counts.skipped))
         known = counts.seconds["read"] + counts.seconds["encode"]
         counts.seconds["write"] = time.monotonic() - began - known
-        encoder = self.maker.encoder
         self.run.mark_done(shard, {
-            "first_row": first_row,
+            "first_row": counts.first_row,
             **counts.record(),
             "sha256": sha256,
             "next": list(self.cursor.position),
@@ -303,80 +344,26 @@ class _Job:
             "batch_tokens": encoder.batch_tokens,
         })  # fmt: skip
 
+    def _write_shard(self, shard: int, counts: Counts) -> str:
+        """Write the rows at the cursor as a shard; its SHA-256."""
+        scratch = self.run.scratch_path(f"{part_name(shard)}.parquet")
+        parts = self.maker.parts(self.cursor, self.options.shard_rows, counts)
+        return write_shard(
+            self.estimate.watch(parts, scratch),
+            scratch=scratch,
+            target=self.run.shard_path(shard),
+            schema=self.schema,
+            before=lambda: self.run.refuse_lost(shard),
+        )
+
     def _refuse_or_drop_duplicates(self) -> None:
         """An id that stands in two shards stops the run, or with `skip` the later row leaves its shard."""
-        duplicates = (one._replace(doc_id=self._document_id(one.doc_id)) for one in find_duplicates(self.run))
+        passages = self.settings.overflow == "passages"
+        duplicates = Duplicates(self.run, self.cursor, self.starts, passages=passages)
         if self.options.on_bad_document == "fail":
-            if one := next(duplicates, None):
-                (file, line), (again, later) = self._places([one.first, one.again])
-                raise CorpusError(
-                    f"The id {shown(one.doc_id)} stands twice: {file} line {line} and {again} line {later}. "
-                    "Remove one, or leave later ones out with --on-bad-document skip."
-                )
-            return
-        found = list(duplicates)
-        firsts = self._places([duplicate.first for duplicate in found])
-        agains = self._places([duplicate.again for duplicate in found])
-        leaving: dict[int, dict[int, SkippedRow]] = {}
-        for duplicate, first, (file, line) in zip(found, firsts, agains, strict=True):
-            shard, row = duplicate.again
-            reason = f"duplicate id {shown(duplicate.doc_id)}: first at {first[0]} line {first[1]}"
-            leaving.setdefault(shard, {})[row] = SkippedRow(row, file, line, reason)
-        for shard, rows in sorted(leaving.items()):
-            # Held, so that a process which comes now waits for the shard instead of making it anew meanwhile.
-            while True:
-                with self.run.lock(part_name(shard)) as held:
-                    if held:
-                        remove_rows(self.run, shard, rows)
-                        break
-                time.sleep(WAIT_S)
-
-    def _document_id(self, doc_id: str) -> str:
-        return document_id(doc_id) if self.settings.overflow == "passages" else doc_id
-
-    def _places(self, positions: list[tuple[int, int]]) -> list[tuple[str, int]]:
-        """File and line of source rows, given with their shards; each shard is read again once."""
-        wanted: dict[int, set[int]] = {}
-        for shard, row in positions:
-            wanted.setdefault(shard, set()).add(row)
-        places: dict[int, tuple[str, int]] = {}
-        for shard, rows in sorted(wanted.items()):
-            places.update(self.cursor.places(self.starts[shard], rows))
-        if missing := sorted(row for _, row in positions if row not in places):
-            raise RunError(f"The corpus changed: it has no row {missing[0]} any more. Encode into a new folder.")
-        return [places[row] for _, row in positions]
-
-
-def _resolve(pipeline: Pipeline) -> tuple[Checkpoint, Pipeline]:
-    """The checkpoint, and the pipeline with every setting that it decides."""
-    # Looked for, not imported: a run that is complete needs no torch.
-    if not (find_spec("torch") and find_spec("transformers")):
-        raise MissingExtraError("encode", "Encoding")
-    model = pipeline.model
-    if model.document is None:
-        raise PipelineError("No model: name one with --model, or [model] document in the pipeline file.")
-    if pipeline.encode.dtype == "int8":
-        raise PipelineError('This release computes no int8: use dtype = "auto".')
-    if pipeline.encode.overflow == "truncate" and pipeline.encode.window_stride is not None:
-        raise PipelineError('window_stride is for overflow = "windows" or "passages"; overflow is "truncate".')
-    checkpoint = read_checkpoint(model.document, model.revision, code=model.trust_remote_code)
-    return checkpoint, resolve_pipeline(pipeline, checkpoint)
-
-
-def _refuse_clashes(corpus: Corpus, settings: EncodeSettings, options: EncodeOptions, out: Path) -> None:
-    """Refuse what passages and the vectors of another run do not go with."""
-    if settings.overflow == "passages" and PARENT in corpus.fields.keep:
-        raise UsageError(
-            f'--keep {PARENT}: with overflow = "passages" the field "{PARENT}" names the document of each passage. '
-            f"Leave out --keep {PARENT}, or give the column another name."
-        )
-    if settings.overflow == "passages" and options.reuse:
-        raise UsageError(
-            '--reuse finds vectors by the texts of documents, and overflow = "passages" makes several of each. '
-            "Leave out --reuse."
-        )
-    if options.reuse and options.reuse.resolve() == out.resolve():
-        raise UsageError(f"--reuse {options.reuse} is the run that --out makes. Name an older one.")
+            duplicates.refuse()
+        else:
+            duplicates.leave_out()
 
 
 def _totals(run: Run) -> dict[str, Any]:

@@ -7,6 +7,7 @@
     ├── CheckpointError (1)     a model folder is missing, incomplete or of an unknown family
     ├── RunError (1)            a run folder is missing, of another identity, unfinished or damaged
     ├── ClusterError (1)        OpenSearch cannot be reached, refuses, or holds something that does not fit
+    ├── StorageError (1)        a store or web server of runs and corpora fails, or refuses
     ├── LocalServerError (1)    the local OpenSearch cannot be downloaded, started or stopped
     ├── MissingExtraError (1)   an optional part is not installed
     └── Interrupted (130)       the user or the system asked to stop; what was finished is kept
@@ -53,6 +54,10 @@ class RunError(SparseIngestError):
 
 class ClusterError(SparseIngestError):
     """OpenSearch cannot be reached, refuses, or holds something that does not fit."""
+
+
+class StorageError(SparseIngestError):
+    """A store or web server that holds a run or a corpus fails, refuses, or cannot do what is asked."""
 
 
 class LocalServerError(SparseIngestError):

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
-from pathlib import Path
 from typing import TypedDict
 from urllib.parse import quote
 
@@ -41,6 +40,7 @@ from sparse_ingest.opensearch.journal import Journal, open_journal
 from sparse_ingest.opensearch.pacing import Pace
 from sparse_ingest.opensearch.sending import BLOCKED, Retries
 from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.places import Place
 from sparse_ingest.runs.manifest import Run, open_run
 
 Note = Callable[[str], None]
@@ -84,11 +84,12 @@ class LoadOptions(TypedDict, total=False):
     merge: bool
     retry_dead: bool
     update: bool
-    since: Path | None
+    since: Place | None
     delete_missing: bool
     max_rate: float | None
     top_k: int | None
     max_ratio: float | None
+    alpha_mass: float | None
     progress: Callable[[int], None]
     note: Note
     stop: Callable[[], bool]
@@ -96,7 +97,7 @@ class LoadOptions(TypedDict, total=False):
 
 
 def load(
-    run_path: Path,
+    run_path: Place,
     *,
     index: str,
     pipeline: Pipeline,
@@ -109,11 +110,12 @@ def load(
     merge: bool = False,
     retry_dead: bool = False,
     update: bool = False,
-    since: Path | None = None,
+    since: Place | None = None,
     delete_missing: bool = False,
     max_rate: float | None = None,
     top_k: int | None = None,
     max_ratio: float | None = None,
+    alpha_mass: float | None = None,
     progress: Callable[[int], None] = lambda documents: None,
     note: Note = lambda sentence: None,
     stop: Callable[[], bool] = lambda: False,
@@ -133,7 +135,7 @@ def load(
         since: send only what differs from this run, which the index holds.
         delete_missing: with `since`, delete the documents of that run that this one lacks.
         max_rate: documents a second at most.
-        top_k, max_ratio: leave terms out, by the rules of pruning.py.
+        top_k, max_ratio, alpha_mass: leave terms out, by the rules of pruning.py.
         progress: called with the number of documents that have an outcome, those of earlier attempts included.
         note: called with sentences that a user should read.
         stop: asked after each shard; true ends the load there.
@@ -148,7 +150,9 @@ def load(
     if from_scratch and not replace:
         raise UsageError("--from-scratch belongs to --replace: give both to delete the index and begin anew.")
     older = _older(run, since, replace=replace, update=update, delete_missing=delete_missing)
-    stamp = run_stamp(run, pipeline.index.field, {"top_k": top_k, "max_ratio": max_ratio})
+    # Indexes and journals of earlier releases do not know alpha_mass.
+    pruning = {"top_k": top_k, "max_ratio": max_ratio} | ({} if alpha_mass is None else {"alpha_mass": alpha_mass})
+    stamp = run_stamp(run, pipeline.index.field, pruning)
     body = mappings.index_body(pipeline.index, stamp)
     wanted = settings_guard.LOADING | (settings_guard.ASYNC_TRANSLOG if async_translog else {})
     if async_translog:
@@ -161,7 +165,7 @@ def load(
             how = {"replace": replace, "from_scratch": from_scratch, "update": update}
             plan = make_plan(client, run, index, stamp, body, kind, since=older, **how)
             target = ready_index(client, plan, note)
-            journal = open_journal(run.path, client.cluster_uuid, target.uuid)
+            journal = open_journal(run.loads, client.cluster_uuid, target.uuid)
             journal.recount()
             dead = sorted(loaded_shards(run, journal).keys() & journal.refused().keys()) if retry_dead else []
             if not plan.missing or not (tune or settings_guard.may_tune(target, run_id)):
@@ -207,7 +211,7 @@ def _operations(run: Run, target: indexes.Index, plan: Plan, older: Since | None
     return WholeDocuments(run, writer, pruning, plan.update)
 
 
-def _older(run: Run, since: Path | None, *, replace: bool, update: bool, delete_missing: bool) -> Since | None:
+def _older(run: Run, since: Place | None, *, replace: bool, update: bool, delete_missing: bool) -> Since | None:
     """The run whose differences are sent, if that is asked for.
 
     Raises:

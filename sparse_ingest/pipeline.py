@@ -17,7 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sparse_ingest.errors import PipelineError
 
-RANGES = {"max_ratio": (0, 1), "min_weight": (0, 65504), "missing_idf_weight": (0, 64)}
+RANGES = {"max_ratio": (0, 1), "alpha_mass": (0, 1), "min_weight": (0, 65504), "missing_idf_weight": (0, 64)}
 SpecialTokens = Literal["keep", "zero"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
@@ -52,6 +52,7 @@ class EncodeSettings:
     top_k: int | None = None
     max_ratio: float | None = None
     min_weight: float | None = None
+    alpha_mass: float | None = None
     overflow: Literal["truncate", "windows", "passages"] = "truncate"
     window_stride: int | None = None
 
@@ -68,11 +69,11 @@ class IndexSettings:
 
 @dataclass(frozen=True)
 class QuerySettings:
-    """How queries are asked."""
+    """How queries are asked. `engine` None: that of the field, exact for rank_features, seismic for sparse_vector."""
 
     top_k: int | None = None
     max_ratio: float | None = None
-    engine: Literal["exact", "two-phase", "seismic"] = "exact"
+    engine: Literal["exact", "two-phase", "seismic"] | None = None
     two_phase: dict[str, Any] = field(default_factory=dict)
     seismic: dict[str, Any] = field(default_factory=dict)
 

@@ -2,26 +2,32 @@
 
 In: a pipeline, or what an index or a run remembers of its model. Out: query weights, pruned as [query] says, and for
 sparse_vector fields the keys that stand for tokens there. A weight table needs no torch.
-Not covered: the request (opensearch/requests.py) and what is found (search.py).
+Not covered: the request (opensearch/requests.py), what is found (search.py), whether a model is that of an index
+(searching/stamps.py).
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
 
-from sparse_ingest.errors import ClusterError, MissingExtraError, PipelineError, RunError, UsageError
+from sparse_ingest.errors import ClusterError, MissingExtraError, RunError, UsageError
 from sparse_ingest.pipeline import ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.queries.protocol import QueryEncoder, QueryWeights, to_float32
+from sparse_ingest.searching.stamps import other_model
 
 if TYPE_CHECKING:
     from sparse_ingest.opensearch.client import Client
+    from sparse_ingest.opensearch.mappings import Kind
+    from sparse_ingest.records import Query
     from sparse_ingest.runs.manifest import Run
 
 DEFAULT_FIELD = "sparse"
+QUERIES_AT_ONCE = 32  # texts that a model reads together
 logger = logging.getLogger(__name__)
 
 
@@ -64,18 +70,38 @@ def weigh(text: str, pipeline: Pipeline) -> QueryWeights:
     """The weights that a query is asked with: encoded, then pruned as [query] says.
 
     Raises:
-        PipelineError: the pipeline asks for an engine that its kind of field does not have.
+        UsageError: there is no text.
     """
-    engine, kind = pipeline.query.engine, pipeline.index.kind
-    if engine == "two-phase" or (engine == "seismic" and kind != "sparse_vector"):
-        raise PipelineError(
-            f'query.engine = "{engine}": this release searches a {kind} field with engine = "exact", and a '
-            'sparse_vector field with "seismic" whatever the engine says.'
-        )
+    if not text.strip():
+        raise UsageError("The query is empty. Ask for some words.")
     weights = prune_query(query_encoder(pipeline.model).encode([text])[0], pipeline.query)
     if not weights:
-        logger.warning("No token of the query has a weight, so nothing can be found.")
+        logger.warning(
+            "No token of the query has a weight, so nothing can be found: the model knows none of its words."
+        )
     return weights
+
+
+def weigh_many(
+    queries: Iterable[Query], pipeline: Pipeline, *, batch: int = QUERIES_AT_ONCE
+) -> Iterator[tuple[str, QueryWeights]]:
+    """The ids and weights of many queries, in their order; the model is built once and reads `batch` texts at a time.
+
+    Queries without any weighted token are told at the end: they are asked, and find nothing.
+    """
+    encoder = query_encoder(pipeline.model)
+    empty: list[str] = []
+    asked, stream = 0, iter(queries)
+    while some := list(islice(stream, batch)):
+        asked += len(some)
+        for query, weights in zip(some, encoder.encode([query.text for query in some]), strict=True):
+            if not weights:
+                empty.append(query.id)
+            yield query.id, prune_query(weights, pipeline.query)
+    if empty:
+        logger.warning(
+            "%d of %d queries have no token with a weight, such as %r: they find nothing.", len(empty), asked, empty[0]
+        )
 
 
 def prune_query(weights: QueryWeights, settings: QuerySettings) -> QueryWeights:
@@ -91,43 +117,70 @@ def prune_query(weights: QueryWeights, settings: QuerySettings) -> QueryWeights:
     return {token: weight for token, weight in ordered if weight >= least}
 
 
-def pipeline_of_run(asked: Pipeline, run: Run) -> Pipeline:
+def pipeline_of_run(asked: Pipeline, run: Run, *, force: bool = False) -> Pipeline:
     """The pipeline to search a run with: the run's own model unless another was asked for.
 
     Raises:
-        RunError: nobody named a model.
+        RunError: nobody named a model, or, without `force`, another than the run's.
     """
     model = _model(asked.model, run.manifest.model)
     if model is None:
         raise RunError(f"{run.path} does not say which model made it. Give --model or --pipeline.")
+    difference = None if force else other_model(asked.model, run.manifest.model, run.vocabulary)
+    if difference:
+        raise RunError(f"{run.path} was made with another model than the one asked for: {difference}")
     return replace(asked, model=model)
 
 
-def pipeline_of_index(asked: Pipeline, client: Client, index: str) -> Pipeline:
+def pipeline_of_index(asked: Pipeline, client: Client, index: str, *, force: bool = False) -> Pipeline:
     """The pipeline to search an index with: model and field as the load stamped them unless others were asked for.
 
     Raises:
         UsageError: the name stands for several indexes.
-        ClusterError: there is no such index, or nobody named a model.
+        ClusterError: there is no such index or no such sparse field, or nobody named a model, or, without `force`,
+            another than the stamp's.
     """
     from sparse_ingest.opensearch.indexes import find_index
-    from sparse_ingest.opensearch.mappings import Kind, field_mapping
 
     found = find_index(client, index)
     if found is None:
         raise ClusterError(f"No index or alias {index!r} at {client.address}. Make it with `sparse-ingest load`.")
-    model = _model(asked.model, found.stamp.model if found.stamp else {})
+    stamp = found.stamp
+    model = _model(asked.model, stamp.model if stamp else {})
     if model is None:
         raise ClusterError(
             f"The index {index!r} was not loaded by sparse-ingest and does not say which model made it. "
             "Give --model or --pipeline."
         )
+    difference = None if force or not stamp else other_model(asked.model, stamp.model, stamp.vocabulary_sha256)
+    if difference:
+        raise ClusterError(f"Index {index!r} was loaded with another model than the one asked for: {difference}")
     # The stamp is what the load did; a pipeline only has a say when it names another field than the default.
-    stamped = found.stamp.field if found.stamp else DEFAULT_FIELD
+    stamped = stamp.field if stamp else DEFAULT_FIELD
     field = asked.index.field if asked.index.field != DEFAULT_FIELD else stamped
-    mapped = field_mapping(found.mappings, field) or {}
-    kind: Kind = "sparse_vector" if mapped.get("type") == "sparse_vector" else "rank_features"
+    kind = _kind_of_field(found.mappings, field, index, stamped)
     return replace(asked, model=model, index=replace(asked.index, field=field, kind=kind))
+
+
+def _kind_of_field(mappings: dict[str, Any], field: str, index: str, stamped: str) -> Kind:
+    """Of which kind a field is.
+
+    Raises:
+        ClusterError: it is none that a learned-sparse search can ask.
+    """
+    from sparse_ingest.opensearch.mappings import field_mapping, sparse_field
+
+    mapped = field_mapping(mappings, field)
+    kind = (mapped or {}).get("type")
+    if kind in ("rank_features", "sparse_vector"):
+        return cast("Kind", kind)
+    found = f"the field {field!r} as {kind or 'object'}" if mapped else f"no field {field!r}"
+    there = stamped if field != stamped and field_mapping(mappings, stamped) else sparse_field(mappings)
+    way_out = f"it has {there!r}: give --set index.field={there}" if there else "it has none: load a run into it"
+    raise ClusterError(
+        f"Index {index!r} has {found}; a learned-sparse search needs a rank_features or sparse_vector field, and "
+        f"{way_out}."
+    )
 
 
 def token_keys(pipeline: Pipeline, client: Client | None = None, index: str = "") -> dict[str, str] | None:
@@ -161,9 +214,9 @@ def token_keys(pipeline: Pipeline, client: Client | None = None, index: str = ""
     return {token: str(token_id) for token_id, token in enumerate(vocabulary) if token is not None}
 
 
-def known_keys(weights: QueryWeights, keys: Mapping[str, str]) -> QueryWeights:
-    """The weights of the tokens that the document side has as well; its index can hold no others."""
-    known = {token: weight for token, weight in weights.items() if token in keys}
+def keyed(weights: QueryWeights, keys: Mapping[str, str]) -> QueryWeights:
+    """The weights by the keys of a sparse_vector field; tokens that the documents' vocabulary lacks are left out."""
+    known = {keys[token]: weight for token, weight in weights.items() if token in keys}
     if len(known) < len(weights):
         lost = ", ".join(repr(token) for token in weights if token not in keys)
         logger.warning("The vocabulary of the documents lacks some tokens of the query; left out: %s.", lost)

@@ -37,6 +37,7 @@ from sparse_ingest.opensearch.journal import open_journal
 from sparse_ingest.opensearch.postings import IndexScan, scan
 from sparse_ingest.opensearch.reading import StoredReader
 from sparse_ingest.opensearch.seismic import EXPLAINED_SINCE, parameters_of
+from sparse_ingest.places import Place
 from sparse_ingest.runs.manifest import Run, open_run
 
 __all__ = ["SAMPLE", "VerifyReport", "WeightDifference", "verify"]
@@ -47,7 +48,7 @@ _TOKENS_A_DOCUMENT = 15
 
 
 def verify(
-    run_path: Path,
+    run_path: Place,
     *,
     index: str,
     connection: Connection,
@@ -93,7 +94,7 @@ def verify(
 def _begin(client: Client, there: indexes.Index, run: Run) -> tuple[Loaded, VerifyReport]:
     """What the run has loaded into the index, and the report with its counts."""
     stamp = there.stamp
-    journal = open_journal(run.path, client.cluster_uuid, there.uuid)
+    journal = open_journal(run.loads, client.cluster_uuid, there.uuid)
     lines = loaded_shards(run, journal)
     if not lines:
         refuse_incomplete(run, partial=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import multiprocessing
+import os
 import sys
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
@@ -41,12 +42,16 @@ def start(*arguments: object, log: Path) -> BaseProcess:
     """Begin `sparse-ingest ARGUMENTS` in a process of its own; its output is added to `log`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
-    process = context.Process(target=_child, args=([str(argument) for argument in arguments], str(log)))
+    # The server has the environment of its first use.
+    given = ([str(argument) for argument in arguments], str(log), dict(os.environ))
+    process = context.Process(target=_child, args=given)
     process.start()
     return process
 
 
-def _child(arguments: list[str], log: str) -> None:
+def _child(arguments: list[str], log: str, environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     with Path(log).open("a", buffering=1) as stream, _arguments(arguments):
         with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
             code = _main()

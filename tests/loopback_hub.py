@@ -23,11 +23,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_aSecretThatNobodyMayPrint"
-ASKED = re.compile(r"/(?P<name>[\w.-]+/[\w.-]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
-LISTED = re.compile(r"/api/models/(?P<name>[\w.-]+/[\w.-]+)/(?P<what>revision|tree)/(?P<revision>[^/?]+)")
+ASKED = re.compile(r"/(?P<kind>datasets/)?(?P<name>[\w.-]+/[\w.-]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+LISTED = re.compile(
+    r"/api/(?P<kind>models|datasets)/(?P<name>[\w.-]+/[\w.-]+)"
+    r"(?:/(?P<what>revision|tree|paths-info)/(?P<revision>[^/?]+)(?:/(?P<file>.*))?)?"
+)
 
 
 class Request(NamedTuple):
@@ -56,14 +59,15 @@ class Hub:
 
     url: str = ""
     models: dict[str, Model] = field(default_factory=dict)
+    datasets: dict[str, Model] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     cut: set[str] = field(default_factory=set)
     broken: set[str] = field(default_factory=set)
 
-    def add(self, name: str, folder: Path, **kind: bool) -> str:
-        """Publish a folder as the newest revision of a model; its commit."""
+    def add(self, name: str, folder: Path, *, dataset: bool = False, **kind: bool) -> str:
+        """Publish a folder as the newest revision of a model, or of a dataset; its commit."""
         commit = hashlib.sha1(f"{name} {folder}".encode()).hexdigest()
-        model = self.models.setdefault(name, Model({}, {}))
+        model = (self.datasets if dataset else self.models).setdefault(name, Model({}, {}))
         model.revisions[commit] = folder
         model.branches["main"] = commit
         for key, value in kind.items():
@@ -140,14 +144,18 @@ class _Handler(BaseHTTPRequestHandler):
         elif token and token != TOKEN:
             self._refuse(401, message="Invalid credentials in Authorization header")
         elif found := LISTED.fullmatch(path) or ASKED.fullmatch(path):
-            self._of_model(token, **found.groupdict())
+            self._of_model(token, **{key: value for key, value in found.groupdict().items() if value})
         else:
             self._refuse(404)
 
-    do_HEAD = do_GET  # noqa: N815
+    do_HEAD = do_POST = do_GET  # noqa: N815
 
-    def _of_model(self, token: str, name: str, revision: str, what: str = "", file: str = "") -> None:
-        model = self.shared.models.get(name)
+    def _of_model(
+        self, token: str, name: str, kind: str = "", revision: str = "main", what: str = "", file: str = ""
+    ) -> None:
+        if not (what or file):
+            what = "revision"
+        model = (self.shared.datasets if kind.startswith("datasets") else self.shared.models).get(name)
         if model is None or (model.private and not token):
             return self._refuse(404 if token else 401, "RepoNotFound")
         commit = model.branches.get(revision, revision)
@@ -159,9 +167,13 @@ class _Handler(BaseHTTPRequestHandler):
             content = {"id": name, "sha": commit, "siblings": [{"rfilename": path} for path in names]}
             return self._send(json.dumps(content).encode())
         if what == "tree":
-            return self._send(json.dumps([_entry(path, full) for path, full in _files(folder)]).encode())
+            recursive = "recursive=true" in self.path.lower()
+            return self._send(json.dumps(_entries(folder, file, recursive=recursive)).encode())
+        if what == "paths-info":
+            asked = parse_qs(self.rfile.read(int(self.headers.get("content-length", "0"))).decode()).get("paths", [])
+            return self._send(json.dumps([one for one in _entries(folder, "", True) if one["path"] in asked]).encode())
         if model.gated and not token:
-            return self._refuse(401, "GatedRepo", f"Access to model {name} is restricted.")
+            return self._refuse(401, "GatedRepo", f"Access to {name} is restricted.")
         if not (folder / file).is_file():
             return self._refuse(404, "EntryNotFound")
         return self._file(folder / file, commit)
@@ -176,18 +188,21 @@ class _Handler(BaseHTTPRequestHandler):
             linked = {"X-Linked-Etag": f'"{sha}"', "X-Linked-Size": str(len(content)), "Location": storage}
             self._send(b"", 302, {**headers, **linked})
         else:
-            self._send(content, 200, headers)
+            self._ranged(content, headers, path.name)
 
     def _stored(self, path: str) -> None:
         file = Path("/" + path.removeprefix("/storage/").partition("/")[2])
         if file.name in self.shared.broken:
             return self._refuse(500)
-        content = file.read_bytes()
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("range", ""))
+        self._ranged(file.read_bytes(), {}, file.name)
+
+    def _ranged(self, content: bytes, headers: dict[str, str], name: str) -> None:
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
         if not wanted:
-            return self._send(content, name=file.name)
-        rest = content[int(wanted[1]) :]
-        return self._send(rest, 206, {"Content-Range": f"bytes {wanted[1]}-{len(content) - 1}/{len(content)}"})
+            return self._send(content, 200, headers, name)
+        first, last = int(wanted[1]), min(int(wanted[2] or len(content)), len(content) - 1)
+        said = {**headers, "Content-Range": f"bytes {first}-{last}/{len(content)}"}
+        self._send(content[first : last + 1], 206, said)
 
     def _refuse(self, status: int, code: str = "", message: str = "") -> None:
         headers = {"X-Error-Code": code, "X-Error-Message": message}
@@ -215,6 +230,18 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
     return sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
 
 
+def _entries(folder: Path, under: str, recursive: bool) -> list[dict[str, object]]:
+    """What a listing of a folder of a repository holds; a folder that is not there holds nothing."""
+    start = folder / under
+    found = sorted(start.rglob("*") if recursive else start.glob("*"))
+    return [
+        _entry(path.relative_to(folder).as_posix(), path)
+        if path.is_file()
+        else {"type": "directory", "path": path.relative_to(folder).as_posix(), "oid": _oid(b""), "size": 0}
+        for path in found
+    ]
+
+
 def _entry(name: str, path: Path) -> dict[str, object]:
     content = path.read_bytes()
     entry: dict[str, object] = {"type": "file", "path": name, "size": len(content), "oid": _oid(content)}
@@ -225,7 +252,7 @@ def _entry(name: str, path: Path) -> dict[str, object]:
 
 
 def _is_large(path: Path) -> bool:
-    return path.suffix in (".safetensors", ".bin")
+    return path.suffix in (".safetensors", ".bin", ".parquet")
 
 
 def _oid(content: bytes) -> str:

@@ -339,7 +339,7 @@ def test_row_groups_of_passages_are_bounded(encode, tmp_path: Path, monkeypatch)
     assert encode("passages").code == 0
     before = documents(open_run(tmp_path / "run"))
     for name, limit in (("PART_ROWS", 7), ("WINDOW_BYTES", 2000)):
-        monkeypatch.setattr(f"sparse_ingest.shard_parts.{name}", limit)
+        monkeypatch.setattr(f"sparse_ingest.encoding.parts.{name}", limit)
         assert encode("passages", "--shard-rows", 30, out=name).code == 0
         run = open_run(tmp_path / name)
         parts = list(read_shard(run.shard_path(0)))

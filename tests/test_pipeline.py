@@ -33,6 +33,7 @@ weights = "float32"
 top_k = 200
 max_ratio = 0.1
 min_weight = 0.05
+alpha_mass = 0.9
 overflow = "truncate"
 window_stride = 64
 [index]
@@ -73,7 +74,7 @@ def test_an_empty_file_is_every_default(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("[modle]", "unknown key modle; known here: encode, index, model, query"),
-        ("[encode]\ntopk = 3", "unknown key encode.topk; known here: batch_tokens"),
+        ("[encode]\ntopk = 3", "unknown key encode.topk; known here: alpha_mass, batch_tokens"),
         ("model = 3", "model must be a table"),
         ("[encode]\ntop_k = 0", "encode.top_k = 0; expected a whole number above zero"),
         ("[encode]\ntop_k = -5", "expected a whole number above zero"),

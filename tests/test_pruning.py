@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_ingest.pruning import prune
+from sparse_ingest.pruning import Ranking, count_emptied, prune
 from sparse_ingest.records import SparseRows
 
 # Few different weights, so that ties are the rule and not the exception.
@@ -23,6 +23,9 @@ rules_of = st.fixed_dictionaries(
         "min_weight": st.sampled_from([0.0, 0.1, 0.3, 0.5, 1.0, 10.0]),
     },
 )
+with_alpha = st.builds(
+    lambda rules, alpha: {**rules, "alpha_mass": alpha}, rules_of, st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.0])
+)
 
 
 def csr(rows: list[dict[int, float]], kind: type = np.float32) -> SparseRows:
@@ -35,18 +38,25 @@ def csr(rows: list[dict[int, float]], kind: type = np.float32) -> SparseRows:
     )
 
 
-def naive(vectors: SparseRows, top_k=None, max_ratio=None, min_weight=None) -> list[dict[int, float]]:
+def naive(vectors: SparseRows, top_k=None, max_ratio=None, min_weight=None, alpha_mass=None) -> list[dict[int, float]]:
     pruned = []
     for place in range(len(vectors.doc_ids)):
         terms = [(int(token), np.float32(weight)) for token, weight in zip(*vectors.row(place), strict=True)]
         largest = max((weight for _, weight in terms), default=np.float32(0))
+        within, mass = set(), 0.0
+        for token, weight in sorted(terms, key=lambda term: (-term[1], term[0])):
+            mass += float(weight)
+            if alpha_mass is None or mass <= alpha_mass * sum(
+                float(one) for one in sorted((weight for _, weight in terms), reverse=True)
+            ):
+                within.add(token)
         if min_weight is not None:
             terms = [term for term in terms if term[1] >= np.float32(min_weight)]
         if max_ratio is not None:
             terms = [term for term in terms if term[1] >= np.float32(max_ratio) * largest]
         if top_k is not None:
             terms = sorted(terms, key=lambda term: (-term[1], term[0]))[:top_k]
-        pruned.append({token: float(weight) for token, weight in sorted(terms)})
+        pruned.append({token: float(weight) for token, weight in sorted(terms) if token in within})
     return pruned
 
 
@@ -58,7 +68,7 @@ def as_rows(vectors: SparseRows) -> list[dict[int, float]]:
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16])
-@given(rows_of, rules_of)
+@given(rows_of, rules_of | with_alpha)
 def test_it_gives_what_the_rules_say(kind: type, rows: list[dict[int, float]], rules: dict) -> None:
     vectors = csr(rows, kind)
     pruned = prune(vectors, **rules)
@@ -97,3 +107,35 @@ def test_the_largest_weight_is_that_of_its_own_row() -> None:
         {},
         {1: 1.0, 2: 0.5},
     ]
+
+
+def test_the_term_that_crosses_alpha_goes_and_a_row_of_one_term_becomes_empty() -> None:
+    # OpenSearch: 3 of 6 is at most half of the sum, 3 + 2 is more.
+    before = csr([{1: 1.0, 2: 2.0, 3: 3.0}, {7: 0.5}, {}])
+    after = prune(before, alpha_mass=0.5)
+    assert as_rows(after) == [{3: 3.0}, {}, {}]
+    assert count_emptied(before, after) == 1
+    assert prune(before, alpha_mass=1.0).weights.tolist() == before.weights.tolist()
+
+
+def test_alpha_mass_breaks_ties_by_the_lower_token_id() -> None:
+    assert as_rows(prune(csr([{9: 1.0, 3: 1.0, 5: 1.0, 7: 1.0}]), alpha_mass=0.5)) == [{3: 1.0, 5: 1.0}]
+
+
+def test_sums_of_a_row_do_not_depend_on_the_rows_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(5)
+    rows = [
+        {int(token): float(random.gamma(0.3) + 1e-6) for token in random.choice(5000, random.integers(0, 400), False)}
+        for _ in range(50)
+    ]
+    whole = as_rows(prune(csr(rows), alpha_mass=0.7))
+    assert whole == [as_rows(prune(csr([row]), alpha_mass=0.7))[0] for row in rows]
+    monkeypatch.setattr("sparse_ingest.pruning._CELLS", 1000)
+    assert as_rows(prune(csr(rows), alpha_mass=0.7)) == whole
+
+
+def test_one_ranking_serves_many_rules() -> None:
+    vectors = csr([{1: 1.0, 2: 2.0, 3: 3.0}, {4: 1.0}])
+    ranking = Ranking(vectors)
+    for rules in ({"top_k": 1}, {"max_ratio": 0.5}, {"alpha_mass": 0.9}, {"top_k": 2, "alpha_mass": 0.5}):
+        assert as_rows(vectors.keep(ranking.kept(**rules))) == as_rows(prune(vectors, **rules))

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_ingest.cli.options import json_option, model_options, print_json
+from sparse_ingest.cli.options import PLACE, json_option, model_options, print_json
 from sparse_ingest.cli.progress import Progress, asked_to_stop
+from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline, override
+from sparse_ingest.places import Place
+
+if TYPE_CHECKING:
+    from sparse_ingest.corpora.sources import Corpus
+    from sparse_ingest.encode import EncodeOptions
 
 
 @click.command()
 @model_options
 @click.option("--corpus", "specs", multiple=True, required=True, metavar="SPEC",
-              help="File, folder, glob, or - for standard input; may be repeated")  # fmt: skip
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), metavar="RUN", help="Run folder to make or finish"
-)
-@click.option("--format", "format_", metavar="FORMAT", help="Format of the corpus whatever its suffix: jsonl")
+              help="File, folder, glob, - for standard input, or hf:NAME[@REVISION][:CONFIG[:SPLIT]]; may be "
+                   "repeated")  # fmt: skip
+@click.option("--out", type=PLACE, metavar="RUN", help="Run folder to make or finish; may be s3://BUCKET/PREFIX")
+@click.option("--dry-run", is_flag=True, help="Read and check the whole corpus, and write nothing")
+@click.option("--format", "format_", metavar="FORMAT",
+              help="Format of the corpus whatever its suffix: jsonl, csv, tsv, msmarco, parquet or arrow")  # fmt: skip
+@click.option("--columns", metavar="A,B,C", help="Names of the columns of csv and tsv files that have no header")
 @click.option("--id-field", metavar="NAME", help="Column of the id; :row numbers the rows  [default: _id, else id]")
 @click.option("--text-field", metavar="NAME", help="Column of the text  [default: text]")
 @click.option("--title-field", metavar="NAME", help="Column of the title  [default: title, where there is one]")
@@ -29,7 +37,7 @@ from sparse_ingest.pipeline import Pipeline, override
 @click.option("--on-bad-document", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
               help="Stop at a bad document, or leave it out and name it in skipped/")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16", "int8"]),
               help="Precision of the computation  [default: that of the pipeline, else auto]")  # fmt: skip
 @click.option("--weights", type=click.Choice(["float16", "float32"]),
               help="Precision of the stored weights  [default: that of the pipeline, else float16]")  # fmt: skip
@@ -37,16 +45,20 @@ from sparse_ingest.pipeline import Pipeline, override
 @click.option("--batch-tokens", type=click.IntRange(min=1), help="Padded tokens of a batch  [default: by device]")
 @click.option("--shard-rows", type=click.IntRange(min=1), default=65536, show_default=True, help="Rows of a shard")
 @click.option("--trust-corpus", is_flag=True, help="Go on without hashing the rows of finished shards again")
-@click.option("--reuse", type=click.Path(path_type=Path), metavar="OLD_RUN",
+@click.option("--reuse", type=PLACE, metavar="OLD_RUN",
               help="Copy the vectors of texts that are in this run, made with the same settings")  # fmt: skip
+@click.option("--dedup-text", type=click.Choice(["off", "encode-once"]), default="off", show_default=True,
+              help="Compute one vector for equal texts of a shard; every document is kept")  # fmt: skip
 @json_option
-def encode(pipeline: Pipeline, specs: tuple[str, ...], out: Path, as_json: bool, **given: Any) -> int:
+def encode(
+    pipeline: Pipeline, specs: tuple[str, ...], out: Place | None, dry_run: bool, as_json: bool, **given: Any
+) -> int:
     """Encode a corpus into a run folder; started again, it continues.
 
     \b
     sparse-ingest encode --pipeline splade-mini --corpus corpus.jsonl --out RUN
 
-    Exit code 3: finished, but bad documents were left out; RUN/skipped names them.
+    Exit code 3: finished, but bad documents were left out, which RUN/skipped names; or a dry run found some.
     """
     from sparse_ingest.corpora.files import FieldNames, open_corpus
     from sparse_ingest.encode import EncodeOptions
@@ -58,10 +70,14 @@ def encode(pipeline: Pipeline, specs: tuple[str, ...], out: Path, as_json: bool,
     names = FieldNames(
         given["id_field"], given["text_field"], given["title_field"], given["keep"], carry_text=not given["no_text"]
     )
-    options = EncodeOptions(
-        **{key: given[key] for key in ("device", "shard_rows", "limit", "on_bad_document", "trust_corpus", "reuse")}
-    )
-    corpus = open_corpus(specs, fields=names, format=given["format_"])
+    chosen = ("device", "shard_rows", "limit", "on_bad_document", "trust_corpus", "reuse", "dedup_text")
+    options = EncodeOptions(**{key: given[key] for key in chosen})
+    columns = given["columns"].split(",") if given["columns"] is not None else None
+    corpus = open_corpus(specs, fields=names, format=given["format_"], columns=columns)
+    if dry_run:
+        return _dry_run(corpus, pipeline, options, as_json)
+    if out is None:
+        raise UsageError("No run folder was named. Name one with --out, or check the corpus alone with --dry-run.")
     with EncodeProgress() as progress, asked_to_stop() as stopping:
         report = encode_corpus(corpus, out, pipeline=pipeline, options=options, progress=progress, stopping=stopping)
     if as_json:
@@ -78,16 +94,52 @@ def encode(pipeline: Pipeline, specs: tuple[str, ...], out: Path, as_json: bool,
             click.echo(f"The documents were read in {report.windows:,} windows.")
         if report.reused:
             click.echo(f"{report.reused:,} vectors were copied, not computed.")
+        if report.deduplicated:
+            click.echo(f"{report.deduplicated:,} documents have the vector of an equal text, computed once.")
     if report.skipped:
         click.echo(f"{report.skipped:,} bad documents were left out; {report.run / 'skipped'} names them.", err=True)
     return 3 if report.skipped else 0
 
 
+def _dry_run(corpus: Corpus, pipeline: Pipeline, options: EncodeOptions, as_json: bool) -> int:
+    """Check a corpus, and print what was found; 3 if some of it could not be encoded."""
+    from sparse_ingest.encode import dry_run
+
+    with EncodeProgress("rows") as progress:
+
+        def read(rows: int, share: float | None) -> None:
+            progress.read(rows, share)
+            progress.reach(rows)
+
+        found = dry_run(corpus, pipeline=pipeline, options=options, progress=read)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        click.echo(
+            f"{found.rows:,} rows: {found.documents:,} documents ({found.empty:,} with an empty text) of "
+            f"{found.text_bytes:,} bytes of text in {found.shards:,} shards; {found.bad:,} bad rows, "
+            f"{found.duplicates:,} ids that an earlier document has."
+        )
+        click.echo(
+            f"{found.equal_texts:,} documents have the text of an earlier one, {found.equal_in_shard:,} of one in "
+            "their shard, which --dedup-text encode-once would not compute again."
+        )
+        if tokens := found.tokens:
+            click.echo(
+                f"Tokens of a document, by a sample of {tokens['documents']:,}: {tokens['mean']:,.1f} on average, "
+                f"{tokens['median']:,.0f} median, {tokens['p95']:,.0f} for 95 % of them, {tokens['longest']:,.0f} at "
+                f"most; {tokens['longer']:.1%} are longer than the model takes at a time."
+            )
+        for example in found.examples:
+            click.echo(example)
+    return 3 if found.bad or found.duplicates else 0
+
+
 class EncodeProgress(Progress):
     """Documents with tokens a second; the total is estimated from the bytes read so far."""
 
-    def __init__(self) -> None:
-        super().__init__("documents")
+    def __init__(self, unit: str = "documents") -> None:
+        super().__init__(unit)
         self._tokens = 0
         self.describe(lambda seconds: f"{self._tokens / seconds:,.0f} tokens/s" if self._tokens else "")
 
@@ -106,9 +158,9 @@ class EncodeProgress(Progress):
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PLACE)
 @json_option
-def status(run: Path, as_json: bool) -> None:
+def status(run: Place, as_json: bool) -> None:
     """Show what a run folder holds: settings, shards, documents, and where it was loaded."""
     from sparse_ingest.runs.manifest import open_run
 
@@ -123,22 +175,23 @@ def status(run: Path, as_json: bool) -> None:
         "complete": opened.complete() is not None,
         **opened.totals(),
         "seconds": {
-            stage: round(sum(record["seconds"][stage] for record in records), 1)
+            stage: round(sum(record.get("seconds", {}).get(stage, 0.0) for record in records), 1)
             for stage in ("read", "encode", "write")
         },
-        "loads": [_load_state(folder) for folder in sorted(run.glob("load/*/*/"))],
+        "loads": [_load_state(folder) for folder in opened.load_folders()],
     }
     if as_json:
         print_json(state)
         return
+    state["seconds"] = ", ".join(f"{stage} {seconds:,}" for stage, seconds in state["seconds"].items())
     for key, value in state.items():
         if key != "loads":
-            click.echo(f"{key:>10}  {value}")
+            click.echo(f"{key:>12}  {value}")
     for load in state["loads"]:
-        click.echo(f"{'loaded':>10}  {load['shards']} shards into index {load['index_uuid']}, {load['dead']} refused")
+        click.echo(f"{'loaded':>12}  {load['shards']} shards into index {load['index_uuid']}, {load['dead']} refused")
 
 
-def _load_state(folder: Path) -> dict[str, Any]:
+def _load_state(folder: Place) -> dict[str, Any]:
     from sparse_ingest.opensearch.journal import Journal
 
     journal = Journal(folder)

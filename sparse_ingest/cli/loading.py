@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from dataclasses import replace as with_changes
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_ingest.cli.options import connection_options, json_option, pipeline_options, print_json
+from sparse_ingest.cli.options import PLACE, connection_options, json_option, pipeline_options, print_json
 from sparse_ingest.cli.progress import Progress, asked_to_stop
+from sparse_ingest.places import Place
 
 if TYPE_CHECKING:
     from sparse_ingest.load import LoadReport
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from sparse_ingest.pipeline import Pipeline
     from sparse_ingest.verify import VerifyReport
 
-_RUN = click.argument("run", type=click.Path(path_type=Path))
+_RUN = click.argument("run", type=PLACE)
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path), required=False)
+@click.argument("run", type=PLACE, required=False)
 @click.option("--index", help="Index to load into; made when missing")
 @click.option("--alias", help="Load into ALIAS-<first 8 of the run's id>, verify it, then let this alias serve it")
 @click.option("--to", help="With --alias: let it serve this index, and load nothing (RUN is not read)")
@@ -36,7 +36,7 @@ _RUN = click.argument("run", type=click.Path(path_type=Path))
 @click.option("--from-scratch", is_flag=True, help="With --replace: delete that one too")
 @click.option("--partial", is_flag=True, help="Load the finished shards of an unfinished run")
 @click.option("--update", is_flag=True, help="Add the vectors to documents that exist; leave the rest of them alone")
-@click.option("--since", type=click.Path(path_type=Path), metavar="OLD_RUN",
+@click.option("--since", type=PLACE, metavar="OLD_RUN",
               help="Send only what differs from this run, which the index holds")  # fmt: skip
 @click.option("--delete-missing", is_flag=True, help="With --since: delete what OLD_RUN has and RUN lacks")
 @click.option("--retry-dead", is_flag=True, help="Send the documents again that OpenSearch refused")
@@ -44,12 +44,14 @@ _RUN = click.argument("run", type=click.Path(path_type=Path))
 @click.option("--max-rate", type=click.FloatRange(min=0, min_open=True), help="Documents a second at most")
 @click.option("--top-k", type=click.IntRange(min=1), help="Load the N heaviest terms of each document only")
 @click.option("--max-ratio", type=click.FloatRange(0, 1), help="Leave out terms below this share of the heaviest")
+@click.option("--alpha-mass", type=click.FloatRange(0, 1),
+              help="Load the heaviest terms of each document up to this share of its sum of weights only")  # fmt: skip
 @click.option("--tune", is_flag=True, help="Also stop refreshes and replicas of an index that others made or search")
 @click.option("--async-translog", is_flag=True, help="Let the server confirm writes 5 s early; others may lose theirs")
 @connection_options
 @json_option
 def load(
-    run: Path | None,
+    run: Place | None,
     index: str | None,
     alias: str | None,
     to: str | None,
@@ -105,7 +107,7 @@ def load(
     return 3 if report.refused else 0
 
 
-def _publish(run: Path, alias: str, pipeline: Pipeline, connection: Connection, as_json: bool, **options: Any) -> int:
+def _publish(run: Place, alias: str, pipeline: Pipeline, connection: Connection, as_json: bool, **options: Any) -> int:
     from sparse_ingest.loading.publish import publish
 
     report = publish(run, alias=alias, pipeline=pipeline, connection=connection, **options)
@@ -156,7 +158,7 @@ def _restore(index: str, connection: Connection, as_json: bool) -> int:
 @connection_options
 @json_option
 def verify(
-    run: Path, index: str, sample: int, all_documents: bool, field: str | None, connection: Connection, as_json: bool
+    run: Place, index: str, sample: int, all_documents: bool, field: str | None, connection: Connection, as_json: bool
 ) -> int:
     """Compare an index with the run folder that was loaded into it, bit for bit.
 
@@ -186,7 +188,7 @@ def verify(
 COMMANDS = [load, verify]
 
 
-def _rows(run: Path) -> int | None:
+def _rows(run: Place) -> int | None:
     """How many documents a run has, None while it is not complete."""
     from sparse_ingest.runs.manifest import open_run
 

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import click
 
-from sparse_ingest.cli import demo, encoding, inspecting, loading, searching, server
+from sparse_ingest.cli import demo, encoding, evaluating, indexing, inspecting, loading, planning, searching, server
 from sparse_ingest.errors import SparseIngestError
 
 
@@ -23,7 +23,7 @@ def cli() -> None:
     """
 
 
-for group in (inspecting, encoding, loading, searching, server, demo):
+for group in (inspecting, encoding, indexing, loading, planning, searching, evaluating, server, demo):
     for command in group.COMMANDS:
         cli.add_command(command)
 

@@ -6,13 +6,29 @@ import functools
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
 
+from sparse_ingest.errors import UsageError, first_line
 from sparse_ingest.pipeline import ModelSettings, Pipeline, override, read_pipeline
+from sparse_ingest.places import Place, place_of
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _PlaceType(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases only
+    """Where a run lies: a folder, or an address such as s3://bucket/prefix."""
+
+    name = "place"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
+        return place_of(value) if isinstance(value, str) else cast(Place, value)
+
+
+PLACE = _PlaceType()
+_FILTER = '{"term": {"language": "en"}}'
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output")
 
@@ -99,3 +115,49 @@ def pipeline_options(command: F) -> F:
         return command(*args, pipeline=override(pipeline, assignments), **kwargs)
 
     return cast(F, with_pipeline)
+
+
+def engine_option(command: F) -> F:
+    """How to ask an index; it goes over `engine` in [query]. Stands below the options that give `pipeline`."""
+
+    @click.option(
+        "--engine",
+        type=click.Choice(["exact", "two-phase", "seismic"]),
+        help="How to ask the index  [default: exact; of a sparse_vector field seismic]",
+    )
+    @functools.wraps(command)
+    def with_engine(*args: Any, engine: Any, pipeline: Pipeline, **kwargs: Any) -> Any:
+        if engine:
+            pipeline = replace(pipeline, query=replace(pipeline.query, engine=engine))
+        return command(*args, pipeline=pipeline, **kwargs)
+
+    return cast(F, with_engine)
+
+
+def filter_option(command: F) -> F:
+    """Which documents may be found; the command receives the keyword `filter`, a query or None."""
+
+    @click.option("--filter", "filter_text", metavar="JSON", help="Find only what this query matches; @FILE reads it")
+    @functools.wraps(command)
+    def with_filter(*args: Any, filter_text: str | None, **kwargs: Any) -> Any:
+        return command(*args, filter=None if filter_text is None else _query_of(filter_text), **kwargs)
+
+    return cast(F, with_filter)
+
+
+def _query_of(text: str) -> dict[str, Any]:
+    """The query in the text of --filter, or in the file that it names."""
+    place = "--filter"
+    if text.startswith("@"):
+        place = f"--filter {text}"
+        try:
+            text = Path(text[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{place} cannot be read: {first_line(error)}.") from error
+    try:
+        query = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{place} is no JSON: {error}. An example: '{_FILTER}'.") from error
+    if not isinstance(query, dict) or len(query) != 1:
+        raise UsageError(f"{place} must be one query of OpenSearch, an object with one key, such as '{_FILTER}'.")
+    return query

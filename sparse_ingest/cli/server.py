@@ -39,15 +39,19 @@ def server() -> None:
     metavar="DIR",
     help="Keep the data in DIR/sparse-ingest-opensearch",
 )
+@click.option(
+    "--with-ml", is_flag=True, help="With the machine-learning plugin: analyzers bert-uncased and mbert-uncased, models"
+)
 @json_option
-def start(port: int, heap: str, data_folder: Path | None, as_json: bool) -> None:
+def start(port: int, heap: str, data_folder: Path | None, with_ml: bool, as_json: bool) -> None:
     """Start a server, and print its URL when it is healthy.
 
-    The first start downloads 180 MB. A server that runs already on that port is left as it is.
+    The first start downloads 180 MB, the first one --with-ml 390 MB more. A server that runs already on that port is
+    left as it is; one without the plugin is not taken for one with it.
     """
     from sparse_ingest.local_server import process
 
-    instance = process.start(port, data=data_folder, heap=heap, note=_note)
+    instance = process.start(port, data=data_folder, heap=heap, with_ml=with_ml, note=_note)
     if as_json:
         print_json({**_shown(instance), "already_running": instance.already_running})
     else:
@@ -88,7 +92,7 @@ def status(as_json: bool) -> None:
     for one in running:
         click.echo(
             f"{one['url']}  {one['health']}  documents {one['documents']}  pid {one['pid']}  "
-            f"heap {one['heap']}  data {one['data']}"
+            f"heap {one['heap']}  data {one['data']}" + ("  with ml" if one["with_ml"] else "")
         )
 
 
@@ -103,6 +107,7 @@ def _shown(instance: Instance) -> dict[str, Any]:
         "pid": instance.pid,
         "version": instance.version,
         "heap": instance.heap,
+        "with_ml": instance.with_ml,
         "data": str(instance.data),
         "log": str(instance.log),
         "started": instance.started,

@@ -1,9 +1,10 @@
 """The other two parts of a test collection: queries, and the judgements of which document answers which.
 
-In: a file, or the BEIR or MTEB folder that holds it. Queries are JSON lines (`_id` or `id`, `text`) or lines of
-`id<TAB>text`. Judgements are BEIR's table (query, document, score, with or without its header), TREC's four columns
-or MTEB's JSON lines. Each may be gzip, by the suffix .gz. Out: queries in order; judgements as
-`{query id: {document id: score}}`.
+In: a file, or the BEIR or MTEB folder that holds it. Queries are rows with the columns `_id` (or `id`) and `text` in
+JSON lines, csv, Parquet or Arrow, lines of `id<TAB>text`, or TREC's topics, of which the title is the query.
+Judgements are rows with `query-id`, `corpus-id` and `score` in the same formats, BEIR's table (the same three columns
+with tabs, with or without a header), or TREC's four columns. Text may be compressed (.gz, .zst). Out: queries in
+order; judgements as `{query id: {document id: score}}`.
 
 A query or a judgement that cannot be read is an error: leaving one out would change every figure.
 
@@ -12,118 +13,175 @@ Not covered: the corpus (files.py), and whether queries, judgements and corpus f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from sparse_ingest.corpora.documents import BadRow, columns_there, id_in, json_object, shown, text_in, utf8
-from sparse_ingest.corpora.files import BYTE_ORDER_MARK, FORMAT_OF_SUFFIX, read_lines
+from sparse_ingest.corpora.documents import (
+    BadRow,
+    FieldNames,
+    columns_there,
+    id_in,
+    needed_columns,
+    shown,
+    text_in,
+    utf8,
+)
+from sparse_ingest.corpora.files import FORMAT_OF_SUFFIX, source_of
+from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, PACKED, LocalFile, is_packed, read_lines
+from sparse_ingest.corpora.topics import begins_topic, topics
 from sparse_ingest.errors import CorpusError
 from sparse_ingest.records import Query
 
-_QUERIES = ("queries.jsonl", "queries.jsonl.gz", "queries.tsv")
-_QRELS = ("qrels/test.tsv", "qrels.jsonl", "qrels.jsonl.gz", "qrels/test.jsonl")
+# Patterns of names in a folder, the first that fits wins. A folder of Parquet is MTEB's layout on the hub.
+_QUERIES = (
+    *(f"queries{suffix}{packed}" for suffix in (".jsonl", ".tsv") for packed in ("", *PACKED)),
+    "queries.parquet",
+    "queries/*.parquet",
+    "queries/*.jsonl",
+)
+_QRELS = ("qrels/test.tsv", "qrels.jsonl", "qrels.jsonl.gz", "qrels/test.jsonl", "qrels.parquet", "qrels/test*.parquet")
 _HEADER = ["query-id", "corpus-id", "score"]
 
 
 def read_queries(path: Path) -> Iterator[Query]:
     """The queries of a file or a collection's folder, in order."""
-    path = _file_in(path, _QUERIES)
-    is_json = _is_json(path)
-    lines: dict[str, int] = {}
-    for line, raw in _numbered_lines(path):
-        try:
-            query = _json_query(raw) if is_json else _tab_query(raw)
-            if query is None:
-                continue
-            if query.id in lines:
-                raise BadRow(f"duplicate query id {shown(query.id)}: first at line {lines[query.id]}")
-        except BadRow as bad:
-            raise CorpusError(f"{path} line {line}: {bad}") from bad
-        lines[query.id] = line
-        yield query
+    seen: dict[str, tuple[Path, int]] = {}
+    for file in _files_in(path, _QUERIES):
+        for line, query in _queries_of(file):
+            if query.id in seen:
+                first, at = seen[query.id]
+                where = f"line {at}" if first == file else f"{first} line {at}"
+                raise CorpusError(f"{file} line {line}: duplicate query id {shown(query.id)}: first at {where}")
+            seen[query.id] = file, line
+            yield query
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     """The judgements of a file or a collection's folder: score by query id and document id."""
-    path = _file_in(path, _QRELS)
-    is_json = _is_json(path)
     qrels: dict[str, dict[str, int]] = {}
-    for line, raw in _numbered_lines(path):
-        try:
-            judgement = _json_judgement(raw) if is_json else _table_judgement(raw, first=line == 1)
-            if judgement is None:
-                continue
-            query_id, doc_id, score = judgement
+    for file in _files_in(path, _QRELS):
+        for line, query_id, doc_id, score in _judgements_of(file):
             before = qrels.setdefault(query_id, {}).setdefault(doc_id, score)
             if before != score:
                 pair = f"query {shown(query_id)} and document {shown(doc_id)}"
-                raise BadRow(f"{pair} have the score {score} here and {before} before")
-        except BadRow as bad:
-            raise CorpusError(f"{path} line {line}: {bad}") from bad
+                raise CorpusError(f"{file} line {line}: {pair} have the score {score} here and {before} before")
     return qrels
 
 
-def _file_in(path: Path, names: tuple[str, ...]) -> Path:
+def _files_in(path: Path, patterns: Sequence[str]) -> list[Path]:
     if not path.is_dir():
-        return path
-    for name in names:
-        if (path / name).is_file():
-            return path / name
-    raise CorpusError(f'The folder "{path}" holds none of {", ".join(names)}. Name the file itself.')
+        return [path]
+    for pattern in patterns:
+        if found := sorted(each for each in path.glob(pattern) if each.is_file()):
+            return found
+    raise CorpusError(f'The folder "{path}" holds none of {", ".join(patterns)}. Name the file itself.')
 
 
-def _is_json(path: Path) -> bool:
-    return Path(path.name.lower().removesuffix(".gz")).suffix in FORMAT_OF_SUFFIX
+# Rows of either
 
 
-def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    for line, raw in enumerate(read_lines(path), 1):
-        yield line, raw.removeprefix(BYTE_ORDER_MARK) if line == 1 else raw
+def _has_columns(path: Path) -> bool:
+    """Whether the format names the columns of each row; tsv does not, whatever its first line says."""
+    bare = Path(path.name.lower())
+    return FORMAT_OF_SUFFIX.get((bare.with_suffix("") if is_packed(bare.name) else bare).suffix, "tsv") != "tsv"
 
 
-def _json_query(raw: bytes) -> Query | None:
-    columns = json_object(raw)
-    if columns is None:
-        return None
-    return Query(id_in(columns, "_id" if "_id" in columns else "id"), text_in(columns, "text"))
+def _stored(path: Path) -> LocalFile:
+    try:
+        return LocalFile.found(path)
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read: {error.strerror}. Check the name.") from error
 
 
-def _tab_query(raw: bytes) -> Query | None:
-    line = utf8(raw).rstrip("\r\n")
-    if not line.strip():
-        return None
-    query_id, tab, text = line.partition("\t")
-    if not tab:
-        raise BadRow(f"two columns with a tab between them were expected, found {shown(line)}")
-    return Query(id_in({"id": query_id}, "id"), text)
+def _rows(path: Path, wanted: Mapping[str, str] | None) -> Iterator[tuple[int, Mapping[str, object]]]:
+    """Line and columns of each row; `wanted` are those to read with what they are, None for a query's."""
+
+    def choose(names: Sequence[str]) -> Mapping[str, str]:
+        if wanted is None:
+            return needed_columns([name for name in names if name != "title"], FieldNames())
+        for name in wanted:
+            _check_column(name, dict.fromkeys(names))
+        return wanted
+
+    for record in source_of(_stored(path), choose, label=str(path)).records(0, 1):
+        if record.columns is None:
+            raise CorpusError(f"{path} line {record.line}: {record.reason}")
+        yield record.line, record.columns
 
 
-def _json_judgement(raw: bytes) -> tuple[str, str, int] | None:
-    columns = json_object(raw)
-    if columns is None:
-        return None
+def _check_column(name: str, columns: Mapping[str, object]) -> None:
+    if name not in columns:
+        raise BadRow(f"no column {shown(name)}; {columns_there(columns)}")
+
+
+def _texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line that is not blank."""
+    for line, raw in enumerate(read_lines(_stored(path)), 1):
+        try:
+            text = utf8(raw.removeprefix(BYTE_ORDER_MARK) if line == 1 else raw).rstrip("\r\n")
+        except BadRow as bad:
+            raise CorpusError(f"{path} line {line}: {bad}") from bad
+        if text.strip():
+            yield line, text
+
+
+# Queries
+
+
+def _queries_of(path: Path) -> Iterator[tuple[int, Query]]:
+    line = 1
+    try:
+        if _has_columns(path):
+            for line, columns in _rows(path, None):
+                yield line, Query(id_in(columns, "_id" if "_id" in columns else "id"), text_in(columns, "text"))
+            return
+        texts = _texts(path)
+        for line, text in texts:
+            if begins_topic(text):
+                for at, query in topics(itertools.chain([(line, text)], texts)):
+                    if isinstance(query, BadRow):
+                        raise CorpusError(f"{path} line {at}: {query}")
+                    yield at, query
+                return
+            query_id, tab, words = text.partition("\t")
+            if not tab:
+                raise BadRow(f"two columns with a tab between them were expected, found {shown(text)}")
+            yield line, Query(id_in({"id": query_id}, "id"), words)
+    except BadRow as bad:
+        raise CorpusError(f"{path} line {line}: {bad}") from bad
+
+
+# Judgements
+
+
+def _judgements_of(path: Path) -> Iterator[tuple[int, str, str, int]]:
     query_name, doc_name, score_name = _HEADER
-    query_id, doc_id = id_in(columns, query_name), id_in(columns, doc_name)
-    if score_name not in columns:
-        raise BadRow(f'no column "{score_name}"; {columns_there(columns)}')
-    return query_id, doc_id, _score_of(columns[score_name])
+    line = 1
+    try:
+        if _has_columns(path):
+            for line, columns in _rows(path, {query_name: "id", doc_name: "id", score_name: "kept field"}):
+                query_id, doc_id = id_in(columns, query_name), id_in(columns, doc_name)
+                _check_column(score_name, columns)
+                yield line, query_id, doc_id, _score_of(columns[score_name])
+            return
+        for line, text in _texts(path):
+            # Ids may hold blanks ("Geneva Durben"): they part columns only where no tab does, as in TREC's files.
+            values = text.split("\t") if "\t" in text else text.split()
+            if line > 1 or values != _HEADER:
+                yield line, *_judgement(text, values)
+    except BadRow as bad:
+        raise CorpusError(f"{path} line {line}: {bad}") from bad
 
 
-def _table_judgement(raw: bytes, *, first: bool) -> tuple[str, str, int] | None:
-    line = utf8(raw).rstrip("\r\n")
-    if not line.strip():
-        return None
-    # Ids may hold blanks ("Geneva Durben"): they part columns only where no tab does, as in TREC's files.
-    columns = line.split("\t") if "\t" in line else line.split()
-    if first and columns == _HEADER:
-        return None
-    if len(columns) == 4:
-        query_id, _, doc_id, score = columns
-    elif len(columns) == 3 and "\t" in line:
-        query_id, doc_id, score = columns
+def _judgement(text: str, values: list[str]) -> tuple[str, str, int]:
+    if len(values) == 4:
+        query_id, _, doc_id, score = values
+    elif len(values) == 3 and "\t" in text:
+        query_id, doc_id, score = values
     else:
         expected = "query, document and score with tabs between them, or TREC's four columns, were expected"
-        raise BadRow(f"{expected}, found {shown(line)}")
+        raise BadRow(f"{expected}, found {shown(text)}")
     query_name, doc_name, _ = _HEADER
     return id_in({query_name: query_id}, query_name), id_in({doc_name: doc_id}, doc_name), _score_of(score)
 

@@ -9,7 +9,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterator
 
-from sparse_ingest.corpora.files import START, Corpus, Position, refuse_repeated_ids
+from sparse_ingest.corpora.sources import START, Corpus, Position, refuse_repeated_ids
 from sparse_ingest.records import SourceRow
 
 
@@ -39,6 +39,17 @@ class Cursor:
             self.position = position
             yield row
 
+    def rows(self) -> Iterator[SourceRow]:
+        """Move over all rows that are left, without looking whether ids repeat."""
+        for row, position in self._next_rows():
+            self.position = position
+            yield row
+
+    @property
+    def rereadable(self) -> bool:
+        """Whether it can jump back."""
+        return self._corpus.rereadable
+
     def _next_rows(self) -> Iterator[tuple[SourceRow, Position]]:
         # Not `yield from`: it would close the corpus together with the generator that is left at a shard's end.
         return itertools.chain(iter(self._take_ahead, None), self._rows)
@@ -51,8 +62,8 @@ class Cursor:
 
         Standard input cannot be read again: there the row, counted from 1, stands for the line.
         """
-        if any(file.bytes is None for file in self._corpus.files):
-            return {row: (self._corpus.files[0].label, row + 1) for row in rows}
+        if not self._corpus.rereadable:
+            return {row: (self._corpus.sources[0].label, row + 1) for row in rows}
         self.jump(start)
         found: dict[int, tuple[str, int]] = {}
         for row, _ in self._next_rows():
@@ -65,9 +76,4 @@ class Cursor:
     @property
     def share(self) -> float | None:
         """How much of the corpus has been read, by bytes; None where sizes or offsets do not tell."""
-        sizes = [file.bytes for file in self._corpus.files]
-        if any(size is None or file.path.suffix == ".gz" for size, file in zip(sizes, self._corpus.files, strict=True)):
-            return None
-        total = sum(size or 0 for size in sizes)
-        before = sum(size or 0 for size in sizes[: self.position.file])
-        return (before + self.position.offset) / total if total else None
+        return self._corpus.share(self.position)

@@ -1,174 +1,181 @@
-"""Corpora in files: JSON lines, plain or gzip, and BEIR or MTEB folders, as one stream of `SourceRow`s.
+"""Which files a corpus is, and in which format each is read.
 
 In: what `--corpus` named (files, folders, globs, `-`) and which columns are the id, the text, the title and the
-kept fields. Out: every row in order, each with a document or the reason why there is none, and the position where
-the next row starts, from which a later `rows` goes on.
+kept fields. Out: a `Corpus`, whose sources are these files in order; nothing is read yet.
 
-A row is a line that is not blank; rows count from 0 over all files and bad ones count too. A file that breaks off
-is no bad row but the end: `CorpusError`. What makes a row a document is said in documents.py.
+A folder or a glob stands for its files in byte order of their names; the folder of a BEIR collection for its corpus.
 
-Not covered: what becomes of bad rows, and duplicates over more rows than `refuse_repeated_ids` is given.
+Not covered: how a format is read (lines.py, tables.py, columns.py), and what makes a row a document (documents.py).
 """
 
 from __future__ import annotations
 
 import glob
-import gzip
-import io
 import os
-import sys
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
 
-from sparse_ingest.corpora.documents import BadRow, document_of, json_object, printable, shown, without_carried
+from sparse_ingest.corpora.columns import Arrow, Parquet
 from sparse_ingest.corpora.documents import FieldNames as FieldNames
+from sparse_ingest.corpora.documents import needed_columns, without_carried
+from sparse_ingest.corpora.lines import JsonLines
+from sparse_ingest.corpora.remote import remote_files
+from sparse_ingest.corpora.sources import Corpus, Source
+from sparse_ingest.corpora.stored import PACKED, LocalFile, StandardInput, StoredFile, is_packed
+from sparse_ingest.corpora.tables import Choice, TextTable
 from sparse_ingest.errors import CorpusError, UsageError
-from sparse_ingest.records import SourceRow
+from sparse_ingest.places import is_address
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-FORMATS = ("jsonl",)
-FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl"}
+FORMATS = ("jsonl", "csv", "tsv", "msmarco", "parquet", "arrow")
+FORMAT_OF_SUFFIX = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".arrows": "arrow",
+    ".feather": "arrow",
+}
 
-_BEIR_CORPUS = ("corpus.jsonl", "corpus.jsonl.gz")
-_BLOCK_BYTES = 1 << 20
-_STDIN = Path("-")  # compared by identity: ./- is a file, and Path drops the ./
-
-
-class Position(NamedTuple):
-    """Where a row starts: file, byte offset (decompressed) and line within it, row within the corpus."""
-
-    file: int
-    offset: int
-    line: int
-    row: int
-
-
-START = Position(0, 0, 1, 0)
-
-
-@dataclass(frozen=True)
-class CorpusFile:
-    """One file. `bytes` is None for standard input; `label` is the name that rows of this file bear."""
-
-    path: Path
-    name: str
-    label: str
-    bytes: int | None
+_TEXT_TABLES = ("csv", "tsv", "msmarco")
+_MSMARCO = "collection.tsv"  # two columns, no header, quotes that mean nothing: MS MARCO's passages
+HUB = "hf:"  # before the name of a Hugging Face dataset
+_CORPUS_SUFFIXES = (*(f".jsonl{packed}" for packed in ("", *PACKED)), ".parquet")
+_BEIR_CORPUS = tuple(f"corpus{suffix}" for suffix in _CORPUS_SUFFIXES)
+_MTEB_CORPUS = "corpus"  # a folder of files
 
 
-@dataclass
-class Corpus:
-    """The files of a corpus in order, and how their rows become documents."""
-
-    files: tuple[CorpusFile, ...]
-    fields: FieldNames
-    _stdin_taken: bool = field(default=False, init=False, repr=False, compare=False)
-
-    def identity(self) -> list[dict[str, str | int]]:
-        """Names in order, and sizes where there are any: what a resumed run must find again."""
-        return [
-            {"name": file.name} if file.bytes is None else {"name": file.name, "bytes": file.bytes}
-            for file in self.files
-        ]
-
-    def rows(self, start: Position = START) -> Iterator[tuple[SourceRow, Position]]:
-        """Every row from `start` on, each with the position where the next one starts."""
-        fields = self.fields
-        _, offset, line, row = start
-        for index, file in enumerate(self.files[start.file :], start.file):
-            label = file.label
-            for raw in self._lines(file, offset, line):
-                content = raw.removeprefix(BYTE_ORDER_MARK) if offset == 0 else raw
-                offset += len(raw)
-                line += 1
-                try:
-                    columns = json_object(content)
-                    if columns is None:
-                        continue
-                    # A line without a backslash holds no string that needs one: writing it again is a copy.
-                    document = document_of(columns, fields, row, plain=b"\\" not in raw)
-                    source = SourceRow(row, label, line - 1, document, None)
-                except BadRow as bad:
-                    source = SourceRow(row, label, line - 1, None, str(bad))
-                row += 1
-                yield source, Position(index, offset, line, row)
-            offset, line = 0, 1
-
-    def _lines(self, file: CorpusFile, offset: int, line: int) -> Iterator[bytes]:
-        if file.bytes is not None:
-            yield from read_lines(file.path, offset=offset, line=line)
-            size = file.path.stat().st_size if file.path.exists() else 0
-            if size != file.bytes:
-                raise CorpusError(
-                    f"{file.path} changed while it was read: it had {file.bytes} bytes at first and has {size} now. "
-                    "Encode a copy that stays as it is, into a new run folder."
-                )
-            return
-        # What was taken from a pipe is gone; going on with the rest would lose rows without a word.
-        if self._stdin_taken or offset:
-            raise CorpusError("Standard input can be read only once and from its start. Put the corpus in a file.")
-        self._stdin_taken = True
-        yield from read_lines(None, offset=0, line=1)
-
-
-def open_corpus(specs: Sequence[str], *, fields: FieldNames, format: str | None = None) -> Corpus:
+def open_corpus(
+    specs: Sequence[str], *, fields: FieldNames, format: str | None = None, columns: Sequence[str] | None = None
+) -> Corpus:
     """Find the files that `specs` stand for, in order; nothing is read yet.
 
     Args:
-        specs: files, folders, globs, or `-` for standard input.
+        specs: files, folders, globs, `-` for standard input, or `hf:` datasets (hub.py).
         fields: which columns make a document.
         format: one of `FORMATS`, for every file; None goes by each file's suffix.
+        columns: the names of the columns of csv and tsv files without a header.
     """
-    if format is not None and format not in FORMATS:
-        raise UsageError(f'The format "{format}" is unknown; known are: {", ".join(FORMATS)}.')
-    if not all(specs):
-        raise UsageError("A corpus is named by an empty string; is a variable unset? Name a file, a folder, or -")
-    if specs.count("-") > 1:
-        raise UsageError("Standard input (-) is named twice, and can be read only once. Name it once.")
+    _check_options(specs, format, columns)
     fields = without_carried(fields)
     try:
-        paths = [path for spec in specs for path in _paths_of(spec, known_only=format is None)]
+        found = [(spec, [] if spec.startswith(HUB) else _files_of(spec)) for spec in specs]
     except OSError as error:
         raise CorpusError(
             f"{error.filename} cannot be read: {error.strerror}. Check that it is there and yours to read."
         ) from error
-    names = Counter(path.name for path in paths)
-    return Corpus(tuple(_corpus_file(path, unique=names[path.name] == 1) for path in paths), fields)
+    choose = partial(needed_columns, fields=fields)
+    names = Counter(file.name for _, files in found for file in files)
+    sources: list[Source] = []
+    for spec, files in found:
+        if spec.startswith(HUB):
+            sources.append(_dataset(spec, choose))
+        for file in files:
+            # The bare name where that is enough: positions then read the same from every machine and folder.
+            label = file.name if names[file.name] == 1 else file.place
+            sources.append(source_of(file, choose, label=label, format=format, columns=columns))
+    return Corpus(tuple(sources), fields)
 
 
-def refuse_repeated_ids(rows: Iterable[tuple[SourceRow, Position]]) -> Iterator[tuple[SourceRow, Position]]:
-    """The same rows, but one whose id came before has no document: its reason says where the first one is.
+def _dataset(spec: str, choose: Choice) -> Source:
+    # Imported here: it asks a library that only the extra "encode" brings.
+    from sparse_ingest.corpora.hub import hub_source
 
-    Every id given is kept in memory: give it a shard, not a corpus.
-    """
-    first: dict[str, tuple[int, str, int]] = {}
-    for source, position in rows:
-        if source.document is not None:
-            here = (source.row, source.file, source.line)
-            row, file, line = first.setdefault(source.document.id, here)
-            if row != source.row:
-                reason = f"duplicate id {shown(source.document.id)}: first at {file} line {line}"
-                source = source._replace(document=None, reason=reason)
-        yield source, position
+    return hub_source(spec, choose)
 
 
-def bad_document(source: SourceRow) -> CorpusError:
-    """The error of a row without a document, for `--on-bad-document fail`."""
-    return CorpusError(f"{source.file} line {source.line}: {source.reason}")
+def _check_options(specs: Sequence[str], format: str | None, columns: Sequence[str] | None) -> None:
+    if format is not None and format not in FORMATS:
+        raise UsageError(f'The format "{format}" is unknown; known are: {", ".join(FORMATS)}.')
+    if not all(specs):
+        raise UsageError("A corpus is named by an empty string; is a variable unset? Name a file, a folder, or -")
+    if (format or columns) and (hub := [spec for spec in specs if spec.startswith(HUB)]):
+        raise UsageError(f"--format and --columns are for files; {hub[0]} knows its own. Leave them out.")
+    if specs.count("-") > 1:
+        raise UsageError("Standard input (-) is named twice, and can be read only once. Name it once.")
+    if columns is not None and (not all(columns) or len(set(columns)) < len(columns)):
+        raise UsageError(f'The columns "{",".join(columns)}" hold an empty name or one that stands twice.')
+
+
+def source_of(
+    file: StoredFile,
+    choose: Choice,
+    *,
+    label: str,
+    format: str | None = None,
+    columns: Sequence[str] | None = None,
+) -> Source:
+    """A file in its format, which its suffix tells unless `format` does; standard input is JSON lines."""
+    format = format or ("jsonl" if file.bytes is None else format_of(file.name, file.place))
+    if columns is not None and format not in _TEXT_TABLES:
+        raise UsageError(
+            f"--columns names the columns of {', '.join(_TEXT_TABLES)} without a header; {file.place} is {format}. "
+            "Leave out --columns."
+        )
+    if format == "jsonl":
+        return JsonLines(file, label)
+    if format in _TEXT_TABLES:
+        return TextTable(file, label, choose, format=format, columns=columns)
+    if format == "arrow":
+        return Arrow(file, label, choose)
+    if file.bytes is None or is_packed(file.name):
+        raise CorpusError(
+            f"{file.place} cannot be read as Parquet, whose index stands at its end: not from a pipe, and not from a "
+            "compressed file. Put it in a file, unpacked."
+        )
+    return Parquet(file, label, choose)
+
+
+def format_of(name: str, place: str) -> str:
+    """The format that the name of a file tells. Raises `CorpusError`."""
+    bare = Path(name.lower())
+    if is_packed(bare.name):
+        bare = bare.with_suffix("")
+    if bare.name == _MSMARCO:
+        return "msmarco"
+    if bare.suffix in FORMAT_OF_SUFFIX:
+        return FORMAT_OF_SUFFIX[bare.suffix]
+    found = f'the suffix "{bare.suffix}" is unknown' if bare.suffix else "there is no suffix"
+    known = f"{', '.join(FORMAT_OF_SUFFIX)}, each but .parquet also {' or '.join(PACKED)}"
+    advice = "Say it with --format, whatever the name."
+    if bare.suffix == ".json":
+        advice = "If it holds one JSON object a line, say --format jsonl."
+    raise CorpusError(f'The format of "{place}" is unclear: {found}; known are {known}. {advice}')
 
 
 # Which files
 
 
-def _paths_of(spec: str, *, known_only: bool) -> list[Path]:
-    path = Path(spec)
+def corpus_in_folder(names: Sequence[str], folder: str) -> list[str]:
+    """Which files of a folder are the corpus: one named corpus or a folder named corpus, else all; in byte order.
+
+    Args:
+        names: paths within the folder, without hidden ones, of its files and of those in its folder `corpus`.
+        folder: what messages call it.
+    """
+    beir = [name for name in names if name.lower() in _BEIR_CORPUS]
+    mteb = [name for name in names if name.startswith(f"{_MTEB_CORPUS}/")]
+    if len(beir) + bool(mteb) > 1:
+        found = " and ".join([*beir, *([_MTEB_CORPUS] if mteb else [])])
+        raise CorpusError(f'"{folder}" holds both {found}. Name the one that is meant.')
+    if not names:
+        raise CorpusError(f'The folder "{folder}" holds no file. Name the files, or the folder that holds them.')
+    return sorted(beir or mteb or names, key=os.fsencode)
+
+
+def _files_of(spec: str) -> list[StoredFile]:
     if spec == "-":
-        return [_STDIN]
+        return [StandardInput()]
+    if is_address(spec):
+        return list(remote_files(spec, corpus_in_folder))
+    return [LocalFile.found(path) for path in _paths_of(spec)]
+
+
+def _paths_of(spec: str) -> list[Path]:
+    path = Path(spec)
     if path.is_dir():
         paths = _paths_in_folder(path)
     elif not path.exists() and any(sign in spec for sign in "*?["):
@@ -186,82 +193,12 @@ def _paths_of(spec: str, *, known_only: bool) -> list[Path]:
             if len(paths) == 1:
                 advice = "Give a stream on standard input, as -."
             raise CorpusError(f'"{each}" is not a file. {advice}')
-        if known_only:
-            _check_suffix(each)
     return paths
 
 
 def _paths_in_folder(folder: Path) -> list[Path]:
-    beir = [folder / name for name in _BEIR_CORPUS if (folder / name).exists()]
-    if len(beir) > 1:
-        raise CorpusError(f'"{folder}" holds both {" and ".join(_BEIR_CORPUS)}. Name the one that is meant.')
-    if beir:
-        return beir
-    paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    if not paths:
-        raise CorpusError(f'The folder "{folder}" holds no file. Name the files, or the folder that holds them.')
-    return sorted(paths, key=os.fsencode)
-
-
-def _check_suffix(path: Path) -> None:
-    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
-    if suffix in FORMAT_OF_SUFFIX:
-        return
-    found = f'the suffix "{suffix}" is unknown' if suffix else "there is no suffix"
-    known = ", ".join(FORMAT_OF_SUFFIX)
-    advice = "Say it with --format, whatever the name."
-    if suffix == ".json":
-        advice = "If it holds one JSON object a line, say --format jsonl."
-    raise CorpusError(f'The format of "{path}" is unclear: {found}; known are {known}, each also .gz. {advice}')
-
-
-def _corpus_file(path: Path, *, unique: bool) -> CorpusFile:
-    if path is _STDIN:
-        return CorpusFile(path, "-", "-", None)
-    name = printable(path.name)
-    # The bare name where that is enough: positions then read the same from every machine and folder.
-    return CorpusFile(path, name, name if unique else printable(str(path)), path.stat().st_size)
-
-
-# Bytes to lines
-
-
-class _GzipBlocks(gzip.GzipFile):
-    """Hands over each block as it is decompressed: a damaged file then gives all lines before the damage."""
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        return self.readinto1(buffer)
-
-
-def read_lines(path: Path | None, *, offset: int = 0, line: int = 1) -> Iterator[bytes]:
-    r"""The lines of a file from a byte offset on, each with its `\n`; gzip by the suffix .gz; None is stdin.
-
-    `line` is the number of the first one: an error says after which line the file broke off.
-    """
-    try:
-        with _open(path, offset) as stream:
-            for raw in stream:
-                yield raw
-                line += 1
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise CorpusError(
-            f"{path} is damaged or cut off after line {line - 1}: {error}. Get the file again."
-        ) from error
-    except OSError as error:
-        reason = error.strerror or error
-        raise CorpusError(
-            f"{path or 'Standard input'} cannot be read after line {line - 1}: {reason}. Check the file and its disk."
-        ) from error
-
-
-def _open(path: Path | None, offset: int) -> AbstractContextManager[BinaryIO]:
-    if path is None:
-        return nullcontext(sys.stdin.buffer)
-    if not path.name.lower().endswith(".gz"):
-        plain = path.open("rb", buffering=_BLOCK_BYTES)
-        plain.seek(offset)
-        return plain
-    blocks = _GzipBlocks(path)
-    blocks.seek(offset)
-    # GzipFile finds lines in Python; BufferedReader does it in C.
-    return io.BufferedReader(cast(io.RawIOBase, blocks), _BLOCK_BYTES)
+    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    if _MTEB_CORPUS in names and (folder / _MTEB_CORPUS).is_dir():
+        names.remove(_MTEB_CORPUS)
+        names += [f"{_MTEB_CORPUS}/{path.name}" for path in (folder / _MTEB_CORPUS).iterdir() if path.name[0] != "."]
+    return [folder / name for name in corpus_in_folder(names, str(folder))]

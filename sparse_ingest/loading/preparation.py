@@ -7,16 +7,16 @@ Not covered: sending (delivery.py), settings and what comes after the last shard
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.operations import rules_of
-from sparse_ingest.opensearch import indexes, mappings, preflight, seismic, updates
+from sparse_ingest.opensearch import indexes, installed, mappings, preflight, seismic, updates
 from sparse_ingest.opensearch.client import Client
 from sparse_ingest.opensearch.journal import Journal, open_journal
-from sparse_ingest.pruning import prune
-from sparse_ingest.runs.checking import checked_parts
+from sparse_ingest.pruning import count_emptied, prune
+from sparse_ingest.runs.checking import CheckedPart, checked_parts
 from sparse_ingest.runs.manifest import Run
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class Plan(NamedTuple):
     """What will be done to which index. `there` is None when it is made, `doomed` one that is deleted before.
 
     `stale` is a journal of this run from before another run was loaded; `update` is true when documents are updated.
+    `emptied` counts the documents that pruning leaves without a term.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Plan(NamedTuple):
     fitted: str | None
     stale: Journal | None = None
     update: bool = False
+    emptied: int = 0
 
 
 def make_plan(
@@ -135,10 +137,11 @@ def make_plan(
         there = updates.with_field(there, name, stamp.field, kind)
     if there is not None:
         mappings.check_fits(there, stamp, kind)
+        installed.refuse_encoding_at_last(client, there, stamp.field)
         indexes.refuse_other_pruning(there, stamp)
         stamp = indexes.continued_stamp(there.stamp, stamp)
         stamp = since.stamp(there, stamp) if since else stamp
-        journal = open_journal(run.path, client.cluster_uuid, there.uuid)
+        journal = open_journal(run.loads, client.cluster_uuid, there.uuid)
         if there.stamp is None or there.stamp.run_id != stamp.run_id:
             stale = journal
         loaded = {} if stale else loaded_shards(run, journal)
@@ -151,14 +154,27 @@ def make_plan(
         kind,
         preflight.request_limit(client),
     )
-    survey = preflight.inspect(
-        (part._replace(vectors=prune(part.vectors, **stamp.pruning)) for part in checked_parts(run, missing)), rules
-    )
+    pruned = _Pruned(run, missing, stamp.pruning)
+    survey = preflight.inspect(pruned, rules)
     fitted = None
     if there is None and kind == "sparse_vector":
         fit = seismic.fit(body, stamp.field, survey)
         body, fitted = fit.body, fit.sentence
-    return Plan(name, there, doomed, stamp, body, missing, fitted, stale, update)
+    return Plan(name, there, doomed, stamp, body, missing, fitted, stale, update, pruned.emptied)
+
+
+class _Pruned:
+    """The parts of some shards as they are sent; `emptied` counts the documents that lose their last term."""
+
+    def __init__(self, run: Run, shards: list[int], pruning: Mapping[str, Any]) -> None:
+        self._run, self._shards, self._pruning = run, shards, pruning
+        self.emptied = 0
+
+    def __iter__(self) -> Iterator[CheckedPart]:
+        for part in checked_parts(self._run, self._shards):
+            vectors = prune(part.vectors, **self._pruning)
+            self.emptied += count_emptied(part.vectors, vectors)
+            yield part._replace(vectors=vectors)
 
 
 def _refuse_other_rules(journal: Journal, loaded: Mapping[int, dict[str, Any]], rules: Mapping[str, Any]) -> None:
@@ -177,12 +193,15 @@ def ready_index(client: Client, plan: Plan, note: Callable[[str], None]) -> inde
     """The index to load into: created, or stamped as one that this run is being loaded into."""
     if plan.fitted:
         note(plan.fitted)
+    if plan.emptied:
+        note(f"Pruning leaves {plan.emptied} documents without a term; no sparse query finds them.")
     if plan.doomed:
         indexes.delete_index(client, plan.doomed)
     if plan.there is None:
         # Made with its alias in one step, as each change of a cluster's state takes a while.
         aliases = {**plan.body.get("aliases", {}), indexes.private_alias(plan.name, plan.stamp.run_id): {}}
-        index = indexes.create_index(client, plan.name, {**plan.body, "aliases": aliases})
+        body = installed.carried_over(plan.doomed, plan.body) if plan.doomed else plan.body
+        index = indexes.create_index(client, plan.name, {**body, "aliases": aliases})
         if plan.stamp.field in index.mappings.get("_source", {}).get("excludes", ()):
             note(
                 f"Index {index.name!r} keeps its vectors out of _source: a document that somebody changes with _update "

@@ -12,7 +12,6 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
-from pathlib import Path
 from typing import Unpack
 
 from sparse_ingest.errors import ClusterError, RunError, UsageError
@@ -20,6 +19,7 @@ from sparse_ingest.load import LoadOptions, LoadReport, load
 from sparse_ingest.opensearch import aliases, indexes, settling
 from sparse_ingest.opensearch.client import Client, Connection, connect
 from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.places import Place
 from sparse_ingest.runs.manifest import open_run
 from sparse_ingest.verify import verify
 
@@ -48,7 +48,7 @@ class PublishReport:
 
 
 def publish(
-    run_path: Path,
+    run_path: Place,
     *,
     alias: str,
     pipeline: Pipeline,
@@ -152,7 +152,7 @@ def _found(client: Client, name: str) -> indexes.Index:
     return there
 
 
-def _verified(run_path: Path, name: str, alias: str, connection: Connection) -> int:
+def _verified(run_path: Place, name: str, alias: str, connection: Connection) -> int:
     """Compare a sample of the index with the run; the number of documents compared."""
     checked = verify(run_path, index=name, connection=connection)
     if not checked.same:

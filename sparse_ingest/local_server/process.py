@@ -62,6 +62,7 @@ class Instance:
     version: str
     started: str
     token: str
+    with_ml: bool = False
     already_running: bool = False
 
 
@@ -74,6 +75,7 @@ def start(
     *,
     data: Path | None = None,
     heap: str = "1g",
+    with_ml: bool = False,
     timeout_s: float = 120,
     note: Callable[[str], None] = _quiet,
 ) -> Instance:
@@ -84,12 +86,13 @@ def start(
         data: Its data lies in `data`/sparse-ingest-opensearch; None means the instance's own folder, or, when it is
             running already, whatever folder it has.
         heap: Size of the Java heap, such as 512m or 2g.
+        with_ml: With the machine-learning plugin; one that runs already must have it.
         timeout_s: How long to wait for the cluster to be healthy.
         note: Receives sentences about what is going on.
 
     Raises:
-        LocalServerError: Something else answers there, or the server ended or was not healthy in time; the message
-            then holds its last log lines.
+        LocalServerError: Something else answers there, our own runs otherwise than asked, or the server ended or was
+            not healthy in time; the message then holds its last log lines.
     """
     heap_bytes(heap)  # a wrong one is refused before anything is downloaded
     _psutil()
@@ -98,7 +101,7 @@ def start(
     with locked(home / "lock", note, f"Waiting for another process that is starting a server on port {port}"):
         running = _find(port)
         if running is not None:
-            return _reuse(running, data, timeout_s, note)
+            return _reuse(running, data, with_ml, timeout_s, note)
         if _state_file(port).exists():
             note(f"The server recorded for port {port} no longer runs; starting a new one")
             _state_file(port).unlink()
@@ -109,14 +112,14 @@ def start(
             )
         folder = _data_folder(port, data)
         _refuse_shared_data(folder)
-        distribution = ensure_distribution(note)
+        distribution = ensure_distribution(note, with_ml)
         java = ensure_java(account, note)
         require_reachable(distribution, account)
-        write_configuration(home, port, folder)
+        write_configuration(home, port, folder, with_ml=with_ml)
         for path in (home / "config", home / "tmp", folder):
             hand_over(path, account)
         note(f"Starting OpenSearch {OPENSEARCH_VERSION} on port {port}, data in {folder}")
-        instance = _new_instance(port, folder, heap)
+        instance = replace(_new_instance(port, folder, heap), with_ml=with_ml)
         command = java_command(java, home, distribution, heap=heap, token=instance.token)
         return _launch(command, distribution, account, instance, timeout_s)
 
@@ -234,11 +237,18 @@ def _refuse_shared_data(folder: Path) -> None:
             )
 
 
-def _reuse(instance: Instance, data: Path | None, timeout_s: float, note: Callable[[str], None]) -> Instance:
+def _reuse(
+    instance: Instance, data: Path | None, with_ml: bool, timeout_s: float, note: Callable[[str], None]
+) -> Instance:
     if data is not None and _data_folder(instance.port, data) != instance.data:
         raise LocalServerError(
             f"Our server on port {instance.port} runs with the data folder {instance.data}, not "
             f"{_data_folder(instance.port, data)}. Stop it first, or give another --port."
+        )
+    if with_ml and not instance.with_ml:
+        raise LocalServerError(
+            f"Our server on port {instance.port} runs without the machine-learning plugin. Stop it first "
+            f"(`sparse-ingest server stop --port {instance.port}`; its data stays), or give another --port."
         )
     note(f"Our server on port {instance.port} is running already")
     _wait(instance, None, timeout_s)

@@ -1,7 +1,7 @@
 """Which documents share a forward pass: a pure function of their token lengths and the token budget.
 
-Documents are taken longest first, so a batch holds documents of almost the same length and padding stays small;
-equal lengths keep corpus order. Nothing here depends on time, threads or devices, so a run that is continued
+Documents are taken longest first, so a batch holds documents of almost the same length, which attention computes
+together; equal lengths keep corpus order. Nothing here depends on time, threads or devices, so a run that is continued
 elsewhere makes the same batches.
 """
 

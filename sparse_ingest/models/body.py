@@ -1,21 +1,43 @@
 """The transformer of a masked LM without its vocabulary projection.
 
-In: token ids of a batch. Out: the hidden states that the projection would read, `[batch, length, hidden]`. The
-projection itself is given as its weight and bias, for a head that never makes batch x length x vocabulary logits.
-Works for every architecture of transformers whose masked LM ends in one linear layer; that is checked when it is built.
+In: token ids of a batch. Out: the hidden states that the projection would read, one row a token, documents one behind
+the other. The projection itself is given as its weight and bias, for a head that never makes batch x length x
+vocabulary logits. Works for every architecture of transformers whose masked LM ends in one linear layer; that is
+checked when it is built. Documents are computed packed where the model allows it, which is checked as well: each
+gives what it gives alone. Other models compute them padded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
-from sparse_ingest.errors import CheckpointError
-from sparse_ingest.models.masked_lms import build_masked_lm
+from sparse_ingest.errors import CheckpointError, first_line
+from sparse_ingest.models.linear import pack_linear_layers
+from sparse_ingest.models.masked_lms import build_masked_lm, without_report
+from sparse_ingest.models.packing import (
+    PACKED,
+    Packing,
+    ordinal_positions,
+    pack,
+    positions_behind,
+    register,
+    to_device,
+)
 from sparse_ingest.models.tokenizer import TokenIds
+
+# How far packed and unpacked hidden states may be apart, in shares of the largest one.
+CLOSE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+Positions = Callable[[Sequence[TokenIds]], npt.NDArray[np.int64]]
+logger = logging.getLogger(__name__)
 
 
 class Body:
@@ -24,53 +46,124 @@ class Body:
     def __init__(
         self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False
     ) -> None:
-        self.device = device
-        self.dtype = dtype
+        # Packing is tried in float32 on the CPU, where the model is read.
+        self.device = torch.device("cpu")
         self._model = build_masked_lm(checkpoint, trust_remote_code=trust_remote_code)
-        decoder = self._model.get_output_embeddings()
-        if not isinstance(decoder, torch.nn.Linear):
-            raise CheckpointError(
-                f"{checkpoint.name} ({type(self._model).__name__}) does not end in a linear vocabulary projection."
-            )
-        sample = torch.arange(1, 6).unsqueeze(0) % decoder.out_features
-        with torch.inference_mode():
-            expected = self._model(input_ids=sample).logits
-        self.weight = decoder.weight.detach()
-        self.bias = torch.zeros(decoder.out_features) if decoder.bias is None else decoder.bias.detach().clone()
-        # From here on the model's "logits" are what the projection would have read.
-        decoder.forward = lambda input: input  # type: ignore[method-assign]
-        with torch.inference_mode():
-            hidden = self._model(input_ids=sample).logits
-            found = hidden @ self.weight.T + self.bias
-        if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
-            raise CheckpointError(
-                f"{checkpoint.name} ({type(self._model).__name__}) computes something after its vocabulary projection; "
-                "its weights would be wrong here."
-            )
+        self.weight, self.bias = _projection(self._model, checkpoint.name)
+        documents = _samples(self._model.config, len(self.bias))
+        expected = self._alone(documents)
+        # How the tokens of packed documents are numbered; None where documents cannot be packed.
+        self._positions = self._pack(documents, expected)
         # Rotary frequencies stay float32, as transformers itself loads them: bfloat16 moves position 8,000 by up to 16.
         rotary = {name: buffer for name, buffer in self._model.named_buffers() if name.endswith("inv_freq")}
+        self.device = device
         self._model.to(device=device, dtype=dtype)
         for name, frequencies in rotary.items():
             module, _, buffer = name.rpartition(".")
             setattr(self._model.get_submodule(module), buffer, frequencies.to(device))
+        if device.type == "cpu" and dtype == torch.float32:
+            pack_linear_layers(self._model)
+        elif device.type != "cpu" and self._positions and not self._agrees(documents, expected):
+            self._pad(f"on {device} its hidden states would be others")
 
-    def hidden(self, token_ids: Sequence[TokenIds], padding_id: int) -> torch.Tensor:
-        """Hidden states `[batch, length, hidden]` of a batch; rows past a document's end repeat its first row.
+    @property
+    def packs(self) -> bool:
+        """Whether documents are computed without padding."""
+        return self._positions is not None
 
-        The maximum over a document's rows is idempotent, so a repeated row needs no mask later.
-        """
-        lengths = torch.tensor([len(ids) for ids in token_ids])
-        longest = int(lengths.max())
+    def hidden(self, token_ids: Sequence[TokenIds], padding_id: int) -> tuple[torch.Tensor, Packing]:
+        """Hidden states `[rows, hidden]` of a batch, and where in them each document lies."""
+        if self._positions is None:
+            return self._padded(token_ids, padding_id)
+        row, packing = pack(token_ids, self.device)
+        positions = to_device(self._positions(token_ids), self.device).unsqueeze(0)
+        return self._forward(row, position_ids=positions, packing=packing)[0], packing
+
+    def _padded(self, token_ids: Sequence[TokenIds], padding_id: int) -> tuple[torch.Tensor, Packing]:
+        packing = Packing(tuple(len(ids) for ids in token_ids), self.device)
+        longest = max(packing.lengths)
         padded = np.full((len(token_ids), longest), padding_id, dtype=np.int64)
-        for row, ids in enumerate(token_ids):
-            padded[row, : len(ids)] = ids
+        for place, ids in enumerate(token_ids):
+            padded[place, : len(ids)] = ids
         inputs = torch.from_numpy(padded).to(self.device)
-        if int(lengths.min()) == longest:
-            return self._forward(inputs, None)
-        inside = (torch.arange(longest) < lengths.unsqueeze(1)).to(self.device)
-        hidden = self._forward(inputs, inside.to(torch.int64))
-        return torch.where(inside.unsqueeze(2), hidden, hidden[:, :1])
+        if len(packing.runs) == 1:
+            return self._forward(inputs).flatten(0, 1), packing
+        inside = torch.arange(longest) < torch.tensor(packing.lengths).unsqueeze(1)
+        hidden = self._forward(inputs, attention_mask=inside.to(self.device, torch.int64))
+        return hidden.flatten(0, 1)[torch.nonzero(inside.flatten()).squeeze(1).to(self.device)], packing
 
-    def _forward(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        hidden: torch.Tensor = self._model(input_ids=inputs, attention_mask=attention_mask).logits
+    def _forward(self, inputs: torch.Tensor, **given: Any) -> torch.Tensor:
+        hidden: torch.Tensor = self._model(input_ids=inputs, **given).logits
         return hidden
+
+    def _alone(self, documents: Sequence[TokenIds]) -> torch.Tensor:
+        """What the model as it was built computes of each document by itself."""
+        with torch.inference_mode():
+            return torch.cat([self._forward(torch.from_numpy(ids).long().unsqueeze(0))[0] for ids in documents])
+
+    def _pack(self, documents: Sequence[TokenIds], expected: torch.Tensor) -> Positions | None:
+        """Set the model to packed documents, if they give what they should with one way to number their tokens."""
+        self._usual = self._model.config._attn_implementation
+        register()
+        self._set_attention(PACKED)
+        padding_id = getattr(self._model.config, "pad_token_id", None) or 0
+        for positions in (ordinal_positions, partial(positions_behind, padding_id)):
+            self._positions = positions
+            if self._agrees(documents, expected):
+                return positions
+        self._pad("its hidden states would be others")
+        return None
+
+    def _agrees(self, documents: Sequence[TokenIds], expected: torch.Tensor) -> bool:
+        try:
+            with torch.inference_mode():
+                found = self.hidden(documents, 0)[0].to(device=expected.device, dtype=expected.dtype)
+        except Exception as error:  # models, with code of their own too, raise whatever they like
+            logger.debug("Packed documents: %s.", first_line(error))
+            return False
+        if found.shape != expected.shape or not torch.isfinite(found).all():
+            return False
+        share = CLOSE[next(self._model.parameters()).dtype]
+        return bool((found - expected).abs().amax() <= share * expected.abs().amax())
+
+    def _set_attention(self, name: str | None) -> None:
+        """Models with code of their own may not know how; what they compute then tells."""
+        with without_report(), contextlib.suppress(Exception):
+            self._model.set_attn_implementation(name)
+
+    def _pad(self, reason: str) -> None:
+        """Go back to padded documents."""
+        self._positions = None
+        self._set_attention(self._usual)
+        logger.info("%s computes padded documents, not packed ones: %s.", type(self._model).__name__, reason)
+
+
+def _projection(model: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weight and bias of a model's vocabulary projection, which from here on gives what it is given."""
+    decoder = model.get_output_embeddings()
+    if not isinstance(decoder, torch.nn.Linear):
+        raise CheckpointError(f"{name} ({type(model).__name__}) does not end in a linear vocabulary projection.")
+    sample = torch.arange(1, 6).unsqueeze(0) % decoder.out_features
+    with torch.inference_mode():
+        expected = model(input_ids=sample).logits
+    weight = decoder.weight.detach()
+    bias = torch.zeros(decoder.out_features) if decoder.bias is None else decoder.bias.detach().clone()
+    decoder.forward = lambda input: input  # type: ignore[method-assign]
+    with torch.inference_mode():
+        found = model(input_ids=sample).logits @ weight.T + bias
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
+        raise CheckpointError(
+            f"{name} ({type(model).__name__}) computes something after its vocabulary projection; "
+            "its weights would be wrong here."
+        )
+    return weight, bias
+
+
+def _samples(config: Any, vocabulary: int) -> list[TokenIds]:
+    """Documents to try packing on: two of one length, a shorter one, and one longer than a token sees."""
+    window = getattr(config, "sliding_window", None) or 0
+    longest = max(5, min(2 * int(window) + 5, int(getattr(config, "max_position_embeddings", None) or 512) - 3))
+    # No padding: some models do not count it.
+    ids = np.arange(vocabulary, dtype=np.int32)
+    ids = ids[ids != (getattr(config, "pad_token_id", None) or 0)]
+    return [np.resize(np.roll(ids, 3 * place), length) for place, length in enumerate((4, 4, 1, longest))]

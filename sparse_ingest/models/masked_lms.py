@@ -59,7 +59,7 @@ def build_masked_lm(checkpoint: Checkpoint, *, trust_remote_code: bool = False) 
         gte: dict[str, Any] = {}
         if as_gte:
             built_as, gte = _gte(checkpoint.name, config)
-        with _without_report():
+        with without_report():
             model, report = built_as.from_pretrained(
                 folder,
                 dtype=torch.float32,
@@ -100,7 +100,7 @@ def _refuse_gaps(name: str, built: str, report: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _without_report() -> Iterator[None]:
+def without_report() -> Iterator[None]:
     """transformers prints a table of weights that are missing, which is refused here, or left over, as poolers are."""
     from transformers.utils import logging as transformers_logging
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from sparse_ingest.models.documents import DocumentEncoder, Encoded
+from sparse_ingest.models.heads.int8 import has_vnni
+from sparse_ingest.models.memory import until_it_fits
 
 SAMPLE = 256  # documents
 KEPT_MASS = 0.999  # of float32's summed weights, on terms that the candidate has too
@@ -24,12 +26,14 @@ TERM_WEIGHT = 0.1
 def candidates(device: str) -> tuple[str, ...]:
     """The dtypes that are faster than float32 on a device, fastest first.
 
-    On a CPU without AMX bfloat16 is slower than float32; on a GPU both halves are equally fast, and float16 has three
-    bits more.
+    On a CPU without AMX bfloat16 is slower than float32 or little faster, and the head in whole numbers is 4 times as
+    fast where there is VNNI. On a GPU both halves are equally fast, and float16 has three bits more.
     """
     if device.startswith("cuda"):
         return ("float16", "bfloat16")
-    return ("bfloat16",) if has_amx() else ()
+    if has_amx():
+        return ("bfloat16",)
+    return ("int8",) if has_vnni() else ()
 
 
 def has_amx() -> bool:
@@ -44,13 +48,17 @@ def choose_dtype(build: Callable[[str], DocumentEncoder], device: str, texts: Se
     choice = {"dtype": "float32", "device": device, "documents": len(texts), "tried": tried}
     faster = candidates(device)
     if faster and texts:
-        expected = build("float32").encode(texts)
+        expected = _encoded(build("float32"), texts)
         for dtype in faster:
-            mass, terms = _kept(expected, build(dtype).encode(texts))
+            mass, terms = _kept(expected, _encoded(build(dtype), texts))
             tried[dtype] = {"mass": round(mass, 6), "terms": round(terms, 6)}
             if mass >= KEPT_MASS and terms >= KEPT_TERMS:
                 return {**choice, "dtype": dtype}
     return choice
+
+
+def _encoded(encoder: DocumentEncoder, texts: Sequence[str]) -> Encoded:
+    return until_it_fits(lambda: encoder.encode(texts))
 
 
 def _kept(expected: Encoded, found: Encoded) -> tuple[float, float]:

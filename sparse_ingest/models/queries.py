@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.models.documents import DocumentEncoder
+from sparse_ingest.models.memory import until_it_fits
 from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.queries.protocol import QueryEncoder, QueryWeights
 
@@ -23,7 +24,7 @@ class MaskedLMQueryEncoder:
 
     def encode(self, texts: Sequence[str]) -> list[QueryWeights]:
         """The weights of each query; a query without any weight is an empty dict."""
-        encoded = self._encoder.encode(texts)
+        encoded = until_it_fits(lambda: self._encoder.encode(texts))
         queries: list[QueryWeights] = []
         for start, end in zip(encoded.indptr[:-1], encoded.indptr[1:], strict=True):
             order = (-encoded.weights[start:end]).argsort(kind="stable")[: self._max_active_dims] + start

@@ -31,7 +31,7 @@ OLDEST_VERSION = (2, 11)  # the first with neural_sparse
 # The version of the tests. An older server refuses by itself what it does not know.
 NEWEST_TRIED = (3, 6, 0)
 _BUSY = frozenset({429, 502, 503, 504})  # statuses that come with Retry-After
-CONNECTIONS = 8  # kept open at most; a load has a few requests in flight
+CONNECTIONS = 32  # kept open at most, as many as a search with --concurrency has requests in flight
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,8 @@ def check_vocabulary(kind: Kind, vocabulary: Sequence[str | None]) -> None:
         )
 
 
-def index_body(settings: IndexSettings, stamp: Stamp) -> dict[str, Any]:
-    """The body that creates the index: the pipeline's JSON with its field name, source mode and our stamp.
+def index_body(settings: IndexSettings, stamp: Stamp | None) -> dict[str, Any]:
+    """The body that creates the index: the pipeline's JSON with its field name, source mode and our stamp, if any.
 
     Raises:
         PipelineError: there is no such body, it is no JSON object, or it lacks the sparse field.
@@ -108,7 +108,8 @@ def index_body(settings: IndexSettings, stamp: Stamp) -> dict[str, Any]:
     excluded = [excluded] if isinstance(excluded, str) else excluded
     excludes = [entry for entry in excluded if entry not in (sparse, settings.field)]
     source["excludes"] = [*excludes, settings.field] if settings.source == "exclude" else excludes
-    mappings["_meta"] = {**mappings.get("_meta", {}), META_KEY: stamp.as_meta()}
+    if stamp is not None:
+        mappings["_meta"] = {**mappings.get("_meta", {}), META_KEY: stamp.as_meta()}
     return dict(body)
 
 
@@ -166,6 +167,16 @@ def field_mapping(mappings: dict[str, Any], field: str) -> dict[str, Any] | None
         if not isinstance(entry, dict):
             return None
     return dict(entry)
+
+
+def sparse_field(mappings: dict[str, Any]) -> str | None:
+    """The dotted name of the first sparse field of a mapping that no vector of a passage lies in."""
+    for name, entry in mappings.get("properties", {}).items():
+        if entry.get("type") in ("rank_features", "sparse_vector"):
+            return str(name)
+        if entry.get("type", "object") == "object" and (inner := sparse_field(entry)):
+            return f"{name}.{inner}"
+    return None
 
 
 def _refuse_no_objects(body: dict[str, Any]) -> None:

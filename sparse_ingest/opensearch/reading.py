@@ -21,12 +21,13 @@ import numpy.typing as npt
 
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.opensearch.client import Client, error_of
-from sparse_ingest.opensearch.requests import CONTRIBUTION
+from sparse_ingest.opensearch.explanations import CONTRIBUTION
 from sparse_ingest.opensearch.scores import LEVELS, stored_bytes
 
 # The filter on ids counts as a clause too; some are left over for what a rewrite may add.
 _SPARE_CLAUSES = 8
 _SEARCHES = 50  # in one _msearch
+PIPELINE_IN_BODY_SINCE = (2, 18)
 _RAW_SCORE = "raw dot product score (quantized): "
 
 # What is stored for a key: a float32 of 9 bits, or the byte of a segment with clusters.
@@ -149,7 +150,10 @@ def search_many(
     params = {"max_concurrent_searches": "2"}
     if filter_path is not None:
         params["filter_path"] = f"responses.error,responses._shards.failed,{filter_path}"
-    lines = b"".join(b"{}\n" + json.dumps(body).encode() + b"\n" for body in bodies)
+    # An index's default search pipeline, such as two-phase, would change scores and refuse to sort. In one _msearch
+    # only a body can name a pipeline, and only from 2.18 on.
+    past = {"search_pipeline": "_none"} if client.version >= PIPELINE_IN_BODY_SINCE else {}
+    lines = b"".join(b"{}\n" + json.dumps({**body, **past}).encode() + b"\n" for body in bodies)
     answer = client.call("POST", path, lines, params=params, timeout_s=300)
     for response in answer["responses"]:
         if "error" in response:

@@ -1,53 +1,78 @@
-"""Query weights to `_search` bodies (plain dicts, ready to be sent or printed as JSON), and explanations to terms.
+"""Query weights to `_search` bodies: plain dicts, ready to be sent by any client or printed as JSON.
 
-Both bodies for a rank_features field give the same score: the sum over the query's tokens of query weight times stored
-weight. A sparse_vector field has a body of its own, whose tokens are ids.
-Not covered: sending them, and the limits of a cluster that was set up differently (pass `max_clauses`).
+Every body for a rank_features field gives the same score: the sum over the query's tokens of query weight times stored
+weight. A sparse_vector field has a body of its own, whose tokens are ids. What a body needs of the server's search
+pipelines stands in it, so that nothing has to be installed. `body["query"]` alone can be put into a larger query; the
+two-phase processor finds it bare or in `bool.should` only.
+Not covered: sending them (search.py), the limits that they keep (limits.py), their explanations (explanations.py).
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from dataclasses import field as made_of
+from typing import Any, Literal
 
 from sparse_ingest.errors import UsageError
+from sparse_ingest.opensearch.limits import MAX_CLAUSES, check_clauses, check_seismic, fit_weights
+from sparse_ingest.opensearch.two_phase import check_two_phase, two_phase_split
+from sparse_ingest.pipeline import packaged_folder
 
 Body = dict[str, Any]
-
-# How a segment with clusters explains one token of a score.
-CONTRIBUTION = re.compile(r"token '(\d+)' contribution: query_weight=(\d+) \* doc_weight=(\d+)")
-
-MAX_WEIGHT = 64.0  # Lucene's FeatureField takes weights in (0, 64]
-MAX_CLAUSES = 1024  # default of indices.query.bool.max_clause_count, counted over the whole rewritten query
-
-
-class FittedWeights(NamedTuple):
-    """Query weights within the limits of a cluster; a score it gives times `scale` is the score of the query."""
-
-    weights: dict[str, float]
-    scale: float
+Query = Mapping[str, Any]
+# Above zero and below every score: hits without any token of the query have 0.
+_LEAST_SCORE = 1e-45
+_WORD_FIELDS = ["title", "text"]
+HYBRID_DEPTH = 100  # documents of each search that a hybrid one combines
 
 
-def fit_weights(weights: Mapping[str, float], *, max_clauses: int = MAX_CLAUSES) -> FittedWeights:
-    """Bring query weights into (0, 64] by one power of two for all, which changes no bit of a score but its exponent.
+@dataclass(frozen=True)
+class Engine:
+    """How an index is asked: with which engine, on which field.
+
+    `keys` says by which key the field knows a token, None where tokens are keys; `two_phase` and `seismic` are the
+    settings of those engines, as [query] has them. `ceiling` is what the clusters of a sparse_vector field clip query
+    weights at, None where it is not known.
+    """
+
+    name: Literal["exact", "two-phase", "seismic"] = "exact"
+    field: str = "sparse"
+    kind: str = "rank_features"
+    keys: Mapping[str, str] | None = None
+    two_phase: Mapping[str, Any] = made_of(default_factory=dict)
+    seismic: Mapping[str, Any] = made_of(default_factory=dict)
+    ceiling: float | None = None
+
+
+def engine_body(
+    weights: Mapping[str, float],
+    engine: Engine,
+    *,
+    size: int,
+    filter: Query | None = None,
+    explain: bool = False,
+    collapse: str | None = None,
+    max_clauses: int = MAX_CLAUSES,
+) -> Body:
+    """The request that an engine is asked with; `weights` are by token, or by `engine.keys` when it has them.
 
     Raises:
-        UsageError: a weight is not above zero or not finite, or there are more tokens than clauses allowed.
+        UsageError: the weights, the engine's settings or a combination do not fit.
     """
-    if len(weights) > max_clauses:
+    common: dict[str, Any] = {"field": engine.field, "size": size, "filter": filter, "explain": explain}
+    common["max_clauses"] = max_clauses
+    if engine.name == "seismic":
+        return seismic_body(weights, settings=engine.seismic, collapse=collapse, **common)
+    if engine.name == "exact":
+        return neural_sparse_body(weights, collapse=collapse, **common)
+    if collapse is not None:
         raise UsageError(
-            f"The query has {len(weights)} tokens, but the cluster allows {max_clauses} clauses "
-            f"(indices.query.bool.max_clause_count). Prune it, such as --set query.top_k={max_clauses}."
+            "Two-phase search cannot collapse hits: OpenSearch refuses it beside a second phase. "
+            "Leave out --collapse, or search with --engine exact."
         )
-    for token, weight in weights.items():
-        if not 0 < weight < math.inf:
-            raise UsageError(f"The query weight of {token!r} is {weight}; expected a finite number above zero.")
-    scale = 1.0
-    while max(weights.values(), default=0.0) > MAX_WEIGHT * scale:
-        scale *= 2
-    return FittedWeights({token: weight / scale for token, weight in weights.items()}, scale)
+    return two_phase_body(weights, settings=engine.two_phase, **common)
 
 
 def neural_sparse_body(
@@ -55,20 +80,55 @@ def neural_sparse_body(
     *,
     field: str,
     size: int,
+    filter: Query | None = None,
     explain: bool = False,
-    max_clauses: int = MAX_CLAUSES,
     collapse: str | None = None,
+    max_clauses: int = MAX_CLAUSES,
 ) -> Body:
     """The request of a learned-sparse search; without any weight it asks for nothing, which is a valid request.
 
-    `collapse` is a field of one value (keyword or number): of the documents that share one, the best is found.
+    `filter` is any query: documents that it does not match are no hits. `collapse` is a field of one value (keyword or
+    number): of the documents that share one, the best is found.
 
     Raises:
         UsageError: the weights do not fit; see `fit_weights`.
     """
     fitted = fit_weights(weights, max_clauses=max_clauses).weights
-    query: Body = {"neural_sparse": {field: {"query_tokens": fitted}}} if fitted else {"match_none": {}}
+    query = _filtered(_sparse_clause(fitted, field), filter)
+    check_clauses(query, len(fitted), max_clauses=max_clauses)
     return _body(query, field=field, size=size, explain=explain, collapse=collapse)
+
+
+def two_phase_body(
+    weights: Mapping[str, float],
+    *,
+    field: str,
+    size: int,
+    settings: Mapping[str, Any] | None = None,
+    filter: Query | None = None,
+    explain: bool = False,
+    max_clauses: int = MAX_CLAUSES,
+) -> Body:
+    """The same search in two phases: the heavy tokens find documents, the light ones raise the best of them.
+
+    The processor stands in the request; `settings` are its prune_type, prune_ratio, expansion_rate, max_window_size.
+    Documents that hold light tokens only are no hits, and those outside the window keep the score of the first phase.
+
+    Raises:
+        UsageError: the weights do not fit (see `fit_weights`), or the settings (see `check_two_phase`), or they leave
+            no token to the first phase, which would find nothing.
+    """
+    full = check_two_phase(settings or {}, size=size)
+    if weights and not two_phase_split(weights, full)[0]:
+        raise UsageError(
+            f"With {full['prune_type']} and prune_ratio {full['prune_ratio']:g} no token of the query is left for the "
+            "first phase, so nothing can be found. Choose other [query] two_phase settings."
+        )
+    body = neural_sparse_body(weights, field=field, size=size, filter=filter, explain=explain, max_clauses=max_clauses)
+    if full["prune_type"] == "abs_value":
+        # A border among the weights moves with them.
+        full["prune_ratio"] = full["prune_ratio"] / fit_weights(weights, max_clauses=max_clauses).scale
+    return body | {"search_pipeline": _two_phase_pipeline(full)}
 
 
 def seismic_body(
@@ -76,27 +136,28 @@ def seismic_body(
     *,
     field: str,
     size: int,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
+    filter: Query | None = None,
     explain: bool = False,
-    max_clauses: int = MAX_CLAUSES,
     collapse: str | None = None,
+    max_clauses: int = MAX_CLAUSES,
 ) -> Body:
-    """The search of a sparse_vector field; `weights` are by token id, `settings` are `top_n` and `heap_factor`.
+    """The search of a sparse_vector field; `weights` are by token id, `settings` are `top_n`, `heap_factor` and `k`.
 
-    The server leaves both at 10 and 1.0, and gives no more than `k` hits of a segment, so k is what is asked for.
+    The server leaves the first two at 10 and 1.0, and gives no more than `k` hits of a segment, so k is at least
+    `size`. The filter goes into the search of the clusters; a bool filter would take hits away from those k.
 
     Raises:
-        UsageError: the weights do not fit (see `fit_weights`), or there are other settings.
+        UsageError: the weights do not fit (see `fit_weights`), or the settings (see `check_seismic`).
     """
-    unknown = sorted(settings.keys() - {"top_n", "heap_factor"})
-    if unknown:
-        raise UsageError(f"[query] seismic has a key {unknown[0]!r}; known are top_n and heap_factor.")
-    body = neural_sparse_body(
-        weights, field=field, size=size, explain=explain, max_clauses=max_clauses, collapse=collapse
-    )
-    if "neural_sparse" in body["query"]:
-        body["query"]["neural_sparse"][field]["method_parameters"] = {"k": size, **settings}
-    return body
+    settings = settings or {}
+    check_seismic(settings)
+    fitted = fit_weights(weights, max_clauses=max_clauses).weights
+    clause = _seismic_clause(fitted, field, size, settings, filter)
+    check_clauses(clause, len(fitted), max_clauses=max_clauses)
+    body = _body(clause, field=field, size=size, explain=explain, collapse=collapse)
+    # Otherwise documents that match the filter and no token fill up the k hits (3.6.0).
+    return body | {"min_score": _LEAST_SCORE} if filter else body
 
 
 def rank_feature_body(
@@ -104,11 +165,12 @@ def rank_feature_body(
     *,
     field: str,
     size: int,
+    filter: Query | None = None,
     explain: bool = False,
-    max_clauses: int = MAX_CLAUSES,
     collapse: str | None = None,
+    max_clauses: int = MAX_CLAUSES,
 ) -> Body:
-    """The same search for a cluster without the neural-search plugin.
+    """The same search as `neural_sparse_body` for a cluster without the neural-search plugin.
 
     Raises:
         UsageError: the weights do not fit (see `fit_weights`), or a token holds a dot: `rank_feature` takes what
@@ -126,14 +188,147 @@ def rank_feature_body(
         for token, weight in fitted.items()
     ]
     # An empty bool matches every document.
-    query: Body = {"bool": {"should": clauses}} if clauses else {"match_none": {}}
+    query = _filtered({"bool": {"should": clauses}} if clauses else {"match_none": {}}, filter)
+    check_clauses(query, len(fitted), max_clauses=max_clauses)
     return _body(query, field=field, size=size, explain=explain, collapse=collapse)
 
 
-def bm25_body(text: str, *, field: str, size: int) -> Body:
+def server_side_body(
+    text: str,
+    engine: Engine,
+    *,
+    size: int,
+    model_id: str | None = None,
+    analyzer: str | None = None,
+    filter: Query | None = None,
+    explain: bool = False,
+) -> Body:
+    """The request of a search whose text the server turns into weights, with a deployed model or an analyzer.
+
+    Raises:
+        UsageError: neither or both are named, or the text is empty. With neither, OpenSearch since 3.1 takes its
+            analyzer bert-uncased and says nothing: wrong for every other vocabulary.
+    """
+    if (model_id is None) == (analyzer is None):
+        raise UsageError("Name either a model_id or an analyzer, with which the server makes the weights of the query.")
+    if not text.strip():
+        raise UsageError("The query is empty, which OpenSearch refuses as query_text. Ask for some words.")
+    asked: Body = {"query_text": text}
+    asked |= {"model_id": model_id} if model_id is not None else {"analyzer": analyzer}
+    if engine.name == "seismic":
+        asked["method_parameters"] = _method_parameters(size, engine.seismic, filter)
+        body = _body({"neural_sparse": {engine.field: asked}}, field=engine.field, size=size, explain=explain)
+        return body | {"min_score": _LEAST_SCORE} if filter else body
+    query = _filtered({"neural_sparse": {engine.field: asked}}, filter)
+    body = _body(query, field=engine.field, size=size, explain=explain)
+    if engine.name == "two-phase":
+        body["search_pipeline"] = _two_phase_pipeline(check_two_phase(engine.two_phase, size=size))
+    return body
+
+
+def hybrid_body(
+    text: str,
+    weights: Mapping[str, float],
+    engine: Engine,
+    *,
+    size: int,
+    filter: Query | None = None,
+    search_pipeline: str | None = None,
+    depth: int | None = HYBRID_DEPTH,
+    max_clauses: int = MAX_CLAUSES,
+) -> Body:
+    """The request of BM25 on title and text beside a learned-sparse search, whose scores the server combines.
+
+    `search_pipeline` is the name of an installed pipeline with a normalization or score-ranker processor; left out,
+    the packaged one stands in the request (pipelines/opensearch/search/hybrid.json). BM25 comes first in its weights.
+    `depth` is how many documents of each search are combined: with `size` alone, as a server before 2.19 does it
+    (None), a document that only one of them ranks high enough counts as not found by the other.
+
+    Raises:
+        UsageError: the weights do not fit (see `fit_weights`), or the engine is two-phase, which has no effect there.
+    """
+    if engine.name == "two-phase":
+        raise UsageError(
+            "The two-phase processor leaves the parts of a hybrid query alone: "
+            "use --engine exact, or leave out --hybrid."
+        )
+    fitted = fit_weights(weights, max_clauses=max_clauses).weights
+    depth = max(size, depth) if depth is not None else None
+    if engine.name == "seismic":
+        sparse = _seismic_clause(fitted, engine.field, depth or size, engine.seismic, filter)
+    else:
+        sparse = _filtered(_sparse_clause(fitted, engine.field), filter)
+    parts: Body = {"queries": [_filtered(_words_clause(text), filter), sparse]}
+    query = {"hybrid": parts | ({"pagination_depth": depth} if depth is not None else {})}
+    check_clauses(query, len(fitted), max_clauses=max_clauses)
+    body = _body(query, field=engine.field, size=size, explain=False)
+    return body | {"search_pipeline": search_pipeline or packaged_search_pipeline("hybrid")}
+
+
+def bm25_body(text: str, *, field: str, size: int, filter: Query | None = None) -> Body:
     """The request of a BM25 search on title and text, for comparison; `field` is the sparse field to leave out."""
-    query = {"multi_match": {"query": text, "fields": ["title", "text"], "type": "most_fields"}}
-    return _body(query, field=field, size=size, explain=False)
+    return _body(_filtered(_words_clause(text), filter), field=field, size=size, explain=False)
+
+
+def packaged_search_pipeline(name: str) -> Body:
+    """A packaged search pipeline as a request can carry it."""
+    path = packaged_folder() / "opensearch" / "search" / f"{name}.json"
+    content: Body = json.loads(path.read_bytes())
+    return {key: value for key, value in content.items() if key != "description"}
+
+
+def msearch_lines(bodies: Iterable[Body], index: str | None = None) -> Iterator[Body]:
+    """The requests of one `_msearch` as the list that opensearch-py takes: a header before each body.
+
+    Without `index` the URL must name it: `/INDEX/_msearch`.
+    """
+    for body in bodies:
+        yield {"index": index} if index else {}
+        yield body
+
+
+def msearch_bytes(bodies: Iterable[Body], index: str | None = None) -> bytes:
+    """The same as it goes over the wire: one JSON object a line (application/x-ndjson)."""
+    lines = (json.dumps(line, ensure_ascii=False, separators=(",", ":")) for line in msearch_lines(bodies, index))
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _sparse_clause(fitted: Mapping[str, float], field: str) -> Body:
+    return {"neural_sparse": {field: {"query_tokens": dict(fitted)}}} if fitted else {"match_none": {}}
+
+
+def _seismic_clause(
+    fitted: Mapping[str, float], field: str, size: int, settings: Mapping[str, Any], filter: Query | None
+) -> Body:
+    if not fitted:
+        return {"match_none": {}}
+    parameters = _method_parameters(size, settings, filter)
+    return {"neural_sparse": {field: {"query_tokens": dict(fitted), "method_parameters": parameters}}}
+
+
+def _method_parameters(size: int, settings: Mapping[str, Any], filter: Query | None) -> Body:
+    parameters = {**settings, "k": max(size, settings.get("k", 0))}
+    return parameters | {"filter": dict(filter)} if filter else parameters
+
+
+def _two_phase_pipeline(settings: Mapping[str, Any]) -> Body:
+    processor = {"neural_sparse_two_phase_processor": {"enabled": True, "two_phase_parameter": dict(settings)}}
+    return {"request_processors": [processor]}
+
+
+def _words_clause(text: str) -> Body:
+    return {"multi_match": {"query": text, "fields": _WORD_FIELDS, "type": "most_fields"}}
+
+
+def _filtered(query: Body, filter: Query | None) -> Body:
+    """The query, for those documents only that `filter` matches.
+
+    It stands in `should`, where alone the two-phase processor looks for it, and must match: beside a filter a `should`
+    need not, and documents without any of its tokens would be hits with score 0.
+    """
+    if not filter:
+        return query
+    return {"bool": {"should": [query], "minimum_should_match": 1, "filter": [dict(filter)]}}
 
 
 def _body(query: Body, *, field: str, size: int, explain: bool, collapse: str | None = None) -> Body:
@@ -141,45 +336,3 @@ def _body(query: Body, *, field: str, size: int, explain: bool, collapse: str | 
     if collapse is not None:
         body["collapse"] = {"field": collapse}
     return body | {"explain": True} if explain else body
-
-
-class ExplainedTerm(NamedTuple):
-    """What one token gave to a score, in the words of the server: query weight, stored weight, their product."""
-
-    token: str
-    query_weight: float
-    stored_weight: float
-    contribution: float
-
-
-def explained_terms(explanation: Mapping[str, Any], field: str) -> Iterator[ExplainedTerm]:
-    """The terms in the `_explanation` of a hit, of any sparse body.
-
-    The tree is one node for each matching token, under a node "sum of:" when the query has more than one. Such a node
-    says "Linear function on the F field for the T feature, computed as w * S from:" and has two details: w, the
-    weight in the query, and S, what the index stored. Clusters of a sparse_vector field have a node of their own,
-    which names the `top_n` heaviest tokens of the query; the score may hold more.
-    """
-    description, details = explanation["description"], explanation["details"]
-    before, after = f"Linear function on the {field} field for the ", " feature, computed as w * S from:"
-    # By prefix and suffix: a token may hold any character, also the words of the description.
-    if description.startswith(before) and description.endswith(after):
-        weight, stored = (float(detail["value"]) for detail in details)
-        token = description[len(before) : -len(after)]
-        yield ExplainedTerm(token, weight, stored, float(explanation["value"]))
-    elif description.startswith("sparse_ann score for doc "):
-        yield from _clustered_terms(details)
-    else:
-        for detail in details:
-            yield from explained_terms(detail, field)
-
-
-def _clustered_terms(details: Sequence[Mapping[str, Any]]) -> Iterator[ExplainedTerm]:
-    """The terms of a document in clusters; weights are bytes there, of the ceilings that are named beside them."""
-    [raw] = (part for part in details if part["description"].startswith("raw dot product"))
-    [scaling] = (part for part in details if part["description"].startswith("quantization rescaling"))
-    boost, ceiling_ingest, ceiling_search, levels = (float(part["value"]) for part in scaling["details"])
-    for part in raw["details"]:
-        if named := CONTRIBUTION.fullmatch(part["description"]):
-            asked, stored = int(named[2]) * boost * ceiling_search / levels, int(named[3]) * ceiling_ingest / levels
-            yield ExplainedTerm(named[1], asked, stored, float(part["value"]) * float(scaling["value"]))

@@ -5,7 +5,7 @@ significant bits, cut off and never rounded. A search multiplies query weight an
 products in double and casts the sum to float32 once. Both are bit for bit what OpenSearch 3.6.0 returns (tests/
 opensearch/test_scores.py asks it), whatever the order of the clauses. A sparse_vector field stores the same, and in
 segments with clusters a byte besides: round(min(weight, ceiling) · 255 / ceiling).
-Not covered: scores of bytes; the two-phase processor, which adds two such sums.
+The two-phase processor adds two such sums (two_phase.py says of which tokens). Not covered: scores of bytes.
 """
 
 from __future__ import annotations
@@ -43,3 +43,8 @@ def score(query_weights: npt.NDArray[np.floating[Any]], weights: npt.NDArray[np.
     """The score of one document: its weights, aligned with the query's, of the tokens that both have."""
     products = np.asarray(query_weights, dtype=np.float32) * stored_weights(weights)
     return np.float32(np.sum(products, dtype=np.float64))
+
+
+def two_phase_score(first: np.float32, second: np.float32) -> np.float32:
+    """The score of a document in the window, from those of its phases; outside it keeps that of the first."""
+    return np.float32(first + second)

@@ -232,7 +232,8 @@ class _Sender:
             "POST",
             self._path,
             request.body,
-            params={"require_alias": "true", "filter_path": _ANSWER},
+            # _none: what is sent has its vector; the index's default pipeline may encode, and would replace it.
+            params={"require_alias": "true", "pipeline": "_none", "filter_path": _ANSWER},
             timeout_s=self._retries.timeout_s,
         )
 

@@ -47,14 +47,9 @@ class WeightTable:
         *,
         max_active_dims: int | None = None,
     ) -> None:
-        # A truncation or padding that is stored in tokenizer.json is meant for the model, which is not here.
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+        _make_plain(tokenizer, lower_case=bool(settings.lower_case))
         if settings.max_length is not None:
             tokenizer.enable_truncation(settings.max_length)
-        if settings.lower_case:
-            steps = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
-            tokenizer.normalizer = normalizers.Sequence(steps)
         if settings.query_special_tokens == "zero":
             special = (token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
             weights = weights | dict.fromkeys(special, 0.0)
@@ -62,6 +57,7 @@ class WeightTable:
         self._weights = weights
         self._missing_weight = to_float32(settings.missing_idf_weight or 0.0)
         self._prompt = settings.query_prompt or ""
+        self._lower_case = bool(settings.lower_case)
         self._max_active_dims = max_active_dims
 
     @classmethod
@@ -95,12 +91,54 @@ class WeightTable:
         """The weights of each text's distinct tokens."""
         return [self._encode(text) for text in texts]
 
+    def table(self) -> dict[str, float]:
+        """The weight of every token that has one, as float32, in the order of token ids.
+
+        A text's weights are those of its distinct tokens here; special tokens and the weight of missing ones are done.
+        """
+        by_id = sorted(self._tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+        weights = ((token, to_float32(self._weights.get(token, self._missing_weight))) for token, _ in by_id)
+        return {token: weight for token, weight in weights if weight > 0}
+
+    def reading(self) -> str:
+        """How a text is read before its tokens are looked up, for who does so in another language."""
+        limit = self._tokenizer.truncation
+        rules = [
+            f"the prompt {self._prompt!r} before it" if self._prompt else "",
+            "lower-cased" if self._lower_case else "",
+            f"cut after {limit['max_length']} tokens" if limit else "nothing cut",
+            "no special tokens added",
+            f"only the {self._max_active_dims} heaviest tokens kept" if self._max_active_dims else "",
+        ]
+        return ", ".join(rule for rule in rules if rule)
+
     def _encode(self, text: str) -> QueryWeights:
         tokens = dict.fromkeys(self._tokenizer.encode(self._prompt + text, add_special_tokens=False).tokens)
         weights = query_weights((token, self._weights.get(token, self._missing_weight)) for token in tokens)
         if self._max_active_dims is not None:
             weights = dict(list(weights.items())[: self._max_active_dims])
         return weights
+
+
+def plain_tokenizer(folder: Path, *, lower_case: bool) -> Tokenizer:
+    """The tokenizer of a folder as queries of a table are read: nothing is cut and nothing padded.
+
+    Raises:
+        CheckpointError: tokenizer.json cannot be read.
+    """
+    tokenizer = read_tokenizer(folder / "tokenizer.json")
+    _normalise_as_configured(tokenizer, read_json(folder / "tokenizer_config.json"))
+    _make_plain(tokenizer, lower_case=lower_case)
+    return tokenizer
+
+
+def _make_plain(tokenizer: Tokenizer, *, lower_case: bool) -> None:
+    # A truncation or padding that is stored in tokenizer.json is meant for the model, which is not here.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if lower_case:
+        steps = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
+        tokenizer.normalizer = normalizers.Sequence(steps)
 
 
 def _normalise_as_configured(tokenizer: Tokenizer, config: dict[str, Any]) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from sparse_ingest.places import Place
 from sparse_ingest.runs.manifest import Run, SkippedRow
 from sparse_ingest.runs.pieces import SortedPieces
 from sparse_ingest.runs.shards import ShardPart, drop_rows, read_doc_ids, read_shard, shard_schema_of, write_shard
@@ -43,7 +43,7 @@ def find_duplicates(run: Run, *, range_ids: int = RANGE_IDS) -> Iterator[Duplica
     pieces.close()
 
 
-def _confirm(repeated: set[int], shards: Sequence[int], path_of: Callable[[int], Path]) -> Iterator[Duplicate]:
+def _confirm(repeated: set[int], shards: Sequence[int], path_of: Callable[[int], Place]) -> Iterator[Duplicate]:
     first: dict[str, tuple[int, int]] = {}
     for shard in shards:
         for row, doc_id in read_doc_ids(path_of(shard)):
@@ -54,10 +54,11 @@ def _confirm(repeated: set[int], shards: Sequence[int], path_of: Callable[[int],
                     first[doc_id] = (shard, row)
 
 
-def remove_rows(run: Run, shard: int, rows: Mapping[int, SkippedRow]) -> None:
+def remove_rows(run: Run, shard: int, rows: Mapping[int, SkippedRow], *, less: Mapping[str, int] | None = None) -> None:
     """Rewrite a finished shard without some of its source rows, and name them as skipped.
 
-    Killed in between, the shard counts as not done and is made anew, with the same result.
+    `less` says what those rows add to other counts of its record. Killed in between, the shard counts as not done and
+    is made anew, with the same result.
     """
     done = run.done(shard)
     assert done is not None, "only finished shards are searched for duplicates"
@@ -74,10 +75,17 @@ def remove_rows(run: Run, shard: int, rows: Mapping[int, SkippedRow]) -> None:
 
     schema = shard_schema_of(path)
     run.unmark_done(shard)
-    sha256 = write_shard(left(), scratch=run.scratch_path(path.name), target=path, schema=schema)
+    sha256 = write_shard(
+        left(),
+        scratch=run.scratch_path(path.name),
+        target=path,
+        schema=schema,
+        before=lambda: run.refuse_lost(shard),
+    )
     run.write_skipped(shard, skipped)
     terms = np.concatenate(lengths)
     counts = {"rows": len(terms), "nnz": int(terms.sum()), "empty": int((terms == 0).sum())}
+    counts |= {name: done[name] - count for name, count in (less or {}).items()}
     run.mark_done(shard, {**done, **counts, "skipped": len(skipped), "sha256": sha256})
 
 

@@ -3,6 +3,10 @@
 Every file appears under its final name complete: temporary name, fsync, rename. The manifest is created exclusively
 by the first process and never changed; a shard is done when its file in done/ is there. A lock is an `flock` on a
 file in locks/: the kernel releases it when its process dies, so a killed process leaves nothing to clean up.
+
+A run may lie in a store (s3://bucket/prefix) too: each file is put there in one request, locks are leases (leases.py),
+and what is being made lies in a folder of this machine. On the web (https://) a run is for reading: it must be
+complete, since nothing tells which files are there, and journals of its loads are kept in this user's state folder.
 Not covered: the shards themselves (shards.py) and what the loader keeps under load/.
 """
 
@@ -13,12 +17,16 @@ import fcntl
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from sparse_ingest.durable import sync_folder, write_atomic
 from sparse_ingest.errors import RunError
+from sparse_ingest.places import Place, RemotePath
 from sparse_ingest.runs.identity import Identity, canonical_json, differences, run_id
+from sparse_ingest.runs.leases import Leases
+from sparse_ingest.runs.scratch import ScratchFolder, state_folder
 
 FORMAT = 1
 SHARD_ROWS = 65536
@@ -52,22 +60,52 @@ class SkippedRow(NamedTuple):
 class Run:
     """A run folder that has a manifest."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Place, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
         self._vocabulary: list[str | None] | None = None
 
-    def shard_path(self, shard: int) -> Path:
+    @property
+    def loads(self) -> Place:
+        """The folder of what loads of this run have done."""
+        if isinstance(self.path, RemotePath) and not self.path.writable:
+            return self._state / "load"
+        return self.path / "load"
+
+    def load_folders(self) -> Sequence[Place]:
+        """The folders of the journals of its loads, one for each index."""
+        loads = self.loads
+        if isinstance(loads, Path):
+            return sorted(loads.glob("*/*/"))
+        return [folder for cluster in loads.iterdir() for folder in cluster.iterdir()]
+
+    @property
+    def _state(self) -> Path:
+        """What is kept on this machine of a run that cannot be written."""
+        return state_folder() / "runs" / self.manifest.run_id
+
+    @cached_property
+    def _scratch(self) -> ScratchFolder:
+        return ScratchFolder()
+
+    @cached_property
+    def _leases(self) -> Leases | None:
+        """The locks of a run in a store."""
+        return Leases(self.path / "locks") if isinstance(self.path, RemotePath) and self.path.writable else None
+
+    def shard_path(self, shard: int) -> Place:
         """Where a shard lies under its final name."""
         return self.path / "shards" / f"{part_name(shard)}.parquet"
 
     def scratch_path(self, name: str) -> Path:
-        """Where a file is made before it gets its final name; its maker holds a lock."""
+        """Where a file of this machine is made before it gets its final name; its maker holds a lock."""
+        if isinstance(self.path, RemotePath):
+            return self._scratch.path / name
         folder = self.path / "tmp"
         folder.mkdir(exist_ok=True)
         return folder / name
 
-    def skipped_path(self, shard: int) -> Path:
+    def skipped_path(self, shard: int) -> Place:
         """Where the rows that a shard left out are named."""
         return self.path / "skipped" / f"{part_name(shard)}.jsonl"
 
@@ -97,24 +135,40 @@ class Run:
 
     def done(self, shard: int) -> dict[str, Any] | None:
         """The record of a finished shard, or None; without its file a shard is not finished."""
-        path = self.path / "done" / f"{part_name(shard)}.json"
-        if not (path.exists() and self.shard_path(shard).exists()):
-            return None
-        return cast(dict[str, Any], _read_json(path))
+        record = _read_if_there(self.path / "done" / f"{part_name(shard)}.json")
+        return record if record is not None and self.shard_path(shard).exists() else None
 
     def done_shards(self) -> list[int]:
         """The numbers of the finished shards, ascending."""
+        if isinstance(self.path, RemotePath) and not self.path.listable:
+            complete = self.complete()
+            if complete is None:
+                raise RunError(
+                    f"{self.path} is not complete, and a web server does not say which shards are there. Copy the run "
+                    "to a folder, or wait until it is complete."
+                )
+            return list(range(complete["shards"]))
         return sorted(int(path.stem.removeprefix("part-")) for path in (self.path / "done").glob("part-*.json"))
 
     def totals(self) -> dict[str, int]:
         """The number of finished shards, and what their records count, summed."""
         records = [record for shard in self.done_shards() if (record := self.done(shard))]
-        counts = ("rows", "nnz", "empty", "truncated", "skipped", "underflow", "windows", "reused")
-        # Earlier releases did not count the last two.
+        counts = ("rows", "nnz", "empty", "truncated", "skipped", "underflow", "windows", "reused", "deduplicated")
+        # Earlier releases did not count the last three.
         return {"shards": len(records), **{name: sum(record.get(name, 0) for record in records) for name in counts}}
+
+    def refuse_lost(self, shard: int) -> None:
+        """Refuse to write a shard whose lock another process has taken over; see leases.py.
+
+        Raises:
+            RunError: it is not ours any more.
+        """
+        if self._leases:
+            self._leases.refuse_lost(part_name(shard))
 
     def mark_done(self, shard: int, record: dict[str, Any]) -> None:
         """Declare a shard finished; its file and skipped/ must be in place."""
+        self.refuse_lost(shard)
         write_json(self.path / "done" / f"{part_name(shard)}.json", record)
 
     def unmark_done(self, shard: int) -> None:
@@ -124,8 +178,7 @@ class Run:
 
     def complete(self) -> dict[str, Any] | None:
         """The content of complete.json, or None while shards are missing."""
-        path = self.path / "complete.json"
-        return cast(dict[str, Any], _read_json(path)) if path.exists() else None
+        return _read_if_there(self.path / "complete.json")
 
     def mark_complete(self, record: dict[str, Any]) -> None:
         """Declare the run finished."""
@@ -133,6 +186,8 @@ class Run:
 
     def sweep(self) -> None:
         """Remove unfinished files that killed processes left; every shard must be done, so that nobody writes any."""
+        if isinstance(self.path, RemotePath):
+            return
         for folder in (self.path, self.path / "done", self.path / "skipped"):
             for path in folder.glob(".new-*"):
                 path.unlink(missing_ok=True)
@@ -144,8 +199,16 @@ class Run:
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[bool]:
         """Hold the lock `name` for the block if no other process does; yields whether it is held."""
-        folder = self.path / "locks"
-        folder.mkdir(exist_ok=True)
+        if self._leases:
+            held = self._leases.take(name)
+            try:
+                yield held
+            finally:
+                if held:
+                    self._leases.release(name)
+            return
+        folder = (self._state if isinstance(self.path, RemotePath) else self.path) / "locks"
+        folder.mkdir(exist_ok=True, parents=isinstance(self.path, RemotePath))
         with (folder / f"{name}.lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,12 +223,12 @@ def part_name(shard: int) -> str:
     return f"part-{shard:05d}"
 
 
-def has_manifest(path: Path) -> bool:
+def has_manifest(path: Place) -> bool:
     """Whether a run was begun in this folder."""
     return (path / "manifest.json").exists()
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: Place) -> Run:
     """Open an existing run folder.
 
     Raises:
@@ -185,7 +248,7 @@ def open_run(path: Path) -> Run:
     return Run(path, Manifest(**{key: content.get(key, {}) for key in Manifest.__dataclass_fields__}))
 
 
-def create_or_open_run(path: Path, manifest: Manifest, vocabulary: Sequence[str | None]) -> Run:
+def create_or_open_run(path: Place, manifest: Manifest, vocabulary: Sequence[str | None]) -> Run:
     """Create a run folder, or open the one that is there when its identity is the same.
 
     Raises:
@@ -204,16 +267,21 @@ def create_or_open_run(path: Path, manifest: Manifest, vocabulary: Sequence[str 
     return run
 
 
-def refuse_strangers(path: Path) -> None:
+def refuse_strangers(path: Place) -> None:
     """Refuse a place where something else than a run lies.
 
     Raises:
         RunError: it is a file, or a folder that is not empty and has no manifest.
     """
-    for place in (path, *path.parents):
+    if isinstance(path, RemotePath):
+        if not path.writable:
+            raise RunError(f"{path} is a web address, which is for reading. Give --out a folder, or an s3:// address.")
+        if path.is_file():
+            raise RunError(f"{path} is a file; a run is a folder. Give --out an empty or new folder.")
+    for place in (path, *path.parents) if isinstance(path, Path) else ():
         if place.exists() and not place.is_dir():
             raise RunError(f"{place} is a file; a run is a folder. Give --out an empty or new folder.")
-    if path.is_dir() and not has_manifest(path):
+    if (isinstance(path, RemotePath) or path.is_dir()) and not has_manifest(path):
         strangers = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".new-"))
         if strangers:
             raise RunError(
@@ -242,14 +310,20 @@ def identity_of(content: dict[str, Any]) -> tuple[str, Identity]:
     return run_id(identity), identity
 
 
-def write_json(path: Path, value: object, *, exclusive: bool = False) -> None:
+def write_json(path: Place, value: object, *, exclusive: bool = False) -> None:
     """Write JSON so that `path` is never seen half written; see `write_atomic`."""
     text = json.dumps(value, ensure_ascii=False, indent=None if isinstance(value, list) else 1)
     write_atomic(path, text.encode() + b"\n", exclusive=exclusive)
 
 
-def _read_json(path: Path) -> Any:
+def _read_if_there(path: Place) -> dict[str, Any] | None:
+    return cast(dict[str, Any] | None, _read_json(path, missing_ok=True))
+
+
+def _read_json(path: Place, *, missing_ok: bool = False) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
+        if missing_ok and isinstance(error, FileNotFoundError):
+            return None
         raise RunError(f"{path} cannot be read: {error}. Restore it, or encode into a new folder.") from error

@@ -28,7 +28,7 @@ from sparse_ingest.runs.shards import read_text_hashes, read_vectors, shard_sche
 RANGE_ROWS = 1_000_000  # rows sorted at a time: 24 MB, three times that while they are sorted
 CACHED_GROUPS = 8  # row groups kept: 8192 rows of 120 terms are 4 MB
 # What the identity names besides the vectors: which documents they are of, and how they lie in files.
-OF_THE_CORPUS = frozenset({"format", "corpus", "fields", "limit", "shard_rows"})
+OF_THE_CORPUS = frozenset({"format", "corpus", "fields", "limit", "shard_rows", "dedup_text"})
 
 _GROUP_BITS, _PLACE_BITS = 24, 16
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,8 +19,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sparse_ingest.durable import sync_folder
+from sparse_ingest.durable import move_whole
 from sparse_ingest.errors import RunError, first_line
+from sparse_ingest.places import Place, RemotePath
 from sparse_ingest.records import SparseRows
 
 PART_ROWS = 8192
@@ -60,13 +61,24 @@ def shard_schema(vocabulary_size: int, weights: WeightType) -> pa.Schema:
     )
 
 
-def shard_schema_of(path: Path) -> pa.Schema:
+def shard_schema_of(path: Place) -> pa.Schema:
     """The columns of a shard that is there."""
-    return pq.read_schema(path)
+    with _opened(path) as file:
+        return file.schema_arrow
 
 
-def write_shard(parts: Iterable[ShardPart], *, scratch: Path, target: Path, schema: pa.Schema) -> str:
-    """Write a shard to `scratch` part by part, then give it its final name. Returns its SHA-256 in hexadecimal."""
+def write_shard(
+    parts: Iterable[ShardPart],
+    *,
+    scratch: Path,
+    target: Place,
+    schema: pa.Schema,
+    before: Callable[[], None] = lambda: None,
+) -> str:
+    """Write a shard to `scratch` part by part, then give it its final name. Returns its SHA-256 in hexadecimal.
+
+    `before` is called before the name is given, and may refuse.
+    """
     with pq.ParquetWriter(scratch, schema, compression="zstd", use_dictionary=["token_ids.list.element"]) as writer:
         for part in parts:
             writer.write_batch(_record_batch(part, schema), row_group_size=PART_ROWS)
@@ -75,12 +87,12 @@ def write_shard(parts: Iterable[ShardPart], *, scratch: Path, target: Path, sche
         while block := file.read(1 << 20):
             digest.update(block)
         os.fsync(file.fileno())
-    scratch.replace(target)
-    sync_folder(target.parent)
+    before()
+    move_whole(scratch, target)
     return digest.hexdigest()
 
 
-def read_shard(path: Path) -> Iterator[ShardPart]:
+def read_shard(path: Place) -> Iterator[ShardPart]:
     """Read a shard one row group at a time, or less where fields are long.
 
     Raises:
@@ -90,18 +102,19 @@ def read_shard(path: Path) -> Iterator[ShardPart]:
         yield from map(_shard_part, _tables(file, ["row", "doc_id", "text_hash", "token_ids", "weights", "fields"]))
 
 
-def read_doc_ids(path: Path) -> Iterator[tuple[int, str]]:
+def read_doc_ids(path: Place) -> Iterator[tuple[int, str]]:
     """Source row and document id of each row of a shard, without its vectors.
 
     Raises:
         RunError: as `read_shard`.
     """
     with _opened(path) as file:
-        for batch in file.iter_batches(batch_size=PART_ROWS, columns=["row", "doc_id"]):
-            yield from zip(batch.column("row").to_pylist(), batch.column("doc_id").to_pylist(), strict=True)
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=["row", "doc_id"])
+            yield from zip(table.column("row").to_pylist(), table.column("doc_id").to_pylist(), strict=True)
 
 
-def read_text_hashes(path: Path) -> Iterator[bytes]:
+def read_text_hashes(path: Place) -> Iterator[bytes]:
     """The text hashes of each row group of a shard, 16 bytes a row, one behind the other.
 
     Raises:
@@ -113,7 +126,7 @@ def read_text_hashes(path: Path) -> Iterator[bytes]:
             yield hashes.buffers()[1].to_pybytes()[16 * hashes.offset : 16 * (hashes.offset + len(hashes))]
 
 
-def read_vectors(path: Path, group: int) -> SparseRows:
+def read_vectors(path: Place, group: int) -> SparseRows:
     """The ids and vectors of one row group of a shard.
 
     Raises:
@@ -123,7 +136,18 @@ def read_vectors(path: Path, group: int) -> SparseRows:
         return _vectors(file.read_row_group(group, columns=["doc_id", "token_ids", "weights"]).combine_chunks())
 
 
-def read_documents(path: Path) -> Iterator[tuple[SparseRows, list[str]]]:
+def read_shard_vectors(path: Place) -> Iterator[SparseRows]:
+    """The ids and vectors of a shard one row group at a time, without its fields.
+
+    Raises:
+        RunError: as `read_shard`.
+    """
+    with _opened(path) as file:
+        for group in range(file.num_row_groups):
+            yield _vectors(file.read_row_group(group, columns=["doc_id", "token_ids", "weights"]).combine_chunks())
+
+
+def read_documents(path: Place) -> Iterator[tuple[SparseRows, list[str]]]:
     """What a load sends of each row group of a shard: ids and vectors, and fields.
 
     Raises:
@@ -152,12 +176,15 @@ def _tables(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Table]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+def _opened(path: Place) -> Iterator[pq.ParquetFile]:
     """A shard's file for the block; what goes wrong with it there becomes a `RunError`."""
     try:
-        # With a buffer pages are read as they are needed, not a column of a row group at once.
-        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            yield file
+        with closing(path.open_ranges()) if isinstance(path, RemotePath) else nullcontext(path) as source:
+            # With a buffer pages are read as they are needed, not a column of a row group at once. At an address each
+            # read is a request: there the wanted columns of a row group come together.
+            remote = isinstance(path, RemotePath)
+            with pq.ParquetFile(source, buffer_size=0 if remote else 1 << 20, pre_buffer=remote) as file:
+                yield file
     except (OSError, pa.ArrowException, KeyError) as error:
         raise RunError(
             f"{path} cannot be read as a shard: {first_line(error)}. Delete its file in done/ and encode again."

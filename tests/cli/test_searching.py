@@ -1,19 +1,21 @@
-"""`query` and `search` on the command line, with a weight table as the model."""
+"""`search` on the command line, with a weight table as the model."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from made_runs import make_run
 from made_tables import TOKENS, write_table
 
-from sparse_ingest.cli.searching import COMMANDS, query, search
-from sparse_ingest.errors import ClusterError, UsageError
+from sparse_ingest.cli.searching import COMMANDS, search
+from sparse_ingest.errors import ClusterError, PipelineError, RunError, UsageError
 from sparse_ingest.load import load
 from sparse_ingest.opensearch.client import Connection
 from sparse_ingest.pipeline import IndexSettings, Pipeline
@@ -55,33 +57,6 @@ def invoke(command, *arguments: object) -> Result:
     return CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=True)
 
 
-def test_query_prints_the_body_of_a_request(model: Path) -> None:
-    result = invoke(query, "--model", model, "--set", "index.field=v", "-k", 3, "catch an exception")
-    assert result.exit_code == 0, result.stderr
-    body = json.loads(result.stdout)
-    assert body["size"] == 3
-    assert list(body["query"]["neural_sparse"]["v"]["query_tokens"]) == ["except", "##ion", "catch", "an"]
-
-
-def test_query_reads_a_pipeline_file_and_says_when_it_scales(tmp_path: Path, model: Path) -> None:
-    (model / "idf.json").write_text(json.dumps({"catch": 100.0, "river": 1.0}))
-    (tmp_path / "p.toml").write_text('[model]\ndocument = "model"\n[query]\ntop_k = 1\n')
-    result = invoke(query, "--pipeline", tmp_path / "p.toml", "catch river")
-    assert json.loads(result.stdout)["query"]["neural_sparse"]["sparse"]["query_tokens"] == {"catch": 50.0}
-    assert "divided by 2" in result.stderr
-
-
-def test_query_without_a_model_is_a_usage_error() -> None:
-    result = invoke(query, "catch")
-    assert isinstance(result.exception, UsageError)
-
-
-def test_query_of_nothing_asks_for_nothing_and_says_so(model: Path, caplog: pytest.LogCaptureFixture) -> None:
-    result = invoke(query, "--model", model, "zebra")
-    assert json.loads(result.stdout)["query"] == {"match_none": {}}
-    assert "nothing can be found" in caplog.text
-
-
 def test_search_of_a_run_prints_hits_and_terms_with_the_runs_own_model(run_path: Path) -> None:
     result = invoke(search, "--run", run_path, "catch an exception")
     assert result.exit_code == 0, result.stderr
@@ -110,10 +85,6 @@ def test_a_sparse_vector_index_is_asked_by_token_id_and_answers_with_tokens(
     assert [[term["token"] for term in hit["terms"]] for hit in hits] == [["except", "##ion"], ["catch", "except"]]
     # Clusters score by bytes.
     assert [hit["score"] for hit in hits] == pytest.approx([12.0, 6.125], rel=0.02)
-    printed = invoke(query, "--model", model, "--set", "index.kind=sparse_vector", "-k", 30, "catch an exception")
-    asked = json.loads(printed.stdout)["query"]["neural_sparse"]["sparse"]
-    assert list(asked["query_tokens"]) == [str(TOKENS.index(token)) for token in ("except", "##ion", "catch", "an")]
-    assert asked["method_parameters"] == {"k": 30}
 
 
 def test_a_sparse_vector_index_of_another_vocabulary_is_refused(
@@ -181,12 +152,14 @@ def test_search_takes_exactly_one_of_index_and_run(run_path: Path) -> None:
         assert result.exception.exit_code == 2
 
 
-def test_a_model_on_the_command_line_overrides_the_runs(tmp_path: Path, run_path: Path, model: Path) -> None:
+def test_a_model_on_the_command_line_overrides_the_runs_when_forced(
+    tmp_path: Path, run_path: Path, model: Path
+) -> None:
     other = tmp_path / "other"
     other.mkdir()
     write_table(other)
     (other / "idf.json").write_text('{"river": 1.0, "catch": 0.0}')
-    result = invoke(search, "--run", run_path, "--model", other, "catch river")
+    result = invoke(search, "--run", run_path, "--model", other, "--force", "catch river")
     assert [line.split()[2] for line in result.stdout.splitlines() if line[:3].strip()] == ["second", "third"]
 
 
@@ -199,3 +172,145 @@ def test_help_needs_none_of_the_heavy_libraries() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert [command.name for command in COMMANDS] == ["query", "search"]
+
+
+def test_a_model_that_is_another_than_the_runs_is_refused_with_both_names(
+    tmp_path: Path, run_path: Path, model: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    write_table(other)
+    (other / "idf.json").write_text('{"river": 1.0, "catch": 0.0}')
+    result = invoke(search, "--run", run_path, "--model", other, "catch river")
+    assert isinstance(result.exception, RunError)
+    assert result.exception.exit_code == 1
+    assert str(other) in str(result.exception) and str(model) in str(result.exception)
+
+
+def test_explain_shows_each_term_and_that_they_sum_to_the_score(run_path: Path) -> None:
+    result = invoke(search, "--run", run_path, "--explain", "-k", 1, "catch an exception")
+    assert result.stdout.splitlines()[2:] == [
+        "     token         query x    stored = contribution",
+        "     except       4.7500 x    2.0000 =       9.5000",
+        "     ##ion        2.5000 x    1.0000 =       2.5000",
+        "     score                                  12.0000",
+    ]
+
+
+def test_matched_words_are_bold_on_a_terminal_only(run_path: Path) -> None:
+    arguments = ["--run", str(run_path), "-k", "1", "catch an exception"]
+    shown = CliRunner().invoke(search, arguments, color=True).stdout
+    assert f"an {click.style('except', bold=True)}ion" in shown
+    assert "\x1b" not in CliRunner().invoke(search, arguments).stdout
+
+
+def test_one_text_as_a_trec_run(run_path: Path) -> None:
+    result = invoke(search, "--run", run_path, "--trec", "catch an exception")
+    assert result.stdout == "1 Q0 second 1 12 sparse-ingest\n1 Q0 first 2 6.125 sparse-ingest\n"
+
+
+@pytest.fixture
+def queries_path(tmp_path: Path) -> Path:
+    path = tmp_path / "queries.tsv"
+    path.write_text("q2\tcatch an exception\nq1\triver\nq3\tzebra\n")
+    return path
+
+
+TREC = """\
+q2 Q0 second 1 12 sparse-ingest
+q2 Q0 first 2 6.125 sparse-ingest
+q1 Q0 second 1 3 sparse-ingest
+q1 Q0 third 2 1 sparse-ingest
+"""
+
+
+def test_a_file_of_queries_gives_a_trec_run_of_a_run_folder(run_path: Path, queries_path: Path) -> None:
+    for form in ([], ["--trec"]):
+        result = invoke(search, "--run", run_path, "--queries", queries_path, *form)
+        assert result.exit_code == 0, result.exception
+        assert result.stdout == TREC
+    assert re.search(r"3 queries in [\d.]+ s, [\d.]+ a second, encoding included. 1 of them found", result.stderr)
+
+
+def test_a_file_of_queries_asks_an_index_several_at_once_and_says_how_long_it_took(
+    run_path: Path, queries_path: Path, opensearch_url: str, index_name: str
+) -> None:
+    load(run_path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
+    asked = ["--index", index_name, "--url", opensearch_url, "--queries", queries_path]
+    result = invoke(search, *asked, "--concurrency", 3)
+    assert result.exit_code == 0, result.exception
+    assert result.stdout == TREC
+    percentiles = r"p50 [\d.]+ ms, p95 [\d.]+ ms, p99 [\d.]+ ms"
+    assert re.search(rf"A request took {percentiles} with 3 at once; the server says {percentiles}", result.stderr)
+    lines = [json.loads(line) for line in invoke(search, *asked, "--json").stdout.splitlines()]
+    assert [line["query_id"] for line in lines] == ["q2", "q1", "q3"]
+    assert lines[1]["hits"] == [{"rank": 1, "id": "second", "score": 3.0}, {"rank": 2, "id": "third", "score": 1.0}]
+    assert lines[2]["hits"] == []
+    assert lines[0]["latency_ms"] >= lines[0]["took_ms"]
+
+
+def test_engine_filter_and_hybrid_reach_the_index(
+    tmp_path: Path, model: Path, opensearch_url: str, index_name: str
+) -> None:
+    run = make_run(tmp_path / "run", DOCUMENTS, fields=FIELDS, model=str(model))
+    load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
+    asked = ["--index", index_name, "--url", opensearch_url, "catch an exception"]
+
+    def found(*options: object) -> list[str]:
+        result = invoke(search, *asked, "--trec", *options)
+        assert result.exit_code == 0, result.exception
+        return [line.split()[2] for line in result.stdout.splitlines()]
+
+    assert found() == ["second", "first"]
+    only = tmp_path / "filter.json"
+    only.write_text('{"ids": {"values": ["first", "third"]}}')
+    assert found("--filter", only.read_text()) == found("--filter", f"@{only}") == ["first"]
+    # No token but the heaviest finds anything, and "first" holds it as well.
+    assert found("--engine", "two-phase", "--set", "query.two_phase={prune_type='top_k', prune_ratio=1}") == [
+        "second",
+        "first",
+    ]
+    assert set(found("--hybrid")) == {"second", "first"}
+    wrong = invoke(search, *asked, "--engine", "seismic")
+    assert isinstance(wrong.exception, PipelineError)
+    assert "engine seismic cannot search a rank_features field" in str(wrong.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--filter", "{"], "--filter is no JSON"),
+        (["--filter", "[]"], "--filter must be one query of OpenSearch"),
+        (["--filter", "@nowhere.json"], "--filter @nowhere.json cannot be read"),
+        (["--run", "r", "--filter", '{"match_all": {}}'], "--filter asks a server"),
+        (["--run", "r", "--hybrid"], "--hybrid asks a server"),
+        (["--run", "r", "--engine", "exact"], "--engine asks a server"),
+        (["--index", "i", "--concurrency", "2"], "--concurrency goes with --queries"),
+        (["--index", "i", "--trec", "--json"], "--trec and --json"),
+        (["--index", "i", "--hybrid", "--explain"], "--explain goes without --hybrid"),
+    ],
+)
+def test_options_without_an_effect_are_refused(options: list[str], said: str) -> None:
+    result = invoke(search, *options, "catch")
+    assert isinstance(result.exception, UsageError)
+    assert result.exception.exit_code == 2
+    assert said in str(result.exception)
+
+
+def test_a_text_or_a_file_of_queries_is_needed(queries_path: Path) -> None:
+    for arguments in (["--index", "i"], ["--index", "i", "--queries", queries_path, "catch"]):
+        result = invoke(search, *arguments)
+        assert isinstance(result.exception, UsageError)
+        assert "Give either TEXT or --queries" in str(result.exception)
+    result = invoke(search, "--index", "i", "--queries", queries_path, "--explain")
+    assert "--explain is for one TEXT" in str(result.exception)
+
+
+def test_an_empty_query_and_one_of_unknown_words_have_their_sentences(
+    run_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty = invoke(search, "--run", run_path, "  ")
+    assert isinstance(empty.exception, UsageError)
+    assert "The query is empty" in str(empty.exception)
+    assert invoke(search, "--run", run_path, "zebra").exit_code == 0
+    assert "the model knows none of its words" in caplog.text

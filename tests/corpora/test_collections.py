@@ -3,9 +3,12 @@
 import gzip
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sparse_ingest.corpora.collections import read_qrels, read_queries
+from sparse_ingest.corpora.files import FieldNames, open_corpus
 from sparse_ingest.errors import CorpusError
 from sparse_ingest.records import Query
 
@@ -117,7 +120,8 @@ def test_a_bad_judgement_is_an_error_with_file_and_line(tmp_path, name, content,
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(CorpusError, match="holds none of queries.jsonl, queries.jsonl.gz, queries.tsv"):
+    there = "queries.jsonl, queries.jsonl.gz, queries.jsonl.zst, queries.tsv"
+    with pytest.raises(CorpusError, match=f"holds none of {there}"):
         list(read_queries(tmp_path))
     with pytest.raises(CorpusError, match="holds none of qrels/test.tsv"):
         read_qrels(tmp_path)
@@ -130,3 +134,102 @@ def test_what_is_not_there_is_named(tmp_path):
 def test_shared_collections_are_read_whole(name, queries, judgements):
     assert len(list(read_queries(SHARED / name))) == queries
     assert sum(map(len, read_qrels(SHARED / name).values())) == judgements
+
+
+# Tables in columns, and MTEB's folders
+
+
+def write_table(path: Path, columns: dict[str, list]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_an_mteb_folder_of_parquet_is_a_corpus_queries_and_judgements(tmp_path):
+    for shard, doc_id in enumerate(("b", "a")):
+        columns = {"_id": [doc_id], "title": [""], "text": [f"text of {doc_id}"]}
+        write_table(tmp_path / "corpus" / f"test-0000{shard}-of-00002.parquet", columns)
+    write_table(tmp_path / "queries" / "test-00000-of-00001.parquet", {"_id": [1, 2], "text": ["x", "y"]})
+    judgements = {"query-id": [1, 2], "corpus-id": ["a", "b"], "score": [2.0, 0.0]}
+    write_table(tmp_path / "qrels" / "test-00000-of-00001.parquet", judgements)
+    write_table(tmp_path / "qrels" / "train-00000-of-00001.parquet", {**judgements, "score": [1, 1]})
+    write(tmp_path / "README.md", "a card")
+    rows = open_corpus([str(tmp_path)], fields=FieldNames()).rows()
+    assert [row.document.id for row, _ in rows] == ["b", "a"]
+    assert list(read_queries(tmp_path)) == [Query("1", "x"), Query("2", "y")]
+    assert read_qrels(tmp_path) == {"1": {"a": 2}, "2": {"b": 0}}
+
+
+def test_queries_and_judgements_may_be_csv(tmp_path):
+    queries = write(tmp_path / "q.csv", 'id,text\n01,"a, b"\n')
+    assert list(read_queries(queries)) == [Query("01", "a, b")]
+    assert read_qrels(write(tmp_path / "j.csv", "query-id,corpus-id,score\n01,d,1\n")) == {"01": {"d": 1}}
+
+
+def test_a_table_without_a_column_lists_those_there(tmp_path):
+    path = write_table(tmp_path / "q.parquet", {"_id": ["1"], "query": ["a"]})
+    with pytest.raises(CorpusError, match='no column "text" for the text; the columns there are "_id", "query"'):
+        list(read_queries(path))
+    path = write_table(tmp_path / "j.parquet", {"query-id": ["1"], "corpus-id": ["d"], "relevance": [1]})
+    with pytest.raises(CorpusError, match='no column "score"; the columns there are "query-id", "corpus-id", "rel'):
+        read_qrels(path)
+
+
+# TREC's topics
+
+TOPICS = """
+<top>
+<num> Number: 301
+<title> International Organized Crime
+
+<desc> Description:
+Identify organizations.
+</top>
+
+<top>
+<head> Tipster Topic Description
+<num> Number:  052
+<dom> Domain: International Economics
+<title> Topic:  South African
+  Sanctions
+</top>
+<top><num>303</num><title>Hubble</title></top>
+"""
+
+
+def test_topics_give_number_and_title(tmp_path):
+    for name in ("topics.301-450.txt", "topics.gz"):
+        found = list(read_queries(write(tmp_path / name, TOPICS)))
+        assert found == [
+            Query("301", "International Organized Crime"),
+            Query("052", "South African Sanctions"),
+            Query("303", "Hubble"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("topics", "line", "reason"),
+    [
+        ("<top>\n<num> 1\n<title> a\n", 2, "the topic that begins here has no </top>; is the file cut off?"),
+        ("<top>\n<num> 1\n<title> a\n<top>\n<num> 2", 2, "the topic that begins here has no </top>"),
+        ("<top>\n<num> 1\n<desc> a\n</top>", 2, "the topic has no <title>, which was expected"),
+        ("<top>\n<title> a\n</top>", 2, "the topic has no <num>"),
+        ("<top>\n<num> 1\n<title>\n<desc> a\n</top>", 2, "the topic has no <title>"),
+        ("<top>\n<num> 1\n<num> 2\n<title> a\n</top>", 2, "the topic has <num> twice"),
+        ("<top><num>1<title>a</top> b", 2, 'something follows </top>: "b"'),
+        ("<top><num>1<title>a</top>\n2\tb", 3, '<top> was expected, found "2\\tb"'),
+        ("<top><num>1<title>a</top>\n<top><num>1<title>b</top>", 3, 'duplicate query id "1": first at line 2'),
+    ],
+)
+def test_a_bad_topic_is_an_error_with_file_and_line(tmp_path, topics, line, reason):
+    path = write(tmp_path / "topics.txt", "\n" + topics)
+    with pytest.raises(CorpusError) as error:
+        list(read_queries(path))
+    assert str(error.value).startswith(f"{path} line {line}: ") and reason in str(error.value)
+
+
+def test_an_id_that_repeats_in_another_file_of_a_folder_names_both(tmp_path):
+    for name in ("a", "b"):
+        write_table(tmp_path / "queries" / f"{name}.parquet", {"_id": ["1"], "text": ["x"]})
+    with pytest.raises(CorpusError, match=r"b.parquet line 1: duplicate query id \"1\": first at .*a.parquet line 1"):
+        list(read_queries(tmp_path))

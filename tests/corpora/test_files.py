@@ -11,14 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparse_ingest.corpora.files import (
-    START,
-    FieldNames,
-    Position,
-    bad_document,
-    open_corpus,
-    refuse_repeated_ids,
-)
+from sparse_ingest.corpora.files import FieldNames, open_corpus
+from sparse_ingest.corpora.sources import START, Position, bad_document, refuse_repeated_ids
 from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.records import Document
 
@@ -50,7 +44,7 @@ def documents(*specs: Path | str, **options) -> list[Document]:
 
 
 def names(*specs: Path | str, **options) -> list[str]:
-    return [file.name for file in open_corpus([str(s) for s in specs], fields=FieldNames(), **options).files]
+    return [source.name for source in open_corpus([str(s) for s in specs], fields=FieldNames(), **options).sources]
 
 
 def doc(doc_id: str = "a", text: str = "t", **columns) -> dict[str, object]:
@@ -283,6 +277,15 @@ def test_a_beir_folder_stands_for_its_corpus(tmp_path, suffix):
     write(tmp_path / "queries.jsonl", doc())
     write(tmp_path / "qrels" / "test.tsv")
     assert names(tmp_path) == [f"corpus.jsonl{suffix}"]
+
+
+def test_an_mteb_folder_stands_for_the_files_in_its_folder_corpus(tmp_path):
+    for name in ("corpus/b.jsonl", "corpus/a.jsonl", "corpus/.hidden", "queries/q.jsonl", "README.md"):
+        write(tmp_path / name, doc(name))
+    assert names(tmp_path) == ["a.jsonl", "b.jsonl"]
+    write(tmp_path / "corpus.jsonl", doc())
+    with pytest.raises(CorpusError, match="holds both corpus.jsonl and corpus"):
+        names(tmp_path)
 
 
 def test_a_beir_folder_with_two_corpora_is_refused(tmp_path):

@@ -109,6 +109,16 @@ def test_bytes_to_download_counts_what_is_missing(
     assert download.bytes_to_download() == everything - KNN.size_bytes
 
 
+def test_the_plugin_for_models_is_downloaded_only_when_asked_for_and_has_a_folder_of_its_own(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSE_INGEST_HOME", str(tmp_path / "home"))
+    more = download.bytes_to_download(with_ml=True) - download.bytes_to_download()
+    assert more == sum(archive.size_bytes for archive in download.ML_ARCHIVES) > 380_000_000
+    assert download.distribution_folder(with_ml=True) != download.distribution_folder()
+    assert {archive.version for archive in download.ML_ARCHIVES} == {f"{OPENSEARCH_VERSION}.0"}
+
+
 def test_a_half_unpacked_or_damaged_distribution_is_unpacked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

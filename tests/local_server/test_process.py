@@ -115,6 +115,22 @@ def test_start_with_another_data_folder_is_refused(running: Running, tmp_path: P
         process.start(running.port, data=tmp_path)
 
 
+def test_a_server_without_the_plugin_is_not_taken_for_one_with_it(running: Running) -> None:
+    with pytest.raises(LocalServerError, match=f"{running.port} runs without the machine-learning plugin. Stop it"):
+        process.start(running.port, with_ml=True)
+    shown = json.loads(CliRunner().invoke(server, ["status", "--json"]).stdout)
+    assert [one["with_ml"] for one in shown] == [False]
+
+
+def test_a_record_of_an_older_release_says_nothing_of_the_plugin(stand_in: Callable[[int], Instance]) -> None:
+    instance = stand_in(9_201)
+    record = json.loads(process._state_file(9_201).read_text())
+    del record["with_ml"]
+    process._state_file(9_201).write_text(json.dumps(record))
+    assert process.instances() == [instance]
+    assert instance.with_ml is False
+
+
 def test_two_servers_never_share_a_data_folder(running: Running) -> None:
     with pytest.raises(LocalServerError, match=f"in use by our server on port {running.port}"):
         process.start(random_free_port(), data=running.data)

@@ -97,7 +97,7 @@ def test_any_number_of_workers_gives_the_same_bytes(name: str, checkpoints: dict
     encoder = shared_encoder(checkpoints[name], batch_tokens=256)
     answers = []
     for workers in (1, 2, 3):
-        encoder._workers = workers
+        encoder._maker.workers = workers
         answers.append(encoder.encode(MANY))
     for other in answers[1:]:
         for field in ("indptr", "token_ids", "weights"):
@@ -108,10 +108,10 @@ def test_every_worker_computes_on_one_thread(plain: Path, monkeypatch: pytest.Mo
     """A sum that is split over threads has another order on another machine."""
     import torch
 
-    before, seen = torch.get_num_threads(), []
+    encoder, before, seen = shared_encoder(plain), torch.get_num_threads(), []
     hidden = Body.hidden
     monkeypatch.setattr(Body, "hidden", lambda *given: seen.append(torch.get_num_threads()) or hidden(*given))
-    shared_encoder(plain).encode(TEXTS)
+    encoder.encode(TEXTS)
     assert set(seen) == {1} and torch.get_num_threads() == before
 
 

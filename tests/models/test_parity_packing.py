@@ -1,8 +1,7 @@
 """A text's weights do not depend on the texts that share its batch, for every way of numbering positions.
 
 BERT counts positions from 0, RoBERTa from behind the padding id, DistilBERT has no token types, ModernBERT turns
-rotary positions and looks around locally in most layers, gte turns them everywhere. Today a batch is padded; the tests
-hold for a packed one as they stand.
+rotary positions and looks around locally in most layers, gte turns them everywhere. All of them are computed packed.
 """
 
 from __future__ import annotations
@@ -36,12 +35,13 @@ def rows(encoded, size: int) -> np.ndarray:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_batch_of_mixed_lengths_gives_each_text_what_it_gets_alone(architecture: str, tmp_path: Path) -> None:
     encoder = build_encoder(make_masked_lm(tmp_path, architecture))
+    assert encoder._maker.body.packs
     size, given = len(encoder.vocabulary), texts()
     alone = np.concatenate([rows(encoder.encode([text]), size) for text in given])
     token_ids = encoder._tokenizer(given).token_ids
     assert len(np.unique(alone.round(3), axis=0)) == len({tuple(ids) for ids in token_ids}) > len(given) / 2
     for order in (range(len(given)), range(len(given) - 1, -1, -1), np.random.default_rng(1).permutation(len(given))):
-        batch, _ = encoder._encode_batch([token_ids[place] for place in order])
+        batch, _ = encoder._maker._compute([token_ids[place] for place in order], np.array(order))
         for place, (ids, weights) in zip(order, batch, strict=True):
             found = np.zeros(size, dtype=np.float32)
             found[ids] = weights

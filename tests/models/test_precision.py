@@ -7,7 +7,9 @@ import pytest
 import torch
 from made_checkpoints import TEXTS, build_encoder
 
+from sparse_ingest.models import precision
 from sparse_ingest.models.documents import Encoded
+from sparse_ingest.models.heads.int8 import has_vnni
 from sparse_ingest.models.precision import candidates, choose_dtype, has_amx
 
 
@@ -85,10 +87,32 @@ def test_amx_can_be_forbidden_by_the_environment(monkeypatch: pytest.MonkeyPatch
     else:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     assert has_amx() == (allowed and torch.cpu._is_amx_tile_supported())
-    assert candidates("cpu") == (("bfloat16",) if has_amx() else ())
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert has_amx() == allowed
 
 
 def test_a_gpu_tries_both_halves() -> None:
     assert candidates("cuda:1") == ("float16", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("amx", "vnni", "expected"),
+    [(True, True, ("bfloat16",)), (False, True, ("int8",)), (False, False, ())],
+)
+def test_what_a_cpu_tries_follows_its_instructions(monkeypatch: pytest.MonkeyPatch, amx, vnni, expected) -> None:
+    monkeypatch.setattr(precision, "has_amx", lambda: amx)
+    monkeypatch.setattr(precision, "has_vnni", lambda: vnni)
+    assert candidates("cpu") == expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "allowed"),
+    [("AVX2", False), ("AVX512_CORE", False), ("avx512_core_vnni", True), ("AVX512_CORE_BF16", True), (None, True)],
+)
+def test_vnni_can_be_forbidden_by_the_environment(monkeypatch: pytest.MonkeyPatch, limit, allowed: bool) -> None:
+    if limit is None:
+        monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    else:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    assert has_vnni() == allowed

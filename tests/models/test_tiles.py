@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparse_ingest.models.heads.tiles import CPU_TILE, TiledHead
+from sparse_ingest.models.heads.tiles import CPU_TILE, TiledHead, logarithm
+from sparse_ingest.models.packing import Packing
 
 CPU = torch.device("cpu")
 
@@ -26,53 +28,71 @@ class LargestOutput(TorchDispatchMode):
         return result
 
 
-def made(vocabulary: int, width: int = 16, batch: int = 3, length: int = 7):
+LENGTHS = (7, 7, 7)
+
+
+def made(vocabulary: int, width: int = 16, lengths: tuple[int, ...] = LENGTHS):
     generator = torch.Generator().manual_seed(vocabulary)
-    shapes = ((batch, length, width), (vocabulary, width), (vocabulary,))
+    shapes = ((sum(lengths), width), (vocabulary, width), (vocabulary,))
     return (torch.randn(*shape, generator=generator) for shape in shapes)
 
 
-@pytest.mark.parametrize("activation", ["relu", "log1p_relu"])
+def head_of(weight, bias, dtype=torch.float32) -> TiledHead:
+    return TiledHead(weight, bias, device=CPU, dtype=dtype)
+
+
+def full(rows, weight, bias, lengths: tuple[int, ...]):
+    logits = (rows.double() @ weight.double().T + bias.double()).relu()
+    return torch.stack([part.amax(0) for part in logits.split(lengths)]).float()
+
+
 @pytest.mark.parametrize("vocabulary", [1, 200, CPU_TILE - 1, CPU_TILE, CPU_TILE + 1, 3 * CPU_TILE + 5])
-def test_it_is_the_activation_of_full_logits(vocabulary: int, activation: str) -> None:
-    hidden, weight, bias = made(vocabulary)
-    expected = torch.log1p(torch.relu(hidden @ weight.T + bias)).amax(1)
-    if activation == "log1p_relu":
-        expected = torch.log1p(expected)
-    head = TiledHead(weight, bias, activation=activation, device=CPU, dtype=torch.float32)
-    found = head.logarithm(head(hidden))
+@pytest.mark.parametrize("lengths", [(7, 7, 7), (1,), (9, 9, 4, 1, 1), (2, 70, 1, 69, 68, 3)])
+def test_it_is_the_relu_of_the_maximum_of_full_logits(vocabulary: int, lengths: tuple[int, ...]) -> None:
+    rows, weight, bias = made(vocabulary, lengths=lengths)
+    found = head_of(weight, bias)(rows, Packing(lengths, CPU))
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found, full(rows, weight, bias, lengths), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("activation", "times"), [("relu", 1), ("log1p_relu", 2)])
+def test_the_logarithms_of_an_activation(activation: str, times: int) -> None:
+    weights = torch.tensor([0.25, 1.0, 7.5])
+    expected = weights.clone()
+    for _ in range(times):
+        expected = (expected + 1).log()
+    torch.testing.assert_close(logarithm(weights, activation), expected)
 
 
 def test_it_takes_and_keeps_what_it_was_given() -> None:
-    hidden, weight, bias = made(700)
-    copies = [tensor.clone() for tensor in (hidden, weight, bias)]
-    head = TiledHead(weight, bias, activation="relu", device=CPU, dtype=torch.float32)
-    first, again = head(hidden), head(hidden)
-    assert torch.equal(first, again)
-    assert all(torch.equal(*pair) for pair in zip(copies, (hidden, weight, bias), strict=True))
+    given = list(made(700))
+    copies = [tensor.clone() for tensor in given]
+    head, packing = head_of(*given[1:]), Packing(LENGTHS, CPU)
+    assert torch.equal(head(given[0], packing), head(given[0], packing))
+    assert all(torch.equal(*pair) for pair in zip(copies, given, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_short_dtype_gives_float32_weights_nearby(dtype: torch.dtype) -> None:
-    hidden, weight, bias = made(700)
-    expected = TiledHead(weight, bias, activation="relu", device=CPU, dtype=torch.float32)(hidden)
-    found = TiledHead(weight, bias, activation="relu", device=CPU, dtype=dtype)(hidden.to(dtype))
-    assert found.dtype == torch.float32
+    """Where every product is below zero, and the bias above it, too."""
+    rows, weight, bias = made(700)
+    rows, weight, bias = torch.cat((rows[:14], -rows[14:].abs())), weight.abs(), bias + 5
+    expected = full(rows, weight, bias, LENGTHS)
+    found = head_of(weight, bias, dtype)(rows.to(dtype), Packing(LENGTHS, CPU))
+    assert found.dtype == torch.float32 and 0 < (found[2] > 0).sum() < 700
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.1)
 
 
 def test_logits_of_every_token_never_exist() -> None:
-    batch, length, vocabulary = 8, 32, 20 * CPU_TILE
-    hidden, weight, bias = made(vocabulary, batch=batch, length=length)
-    head = TiledHead(weight, bias, activation="relu", device=CPU, dtype=torch.float32)
+    lengths, vocabulary = (32,) * 8, 20 * CPU_TILE
+    rows, weight, bias = made(vocabulary, lengths=lengths)
+    head = head_of(weight, bias)
     with LargestOutput() as largest, torch.inference_mode():
-        head(hidden)
-    assert largest.elements == max(batch * length * CPU_TILE, batch * vocabulary)
+        head(rows, Packing(lengths, CPU))
+    assert largest.elements == max(sum(lengths) * CPU_TILE, len(lengths) * vocabulary)
     with LargestOutput() as largest:
-        (hidden @ weight.T).amax(1)
-    assert largest.elements == batch * length * vocabulary
+        (rows @ weight.T).amax(1)
+    assert largest.elements == sum(lengths) * vocabulary
 
 
 def test_nor_in_a_whole_batch_of_documents() -> None:
@@ -83,6 +103,6 @@ def test_nor_in_a_whole_batch_of_documents() -> None:
     token_ids = encoder._tokenizer(["river stone lamp " * 8] * 8).token_ids
     length = len(token_ids[0])
     with LargestOutput() as largest:
-        encoder._encode_batch(token_ids)
+        encoder._maker._compute(token_ids, np.arange(8))
     # The embedding table is not an output; the largest things are dense rows and tiles.
     assert largest.elements <= max(8 * 30522, 8 * length * CPU_TILE) < 8 * length * 30522 / 10

@@ -16,7 +16,7 @@ OTHER = [DeadLetter("x", 1, 11, 400, "no")]
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
-    return open_journal(tmp_path, "CLUSTER", "INDEX")
+    return open_journal(tmp_path / "load", "CLUSTER", "INDEX")
 
 
 def load(journal: Journal, shard: int, rows: int, dead: list[DeadLetter]) -> None:

@@ -8,14 +8,8 @@ import struct
 import pytest
 
 from sparse_ingest.errors import UsageError
-from sparse_ingest.opensearch.requests import (
-    ExplainedTerm,
-    bm25_body,
-    explained_terms,
-    fit_weights,
-    neural_sparse_body,
-    rank_feature_body,
-)
+from sparse_ingest.opensearch.explanations import ExplainedTerm, explained_terms
+from sparse_ingest.opensearch.requests import bm25_body, neural_sparse_body, rank_feature_body
 
 
 def test_a_neural_sparse_body_is_a_complete_request_without_the_vector() -> None:
@@ -53,21 +47,6 @@ def test_a_query_without_weights_asks_for_nothing(make) -> None:
 def test_explain_is_asked_for_only_when_wanted(make) -> None:
     assert make({"a": 1.0}, field="sparse", size=1, explain=True)["explain"] is True
     assert "explain" not in make({"a": 1.0}, field="sparse", size=1)
-
-
-def test_weights_up_to_64_stay_as_they_are() -> None:
-    assert fit_weights({"a": 64.0, "b": 0.1}) == ({"a": 64.0, "b": 0.1}, 1.0)
-
-
-def test_weights_above_64_are_scaled_by_one_power_of_two() -> None:
-    assert fit_weights({"a": 300.0, "b": 1.0}) == ({"a": 37.5, "b": 0.125}, 8.0)
-    assert fit_weights({"a": 65.0}).scale == 2.0
-
-
-@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_weight_that_is_no_positive_number_is_refused_by_name(weight: float) -> None:
-    with pytest.raises(UsageError, match="'bad'"):
-        fit_weights({"good": 1.0, "bad": weight})
 
 
 def test_more_tokens_than_clauses_are_refused_with_the_way_out() -> None:

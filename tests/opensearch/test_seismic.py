@@ -16,7 +16,7 @@ from sparse_ingest.opensearch.preflight import Survey
 from sparse_ingest.opensearch.reading import StoredReader
 from sparse_ingest.opensearch.requests import seismic_body
 from sparse_ingest.opensearch.scores import stored_bytes, stored_weights, weight_codes
-from sparse_ingest.search import search_index
+from sparse_ingest.search import Engine, search_index
 
 CEILING, CEILING_SEARCH = 2.5, 16.0
 
@@ -161,7 +161,9 @@ def test_a_search_names_tokens_and_scores_by_the_rule_of_the_segment(
     create(client, index_name, approximate_threshold=threshold)
     put(client, index_name, {"a": '{"sparse":{"1":0.7,"2":1.3,"9":4.0}}', "b": '{"sparse":{"2":0.3}}'})
     asked = {"one": 2.2, "two": 1.1, "unknown": 5.0}
-    hits = search_index(client, index_name, asked, size=5, keys={"one": "1", "two": "2"}, seismic={"heap_factor": 1.2})
+    keys = {"one": "1", "two": "2"}
+    engine = Engine("seismic", kind="sparse_vector", keys=keys, seismic={"heap_factor": 1.2})
+    hits = search_index(client, index_name, asked, size=5, engine=engine)
     assert [hit.doc_id for hit in hits] == ["a", "b"]
     assert [term.token for term in hits[0].terms] == ["one", "two"]
     kept = np.array([0.7, 1.3], dtype=np.float32)
@@ -179,12 +181,13 @@ def test_as_many_hits_as_asked_for_come_from_one_segment(client: Client, index_n
     """`k` is 10 unless it is said."""
     create(client, index_name, approximate_threshold=1)
     put(client, index_name, {f"d{number}": f'{{"sparse":{{"1":{1 + number / 64}}}}}' for number in range(40)})
-    assert len(search_index(client, index_name, {"one": 1.0}, size=30, keys={"one": "1"})) == 30
+    engine = Engine("seismic", kind="sparse_vector", keys={"one": "1"})
+    assert len(search_index(client, index_name, {"one": 1.0}, size=30, engine=engine)) == 30
 
 
 def test_unknown_seismic_settings_are_refused() -> None:
-    with pytest.raises(UsageError, match="has a key 'k'; known are top_n and heap_factor"):
-        seismic_body({"1": 1.0}, field="sparse", size=3, settings={"k": 5})
+    with pytest.raises(UsageError, match="has a key 'n'; known are heap_factor, k, top_n"):
+        seismic_body({"1": 1.0}, field="sparse", size=3, settings={"n": 5})
 
 
 def survey(weights: np.ndarray, documents: int) -> Survey:

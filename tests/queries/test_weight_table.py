@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from made_tables import TOKENS, WEIGHTS, write_table
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer
 
 from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import CheckpointError
 from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.queries.tensors import read_vector
 from sparse_ingest.queries.weight_table import WeightTable
+from sparse_ingest.query import query_encoder
 
 BERT = Path(__file__).parents[2].parent / "shared" / "data" / "bert-uncased"
 needs_bert = pytest.mark.skipif(not BERT.is_dir(), reason="shared/data/bert-uncased is not there")
@@ -120,6 +122,41 @@ def test_a_bfloat16_tensor_is_read_exactly(tmp_path: Path) -> None:
     numbers = torch.tensor([0.1, -3.0, 6.9375, 1e-30]).bfloat16()
     save_torch({"weight": numbers}, tmp_path / "model.safetensors")
     assert read_vector(tmp_path / "model.safetensors", "weight") == numbers.float().tolist()
+
+
+def by_recipe(text: str, weights: dict[str, float], tokenizer: Tokenizer) -> dict[str, float]:
+    """What a service in another language does: distinct tokens, looked up."""
+    tokens = set(tokenizer.encode(text, add_special_tokens=False).tokens)
+    return {token: weights[token] for token in tokens if token in weights}
+
+
+@pytest.mark.parametrize("settings", [{}, {"missing_idf_weight": 1.0}, {"query_special_tokens": "keep"}])
+def test_the_table_for_services_and_the_tokenizer_file_give_the_same_weights(folder: Path, settings) -> None:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    encoder = table(folder, **settings)
+    for text in ("catch an exception", "river river [CLS] zebra", "STONE [UNK] catch" * 5, ""):
+        assert by_recipe(text, encoder.table(), tokenizer) == encoder.encode([text])[0]
+    assert encoder.reading() == "nothing cut, no special tokens added"
+
+
+def test_what_a_service_must_do_before_it_looks_up_is_said(folder: Path) -> None:
+    encoder = table(folder, max_active_dims=8, query_prompt="q: ", max_length=5, lower_case=True)
+    assert encoder.reading() == (
+        "the prompt 'q: ' before it, lower-cased, cut after 5 tokens, no special tokens added, "
+        "only the 8 heaviest tokens kept"
+    )
+
+
+@needs_bert
+def test_the_table_of_bert_uncased_gives_the_weights_of_queries() -> None:
+    tokenizer = Tokenizer.from_file(str(BERT / "tokenizer.json"))
+    tokenizer.no_truncation()
+    encoder = query_encoder(ModelSettings(document=str(BERT)))
+    assert isinstance(encoder, WeightTable)
+    weights = encoder.table()
+    for text in ("how does bread rise", "[CLS] caf\u00e9 \u65e5\u672c \U0001f600 don't", "x" * 300, "word " * 900):
+        assert by_recipe(text, weights, tokenizer) == encoder.encode([text])[0]
 
 
 def test_weights_below_zero_are_left_out_and_told(

@@ -1,0 +1,239 @@
+"""Megabytes a second of a corpus read, parsed and hashed, beside `datasets` and pandas; and memory over 10 GB.
+
+    python benchmarks/corpora.py [--megabytes 100] [--rounds 3]
+    python benchmarks/corpora.py --memory 10       peak memory while so many gigabytes of jsonl pass on standard input
+
+The documents are passages of about 1,000 characters of Python's own documentation (pydoc_data.topics), repeated under
+new ids. Every contender is a process of its own, in turn, and gives each document once; a row is the best of the
+rounds. Megabytes are those of the same documents as plain jsonl, whatever the form, so that rows can be compared.
+Ours checks ids and texts, joins the title, and hashes each row as `encode` does; the peers only give rows. `json.loads`
+alone is there as a yardstick. Seconds of the process and of the clock are both given: on a machine with other work the
+first says more.
+Not covered: the encoder, which is slower than any of this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+_PASSAGE = 1000
+_OURS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".csv", ".csv.gz", ".tsv", ".parquet", ".feather", ".arrows")
+_CONTENDERS = (
+    ("json.loads", (".jsonl",)),
+    ("sparse-ingest", _OURS),
+    ("datasets", (".jsonl", ".jsonl.gz", ".csv", ".parquet", ".arrows")),
+    ("pandas", (".jsonl", ".jsonl.gz", ".csv", ".parquet", ".feather")),
+)
+
+
+def passages() -> list[str]:
+    """The documentation in pieces of about 1,000 characters."""
+    text = "\n".join(topics.values())
+    return [text[start : start + _PASSAGE] for start in range(0, len(text), _PASSAGE)]
+
+
+def documents(megabytes: int) -> Iterator[dict[str, str]]:
+    """Documents of so many megabytes as jsonl."""
+    pieces = passages()
+    size, number = 0, 0
+    while size < megabytes * 1e6:
+        text = pieces[number % len(pieces)]
+        row = {"_id": f"d{number}", "title": text[:30].strip(), "text": text}
+        size += len(json.dumps(row)) + 1
+        number += 1
+        yield row
+
+
+# Contenders: each goes over all documents of a file
+
+
+def read_json(path: Path) -> None:
+    """The yardstick: lines through json.loads."""
+    with path.open("rb") as lines:
+        deque(map(json.loads, lines), maxlen=0)
+
+
+def read_ours(path: Path) -> None:
+    """Rows as `encode` takes them, each hashed."""
+    from sparse_ingest.corpora.cursor import Cursor
+    from sparse_ingest.corpora.files import FieldNames, open_corpus
+    from sparse_ingest.encoding.row_hash import RowHash
+
+    cursor = Cursor(open_corpus([str(path)], fields=FieldNames()), None)
+    while cursor.peek(1):
+        digest = RowHash()
+        for row in cursor.take(65536):
+            assert row.document is not None
+            digest.add(row)
+        digest.hexdigest()
+
+
+def read_datasets(path: Path) -> None:
+    """The library datasets, streaming."""
+    from datasets import load_dataset
+
+    builder = {"jsonl": "json", "arrows": "arrow"}.get(path.name.split(".")[1], path.name.split(".")[1])
+    rows = load_dataset(builder, data_files=str(path), split="train", streaming=True)
+    deque(iter(rows), maxlen=0)
+
+
+def read_pandas(path: Path) -> None:
+    """Pandas, in chunks where it has them."""
+    import pandas
+
+    frames: Any
+    if ".jsonl" in path.name:
+        frames = pandas.read_json(path, lines=True, chunksize=10_000)
+    elif ".csv" in path.name:
+        frames = pandas.read_csv(path, chunksize=10_000, keep_default_na=False)
+    else:
+        frames = [pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_feather(path)]
+    for frame in frames:
+        deque(frame.itertuples(index=False), maxlen=0)
+
+
+_READERS: dict[str, Callable[[Path], None]] = {
+    "json.loads": read_json, "sparse-ingest": read_ours, "datasets": read_datasets, "pandas": read_pandas
+}  # fmt: skip
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process had. Not ru_maxrss, which begins with that of the parent."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def write_forms(folder: Path, megabytes: int) -> float:
+    """A file of every form; the megabytes of the plain one."""
+    import pyarrow as pa
+    import pyarrow.feather as feather
+    import pyarrow.parquet as pq
+
+    rows = list(documents(megabytes))
+    plain = folder / "corpus.jsonl"
+    with plain.open("w") as lines:
+        lines.writelines(json.dumps(row) + "\n" for row in rows)
+    for suffix, separator in ((".csv", ","), (".tsv", "\t")):
+        with (folder / f"corpus{suffix}").open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, ["_id", "title", "text"], delimiter=separator)
+            writer.writeheader()
+            writer.writerows(rows)
+    for name in ("corpus.jsonl", "corpus.csv"):
+        (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes(), 6))
+    (folder / "corpus.jsonl.zst").write_bytes(pa.compress(plain.read_bytes(), codec="zstd", asbytes=True))
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, folder / "corpus.parquet", row_group_size=10_000)
+    feather.write_feather(table, str(folder / "corpus.feather"), chunksize=10_000)
+    with pa.ipc.new_stream(str(folder / "corpus.arrows"), table.schema) as ipc:
+        ipc.write_table(table, max_chunksize=10_000)
+    return plain.stat().st_size / 1e6
+
+
+def measure(contender: str, path: Path) -> tuple[float, float, float]:
+    """Seconds of the clock, of the process, and its peak memory in MB; without imports."""
+    result = subprocess.run(
+        [sys.executable, __file__, "--run", contender, str(path)], check=True, capture_output=True, text=True,
+        env={**os.environ, "HF_DATASETS_OFFLINE": "1"},
+    )  # fmt: skip
+    seconds, cpu_s, peak = json.loads(result.stdout.splitlines()[-1])
+    return seconds, cpu_s, peak
+
+
+def run(contender: str, path: Path) -> None:
+    """One contender in this process; a few documents first, so that no import is measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_forms(Path(folder), 0 if contender == "json.loads" else 1)
+        _READERS[contender](Path(folder) / path.name)
+    began, cpu_before = time.perf_counter(), time.process_time()
+    _READERS[contender](path)
+    seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_before
+    print(json.dumps([seconds, cpu_s, peak_megabytes()]))
+
+
+def compare(megabytes: int, rounds: int) -> None:
+    """The table."""
+    with tempfile.TemporaryDirectory() as folder:
+        size = write_forms(Path(folder), megabytes)
+        pairs = [(contender, form) for contender, forms in _CONTENDERS for form in forms]
+        found: dict[tuple[str, str], list[tuple[float, float, float]]] = {pair: [] for pair in pairs}
+        for _ in range(rounds):
+            for contender, form in pairs:
+                found[contender, form].append(measure(contender, Path(folder) / f"corpus{form}"))
+    print(f"{size:,.0f} MB of jsonl, best of {rounds}\n\n| form | contender | MB/s | MB per CPU second | peak MB |")
+    print("|---|---|---|---|---|")
+    for contender, form in sorted(pairs, key=lambda pair: (_OURS.index(pair[1]), pair[0] != "sparse-ingest")):
+        seconds, cpu_s, peak = (min(values) for values in zip(*found[contender, form], strict=True))
+        print(f"| {form} | {contender} | {size / seconds:,.0f} | {size / cpu_s:,.0f} | {peak:,.0f} |")
+
+
+def show_memory(gigabytes: float) -> None:
+    """Our peak memory after each gigabyte of jsonl that comes through a pipe."""
+    reader = subprocess.Popen([sys.executable, __file__, "--read"], stdin=subprocess.PIPE)
+    assert reader.stdin is not None
+    lines = [json.dumps({"_id": "ID", "title": text[:30].strip(), "text": text}) + "\n" for text in passages()]
+    pieces = [line.encode().partition(b"ID") for line in lines]
+    size, number = 0, 0
+    while size < gigabytes * 1e9:
+        block = b"".join(before + b"d%d" % (number + place) + after for place, (before, _, after) in enumerate(pieces))
+        reader.stdin.write(block)
+        number += len(pieces)
+        size += len(block)
+    reader.stdin.close()
+    sys.exit(reader.wait())
+
+
+def read_standard_input() -> None:
+    """Go over standard input as `encode` does, and print peak memory at each gigabyte."""
+    from sparse_ingest.corpora.cursor import Cursor
+    from sparse_ingest.corpora.files import FieldNames, open_corpus
+    from sparse_ingest.encoding.row_hash import RowHash
+
+    cursor = Cursor(open_corpus(["-"], fields=FieldNames()), None)
+    began, shown = time.perf_counter(), 0
+    print("| GB | documents | MB/s | peak MB |\n|---|---|---|---|", flush=True)
+    while cursor.peek(1):
+        digest = RowHash()
+        for row in cursor.take(65536):
+            digest.add(row)
+        digest.hexdigest()
+        gigabytes = cursor.position.offset / 1e9
+        if gigabytes >= shown + 1:
+            shown = int(gigabytes)
+            speed = gigabytes * 1e3 / (time.perf_counter() - began)
+            print(f"| {gigabytes:.1f} | {cursor.position.row:,} | {speed:,.0f} | {peak_megabytes():,.0f} |", flush=True)
+
+
+def main() -> None:
+    """Read the options and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", type=float, metavar="GIGABYTES")
+    parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--read", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.run:
+        run(given.run[0], Path(given.run[1]))
+    elif given.read:
+        read_standard_input()
+    elif given.memory:
+        show_memory(given.memory)
+    else:
+        compare(given.megabytes, given.rounds)
+
+
+if __name__ == "__main__":
+    main()

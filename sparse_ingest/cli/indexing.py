@@ -1,0 +1,224 @@
+"""The commands `index create`, `index show`, `index drop` and `idf`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from dataclasses import replace as with_changes
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sparse_ingest.cli.options import connection_options, json_option, model_options, pipeline_options, print_json
+from sparse_ingest.cli.progress import Progress
+from sparse_ingest.errors import UsageError
+from sparse_ingest.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from sparse_ingest.index import IndexReport
+    from sparse_ingest.opensearch.client import Connection
+
+_INDEX = click.option("--index", required=True, metavar="NAME", help="The index")
+
+
+@click.group()
+def index() -> None:
+    """Make an empty index, look at one, or drop one.
+
+    \b
+    sparse-ingest index create --index articles --search-pipeline two-phase --default
+    sparse-ingest index show   --index articles
+    sparse-ingest index drop   --index articles
+    """
+
+
+@index.command()
+@_INDEX
+@pipeline_options
+@click.option("--field", help="Name of the sparse field  [default: that of the pipeline, else sparse]")
+@click.option("--kind", type=click.Choice(["rank_features", "sparse_vector"]), help="Type of the sparse field")
+@click.option("--body", metavar="FILE", help="Index body as JSON  [default: the packaged one of the kind]")
+@click.option("--search-pipeline", "search", multiple=True,
+              type=click.Choice(["two-phase", "neural-query-enricher", "hybrid", "rrf"]),
+              help="Install NAME-search, which does this; may be repeated")  # fmt: skip
+@click.option("--ingest-pipeline", "ingest", type=click.Choice(["sparse-encoding", "text-chunking"]),
+              help="Install NAME-ingest, by which the server itself encodes what others write")  # fmt: skip
+@click.option("--model-id", metavar="ID", help="The server's model for --ingest-pipeline and neural-query-enricher")
+@click.option("--default", is_flag=True, help="Make them the pipelines of every search and document that names none")
+@connection_options
+@json_option
+def create(
+    index: str,
+    pipeline: Pipeline,
+    field: str | None,
+    kind: str | None,
+    body: str | None,
+    connection: Connection,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make an empty index that a load with the same settings accepts, with pipelines on the server.
+
+    \b
+    index create --index NAME --search-pipeline two-phase --default
+    index create --index NAME --ingest-pipeline sparse-encoding --model-id ID --default
+
+    `load` goes past the ingest pipeline: what it sends has its vector. The ingest pipeline prunes by the rule
+    in [encode].
+    """
+    from sparse_ingest import index as verb
+
+    given: dict[str, Any] = {key: value for key, value in (("field", field), ("kind", kind), ("body", body)) if value}
+    pipeline = with_changes(pipeline, index=with_changes(pipeline.index, **given))
+    report = verb.create(
+        index, pipeline=pipeline, connection=connection, options=verb.CreateOptions(**options), note=_note
+    )
+    if as_json:
+        print_json(asdict(report))
+        return
+    click.echo(f"Index {report.index!r} is there, empty, with the {report.kind} field {report.field!r}.")
+    for what, name in (("search", report.search_pipeline), ("ingest", report.ingest_pipeline)):
+        if name:
+            use = "is the index's default" if report.default else f"is used where a request names it ({what}_pipeline)"
+            use = use.replace("ingest_pipeline", "pipeline")
+            click.echo(f"The {what} pipeline {name!r} {use}.")
+
+
+@index.command()
+@_INDEX
+@connection_options
+@json_option
+def show(index: str, connection: Connection, as_json: bool) -> None:
+    """Show what an index or alias is and holds: field, model, load, documents, size, pipelines."""
+    from sparse_ingest import index as verb
+
+    report = verb.show(index, connection=connection)
+    if as_json:
+        print_json(asdict(report))
+    else:
+        for key, value in _lines(report).items():
+            click.echo(f"{key:>16}  {value}")
+
+
+@index.command()
+@_INDEX
+@click.option("--yes", is_flag=True, help="Do not ask")
+@click.option("--force", is_flag=True, help="Also an index that others made, or that an alias serves")
+@connection_options
+@json_option
+def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bool) -> int:
+    """Delete an index that sparse-ingest made or loaded, and the pipelines that `index create` installed for it.
+
+    Nothing else is deleted: not a pipeline that somebody replaced or that another index uses, and no run folder.
+    """
+    from sparse_ingest import index as verb
+
+    report = verb.drop(index, connection=connection, force=force, sure=(lambda _: True) if yes else _ask)
+    if report is None:
+        click.echo("Nothing was deleted.", err=True)
+        return 1
+    if as_json:
+        print_json(asdict(report))
+    else:
+        click.echo(f"Index {report.index!r} was deleted, with {report.documents} documents.")
+        if report.pipelines:
+            click.echo(f"Its pipelines were deleted: {', '.join(report.pipelines)}.")
+    for sentence in report.kept:
+        click.echo(sentence, err=True)
+    return 0
+
+
+@click.command()
+@model_options
+@click.option("--corpus", "specs", multiple=True, required=True, metavar="SPEC",
+              help="File, folder, glob, or - for standard input; may be repeated")  # fmt: skip
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="F", help="The table to write, idf.json")
+@click.option("--force", is_flag=True, help="Replace a file that is there")
+@click.option("--format", "format_", metavar="FORMAT", help="Format of the corpus whatever its suffix")
+@click.option("--columns", metavar="A,B,C", help="Names of the columns of csv and tsv files that have no header")
+@click.option("--id-field", metavar="NAME", help="Column of the id; :row numbers the rows  [default: _id, else id]")
+@click.option("--text-field", metavar="NAME", help="Column of the text  [default: text]")
+@click.option("--title-field", metavar="NAME", help="Column of the title  [default: title, where there is one]")
+@click.option("--limit", type=click.IntRange(min=1), help="Count only the first rows")
+@click.option("--on-bad-document", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
+              help="Stop at a bad document, or leave it out and say so")  # fmt: skip
+@json_option
+def idf(pipeline: Pipeline, specs: tuple[str, ...], out: Path, as_json: bool, **given: Any) -> int:
+    """Write the weight of each token for inference-free queries, counted in a corpus.
+
+    \b
+    sparse-ingest idf --model MODEL --corpus corpus.jsonl --out idf.json
+
+    The weight of a token is ln(1 + (N - n + 0.5) / (n + 0.5)) when n of N documents have it, and 1.0 when none has.
+    A folder with this idf.json and the model's tokenizer files is a query side ([model] query); a tokenizer model
+    of OpenSearch is made of the same two files. Needs no torch.
+
+    Exit code 3: finished, but bad documents were left out.
+    """
+    from sparse_ingest.corpora.files import FieldNames, open_corpus
+    from sparse_ingest.idf import write_idf
+
+    names = FieldNames(given["id_field"], given["text_field"], given["title_field"], (), carry_text=False)
+    columns = given["columns"].split(",") if given["columns"] is not None else None
+    corpus = open_corpus(specs, fields=names, format=given["format_"], columns=columns)
+    with Progress("documents") as progress:
+        report = write_idf(
+            corpus,
+            out,
+            model=pipeline.model,
+            limit=given["limit"],
+            on_bad_document=given["on_bad_document"],
+            force=given["force"],
+            progress=progress.advance,
+            note=progress.note,
+        )
+    if as_json:
+        print_json({**report._asdict(), "out": str(report.out)})
+    else:
+        click.echo(
+            f"{report.out}: weights of {report.vocabulary:,} tokens, {report.seen:,} of which are in "
+            f"{report.documents:,} documents; the others weigh 1."
+        )
+    if report.skipped:
+        click.echo(f"{report.skipped:,} bad documents were left out.", err=True)
+    return 3 if report.skipped else 0
+
+
+COMMANDS = [index, idf]
+
+
+def _note(sentence: str) -> None:
+    click.echo(sentence, err=True)
+
+
+def _ask(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Nobody is there to answer: give --yes.")
+    return click.confirm(question, err=True)
+
+
+def _lines(report: IndexReport) -> dict[str, object]:
+    """A report as words, what is not there left out."""
+    model = report.model or {}
+    stamp = f"run {report.run_id}, {report.load}" if report.run_id else "never loaded by sparse-ingest"
+    pruning = {rule: value for rule, value in (report.pruning or {}).items() if value is not None}
+    shown = {
+        "index": report.index if report.index == report.asked else f"{report.index} (alias {report.asked})",
+        "uuid": report.uuid,
+        "aliases": ", ".join(report.aliases),
+        "field": f"{report.field} ({report.kind})" if report.field else "no sparse field",
+        "model": model.get("document"),
+        "revision": model.get("revision"),
+        "load": stamp,
+        "runs": len(report.runs) if len(report.runs) > 1 else None,
+        "pruning": ", ".join(f"{rule} {value:g}" for rule, value in pruning.items()),
+        "documents": f"{report.documents:,}",
+        "size": f"{report.bytes / 1e6:,.1f} MB in {report.segments} segments",
+        "shards": f"{report.primaries} primaries, {report.replicas} replicas of each",
+        "search pipeline": report.search_pipeline,
+        "ingest pipeline": report.ingest_pipeline,
+        "final pipeline": report.final_pipeline,
+        "installed": ", ".join(report.installed),
+    }
+    return {key: value for key, value in shown.items() if value}

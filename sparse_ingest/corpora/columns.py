@@ -1,0 +1,251 @@
+"""Tables in columns as a source: Parquet, and Arrow's IPC as a file (Feather) or a stream.
+
+Row groups and record batches are read one at a time, and of them only the columns that documents are made of. The
+types are checked before any row: a text is a column of strings, an id of strings or whole numbers, a kept field of
+anything that JSON has. The line of a row is its number within the file, from 1.
+
+Going on in the middle: Parquet begins at the row group, an IPC file at the record batch; an IPC stream has no index
+and is read again from its start.
+
+Not covered: what makes a row a document.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+import pyarrow.types as types
+
+from sparse_ingest.corpora.documents import BadRow
+from sparse_ingest.corpora.sources import Record
+from sparse_ingest.corpora.stored import Opened, StoredFile, damaged, opened, read_once
+from sparse_ingest.corpora.tables import Choice
+from sparse_ingest.errors import CorpusError
+
+_BATCH_BYTES = 4 << 20  # of the rows that are Python objects at one time
+_BATCH_ROWS = 4096
+_IN_BATCH = 32  # bits of an IPC file's offset for the row within its record batch
+_FILE_MAGIC = b"ARROW1"
+
+
+class ColumnTable:
+    """A file of columns."""
+
+    format: str
+
+    def __init__(self, file: StoredFile, label: str, choose: Choice) -> None:
+        self.name, self.label, self.bytes = file.name, label, file.bytes
+        self.rereadable = file.bytes is not None
+        self._file, self._choose = file, choose
+
+    def identity(self) -> dict[str, object]:
+        """Name, size and format."""
+        size = {} if self.bytes is None else {"bytes": self.bytes}
+        return {"name": self.name, **size, "format": self.format}
+
+    @contextmanager
+    def _opened(self, line: list[int]) -> Iterator[Opened]:
+        """The file; what Arrow says against it is a `CorpusError` that names the last row that was given."""
+        if self._file.bytes is None and line[0] > 1:
+            raise read_once()
+        with opened(self._file, lambda: f"after row {line[0] - 1}") as each:
+            try:
+                yield each
+            except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter for names of columns
+                raise damaged(self._file, f"after row {line[0] - 1}", error) from error
+        self._file.refuse_changed()
+
+    def _chosen(self, schema: pa.Schema) -> list[int]:
+        """The places of the columns to read, whose types fit."""
+        try:
+            chosen = self._choose(schema.names)
+            refuse_types(schema, chosen)
+        except BadRow as bad:
+            raise CorpusError(f"{self.label}: {bad}") from bad
+        return [schema.names.index(name) for name in chosen]
+
+
+class Parquet(ColumnTable):
+    """A Parquet file. An offset is a row."""
+
+    format = "parquet"
+    _rows = 0
+
+    def passed(self, offset: int) -> int | None:
+        """Rows are taken for equally long."""
+        return self.bytes * offset // self._rows if self.bytes and self._rows else None
+
+    def records(self, offset: int, line: int) -> Iterator[Record]:
+        """Every row from `offset` on."""
+        reached = [line]
+        with self._opened(reached) as each:
+            # A buffer instead of whole column chunks: a file of one row group is read piece by piece too.
+            table = pq.ParquetFile(each.stored, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
+            self._rows = table.metadata.num_rows
+            names = [table.schema_arrow.names[place] for place in self._chosen(table.schema_arrow)]
+            first = 0
+            for group in range(table.num_row_groups):
+                described = table.metadata.row_group(group)
+                end = first + described.num_rows
+                if end > offset:
+                    size = _batch_rows(described.total_byte_size, described.num_rows)
+                    batches = table.iter_batches(size, row_groups=[group], columns=names)
+                    for row, record in enumerate(rows_of(batches, names, offset - first), offset):
+                        reached[0] += 1
+                        yield Record(*record, row + 1, row + 1, row + 2)
+                    offset = end
+                first = end
+
+
+class Arrow(ColumnTable):
+    """An IPC file or stream. An offset is a row of a stream; of a file the record batch and the row within it."""
+
+    format = "arrow"
+    _batches = 0  # of a file
+    _stream: Opened | None = None
+
+    def passed(self, offset: int) -> int | None:
+        """Record batches of a file are taken for equally long; of a stream it is what was read."""
+        if self.bytes and self._batches:
+            return self.bytes * (offset >> _IN_BATCH) // self._batches
+        return self._stream.taken if self.bytes and self._stream else None
+
+    def records(self, offset: int, line: int) -> Iterator[Record]:
+        """Every row from `offset` on, which is row `line`."""
+        reached = [line]
+        with self._opened(reached) as each:
+            if _first_bytes(each) == _FILE_MAGIC:
+                yield from self._of_file(each, offset, reached)
+            else:
+                yield from self._of_stream(each, offset, reached)
+
+    def _of_file(self, each: Opened, offset: int, reached: list[int]) -> Iterator[Record]:
+        if each.packed or self._file.bytes is None:
+            raise CorpusError(
+                f"{self._file.place} holds an Arrow file, whose index stands at its end: it cannot be read from "
+                "a compressed file or a pipe. Unpack it, or give Arrow's stream format."
+            )
+        chosen = self._chosen(pa.ipc.open_file(each.stored).schema)
+        table = pa.ipc.open_file(each.stored, options=pa.ipc.IpcReadOptions(included_fields=chosen))
+        self._batches = table.num_record_batches
+        start, skip = offset >> _IN_BATCH, offset & (1 << _IN_BATCH) - 1
+        for place in range(start, self._batches):
+            batch = checked(table.get_batch(place))
+            base = place << _IN_BATCH
+            for row, record in enumerate(rows_of(_slices(batch), batch.schema.names, skip), skip + 1):
+                following = base + row if row < batch.num_rows else (place + 1) << _IN_BATCH
+                reached[0] += 1
+                yield Record(*record, reached[0] - 1, following, reached[0])
+            skip = 0
+
+    def _of_stream(self, each: Opened, offset: int, reached: list[int]) -> Iterator[Record]:
+        self._stream = each
+        table = pa.ipc.open_stream(each.content)
+        chosen = self._chosen(table.schema)
+        first = 0
+        for batch in table:
+            if first + batch.num_rows > offset:
+                batch_of_chosen = checked(batch.select(chosen))
+                records = rows_of(_slices(batch_of_chosen), batch_of_chosen.schema.names, offset - first)
+                for row, record in enumerate(records, offset + 1):
+                    reached[0] += 1
+                    yield Record(*record, row, row, row + 1)
+                offset = first + batch.num_rows
+            first += batch.num_rows
+        # Arrow stops at the end mark: before the checksum of a compressed file, and before what a second stream holds.
+        if each.content.read(1):
+            raise pa.ArrowInvalid("something follows the end of the stream")
+
+
+def _first_bytes(each: Opened) -> bytes:
+    if each.file.bytes is None or each.packed:
+        return cast(io.BufferedReader, each.content).peek(len(_FILE_MAGIC))[: len(_FILE_MAGIC)]
+    first = each.stored.read(len(_FILE_MAGIC))
+    each.stored.seek(0)
+    return first
+
+
+def refuse_types(schema: pa.Schema, chosen: Mapping[str, str]) -> None:
+    """Raises `BadRow` where a column cannot be what it is to be, in no row; `chosen` comes from `needed_columns`."""
+    for name, role in chosen.items():
+        if (times := schema.names.count(name)) > 1:
+            raise BadRow(f'the column "{name}" stands there {times} times')
+        _refuse_type(name, role, schema.field(name).type)
+
+
+def _refuse_type(name: str, role: str, type_: pa.DataType) -> None:
+    of_values = type_.value_type if types.is_dictionary(type_) else type_
+    strings = _is_string(of_values) or types.is_null(of_values)
+    if role in ("text", "title") and not strings:
+        raise BadRow(f'the {role} in "{name}" is of type {type_}; strings were expected')
+    if role == "id" and not (strings or types.is_integer(of_values)):
+        raise BadRow(f'the id in "{name}" is of type {type_}; strings or whole numbers were expected')
+    if not _in_json(of_values):
+        raise BadRow(f'the {role} in "{name}" is of type {type_}, which JSON does not have; make it strings or numbers')
+
+
+def _is_string(type_: pa.DataType) -> bool:
+    return bool(types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_))
+
+
+def _in_json(type_: pa.DataType) -> bool:
+    if types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_):
+        return _in_json(type_.value_type)
+    if types.is_struct(type_):
+        return all(_in_json(field.type) for field in type_)
+    if types.is_dictionary(type_):
+        return _in_json(type_.value_type)
+    plain = types.is_null(type_) or types.is_boolean(type_) or types.is_integer(type_) or types.is_floating(type_)
+    return bool(plain or _is_string(type_))
+
+
+def _batch_rows(size: int, rows: int) -> int:
+    return min(_BATCH_ROWS, max(1, _BATCH_BYTES * rows // max(1, size)))
+
+
+def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    rows = _batch_rows(batch.nbytes, batch.num_rows)
+    for start in range(0, batch.num_rows, rows):
+        yield batch.slice(start, rows)
+
+
+def rows_of(
+    batches: Iterable[pa.RecordBatch], names: Sequence[str], skip: int = 0
+) -> Iterator[tuple[dict[str, Any] | None, str | None]]:
+    """Of every row but the first `skip`: these columns, or None and what is wrong with it."""
+    for batch in batches:
+        if skip >= batch.num_rows:
+            skip -= batch.num_rows
+            continue
+        batch, skip = batch.slice(skip), 0
+        try:
+            columns = [batch.column(name).to_pylist() for name in names]
+        except UnicodeDecodeError:  # Parquet does not check its strings
+            for place in range(batch.num_rows):
+                yield _row(batch, names, place)
+            continue
+        for values in zip(*columns, strict=True):
+            yield dict(zip(names, values, strict=True)), None
+
+
+def _row(batch: pa.RecordBatch, names: Sequence[str], place: int) -> tuple[dict[str, Any] | None, str | None]:
+    try:
+        return {name: batch.column(name)[place].as_py() for name in names}, None
+    except UnicodeDecodeError as error:
+        return None, f"not UTF-8: byte 0x{error.object[error.start]:02x} at byte {error.start + 1} of a value"
+
+
+def checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same batch, whose offsets lie within its buffers: Arrow trusts them, and would read anywhere."""
+    for column in batch.columns:
+        if _is_string(column.type) and not types.is_string_view(column.type):
+            # As bytes: a value that is not UTF-8 is one bad row, not the end.
+            column = column.cast(pa.large_binary() if types.is_large_string(column.type) else pa.binary())
+        column.validate(full=True)
+    return batch

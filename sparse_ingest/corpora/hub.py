@@ -1,0 +1,292 @@
+"""Hugging Face datasets as a source: of the hub, of a folder laid out as one, or saved by `save_to_disk`.
+
+In: `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`, where NAME is a hub id or a folder. Out: one split, streamed by the
+`datasets` library in its own order; nothing is downloaded first. Its tables are read like any other (columns.py).
+Which configs and splits there are is asked when the source is made, and the revision becomes a commit then, so that
+a run which is continued next month reads the same rows.
+
+An offset says which data file, and which row of it. Going on begins at that file, of Parquet at the row group that
+has the row. The line of a row is its number within the split, from 1.
+
+The library honours HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE; a token never stands in a message. It runs no code of
+a dataset. Not covered: slices of splits (`train[:10%]`), and what makes a row a document.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sparse_ingest.corpora.columns import refuse_types, rows_of
+from sparse_ingest.corpora.documents import BadRow
+from sparse_ingest.corpora.hub_names import FORM, Named, finding, parse, reading
+from sparse_ingest.corpora.sources import Record, Source
+from sparse_ingest.corpora.stored import changed
+from sparse_ingest.corpora.tables import Choice
+from sparse_ingest.errors import CorpusError, MissingExtraError
+
+_BATCH_ROWS = 512  # that are Python objects at one time
+_ROW_BITS = 40  # of an offset; the data file stands above them
+_COMMIT = re.compile(r"@([0-9a-f]{40})(?:/|$)")
+
+
+def hub_source(spec: str, choose: Choice) -> Source:
+    """The split that `spec` names.
+
+    Raises:
+        CorpusError: there is no such dataset, config or split, or it cannot be reached.
+    """
+    named = parse(spec)
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("encode", f'The corpus "{spec}"') from error
+    bars = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        if named.local and _is_saved(Path(named.path)):
+            return _saved(named, choose)
+        return _streamed(named, choose)
+    finally:
+        if bars:
+            datasets.enable_progress_bars()
+
+
+class StreamedDataset:
+    """One split of a dataset that the library reads from its data files.
+
+    `stream` is its IterableDataset, `commit` the revision on the hub, `files` the data files in the order of the
+    stream, as paths or addresses, with names and sizes (0: unknown).
+    """
+
+    rereadable = True
+
+    def __init__(
+        self, named: Named, stream: Any, choose: Choice, *, commit: str | None, files: dict[str, tuple[str, int]]
+    ) -> None:
+        self.name, self.label = named.name, named.label
+        self._paths = list(files)
+        self._sizes = dict(files.values())
+        self.bytes = sum(self._sizes.values()) if all(self._sizes.values()) else None
+        self._named, self._stream, self._choose, self._commit = named, stream, choose, commit
+        self._rows: dict[int, int] = {}  # of the files where they are known
+
+    def identity(self) -> dict[str, object]:
+        """Config, split and commit; of a folder the names and sizes of the data files."""
+        content: dict[str, object] = {"revision": self._commit} if self._commit else {"files": dict(self._sizes)}
+        return {"name": self.name, "config": self._named.config, "split": self._named.split, **content}
+
+    def passed(self, offset: int) -> int | None:
+        """Rows of a file are taken for equally long; a file whose rows are not known counts when it is read."""
+        file, row = _parts(offset)
+        sizes = list(self._sizes.values())
+        if self.bytes is None or file >= len(sizes):
+            return self.bytes
+        within = sizes[file] * row // max(1, self._rows[file]) if file in self._rows else 0
+        return sum(sizes[:file]) + within
+
+    def records(self, offset: int, line: int) -> Iterator[Record]:
+        """Every row from `offset` on, which is row `line` of the split."""
+        reached = [line]
+        start, skip = _parts(offset)
+        with reading(self.label, reached):
+            names = self._names()
+            for file in range(start, self._stream.num_shards):
+                batches, inside = self._batches(file, skip)
+                for row, record in enumerate(rows_of(batches, names, inside), skip + 1):
+                    reached[0] += 1
+                    yield Record(*record, reached[0] - 1, file << _ROW_BITS | row, reached[0])
+                skip = 0
+        self._refuse_changed()
+
+    def _batches(self, file: int, skip: int) -> tuple[Iterator[pa.RecordBatch], int]:
+        """The rows of a data file; the first `skip` may be missing, and how many of them are not is said."""
+        stream = self._stream.shard(self._stream.num_shards, file)
+        streams = [stream]
+        path = self._paths[file] if file < len(self._paths) else ""
+        if path.endswith(".parquet") and (skip or self._commit is None):
+            import fsspec
+
+            with fsspec.open(path) as opened:
+                metadata = pq.read_metadata(opened)
+            self._rows[file] = metadata.num_rows
+            # Each row group opens the file anew: too slow for more than the file where a run goes on. Earlier releases
+            # of the library do not cut files at their row groups; there the file is read from its start.
+            groups = stream.reshard() if skip and hasattr(stream, "reshard") else stream
+            if skip and groups.num_shards == metadata.num_row_groups:
+                place = 0
+                while place < metadata.num_row_groups and skip >= metadata.row_group(place).num_rows:
+                    skip -= metadata.row_group(place).num_rows
+                    place += 1
+                streams = [groups.shard(groups.num_shards, each) for each in range(place, groups.num_shards)]
+        tables = (table for one in streams for table in one.iter(_BATCH_ROWS))
+        return (batch for table in tables for batch in table.to_batches()), skip
+
+    def _names(self) -> list[str]:
+        """The columns to read. Raises `CorpusError`."""
+        if features := self._stream.features:
+            schema = features.arrow_schema
+        else:  # not known before the first rows are
+            first = next(iter(self._stream.iter(1)), None)
+            if first is None:
+                return []
+            schema = first.schema
+        return _chosen(schema, self._choose, self.label)
+
+    def _refuse_changed(self) -> None:
+        if self._commit is None and (sizes := _sizes(self._named.path, list(self._sizes))) != self._sizes:
+            name = next(name for name, size in sizes.items() if size != self._sizes[name])
+            how = f"it had {self._sizes[name]} bytes at first and has {sizes[name]} now"
+            raise changed(f"{self.label} ({name})", how)
+
+
+class SavedDataset:
+    """One split that `save_to_disk` wrote. An offset is a row."""
+
+    rereadable = True
+
+    def __init__(self, named: Named, dataset: Any, choose: Choice) -> None:
+        self.name, self.label = named.name, named.label
+        self._named, self._table, self._choose = named, dataset.with_format("arrow"), choose
+        files = [os.path.relpath(file["filename"], named.path) for file in dataset.cache_files]
+        self._files = _sizes(named.path, files)
+        self.bytes = sum(self._files.values())
+
+    def identity(self) -> dict[str, object]:
+        """Split, and the names and sizes of the files."""
+        return {"name": self.name, "config": None, "split": self._named.split, "files": dict(self._files)}
+
+    def passed(self, offset: int) -> int | None:
+        """Rows are taken for equally long."""
+        return self.bytes * offset // max(1, len(self._table))
+
+    def records(self, offset: int, line: int) -> Iterator[Record]:
+        """Every row from `offset` on."""
+        reached = [line]
+        with reading(self.label, reached):
+            schema = self._table.features.arrow_schema
+            names = _chosen(schema, self._choose, self.label)
+            starts = range(offset, len(self._table), _BATCH_ROWS)
+            batches = (batch for start in starts for batch in self._table[start : start + _BATCH_ROWS].to_batches())
+            for row, record in enumerate(rows_of(batches, names), offset + 1):
+                reached[0] += 1
+                yield Record(*record, row, row, row + 1)
+
+
+# Finding a split
+
+
+def _streamed(named: Named, choose: Choice) -> Source:
+    from datasets.packaged_modules.parquet.parquet import ParquetConfig
+
+    with finding(named):
+        builder = _builder(named)
+        commit = found[1] if (found := _COMMIT.search(str(builder.base_path or ""))) else None
+        if commit is None and not named.local:
+            raise ConnectionError("the hub does not answer, and what its cache holds cannot be streamed")
+        streams = builder.as_streaming_dataset()
+        split = _one_of("split", named.split, list(streams), named)
+        config = builder.config.name
+        named = named._replace(split=split, config=config)
+        if isinstance(builder.config, ParquetConfig):
+            _read_less(builder, streams[split].features, choose, named.label)
+            streams = builder.as_streaming_dataset()
+        files = _data_files(named, builder, split)
+        return StreamedDataset(named, streams[split].with_format("arrow"), choose, commit=commit, files=files)
+
+
+def _builder(named: Named) -> Any:
+    import datasets
+
+    at: dict[str, Any] = {} if named.local else {"revision": named.revision}
+    try:
+        return datasets.load_dataset_builder(named.path, named.config, **at)
+    except ValueError as error:
+        # The library says only in words that the config is wrong.
+        if "onfig" not in str(error):
+            raise
+        _one_of("config", named.config, datasets.get_dataset_config_names(named.path, **at), named)
+        raise
+
+
+def _read_less(builder: Any, features: Any, choose: Choice, label: str) -> None:
+    """Of Parquet only the columns that documents are made of, and no whole row group at once."""
+    if features and builder.config.columns is None:
+        builder.config.columns = _chosen(features.arrow_schema, choose, label)
+    builder.config.batch_size = builder.config.batch_size or _BATCH_ROWS
+
+
+def _data_files(named: Named, builder: Any, split: str) -> dict[str, tuple[str, int]]:
+    """The data files of a split, with their names within the dataset and sizes; 0 where the hub tells none."""
+    import fsspec
+
+    found = {}
+    for file in map(str, builder.config.data_files[split]):
+        if named.local:
+            name = os.path.relpath(file, named.path)
+            size = _sizes(named.path, [name])[name]
+        else:
+            filesystem, path = fsspec.url_to_fs(file)
+            # hf://datasets/OWNER/NAME@COMMIT/...
+            name, size = file.partition("@")[2].partition("/")[2], int(filesystem.info(path).get("size") or 0)
+        found[file] = (name, size)
+    return found
+
+
+def _saved(named: Named, choose: Choice) -> Source:
+    import datasets
+
+    with finding(named):
+        found = datasets.load_from_disk(named.path)
+        if named.config and named.split:
+            raise CorpusError(f"{named.label}: a dataset saved to disk has no configs. Name its split alone.")
+        if isinstance(found, datasets.DatasetDict):
+            split = _one_of("split", named.split or named.config, list(found), named)
+            return SavedDataset(named._replace(config=None, split=split), found[split], choose)
+        only = str(found.split) if found.split else None
+        if asked := named.split or named.config:
+            _one_of("split", asked, [only] if only else [], named)
+        return SavedDataset(named._replace(config=None, split=only), found, choose)
+
+
+def _is_saved(folder: Path) -> bool:
+    one = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    return one or (folder / "dataset_dict.json").is_file()
+
+
+def _chosen(schema: pa.Schema, choose: Choice, label: str) -> list[str]:
+    """The columns to read, whose types fit. Raises `CorpusError`, which lists those there are."""
+    try:
+        chosen = choose(schema.names)
+        refuse_types(schema, chosen)
+    except BadRow as bad:
+        raise CorpusError(f"{label}: {bad}") from bad
+    return list(chosen)
+
+
+def _one_of(what: str, asked: str | None, there: list[str], named: Named) -> str:
+    """The name that was asked for, or the only one there is. Raises `CorpusError`, which lists them."""
+    if asked in there:
+        return asked
+    if asked is None and len(there) == 1:
+        return there[0]
+    listed = ", ".join(there) or "none"
+    found = f'no {what} "{asked}"' if asked else f"{len(there)} {what}s, and none was named"
+    raise CorpusError(f"The dataset {named.name} has {found}; the {what}s there are: {listed}. Name one, as in {FORM}.")
+
+
+def _sizes(folder: str, files: list[str]) -> dict[str, int]:
+    """The sizes of files in a folder; 0 where one is gone."""
+    paths = {file: Path(folder, file) for file in files}
+    return {file: path.stat().st_size if path.is_file() else 0 for file, path in paths.items()}
+
+
+def _parts(offset: int) -> tuple[int, int]:
+    """Data file, and row within it."""
+    return offset >> _ROW_BITS, offset & (1 << _ROW_BITS) - 1

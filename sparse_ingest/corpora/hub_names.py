@@ -1,0 +1,136 @@
+"""The names of Hugging Face datasets, and one sentence for each way that finding or reading one can fail.
+
+In: `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`. Out: its parts, and `CorpusError`s in which no token stands. Not covered:
+the rows (hub.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from sparse_ingest.corpora.documents import printable
+from sparse_ingest.errors import CorpusError, UsageError, first_line
+
+PREFIX = "hf:"
+FORM = "hf:NAME[@REVISION][:CONFIG[:SPLIT]]"
+
+
+class Named(NamedTuple):
+    """A dataset as `--corpus` names it."""
+
+    path: str
+    revision: str | None
+    config: str | None
+    split: str | None
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a folder here, not a repository of the hub."""
+        return Path(self.path).is_dir()
+
+    @property
+    def name(self) -> str:
+        """What the identity calls the dataset: of a folder its last part, wherever it lies."""
+        return printable(Path(self.path).resolve().name if self.local else self.path)
+
+    @property
+    def label(self) -> str:
+        """What its rows call it."""
+        return PREFIX + ":".join(part for part in (self.name, self.config, self.split) if part)
+
+
+def parse(spec: str) -> Named:
+    """The parts of a spec. A folder may hold `:` and `@` in its name: the longest that is there is meant."""
+    rest = spec.removeprefix(PREFIX)
+    parts = rest.split(":")
+    for end in range(len(parts), max(0, len(parts) - 3), -1):
+        if rest and Path(":".join(parts[:end])).is_dir():
+            return Named(":".join(parts[:end]), None, *_two(parts[end:]))
+    name, _, revision = parts[0].partition("@")
+    if not name or len(parts) > 3 or (not revision and "@" in parts[0]) or name.startswith(("/", ".", "~")):
+        found = f'there is no folder "{parts[0]}"' if name.startswith(("/", ".", "~")) else "the form is not known"
+        raise UsageError(f'"{spec}" names no dataset: {found}; expected {FORM}, with a hub id or a folder as NAME.')
+    return Named(name, revision or None, *_two(parts[1:]))
+
+
+def _two(parts: list[str]) -> tuple[str | None, str | None]:
+    config, split = [*(part or None for part in parts), None, None][:2]
+    return config, split
+
+
+# Words for what goes wrong
+
+
+@contextmanager
+def reading(label: str, reached: list[int]) -> Iterator[None]:
+    """What the library raises while rows are read, as a `CorpusError` that names the last one."""
+    try:
+        yield
+    except CorpusError:
+        raise
+    except Exception as error:  # of any library that reads one of its formats
+        advice = "Mend the file, or try again if the hub could not be reached."
+        raise CorpusError(
+            _safe(f"{label} cannot be read after row {reached[0] - 1}: {_cause(error)}. {advice}")
+        ) from error
+
+
+@contextmanager
+def finding(named: Named) -> Iterator[None]:
+    """What the library raises while a dataset is looked for, as a `CorpusError`."""
+    try:
+        yield
+    except (CorpusError, UsageError):
+        raise
+    except Exception as error:  # each of its layers has exceptions of its own
+        raise CorpusError(_safe(_sentence(named, error))) from error
+
+
+def _sentence(named: Named, error: Exception) -> str:
+    from datasets import config, exceptions
+    from datasets.data_files import EmptyDatasetError
+
+    said = str(error)
+    at = f" at revision {named.revision!r}" if named.revision else ""
+    what = f"The folder {named.path!r}" if named.local else f"The dataset {named.path!r}{at}"
+    token = "the token that was sent does not open it" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
+    if "scripts are no longer supported" in said:
+        return (
+            f"{what} is made by a Python script, which is never run. Name a revision or another dataset that holds "
+            "its rows as Parquet, such as @refs/convert/parquet."
+        )
+    if isinstance(error, exceptions.DataFilesNotFoundError | EmptyDatasetError):
+        return f"{what} holds no data files that can be read ({first_line(error)}). Name another."
+    if isinstance(error, exceptions.DatasetNotFoundError) and "gated" in said:
+        return f"{what} is gated, and {token}: accept its conditions on its page on the hub, and set HF_TOKEN."
+    if isinstance(error, exceptions.DatasetNotFoundError) and "Revision" in said:
+        return f"The dataset {named.path!r} has no revision {named.revision!r} on the hub. Mend it, or leave it out."
+    if isinstance(error, exceptions.DatasetNotFoundError):
+        return (
+            f"No dataset {named.path!r}: looked for a folder of that name here, and for a dataset of that name on the "
+            f"hub {config.HF_ENDPOINT}, where {token}. Mend the name; for a private one set HF_TOKEN."
+        )
+    if getattr(getattr(error, "response", None), "status_code", None) == 401:
+        return f"The hub {config.HF_ENDPOINT} refuses the token that was sent. Set HF_TOKEN to a valid one, or to none."
+    if config.HF_HUB_OFFLINE and not named.local:
+        return f"No folder {named.path!r} here, and the hub is not asked (HF_HUB_OFFLINE is set). Name a folder."
+    if isinstance(error, ConnectionError) or "reach" in said:
+        return (
+            f"{what} cannot be reached on the hub {config.HF_ENDPOINT} ({_cause(error)}). Try again, or name a folder."
+        )
+    return f"{what} cannot be opened ({_cause(error)}). Check its files and its README, or try again."
+
+
+def _cause(error: Exception) -> str:
+    """The first line of the error that stands behind one that only says that something went wrong."""
+    return f"{type(error.__cause__ or error).__name__}: {first_line(error.__cause__ or error)}"
+
+
+def _safe(message: str) -> str:
+    for token in {os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")} - {None, ""}:
+        message = message.replace(str(token), "(token)")
+    return message

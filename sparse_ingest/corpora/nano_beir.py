@@ -1,0 +1,84 @@
+"""The 13 collections of NanoBEIR, through Hugging Face datasets.
+
+In: the name of a collection, and where the data set lies: a hub id, or a folder laid out like that repository. Out: a
+folder in BEIR's layout (corpus.jsonl, queries.jsonl, qrels/test.tsv), which every other command reads. The data set has
+the configurations corpus (`_id`, `text`), queries (`_id`, `text`) and qrels (`query-id`, `corpus-id`: one document or a
+list of them), each with a split for every collection.
+Not covered: encoding and measuring (nano_beir.py at the top).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sparse_ingest.errors import CorpusError, MissingExtraError, UsageError, first_line
+
+DATA_SET = "sentence-transformers/NanoBEIR-en"
+# In the order of the model cards.
+COLLECTIONS = (
+    "ClimateFEVER", "DBPedia", "FEVER", "FiQA2018", "HotpotQA", "MSMARCO", "NFCorpus", "NQ", "QuoraRetrieval",
+    "SCIDOCS", "ArguAna", "SciFact", "Touche2020",
+)  # fmt: skip
+
+
+def collections_named(names: tuple[str, ...]) -> list[str]:
+    """The collections that names stand for, in any case and with or without `Nano`; `all` stands for all 13.
+
+    Raises:
+        UsageError: a name is none of theirs.
+    """
+    known = {name.lower(): name for name in COLLECTIONS}
+    chosen: dict[str, None] = {}
+    for name in names:
+        if name.lower() == "all":
+            chosen.update(dict.fromkeys(COLLECTIONS))
+        elif (short := name.lower().removeprefix("nano")) in known:
+            chosen[known[short]] = None
+        else:
+            raise UsageError(f"{name!r} is no collection of NanoBEIR. There are all, {', '.join(COLLECTIONS)}.")
+    return list(chosen)
+
+
+def write_nano_beir(name: str, folder: Path, data_set: str = DATA_SET) -> None:
+    """Write one collection into a folder, which is made.
+
+    Raises:
+        CorpusError: the data set cannot be read, or is not laid out as NanoBEIR.
+        MissingExtraError: the library datasets is not installed.
+    """
+    (folder / "qrels").mkdir(parents=True)
+    for configuration in ("corpus", "queries"):
+        with (folder / f"{configuration}.jsonl").open("w", encoding="utf-8") as file:
+            for row in _rows(data_set, configuration, name, ("_id", "text")):
+                # The evaluator that made the cards leaves empty texts out, so they are in none of its means.
+                if row["text"]:
+                    file.write(json.dumps({"_id": row["_id"], "text": row["text"]}, ensure_ascii=False) + "\n")
+    with (folder / "qrels" / "test.tsv").open("w", encoding="utf-8") as file:
+        file.write("query-id\tcorpus-id\tscore\n")
+        for row in _rows(data_set, "qrels", name, ("query-id", "corpus-id")):
+            documents = row["corpus-id"]
+            for doc_id in documents if isinstance(documents, list) else [documents]:
+                file.write(f"{row['query-id']}\t{doc_id}\t1\n")
+
+
+def _rows(data_set: str, configuration: str, name: str, columns: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise MissingExtraError("encode", "NanoBEIR") from None
+
+    place = f"{data_set}, configuration {configuration}, split Nano{name}"
+    try:
+        rows = load_dataset(data_set, configuration, split=f"Nano{name}")
+    except Exception as error:  # the library raises what its many readers and connections raise
+        raise CorpusError(
+            f"{place} cannot be read: {first_line(error)}. Check the name and the connection, or give a folder "
+            "laid out like that data set."
+        ) from error
+    missing = [column for column in columns if column not in rows.column_names]
+    if missing:
+        raise CorpusError(f"{place} has no column {missing[0]!r}; there are {', '.join(rows.column_names)}.")
+    yield from rows

@@ -1,0 +1,103 @@
+"""`--dedup-text encode-once`: of equal texts of a shard one vector is computed, and the others get a copy.
+
+Which one is computed is a pure function of the corpus: the first of its shard. So the bytes of a shard depend on
+nothing but its rows, whoever makes it and whatever was killed; equal texts of two shards are computed twice, since
+waiting for another shard would make workers wait for each other. Copies change which texts share a batch, and so the
+last bits of a weight may differ from a run without: the choice is part of the identity.
+
+In: text hashes (16 bytes of SHA-256: equal hash means equal text). Out: the vectors kept under them. They lie on disk
+in a file without a name, so that a killed process leaves nothing; memory holds about 150 bytes for each text.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sparse_ingest.records import SparseRows
+
+Numbers = npt.NDArray[np.int64]
+
+
+class Kept(NamedTuple):
+    """Vectors as the run keeps them, and what each adds to the counts of its shard (counts.py)."""
+
+    vectors: SparseRows
+    of_rows: dict[str, Numbers]
+
+    def take(self, places: Numbers) -> Kept:
+        """Those at these places, in this order."""
+        return Kept(self.vectors.take(places), {name: counts[places] for name, counts in self.of_rows.items()})
+
+
+def together(pieces: Sequence[Kept]) -> Kept:
+    """One behind the other."""
+    vectors = [piece.vectors for piece in pieces]
+    lengths = np.concatenate([np.diff(one.indptr) for one in vectors])
+    return Kept(
+        SparseRows(
+            [doc_id for one in vectors for doc_id in one.doc_ids],
+            np.concatenate(([0], np.cumsum(lengths))),
+            np.concatenate([one.token_ids for one in vectors]),
+            np.concatenate([one.weights for one in vectors]),
+        ),
+        {name: np.concatenate([piece.of_rows[name] for piece in pieces]) for name in pieces[0].of_rows},
+    )
+
+
+class Copies:
+    """The vectors that were computed for one shard so far, numbered from 0, by text hash."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = [tempfile.TemporaryFile(dir=folder) for _ in ("token_ids", "weights")]
+        self._types: list[np.dtype[Any]] = []
+        self._numbers: dict[bytes, int] = {}
+        self._ends = array("q", [0])  # of the terms of each text
+        self._of_rows: dict[str, array[int]] = {}
+
+    def close(self) -> None:
+        """Forget all."""
+        for file in self._files:
+            file.close()
+
+    def find(self, text_hashes: Sequence[bytes]) -> Numbers:
+        """The number under which each hash is kept; -1 where it is not."""
+        return np.fromiter((self._numbers.get(one, -1) for one in text_hashes), np.int64, len(text_hashes))
+
+    def add(self, text_hashes: Sequence[bytes], kept: Kept) -> None:
+        """Keep vectors under hashes that are new."""
+        arrays = (kept.vectors.token_ids, kept.vectors.weights)
+        self._types = [values.dtype for values in arrays]
+        for file, values in zip(self._files, arrays, strict=True):
+            file.write(values.tobytes())
+            file.flush()
+        first, end = len(self._numbers), self._ends[-1]
+        self._numbers.update(zip(text_hashes, range(first, first + len(text_hashes)), strict=True))
+        self._ends.extend((kept.vectors.indptr[1:] - kept.vectors.indptr[0] + end).tolist())
+        for name, counts in kept.of_rows.items():
+            self._of_rows.setdefault(name, array("q")).extend(counts.tolist())
+
+    def take(self, numbers: Numbers) -> Kept:
+        """The vectors of these numbers, each read once."""
+        different, places = np.unique(numbers, return_inverse=True)
+        spans = [(self._ends[number], self._ends[number + 1]) for number in different.tolist()]
+        arrays = [
+            np.frombuffer(
+                b"".join(
+                    os.pread(file.fileno(), (end - start) * kind.itemsize, start * kind.itemsize)
+                    for start, end in spans
+                ),
+                dtype=kind,
+            )
+            for file, kind in zip(self._files, self._types, strict=True)
+        ]
+        indptr = np.concatenate(([0], np.cumsum([end - start for start, end in spans], dtype=np.int64)))
+        of_rows = {name: np.array(counts, dtype=np.int64)[different] for name, counts in self._of_rows.items()}
+        return Kept(SparseRows([""] * len(different), indptr, *arrays), of_rows).take(places)

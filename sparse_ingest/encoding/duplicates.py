@@ -1,0 +1,77 @@
+"""Ids that stand in two shards of a run: named with both places, or taken out of the later shard.
+
+In: a run whose shards are all made, and the corpus they were made from. Not covered: how they are found
+(runs/ids.py), and an id that repeats within a shard, which is a bad document (corpora/sources.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sparse_ingest.corpora.cursor import Cursor
+from sparse_ingest.corpora.documents import shown
+from sparse_ingest.corpora.sources import Position
+from sparse_ingest.encoding.counts import counts_of
+from sparse_ingest.encoding.passages import document_id
+from sparse_ingest.errors import CorpusError, RunError
+from sparse_ingest.runs.ids import Duplicate, find_duplicates, remove_rows
+from sparse_ingest.runs.manifest import Run, SkippedRow, part_name
+
+WAIT_S = 1.0  # between looks at a shard that another process holds
+
+
+class Duplicates:
+    """The rows of a run whose id an earlier shard has.
+
+    `starts` says where in the corpus each shard begins; `passages` that ids are those of passages.
+    """
+
+    def __init__(self, run: Run, cursor: Cursor, starts: Sequence[Position], *, passages: bool) -> None:
+        self._run, self._cursor, self._starts, self._passages = run, cursor, starts, passages
+
+    def refuse(self) -> None:
+        """Stop with both places of the first one, if there is any. Raises `CorpusError`."""
+        if one := next(self._found(), None):
+            (file, line), (again, later) = self._places([one.first, one.again])
+            raise CorpusError(
+                f"The id {shown(one.doc_id)} stands twice: {file} line {line} and {again} line {later}. "
+                "Remove one, or leave later ones out with --on-bad-document skip."
+            )
+
+    def leave_out(self) -> None:
+        """Take the later rows out of their shards, and name them as skipped."""
+        found = list(self._found())
+        firsts = self._places([duplicate.first for duplicate in found])
+        agains = self._places([duplicate.again for duplicate in found])
+        leaving: dict[int, dict[int, SkippedRow]] = {}
+        for duplicate, first, (file, line) in zip(found, firsts, agains, strict=True):
+            shard, row = duplicate.again
+            reason = f"duplicate id {shown(duplicate.doc_id)}: first at {first[0]} line {first[1]}"
+            leaving.setdefault(shard, {})[row] = SkippedRow(row, file, line, reason)
+        for shard, rows in sorted(leaving.items()):
+            # Held, so that a process which comes now waits for the shard instead of making it anew meanwhile.
+            while True:
+                with self._run.lock(part_name(shard)) as held:
+                    if held:
+                        done: dict[str, Any] = self._run.done(shard) or {}
+                        remove_rows(self._run, shard, rows, less=counts_of(done, rows))
+                        break
+                time.sleep(WAIT_S)
+
+    def _found(self) -> Iterator[Duplicate]:
+        for one in find_duplicates(self._run):
+            yield one._replace(doc_id=document_id(one.doc_id)) if self._passages else one
+
+    def _places(self, positions: list[tuple[int, int]]) -> list[tuple[str, int]]:
+        """File and line of source rows, given with their shards; each shard is read again once."""
+        wanted: dict[int, set[int]] = {}
+        for shard, row in positions:
+            wanted.setdefault(shard, set()).add(row)
+        places: dict[int, tuple[str, int]] = {}
+        for shard, rows in sorted(wanted.items()):
+            places.update(self._cursor.places(self._starts[shard], rows))
+        if missing := sorted(row for _, row in positions if row not in places):
+            raise RunError(f"The corpus changed: it has no row {missing[0]} any more. Encode into a new folder.")
+        return [places[row] for _, row in positions]

@@ -1,0 +1,51 @@
+"""What is decided and refused before anything is read or made.
+
+In: a pipeline and the command line's choices. Out: the checkpoint, and the pipeline with every setting it decides.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
+from sparse_ingest.checkpoints.settings import resolve_pipeline
+from sparse_ingest.corpora.sources import Corpus
+from sparse_ingest.encoding.passages import PARENT
+from sparse_ingest.errors import MissingExtraError, PipelineError, UsageError
+from sparse_ingest.pipeline import EncodeSettings, Pipeline
+from sparse_ingest.places import Place
+
+
+def resolve(pipeline: Pipeline) -> tuple[Checkpoint, Pipeline]:
+    """The checkpoint, and the pipeline with every setting that it decides."""
+    # Looked for, not imported: a run that is complete needs no torch.
+    if not (find_spec("torch") and find_spec("transformers")):
+        raise MissingExtraError("encode", "Encoding")
+    model = pipeline.model
+    if model.document is None:
+        raise PipelineError("No model: name one with --model, or [model] document in the pipeline file.")
+    if pipeline.encode.overflow == "truncate" and pipeline.encode.window_stride is not None:
+        raise PipelineError('window_stride is for overflow = "windows" or "passages"; overflow is "truncate".')
+    checkpoint = read_checkpoint(model.document, model.revision, code=model.trust_remote_code)
+    return checkpoint, resolve_pipeline(pipeline, checkpoint)
+
+
+def refuse_clashes(corpus: Corpus, settings: EncodeSettings, *, reuse: Place | None, copies: bool, out: Place) -> None:
+    """Refuse what passages and copied vectors do not go with."""
+    if settings.overflow == "passages" and PARENT in corpus.fields.keep:
+        raise UsageError(
+            f'--keep {PARENT}: with overflow = "passages" the field "{PARENT}" names the document of each passage. '
+            f"Leave out --keep {PARENT}, or give the column another name."
+        )
+    if settings.overflow == "passages" and reuse:
+        raise UsageError(
+            '--reuse finds vectors by the texts of documents, and overflow = "passages" makes several of each. '
+            "Leave out --reuse."
+        )
+    if settings.overflow == "passages" and copies:
+        raise UsageError(
+            '--dedup-text copies the vectors of documents, and overflow = "passages" makes several of each. '
+            "Leave out --dedup-text."
+        )
+    if reuse and reuse.resolve() == out.resolve():
+        raise UsageError(f"--reuse {reuse} is the run that --out makes. Name an older one.")

@@ -1,0 +1,199 @@
+"""`encode --dry-run`: a whole corpus read and checked, and nothing written.
+
+In: a corpus, and the tokenizer where a checkpoint is named. Out: how many rows, documents, bad rows and ids that stand
+twice, how much text, how often a text comes again, and how many tokens the documents of a sample have. Ids and texts
+are compared over the whole corpus exactly (128 bits of a hash, 24 bytes a row in files without a name), so memory
+stays flat.
+
+Not covered: anything that needs the vectors (estimate.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sparse_ingest.corpora.cursor import Cursor
+from sparse_ingest.corpora.documents import shown
+from sparse_ingest.corpora.sources import START
+from sparse_ingest.records import SourceRow
+from sparse_ingest.runs.pieces import SortedPieces
+from sparse_ingest.runs.shards import text_hash
+
+if TYPE_CHECKING:
+    from sparse_ingest.models.tokenizer import Tokenizer
+
+EXAMPLES = 10  # bad rows, and duplicates, that are named
+SAMPLE = 1000  # documents whose tokens are counted
+_SAMPLE_CHARACTERS = 1 << 16  # of each of them; what stands behind is counted in proportion
+_RANGES, _RANGE_ROWS = 64, 1 << 20  # parts of the hash space, compared one after the other
+_PIECE_ROWS = 65536
+
+
+@dataclass
+class Survey:
+    """What a dry run found.
+
+    `duplicates` are documents whose id an earlier one has. `equal_texts` counts documents whose text an earlier one
+    has, `equal_in_shard` those whose own shard has it: what `--dedup-text encode-once` copies. `examples` name the
+    first bad rows and the first duplicates. `tokens` tells of a sample how long its documents are.
+    """
+
+    rows: int = 0
+    documents: int = 0
+    bad: int = 0
+    duplicates: int = 0
+    empty: int = 0
+    text_bytes: int = 0
+    shards: int = 0
+    equal_texts: int = 0
+    equal_in_shard: int = 0
+    tokens: dict[str, float] | None = None
+    examples: list[str] = field(default_factory=list)
+
+
+def survey(
+    cursor: Cursor, tokenizer: Tokenizer | None, *, shard_rows: int, progress: Callable[[int, float | None], None]
+) -> Survey:
+    """Read the whole corpus. `progress` is told the rows read, and which share of the corpus they are."""
+    found, sample = Survey(), _Sample(random.Random(0))  # the same sample on every start
+    ids, texts = _Hashes(), _Hashes()
+    for row in cursor.rows():
+        found.rows += 1
+        if row.document is None:
+            found.bad += 1
+            if found.bad <= EXAMPLES:
+                found.examples.append(f"{row.file} line {row.line}: {row.reason}")
+        else:
+            text = row.document.text
+            found.documents += 1
+            found.empty += not text
+            found.text_bytes += len(text.encode())
+            ids.add(hashlib.blake2b(row.document.id.encode(), digest_size=16).digest(), row.row)
+            texts.add(text_hash(text), row.row)
+            if tokenizer:
+                sample.add(text)
+        if found.rows % _PIECE_ROWS == 0:
+            progress(found.rows, cursor.share)
+    found.shards = -(-found.rows // shard_rows)
+    lowest: list[tuple[int, int]] = []
+    for again in ids.repeated():
+        found.duplicates += len(again.rows)
+        places = np.argsort(again.rows)[:EXAMPLES].tolist()
+        pairs = [(int(again.rows[place]), int(again.first[place])) for place in places]
+        lowest = heapq.nsmallest(EXAMPLES, [*lowest, *pairs])
+    found.examples += _named(cursor, lowest)
+    for again in texts.repeated():
+        found.equal_texts += len(again.rows)
+        found.equal_in_shard += int((again.rows // shard_rows == again.before // shard_rows).sum())
+    if tokenizer and found.documents:
+        found.tokens = sample.tokens(tokenizer)
+    return found
+
+
+class _Again(NamedTuple):
+    """Rows with something that earlier rows have: the last one before each, and the first one."""
+
+    rows: npt.NDArray[np.uint64]
+    before: npt.NDArray[np.uint64]
+    first: npt.NDArray[np.uint64]
+
+
+class _Hashes:
+    """128 bits of each row, on disk."""
+
+    def __init__(self) -> None:
+        folder = Path(tempfile.gettempdir())
+        self._pieces = SortedPieces(folder, 3, rows=_RANGES * _RANGE_ROWS, range_rows=_RANGE_ROWS)
+        self._digests = bytearray()
+        self._rows: list[int] = []
+
+    def add(self, digest: bytes, row: int) -> None:
+        """Keep 16 bytes of a row; rows come in ascending order."""
+        self._digests += digest
+        self._rows.append(row)
+        if len(self._rows) == _PIECE_ROWS:
+            self._flush()
+
+    def repeated(self) -> Iterator[_Again]:
+        """All rows whose hash an earlier row has, a part of them at a time."""
+        self._flush()
+        for table in self._pieces.ranges():
+            table = table[np.lexsort((table[:, 2], table[:, 1], table[:, 0]))]
+            same = (table[1:, :2] == table[:-1, :2]).all(axis=1)
+            starts = np.where(same, 0, np.arange(1, len(table)))
+            first = np.maximum.accumulate(starts)[same] if len(starts) else starts
+            yield _Again(table[1:, 2][same], table[:-1, 2][same], table[first, 2])
+        self._pieces.close()
+
+    def _flush(self) -> None:
+        halves = np.frombuffer(bytes(self._digests), dtype=">u8").reshape(-1, 2).astype(np.uint64)
+        self._pieces.add(np.column_stack((halves, np.array(self._rows, dtype=np.uint64))))
+        self._digests, self._rows = bytearray(), []
+
+
+class _Sample:
+    """Some documents, each of the corpus as likely as any other."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._seen = 0
+        self._texts: list[tuple[str, int]] = []
+
+    def add(self, text: str) -> None:
+        self._seen += 1
+        place = self._seen - 1 if self._seen <= SAMPLE else self._chance.randrange(self._seen)
+        if place < SAMPLE:
+            self._texts[place : place + 1] = [(text[:_SAMPLE_CHARACTERS], len(text))]
+
+    def tokens(self, tokenizer: Tokenizer) -> dict[str, float]:
+        """How many tokens a document has; `longer` is the share of those that are longer than one window."""
+        cuts = tokenizer.cut([text for text, _ in self._texts])
+        sizes = [
+            (len(cut.layout.before) + len(cut.token_ids) + len(cut.layout.after)) * whole / max(1, len(text))
+            for cut, (text, whole) in zip(cuts, self._texts, strict=True)
+        ]
+        lengths = np.array(sizes)
+        median, most = np.quantile(lengths, [0.5, 0.95])
+        return {
+            "documents": len(sizes),
+            "mean": round(float(lengths.mean()), 1),
+            "median": round(float(median), 1),
+            "p95": round(float(most), 1),
+            "longest": round(float(lengths.max()), 1),
+            "longer": round(float(np.mean([cut.windows > 1 for cut in cuts])), 4),
+        }
+
+
+def _named(cursor: Cursor, pairs: list[tuple[int, int]]) -> list[str]:
+    """A sentence for each pair of rows that have one id, the later one first, with both places."""
+    if not cursor.rereadable:
+        return [f"row {again + 1} has the id of row {first + 1}" for again, first in pairs]
+    wanted = {row for pair in pairs for row in pair}
+    found: dict[int, SourceRow] = {}
+    cursor.jump(START)
+    rows = cursor.rows() if wanted else iter(())
+    for row in rows:
+        if row.row in wanted:
+            found[row.row] = row
+            if len(found) == len(wanted):
+                break
+    return [
+        f"{found[again].file} line {found[again].line}: duplicate id {shown(_id_of(found[again]))}: "
+        f"first at {found[first].file} line {found[first].line}"
+        for again, first in pairs
+        if first in found and again in found
+    ]
+
+
+def _id_of(row: SourceRow) -> str:
+    return row.document.id if row.document else ""

@@ -1,0 +1,151 @@
+"""Token ids to sparse vectors: body, head and compaction, over the workers of one device.
+
+In: token ids of any number of inputs. Out: token ids and weights above zero of each, in their order. Batches run
+longest first on a few single-threaded workers on the CPU (two workers of one thread beat one of two); on a GPU the next
+batch is begun before the terms of the one before are read. Results do not depend on how many workers there are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sparse_ingest.checkpoints.layouts import Checkpoint
+from sparse_ingest.models.batches import plan_batches
+from sparse_ingest.models.body import Body
+from sparse_ingest.models.heads.compaction import Rules, Terms, Transfer
+from sparse_ingest.models.heads.selection import build_head
+from sparse_ingest.models.heads.tiles import logarithm
+from sparse_ingest.models.memory import DidNotFit, is_out_of_memory
+from sparse_ingest.models.tokenizer import TokenIds, Tokenizer
+from sparse_ingest.pipeline import ModelSettings
+
+# Tokens of a batch. On the CPU larger ones fall out of the cache; for GPUs it is a careful start, not measured.
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+# Documents of a batch: each has a dense row of the whole vocabulary until it is compacted.
+BATCH_DOCUMENTS = {"cpu": 64, "cuda": 1024}
+# The dtype of the body; with int8 only the head computes in whole numbers.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
+NO_RULES = Rules()
+
+Row = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]  # token ids ascending, weights above zero
+NOTHING: Row = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
+Places = npt.NDArray[np.int64]  # of inputs, in one batch
+Answer = tuple[list[Row], int]  # the vectors of a batch, and how many weights were on ids without a token
+Progress = Callable[[int, int], None]
+
+
+class VectorMaker:
+    """A masked LM with its head on one device. `vocabulary` gives the token string of each id."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, settings: ModelSettings, tokenizer: Tokenizer, *, device: torch.device, dtype: str
+    ) -> None:
+        self.device = device
+        self.workers = len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
+        trusted, in_body = settings.trust_remote_code, DTYPES[dtype]
+        self.body = Body(checkpoint, device=device, dtype=in_body, trust_remote_code=trusted)
+        weight, bias = self.body.weight, self.body.bias
+        self._head = build_head(weight, bias, device=device, dtype=in_body, int8=dtype == "int8")
+        self._activation = settings.activation or "relu"
+        self._padding_id = tokenizer.padding_id
+        self.vocabulary = tokenizer.vocabulary(len(bias))
+        tokenless = [token_id for token_id, token in enumerate(self.vocabulary) if token is None]
+        self._tokenless = torch.tensor(tokenless, dtype=torch.int64, device=device)
+        zeroed = tokenizer.special_ids if settings.document_special_tokens == "zero" else []
+        self._zeroed = torch.tensor(zeroed, dtype=torch.int64, device=device)
+
+    def make(
+        self, token_ids: Sequence[TokenIds], batch_tokens: int, progress: Progress, rules: Rules = NO_RULES
+    ) -> tuple[list[Row], int]:
+        """The vectors of these inputs in their order, and how many weights were on ids without a token.
+
+        Raises:
+            DidNotFit: the memory did not suffice for a batch.
+        """
+        lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
+        # An empty text has no token at all where the tokenizer adds none of its own.
+        filled = np.flatnonzero(lengths)
+        plan = plan_batches(lengths[filled], batch_tokens, BATCH_DOCUMENTS[self.device.type])
+        batches = [filled[batch] for batch in plan]
+        rows: list[Row] = [NOTHING] * len(token_ids)
+        without_token = 0
+        # One thread a worker also fixes the order of every sum, whatever the machine.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        results = self._on_workers if self.device.type == "cpu" else self._ahead
+        try:
+            for batch, (vectors, dropped) in zip(batches, results(token_ids, batches, rules), strict=True):
+                for place, vector in zip(batch, vectors, strict=True):
+                    rows[place] = vector
+                without_token += dropped
+                progress(len(batch), int(lengths[batch].sum()))
+        finally:
+            torch.set_num_threads(threads)
+        return rows, without_token
+
+    def _on_workers(self, token_ids: Sequence[TokenIds], batches: list[Places], _: Rules) -> Iterator[Answer]:
+        """The batches in their order, computed by the workers of a CPU. Rules are left to the host, which is here."""
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            yield from pool.map(lambda batch: self._compute([token_ids[place] for place in batch], batch), batches)
+        finally:
+            # After Ctrl-C, or a batch that failed, the batches that have not begun are not waited for.
+            pool.shutdown(cancel_futures=True)
+
+    def _ahead(self, token_ids: Sequence[TokenIds], batches: list[Places], rules: Rules) -> Iterator[Answer]:
+        """The batches in their order; each is begun before the terms of the one before are waited for."""
+        before: tuple[Places, Transfer] | None = None
+        for batch in [*batches, None]:
+            begun = None
+            if batch is not None:
+                with self._fitting(batch, token_ids):
+                    begun = batch, self._begin([token_ids[place] for place in batch], rules)
+            if before is not None:
+                places, transfer = before
+                with self._fitting(places, token_ids):
+                    yield _split(transfer.arrive())
+            before = begun
+
+    def _compute(self, token_ids: Sequence[TokenIds], places: Places) -> Answer:
+        with self._fitting(places, token_ids), torch.inference_mode():
+            weights, dropped = self._weights(token_ids)
+            documents, columns = torch.nonzero(weights, as_tuple=True)
+            values = logarithm(weights[documents, columns], self._activation).numpy()
+            counts = torch.bincount(documents, minlength=len(token_ids)).numpy()
+            return _split(Terms(counts, columns.to(torch.int32).numpy(), values, int(dropped)))
+
+    def _begin(self, token_ids: Sequence[TokenIds], rules: Rules) -> Transfer:
+        with torch.inference_mode():
+            weights, dropped = self._weights(token_ids)
+            return Transfer(logarithm(weights, self._activation), rules, dropped)
+
+    def _weights(self, token_ids: Sequence[TokenIds]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights before the logarithm, `[documents, vocabulary]`, and how many were on ids without a token."""
+        weights = self._head(*self.body.hidden(token_ids, self._padding_id))
+        weights[:, self._zeroed] = 0
+        dropped = torch.count_nonzero(weights[:, self._tokenless])
+        weights[:, self._tokenless] = 0
+        return weights, dropped
+
+    @contextmanager
+    def _fitting(self, places: Places, token_ids: Sequence[TokenIds]) -> Iterator[None]:
+        """Say of memory that ran out which inputs it was for."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DidNotFit(places.tolist(), max(map(len, token_ids))) from error
+
+
+def _split(terms: Terms) -> Answer:
+    ends = np.cumsum(terms.counts)[:-1]
+    rows = zip(np.split(terms.token_ids, ends), np.split(terms.weights, ends), strict=True)
+    return list(rows), terms.dropped

@@ -1,0 +1,80 @@
+"""The engines of an index, each with several settings, measured on the queries of a plan.
+
+In: a client, an index, the engine of its field, queries. Out: for each setting the documents that each query finds and
+how long it took. Settings take turns on some queries at a time, so that a machine that slows down meets all of them.
+Not covered: what the documents are worth (plan.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from sparse_ingest.planning.rules import Rule
+from sparse_ingest.queries.protocol import QueryWeights
+from sparse_ingest.search import Engine, Ranked, rank_index
+
+if TYPE_CHECKING:
+    from sparse_ingest.opensearch.client import Client
+
+SIZE = 10
+_AT_ONCE = 20  # queries of one setting before it is the next one's turn
+_PRUNE_RATIOS = (0.2, 0.4, 0.6, 0.8)
+_EXPANSION_RATES = (5.0, 10.0, 20.0)
+_TOP_N = (3, 5, 10, 20)
+_HEAP_FACTORS = (1.0, 1.2, 1.5)
+_KS = (SIZE, 5 * SIZE, 20 * SIZE)
+
+
+class Setting(NamedTuple):
+    """An engine with its parameters, and the rule that its queries are pruned by."""
+
+    engine: Engine
+    parameters: Mapping[str, Any]
+    query: Rule
+
+
+class Timed(NamedTuple):
+    """What a setting found for each query, in order, and its times."""
+
+    setting: Setting
+    ranked: list[Ranked]
+
+    def latency_ms(self, share: float) -> float:
+        """The time that this share of the queries took at most, seen from here."""
+        return float(np.quantile([one.latency_s for one in self.ranked], share)) * 1000
+
+
+def settings_of(engine: Engine, query_rules: Sequence[Rule]) -> Iterator[Setting]:
+    """What there is to try on the field of an engine."""
+    for rule in query_rules:
+        if engine.kind == "sparse_vector":
+            for top_n in _TOP_N:
+                for heap_factor in _HEAP_FACTORS:
+                    for k in _KS:
+                        parameters: dict[str, Any] = {"top_n": top_n, "heap_factor": heap_factor, "k": k}
+                        yield Setting(replace(engine, name="seismic", seismic=parameters), parameters, rule)
+        else:
+            yield Setting(replace(engine, name="exact"), {}, rule)
+            for ratio in _PRUNE_RATIOS:
+                for rate in _EXPANSION_RATES:
+                    parameters = {"prune_ratio": ratio, "expansion_rate": rate}
+                    yield Setting(replace(engine, name="two-phase", two_phase=parameters), parameters, rule)
+
+
+def measure(
+    client: Client, index: str, settings: Sequence[Setting], queries: Sequence[Sequence[tuple[str, QueryWeights]]]
+) -> list[Timed]:
+    """Ask an index all queries with each setting; `queries` are those of each setting, pruned by its rule."""
+    timed = [Timed(setting, []) for setting in settings]
+    for setting, asked in zip(settings, queries, strict=True):
+        # The first search of a sort compiles code and reads from disk.
+        list(rank_index(client, index, asked[:5], setting.engine, size=SIZE))
+    for first in range(0, max(map(len, queries), default=0), _AT_ONCE):
+        for one, asked in zip(timed, queries, strict=True):
+            some = asked[first : first + _AT_ONCE]
+            one.ranked.extend(rank_index(client, index, some, one.setting.engine, size=SIZE))
+    return timed

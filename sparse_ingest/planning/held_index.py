@@ -1,0 +1,70 @@
+"""The index that a plan is for: that it holds the run, how it was pruned, its size, how it is searched.
+
+In: a run, a pipeline, the name of an index. Out: a `HeldIndex`. Not covered: measuring it (engines.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
+
+from sparse_ingest.errors import ClusterError
+from sparse_ingest.pipeline import ModelSettings, Pipeline, QuerySettings
+from sparse_ingest.planning.rules import Rule
+from sparse_ingest.runs.manifest import Run
+
+if TYPE_CHECKING:
+    from sparse_ingest.opensearch.client import Client, Connection
+    from sparse_ingest.search import Engine
+
+
+class HeldIndex(NamedTuple):
+    """An index with what its documents were pruned by, its bytes, and the engine of its field."""
+
+    client: Client
+    name: str
+    pruning: Rule
+    bytes: int
+    engine: Engine
+
+
+@contextlib.contextmanager
+def opened(
+    run: Run, pipeline: Pipeline, index: str | None, connection: Connection | None
+) -> Iterator[HeldIndex | None]:
+    """The index for the block; None when none was named.
+
+    Raises:
+        ClusterError: there is none of that name, or it holds other vectors than the run's.
+    """
+    if index is None or connection is None:
+        yield None
+        return
+    from sparse_ingest.opensearch.client import connect
+
+    with contextlib.closing(connect(connection)) as client:
+        yield _look_at(client, run, pipeline, index)
+
+
+def _look_at(client: Client, run: Run, pipeline: Pipeline, name: str) -> HeldIndex:
+    from sparse_ingest.opensearch.indexes import find_index
+    from sparse_ingest.query import pipeline_of_index
+    from sparse_ingest.search import engine_of
+
+    # The run's model is the index's when the run is; settings of engines are what is to be found out.
+    pipeline = pipeline_of_index(replace(pipeline, model=ModelSettings(), query=QuerySettings()), client, name)
+    found = find_index(client, name)
+    stamp = found.stamp if found else None
+    if found is None or stamp is None or stamp.run_id != run.manifest.run_id:
+        of = f"run {stamp.run_id[:8]}" if stamp else "no run that it names"
+        raise ClusterError(
+            f"Index {name!r} holds {of}, but the plan is for run {run.manifest.run_id[:8]} ({run.path}). Load that run "
+            "into it, or name an index that holds it."
+        )
+    stats = client.call("GET", f"/{quote(found.name, safe='')}/_stats/store")
+    pruning = {rule: value for rule, value in stamp.pruning.items() if value is not None}
+    size = int(stats["_all"]["primaries"]["store"]["size_in_bytes"])
+    return HeldIndex(client, found.name, pruning, size, engine_of(pipeline, client, found.name))

@@ -1,0 +1,66 @@
+"""The files of a plan: plan.json, plan.png, plan.html and pipeline.toml in one folder.
+
+In: a `PlanReport`, a folder. Out: the files, each whole or not there. What is there already is never replaced.
+Not covered: what stands in them (drawing.py, pipeline_file.py).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparse_ingest.durable import write_atomic
+from sparse_ingest.errors import UsageError
+from sparse_ingest.planning.drawing import as_html, as_png, figure_class, sentences
+from sparse_ingest.planning.pipeline_file import pipeline_text
+
+if TYPE_CHECKING:
+    from sparse_ingest.plan import PlanReport
+
+NAMES = ("plan.json", "plan.png", "plan.html", "pipeline.toml")
+
+
+def refuse_outputs(folder: Path) -> None:
+    """Refuse what could not be written, before anything is computed.
+
+    Raises:
+        UsageError: one of the files is there, or the place is no folder.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; --out names a folder.")
+    for name in NAMES:
+        if (folder / name).exists():
+            raise UsageError(f"{folder / name} is there already. Name another --out folder, or remove it.")
+    figure_class()
+
+
+def write_outputs(report: PlanReport, folder: Path) -> list[Path]:
+    """Write what a plan found; the paths.
+
+    Raises:
+        UsageError, MissingExtraError: see `refuse_outputs`.
+    """
+    refuse_outputs(folder)
+    contents = {
+        "plan.json": json.dumps(report.as_json(), ensure_ascii=False, indent=1).encode() + b"\n",
+        "plan.png": as_png(report),
+        "plan.html": as_html(report).encode(),
+    }
+    if report.choice:
+        contents["pipeline.toml"] = pipeline_text(report.pipeline, _comments(report)).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        write_atomic(folder / name, content, exclusive=True)
+    return [folder / name for name in contents]
+
+
+def _comments(report: PlanReport) -> list[str]:
+    lines = ["Chosen by `sparse-ingest plan`:", *sentences(report)]
+    if report.load_flags:
+        lines += [
+            "Texts encoded with this pipeline are pruned so; the vectors of this run are pruned when they are loaded:",
+            f"sparse-ingest load RUN --index NAME{report.load_flags}",
+        ]
+    return lines

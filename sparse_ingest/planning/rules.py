@@ -1,0 +1,50 @@
+"""The rules of pruning that a plan tries, for documents and for queries.
+
+In: how many terms a document and a query have on average, so that numbers of terms fit every model. Out: families of
+rules, each of one kind and from mild to strict: what a rule keeps, every milder one of its family keeps too. The pass
+(sweep.py) relies on that.
+Not covered: what a rule does (pruning.py for documents, query.py for queries).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Rule = Mapping[str, Any]  # the arguments of `prune`; empty: all terms
+Family = tuple[Rule, ...]
+
+ALL_TERMS: Rule = {}
+_SHARES_OF_TERMS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15)
+_DOCUMENT_RATIOS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+_MASSES = (0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.5)
+_QUERY_RATIOS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+
+
+def document_families(mean_terms: float) -> list[Family]:
+    """What is tried on documents of so many terms."""
+    return [
+        tuple({"top_k": count} for count in _counts(mean_terms)),
+        tuple({"max_ratio": ratio} for ratio in _DOCUMENT_RATIOS),
+        tuple({"alpha_mass": share} for share in _MASSES),
+    ]
+
+
+def query_rules(mean_tokens: float) -> list[Rule]:
+    """What is tried on queries of so many tokens; the first keeps all."""
+    counts = [{"top_k": count} for count in _counts(mean_tokens)]
+    return [ALL_TERMS, *counts, *({"max_ratio": ratio} for ratio in _QUERY_RATIOS)]
+
+
+def in_words(rule: Rule) -> str:
+    """A rule as a table shows it."""
+    return " and ".join(f"{name} {value:g}" for name, value in rule.items()) or "all"
+
+
+def as_flags(rule: Rule) -> str:
+    """A rule as the options of `load`."""
+    return "".join(f" --{name.replace('_', '-')} {value:g}" for name, value in rule.items())
+
+
+def _counts(mean: float) -> list[int]:
+    return sorted({max(1, round(mean * share)) for share in _SHARES_OF_TERMS}, reverse=True)

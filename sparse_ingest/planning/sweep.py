@@ -1,0 +1,139 @@
+"""One pass over a run for every rule of pruning at once: what each query finds, and how many postings stay.
+
+In: parts of a run, families of rules (rules.py), query vectors. Out: document frequencies and emptied documents of each
+rule, and for each query and rule the places of the best documents. The ranks of the terms are computed once a part. As
+rules of a family are nested, a term has one level in it, the number of rules that keep it: summing products by
+(document, level) and adding levels up gives the scores of all rules of the family from one reading of the postings.
+Scores are those of retrieval/exact.py on the 9 bits that an index keeps (tests/planning/test_sweep.py compares). Memory
+is that of one part, of a count for each rule and token, and of the hits.
+Not covered: what is made of the hits (choice.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from sparse_ingest.opensearch.scores import stored_weights
+from sparse_ingest.planning.rules import ALL_TERMS, Family, Rule
+from sparse_ingest.pruning import Ranking
+from sparse_ingest.records import SparseRows
+from sparse_ingest.retrieval.exact import QueryVector
+
+_NOBODY = np.iinfo(np.uint32).max
+
+
+class Sweep:
+    """What is known of every rule; `rules[0]` keeps all terms. Feed it parts in order with `add`."""
+
+    def __init__(
+        self, families: Sequence[Family], queries: Sequence[QueryVector], vocabulary_size: int, *, depth: int
+    ) -> None:
+        self.rules: list[Rule] = [ALL_TERMS, *(rule for family in families for rule in family)]
+        self.documents = 0
+        self.frequencies = np.zeros((len(self.rules), vocabulary_size), dtype=np.int64)
+        self.emptied = np.zeros(len(self.rules), dtype=np.int64)
+        self._families = families
+        self._queries = queries
+        self._depth = depth
+        shape = (len(queries), len(self.rules), depth)
+        self._scores = np.zeros(shape, dtype=np.float32)
+        self._places = np.full(shape, _NOBODY, dtype=np.uint32)
+        self._asked = np.zeros(vocabulary_size, dtype=np.bool_)
+        for query in queries:
+            self._asked[query.token_ids] = True
+
+    def add(self, part: SparseRows) -> None:
+        """Take the next part of the run."""
+        ranking = Ranking(part)
+        levels = [_levels(ranking, family) for family in self._families]
+        self._count(part, levels)
+        wanted = np.flatnonzero(self._asked[part.token_ids])
+        wanted = wanted[np.argsort(part.token_ids[wanted], kind="stable")]
+        # 32-bit like the ids of queries, or every search in them would convert the array first.
+        token_ids = part.token_ids[wanted].astype(np.uint32)
+        rows = np.repeat(np.arange(len(part.doc_ids)), np.diff(part.indptr))[wanted]
+        weights = stored_weights(part.weights)[wanted]
+        kept = [level[wanted] for level in levels]
+        for number, query in enumerate(self._queries):
+            starts = np.searchsorted(token_ids, query.token_ids, side="left")
+            lengths = np.searchsorted(token_ids, query.token_ids, side="right") - starts
+            at = np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+            products = (weights[at] * np.repeat(query.weights.astype(np.float32), lengths)).astype(np.float64)
+            self._search(number, rows[at], products, [level[at] for level in kept], len(part.doc_ids))
+        self.documents += len(part.doc_ids)
+
+    def places(self, query: int, rule: int) -> npt.NDArray[np.uint32]:
+        """The best documents of a query under a rule, best first, by their place among all rows of the run."""
+        places: npt.NDArray[np.uint32] = self._places[query, rule]
+        found: npt.NDArray[np.uint32] = places[places != _NOBODY]
+        return found
+
+    def scores(self, query: int, rule: int) -> npt.NDArray[np.float32]:
+        """The scores of those documents."""
+        scores: npt.NDArray[np.float32] = self._scores[query, rule]
+        return scores[: len(self.places(query, rule))]
+
+    def all_places(self) -> npt.NDArray[np.uint32]:
+        """Every document that any query finds under any rule."""
+        places: npt.NDArray[np.uint32] = np.setdiff1d(self._places, [_NOBODY])
+        return places
+
+    def _count(self, part: SparseRows, levels: Sequence[npt.NDArray[np.uint8]]) -> None:
+        size = self.frequencies.shape[1]
+        full = np.diff(part.indptr) > 0
+        self.frequencies[0] += np.bincount(part.token_ids, minlength=size)
+        first = 1
+        for family, level in zip(self._families, levels, strict=True):
+            for number in range(len(family)):
+                self.frequencies[first + number] += np.bincount(part.token_ids[level > number], minlength=size)
+            highest = np.zeros(len(part.doc_ids), dtype=np.uint8)
+            np.maximum.at(highest, np.repeat(np.arange(len(part.doc_ids)), np.diff(part.indptr)), level)
+            for number in range(len(family)):
+                self.emptied[first + number] += np.count_nonzero(full & (highest <= number))
+            first += len(family)
+
+    def _search(
+        self,
+        query: int,
+        rows: npt.NDArray[np.int64],
+        products: npt.NDArray[np.float64],
+        levels: Sequence[npt.NDArray[np.uint8]],
+        row_count: int,
+    ) -> None:
+        first = 1
+        for family, level in zip(self._families, levels, strict=True):
+            width = len(family) + 1
+            sums = np.bincount(rows * width + level, weights=products, minlength=row_count * width)
+            # A rule keeps what has a level above its own place.
+            table = np.cumsum(sums.reshape(row_count, width)[:, ::-1], axis=1)[:, ::-1].astype(np.float32)
+            if first == 1:
+                self._merge(query, 0, table[:, 0])
+            for number in range(len(family)):
+                self._merge(query, first + number, table[:, number + 1])
+            first += len(family)
+
+    def _merge(self, query: int, rule: int, scores: npt.NDArray[np.float32]) -> None:
+        """Put the rows of a part, which come after all before, among the best."""
+        before_scores, before = self._scores[query, rule], self._places[query, rule]
+        # The last place holds zero as long as there is room.
+        rows = np.flatnonzero(scores > before_scores[-1])
+        if not len(rows):
+            return
+        found = scores[rows]
+        if len(rows) > self._depth:
+            border = np.partition(found, len(found) - self._depth)[len(found) - self._depth]
+            rows, found = rows[found >= border], found[found >= border]
+        all_scores = np.concatenate([before_scores, found])
+        all_places = np.concatenate([before, (rows + self.documents).astype(np.uint32)])
+        order = np.argsort(-all_scores, kind="stable")[: self._depth]
+        # Empty places have score zero, and hits are above it.
+        self._scores[query, rule], self._places[query, rule] = all_scores[order], all_places[order]
+
+
+def _levels(ranking: Ranking, family: Family) -> npt.NDArray[np.uint8]:
+    """For each term how many rules of a family keep it."""
+    levels: npt.NDArray[np.uint8] = np.sum([ranking.kept(**rule) for rule in family], axis=0, dtype=np.uint8)
+    return levels

@@ -1,0 +1,55 @@
+"""BM25 over texts, the baseline of a run folder, which has no index of words; by the library bm25s.
+
+In: documents with their texts, queries. Out: for each query the best documents. Settings are Anserini's and Lucene's:
+the Lucene variant, k1 0.9, b 0.4, English stop words and stemmer. An index has BM25 of its own, with its own analyzer,
+and is asked itself (search.py).
+Memory is not flat: the library holds the tokens of all texts. Not covered: texts that are not English.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from sparse_ingest.errors import MissingExtraError
+from sparse_ingest.records import Query
+
+K1, B = 0.9, 0.4
+_BLOCK = 1000  # queries at once
+
+
+def rank_texts(
+    documents: Iterable[tuple[str, str]], queries: Sequence[Query], size: int
+) -> Iterator[tuple[str, list[str], list[float]]]:
+    """Search documents, given as id and text, with BM25; gives the query's id, the ids of the best, their scores.
+
+    Raises:
+        MissingExtraError: the library or its stemmer is not installed.
+    """
+    try:
+        import bm25s
+        import Stemmer
+    except ImportError:
+        raise MissingExtraError("evaluate", "BM25 over a run folder") from None
+
+    stemmer = Stemmer.Stemmer("english")
+
+    def tokens(texts: list[str]) -> object:
+        return bm25s.tokenize(texts, stopwords="en", stemmer=stemmer, show_progress=False)
+
+    doc_ids: list[str] = []
+    texts: list[str] = []
+    for doc_id, text in documents:
+        doc_ids.append(doc_id)
+        texts.append(text)
+    index = bm25s.BM25(method="lucene", k1=K1, b=B)
+    index.index(tokens(texts), show_progress=False)
+    del texts
+    for start in range(0, len(queries), _BLOCK):
+        block = queries[start : start + _BLOCK]
+        places, scores = index.retrieve(
+            tokens([query.text for query in block]), k=min(size, len(doc_ids)), show_progress=False
+        )
+        for query, found, values in zip(block, places.tolist(), scores.tolist(), strict=True):
+            # The library fills up with documents that share no word.
+            hits = [(doc_ids[place], score) for place, score in zip(found, values, strict=True) if score > 0]
+            yield query.id, [doc_id for doc_id, _ in hits], [score for _, score in hits]

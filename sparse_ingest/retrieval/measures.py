@@ -1,0 +1,187 @@
+"""Measures of rankings, and whether two of them differ by more than chance.
+
+In: rankings, judgements, names of measures as the library ir-measures writes them (nDCG@10, RR, R@100, Success@1,
+P(rel=2)@5). Out: a value for each judged query that was asked, and what the measure makes of them together, mostly the
+mean. A query that finds nothing counts as zero; a query without judgements is left out. Documents of one score are
+ordered as trec_eval does, the larger id first, for every measure. Rankings are measured in blocks, so memory is that of
+the values.
+Not covered: where rankings come from (search.py) and TREC's files (trec.py).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
+
+from sparse_ingest.errors import MissingExtraError, UsageError, first_line
+
+DEFAULT_MEASURES = ("nDCG@10", "RR@10", "RR", "R@100", "AP@100")
+DEFAULT_DEPTH = 100
+RESAMPLES = 9_999
+SEED = 0
+_BLOCK = 1000  # rankings measured at once
+_SWAPS = 500  # drawn at once: 8 MB for 1,000 queries
+
+Qrels = Mapping[str, Mapping[str, int]]
+
+
+class Ranking(Protocol):
+    """What one query found; of `scores` only the order and the ties matter."""
+
+    @property
+    def query_id(self) -> str: ...  # noqa: D102
+    @property
+    def doc_ids(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def scores(self) -> Sequence[float]: ...  # noqa: D102
+
+
+class Measured(NamedTuple):
+    """The values of each measure, by its name as it was asked for: of each query by id, and of all together."""
+
+    per_query: dict[str, dict[str, float]]
+    mean: dict[str, float]
+
+
+class Comparison(NamedTuple):
+    """How one measure of two rankings differs, over the `queries` that both have.
+
+    `difference` is the mean of first minus second; `t_test` and `randomisation` are two-sided p-values.
+    """
+
+    measure: str
+    queries: int
+    first: float
+    second: float
+    difference: float
+    t_test: float
+    randomisation: float
+
+
+def parse_measures(names: Iterable[str]) -> dict[str, Any]:
+    """The measures of ir-measures by their names as they were given.
+
+    Raises:
+        UsageError: a name is none of the library's, or what stands behind it makes no sense there.
+        MissingExtraError: the library is not installed.
+    """
+    library = _library()
+    measures = {}
+    for name in names:
+        try:
+            measures[name] = library.parse_measure(name)
+            supported = library.DefaultPipeline.supports(measures[name])
+        except NameError:
+            raise UsageError(_unknown(name, library)) from None
+        except (ValueError, TypeError, SyntaxError, AttributeError, KeyError, AssertionError):
+            supported = False
+        if not supported:
+            raise UsageError(
+                f"{name!r} cannot be computed: ir-measures wants a name with the parameters that it has, mostly a "
+                "cut-off, such as nDCG@10 or P(rel=2)@5, and for a few measures another library beside it."
+            )
+    return measures
+
+
+def depth_of(names: Iterable[str]) -> int:
+    """How many documents a query must find for these measures: the largest cut-off, and at least 100."""
+    cutoffs = [measure.params.get("cutoff") for measure in parse_measures(names).values()]
+    return max([DEFAULT_DEPTH, *(cutoff for cutoff in cutoffs if isinstance(cutoff, int))])
+
+
+def measure(ranked: Iterable[Ranking], qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASURES) -> Measured:
+    """Measure rankings against judgements.
+
+    Raises:
+        UsageError: a measure is unknown.
+    """
+    library = _library()
+    parsed = parse_measures(measures)
+    # Two names may mean one measure (MRR@10 is RR@10).
+    names = {one: [name for name, other in parsed.items() if other == one] for one in parsed.values()}
+    per_query: dict[str, dict[str, float]] = {name: {} for name in measures}
+    totals = {one: one.aggregator() for one in names}
+    judged_ones = (ranking for ranking in ranked if ranking.query_id in qrels)
+    while block := list(islice(judged_ones, _BLOCK)):
+        # The library takes a judged query that is not in `found` for one that found nothing. So there must be no others
+        # in `judged`; and those that did find nothing are left to it: Judged@10 divides by the length of an empty one.
+        judged = {ranking.query_id: dict(qrels[ranking.query_id]) for ranking in block}
+        found = {ranking.query_id: _without_ties(ranking) for ranking in block if ranking.doc_ids}
+        for metric in _metrics(library.evaluator(list(names), judged), found):
+            totals[metric.measure].add(metric.value)
+            for name in names[metric.measure]:
+                per_query[name][metric.query_id] = metric.value
+    mean = {name: float(totals[one].result()) for one in names for name in names[one]}
+    return Measured(per_query, {name: mean[name] for name in measures})
+
+
+def compare(first: Mapping[str, Mapping[str, float]], second: Mapping[str, Mapping[str, float]]) -> list[Comparison]:
+    """Test each measure's values by query (`Measured.per_query`) of two rankings for a difference.
+
+    Two tests on the pairs: Student's t-test by scipy, and a randomisation test, which swaps the two values of queries
+    at random, 9,999 times from a fixed seed, and counts how often the means then differ as much. Every measure sees the
+    same swaps.
+    """
+    try:
+        from scipy.stats import ttest_rel
+    except ImportError:
+        raise MissingExtraError("evaluate", "Comparing two rankings") from None
+    import numpy as np
+
+    queries = list(first[next(iter(first))])
+    one, other = (
+        np.array([[values[name][query_id] for name in first] for query_id in queries]) for values in (first, second)
+    )
+    differences = one - other
+    observed, as_large = np.abs(differences.sum(axis=0)), np.ones(len(first))
+    random = np.random.default_rng(SEED)
+    for start in range(0, RESAMPLES, _SWAPS):
+        swaps = random.integers(0, 2, (min(_SWAPS, RESAMPLES - start), len(queries))) * 2.0 - 1
+        # Sums of the same numbers in another order differ in their last digits.
+        as_large += (np.abs(swaps @ differences) >= observed * (1 - 1e-12)).sum(axis=0)
+    comparisons = []
+    for place, name in enumerate(first):
+        # Where no query differs, the t-test would divide by zero.
+        equal = len(queries) < 2 or not differences[:, place].any()
+        by_t_test = 1.0 if equal else float(ttest_rel(one[:, place], other[:, place]).pvalue)
+        means = float(one[:, place].mean()), float(other[:, place].mean())
+        by_chance = float(as_large[place] / (RESAMPLES + 1))
+        comparisons.append(Comparison(name, len(queries), *means, means[0] - means[1], by_t_test, by_chance))
+    return comparisons
+
+
+def _without_ties(ranking: Ranking) -> dict[str, float]:
+    """The places from the end as scores: the library's providers order equal scores each in its own way."""
+    ordered = sorted(zip(ranking.scores, ranking.doc_ids, strict=True), reverse=True)
+    return {doc_id: float(len(ordered) - place) for place, (_, doc_id) in enumerate(ordered)}
+
+
+def _metrics(evaluator: Any, found: Mapping[str, Mapping[str, float]]) -> Iterator[Any]:
+    try:
+        yield from evaluator.iter_calc(found)
+    except (OSError, subprocess.SubprocessError, RuntimeError, ValueError, ArithmeticError) as error:
+        # Some measures are computed by programs that come with the library, such as gdeval, which wants ids of digits.
+        raise UsageError(f"ir-measures cannot compute one of the measures here: {first_line(error)}.") from error
+
+
+def _unknown(name: str, library: Any) -> str:
+    known = {str(one).lower(): str(one) for one in library.measures.registry}
+    asked = re.match(r"\w*", name)
+    close = difflib.get_close_matches(asked[0].lower() if asked else "", known, n=3, cutoff=0.6)
+    hint = f"; close to it: {', '.join(known[one] for one in close)}" if close else ""
+    return (
+        f"{name!r} is no measure of ir-measures{hint}. Names are written as there, such as nDCG@10, RR, R@100, AP@100, "
+        "P@5; what model cards call accuracy@k is Success@k."
+    )
+
+
+def _library() -> Any:
+    try:
+        import ir_measures
+    except ImportError:
+        raise MissingExtraError("evaluate", "Measuring") from None
+    return ir_measures

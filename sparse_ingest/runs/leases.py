@@ -1,0 +1,158 @@
+"""Locks of a run that lies in a store, where the kernel holds none: an object that its holder renews.
+
+In: the place of the lock. Out: whether it is held, and whether it still is. A lease is taken by an exclusive create.
+Its holder writes it again every `RENEWED_S`; one that stays the same for `EXPIRES_S`, by the clock of who looks at
+it, belonged to a process that died and is taken over, at once if that was a process of this machine. No two clocks
+are compared.
+
+A lease saves work, it is not what makes a run right: two processes that make one shard write the same bytes. A holder
+that gave no sign for so long that it lost its lease finds out before it puts a shard or its file in done/ in place,
+and stops. What that leaves open is the time that one request takes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from typing import Any
+
+from sparse_ingest.errors import RunError, StorageError
+from sparse_ingest.places import RemotePath
+
+RENEWED_S = 10.0
+EXPIRES_S = 60.0
+
+
+class Leases:
+    """The leases of one process on one run."""
+
+    def __init__(self, folder: RemotePath) -> None:
+        self._folder = folder
+        self._held: dict[str, _Lease] = {}
+        self._seen: dict[str, tuple[bytes, float]] = {}  # of others: content, and since when it is that
+
+    def take(self, name: str) -> bool:
+        """Take a lease unless another process holds it; whether it is held now."""
+        place, lease = self._folder / f"{name}.lock", _Lease(self._folder / f"{name}.lock")
+        try:
+            place.write_whole(lease.content(), exclusive=True)
+        except FileExistsError:
+            found = _read(place)
+            # An answer that was lost and asked for again says that there is one: our own.
+            if found != lease.content():
+                if found is not None and not self._expired(name, found):
+                    return False
+                place.write_whole(lease.content())
+                if _read(place) != lease.content():
+                    return False
+        self._seen.pop(name, None)
+        self._held[name] = lease
+        lease.start()
+        return True
+
+    def release(self, name: str) -> None:
+        """Give a lease back."""
+        lease = self._held.pop(name)
+        lease.stop()
+        if lease.is_ours():
+            lease.place.unlink(missing_ok=True)
+
+    def refuse_lost(self, name: str) -> None:
+        """Refuse to go on with what another process has taken over; nothing is refused that was never taken.
+
+        Raises:
+            RunError: the lease is another's by now.
+        """
+        lease = self._held.get(name)
+        if lease and not lease.is_ours():
+            raise RunError(
+                f"Another process has taken {name} over, because this one gave no sign for {EXPIRES_S:.0f} seconds. "
+                "The run goes on without it; start the command again to help."
+            )
+
+    def _expired(self, name: str, found: bytes) -> bool:
+        if _died_here(found):
+            return True
+        content, since = self._seen.get(name, (b"", 0.0))
+        if content != found:
+            self._seen[name] = (found, time.monotonic())
+            return False
+        return time.monotonic() - since > EXPIRES_S
+
+
+class _Lease:
+    """A lease that is held: a thread writes it again until `stop`."""
+
+    def __init__(self, place: RemotePath) -> None:
+        self.place = place
+        self._token = uuid.uuid4().hex
+        self._count = 0
+        self._writing = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name=f"lease {place.name}", daemon=True)
+
+    def content(self) -> bytes:
+        holder = {"token": self._token, "host": platform.node(), "process": os.getpid(), "count": self._count}
+        return json.dumps(holder).encode() + b"\n"
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def is_ours(self) -> bool:
+        """Whether nobody has taken it over; asks the store."""
+        return _token_of(_read(self.place)) == self._token
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEWED_S):
+            try:
+                if not self.is_ours():
+                    return
+                self._count += 1
+                self.place.write_whole(self.content())
+            except StorageError:
+                # The store is away for everybody; what needs the lease asks again.
+                continue
+
+
+def _read(place: RemotePath) -> bytes | None:
+    try:
+        return place.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _holder(content: bytes | None) -> dict[str, Any]:
+    try:
+        found = json.loads(content or b"")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _token_of(content: bytes | None) -> object:
+    return _holder(content).get("token")
+
+
+def _died_here(content: bytes) -> bool:
+    """Whether the holder was a process of this machine that is no more; of two machines of one name one may be wrong,
+    which costs work and nothing else.
+    """
+    holder = _holder(content)
+    number = holder.get("process")
+    if holder.get("host") != platform.node() or not isinstance(number, int):
+        return False
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -1,0 +1,150 @@
+"""`query` on the command line: bodies of every form, with a weight table as the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from made_runs import make_run
+from made_tables import TOKENS, write_table
+
+from sparse_ingest.cli.querying import query
+from sparse_ingest.errors import UsageError
+from sparse_ingest.load import load
+from sparse_ingest.opensearch.client import Connection, connect
+from sparse_ingest.opensearch.requests import packaged_search_pipeline
+from sparse_ingest.pipeline import Pipeline
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write_table(folder)
+    return folder
+
+
+def invoke(command: Any, *arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=True)
+
+
+def body_of(*arguments: object) -> dict[str, Any]:
+    result = invoke(query, *arguments)
+    assert result.exit_code == 0, result.exception
+    return json.loads(result.stdout)
+
+
+def test_query_prints_the_body_of_a_request(model: Path) -> None:
+    result = invoke(query, "--model", model, "--set", "index.field=v", "-k", 3, "catch an exception")
+    assert result.exit_code == 0, result.stderr
+    body = json.loads(result.stdout)
+    assert body["size"] == 3
+    assert list(body["query"]["neural_sparse"]["v"]["query_tokens"]) == ["except", "##ion", "catch", "an"]
+
+
+def test_query_reads_a_pipeline_file_and_says_when_it_scales(tmp_path: Path, model: Path) -> None:
+    (model / "idf.json").write_text(json.dumps({"catch": 100.0, "river": 1.0}))
+    (tmp_path / "p.toml").write_text('[model]\ndocument = "model"\n[query]\ntop_k = 1\n')
+    result = invoke(query, "--pipeline", tmp_path / "p.toml", "catch river")
+    assert json.loads(result.stdout)["query"]["neural_sparse"]["sparse"]["query_tokens"] == {"catch": 50.0}
+    assert "divided by 2" in result.stderr
+
+
+def test_query_without_a_model_is_a_usage_error() -> None:
+    result = invoke(query, "catch")
+    assert isinstance(result.exception, UsageError)
+
+
+def test_query_of_nothing_asks_for_nothing_and_says_so(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = invoke(query, "--model", model, "zebra")
+    assert json.loads(result.stdout)["query"] == {"match_none": {}}
+    assert "nothing can be found" in caplog.text
+
+
+def test_tokens_of_a_sparse_vector_field_are_ids(model: Path) -> None:
+    body = body_of("--model", model, "--set", "index.kind=sparse_vector", "-k", 30, "catch an exception")
+    asked = body["query"]["neural_sparse"]["sparse"]
+    assert list(asked["query_tokens"]) == [str(TOKENS.index(token)) for token in ("except", "##ion", "catch", "an")]
+    assert asked["method_parameters"] == {"k": 30}
+
+
+def test_each_form_has_its_body(model: Path) -> None:
+    filtered = body_of("--model", model, "--filter", '{"term": {"tag": "a"}}', "catch")
+    assert filtered["query"]["bool"]["filter"] == [{"term": {"tag": "a"}}]
+    two = body_of("--model", model, "--engine", "two-phase", "catch")
+    assert "neural_sparse_two_phase_processor" in two["search_pipeline"]["request_processors"][0]
+    hybrid = body_of("--model", model, "--hybrid", "catch")
+    assert hybrid["search_pipeline"] == packaged_search_pipeline("hybrid")
+    named = body_of("--model", model, "--hybrid", "--search-pipeline", "mine", "catch")
+    assert named == {**hybrid, "search_pipeline": "mine"}
+    plain = body_of("--model", model, "--without-plugin", "catch")
+    assert plain["query"]["bool"]["should"] == [{"rank_feature": {"field": "sparse.catch", "linear": {}, "boost": 2.5}}]
+    assert body_of("--model", model, "--collapse", "parent", "catch")["collapse"] == {"field": "parent"}
+
+
+def test_texts_that_the_server_weighs_need_no_model() -> None:
+    asked = body_of("--analyzer", "bert-uncased", "catch")["query"]["neural_sparse"]["sparse"]
+    assert asked == {"query_text": "catch", "analyzer": "bert-uncased"}
+    asked = body_of("--model-id", "abc", "catch")["query"]["neural_sparse"]["sparse"]
+    assert asked == {"query_text": "catch", "model_id": "abc"}
+
+
+def test_a_file_of_queries_gives_the_lines_of_one_msearch(
+    tmp_path: Path, model: Path, opensearch_url: str, index_name: str
+) -> None:
+    run = make_run(tmp_path / "run", {"a": {"catch": 1.0}, "b": {"river": 2.0}}, model=str(model))
+    load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text('{"_id": "1", "text": "catch"}\n{"_id": "2", "text": "river"}\n{"_id": "3", "text": "zebra"}\n')
+    client = connect(Connection(opensearch_url))
+    for options, path in (([], f"/{index_name}/_msearch"), (["--index", index_name], "/_msearch")):
+        result = CliRunner().invoke(query, ["--model", str(model), "--queries", str(queries), *options])
+        assert result.exit_code == 0, result.exception
+        answer = client.call("POST", path, result.stdout_bytes)
+        assert [[hit["_id"] for hit in one["hits"]["hits"]] for one in answer["responses"]] == [["a"], ["b"], []]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--hybrid", "--analyzer", "a"], "--hybrid and --analyzer are different requests"),
+        (["--hybrid", "--collapse", "parent"], "--hybrid goes without --collapse"),
+        (["--index", "i"], "--index goes with --queries"),
+    ],
+)
+def test_options_without_an_effect_are_refused(model: Path, options: list[str], said: str) -> None:
+    result = invoke(query, "--model", model, *options, "catch")
+    assert isinstance(result.exception, UsageError)
+    assert said in str(result.exception)
+
+
+def test_more_words_than_clauses_are_refused_before_anything_is_sent(model: Path) -> None:
+    words = " ".join(f"w{number}" for number in range(600))
+    result = invoke(query, "--model", model, "--hybrid", f"catch {words}")
+    assert "1 tokens and 1202 other clauses" in str(result.exception)
+
+
+def test_the_table_of_a_model_is_printed_for_services(model: Path) -> None:
+    result = invoke(query, "--model", model, "--table")
+    assert result.exit_code == 0, result.exception
+    # In the order of token ids; special tokens weigh nothing, tokens that idf.json lacks 1.0, and "stone" says 0.
+    assert json.loads(result.stdout) == {
+        "catch": 2.5,
+        "an": pytest.approx(0.1),
+        "except": 4.75,
+        "##ion": 2.5,
+        "river": 1.0,
+    }
+    assert "5 tokens have a weight" in result.stderr
+    assert "--table is of the model" in str(invoke(query, "--model", model, "--table", "catch").exception)
+
+
+def test_a_model_without_a_table_says_so(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["BertForMaskedLM"], "model_type": "bert"}')
+    result = invoke(query, "--model", tmp_path, "--table")
+    assert isinstance(result.exception, UsageError)
+    assert "made by a masked LM, which has no table" in str(result.exception)
+    assert "give --model or --pipeline" in str(invoke(query, "--table").exception)

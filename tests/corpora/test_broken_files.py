@@ -1,0 +1,223 @@
+"""More than 200 broken files over all forms: each gives one sentence with its place, and loses nothing silently."""
+
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+import pytest
+from made_forms import PACKED, STREAMED, content_of, packed
+
+from sparse_ingest.corpora.files import FieldNames, open_corpus
+from sparse_ingest.corpora.sources import bad_document
+from sparse_ingest.errors import CorpusError
+
+ROWS = [{"_id": f"d{number}", "text": f"the text {number}, {number * 7919 % 1000}"} for number in range(40)]
+BAD = 25  # the row that is broken
+ANY = -1
+
+
+class Case(NamedTuple):
+    """A broken file: the line that is named (None: the file alone), and how many rows are good where others are bad.
+
+    `good` is None where the file itself is refused.
+    """
+
+    name: str
+    content: bytes
+    line: int | None
+    good: int | None = None
+
+
+JSON_LINES = {
+    "cut": b'{"_id": "d25", "text": "the te',
+    "no-brace": b'{"_id": "d25", "text": "a"',
+    "comma": b'{"_id": "d25", "text": "a",}',
+    "single-quotes": b"{'_id': 'd25', 'text': 'a'}",
+    "nan": b'{"_id": "d25", "text": "a", "x": NaN}',
+    "two": b'{"_id": "d25", "text": "a"}{"_id": "e", "text": "b"}',
+    "array": b'["d25", "a"]',
+    "latin-1": b'{"_id": "d25", "text": "caf\xe9"}',
+    "nul": b'{"_id": "d25", "text": "a\0b"}',
+    "tab": b'{"_id": "d25", "text": "a\tb"}',
+    "null-id": b'{"_id": null, "text": "a"}',
+    "empty-id": b'{"_id": "", "text": "a"}',
+    "float-id": b'{"_id": 2.5, "text": "a"}',
+    "long-id": b'{"_id": "' + b"d" * 600 + b'", "text": "a"}',
+    "no-text": b'{"_id": "d25"}',
+    "null-text": b'{"_id": "d25", "text": null}',
+    "list-text": b'{"_id": "d25", "text": ["a"]}',
+    "surrogate": b'{"_id": "d25", "text": "\\ud800"}',
+    "deep": b"[" * 60_000,
+    "csv": b"d25,the text",
+}
+SEPARATED = {
+    "few": b'"d25"',
+    "many": b'"d25","a","b"',
+    "after-quote": b'"d25","a" b',
+    "return": b'"d25",a\rb',
+    "nul": b'"d25","a\0b"',
+    "latin-1": b'"d25","caf\xe9"',
+    "empty-id": b'"","a"',
+    "long-id": b'"' + b"d" * 600 + b'","a"',
+    "other-separator": b'"d25";"a"',
+}
+
+
+def lines_with(content: bytes, line: int, broken: bytes) -> bytes:
+    lines = content.splitlines(keepends=True)
+    lines[line - 1] = broken + b"\n"
+    return b"".join(lines)
+
+
+def text_cases() -> Iterator[Case]:
+    for packing in ("", ".gz", ".zst"):
+        plain = content_of(".jsonl", ROWS)
+        for what, line in JSON_LINES.items():
+            form = f".jsonl{packing}"
+            yield Case(f"{what}{form}", packed(form, lines_with(plain, BAD + 1, line)), BAD + 1, len(ROWS) - 1)
+        for suffix, separator in ((".csv", b","), (".tsv", b"\t")):
+            form, plain = f"{suffix}{packing}", content_of(suffix, ROWS)
+            for what, line in SEPARATED.items():
+                content = lines_with(plain, BAD + 2, line.replace(b",", separator))
+                yield Case(f"{what}{form}", packed(form, content), BAD + 2, len(ROWS) - 1)
+            open_quote = lines_with(plain, BAD + 2, b'"d25"' + separator + b'"a')
+            # The next quote closes it, which takes a row along.
+            yield Case(f"open-quote{form}", packed(form, open_quote), BAD + 2, len(ROWS) - 2)
+            last = lines_with(plain, len(ROWS) + 1, b'"d39"' + separator + b'"a')
+            yield Case(f"open-quote-last{form}", packed(form, last), len(ROWS) + 1)
+            yield Case(f"cut{form}", packed(form, plain[:-8]), len(ROWS) + 1)
+            for what, header in {
+                "twice": b'"_id","text","_id"',
+                "no-text": b'"_id","body"',
+                "no-id": b'"x","text"',
+                "latin-1": b'"_id","text","\xe9"',
+            }.items():
+                content = lines_with(plain, 1, header.replace(b",", separator))
+                yield Case(f"header-{what}{form}", packed(form, content), 1)
+            yield Case(f"utf-16{form}", packed(form, plain.decode().encode("utf-16")), 1)
+
+
+def packed_cases() -> Iterator[Case]:
+    for form in PACKED:
+        whole = content_of(form, ROWS)
+        yield Case(f"empty{form}", b"", ANY)
+        yield Case(f"half{form}", whole[: len(whole) // 2], ANY)
+        yield Case(f"end{form}", whole[:-1], ANY)
+        yield Case(f"magic{form}", b"\0\0" + whole[2:], ANY)
+        yield Case(f"not-packed{form}", content_of(form.removesuffix(".gz").removesuffix(".zst"), ROWS), ANY)
+        yield Case(f"more{form}", whole + b"more", ANY)
+        if form.endswith(".gz"):
+            yield Case(f"checksum{form}", whole[:-8] + b"\1\2\3\4" + whole[-4:], ANY)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(table, stream, row_group_size=10)
+    return stream.getvalue()
+
+
+def _ipc(new: Callable) -> Callable[[pa.Table], bytes]:
+    def write(table: pa.Table) -> bytes:
+        stream = io.BytesIO()
+        with new(stream, table.schema) as writer:
+            writer.write_table(table, max_chunksize=10)
+        return stream.getvalue()
+
+    return write
+
+
+COLUMN_FORMS = {".parquet": _parquet, ".feather": _ipc(pa.ipc.new_file), ".arrows": _ipc(pa.ipc.new_stream)}
+
+
+def column_cases() -> Iterator[Case]:
+    ids, texts = [row["_id"] for row in ROWS], [row["text"] for row in ROWS]
+
+    def with_bad(values: list, bad: object) -> pa.Array:
+        return pa.array([*values[:BAD], bad, *values[BAD + 1 :]])
+
+    raw = with_bad([text.encode() for text in texts], b"caf\xe9")
+    not_utf8 = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+    good_ids, good_texts = pa.array(ids), pa.array(texts)
+    of_rows = {
+        "null-id": (with_bad(ids, None), good_texts),
+        "empty-id": (with_bad(ids, ""), good_texts),
+        "long-id": (with_bad(ids, "é" * 300), good_texts),
+        "null-text": (good_ids, with_bad(texts, None)),
+        "latin-1": (good_ids, not_utf8),
+    }
+    of_files = {
+        "list-text": (good_ids, pa.array([[text] for text in texts])),
+        "binary-text": (good_ids, raw),
+        "number-text": (good_ids, pa.array(range(40))),
+        "float-id": (pa.array([0.5] * 40), good_texts),
+        "bool-id": (pa.array([True] * 40), good_texts),
+    }
+    for form, write in COLUMN_FORMS.items():
+        for what, columns in of_rows.items():
+            yield Case(f"{what}{form}", write(pa.table(columns, names=["_id", "text"])), BAD + 1, len(ROWS) - 1)
+        for what, columns in of_files.items():
+            yield Case(f"{what}{form}", write(pa.table(columns, names=["_id", "text"])), None)
+        yield Case(f"no-text{form}", write(pa.table([good_ids, good_texts], names=["_id", "body"])), None)
+        yield Case(f"no-id{form}", write(pa.table([good_ids, good_texts], names=["x", "text"])), None)
+        whole = write(pa.table([good_ids, good_texts], names=["_id", "text"]))
+        yield Case(f"empty{form}", b"", ANY)
+        yield Case(f"half{form}", whole[: len(whole) // 2], ANY)
+        # A stream may end with a mark of 8 bytes, and it may do without.
+        yield Case(f"end{form}", whole[:-13], ANY)
+        yield Case(f"jsonl{form}", content_of(".jsonl", ROWS), ANY)
+        yield Case(f"zeros{form}", bytes(len(whole)), ANY)
+
+
+CASES = {case.name: case for case in (*text_cases(), *packed_cases(), *column_cases())}
+
+
+def test_there_are_more_than_200_and_every_form_is_among_them() -> None:
+    assert len(CASES) > 200
+    for suffix in STREAMED:
+        assert sum(suffix in name for name in CASES) > 15
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_broken_file_gives_one_sentence_with_its_place(tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    (tmp_path / name).write_bytes(case.content)
+    rows, said = [], None
+    try:
+        for row, _ in open_corpus([str(tmp_path / name)], fields=FieldNames()).rows():
+            rows.append(row)
+    except CorpusError as error:
+        said = str(error)
+    bad = [row for row in rows if row.document is None]
+    if case.good is None:
+        assert said is not None and not bad
+    else:
+        assert said is None and (len(bad), len(rows) - len(bad)) == (1, case.good)
+        said = str(bad_document(bad[0]))
+    assert "\n" not in said and 20 < len(said) < 500, said
+    assert not re.search(r"Traceback|Exception|<class|object at 0x", said), said
+    if case.line is None:
+        assert said.startswith(f"{name}: "), said
+    elif case.line == ANY:
+        assert re.match(rf"{re.escape(str(tmp_path / name))} is damaged or cut off after (line|row) \d+: .", said), said
+    else:
+        assert said.startswith(f"{name} line {case.line}: "), said
+
+
+def test_the_good_rows_before_the_damage_are_those_of_the_whole_file(tmp_path: Path) -> None:
+    for form in (".jsonl.gz", ".csv.zst", ".arrows"):
+        rows = [{"_id": str(number), "text": json.dumps(number * 7919)} for number in range(30_000)]
+        path = tmp_path / f"c{form}"
+        whole = content_of(form, rows)
+        path.write_bytes(whole[: len(whole) * 3 // 4])
+        found = []
+        with pytest.raises(CorpusError, match=r"after (line|row) \d+"):
+            for row, _ in open_corpus([str(path)], fields=FieldNames()).rows():
+                found.append(row.document.id)
+        assert len(found) > 10_000
+        assert found == [row["_id"] for row in rows[: len(found)]]

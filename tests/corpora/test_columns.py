@@ -1,0 +1,175 @@
+"""Parquet and Arrow: types, values that are not there, row groups and damage."""
+
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+import pytest
+from made_forms import packed
+
+from sparse_ingest.corpora.files import FieldNames, open_corpus
+from sparse_ingest.errors import CorpusError
+
+FORMS = [".parquet", ".feather", ".arrows"]
+
+
+def write(path: Path, columns: dict[str, pa.Array], **options) -> Path:
+    table, stream = pa.table(columns), io.BytesIO()
+    if path.suffix == ".parquet":
+        pq.write_table(table, stream, **options)
+    else:
+        new = pa.ipc.new_file if path.suffix == ".feather" else pa.ipc.new_stream
+        with new(stream, table.schema) as writer:
+            writer.write_table(table, **options)
+    path.write_bytes(packed(path.name, stream.getvalue()))
+    return path
+
+
+def read(path: Path, **fields) -> list:
+    return [row for row, _ in open_corpus([str(path)], fields=FieldNames(**fields)).rows()]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("type_", [pa.int64(), pa.uint8(), pa.string(), pa.large_string(), pa.string_view()])
+def test_ids_are_strings_or_whole_numbers_in_decimal(tmp_path, form, type_):
+    ids = pa.array([7, 0], pa.int64()).cast(pa.string()).cast(type_)
+    path = write(tmp_path / f"c{form}", {"_id": ids, "text": pa.array(["a", "b"])})
+    assert [row.document.id for row in read(path)] == ["7", "0"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_texts_may_be_a_dictionary(tmp_path, form):
+    texts = pa.array(["a", "b", "a"]).dictionary_encode()
+    path = write(tmp_path / f"c{form}", {"_id": pa.array([1, 2, 3]), "text": texts})
+    assert [row.document.text for row in read(path)] == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_null_is_named_with_its_row_and_the_rows_around_it_stay(tmp_path, form):
+    columns = {"_id": pa.array(["1", "2", None, "4"]), "text": pa.array(["a", None, "c", "d"])}
+    rows = read(write(tmp_path / f"c{form}", columns))
+    assert [row.line for row in rows] == [1, 2, 3, 4]
+    assert [row.reason for row in rows] == [
+        None,
+        'the text in "text" is null; a string was expected',
+        'the id in "_id" is null; a non-empty string or a whole number was expected',
+        None,
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("column", "values", "reason"),
+    [
+        ("text", pa.array([["a"]]), r'the text in "text" is of type list<\w+: string>; strings were expected'),
+        ("text", pa.array([{"a": 1}]), r'the text in "text" is of type struct<a: int64>; strings were expected'),
+        ("text", pa.array([b"a"]), 'the text in "text" is of type binary; strings'),
+        ("title", pa.array([1]), 'the title in "title" is of type int64; strings'),
+        ("_id", pa.array([1.0]), 'the id in "_id" is of type double; strings or whole numbers were expected'),
+        (
+            "kept",
+            pa.array([0]).cast(pa.timestamp("ms")),
+            r'the kept field in "kept" is of type timestamp\[ms\], which JSON',
+        ),
+    ],
+)
+def test_a_column_of_the_wrong_type_is_an_error_that_names_it(tmp_path, form, column, values, reason):
+    columns = {"_id": pa.array(["1"]), "text": pa.array(["a"]), "kept": pa.array([1]), column: values}
+    with pytest.raises(CorpusError, match=f"^c{form}: {reason}"):
+        read(write(tmp_path / f"c{form}", columns), keep=("kept",))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_missing_column_lists_those_there(tmp_path, form):
+    path = write(tmp_path / f"c{form}", {"_id": pa.array(["1"]), "body": pa.array(["a"])})
+    with pytest.raises(
+        CorpusError, match=f'^c{form}: no column "text" for the text; the columns there are "_id", "body"'
+    ):
+        read(path)
+    with pytest.raises(CorpusError, match='no column "year" to keep; the columns there are "_id", "body"'):
+        read(path, text="body", keep=("year",))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_column_that_stands_twice_is_refused_where_it_is_read(tmp_path, form):
+    table = pa.Table.from_arrays([pa.array(["1"])] * 4, names=["_id", "text", "x", "x"])
+    path, stream = tmp_path / f"c{form}", io.BytesIO()
+    if form == ".parquet":
+        pq.write_table(table, stream)
+    else:
+        with (pa.ipc.new_file if form == ".feather" else pa.ipc.new_stream)(stream, table.schema) as writer:
+            writer.write_table(table)
+    path.write_bytes(stream.getvalue())
+    assert len(read(path)) == 1
+    with pytest.raises(CorpusError, match='the column "x" stands there 2 times'):
+        read(path, keep=("x",))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_kept_fields_of_every_json_type_are_written_as_jsonl_writes_them(tmp_path, form):
+    kept = {"n": None, "list": [1, None, 2], "of": {"a": ["é", "b"], "c": 1.5}, "flag": True, "number": -3}
+    table = pa.Table.from_pylist([{"_id": "1", "text": "a", **kept}])
+    path = write(tmp_path / f"c{form}", {name: table[name] for name in table.column_names})
+    (row,) = read(path, keep=tuple(kept))
+    plain = tmp_path / "c.jsonl"
+    plain.write_text(json.dumps({"_id": "1", "text": "a", **kept}))
+    assert row.document == read(plain, keep=tuple(kept))[0].document
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_value_that_is_not_utf8_is_one_bad_row(tmp_path, form):
+    raw = pa.array([b"a", b"caf\xe9", b"c"])
+    texts = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
+    before, bad, after = read(write(tmp_path / f"c{form}", {"_id": pa.array(["1", "2", "3"]), "text": texts}))
+    assert (before.document.id, after.document.id, bad.line) == ("1", "3", 2)
+    assert bad.reason == "not UTF-8: byte 0xe9 at byte 4 of a value"
+
+
+def test_offsets_outside_of_their_buffer_are_damage_and_not_read(tmp_path):
+    offsets = pa.array([0, 1 << 30, 2], pa.int32()).buffers()[1]
+    texts = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"ab")])
+    path = write(tmp_path / "c.arrows", {"_id": pa.array(["1", "2"]), "text": texts})
+    with pytest.raises(CorpusError, match=r"c.arrows is damaged or cut off after row 0: .*Get the file again"):
+        read(path)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_that_is_cut_off_is_an_error(tmp_path, form):
+    path = write(tmp_path / f"c{form}", {"_id": pa.array(range(1000)), "text": pa.array(["a"] * 1000)})
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CorpusError, match=rf"c{form} is damaged or cut off after row \d+: "):
+        read(path)
+
+
+@pytest.mark.parametrize("form", [".arrows", ".arrows.gz", ".arrows.zst"])
+def test_what_follows_the_end_of_a_stream_is_not_left_out_silently(tmp_path, form):
+    path = write(tmp_path / "c.arrows", {"_id": pa.array([1]), "text": pa.array(["a"])})
+    twice = tmp_path / f"d{form}"
+    twice.write_bytes(packed(form, path.read_bytes() * 2))
+    with pytest.raises(CorpusError, match="after row 1: something follows the end of the stream"):
+        read(twice)
+
+
+def test_a_damaged_page_of_parquet_is_an_error_where_it_has_checksums(tmp_path):
+    columns = {"_id": pa.array(range(100)), "text": pa.array(["stone " * 5] * 100)}
+    path = write(tmp_path / "c.parquet", columns, write_page_checksum=True, compression="none", use_dictionary=False)
+    path.write_bytes(path.read_bytes().replace(b"stone", b"stane", 20))
+    with pytest.raises(CorpusError, match="c.parquet is damaged or cut off after row 0: "):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["c.parquet.gz", "c.feather.gz", "c.feather.zst"])
+def test_a_form_with_its_index_at_the_end_is_not_read_compressed(tmp_path, name):
+    path = write(tmp_path / name.rpartition(".")[0], {"_id": pa.array([1]), "text": pa.array(["a"])})
+    (tmp_path / name).write_bytes(packed(name, path.read_bytes()))
+    with pytest.raises(CorpusError, match="stands at its end"):
+        read(tmp_path / name)
+
+
+def test_only_the_columns_that_are_needed_are_read(tmp_path):
+    columns = {"_id": pa.array(["1"]), "text": pa.array(["a"]), "when": pa.array([0]).cast(pa.timestamp("ms"))}
+    for form in FORMS:
+        assert read(write(tmp_path / f"c{form}", columns))[0].document == ("1", "a", '{"text":"a"}')

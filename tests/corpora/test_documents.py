@@ -1,0 +1,108 @@
+"""Fast JSON: orjson takes and gives exactly what Python's own parser and writer do."""
+
+import json
+from json.encoder import encode_basestring
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparse_ingest.corpora import documents
+from sparse_ingest.corpora.documents import BadRow, FieldNames, document_of, json_object, needed_columns
+
+numbers = st.one_of(
+    st.integers(),
+    st.integers(-(1 << 70), 1 << 70),
+    st.sampled_from([(1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 64, -(1 << 63), -(1 << 63) - 1, 10**400]),
+    st.floats(),
+)
+strings = st.text(st.characters(), max_size=8)  # with halves of surrogate pairs
+values = st.recursive(
+    st.none() | st.booleans() | numbers | strings,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(strings, inner, max_size=3),
+    max_leaves=6,
+)
+objects = st.builds(
+    lambda value, ascii_only: json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass"),
+    st.dictionaries(strings, values, max_size=3) | values,
+    st.booleans(),
+)
+# Spellings that json.dumps does not have, and lines that are no JSON.
+pieces = st.sampled_from(
+    rb'{ } [ ] , : " \ a "a" "a":1 1 -0 -0.0 0.5e3 1e999 01 1. .5 NaN Infinity null true \n \u00e9 \ud800 \/ \x'.split()
+    + [
+        b"//",
+        b" ",
+        b"\t",
+        b"\r\n",
+        b"\0",
+        b"\x1f",
+        b"\x7f",
+        b"\xff",
+        b"\xed\xa0\x80",
+        b"\xef\xbb\xbf",
+        b"\x0b",
+        b"9" * 30,
+    ]
+)
+lines = st.one_of(
+    objects,
+    st.builds(lambda parts: b"".join(parts), st.lists(pieces, max_size=12)),
+    st.builds(lambda parts: b'{"a": ' + b"".join(parts) + b"}", st.lists(pieces, max_size=4)),
+    st.builds(
+        lambda number: b'{"a": ' + number.encode() + b"}", st.from_regex(r"-?[0-9]{1,25}(\.[0-9]+)?", fullmatch=True)
+    ),
+)
+
+
+def answer(parse, raw: bytes) -> str:
+    """The value in full, types and order included, or the reason."""
+    try:
+        return repr(parse(raw))
+    except BadRow as bad:
+        return f"bad: {bad}"
+
+
+@settings(deadline=None, max_examples=600)
+@given(lines)
+def test_every_line_is_read_as_pythons_parser_reads_it(raw: bytes) -> None:
+    assert answer(json_object, raw) == answer(documents._json_object, raw)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"a": 18446744073709551616, "b": [-9223372036854775809, {"c": 123456789012345678901234567890}]}',
+        '{"a": 9223372036854775808.0, "b": 1e19, "c": 1E400, "d": 1e-400}',
+        '{"a": 1, "b": 2, "a": 3}',
+        '{"a": -0, "b": -0.0}',
+        '{"a": "\\ud800"}',
+        '{"a": NaN}',
+        '{"a": ' + "9" * 5000 + "}",
+        '{"a": ' + "[" * 980 + "]" * 980 + "}",
+        '{"a": ' + "[" * 1020 + "]" * 1020 + "}",
+        '{"a": ' + "[" * 5000 + "]" * 5000 + "}",
+    ],
+)
+def test_what_parsers_differ_in_is_read_as_pythons_parser_reads_it(line: str) -> None:
+    assert answer(json_object, line.encode()) == answer(documents._json_object, line.encode())
+
+
+def test_every_character_is_written_as_pythons_writer_writes_it() -> None:
+    for start in range(0, 0x110000, 64):
+        text = "".join(chr(code) for code in range(start, start + 64) if not 0xD800 <= code < 0xE000)
+        assert documents._quoted(text) == encode_basestring(text)
+
+
+# Columns of a table
+
+
+def test_needed_columns_are_those_of_documents_in_the_order_of_the_table() -> None:
+    names = ["vector", "title", "id", "year", "text", "_id"]
+    found = needed_columns(names, FieldNames(keep=("year",)))
+    assert list(found.items()) == [("title", "title"), ("year", "kept field"), ("text", "text"), ("_id", "id")]
+    assert list(needed_columns(names, FieldNames(id=":row", text="year"))) == ["title", "year"]
+
+
+def test_a_row_number_is_the_id_also_where_a_column_has_that_name() -> None:
+    assert document_of({":row": "x", "text": "a"}, FieldNames(id=":row"), 7).id == "7"

@@ -1,0 +1,191 @@
+"""Every form of a file gives the same documents, and goes on from any row."""
+
+import io
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from made_forms import FORMS, INDEXED, STREAMED, write_form
+
+from sparse_ingest.corpora.files import FieldNames, open_corpus
+from sparse_ingest.corpora.sources import START, Corpus, Position
+from sparse_ingest.corpora.stored import LocalFile
+from sparse_ingest.encoding.row_hash import RowHash
+from sparse_ingest.errors import CorpusError
+
+ROWS = [
+    {
+        "_id": str(number),
+        "title": f'Title "{number}", é' if number % 3 else "",
+        "text": f'text {number},\t"quoted"\r\nsecond line\n\n 日本 \\n \u2028 end ' * (number % 5),
+        "kept": "" if number % 7 else f"{number}",
+    }
+    for number in range(1000)
+]
+
+
+def corpus_of(path: Path, **options) -> Corpus:
+    return open_corpus([str(path)], fields=FieldNames(keep=("kept",)), **options)
+
+
+def rows_of(corpus: Corpus, start: Position = START) -> list:
+    """Of each row what does not depend on the form."""
+    return [(row.row, row.document, row.reason) for row, _ in corpus.rows(start)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("forms")
+    for form in FORMS:
+        write_form(folder, form, ROWS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> list:
+    rows = rows_of(corpus_of(folder / "corpus.jsonl"))
+    assert [(document.id, json.loads(document.fields)["text"]) for _, document, _ in rows] == [
+        (row["_id"], row["text"]) for row in ROWS
+    ]
+    return rows
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_thousand_documents_are_the_same_in_every_form(folder: Path, expected: list, form: str) -> None:
+    corpus = corpus_of(folder / f"corpus{form}")
+    assert rows_of(corpus) == expected
+    digests = []
+    for each in (corpus, corpus_of(folder / "corpus.jsonl")):
+        digest = RowHash()
+        for row, _ in each.rows():
+            digest.add(row)
+        digests.append(digest.hexdigest())
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_reading_goes_on_from_any_row(folder: Path, form: str) -> None:
+    corpus = corpus_of(folder / f"corpus{form}")
+    rows = list(corpus.rows())
+    for place in (0, 1, 129, 130, 169, 170, 299, 300, 301, 640, 998, 999):
+        again = Position(*json.loads(json.dumps(rows[place][1])))
+        assert list(corpus.rows(again)) == rows[place + 1 :]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_share_that_was_read_grows_to_one(folder: Path, form: str) -> None:
+    corpus = corpus_of(folder / f"corpus{form}")
+    shares = [corpus.share(position) for _, position in corpus.rows()]
+    assert shares == sorted(shares) and 0 <= shares[0] <= shares[-1] <= 1
+    assert corpus.share(position_after(corpus)) == 1
+
+
+def position_after(corpus: Corpus) -> Position:
+    return [position for _, position in corpus.rows()][-1]
+
+
+@dataclass(frozen=True)
+class CountedFile:
+    """A local file that counts the bytes that are read of it."""
+
+    file: LocalFile
+    counted: list[int]
+
+    name = property(lambda self: self.file.name)
+    place = property(lambda self: self.file.place)
+    bytes = property(lambda self: self.file.bytes)
+
+    def open(self) -> io.BufferedReader:
+        counted = self.counted
+
+        class Raw(io.FileIO):
+            def readinto(self, buffer) -> int:
+                count = super().readinto(buffer)
+                counted.append(count)
+                return count
+
+        return io.BufferedReader(Raw(self.file.path), 8192)
+
+    def refuse_changed(self) -> None:
+        self.file.refuse_changed()
+
+
+@pytest.mark.parametrize("form", [".jsonl", ".csv", ".tsv", ".parquet", ".feather"])
+def test_going_on_near_the_end_reads_little_of_the_file(tmp_path: Path, monkeypatch, form: str) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr(LocalFile, "found", lambda path: CountedFile(LocalFile(path, path.stat().st_size), counted))
+    texts = [Random(number).randbytes(300).hex() for number in range(3000)]
+    rows = [{"_id": str(number), "text": text, "kept": ""} for number, text in enumerate(texts)]
+    corpus = corpus_of(write_form(tmp_path, form, rows))
+    positions = [position for _, position in corpus.rows()]
+    whole = sum(counted)
+    counted.clear()
+    assert len(rows_of(corpus, positions[2979])) == 20
+    assert sum(counted) < whole / 5  # a row group has 300 rows, a record batch 170
+
+
+@pytest.mark.parametrize("form", STREAMED)
+def test_standard_input_takes_every_form_that_streams(folder: Path, expected: list, monkeypatch, form: str) -> None:
+    content = (folder / f"corpus{form}").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))
+    corpus = open_corpus(["-"], fields=FieldNames(keep=("kept",)), format=form.strip(".").removesuffix("s"))
+    assert rows_of(corpus) == expected
+    assert not corpus.rereadable
+    with pytest.raises(CorpusError, match="only once"):
+        rows_of(corpus)
+
+
+@pytest.mark.parametrize("form", INDEXED)
+def test_standard_input_cannot_be_a_form_with_an_index_at_its_end(folder: Path, monkeypatch, form: str) -> None:
+    content = (folder / f"corpus{form}").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))
+    with pytest.raises(CorpusError, match="stands at its end"):
+        format = "parquet" if form == ".parquet" else "arrow"
+        rows_of(open_corpus(["-"], fields=FieldNames(), format=format))
+
+
+def test_the_identity_names_format_and_columns(folder: Path) -> None:
+    size = (folder / "corpus.csv").stat().st_size
+    (entry,) = corpus_of(folder / "corpus.csv").identity()
+    assert entry == {"name": "corpus.csv", "bytes": size, "format": "csv"}
+    (entry,) = corpus_of(folder / "corpus.csv", columns=["_id", "title", "text", "kept"]).identity()
+    assert entry["columns"] == ["_id", "title", "text", "kept"]
+    (entry,) = corpus_of(folder / "corpus.jsonl").identity()
+    assert "format" not in entry  # as it was before there were others
+
+
+# Any documents, through each form and back. NUL is no character of csv.
+
+characters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+texts = st.text(characters, max_size=30) | st.text("\",\n\r\t\\' a\ufeff\x85\u2028\x1c", max_size=12)
+huge = st.builds(lambda text, times: text * times, st.text(characters, min_size=1, max_size=5), st.integers(1, 40_000))
+ids = texts.filter(lambda text: 0 < len(text.encode()) <= 512)
+some_rows = st.lists(
+    st.fixed_dictionaries({"_id": ids, "title": st.none() | texts, "text": texts | huge, "kept": texts}),
+    min_size=1,
+    max_size=6,
+)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=some_rows)
+def test_any_document_survives_every_form(tmp_path: Path, form: str, rows: list) -> None:
+    corpus = corpus_of(write_form(tmp_path, form, rows))
+    for (number, document, reason), row in zip(rows_of(corpus), rows, strict=True):
+        assert reason is None, (number, reason)
+        assert document.id == row["_id"]
+        assert document.text == " ".join(filter(None, (row["title"], row["text"])))
+        title = {"title": row["title"]} if row["title"] else {}
+        assert json.loads(document.fields) == {**title, "text": row["text"], "kept": row["kept"]}
+
+
+@pytest.mark.parametrize("form", [".jsonl", *INDEXED, ".arrows"])
+def test_nul_survives_where_the_form_has_it(tmp_path: Path, form: str) -> None:
+    path = write_form(tmp_path, form, [{"_id": "1", "title": "", "text": "a\0b", "kept": "\0"}])
+    assert rows_of(corpus_of(path))[0][1].text == "a\0b"

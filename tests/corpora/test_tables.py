@@ -1,0 +1,141 @@
+"""csv and tsv: quotes, headers, columns, and what is wrong with a row or a file."""
+
+from pathlib import Path
+
+import pytest
+from made_forms import packed
+
+from sparse_ingest.corpora.files import FieldNames, open_corpus
+from sparse_ingest.errors import CorpusError, UsageError
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(packed(path.name, content.encode() if isinstance(content, str) else content))
+    return path
+
+
+def read(path: Path, *, format: str | None = None, columns: list[str] | None = None, **fields) -> list:
+    corpus = open_corpus([str(path)], fields=FieldNames(**fields), format=format, columns=columns)
+    return [row for row, _ in corpus.rows()]
+
+
+def documents(path: Path, **options) -> list[tuple[str, str]]:
+    rows = read(path, **options)
+    assert [row.reason for row in rows] == [None] * len(rows)
+    return [(row.document.id, row.document.text) for row in rows]
+
+
+def test_quoted_values_hold_separators_line_breaks_and_doubled_quotes(tmp_path):
+    path = write(tmp_path / "c.csv", 'id,text\r\n1,"a, ""b""\r\nc"\r\n"2",d"e\r\n')
+    assert documents(path) == [("1", 'a, "b"\r\nc'), ("2", 'd"e')]
+
+
+def test_a_row_is_named_by_the_line_where_it_begins(tmp_path):
+    path = write(tmp_path / "c.csv", 'id,text\n1,"a\n\nb"\n\n2\n3,c\n')
+    good, bad, last = read(path)
+    assert (good.line, bad.line, last.line) == (2, 6, 7)
+    assert bad.reason == 'the row has 1 column; 2 were expected: "id", "text"'
+
+
+def test_a_value_that_looks_like_a_number_is_a_string(tmp_path):
+    path = write(tmp_path / "c.csv", "id,text,year\n007,1.50,1e3\n")
+    (row,) = read(path, keep=("year",))
+    assert row.document == ("007", "1.50", '{"text":"1.50","year":"1e3"}')
+
+
+def test_columns_name_those_of_a_file_without_a_header(tmp_path):
+    path = write(tmp_path / "c.csv.zst", "1,x,a\n2,y,b\n")
+    assert documents(path, columns=["id", "z", "text"]) == [("1", "a"), ("2", "b")]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
+    assert documents(write(tmp_path / "c.csv", b'\xef\xbb\xbf"id",text\n1,a\n')) == [("1", "a")]
+
+
+def test_a_file_of_a_header_or_of_nothing_has_no_rows(tmp_path):
+    assert documents(write(tmp_path / "a.csv", "id,text\n")) == documents(write(tmp_path / "b.csv", "\n")) == []
+
+
+def test_collection_tsv_is_ms_marcos_where_quotes_mean_nothing(tmp_path):
+    for name in ("collection.tsv", "Collection.tsv.gz"):
+        path = write(tmp_path / name, '0\t"a" b\n1\t"c\r\n\n2\td "" e')
+        assert documents(path) == [("0", '"a" b'), ("1", '"c'), ("2", 'd "" e')]
+
+
+def test_format_msmarco_takes_other_columns(tmp_path):
+    path = write(tmp_path / "docs.tsv", 'D1\thttps://a\tT"\tx\n')
+    assert documents(path, format="msmarco", columns=["_id", "url", "title", "text"]) == [("D1", 'T" x')]
+
+
+def test_columns_are_for_tables_of_text_alone(tmp_path):
+    path = write(tmp_path / "c.jsonl", "{}\n")
+    with pytest.raises(UsageError, match=r"--columns names the columns of csv, tsv, msmarco .* is jsonl\. Leave out"):
+        read(path, columns=["a"])
+    for columns in (["a", ""], ["a", "a"]):
+        with pytest.raises(UsageError, match="an empty name or one that stands twice"):
+            read(path, columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b"2", 'the row has 1 column; 2 were expected: "id", "text"'),
+        (b"2,a,b", "the row has 3 columns; 2 were expected"),
+        (b'2,"a" b', "something follows a closing quote; a quote within a value is written twice"),
+        (b'2,"a\n"3"', "twice (the row ends in line 4)"),
+        (b"2,a\rb", "a carriage return stands outside quotes"),
+        (b"2,a\0", "a NUL byte stands in the row"),
+        (b"2,caf\xe9", "not UTF-8: byte 0xe9 at byte 6 of the line"),
+        (b'2,"a\ncaf\xe9"', "not UTF-8: byte 0xe9 at byte 4 of the line"),
+        (b",a", 'the id in "id" is ""; a non-empty string'),
+    ],
+)
+def test_a_bad_row_has_a_reason_and_the_rows_around_it_stay(tmp_path, row, reason):
+    before, bad, after = read(write(tmp_path / "c.csv", b"id,text\n1,a\n" + row + b"\n3,c\n"))
+    assert (before.document.id, after.document.id) == ("1", "3")
+    assert (bad.line, bad.document) == (3, None) and reason in bad.reason
+
+
+def test_a_quote_that_is_never_closed_is_the_end_and_no_bad_row(tmp_path):
+    path = write(tmp_path / "c.tsv", 'id\ttext\n1\ta\n2\t"b\n' + "3\tc\n" * 5)
+    with pytest.raises(CorpusError) as error:
+        read(path)
+    assert str(error.value) == (
+        "c.tsv line 3: a quote opens in this row and is not closed in the 6 lines up to the end. "
+        "Close or double it, or say --format msmarco if quotes mean nothing in this file."
+    )
+
+
+def test_a_value_beyond_any_request_is_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("sparse_ingest.corpora.tables._MAX_VALUE", 1000)
+    with pytest.raises(CorpusError, match="c.csv line 2: a value is longer than 1,000 characters; is a quote not"):
+        read(write(tmp_path / "c.csv", 'id,text\n1,"a\n' + "2,b\n" * 400))
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (b"id,text,id\n", 'it names the column "id" twice'),
+        (b"id,te\xe9xt\n", "not UTF-8: byte 0xe9"),
+        ("id,text\n".encode("utf-16"), "not UTF-8: byte 0xff at byte 1"),
+        (b'id,"text" x\n', "something follows a closing quote"),
+    ],
+)
+def test_a_bad_header_is_an_error(tmp_path, header, reason):
+    with pytest.raises(CorpusError, match=rf"c.csv line 1: the header cannot be read: {reason}.*--columns"):
+        read(write(tmp_path / "c.csv", header + b"1,a\n"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, 'no column "text" for the text; the columns there are "id", "body"; --text-field names another'),
+        ({"text": "body", "id": "docno"}, 'no column "docno" for the id'),
+        ({"text": "body", "title": "head"}, 'no column "head" for the title'),
+        ({"text": "body", "keep": ("year",)}, 'no column "year" to keep; the columns there are "id", "body"'),
+    ],
+)
+def test_a_table_without_a_column_is_an_error_that_lists_those_there(tmp_path, fields, reason):
+    with pytest.raises(CorpusError) as error:
+        read(write(tmp_path / "c.csv", "id,body\n1,a\n"), **fields)
+    assert str(error.value).startswith(f"c.csv line 1: {reason}")

@@ -1,0 +1,173 @@
+"""The fast heads against the plain one: whole numbers, the Triton kernel on the CPU, and the trial on a device."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparse_ingest.errors import UsageError
+from sparse_ingest.models.heads import int8
+from sparse_ingest.models.heads.int8 import Int8Head, has_vnni
+from sparse_ingest.models.heads.selection import build_head, passes
+from sparse_ingest.models.heads.tiles import TiledHead
+from sparse_ingest.models.packing import Packing
+
+CPU = torch.device("cpu")
+RAGGED = (1, 5, 31, 32, 33, 129, 7)
+
+
+def made(lengths: tuple[int, ...], width: int, vocabulary: int, dtype: torch.dtype = torch.float32):
+    generator = torch.Generator().manual_seed(vocabulary)
+    rows = torch.randn(sum(lengths), width, generator=generator).to(dtype)
+    weight = torch.randn(vocabulary, width, generator=generator).to(dtype)
+    return rows, weight, torch.randn(vocabulary, generator=generator)
+
+
+def plain(weight, bias) -> TiledHead:
+    return TiledHead(weight.float(), bias, device=CPU, dtype=torch.float32)
+
+
+needs_vnni = pytest.mark.skipif(not has_vnni(), reason="this CPU has no VNNI, or ONEDNN_MAX_CPU_ISA forbids it")
+
+
+@needs_vnni
+@pytest.mark.parametrize("lengths", [RAGGED, (1,), (40, 40)])
+@pytest.mark.parametrize("vocabulary", [1, 511, 512, 1300])
+def test_whole_numbers_are_within_their_rounding(lengths: tuple[int, ...], vocabulary: int) -> None:
+    rows, weight, bias = made(lengths, 64, vocabulary)
+    packing = Packing(lengths, CPU)
+    found, expected = Int8Head(weight, bias)(rows, packing), plain(weight, bias)(rows, packing)
+    assert found.dtype == torch.float32 and found.shape == expected.shape
+    # Half a step of each of 64 factors on both sides, were all rounding errors of one sign: the bound, not the habit.
+    steps = rows.abs().max() * weight.abs().max() / int8.STEPS
+    assert (found - expected).abs().max() < 64 * steps
+    assert (found - expected).abs().mean() < 2 * steps
+
+
+@needs_vnni
+def test_a_document_has_a_scale_of_its_own() -> None:
+    """A neighbour with hidden states a thousand times as large changes no bit of it."""
+    rows, weight, bias = made((9, 6), 64, 700)
+    head = Int8Head(weight, bias)
+    alone = head(rows[9:], Packing((6,), CPU))
+    rows[:9] *= 1000
+    assert torch.equal(head(rows, Packing((9, 6), CPU))[1:], alone)
+
+
+@needs_vnni
+def test_hidden_states_of_zeros_leave_the_bias() -> None:
+    _, weight, bias = made((1,), 64, 700)
+    found = Int8Head(weight, bias)(torch.zeros(5, 64), Packing((2, 3), CPU))
+    torch.testing.assert_close(found, bias.relu().expand(2, -1))
+
+
+def test_whole_numbers_are_refused_where_they_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, weight, bias = made((1,), 8, 8)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert not has_vnni()
+    with pytest.raises(UsageError, match="AVX512 VNNI"):
+        build_head(weight, bias, device=CPU, dtype=torch.float32, int8=True)
+    with pytest.raises(UsageError, match="int8 is for CPUs; on cuda:0"):
+        build_head(weight, bias, device=torch.device("cuda:0"), dtype=torch.float32, int8=True)
+
+
+CASES = [(RAGGED, 48, 200), ((1,), 64, 64), ((128, 64, 1), 130, 129), ((2,) * 40, 16, 65)]
+# numpy, in which the kernel is interpreted, has no bfloat16: on a device the trial covers it.
+DTYPES = ("float32", "float16")
+INTERPRETED = f"""
+import json, sys, torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_heads import CASES, CPU, DTYPES, made, plain, verdicts
+from sparse_ingest.models.heads.triton_max import TritonHead
+from sparse_ingest.models.packing import Packing
+
+def compared(lengths, width, vocabulary, dtype):
+    rows, weight, bias = made(lengths, width, vocabulary, dtype)
+    packing = Packing(lengths, CPU)
+    head = TritonHead(weight, bias, device=CPU, dtype=dtype)
+    found, expected = head(rows, packing), plain(weight, bias)(rows.float(), packing)
+    difference = (found - expected).abs().max().item() if found.shape == expected.shape else None
+    return {{"difference": difference, "largest": expected.max().item(), "dtype": str(found.dtype),
+            "padded": len(head._bias)}}
+
+print(json.dumps({{
+    "cases": {{f"{{place}} {{name}}": compared(*case, getattr(torch, name))
+              for place, case in enumerate(CASES) for name in DTYPES}},
+    "verdicts": verdicts(TritonHead),
+}}))
+"""  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict:
+    """What the kernel gave on the CPU: in a process of its own, as Triton is told to interpret when it is imported."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", INTERPRETED]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout)
+
+
+def verdicts(triton_head: Any) -> list[bool]:
+    """Whether the trial is passed by the kernel, and by one that is wrong in one column, is no number, or too short."""
+    _, weight, bias = made((1,), 32, 70)
+    head, reference = triton_head(weight, bias, device=CPU, dtype=torch.float32), plain(weight, bias)
+    wrong = (
+        lambda *given: _changed(head(*given), (3, 69), 0.01),
+        lambda *given: _changed(head(*given), (0, 0), float("nan")),
+        lambda *given: head(*given)[:, :-1],
+    )
+    return [passes(one, reference, width=32, device=CPU, dtype=torch.float32) for one in (head, *wrong)]
+
+
+def _changed(weights: torch.Tensor, place: tuple[int, int], by: float) -> torch.Tensor:
+    weights = weights.clone()
+    weights[place] += by
+    return weights
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_the_kernel_gives_what_the_plain_head_gives(interpreted: dict, case: int, dtype: str) -> None:
+    found = interpreted["cases"][f"{case} {dtype}"]
+    assert found["dtype"] == "torch.float32"
+    # Sums are float32 in half precision too: only their order differs.
+    assert found["largest"] > 1 and found["difference"] < 1e-5 * found["largest"]
+
+
+def test_the_kernel_pads_the_vocabulary_to_a_multiple_of_64(interpreted: dict) -> None:
+    assert [interpreted["cases"][f"{case} float32"]["padded"] for case in range(len(CASES))] == [256, 64, 192, 128]
+
+
+def test_the_trial_lets_the_kernel_through_and_no_wrong_one(interpreted: dict) -> None:
+    assert interpreted["verdicts"] == [True, False, False, False]
+
+
+def test_tiles_of_rows_follow_the_lengths() -> None:
+    pytest.importorskip("triton")
+    from sparse_ingest.models.heads.triton_max import cheapest_row_tile
+
+    assert cheapest_row_tile((128,) * 9) == cheapest_row_tile((1000, 900)) == 128
+    assert cheapest_row_tile((20,) * 9) == 32
+
+
+def test_a_head_that_cannot_run_on_the_device_is_left_with_a_note(monkeypatch, caplog) -> None:
+    """Here: the CPU, for which Triton compiles nothing."""
+    from sparse_ingest.models.heads import selection
+
+    pytest.importorskip("triton")
+    _, weight, bias = made((1,), 16, 70)
+    reference = plain(weight, bias)
+    with caplog.at_level(logging.WARNING):
+        head = selection._tried(weight, bias, reference, CPU, torch.float32)
+    assert head is reference
+    assert "The Triton head is not used on cpu" in caplog.text

@@ -1,0 +1,161 @@
+"""Memory that runs out: the budget is halved and kept, and a text that fits no budget is named."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from forked import PRELOADED
+from made_checkpoints import build_encoder, make_masked_lm
+
+from sparse_ingest.models import vectors
+from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge, is_out_of_memory, until_it_fits
+from sparse_ingest.models.queries import MaskedLMQueryEncoder
+
+TEXTS = ["river stone", "lamp " * 20, "the water of the river " * 4, "stone", "bird " * 30]
+
+
+class SmallMemory:
+    """A head that has no memory for more than so many rows, and says it as torch does."""
+
+    def __init__(self, head, rows: int, error: BaseException) -> None:
+        self.head, self.rows, self.error = head, rows, error
+
+    def __call__(self, rows: torch.Tensor, packing) -> torch.Tensor:
+        if len(rows) > self.rows:
+            raise self.error
+        return self.head(rows, packing)
+
+
+def as_torch_says(size: int) -> RuntimeError:
+    """What the allocator for the CPU raises: asked for more than there is anywhere."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(size, dtype=torch.float64)
+    return caught.value
+
+
+ERRORS = {
+    "gpu": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "cpu": as_torch_says(1 << 55),
+    "python": MemoryError(),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_masked_lm(tmp_path_factory.mktemp("memory") / "bert")
+
+
+def small(model: Path, rows: int, error: BaseException = ERRORS["python"], batch_tokens: int = 96):
+    encoder = build_encoder(model, batch_tokens=batch_tokens)
+    encoder._maker._head = SmallMemory(encoder._maker._head, rows, error)
+    return encoder
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_memory_that_ran_out_looks_like(name: str) -> None:
+    assert is_out_of_memory(ERRORS[name])
+
+
+def test_other_errors_are_not_taken_for_it(model: Path) -> None:
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        small(model, 1, RuntimeError("mat1 and mat2 shapes cannot be multiplied")).encode(TEXTS)
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_the_budget_is_halved_until_all_fits_and_stays_so(model: Path, name: str) -> None:
+    encoder = small(model, 40, ERRORS[name])
+    lowered = []
+    while True:
+        try:
+            found = encoder.encode(TEXTS)
+            break
+        except BudgetLowered as error:
+            lowered.append(error.batch_tokens)
+            assert "no memory for a batch" in str(error)
+    assert lowered and lowered == sorted(lowered, reverse=True) and encoder.batch_tokens == lowered[-1] <= 48
+    # As if that had been the budget from the start.
+    expected = build_encoder(model, batch_tokens=lowered[-1]).encode(TEXTS)
+    assert found.token_ids.tobytes() == expected.token_ids.tobytes()
+    assert found.weights.tobytes() == expected.weights.tobytes()
+    encoder.encode(TEXTS)
+
+
+@pytest.mark.parametrize("way", ["encode", "encode_windows", "encode_passages"])
+def test_a_text_that_fits_no_budget_is_named(model: Path, way: str) -> None:
+    encoder = small(model, 20)
+
+    def once() -> None:
+        texts = TEXTS[:4]
+        list(encoder.encode_passages(encoder.cut(texts)) if way == "encode_passages" else getattr(encoder, way)(texts))
+
+    with pytest.raises(DocumentTooLarge) as caught:
+        until_it_fits(once)
+    longest = int(np.argmax(encoder._tokenizer(TEXTS[:4]).lengths))
+    assert caught.value.text == longest and caught.value.tokens == max(encoder._tokenizer(TEXTS[:4]).lengths)
+    assert f"its {caught.value.tokens} tokens do not fit into the memory of cpu" in str(caught.value)
+
+
+def test_a_window_that_fits_no_budget_is_named_by_its_text(model: Path) -> None:
+    encoder = build_encoder(model, max_length=10, window_stride=4)
+    maker, compute, calls = encoder._maker, encoder._maker._compute, []
+    maker.workers = 1
+
+    def failing(token_ids, places):
+        calls.append(len(token_ids))
+        if any(np.array_equal(ids, unlucky) for ids in token_ids):
+            with maker._fitting(places, token_ids):
+                raise MemoryError
+        return compute(token_ids, places)
+
+    unlucky = encoder.cut(["stone", "bird " * 5 + "lamp " * 12])[1].window(2)
+    maker._compute = failing
+    with pytest.raises(DocumentTooLarge) as caught:
+        until_it_fits(lambda: encoder.encode_windows(["stone", "bird " * 5 + "lamp " * 12, "river"]))
+    assert caught.value.text == 1 and calls
+
+
+def test_queries_are_weighed_with_the_smaller_budget(model: Path) -> None:
+    expected = MaskedLMQueryEncoder(build_encoder(model)).encode(TEXTS)
+    found = MaskedLMQueryEncoder(small(model, 40)).encode(TEXTS)
+    assert [list(one) for one in found] == [list(one) for one in expected]
+
+
+@pytest.mark.slow
+def test_a_limit_that_the_system_sets_is_survived(model: Path) -> None:
+    """No head of a test says here that memory ran out: the child's address space is limited."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    answers = context.Queue()
+    child = context.Process(target=_encode_within_a_limit, args=(model, answers))
+    child.start()
+    lowered, found = answers.get(timeout=120)
+    child.join()
+    assert child.exitcode == 0 and lowered >= 1
+    assert found == [len(build_encoder(model).encode(MANY[:1]).token_ids)] * len(MANY)
+
+
+MANY = ["river stone lamp the of water bird cloud"] * 20_000
+
+
+def _encode_within_a_limit(model: Path, answers: Any) -> None:
+    import resource
+
+    vectors.BATCH_DOCUMENTS["cpu"] = len(MANY)
+    encoder = build_encoder(model, batch_tokens=1 << 22)
+    encoder.encode(MANY[:10])
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (192 << 20), resource.RLIM_INFINITY))
+    lowered = 0
+    while True:
+        try:
+            found = encoder.encode(MANY)
+            break
+        except BudgetLowered:
+            lowered += 1
+    answers.put((lowered, np.diff(found.indptr).tolist()))

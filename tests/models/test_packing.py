@@ -1,0 +1,124 @@
+"""Where documents lie in packed rows, what attention sees of them, and which models are packed."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_checkpoints import ARCHITECTURES, build_encoder, make_masked_lm
+
+from sparse_ingest.models import linear
+from sparse_ingest.models.packing import (
+    PADDING,
+    Packing,
+    ordinal_positions,
+    pack,
+    packed_attention,
+    positions_behind,
+)
+
+CPU = torch.device("cpu")
+lengths_of = st.lists(st.integers(1, 40), min_size=1, max_size=12).map(tuple)
+
+
+@settings(max_examples=60)
+@given(lengths_of)
+def test_blocks_hold_each_document_and_repeat_only_its_own_rows(lengths: tuple[int, ...]) -> None:
+    index, blocks = Packing(lengths, CPU).blocks
+    document_of = np.repeat(np.arange(len(lengths)), lengths)
+    rows = np.arange(sum(lengths)) if index is None else index.numpy()
+    assert [document for block in blocks for document in range(block.document, block.document + block.documents)] == [
+        *range(len(lengths))
+    ]
+    for block in blocks:
+        held = rows[block.rows].reshape(block.documents, block.length)
+        for place, document in enumerate(range(block.document, block.document + block.documents)):
+            assert set(held[place]) == set(np.flatnonzero(document_of == document))
+            assert block.length <= lengths[document] * (1 + PADDING)
+
+
+def test_positions_begin_anew_with_each_document() -> None:
+    token_ids = [np.array(ids, dtype=np.int32) for ids in ([7, 7, 7], [9], [4, 1, 4])]
+    assert ordinal_positions(token_ids).tolist() == [0, 1, 2, 0, 0, 1, 2]
+    # RoBERTa's padding within a text stands at the padding's position and is not counted.
+    assert positions_behind(1, token_ids).tolist() == [2, 3, 4, 2, 2, 1, 3]
+
+
+def test_positions_behind_padding_are_those_of_transformers() -> None:
+    from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
+
+    ids = np.array([0, 9, 1, 8, 8, 1, 2], dtype=np.int32)
+    expected = RobertaEmbeddings.create_position_ids_from_input_ids(torch.from_numpy(ids)[None].long(), 1)[0]
+    assert positions_behind(1, [ids]).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("reach", [None, 0, 2, 50])
+def test_a_token_sees_its_own_document_only_and_as_far_as_it_may(reach: int | None) -> None:
+    lengths, heads, width = (5, 5, 1, 9), 2, 4
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(1, heads, sum(lengths), width, generator=generator) for _ in range(3))
+    document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    place = torch.arange(sum(lengths))
+    seen = document[:, None] == document[None, :]
+    if reach is not None:
+        seen &= (place[:, None] - place[None, :]).abs() <= reach
+    scores = (query @ key.transpose(2, 3) * 0.3).masked_fill(~seen, float("-inf"))
+    expected = (scores.softmax(-1) @ value).transpose(1, 2)
+    window = None if reach is None else reach + 1
+    found, _ = packed_attention(
+        torch.nn.Identity(), query, key, value, None, packing=Packing(lengths, CPU), scaling=0.3, sliding_window=window
+    )
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_and_padded_hidden_states_are_the_same(architecture: str, tmp_path: Path) -> None:
+    body = build_encoder(make_masked_lm(tmp_path, architecture))._maker.body
+    token_ids = [np.arange(5, 5 + length, dtype=np.int32) for length in (30, 30, 17, 3, 1)]
+    with torch.inference_mode():
+        packed, packing = body.hidden(token_ids, 0)
+        body._pad("for a test")
+        padded, same = body.hidden(token_ids, 0)
+    assert not body.packs and packing.lengths == same.lengths
+    assert packed.shape == padded.shape == (81, packed.shape[1])
+    torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_would_give_something_else_packed_is_padded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from sparse_ingest.models import body
+
+    model = make_masked_lm(tmp_path)
+    expected = build_encoder(model).encode(["river stone", "lamp"])
+    monkeypatch.setattr(body, "ordinal_positions", lambda token_ids: ordinal_positions(token_ids)[::-1].copy())
+    with caplog.at_level(logging.INFO):
+        encoder = build_encoder(model)
+    assert not encoder._maker.body.packs and "computes padded documents" in caplog.text
+    found = encoder.encode(["river stone", "lamp"])
+    assert found.token_ids.tolist() == expected.token_ids.tolist()
+    np.testing.assert_allclose(found.weights, expected.weights, atol=1e-4)
+
+
+def test_linear_layers_of_onednn_compute_what_those_of_torch_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.GELU(), torch.nn.Linear(40, 3, bias=False))
+    rows = torch.randn(50, 24, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = model(rows)
+        linear.pack_linear_layers(model)
+        torch.testing.assert_close(model(rows), expected)
+        assert all(len(layer.weight) == 0 for layer in (model[0], model[2])) or not linear.is_faster()
+        # Where they are not there, torch's own do it.
+        monkeypatch.setattr(linear, "is_faster", lambda: False)
+        weight, bias = torch.eye(3), torch.ones(3)
+        torch.testing.assert_close(linear.product_of(weight, bias)(rows[:, :3]), rows[:, :3] + 1)
+
+
+def test_token_ids_are_packed_in_their_order() -> None:
+    row, packing = pack([np.array([5, 6], np.int32), np.array([7], np.int32)], CPU)
+    assert row.tolist() == [[5, 6, 7]] and packing.lengths == (2, 1) and packing.starts.tolist() == [0, 2, 3]

@@ -1,0 +1,78 @@
+"""A dtype that the rule of `--dtype auto` lets through ranks as float32 does, on judged queries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ir_measures
+import numpy as np
+import pytest
+from ir_measures import nDCG
+from made_checkpoints import PACKAGED, build_encoder
+
+from sparse_ingest.corpora.collections import read_qrels, read_queries
+from sparse_ingest.corpora.documents import FieldNames
+from sparse_ingest.corpora.files import open_corpus
+from sparse_ingest.models.heads.int8 import has_vnni
+from sparse_ingest.models.precision import SAMPLE, choose_dtype
+from sparse_ingest.records import SparseRows
+from sparse_ingest.retrieval.exact import QueryVector, search_exact
+
+CRANFIELD = Path(__file__).parents[3] / "shared" / "data" / "cranfield"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CRANFIELD.is_dir(), reason="the folder shared/data is not there"),
+]
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[tuple[str, str]]:
+    rows = open_corpus([str(CRANFIELD)], fields=FieldNames()).rows()
+    return [(row.document.id, row.document.text) for row, _ in rows if row.document]
+
+
+@pytest.fixture(scope="module")
+def queries() -> tuple[list[str], list[QueryVector]]:
+    asked = list(read_queries(CRANFIELD))
+    encoded = build_encoder(PACKAGED).encode([query.text for query in asked])
+    pairs = zip(encoded.indptr[:-1], encoded.indptr[1:], strict=True)
+    vectors = [QueryVector(encoded.token_ids[a:b].astype(np.uint32), encoded.weights[a:b]) for a, b in pairs]
+    return [query.id for query in asked], vectors
+
+
+def figure(dtype: str, documents, queries) -> float:
+    encoded = build_encoder(PACKAGED, dtype=dtype, max_length=256).encode([text for _, text in documents])
+    rows = SparseRows(
+        [doc_id for doc_id, _ in documents], encoded.indptr, encoded.token_ids.astype(np.uint32), encoded.weights
+    )
+    names, vectors = queries
+    hits = search_exact([rows], vectors, 10)
+    ranking = {
+        name: dict(zip(one.doc_ids, one.scores.tolist(), strict=True)) for name, one in zip(names, hits, strict=True)
+    }
+    return ir_measures.calc_aggregate([nDCG @ 10], read_qrels(CRANFIELD), ranking)[nDCG @ 10]
+
+
+@pytest.fixture(scope="module")
+def expected(documents, queries) -> float:
+    return figure("float32", documents, queries)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["bfloat16", pytest.param("int8", marks=pytest.mark.skipif(not has_vnni(), reason="this CPU has no VNNI"))],
+)
+def test_it_ranks_within_two_thousandths_of_float32(dtype: str, documents, queries, expected: float) -> None:
+    assert expected > 0.45
+    found = figure(dtype, documents, queries)
+    print(f"nDCG@10 on Cranfield at 256 tokens: float32 {expected:.4f}, {dtype} {found:.4f}")
+    assert abs(found - expected) < 0.002
+
+
+@pytest.mark.skipif(not has_vnni(), reason="this CPU has no VNNI")
+def test_the_rule_lets_whole_numbers_through_on_this_corpus(documents, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparse_ingest.models.precision.has_amx", lambda: False)
+    texts = [text for _, text in documents[:SAMPLE]]
+    choice = choose_dtype(lambda dtype: build_encoder(PACKAGED, dtype=dtype, max_length=256), "cpu", texts)
+    print(choice)
+    assert choice["dtype"] == "int8" and choice["documents"] == SAMPLE

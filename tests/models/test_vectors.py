@@ -1,0 +1,71 @@
+"""Batches on the workers of a CPU and batches begun ahead, as on a GPU, give the same vectors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from made_checkpoints import TEXTS, build_encoder, make_masked_lm
+
+from sparse_ingest.models.heads import compaction
+from sparse_ingest.models.heads.compaction import Rules
+from sparse_ingest.models.memory import DidNotFit
+
+MANY = [" ".join(text.split()[: 2 + place % 7]) for place in range(6) for text in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory):
+    return build_encoder(make_masked_lm(tmp_path_factory.mktemp("vectors") / "bert"), batch_tokens=128)
+
+
+def answers(maker, results, token_ids, rules=Rules()):  # noqa: B008
+    batches = [np.array(places) for places in np.array_split(np.arange(len(token_ids)), 7)]
+    return list(results(token_ids, batches, rules))
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_batches_begun_ahead_give_what_workers_give(encoder, static: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not static:
+
+        def missing(*_, **__):
+            raise NotImplementedError
+
+        monkeypatch.setattr(torch, "nonzero_static", missing)
+    maker, token_ids = encoder._maker, encoder._tokenizer(MANY).token_ids
+    maker._tokenless = torch.tensor([7, 9])
+    expected = answers(maker, maker._on_workers, token_ids)
+    found = answers(maker, maker._ahead, token_ids)
+    assert sum(dropped for _, dropped in expected) > 0
+    for (rows, dropped), (others, again) in zip(expected, found, strict=True):
+        assert dropped == again
+        for (ids, weights), (other_ids, other_weights) in zip(rows, others, strict=True):
+            assert ids.tolist() == other_ids.tolist()
+            np.testing.assert_allclose(weights, other_weights, rtol=1e-6)
+
+
+def test_rules_are_applied_before_the_copy(encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    maker, token_ids = encoder._maker, encoder._tokenizer(MANY).token_ids
+    copied = []
+    monkeypatch.setattr(compaction, "ROOM", 3)
+    monkeypatch.setattr(compaction, "_copied", lambda tensor: copied.append(len(tensor)) or (tensor, None))
+    for rows, _ in answers(maker, maker._ahead, token_ids, Rules(top_k=3)):
+        assert [len(ids) for ids, _ in rows] == [3] * len(rows)
+    assert max(copied) <= 1 + 7 * (len(MANY) // 7 + 1)
+
+
+def test_memory_that_runs_out_ahead_names_its_batch(encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    maker, token_ids = encoder._maker, encoder._tokenizer(MANY).token_ids
+    begin = maker._begin
+
+    def failing(ids, rules):
+        if len(seen) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        seen.append(len(ids))
+        return begin(ids, rules)
+
+    seen: list[int] = []
+    monkeypatch.setattr(maker, "_begin", failing)
+    with pytest.raises(DidNotFit) as caught:
+        answers(maker, maker._ahead, token_ids)
+    assert caught.value.places[0] == sum(seen)

@@ -1,0 +1,132 @@
+"""Loads of runs that lie in a store or on the web, into the real server: journals, restarts, refused documents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from forked import command
+from made_loads import MANY, broken_titles, ids_in, into, run_with_bad_titles
+from made_runs import DOCUMENTS, make_run
+from stores import FaultyStore, put_folder, stored, web_server
+
+from sparse_ingest.errors import StorageError
+from sparse_ingest.opensearch.client import Client, Connection, connect
+from sparse_ingest.opensearch.journal import DeadLetter, open_journal
+from sparse_ingest.places import RemotePath
+from sparse_ingest.runs.manifest import Run, open_run
+from sparse_ingest.verify import verify
+
+
+@pytest.fixture
+def client(opensearch_url: str) -> Iterator[Client]:
+    with closing(connect(Connection(opensearch_url))) as client:
+        yield client
+
+
+def in_store(run: Run, bucket: str, name: str = "run") -> Run:
+    assert isinstance(run.path, Path)
+    put_folder(run.path, RemotePath.at(f"{bucket}/{name}"))
+    return open_run(RemotePath.at(f"{bucket}/{name}"))
+
+
+def test_a_run_in_a_store_is_loaded_shown_and_verified(
+    client: Client, index_name: str, bucket: str, tmp_path: Path
+) -> None:
+    run = in_store(make_run(tmp_path / "run"), bucket)
+    report = into(client, index_name, run)
+    assert (report.documents, report.refused) == (5, 0)
+    assert report.journal == f"{bucket}/run/load/{client.cluster_uuid}/{report.uuid}"
+    assert into(client, index_name, run).loaded_shards == 0
+    assert ids_in(client, index_name) == set(DOCUMENTS)
+    shown = command("status", f"{bucket}/run", "--json")
+    assert [load["shards"] for load in json.loads(shown.out)["loads"]] == [2], shown.err
+    checked = command("verify", f"{bucket}/run", "--index", index_name, "--url", client.address, "--all")
+    assert checked.code == 0, checked.err
+    assert not [name for name in stored(RemotePath.at(bucket)) if "/locks/" in name]
+
+
+def test_dead_letters_lie_in_the_store_and_are_sent_again(
+    client: Client, index_name: str, bucket: str, tmp_path: Path
+) -> None:
+    run = in_store(run_with_bad_titles(tmp_path / "run", ("words", "small")), bucket)
+    report = into(client, index_name, run, pipeline=broken_titles(tmp_path))
+    assert report.refused == 2 and report.dead == f"{report.journal}/dead.jsonl"
+    lines = RemotePath.at(report.dead).read_text().splitlines()
+    assert sorted(json.loads(line)["id"] for line in lines) == ["small", "words"]
+    assert into(client, index_name, run, retry_dead=True, pipeline=broken_titles(tmp_path)).retried == 2
+    assert verify(run.path, index=index_name, connection=Connection(client.address)).refused_documents == 2
+
+
+@pytest.mark.slow
+def test_a_newer_run_in_a_store_is_loaded_as_its_differences(
+    client: Client, index_name: str, bucket: str, tmp_path: Path
+) -> None:
+    old = in_store(make_run(tmp_path / "old", MANY, shard_rows=16), bucket, "old")
+    newer = {**{key: terms for key, terms in MANY.items() if key != "d7"}, "d9": {"lamp": 2.0}}
+    new = in_store(make_run(tmp_path / "new", newer, shard_rows=16), bucket, "new")
+    into(client, index_name, old)
+    answer = command("load", f"{bucket}/new", "--index", index_name, "--url", client.address,
+                     "--since", f"{bucket}/old", "--delete-missing", "--json")  # fmt: skip
+    assert answer.code == 0, answer.err
+    report = json.loads(answer.out)
+    assert (report["deleted"], report["unchanged"]) == (1, 58)
+    assert ids_in(client, index_name) == set(newer)
+    assert verify(new.path, index=index_name, connection=Connection(client.address)).same
+
+
+def test_a_run_on_the_web_is_loaded_and_verified(
+    client: Client, index_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSE_INGEST_HOME", str(tmp_path / "home"))
+    make_run(tmp_path / "served" / "run")
+    before = sorted((tmp_path / "served").rglob("*"))
+    with web_server(tmp_path / "served") as url:
+        run = open_run(RemotePath.at(f"{url}/run"))
+        report = into(client, index_name, run)
+        assert (report.documents, report.refused) == (5, 0)
+        assert Path(report.journal).is_relative_to(tmp_path / "home")
+        assert into(client, index_name, run).loaded_shards == 0
+        assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).same
+    assert sorted((tmp_path / "served").rglob("*")) == before
+
+
+def test_a_store_that_fails_while_a_run_is_loaded_loses_nothing(
+    client: Client, index_name: str, spoiled: FaultyStore, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    run = in_store(make_run(tmp_path / "run", MANY, shard_rows=8), bucket)
+    spoiled.spoil("PUT .*journal", None, None, 503)
+    with pytest.raises(StorageError, match="start again: what is finished is kept"):
+        into(client, index_name, run)
+    spoiled.spoil("none")
+    report = into(client, index_name, run)
+    assert (report.documents, report.loaded_shards) == (len(MANY), 6)
+    assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).same
+
+
+def test_a_journal_in_a_store_holds_what_one_on_a_disk_would(bucket: str, tmp_path: Path) -> None:
+    letters = [DeadLetter("é", 0, 7, 400, "no"), DeadLetter("b", 0, 9, 400, "no")]
+    places = (RemotePath.at(f"{bucket}/load"), tmp_path / "load")
+    for place in places:
+        journal = open_journal(place, "CLUSTER", "INDEX")
+        assert journal.finished() == {} and list(journal.dead()) == []
+        journal.begin({0, 1})
+        journal.bury(letters)
+        if isinstance(place, RemotePath):
+            assert stored(place) == {}, "letters of a shard that is not finished stay here"
+        journal.finish(0, {"rows": 20, "acknowledged": 18, "refused": 2})
+        journal.begin({1})
+        journal.finish(1, {"rows": 3, "acknowledged": 3, "refused": 0})
+        again = open_journal(place, "CLUSTER", "INDEX")
+        assert list(again.dead()) == letters and again.refused() == {0: 2}
+        again.retried(0, letters[:1])
+    here = {str(path.relative_to(places[1])): path.read_bytes() for path in places[1].rglob("*.jsonl")}
+    assert stored(places[0]) == here
+    for place in places:
+        open_journal(place, "CLUSTER", "INDEX").clear()
+        assert open_journal(place, "CLUSTER", "INDEX").finished() == {}
+    assert stored(places[0]) == {}

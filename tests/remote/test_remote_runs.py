@@ -1,0 +1,211 @@
+"""Runs in a store and on the web: what a folder of this machine would hold, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from forked import command, start
+from made_checkpoints import make_masked_lm
+from made_runs import make_run
+from stores import FaultyStore, put_folder, stored, web_server
+from test_encode import ROWS, contents, lasting, write
+
+from sparse_ingest.errors import RunError
+from sparse_ingest.places import RemotePath
+from sparse_ingest.runs.checking import checked_parts
+from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.shards import read_doc_ids, read_vectors
+from sparse_ingest.search import search_run
+
+KEPT = ("manifest.json", "vocab.json", "complete.json", "shards/", "skipped/")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_masked_lm(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture
+def encode_arguments(model: Path, tmp_path: Path) -> list[object]:
+    rows = [*ROWS, {"_id": None, "text": "no id"}, ROWS[3]]
+    corpus = write(tmp_path / "corpus.jsonl", rows)
+    return ["encode", "--model", model, "--corpus", corpus, "--shard-rows", 8, "--device", "cpu", "--dtype", "float32",
+            "--on-bad-document", "skip"]  # fmt: skip
+
+
+def kept(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if name.startswith(KEPT)}
+
+
+def test_a_run_in_a_store_holds_the_bytes_of_one_in_a_folder(
+    encode_arguments: list[object], tmp_path: Path, bucket: str
+) -> None:
+    assert command(*encode_arguments, "--out", tmp_path / "run").code == 3
+    answer = command(*encode_arguments, "--out", f"{bucket}/a/run", "--json")
+    assert answer.code == 3, answer.err
+    assert json.loads(answer.out)["run"] == f"{bucket}/a/run"
+    run = RemotePath.at(f"{bucket}/a/run")
+    assert kept(stored(run)) == kept(contents(tmp_path / "run"))
+    assert lasting(open_run(run)) == lasting(open_run(tmp_path / "run"))
+    assert not [name for name in stored(run) if not name.startswith((*KEPT, "done/"))]
+    shown = command("status", f"{bucket}/a/run", "--json")
+    assert json.loads(shown.out)["complete"] and json.loads(shown.out)["rows"] == 20
+
+
+def test_a_run_in_a_store_goes_on_where_it_stopped(encode_arguments: list[object], tmp_path: Path, bucket: str) -> None:
+    assert command(*encode_arguments, "--out", f"{bucket}/run").code == 3
+    run = RemotePath.at(f"{bucket}/run")
+    before = stored(run)
+    open_run(run).unmark_done(1)
+    open_run(run).unmark_complete()
+    assert command(*encode_arguments, "--out", f"{bucket}/run/").code == 3
+    assert kept(stored(run)) == kept(before)
+    refused = command(*encode_arguments, "--out", f"{bucket}/run", "--shard-rows", 9)
+    assert refused.code == 1 and "shard_rows: the run has 8, asked is 9" in refused.err
+
+
+@pytest.mark.slow
+def test_vectors_of_a_run_in_a_store_are_used_again(
+    encode_arguments: list[object], tmp_path: Path, bucket: str
+) -> None:
+    assert command(*encode_arguments, "--out", f"{bucket}/old").code == 3
+    answer = command(*encode_arguments, "--out", f"{bucket}/new", "--reuse", f"{bucket}/old", "--json")
+    assert json.loads(answer.out)["reused"] == 20, answer.err
+    shards = [{k: v for k, v in stored(RemotePath.at(f"{bucket}/{name}")).items() if k[:6] == "shards"}
+              for name in ("old", "new")]  # fmt: skip
+    assert shards[0] == shards[1] and shards[0]
+    same = command(*encode_arguments, "--out", f"{bucket}/old", "--reuse", f"{bucket}/old/")
+    assert same.code == 2 and "is the run that --out makes" in same.err
+
+
+def test_two_processes_fill_one_run_in_a_store(encode_arguments: list[object], tmp_path: Path, bucket: str) -> None:
+    assert command(*encode_arguments, "--out", tmp_path / "run").code == 3
+    logs = [tmp_path / "log-0", tmp_path / "log-1"]
+    workers = [start(*encode_arguments, "--out", f"{bucket}/run", log=log) for log in logs]
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [3, 3], [log.read_text() for log in logs]
+    files = stored(RemotePath.at(f"{bucket}/run"))
+    assert kept(files) == kept(contents(tmp_path / "run"))
+    assert not [name for name in files if name.startswith("locks/")]
+
+
+@pytest.mark.parametrize("place", ["s3", "memory"])
+def test_what_is_no_run_is_left_alone(encode_arguments: list[object], bucket: str, place: str) -> None:
+    folder = RemotePath.at(f"{bucket}/other" if place == "s3" else f"memory://{time.monotonic_ns()}")
+    (folder / "notes.txt").write_whole(b"mine")
+    answer = command(*encode_arguments, "--out", folder)
+    assert answer.code == 1 and "is not empty and holds no run (found notes.txt)" in answer.err
+    assert stored(folder) == {"notes.txt": b"mine"}
+
+
+@pytest.mark.slow
+def test_a_run_in_another_file_system_of_fsspec(encode_arguments: list[object], tmp_path: Path) -> None:
+    """`memory://` stands for those that no test can reach, such as gs://."""
+    assert command(*encode_arguments, "--out", tmp_path / "run").code == 3
+    place = RemotePath.at(f"memory://{time.monotonic_ns()}/run")
+    assert command(*encode_arguments, "--out", place).code == 3
+    assert kept(stored(place)) == kept(contents(tmp_path / "run"))
+
+
+def test_a_damaged_shard_in_a_store_is_refused(tmp_path: Path, bucket: str) -> None:
+    make_run(tmp_path / "run")
+    place = RemotePath.at(f"{bucket}/run")
+    put_folder(tmp_path / "run", place)
+    run = open_run(place)
+    assert sum(len(part.fields) for part in checked_parts(run, run.done_shards())) == 5
+    content = bytearray(run.shard_path(0).read_bytes())
+    content[60] ^= 1
+    run.shard_path(0).write_whole(bytes(content))
+    with pytest.raises(RunError, match="The shard is damaged"):
+        list(checked_parts(run, [0]))
+
+
+def test_of_a_shard_in_a_store_only_what_is_asked_for_is_fetched(
+    tmp_path: Path, bucket: str, spoiled: FaultyStore
+) -> None:
+    documents = {f"d{number}": {"river": 1.0 + number} for number in range(100)}
+    fields = {doc_id: {"text": os.urandom(10_000).hex()} for doc_id in documents}
+    make_run(tmp_path / "run", documents, shard_rows=100, fields=fields)
+    place = RemotePath.at(f"{bucket}/shard.parquet")
+    content = (tmp_path / "run" / "shards" / "part-00000.parquet").read_bytes()
+    place.write_whole(content)
+    assert [doc_id for _, doc_id in read_doc_ids(place)] == list(documents)
+    assert read_vectors(place, 0).doc_ids == list(documents)
+    # Its footer, 64 KB of the end, is read twice.
+    assert spoiled.sent_of("GET") < 200_000 < len(content)
+
+
+def test_a_bucket_that_is_not_there_is_one_sentence(encode_arguments: list[object], bucket: str) -> None:
+    answer = command(*encode_arguments, "--out", f"{bucket}-none/run")
+    assert answer.code == 1
+    assert "cannot be written: the bucket or folder that it lies in does not exist" in answer.err
+
+
+def test_a_signed_link_to_a_corpus_is_in_no_file_and_no_message(
+    encode_arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "sig=hidden"
+    with web_server(tmp_path, token=secret) as url:
+        address = f"{url.replace('//', '//me:hidden@')}/corpus.jsonl?{secret}"
+        arguments = [address if str(one).endswith("corpus.jsonl") else one for one in encode_arguments]
+        answer = command(*arguments, "--out", tmp_path / "run", "--json")
+        assert answer.code == 3, answer.err
+        write(tmp_path / "corpus.jsonl", [*ROWS, {"_id": "another", "text": ""}])
+        changed = command(*arguments, "--out", tmp_path / "run")
+    assert changed.code == 1 and "corpus" in changed.err
+    monkeypatch.setattr("sparse_ingest.places._PAUSES_S", (0.01,))
+    nobody = f"http://me:hidden@127.0.0.1:9/corpus.jsonl?{secret}"
+    gone = command(*[nobody if one == address else one for one in arguments], "--out", tmp_path / "run")
+    assert gone.code == 1 and "corpus.jsonl cannot be looked at: " in gone.err, gone.err
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["identity"]["corpus"][0]["name"]
+    said = "".join(answer.out + answer.err for answer in (answer, changed, gone)).encode()
+    for content in (said, *contents(tmp_path / "run").values()):
+        assert b"hidden" not in content
+
+
+# The web
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    make_run(tmp_path / "served" / "run")
+    with web_server(tmp_path / "served", token="sig=hidden") as url:
+        yield f"{url}/run?sig=hidden"
+
+
+def test_a_run_on_the_web_is_searched_and_shown(web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSE_INGEST_HOME", str(tmp_path / "home"))
+    shown = command("status", web, "--json")
+    assert shown.code == 0, shown.err
+    assert json.loads(shown.out)["rows"] == 5
+    assert "hidden" not in shown.out + shown.err
+    run, here = open_run(RemotePath.at(web)), open_run(tmp_path / "served" / "run")
+    assert search_run(run, {"river": 1.0}, size=3) == search_run(here, {"river": 1.0}, size=3) != []
+    assert [part.fields for part in checked_parts(run, run.done_shards())] == [
+        part.fields for part in checked_parts(here, here.done_shards())
+    ]
+
+
+def test_a_run_on_the_web_is_not_written(web: str, encode_arguments: list[object]) -> None:
+    answer = command(*encode_arguments, "--out", web)
+    assert answer.code == 1 and "is a web address, which is for reading" in answer.err
+    assert "hidden" not in answer.err
+
+
+def test_an_unfinished_run_on_the_web_is_one_sentence(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", complete=False)
+    with web_server(tmp_path) as url:
+        answer = command("status", f"{url}/run")
+    assert answer.code == 1 and "a web server does not say which shards are there" in answer.err
+
+
+def test_a_run_on_the_web_that_is_none(tmp_path: Path) -> None:
+    with web_server(tmp_path) as url:
+        answer = command("status", f"{url}/run")
+    assert answer.code == 1 and "is no run folder" in answer.err

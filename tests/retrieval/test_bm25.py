@@ -1,0 +1,47 @@
+"""BM25 over texts gives the published figures of Lucene's variant."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from sparse_ingest.corpora.collections import read_qrels, read_queries
+from sparse_ingest.errors import MissingExtraError
+from sparse_ingest.records import Query
+from sparse_ingest.retrieval.bm25 import rank_texts
+from sparse_ingest.retrieval.measures import measure
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+MEASURES = ("nDCG@10", "RR", "R@100")
+
+
+class Found(NamedTuple):
+    query_id: str
+    doc_ids: list[str]
+    scores: list[float]
+
+
+@pytest.mark.parametrize(("name", "figures"), [("cranfield", [0.4937, 0.7742, 0.7387]), ("limit-small", [0.9920])])
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the folder shared/data is not there")
+def test_the_figures_are_those_of_the_reference(name, figures):
+    rows = map(json.loads, (SHARED / name / "corpus.jsonl").read_text(encoding="utf-8").splitlines())
+    documents = [(row["_id"], " ".join(filter(None, [row.get("title"), row["text"]]))) for row in rows]
+    ranked = (Found(*found) for found in rank_texts(documents, list(read_queries(SHARED / name)), 100))
+    mean = measure(ranked, read_qrels(SHARED / name), MEASURES[: len(figures)]).mean
+    assert [round(value, 4) for value in mean.values()] == figures
+
+
+def test_a_document_without_a_common_word_is_no_hit():
+    documents = [("a", "the river runs"), ("b", "a stone"), ("c", "")]
+    found = list(rank_texts(documents, [Query("1", "rivers"), Query("2", "zebra")], 10))
+    assert [(query_id, doc_ids) for query_id, doc_ids, _ in found] == [("1", ["a"]), ("2", [])]
+
+
+def test_without_the_extra_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    with pytest.raises(MissingExtraError, match=r"sparse-ingest\[evaluate\]"):
+        list(rank_texts([("a", "river")], [Query("1", "river")], 1))

@@ -1,0 +1,128 @@
+"""Measures agree with the library behind them, and two rankings with scipy's tests."""
+
+from __future__ import annotations
+
+import sys
+from typing import NamedTuple
+
+import ir_measures
+import numpy as np
+import pytest
+from scipy.stats import permutation_test, ttest_rel
+
+from sparse_ingest.errors import MissingExtraError, UsageError
+from sparse_ingest.retrieval import measures
+from sparse_ingest.retrieval.measures import compare, depth_of, measure
+
+
+class Found(NamedTuple):
+    query_id: str
+    doc_ids: list[str]
+    scores: list[float]
+
+
+def random_collection(queries: int = 40) -> tuple[list[Found], dict[str, dict[str, int]]]:
+    random = np.random.default_rng(3)
+    documents = [f"d{number}" for number in range(60)]
+    ranked, qrels = [], {}
+    for number in range(queries):
+        found = random.permutation(documents)[: random.integers(0, 50)].tolist()
+        # Of four scores only, so that there are ties.
+        scores = sorted(random.integers(1, 5, len(found)).astype(float).tolist(), reverse=True)
+        ranked.append(Found(f"q{number}", found, scores))
+        qrels[f"q{number}"] = {doc: int(random.integers(0, 3)) for doc in random.permutation(documents)[:9].tolist()}
+    return ranked, qrels
+
+
+def test_values_are_those_of_ir_measures_however_the_rankings_are_cut_into_blocks(monkeypatch):
+    ranked, qrels = random_collection()
+    # Those that trec_eval itself computes: the others order equal scores in another way.
+    names = ["nDCG@10", "RR", "R@100", "AP@100", "Success@1", "P(rel=2)@5"]
+    run = {one.query_id: dict(zip(one.doc_ids, one.scores, strict=True)) for one in ranked if one.doc_ids}
+    expected = ir_measures.calc([ir_measures.parse_measure(name) for name in names], qrels, run)
+    for block in (1, 7, 1000):
+        monkeypatch.setattr(measures, "_BLOCK", block)
+        found = measure(iter(ranked), qrels, names)
+        assert list(found.mean) == names
+        for name in names:
+            assert found.mean[name] == pytest.approx(expected.aggregated[ir_measures.parse_measure(name)], abs=1e-12)
+        for metric in expected.per_query:
+            assert found.per_query[str(metric.measure)][metric.query_id] == metric.value
+
+
+def test_every_measure_puts_the_larger_id_of_equal_scores_first():
+    for found in (["x", "y"], ["y", "x"]):
+        mean = measure([Found("a", found, [1.0, 1.0])], {"a": {"y": 1}}, ["RR", "RR@10", "P@1", "Judged@1"]).mean
+        assert mean == {"RR": 1.0, "RR@10": 1.0, "P@1": 1.0, "Judged@1": 1.0}
+
+
+def test_a_query_that_finds_nothing_counts_as_zero_and_one_without_judgements_not_at_all():
+    found = measure(
+        [Found("a", ["x"], [1.0]), Found("b", [], []), Found("z", ["x"], [1.0])],
+        {"a": {"x": 1}, "b": {"x": 1}, "never asked": {"x": 1}},
+        ["R@100"],
+    )
+    assert found.per_query == {"R@100": {"a": 1.0, "b": 0.0}}
+    assert found.mean == {"R@100": 0.5}
+
+
+def test_a_measure_is_named_as_it_was_asked_for():
+    found = measure([Found("a", ["y", "x"], [2.0, 1.0])], {"a": {"x": 1}}, ["MRR@10", "RR@10"])
+    assert found.mean == {"MRR@10": 0.5, "RR@10": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ndcg@10", "close to it: NDCG"),
+        ("accuracy@1", "accuracy@k is Success@k"),
+        ("xyzxyz", "no measure of ir-measures. Names"),
+        ("nDCG@x", "cut-off"),
+        ("P", "cut-off"),
+        ("nDCG(foo=1)@10", "parameters"),
+        ("", "cut-off"),
+    ],
+)
+def test_what_is_no_measure_is_said_in_a_sentence(name, words):
+    with pytest.raises(UsageError) as caught:
+        measure([], {}, ["RR", name])
+    assert repr(name) in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_as_many_documents_are_needed_as_the_largest_cutoff_and_at_least_a_hundred():
+    assert depth_of(["nDCG@10", "RR"]) == 100
+    assert depth_of(["nDCG@10", "R@1000"]) == 1000
+
+
+def test_two_rankings_are_compared_as_scipy_does():
+    random = np.random.default_rng(4)
+    first = random.random(30)
+    second = np.clip(first + random.normal(0.05, 0.15, 30), 0, 1)
+    values = [{"RR": {f"q{place}": float(value) for place, value in enumerate(one)}} for one in (first, second)]
+    [found] = compare(*values)
+    assert found.queries == 30
+    assert found.difference == pytest.approx(first.mean() - second.mean())
+    assert found.t_test == pytest.approx(ttest_rel(first, second).pvalue)
+    by_scipy = permutation_test(
+        (first, second), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples",
+        vectorized=True, n_resamples=9_999, rng=1,
+    )  # fmt: skip
+    # Both draw 9,999 swaps: their deviation is sqrt(p (1 - p) / 9,999), under 0.005.
+    assert found.randomisation == pytest.approx(by_scipy.pvalue, abs=0.02)
+    assert compare(*values) == [found]
+
+
+def test_equal_rankings_do_not_differ():
+    values = {"RR": {"a": 0.5, "b": 1.0}, "AP": {"a": 0.0, "b": 0.0}}
+    assert [(one.difference, one.t_test, one.randomisation) for one in compare(values, values)] == [(0.0, 1.0, 1.0)] * 2
+
+
+@pytest.mark.parametrize("library", ["ir_measures", "scipy.stats"])
+def test_without_the_extra_it_is_named(library, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingExtraError, match=r"sparse-ingest\[evaluate\]"):
+        if library == "ir_measures":
+            measure([], {}, ["RR"])
+        else:
+            compare({"RR": {"a": 1.0}}, {"RR": {"a": 1.0}})

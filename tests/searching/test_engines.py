@@ -1,0 +1,367 @@
+"""Every body of every engine, sent to a server: filters, two phases, hybrid, batches, texts that the server weighs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from made_indexes import assert_same_hits, bits, filled, random_documents, random_queries
+from made_runs import make_run
+
+from sparse_ingest.errors import ClusterError, PipelineError, UsageError
+from sparse_ingest.opensearch.client import Client, Connection, connect
+from sparse_ingest.opensearch.requests import (
+    Engine,
+    bm25_body,
+    engine_body,
+    hybrid_body,
+    msearch_bytes,
+    msearch_lines,
+    neural_sparse_body,
+    packaged_search_pipeline,
+    rank_feature_body,
+    server_side_body,
+    two_phase_body,
+)
+from sparse_ingest.opensearch.scores import two_phase_score
+from sparse_ingest.opensearch.two_phase import two_phase_split, two_phase_window
+from sparse_ingest.pipeline import IndexSettings, Pipeline, QuerySettings
+from sparse_ingest.queries.protocol import QueryWeights
+from sparse_ingest.runs.manifest import Run
+from sparse_ingest.search import engine_of, rank_index, search_hybrid, search_index, search_run, search_words
+
+SHARP = {"prune_type": "max_ratio", "prune_ratio": 0.4}
+EVEN = {"term": {"tag": "even"}}
+
+
+class Made(NamedTuple):
+    """The same documents in a run and in an index; `tags` by document."""
+
+    run: Run
+    index: str
+    tags: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def client(opensearch_url: str) -> Client:
+    return connect(Connection(url=opensearch_url))
+
+
+@pytest.fixture(scope="module")
+def made(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    documents = random_documents(120)
+    tags = {doc_id: ("even", "odd")[place % 2] for place, doc_id in enumerate(documents)}
+    fields = {
+        doc_id: {"title": f"Title of {doc_id}", "text": " ".join(terms) + " river", "tag": tags[doc_id]}
+        for doc_id, terms in documents.items()
+    }
+    run = make_run(tmp_path_factory.mktemp("made") / "run", documents, fields=fields, shard_rows=200)
+    with filled(client, run) as index:
+        yield Made(run, index, tags)
+
+
+def ask(client: Client, index: str, body: Mapping[str, Any]) -> list[tuple[str, float]]:
+    answer = client.call("POST", f"/{index}/_search", body)
+    return [(hit["_id"], hit["_score"]) for hit in answer["hits"]["hits"]]
+
+
+def exact(made: Made, weights: QueryWeights, size: int = 1000) -> list[tuple[str, float]]:
+    return [(hit.doc_id, hit.score) for hit in search_run(made.run, weights, size=size, stored=True)]
+
+
+def two_phases(made: Made, weights: QueryWeights, settings: Mapping[str, Any], size: int) -> list[tuple[str, float]]:
+    """What the processor makes of the documents of one shard."""
+    heavy, light = two_phase_split(weights, settings)
+    window = two_phase_window(settings, size)
+    added = dict(exact(made, light))
+    rescored = [
+        (doc_id, float(two_phase_score(np.float32(score), np.float32(added.get(doc_id, 0.0)))))
+        for doc_id, score in exact(made, heavy)[:window]
+    ]
+    return sorted(rescored, key=lambda pair: -pair[1])[:size]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"prune_type": "max_ratio", "prune_ratio": 0.7, "expansion_rate": 1.0},
+        {"prune_type": "top_k", "prune_ratio": 3, "expansion_rate": 1.5},
+        {"prune_type": "abs_value", "prune_ratio": 0.9, "expansion_rate": 2.0},
+        {"prune_type": "alpha_mass", "prune_ratio": 0.8, "expansion_rate": 2.5},
+        {"prune_type": "max_ratio", "prune_ratio": 0},
+    ],
+)
+def test_two_phase_scores_are_predicted_bit_for_bit(client: Client, made: Made, settings: dict[str, Any]) -> None:
+    asked = 0
+    for weights in random_queries(12):
+        if not two_phase_split(weights, settings)[0]:
+            continue
+        asked += 1
+        found = search_index(client, made.index, weights, size=7, engine=Engine("two-phase", two_phase=settings))
+        assert_same_hits([(hit.doc_id, hit.score) for hit in found], two_phases(made, weights, settings, 7), 7)
+        for hit in found:  # both phases are explained; their two sums may differ from one in the last bit
+            assert sum(term.contribution for term in hit.terms) == pytest.approx(hit.score, rel=2**-23)
+    assert asked >= 8
+
+
+def test_a_document_outside_the_window_keeps_the_score_of_its_first_phase(client: Client, made: Made) -> None:
+    weights = random_queries(3)[2]
+    settings = {"prune_type": "top_k", "prune_ratio": 2, "expansion_rate": 1.0}
+    heavy, light = two_phase_split(weights, settings)
+    body = two_phase_body(weights, field="sparse", size=5, settings=settings)
+    behind = ask(client, made.index, body | {"from": 5})
+    assert behind and light
+    assert_same_hits(behind, exact(made, heavy)[5:10], 5)
+
+
+def test_two_phases_of_weights_above_64_give_the_true_scores(client: Client, made: Made) -> None:
+    weights = {"word1": 300.0, "word2": 90.0, "word3": 20.0}
+    for settings in (SHARP, {"prune_type": "abs_value", "prune_ratio": 50.0}):
+        found = search_index(client, made.index, weights, size=20, engine=Engine("two-phase", two_phase=settings))
+        assert_same_hits([(hit.doc_id, hit.score) for hit in found], two_phases(made, weights, settings, 20), 20)
+
+
+def test_a_filter_changes_no_score_of_any_engine(client: Client, made: Made) -> None:
+    weights = random_queries(1)[0]
+    undotted = {token: weight for token, weight in weights.items() if "." not in token}
+    asked = {
+        "exact": (neural_sparse_body(weights, field="sparse", size=500, filter=EVEN), exact(made, weights)),
+        "plain": (rank_feature_body(undotted, field="sparse", size=500, filter=EVEN), exact(made, undotted)),
+        "two-phase": (
+            two_phase_body(weights, field="sparse", size=500, settings=SHARP, filter=EVEN),
+            two_phases(made, weights, SHARP, 500),
+        ),
+    }
+    for name, (body, unfiltered) in asked.items():
+        expected = [(doc_id, score) for doc_id, score in unfiltered if made.tags[doc_id] == "even"]
+        assert 0 < len(expected) < len(unfiltered), name
+        assert_same_hits(ask(client, made.index, body), expected, 500)
+
+
+def test_a_filter_finds_no_document_without_a_token_of_the_query(client: Client, made: Made) -> None:
+    """As a `should` beside a filter would, with the score 0."""
+    [only] = [doc_id for doc_id, _ in exact(made, {"word7": 1.0})][:1]
+    everything = {"match_all": {}}
+    found = search_index(client, made.index, {"word7": 1.0}, size=500, filter=everything)
+    assert only in [hit.doc_id for hit in found]
+    assert len(found) == len(exact(made, {"word7": 1.0})) < 120
+    assert search_index(client, made.index, {}, size=500, filter=everything) == []
+
+
+def test_a_body_can_stand_inside_a_larger_query(client: Client, made: Made) -> None:
+    weights = random_queries(2)[1]
+    clause = neural_sparse_body(weights, field="sparse", size=1)["query"]
+    body = {"query": {"bool": {"should": [clause], "must_not": [{"term": {"tag": "odd"}}]}}, "size": 500}
+    expected = [(doc_id, score) for doc_id, score in exact(made, weights) if made.tags[doc_id] == "even"]
+    assert_same_hits([hit for hit in ask(client, made.index, body) if hit[1] > 0], expected, 500)
+
+
+def min_max(scores: dict[str, float]) -> dict[str, float]:
+    """The normalisation of the packaged pipeline; the worst hit is lifted to 0.001 by the server."""
+    low, high = min(scores.values()), max(scores.values())
+    return {doc_id: max(0.001, (score - low) / (high - low)) for doc_id, score in scores.items()}
+
+
+def test_a_hybrid_search_is_the_mean_of_both_scores_brought_to_one(client: Client, made: Made) -> None:
+    weights, text = random_queries(5)[4], "word3 word9 title"
+    words = min_max(dict(ask(client, made.index, bm25_body(text, field="sparse", size=500))))
+    sparse = min_max(dict(exact(made, weights)))
+    expected = {doc_id: (words.get(doc_id, 0) + sparse.get(doc_id, 0)) / 2 for doc_id in words.keys() | sparse.keys()}
+    best = sorted(expected.values(), reverse=True)
+    for size in (500, 5):
+        found = ask(client, made.index, hybrid_body(text, weights, Engine(), size=size, depth=500))
+        assert dict(found) == pytest.approx({doc_id: expected[doc_id] for doc_id, _ in found}, rel=1e-5)
+        assert [score for _, score in found] == pytest.approx(best[:size], rel=1e-5)
+    shallow = hybrid_body(text, weights, Engine(), size=5, depth=None)
+    assert "pagination_depth" not in shallow["query"]["hybrid"]
+    assert [score for _, score in ask(client, made.index, shallow)] != pytest.approx(best[:5], rel=1e-3)
+    hits = search_hybrid(client, made.index, text, weights, size=5, filter=EVEN)
+    assert {made.tags[hit.doc_id] for hit in hits} == {"even"}
+    assert len(hits) == 5
+
+
+def test_a_hybrid_search_may_name_an_installed_pipeline(client: Client, made: Made) -> None:
+    name = made.index  # random, and deleted with the index below
+    client.call("PUT", f"/_search/pipeline/{name}", packaged_search_pipeline("rrf"))
+    try:
+        body = hybrid_body("word3", {"word3": 1.0}, Engine(), size=3, search_pipeline=name)
+        assert body["search_pipeline"] == name
+        # Reciprocal ranks: 1 / (60 + rank) of each leg.
+        assert ask(client, made.index, body)[0][1] <= 2 / 61 + 1e-6
+    finally:
+        client.call("DELETE", f"/_search/pipeline/{name}")
+
+
+def test_one_msearch_takes_bodies_of_every_engine(client: Client, made: Made) -> None:
+    weights = random_queries(1)[0]
+    bodies = [
+        engine_body(weights, Engine(), size=5),
+        engine_body(weights, Engine("two-phase", two_phase=SHARP), size=5),
+        hybrid_body("word3", weights, Engine(), size=5),
+        bm25_body("word3", field="sparse", size=5),
+    ]
+    one_by_one = [ask(client, made.index, body) for body in bodies]
+    for index, path in ((None, f"/{made.index}/_msearch"), (made.index, "/_msearch")):
+        answer = client.call("POST", path, msearch_bytes(bodies, index))
+        assert [
+            [(hit["_id"], hit["_score"]) for hit in one["hits"]["hits"]] for one in answer["responses"]
+        ] == one_by_one
+    assert list(msearch_lines(bodies[:1], "a")) == [{"index": "a"}, bodies[0]]
+    assert msearch_bytes(bodies[:1]).count(b"\n") == 2
+
+
+def test_an_index_with_a_default_search_pipeline_still_gives_exact_scores(client: Client, made: Made) -> None:
+    name = f"{made.index}-default"
+    client.call("PUT", f"/_search/pipeline/{name}", two_phase_body({}, field="sparse", size=1)["search_pipeline"])
+    client.call("PUT", f"/{made.index}/_settings", {"index.search.default_pipeline": name})
+    try:
+        weights = random_queries(4)[3]
+        assert len(ask(client, made.index, neural_sparse_body(weights, field="sparse", size=500))) < len(
+            exact(made, weights)
+        )
+        found = [(hit.doc_id, hit.score) for hit in search_index(client, made.index, weights, size=500)]
+        assert_same_hits(found, exact(made, weights), 500)
+    finally:
+        client.call("PUT", f"/{made.index}/_settings", {"index.search.default_pipeline": None})
+        client.call("DELETE", f"/_search/pipeline/{name}")
+
+
+def test_a_server_side_body_lets_an_analyzer_make_the_weights(client: Client, made: Made) -> None:
+    """The standard analyzer gives every word the weight 1.0."""
+    body = server_side_body("word3 word9", Engine(), size=500, analyzer="standard", filter=EVEN)
+    expected = [pair for pair in exact(made, {"word3": 1.0, "word9": 1.0}) if made.tags[pair[0]] == "even"]
+    assert_same_hits(ask(client, made.index, body), expected, 500)
+    two = server_side_body("word3 word9", Engine("two-phase", two_phase=SHARP), size=500, analyzer="standard")
+    assert_same_hits(ask(client, made.index, two), exact(made, {"word3": 1.0, "word9": 1.0}), 500)
+
+
+def test_a_server_side_body_names_one_way_to_make_weights() -> None:
+    """Without any, OpenSearch 3.1 and newer take bert-uncased and say nothing."""
+    for named in ({}, {"analyzer": "a", "model_id": "b"}):
+        with pytest.raises(UsageError, match="either a model_id or an analyzer"):
+            server_side_body("word", Engine(), size=1, **named)
+    with pytest.raises(UsageError, match="The query is empty"):
+        server_side_body(" ", Engine(), size=1, analyzer="a")
+    body = server_side_body("word", Engine(), size=1, model_id="b")
+    assert body["query"] == {"neural_sparse": {"sparse": {"query_text": "word", "model_id": "b"}}}
+
+
+def vectors(count: int) -> dict[str, dict[str, Any]]:
+    """Documents of a sparse_vector field; every third holds none of the tokens that are asked for."""
+    return {
+        f"d{number}": {
+            "sparse": {"7": 1.0} if number % 3 == 0 else {"1": 1 + number / 16, "2": 0.5},
+            "tag": ("even", "odd")[number % 2],
+            "text": "word" if number % 2 else "other",
+        }
+        for number in range(count)
+    }
+
+
+@pytest.fixture(scope="module", params=[1, 1000], ids=["clusters", "features"])
+def seismic_index(client: Client, made: Made, request: pytest.FixtureRequest) -> Iterator[str]:
+    name = f"{made.index}-seismic-{request.param}"
+    method = {"name": "seismic", "parameters": {"approximate_threshold": request.param}}
+    properties = {"sparse": {"type": "sparse_vector", "method": method}, "tag": {"type": "keyword"}}
+    properties |= {"title": {"type": "text"}, "text": {"type": "text"}}
+    settings = {"index": {"sparse": True, "number_of_replicas": 0}}
+    client.call("PUT", f"/{name}", {"settings": settings, "mappings": {"dynamic": False, "properties": properties}})
+    lines = "".join(
+        f"{json.dumps({'index': {'_id': doc_id}})}\n{json.dumps(source)}\n" for doc_id, source in vectors(30).items()
+    )
+    client.call("POST", f"/{name}/_bulk", lines.encode(), params={"refresh": "true"})
+    yield name
+    client.call("DELETE", f"/{name}")
+
+
+def test_seismic_with_a_filter_fills_its_hits_with_matching_documents_only(client: Client, seismic_index: str) -> None:
+    """The server alone would give documents that match the filter and no token, with score 0."""
+    engine = Engine("seismic", kind="sparse_vector", seismic={"top_n": 5, "heap_factor": 2.0, "k": 2})
+    body = engine_body({"1": 1.0, "2": 2.0}, engine, size=30, filter=EVEN)
+    expected = {doc_id for doc_id, one in vectors(30).items() if one["tag"] == "even" and "1" in one["sparse"]}
+    assert {doc_id for doc_id, _ in ask(client, seismic_index, body)} == expected
+    parameters = body["query"]["neural_sparse"]["sparse"]["method_parameters"]
+    assert parameters == {"k": 30, "top_n": 5, "heap_factor": 2.0, "filter": EVEN}
+    unbounded = {key: value for key, value in body.items() if key != "min_score"}
+    assert min(score for _, score in ask(client, seismic_index, unbounded)) == 0
+
+
+def test_seismic_goes_with_words_and_with_texts_that_the_server_weighs(client: Client, seismic_index: str) -> None:
+    engine = Engine("seismic", kind="sparse_vector", keys={"one": "1"})
+    found = search_hybrid(client, seismic_index, "word", {"one": 1.0}, size=30, engine=engine)
+    with_token = {doc_id for doc_id, one in vectors(30).items() if "1" in one["sparse"]}
+    assert {hit.doc_id for hit in found} == with_token | {doc_id for doc_id in vectors(30) if int(doc_id[1:]) % 2}
+    # The standard analyzer gives the ids themselves.
+    body = server_side_body("1 2", engine, size=30, analyzer="standard", filter=EVEN)
+    asked = engine_body({"1": 1.0, "2": 1.0}, engine, size=30, filter=EVEN)
+    assert ask(client, seismic_index, body) == ask(client, seismic_index, asked) != []
+
+
+def test_a_query_weight_that_clusters_clip_is_told_once(
+    client: Client, seismic_index: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = Pipeline(index=IndexSettings(kind="sparse_vector"))
+    engine = replace(engine_of(pipeline, client, seismic_index), keys={"one": "1"})
+    assert engine.ceiling == 16.0
+    queries = [("a", {"one": 16.0}), ("b", {"one": 17.5}), ("c", {"one": 40.0})]
+    ranked = list(rank_index(client, seismic_index, queries, engine, size=1))
+    if seismic_index.endswith("-1"):
+        assert ranked[0].scores == ranked[1].scores == ranked[2].scores
+    else:  # segments without clusters do not clip
+        assert ranked[0].scores < ranked[1].scores < ranked[2].scores
+    told = [record.getMessage() for record in caplog.records if "quantization_ceiling_search" in record.getMessage()]
+    assert len(told) == 1
+    assert "17.5 is above 16" in told[0]
+
+
+def test_two_phases_on_a_sparse_vector_field_are_refused(client: Client, seismic_index: str) -> None:
+    with pytest.raises(ClusterError, match="Two-phase search needs a rank_features field"):
+        search_index(client, seismic_index, {"1": 1.0}, size=5, engine=Engine("two-phase"))
+
+
+def test_an_engine_that_the_field_does_not_have_is_refused_by_name() -> None:
+    for engine, kind, others in (
+        ("seismic", "rank_features", "exact and two-phase can"),
+        ("exact", "sparse_vector", "seismic can"),
+        ("two-phase", "sparse_vector", "seismic can"),
+    ):
+        pipeline = Pipeline(index=IndexSettings(kind=kind), query=QuerySettings(engine=engine))
+        with pytest.raises(PipelineError, match=f"engine {engine} cannot search a {kind} field; {others}"):
+            engine_of(pipeline)
+    assert engine_of(Pipeline()).name == "exact"
+    assert engine_of(Pipeline(index=IndexSettings(kind="sparse_vector"))).name == "seismic"
+
+
+def test_unknown_settings_of_an_engine_are_named() -> None:
+    with pytest.raises(PipelineError, match="two_phase has a key 'ratio'; known are expansion_rate, max_window_size"):
+        engine_of(Pipeline(query=QuerySettings(two_phase={"ratio": 1})))
+    with pytest.raises(PipelineError, match="seismic has a key 'cut'; known are heap_factor, k, top_n"):
+        engine_of(Pipeline(query=QuerySettings(seismic={"cut": 1})))
+
+
+def test_what_has_no_effect_beside_an_engine_is_refused() -> None:
+    with pytest.raises(UsageError, match="cannot collapse"):
+        engine_body({"a": 1.0}, Engine("two-phase"), size=1, collapse="parent")
+    with pytest.raises(UsageError, match="leaves the parts of a hybrid query alone"):
+        hybrid_body("a", {"a": 1.0}, Engine("two-phase"), size=1)
+    with pytest.raises(UsageError, match="no token of the query is left for the first phase"):
+        two_phase_body({"a": 1.0}, field="f", size=1, settings={"prune_type": "alpha_mass", "prune_ratio": 0.5})
+
+
+def test_the_server_agrees_that_the_field_is_wrong(client: Client, made: Made) -> None:
+    for field in ("nowhere", "title"):
+        with pytest.raises(ClusterError, match=rf"no sparse field of index '{made.index}'.*index\.field"):
+            search_index(client, made.index, {"word1": 1.0}, size=1, engine=Engine(field=field))
+
+
+def test_more_hits_than_an_index_gives_are_one_sentence(client: Client, made: Made) -> None:
+    with pytest.raises(ClusterError, match=r"gives fewer hits in one request.*-k"):
+        search_words(client, made.index, "word1", size=10_001)
+    assert bits(exact(made, {"word1": 1.0})[0][1]) == bits(
+        search_index(client, made.index, {"word1": 1.0}, size=1)[0].score
+    )

@@ -1,0 +1,37 @@
+"""What a hit shows of its text."""
+
+from __future__ import annotations
+
+from sparse_ingest.searching.hits import Hit, TermShare, marked, snippet
+
+
+def hit_of(text: str, *tokens: str) -> Hit:
+    return Hit(1, 1.0, "a", {"text": text}, [TermShare(token, 1.0, 1.0, 1.0) for token in tokens])
+
+
+def test_a_snippet_folds_whitespace_and_shows_the_place_of_the_heaviest_term_that_is_there() -> None:
+    text = "filler words " * 40 + "the\n\n  Exception   is caught " + "more words " * 40
+    shown = snippet(hit_of(text, "absent", "##ing", "except", "filler"))
+    assert "the Exception is caught" in shown
+    assert shown.startswith("…") and shown.endswith("…")
+    assert 150 <= len(shown) <= 185
+
+
+def test_a_snippet_prefers_the_whole_word_and_begins_at_the_start_without_any() -> None:
+    text = "anchor " * 60 + "an end"
+    assert snippet(hit_of(text, "an")).endswith("an end")
+    assert snippet(hit_of(text, "zebra")).startswith("anchor anchor")
+    assert snippet(hit_of("short  text", "zebra")) == "short text"
+    assert snippet(Hit(1, 1.0, "a", {}, [])) == ""
+
+
+def test_a_snippet_of_a_text_without_spaces_still_shows_the_term() -> None:
+    shown = snippet(hit_of("、".join(["長い文"] * 100) + "、川、" + "、".join(["長い文"] * 100), "川"))
+    assert "川" in shown and len(shown) <= 185
+
+
+def test_matched_words_and_beginnings_of_words_are_marked_and_pieces_are_not() -> None:
+    hit = hit_of("", "except", "catch", "##ion", ".", "Ġriver")
+    shown = marked("Catch the exception. A river, a driver.", hit, lambda word: f"<{word}>")
+    assert shown == "<Catch> the <except>ion. A <river>, a driver."
+    assert marked("nothing", hit_of("", "."), str.upper) == "nothing"

@@ -1,0 +1,124 @@
+"""Many queries: the order of the answers, requests at once, and what stops them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from made_indexes import assert_same_hits, filled, random_documents, random_queries
+from made_runs import make_run
+
+from sparse_ingest.errors import ClusterError, UsageError
+from sparse_ingest.opensearch.client import Client, Connection, connect
+from sparse_ingest.records import Query
+from sparse_ingest.runs.manifest import Run
+from sparse_ingest.search import Engine, rank_index, rank_words, search_index, search_run, search_words
+
+
+@pytest.fixture(scope="module")
+def client(opensearch_url: str) -> Client:
+    return connect(Connection(url=opensearch_url))
+
+
+@pytest.fixture(scope="module")
+def made(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, str]]:
+    run = make_run(tmp_path_factory.mktemp("made") / "run", random_documents(80), shard_rows=100)
+    with filled(client, run) as index:
+        yield run, index
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_rankings_come_in_the_order_of_the_queries_with_exact_scores(
+    client: Client, made: tuple[Run, str], concurrency: int
+) -> None:
+    run, index = made
+    queries = [(f"q{place}", weights) for place, weights in enumerate(random_queries(30))]
+    ranked = list(rank_index(client, index, iter(queries), Engine(), size=10, concurrency=concurrency))
+    assert [one.query_id for one in ranked] == [query_id for query_id, _ in queries]
+    for one, (_, weights) in zip(ranked, queries, strict=True):
+        exact = [(hit.doc_id, hit.score) for hit in search_run(run, weights, size=10, stored=True)]
+        assert_same_hits(list(zip(one.doc_ids, one.scores, strict=True)), exact, 10)
+        assert 0 < one.latency_s < 60
+        assert one.took_ms is not None and one.took_ms <= one.latency_s * 1000
+
+
+def test_a_ranking_has_the_scores_of_a_search_also_above_64_and_in_two_phases(
+    client: Client, made: tuple[Run, str]
+) -> None:
+    weights = {"word1": 300.0, "word2": 2.0}
+    for engine in (Engine(), Engine("two-phase")):
+        [ranked] = rank_index(client, made[1], [("a", weights)], engine, size=9)
+        hits = search_index(client, made[1], weights, size=9, engine=engine)
+        assert (ranked.doc_ids, ranked.scores) == ([hit.doc_id for hit in hits], [hit.score for hit in hits])
+
+
+def test_a_filter_holds_for_every_query(client: Client, made: tuple[Run, str]) -> None:
+    everything, nothing = {"match_all": {}}, {"match_none": {}}
+    queries = [("a", {"word1": 1.0}), ("b", {"word2": 1.0})]
+    assert all(one.doc_ids for one in rank_index(client, made[1], queries, Engine(), size=5, filter=everything))
+    assert not any(one.doc_ids for one in rank_index(client, made[1], queries, Engine(), size=5, filter=nothing))
+
+
+def test_words_are_ranked_as_a_search_finds_them(client: Client, made: tuple[Run, str]) -> None:
+    queries = [Query("a", "doc 5"), Query("b", "nowhere")]
+    first, second = rank_words(client, made[1], queries, field="sparse", size=5, concurrency=2)
+    assert first.doc_ids == [hit.doc_id for hit in search_words(client, made[1], "doc 5", size=5)] != []
+    assert second.doc_ids == []
+
+
+class Slow:
+    """The client of a cluster that takes its time; counts the requests that are on their way together."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self.now = self.most = self.asked = 0
+        self.address = client.address
+
+    def call(self, *arguments: Any, **settings: Any) -> Any:
+        with self._lock:
+            self.asked += 1
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.03)
+        try:
+            return self._client.call(*arguments, **settings)
+        finally:
+            with self._lock:
+                self.now -= 1
+
+
+def test_as_many_requests_as_asked_for_are_on_their_way_and_few_queries_are_taken_ahead(
+    client: Client, made: tuple[Run, str]
+) -> None:
+    slow: Any = Slow(client)
+    taken = 0
+
+    def queries() -> Iterator[tuple[str, dict[str, float]]]:
+        nonlocal taken
+        for number in range(1000):
+            taken += 1
+            yield str(number), {"word1": 1.0}
+
+    ranked = rank_index(slow, made[1], queries(), Engine(), size=1, concurrency=3)
+    for _ in range(12):
+        next(ranked)
+    assert slow.most == 3
+    assert taken <= 12 + 2 * 3
+    ranked.close()  # type: ignore[attr-defined]
+    asked = slow.asked
+    assert asked <= taken
+    time.sleep(0.1)
+    assert slow.asked == asked
+
+
+def test_the_first_refusal_ends_it_with_its_sentence(client: Client, made: tuple[Run, str]) -> None:
+    queries = [("a", {"word1": 1.0}), ("b", {str(number): 1.0 for number in range(1025)})]
+    ranked = rank_index(client, made[1], queries, Engine(), size=1, concurrency=2)
+    with pytest.raises(UsageError, match="1025 tokens"):
+        list(ranked)
+    with pytest.raises(ClusterError, match="No index or alias"):
+        list(rank_index(client, f"{made[1]}-gone", queries[:1], Engine(), size=1))
