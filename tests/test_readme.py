@@ -37,13 +37,14 @@ def test_the_readme_commands_run(opensearch_url: str, index_name: str, tmp_path:
     script = re.sub(r"^pip install.*$|^export .*$", "", script, flags=re.MULTILINE)
     script = re.sub(r"(--index |/)articles(?=[ /\n]|$)(?!\.)", rf"\1{index_name}", script.replace("runs/articles", "R"))
     script = script.replace("--pipeline splade-mini", "--pipeline demo")
+    script = script.replace("--index drafts", f"--index {index_name}-drafts")
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "SPARSE_INGEST_URL": opensearch_url,
     }
     done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "The index holds what the run says." in done.stdout
