@@ -8,8 +8,8 @@ the named models over the vocabulary of BERT, so that nothing is downloaded; `--
 texts are those of --corpus, or the passages of `sparse-ingest demo`, cut at --max-length. Peers that this environment
 does not have get one of their own, with the torch and transformers of this one. Prints one table a shape: medians of
 the rounds, the ratio to sentence-transformers in its best setting and in float32 at batch 32, the share of what the
-machine does in a large product of the same dtype, and how many terms above 0.1 are those of sentence-transformers in
-float32.
+machine does in a large product of the same dtype, the processor time of a document, which other work on the machine
+changes less than the rates, and how many terms above 0.1 are those of sentence-transformers in float32.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Contender:
     job: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
 
     def answer(self) -> dict[str, Any]:
@@ -64,6 +65,7 @@ class Contender:
         self.process.stdin.flush()
         found = self.answer()
         self.seconds.append(found["seconds"])
+        self.cpu_seconds.append(found["cpu_seconds"])
         self.peak_bytes = found["peak_bytes"]
 
 
@@ -200,7 +202,7 @@ def show(shape: str, contenders: dict[str, Contender], documents: int) -> None:
     print(f"\n{shape}: {facts['tokens'] / documents:.0f} tokens a document, "
           f"{facts['flops'] / documents / 1e9:.2f} GFLOP a document")  # fmt: skip
     print(f"{'encoder':<38}{'setting':<20}{'docs/s':>10}{'min':>10}{'max':>10}{'tokens/s':>12}"
-          f"{'to best':>9}{'to base':>9}{'of peak':>9}{'peak MB':>9}{'terms':>8}")  # fmt: skip
+          f"{'to best':>9}{'to base':>9}{'of peak':>9}{'cpu ms':>9}{'peak MB':>9}{'terms':>8}")  # fmt: skip
     bounds: dict[str, float] = {}
     expected = contenders[BASE].facts["terms"]
     for name, one in contenders.items():
@@ -213,6 +215,7 @@ def show(shape: str, contenders: dict[str, Contender], documents: int) -> None:
         print(f"{name:<38}{one.facts['settings']:<20}{median[name]:>10.1f}{min(rates[name]):>10.1f}"
               f"{max(rates[name]):>10.1f}{median[name] * facts['tokens'] / documents:>12.0f}"
               f"{median[name] / median[BEST]:>9.2f}{median[name] / median[BASE]:>9.2f}{share:>9}"
+              f"{statistics.median(one.cpu_seconds) / documents * 1e3:>9.2f}"
               f"{one.peak_bytes / 1e6:>9.0f}{agreement(expected, found) if found else '':>8}")  # fmt: skip
 
 

@@ -40,9 +40,10 @@ def main() -> None:
     terms = contender.terms(texts[:COMPARED])
     say({"settings": contender.settings, "terms": terms, **contender.facts})
     for _ in sys.stdin:
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         contender.encode(texts)
-        say({"seconds": time.perf_counter() - began, "peak_bytes": peak_bytes()})
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - used
+        say({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": peak_bytes()})
 
 
 def say(answer: Job) -> None:

@@ -4,11 +4,14 @@
 
 Docstrings of this environment (passages.py) are encoded once into FOLDER, with the small checkpoint of the demo, and
 loaded into indexes of one merged segment: rank_features for exact and two-phase, sparse_vector for SEISMIC, as the
-server has it and once more with longer posting lists (--n-postings). The loader sets approximate_threshold below the
-number of passages, so that clusters really exist; the benchmark asks for a hit's explanation and stops when it names
-none. The settings of an index take turns on 20 queries at a time. Recall@10 is the share of the ten best of exact
-search that is found. Two more figures: the time to make a query of a text, and our client's time over that of the same
-bytes sent with http.client. Without --url a server is started, and deleted afterwards.
+server has it and once more with longer posting lists (--n-postings). By itself the server keeps the max(0.0005 x
+documents, 160) heaviest documents of a token; a document in no list of a query's top_n tokens is never found, so a
+table says which recall the lists allow. Time to build them grows with the square of n_postings. The loader sets
+approximate_threshold below the number of passages, so that clusters really exist; the benchmark asks for a hit's
+explanation and stops when it names none. The settings of an index take turns on 20 queries at a time. Recall@10 is the
+share of the ten best of exact search that is found. Two more figures: the time to make a query of a text, and our
+client's time over that of the same bytes sent with http.client. Without --url a server is started, and deleted
+afterwards.
 Not covered: concurrent searches, several shards, and relevance (`sparse-ingest evaluate`).
 """
 
@@ -25,6 +28,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -44,7 +48,8 @@ from sparse_ingest.pipeline import IndexSettings, Pipeline, packaged_folder
 from sparse_ingest.planning.engines import SIZE, Setting, Timed, measure
 from sparse_ingest.queries.protocol import QueryWeights
 from sparse_ingest.query import pipeline_of_run, query_encoder, token_keys, weigh_many
-from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.manifest import Run, open_run
+from sparse_ingest.runs.shards import read_shard_vectors
 from sparse_ingest.search import Engine, rank_index
 
 MODEL = "package:cognition/model"
@@ -73,7 +78,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="times that each setting is asked all queries")
     parser.add_argument("--url", help="an OpenSearch to use; indexes sparse-ingest-bench-search-* are made there")
     parser.add_argument("--heap", default="2g", help="of the server that is started otherwise")
-    parser.add_argument("--n-postings", type=int, default=2000, help="of a second SEISMIC index; 0: none")
+    parser.add_argument("--n-postings", type=int, default=1000, help="of a second SEISMIC index; 0: none")
     parser.add_argument("--keep", action="store_true", help="leave the indexes, which a later call then uses")
     given = parser.parse_args()
     corpus = prepare(given.run, given.passages)
@@ -157,6 +162,7 @@ def compare(client: Client, folder: Path, count: int, rounds: int, n_postings: i
             timed += measure(client, index, settings, [asked] * len(settings))
         print(f"round {turn + 1} done", file=sys.stderr)
     print_engines(timed, [setting for settings in of_index.values() for setting in settings])
+    print_bounds(run, asked, n_postings)
     print_building(pipeline, [query.text for query in queries])
     print_overhead(client, asked, rounds)
 
@@ -193,6 +199,38 @@ def print_engines(timed: Sequence[Timed], settings: Sequence[Setting]) -> None:
         words = ", ".join(f"{name} {value:g}" for name, value in setting.parameters.items())
         print(f"{f'{setting.engine.name} {words}':<52}{recall:>8.3f}{client_ms[0]:>9.2f}{client_ms[1]:>9.2f}"
               f"{server_ms[0]:>9.0f}{server_ms[1]:>9.0f}{of_exact * 1000 / client_ms[0]:>8.2f}")  # fmt: skip
+
+
+def print_bounds(run: Run, asked: Queries, n_postings: int) -> None:
+    """The share of the ten best that is in the posting lists of a query's heaviest tokens: no search finds more."""
+    number = {token: token_id for token_id, token in enumerate(run.vocabulary()) if token is not None}
+    wanted = np.zeros(len(run.vocabulary()), np.bool_)
+    wanted[[number[token] for _, weights in asked for token in weights if token in number]] = True
+    parts, documents = [], 0
+    for shard in run.done_shards():
+        for part in read_shard_vectors(run.shard_path(shard)):
+            held = wanted[part.token_ids]
+            rows = np.repeat(np.arange(documents, documents + len(part.doc_ids)), np.diff(part.indptr))
+            parts.append((part.token_ids[held], rows[held], part.weights[held].astype(np.float32)))
+            documents += len(part.doc_ids)
+    token_ids, rows, postings = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    order = np.lexsort((-postings, token_ids))  # each list from its heaviest document on
+    token_ids, rows, postings = token_ids[order], rows[order], postings[order]
+    lengths = [max(160, documents // 2000), *([n_postings] if n_postings else [])]
+    shares: dict[tuple[int, int], list[float]] = {}
+    for _, weights in asked:
+        known = [(np.searchsorted(token_ids, [number[token], number[token] + 1]), weight)
+                 for token, weight in weights.items() if token in number]  # fmt: skip
+        scores = np.zeros(documents)
+        for (start, end), weight in known:
+            scores[rows[start:end]] += postings[start:end] * weight
+        best = np.argsort(-scores, kind="stable")[:10]
+        for length, top_n in product(lengths, (3, 5, 10, 20)):
+            lists = [rows[start : min(end, start + length)] for (start, end), _ in known[:top_n]]
+            shares.setdefault((length, top_n), []).append(float(np.isin(best, np.concatenate(lists)).mean()))
+    print()
+    for (length, top_n), values in shares.items():
+        print(f"lists of {length} documents, top_n {top_n}: recall of {np.mean(values):.3f} at most")
 
 
 def print_building(pipeline: Pipeline, texts: Sequence[str]) -> None:

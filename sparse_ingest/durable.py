@@ -8,9 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+from sparse_ingest.errors import StorageError
 from sparse_ingest.places import Place, RemotePath
+
+_ATTEMPTS = 5
 
 
 def write_atomic(path: Place, content: bytes, *, exclusive: bool = False) -> None:
@@ -40,14 +44,32 @@ def write_atomic(path: Place, content: bytes, *, exclusive: bool = False) -> Non
     sync_folder(path.parent)
 
 
-def move_whole(scratch: Path, target: Place) -> None:
-    """Give a file that is complete and synced its final name, which may lie in a store."""
+def move_whole(scratch: Path, target: Place, before: Callable[[], None]) -> None:
+    """Give a file that is complete and synced its final name, which may lie in a store.
+
+    `before` is called before anything changes there, and may refuse.
+    """
+    before()
     if isinstance(target, RemotePath):
-        target.upload(scratch)
+        _create(scratch, target, before)
         scratch.unlink()
         return
     scratch.replace(target)
     sync_folder(target.parent)
+
+
+def _create(source: Path, target: RemotePath, before: Callable[[], None]) -> None:
+    """Upload a file. One that is there is removed first and never replaced: a request that is late, from a process
+    that `before` would refuse by now, must find it and fail.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            return target.upload(source, exclusive=True)
+        except FileExistsError:
+            # Left by a process that was killed, or our own, if the answer was lost.
+            before()
+            target.unlink(missing_ok=True)
+    raise StorageError(f"{target} is written by another process again and again. Stop that one, and start again.")
 
 
 def sync_folder(folder: Place) -> None:

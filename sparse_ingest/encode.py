@@ -178,10 +178,13 @@ class _Job:
     def _choose_dtype(self) -> tuple[str, dict[str, Any]]:
         """What `auto` stands for on the first documents of the corpus, and why."""
         from sparse_ingest.models.documents import choose_device
-        from sparse_ingest.models.precision import SAMPLE, choose_dtype
+        from sparse_ingest.models.precision import SAMPLE, candidates, choose_dtype
 
         texts = [row.document.text for row in self.cursor.peek(SAMPLE) if row.document]
-        choice = choose_dtype(self._encoder_of, choose_device(self.options.device), texts)
+        device = choose_device(self.options.device)
+        if faster := candidates(device):
+            self.progress.note(f"Trying {' and '.join(faster)} against float32 on the first documents.")
+        choice = choose_dtype(self._encoder_of, device, texts)
         return choice["dtype"], {"dtype": choice}
 
     def _encoder_of(self, dtype: str, *, pruned: bool = False) -> DocumentEncoder:
@@ -353,7 +356,7 @@ class _Job:
             scratch=scratch,
             target=self.run.shard_path(shard),
             schema=self.schema,
-            before=lambda: self.run.refuse_lost(shard),
+            before=self.run.refuse_lost,
         )
 
     def _refuse_or_drop_duplicates(self) -> None:

@@ -3,6 +3,7 @@
 In: queries, judgements, and what is searched: a run folder (exactly, also with the weights that an index would keep)
 or an index (with any engine). Out: measures by query and together, active dimensions, sparsity, FLOPS, latency; BM25
 beside them. Queries stream through: encoded in batches, searched, measured in blocks.
+Where judgements name documents and passages were encoded, the best passage of a document stands for it.
 Queries without judgements are not asked. Judged queries that the file lacks have no part in any mean.
 Not covered: collections on a hub (nano_beir.py).
 """
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from sparse_ingest.corpora.collections import read_qrels, read_queries
-from sparse_ingest.errors import ClusterError, CorpusError
+from sparse_ingest.errors import ClusterError, CorpusError, UsageError
 from sparse_ingest.query import weigh_many
+from sparse_ingest.records import PARENT, document_id, passage_number
 from sparse_ingest.retrieval.measures import Measured, Qrels, compare, depth_of, measure, parse_measures
 from sparse_ingest.retrieval.terms import QueryTerms, Sparsity, TermCounts, flops, sparsity
 from sparse_ingest.retrieval.trec import read_trec_run, trec_lines
@@ -175,16 +177,19 @@ def evaluate_run(
     Raises:
         CorpusError: the run has none of the judged documents.
     """
-    documents, known = _count_terms(run, collection.judged_documents())
-    _check_judged(collection, known, f"The run {run.path}")
+    counted = _count_terms(run, collection.judged_documents())
+    passages = _of_passages(counted.known, counted.known_parents)
+    _check_judged(collection, counted.known_parents if passages else counted.known, f"The run {run.path}")
     terms = QueryTerms()
     weights = terms.passing(weigh_many(collection.queries(), pipeline))
     name = "exact, 9 bits" if stored else "exact"
-    search = _measured(name, rank_run(run, weights, size=size, stored=stored), collection, measures, trec)
+    ranked = rank_run(run, weights, size=size, stored=stored, passages=passages)
+    search = _measured(name, ranked, collection, measures, trec)
     baseline = None
     if bm25:
-        baseline = _measured("BM25", _rank_texts(run, list(collection.queries()), size), collection, measures)
-    return Evaluation(search, baseline, terms.counts(), documents, len(run.vocabulary()))
+        most = counted.most_passages if passages else 0
+        baseline = _measured("BM25", _rank_texts(run, list(collection.queries()), size, most), collection, measures)
+    return Evaluation(search, baseline, terms.counts(), counted.terms, len(run.vocabulary()))
 
 
 def evaluate_index(
@@ -204,21 +209,34 @@ def evaluate_index(
 
     Raises:
         CorpusError: the index has none of the judged documents.
+        UsageError: it has them as passages, and the engine is two-phase.
     """
-    from sparse_ingest.opensearch.frequencies import count_known
+    from sparse_ingest.opensearch.frequencies import count_known, count_parents
 
-    _check_judged(collection, count_known(client, index, collection.judged_documents()), f"The index {index!r}")
+    judged = collection.judged_documents()
+    known = count_known(client, index, judged)
+    parents = 0 if known else count_parents(client, index, judged)
+    collapse = PARENT if _of_passages(known, parents) else None
+    _check_judged(collection, known or parents, f"The index {index!r}")
+    if collapse and engine.name == "two-phase":
+        raise UsageError("OpenSearch cannot take the best passage of each document in two phases. Give --engine exact.")
+    vocabulary = _vocabulary(pipeline)
     terms = QueryTerms()
     weights = terms.passing(weigh_many(collection.queries(), pipeline))
-    ranked = rank_index(client, index, weights, engine, size=size, concurrency=concurrency)
+    ranked = rank_index(client, index, weights, engine, size=size, collapse=collapse, concurrency=concurrency)
     search = _measured(engine.name, ranked, collection, measures, trec)
     baseline = None
     if bm25:
         by_words = rank_words(
-            client, index, collection.queries(), field=engine.field, size=size, concurrency=concurrency
+            client,
+            index,
+            collection.queries(),
+            field=engine.field,
+            size=size,
+            collapse=collapse,
+            concurrency=concurrency,
         )
         baseline = _measured("BM25", by_words, collection, measures)
-    vocabulary = _vocabulary(pipeline)
     documents = _count_index_terms(client, index, engine.field, vocabulary) if engine.keys is None else None
     return Evaluation(search, baseline, terms.counts(), documents, len(vocabulary))
 
@@ -272,6 +290,14 @@ def _latency(latencies: Sequence[tuple[float, float | None]]) -> Latency:
     return Latency(float(waited.mean()), p50, p95, p99, float(np.median(took)))
 
 
+def _of_passages(known: int, parents: int) -> bool:
+    """Whether the judgements are for the documents of the passages that are searched; it is told."""
+    if known or not parents:
+        return False
+    logger.warning("The judgements name documents, of which passages are searched: the best of each stands for it.")
+    return True
+
+
 def _check_judged(collection: Collection, known: int, place: str) -> None:
     judged = collection.judged_documents()
     if not known:
@@ -285,8 +311,16 @@ def _check_judged(collection: Collection, known: int, place: str) -> None:
         )
 
 
-def _count_terms(run: Run, wanted: set[str]) -> tuple[TermCounts, int]:
-    """How many documents of a run hold each token, and how many of the wanted ones it has."""
+class _Counted(NamedTuple):
+    """Terms of a run, how many of the judged documents it has, by their own id or as passages, and the most of one."""
+
+    terms: TermCounts
+    known: int
+    known_parents: int
+    most_passages: int
+
+
+def _count_terms(run: Run, wanted: set[str]) -> _Counted:
     import numpy as np
 
     from sparse_ingest.runs.shards import read_shard_vectors
@@ -294,13 +328,19 @@ def _count_terms(run: Run, wanted: set[str]) -> tuple[TermCounts, int]:
     vocabulary = run.vocabulary()
     holding = np.zeros(len(vocabulary), np.int64)
     count = known = 0
+    parents: set[str] = set()
+    most = 0
+    of_passages = run.manifest.identity.get("overflow") == "passages"
     for shard in run.done_shards():
         for rows in read_shard_vectors(run.shard_path(shard)):
             holding += np.bincount(rows.token_ids, minlength=len(vocabulary))
             count += len(rows.doc_ids)
             known += sum(1 for doc_id in rows.doc_ids if doc_id in wanted)
+            if of_passages:
+                parents.update(wanted.intersection(map(document_id, rows.doc_ids)))
+                most = max(most, *(passage_number(doc_id) + 1 for doc_id in rows.doc_ids))
     by_token = {str(vocabulary[token_id]): int(holding[token_id]) for token_id in np.flatnonzero(holding).tolist()}
-    return TermCounts(count, by_token), known
+    return _Counted(TermCounts(count, by_token), known, len(parents), most)
 
 
 def _count_index_terms(client: Client, index: str, field: str, vocabulary: Sequence[str | None]) -> TermCounts | None:
@@ -325,14 +365,19 @@ def _vocabulary(pipeline: Pipeline) -> list[str | None]:
     return read_vocabulary(read_checkpoint(str(name), revision, code=model.trust_remote_code).transformer)
 
 
-def _rank_texts(run: Run, queries: Sequence[Query], size: int) -> Iterator[Ranked]:
-    """BM25 over the texts that a run carries."""
+def _rank_texts(run: Run, queries: Sequence[Query], size: int, most_passages: int) -> Iterator[Ranked]:
+    """BM25 over the texts that a run carries; of passages, which a document has so many of at most, the best ones."""
     from sparse_ingest.retrieval.bm25 import rank_texts
 
     began = time.perf_counter()
-    found = list(rank_texts(_texts(run), queries, size))
+    found = list(rank_texts(_texts(run), queries, size * (most_passages or 1)))
     each_s = (time.perf_counter() - began) / len(queries)
     for query_id, doc_ids, scores in found:
+        if most_passages:
+            best: dict[str, float] = {}
+            for passage, score in zip(doc_ids, scores, strict=True):
+                best.setdefault(document_id(passage), score)
+            doc_ids, scores = list(best)[:size], list(best.values())[:size]
         yield Ranked(query_id, doc_ids, scores, each_s, None)
 
 

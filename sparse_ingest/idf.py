@@ -124,7 +124,7 @@ class _Texts:
             else:
                 self.skipped += 1
                 if self.skipped <= NAMED_BAD:
-                    self._note(f"Left out: {row.file} line {row.line}: {row.reason}")
+                    self._note(f"Left out: {row.place}: {row.reason}")
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

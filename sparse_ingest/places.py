@@ -29,6 +29,10 @@ _RETRYING = _S3 + _GS  # their libraries try again by themselves
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0)  # before a request that failed is made again
 _BLOCK_BYTES = 4 << 20
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# A password may hold what belongs into an address only in its encoded form, even a slash: what follows the colon is
+# then no port.
+_CREDENTIALS = re.compile(r"(?<=://)(?:[^/\s'\"]*|[^/:\s'\"]+:(?!\d+(?:/|$))[^\s'\"]*)@")
+_QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", re.IGNORECASE)
 _MISSING_STATUS = (404, 410)
 # What stores call that by which two contents of one address differ, the surest first.
 _VERSIONS = ("ETag", "etag", "md5Hash", "LastModified", "Last-Modified", "mtime", "created")
@@ -37,16 +41,11 @@ T = TypeVar("T")
 
 def place_of(spec: str) -> Place:
     """What a user's words stand for: an address if they have a scheme, else a path of this machine."""
-    if not is_address(spec):
+    if not _ADDRESS.match(spec):
         return Path(spec)
     if spec.lower().startswith("file://"):
         return Path(unquote(urlsplit(spec).path))
     return RemotePath.at(spec)
-
-
-def is_address(spec: str) -> bool:
-    """Whether a user's words name a place of another machine, such as s3://bucket/prefix."""
-    return _ADDRESS.match(spec) is not None
 
 
 class RemotePath:
@@ -66,8 +65,13 @@ class RemotePath:
             UsageError: the scheme is unknown, or credentials stand where they do not belong.
             MissingExtraError: what reads it is not installed.
         """
-        scheme = address.partition("://")[0].lower()
-        parts = urlsplit(address)
+        scheme, _, rest = address.partition("://")
+        scheme = scheme.lower()
+        address = f"{scheme}://{rest}"
+        try:
+            parts = urlsplit(address)
+        except ValueError as error:
+            raise UsageError(f"{without_secrets(address)} is no address: {error}. Check its spelling.") from None
         if scheme in _RETRYING and "@" in parts.netloc:
             raise UsageError(
                 f"{without_secrets(address)} was given with credentials in the address. Give them in the environment "
@@ -90,11 +94,6 @@ class RemotePath:
     def stem(self) -> str:
         """The last part without its suffix."""
         return PurePosixPath(self.name).stem
-
-    @property
-    def suffix(self) -> str:
-        """The suffix of the last part, with its dot."""
-        return PurePosixPath(self.name).suffix
 
     @property
     def parent(self) -> RemotePath:
@@ -188,7 +187,9 @@ class RemotePath:
 
     def read_bytes(self) -> bytes:
         """The content of a small file. FileNotFoundError where there is none."""
-        return bytes(self._asked("read", lambda: self._storage.cat_file(self._target)))
+        # Else s3fs asks for the size first, and reads in pieces what is large.
+        how = {"max_concurrency": 1} if self._scheme in _S3 else {}
+        return bytes(self._asked("read", lambda: self._storage.cat_file(self._target, **how)))
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """The content of a small file."""
@@ -210,26 +211,11 @@ class RemotePath:
 
     def write_whole(self, content: bytes, *, exclusive: bool = False) -> None:
         """Write a small file in one step; with `exclusive`, FileExistsError where there is one."""
-        self._refuse_writing()
-        # On S3 and Google Cloud Storage "create" is one conditional request; elsewhere fsspec looks first.
-        mode = "create" if exclusive else "overwrite"
+        self._put(lambda mode: self._storage.pipe_file(self._target, content, mode=mode), exclusive)
 
-        def put() -> None:
-            try:
-                self._storage.pipe_file(self._target, content, mode=mode)
-            except OSError as error:
-                # Not every store says which condition failed, and only then does s3fs know.
-                code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
-                if exclusive and str(code) in ("PreconditionFailed", "412"):
-                    raise FileExistsError(errno.EEXIST, "there is one", str(self)) from None
-                raise
-
-        self._written(put)
-
-    def upload(self, source: Path) -> None:
-        """Put a file of this machine there, in one step for all who look."""
-        self._refuse_writing()
-        self._written(lambda: self._storage.put_file(str(source), self._target))
+    def upload(self, source: Path, *, exclusive: bool = False) -> None:
+        """Put a file of this machine there, in one step for all who look; `exclusive` as with `write_whole`."""
+        self._put(lambda mode: self._storage.put_file(str(source), self._target, mode=mode), exclusive)
         size, found = source.stat().st_size, (self.about() or {}).get("size")
         if found != size:
             raise StorageError(
@@ -266,9 +252,23 @@ class RemotePath:
         if not self.writable:
             raise StorageError(f"{self} cannot be written: a web address is for reading. Name a folder or a bucket.")
 
-    def _written(self, put: Callable[[], None]) -> None:
+    def _put(self, put: Callable[[str], None], exclusive: bool) -> None:
+        """Make what `put` makes in a mode of fsspec."""
+        self._refuse_writing()
+
+        def make() -> None:
+            try:
+                # On S3 and Google Cloud Storage "create" is one conditional request; elsewhere fsspec looks first.
+                put("create" if exclusive else "overwrite")
+            except OSError as error:
+                # Not every store says which condition failed, and only then does s3fs know.
+                code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+                if exclusive and str(code) in ("PreconditionFailed", "412"):
+                    raise FileExistsError(errno.EEXIST, "there is one", str(self)) from None
+                raise
+
         try:
-            self._asked("written", put)
+            self._asked("written", make)
         except FileNotFoundError:
             raise StorageError(
                 f"{self} cannot be written: the bucket or folder that it lies in does not exist. Make that first."
@@ -311,8 +311,7 @@ Place: TypeAlias = Path | RemotePath
 
 def without_secrets(text: str) -> str:
     """A text whose addresses have neither user nor password nor query."""
-    text = re.sub(r"(?<=://)[^/@\s'\"]*@", "", text)
-    return re.sub(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text)
+    return _QUERY.sub(r"\1", _CREDENTIALS.sub("", text))
 
 
 def _storage_of(scheme: str, address: str) -> tuple[Any, str]:

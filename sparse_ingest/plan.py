@@ -25,7 +25,7 @@ from sparse_ingest.errors import RunError, UsageError
 from sparse_ingest.opensearch.sizes import posting_bytes
 from sparse_ingest.pipeline import Pipeline, QuerySettings
 from sparse_ingest.places import Place
-from sparse_ingest.planning.choice import Choice, Point, Values, choose, frontier, loss_of
+from sparse_ingest.planning.choice import Choice, Point, Values, candidates, choose, frontier, loss_of
 from sparse_ingest.planning.held_index import HeldIndex, opened
 from sparse_ingest.planning.rules import ALL_TERMS, as_flags, document_families, query_rules
 from sparse_ingest.planning.sweep import Sweep
@@ -135,18 +135,19 @@ class _Job:
     ) -> None:
         self.run, self.weighed, self.qrels, self.index, self.loss = run, weighed, qrels, index, loss
         number = {token: token_id for token_id, token in enumerate(run.vocabulary()) if token is not None}
-        known = [{token: weight for token, weight in weights.items() if token in number} for _, weights in weighed]
-        if not any(known):
+        if not any(number.keys() & weights.keys() for _, weights in weighed):
             raise UsageError(f"No token of any query is in the vocabulary of {run.path}: they are another model's.")
-        self.query_rules = query_rules(float(np.mean([len(one) for one in known])))
+        self.query_rules = query_rules(float(np.mean([len(weights) for _, weights in weighed])))
         # Many rules leave a short query as it is: each form of a query is searched once.
         self.vectors: list[QueryVector] = []
         self.forms: list[list[int]] = []
-        for one in known:
+        for _, weights in weighed:
             seen: dict[tuple[str, ...], int] = {}
             forms = []
             for rule in self.query_rules:
-                kept = prune_query(one, QuerySettings(**rule))
+                # Pruned before unknown tokens go, as a search does it.
+                pruned = prune_query(weights, QuerySettings(**rule))
+                kept = {token: weight for token, weight in pruned.items() if token in number}
                 if tuple(kept) not in seen:
                     seen[tuple(kept)] = len(self.vectors)
                     token_ids = np.array([number[token] for token in kept], dtype=np.uint32)
@@ -175,6 +176,11 @@ class _Job:
             self.right.append(set(places[scores >= scores[:10][-1]].tolist()) if len(places) else set())
         self.full = self._quality(0, 0)[0]
         if not self.full.mean():
+            if self.qrels and self.run.manifest.identity.get("overflow") == "passages":
+                raise UsageError(
+                    f"{self.run.path} holds passages, and the judgements name none of those that are found. "
+                    "Plan without --qrels, by the share of the best passages that is found."
+                )
             raise UsageError(
                 "Whole vectors find nothing that counts, so nothing can be lost. The queries, or the ids in the "
                 "judgements, belong to another corpus."
@@ -241,6 +247,7 @@ class _Job:
             emptied=int(self.sweep.emptied[rule]),
             bytes=self._bytes(rule),
             visited=None,
+            tied=self._tied(rule, query),
             latency_p50_ms=None,
             latency_p95_ms=None,
             loss=loss_of(values, self.full),
@@ -273,6 +280,11 @@ class _Job:
         values = measure(ranked, self.qrels, [MEASURE]).per_query[MEASURE]
         return np.array([values[query_id] for query_id, _ in self.weighed])
 
+    def _tied(self, rule: int, query: int) -> int:
+        """How many queries have an eleventh document with the score of the tenth."""
+        scores = [self.sweep.scores(forms[query], rule)[9:11] for forms in self.forms]
+        return sum(len(pair) == 2 and bool(pair[0] == pair[1]) for pair in scores)
+
     def _visited(self, rule: int, query: int) -> float:
         frequencies = self.sweep.frequencies[rule]
         return float(np.mean([frequencies[self.vectors[forms[query]].token_ids].sum() for forms in self.forms]))
@@ -303,8 +315,9 @@ class _Job:
         assert self.index is not None
         held = self._held()
         of_index = [point for point in points if point.documents == self.index.pruning]
-        pruned = choose(of_index, self.full, loss=self.loss, cost=lambda point: point.visited or 0.0)
-        rules = [ALL_TERMS] + ([pruned.point.query] if pruned and pruned.point.query else [])
+        # By the half that chooses alone: the other has a look at the settings only.
+        pruned = next(candidates(of_index, self.full, loss=self.loss, cost=lambda point: point.visited or 0.0), None)
+        rules = [ALL_TERMS] + ([pruned.query] if pruned and pruned.query else [])
         settings = list(settings_of(self.index.engine, rules))
         asked = [
             [(query_id, prune_query(weights, QuerySettings(**one.query))) for query_id, weights in self.weighed]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 DEFAULT_FIELD = "sparse"
 QUERIES_AT_ONCE = 32  # texts that a model reads together
+NAMED_TOKENS = 20  # of those that are left out of queries
 logger = logging.getLogger(__name__)
 
 
@@ -214,13 +215,18 @@ def token_keys(pipeline: Pipeline, client: Client | None = None, index: str = ""
     return {token: str(token_id) for token_id, token in enumerate(vocabulary) if token is not None}
 
 
-def keyed(weights: QueryWeights, keys: Mapping[str, str]) -> QueryWeights:
-    """The weights by the keys of a sparse_vector field; tokens that the documents' vocabulary lacks are left out."""
-    known = {keys[token]: weight for token, weight in weights.items() if token in keys}
-    if len(known) < len(weights):
-        lost = ", ".join(repr(token) for token in weights if token not in keys)
-        logger.warning("The vocabulary of the documents lacks some tokens of the query; left out: %s.", lost)
-    return known
+def keyed(weights: QueryWeights, keys: Mapping[str, str], lost: dict[str, None]) -> QueryWeights:
+    """The weights by the keys of a sparse_vector field; tokens that the documents' vocabulary lacks go into `lost`."""
+    lost.update(dict.fromkeys(token for token in weights if token not in keys))
+    return {keys[token]: weight for token, weight in weights.items() if token in keys}
+
+
+def tell_of_lost(lost: Collection[str], why: str = "The vocabulary of the documents lacks some tokens") -> None:
+    """Say once, of however many queries, which tokens were left out of them."""
+    if lost:
+        named = ", ".join(map(repr, islice(lost, NAMED_TOKENS)))
+        rest = f" and {len(lost) - NAMED_TOKENS} more" if len(lost) > NAMED_TOKENS else ""
+        logger.warning("%s; left out of the query: %s%s.", why, named, rest)
 
 
 def _require_torch(purpose: str) -> None:

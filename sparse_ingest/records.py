@@ -1,7 +1,8 @@
 """The records that travel between the rooms.
 
 Corpora give `SourceRow`s (each with a `Document`, or the reason why there is none), models and run folders give
-`SparseRows`, the loader gives one `Outcome` per bulk request. Nothing here reads or writes.
+`SparseRows`, the loader gives one `Outcome` per bulk request. Passages are rows with ids of their own, made here from
+that of their document. Nothing here reads or writes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+PARENT = "parent"  # the field of a passage that names its document
 
 
 class Document(NamedTuple):
@@ -29,7 +32,7 @@ class Query(NamedTuple):
 
 
 class SourceRow(NamedTuple):
-    """One row of a corpus. `row` counts from 0 over all files; `line` counts from 1 within `file`.
+    """One row of a corpus. `row` counts from 0 over all files; `line` counts from 1 within `file`, lines or rows.
 
     A row that cannot become a document has `document` None and says why in `reason`.
     """
@@ -39,6 +42,12 @@ class SourceRow(NamedTuple):
     line: int
     document: Document | None
     reason: str | None
+    unit: str = "line"
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for messages."""
+        return f"{self.file} {self.unit} {self.line}"
 
 
 class SparseRows(NamedTuple):
@@ -93,3 +102,18 @@ class Outcome(NamedTuple):
     def documents(self) -> int:
         """How many documents the request had."""
         return self.acknowledged + len(self.refused)
+
+
+def passage_id(doc_id: str, number: int) -> str:
+    """The id of a passage. No two passages share one when no two documents do."""
+    return f"{doc_id}#{number}"
+
+
+def document_id(passage: str) -> str:
+    """The id of the document that a passage is of."""
+    return passage.rpartition("#")[0]
+
+
+def passage_number(passage: str) -> int:
+    """The place of a passage in its document, from 0."""
+    return int(passage.rpartition("#")[2])

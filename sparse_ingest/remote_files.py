@@ -105,7 +105,12 @@ class RemoteFile(io.RawIOBase):
                 # Somebody who goes on reading where the last block ended will do so again.
                 self._next_bytes = self._next_bytes if self._position == end and end else _FIRST_BYTES
                 self._request()
-            self._block, self._block_start = self._coming.popleft().result(), self._position
+            try:
+                self._block, self._block_start = self._coming.popleft().result(), self._position
+            except BaseException:
+                # What comes behind the gap is not what a next read asks for.
+                self._forget()
+                raise
         while len(self._coming) < self._ahead and self._next_bytes > 2 * _FIRST_BYTES and self._more_follows():
             self._request()
         start = self._position - self._block_start

@@ -21,7 +21,7 @@ from sparse_ingest.opensearch.requests import Engine, bm25_body, hybrid_body
 from sparse_ingest.opensearch.two_phase import check_two_phase
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.queries.protocol import QueryWeights, to_float32
-from sparse_ingest.query import DEFAULT_FIELD, keyed, token_keys
+from sparse_ingest.query import DEFAULT_FIELD, keyed, tell_of_lost, token_keys
 from sparse_ingest.searching.asking import Asker, send
 from sparse_ingest.searching.hits import Hit, Ranked, TermShare, heaviest_first, snippet
 from sparse_ingest.searching.runs import rank_run, search_run
@@ -108,6 +108,7 @@ def search_index(
     engine = engine or Engine()
     asker = Asker(client, index, engine)
     answer, scale = asker.ask(weights, size=size, filter=filter, explain=True, collapse=collapse)
+    asker.tell_of_lost()
     tokens = {key: token for token, key in engine.keys.items()} if engine.keys else {}
     hits = []
     for rank, found in enumerate(answer["hits"]["hits"], start=1):
@@ -142,7 +143,9 @@ def search_hybrid(
     """
     engine = engine or Engine()
     if engine.keys is not None:
-        weights = keyed(weights, engine.keys)
+        lost: dict[str, None] = {}
+        weights = keyed(weights, engine.keys, lost)
+        tell_of_lost(lost)
     return _hits_without_terms(send(client, index, hybrid_body(text, weights, engine, size=size, filter=filter)))
 
 
@@ -166,39 +169,52 @@ def rank_index(
     *,
     size: int,
     filter: Mapping[str, Any] | None = None,
+    collapse: str | None = None,
     concurrency: int = 1,
 ) -> Iterator[Ranked]:
     """Ask an index many queries, given with their ids; rankings come in the order of the queries.
 
-    Neither documents nor explanations are fetched. `concurrency` requests are on their way at once.
+    Neither documents nor explanations are fetched. `concurrency` requests are on their way at once. With `collapse`,
+    the values of that field stand for the ids: each comes once, with its best document.
     """
     asker = Asker(client, index, engine)
 
     def ask(query: tuple[str, QueryWeights]) -> Ranked:
         began = time.perf_counter()
-        answer, scale = asker.ask(query[1], size=size, filter=filter, source=False)
-        return _ranked(query[0], answer, scale, time.perf_counter() - began)
+        answer, scale = asker.ask(query[1], size=size, filter=filter, collapse=collapse, source=False)
+        return _ranked(query[0], answer, scale, time.perf_counter() - began, collapse)
 
-    return _in_order(ask, queries, concurrency)
+    yield from _in_order(ask, queries, concurrency)
+    asker.tell_of_lost()
 
 
 def rank_words(
-    client: Client, index: str, queries: Iterable[Query], *, field: str, size: int, concurrency: int = 1
+    client: Client,
+    index: str,
+    queries: Iterable[Query],
+    *,
+    field: str,
+    size: int,
+    collapse: str | None = None,
+    concurrency: int = 1,
 ) -> Iterator[Ranked]:
-    """Ask an index many queries with BM25 on title and text; `field` is its sparse field."""
+    """Ask an index many queries with BM25 on title and text; `field` is its sparse field, the rest as `rank_index`."""
+    also = {"_source": False} | ({"collapse": {"field": collapse}} if collapse else {})
 
     def ask(query: Query) -> Ranked:
         began = time.perf_counter()
-        answer = send(client, index, {**bm25_body(query.text, field=field, size=size), "_source": False})
-        return _ranked(query.id, answer, 1.0, time.perf_counter() - began)
+        answer = send(client, index, {**bm25_body(query.text, field=field, size=size), **also})
+        return _ranked(query.id, answer, 1.0, time.perf_counter() - began, collapse)
 
     return _in_order(ask, queries, concurrency)
 
 
-def _ranked(query_id: str, answer: Any, scale: float, latency_s: float) -> Ranked:
+def _ranked(query_id: str, answer: Any, scale: float, latency_s: float, collapse: str | None) -> Ranked:
     found = answer["hits"]["hits"]
+    # Documents without the field count as sharing one; they keep their ids.
+    ids = [hit.get("fields", {}).get(collapse, [hit["_id"]])[0] for hit in found]
     scores = [to_float32(hit["_score"]) * scale for hit in found]
-    return Ranked(query_id, [hit["_id"] for hit in found], scores, latency_s, float(answer["took"]))
+    return Ranked(query_id, ids, scores, latency_s, float(answer["took"]))
 
 
 def _in_order(ask: Callable[[Asked], Ranked], queries: Iterable[Asked], concurrency: int) -> Iterator[Ranked]:

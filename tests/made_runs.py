@@ -54,10 +54,12 @@ def make_run(
     vocabulary: Sequence[str | None] = VOCABULARY,
     model: str = "made-by-hand",
     complete: bool = True,
+    **identity_too: str,
 ) -> Run:
     """Write a run of `documents` (id to token to weight).
 
     Tokens that `vocabulary` lacks are added. `fields` gives a document's fields; left out: a title and a text.
+    `identity_too` is more of the run's identity.
     """
     known = list(dict.fromkeys(token for terms in documents.values() for token in terms))
     tokens: list[str | None] = [*vocabulary, *(token for token in known if token not in vocabulary)]
@@ -68,6 +70,7 @@ def make_run(
             "weights": weights,
             "shard_rows": shard_rows,
             "documents": {doc_id: dict(terms) for doc_id, terms in documents.items()},
+            **identity_too,
         }
     )
     manifest = Manifest(

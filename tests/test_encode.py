@@ -336,7 +336,7 @@ def test_duplicates_in_standard_input_are_named_and_left_out(encode, tmp_path: P
             return encode(*options, specs=("-",))
 
     answer = piped()
-    assert answer.code == 1 and 'The id "d2" stands twice: - line 3 and - line 21.' in answer.err
+    assert answer.code == 1 and 'The id "d2" stands twice: - row 3 and - row 21.' in answer.err
     assert piped("--on-bad-document", "skip").code == 3
     run = open_run(tmp_path / "run")
     assert (run.complete() or {})["rows"] == 20 and [row.line for row in run.skipped(2)] == [21]

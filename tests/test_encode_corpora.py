@@ -21,7 +21,7 @@ from sparse_ingest.encoding import estimate
 from sparse_ingest.encoding.row_hash import RowHash
 from sparse_ingest.models.documents import DocumentEncoder
 from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge
-from sparse_ingest.records import SourceRow
+from sparse_ingest.records import Document, SourceRow
 from sparse_ingest.runs.identity import canonical_json
 from sparse_ingest.runs.manifest import open_run
 
@@ -186,6 +186,16 @@ def test_the_hash_of_a_row_is_that_of_its_canonical_json(doc_id, text, title, ca
     assert found.hexdigest() == hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
 
 
+def test_the_hash_of_rows_is_the_same_over_many_blocks_of_lines() -> None:
+    documents = [Document(str(row), "text" * 2000, "{}") for row in range(200)]
+    found, lines = RowHash(), hashlib.sha256()
+    for row, document in enumerate(documents):
+        found.add(SourceRow(row, "a", row + 1, document, None))
+        lines.update(canonical_json([row, *document]).encode() + b"\n")
+        if row in (70, 199):
+            assert found.hexdigest() == lines.hexdigest()
+
+
 # Dry runs and estimates
 
 
@@ -313,7 +323,7 @@ def test_a_dataset_is_encoded_as_its_rows_are(encode, model: Path, tmp_path: Pat
     lines, dataset = open_run(tmp_path / "lines"), open_run(tmp_path / "dataset")
     assert contents(lines.path / "shards") == contents(dataset.path / "shards")
     assert [(row.row, row.file, row.line, row.reason) for row in dataset.skipped(2)] == [
-        (40, "hf:made:default:train", 41, 'duplicate id "d3": first at hf:made:default:train line 4'),
+        (40, "hf:made:default:train", 41, 'duplicate id "d3": first at hf:made:default:train row 4'),
         (41, "hf:made:default:train", 42, 'the id in "_id" is null; a non-empty string or a whole number was expected'),
     ]
     before = contents(dataset.path)

@@ -29,6 +29,16 @@ FIELDS = {
     "third": {"title": "River", "text": "a river runs"},
     "fourth": {"title": "", "text": ""},
 }
+PASSAGES = {
+    "first#0": {"catch": 1.5},
+    "first#1": {"except": 0.5},
+    **{f"second#{number}": {"except": float(number)} for number in range(1, 8)},
+    "third#0": {"river": 1.0},
+}
+FIELDS_OF_PASSAGES = {
+    name: {"parent": name.partition("#")[0], "title": "", "text": "how to catch it" if name == "first#0" else "else"}
+    for name in PASSAGES
+}
 # catch finds first; exception finds second, first; zebra nothing; nobody judged an.
 QUERIES = {"1": "catch", "2": "exception", "3": "zebra", "4": "an"}
 QRELS = {("1", "first"): 1, ("2", "first"): 1, ("3", "third"): 1}
@@ -202,6 +212,9 @@ def test_another_model_than_the_runs_is_refused_unless_forced(run_path, collecti
         (2, ["--index", "x"], "Give either --index NAME or --run RUN."),
         (2, ["--engine", "two-phase"], "a run folder is searched exactly"),
         (2, ["--nano-beir", "nq"], "leave out --queries"),
+        (2, ["--measure", "nDCG@0"], "cannot be computed"),
+        (2, ["--concurrency", 2], "--concurrency is for --index"),
+        (2, ["--device", "cpu"], "--device is for --nano-beir"),
         (2, ["--trec-run", "no/such/folder/run.txt"], "there is no folder no/such/folder"),
     ],
 )
@@ -256,3 +269,30 @@ def test_a_missing_index_and_a_wrong_field_each_get_a_sentence(run_path, collect
     other = write_collection(collection.parent / "other", QUERIES, {("1", "elsewhere"): 1})
     said = refused(1, "--queries", other, "--index", index_name, "--url", opensearch_url)
     assert "has none of the 1 judged documents" in said
+
+
+def test_the_best_passage_of_a_document_stands_for_it(tmp_path, model, collection, opensearch_url, index_name, caplog):
+    run = make_run(tmp_path / "run", PASSAGES, fields=FIELDS_OF_PASSAGES, model=str(model), vocabulary=TOKENS,
+                   shard_rows=10, overflow="passages")  # fmt: skip
+    options = ("--queries", collection, "--per-query")
+    exact = evaluated(*options, "--run", run.path, "--stored", "--bm25", "--trec-run", tmp_path / "found.txt")
+    # exception finds seven passages of second and one of first.
+    lines = [line.split() for line in (tmp_path / "found.txt").read_text().splitlines()]
+    assert [line[:4] for line in lines] == [
+        ["1", "Q0", "first", "1"], ["2", "Q0", "second", "1"], ["2", "Q0", "first", "2"],
+    ]  # fmt: skip
+    assert exact["per_query"]["RR"] == {"1": 1.0, "2": 0.5, "3": 0.0}
+    assert "the best of each stands for it" in caplog.text
+    load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
+    found = evaluated(*options, "--index", index_name, "--url", opensearch_url)
+    for key in (*DEFAULT_MEASURES, "per_query", "flops"):
+        assert found[key] == exact[key], key
+    assert found["bm25"]["per_query"]["RR"] == exact["bm25"]["per_query"]["RR"] == {"1": 1.0, "2": 0.0, "3": 0.0}
+
+
+def test_judgements_of_passages_are_taken_as_they_are(tmp_path, model, caplog):
+    run = make_run(tmp_path / "run", PASSAGES, model=str(model), vocabulary=TOKENS, shard_rows=10, overflow="passages")
+    folder = write_collection(tmp_path / "of-passages", QUERIES, {("2", "second#6"): 1})
+    # second#7 comes first.
+    assert evaluated("--queries", folder, "--run", run.path)["RR"] == 0.5
+    assert "stands for it" not in caplog.text

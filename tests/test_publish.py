@@ -18,7 +18,7 @@ from sparse_ingest.load import load
 from sparse_ingest.loading.publish import PublishReport, publish, roll_back
 from sparse_ingest.opensearch import indexes
 from sparse_ingest.opensearch.client import Client, Connection, connect
-from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.manifest import Run
 
 
@@ -101,6 +101,34 @@ def test_the_index_that_serves_is_not_tuned_and_not_replaced(client: Client, ind
     assert seen == {None}
     with pytest.raises(UsageError, match="which --replace would delete"):
         serve(client, index_name, run, replace=True)
+
+
+def test_default_pipelines_that_do_not_move_with_the_alias_are_told(
+    client: Client, index_name: str, run: Run, tmp_path: Path
+) -> None:
+    old, pipeline = f"{index_name}-old", {"index.search.default_pipeline": f"{index_name}-search"}
+    create = {"settings": pipeline, "aliases": {index_name: {}}}
+    client.call("PUT", f"/_search/pipeline/{index_name}-search", {"request_processors": []})
+    try:
+        client.call("PUT", f"/{old}", create)
+        said: list[str] = []
+        assert serve(client, index_name, run, note=said.append).moved
+        [told] = [sentence for sentence in said if "default pipelines" in sentence]
+        assert f"Index '{old}' has default pipelines that '{name_of(index_name, run)}' lacks" in told
+        client.call("PUT", f"/{name_of(index_name, run)}/_settings", pipeline)
+        assert told.endswith(f"PUT /{name_of(index_name, run)}/_settings {json.dumps(pipeline)}")
+        other = make_run(tmp_path / "other", {"new": {"river": 1.0}})
+        body = tmp_path / "body.json"
+        mapped = {"properties": {"sparse": {"type": "rank_features"}}}
+        body.write_text(json.dumps({"settings": pipeline, "mappings": mapped}))
+        said.clear()
+        assert serve(
+            client, index_name, other, pipeline=Pipeline(index=IndexSettings(body=str(body))), note=said.append
+        )
+        assert not [sentence for sentence in said if "default pipelines" in sentence]
+    finally:
+        client.call("DELETE", f"/{index_name}*")
+        client.call("DELETE", f"/_search/pipeline/{index_name}-search")
 
 
 def test_refused_documents_keep_the_alias_and_the_user_can_serve_without_them(

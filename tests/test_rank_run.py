@@ -68,3 +68,18 @@ def test_tokens_that_the_run_has_not_are_told_once(tmp_path, documents, caplog):
     assert found[0].doc_ids == [] and found[1].doc_ids
     assert "2 tokens of the queries are not in the vocabulary of the run, such as 'zebra'" in caplog.text
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 9])
+def test_the_best_passages_of_documents_are_found_however_many_come_before(tmp_path, size):
+    # The first forty passages are of one document: 4 x 2 are asked for first, then 32, then 128.
+    passages = {f"long#{number}": {"river": 9.0 - number / 16} for number in range(40)}
+    passages |= {f"b#{number}": {"river": 1.0 + number, "stone": 1.0} for number in range(3)} | {
+        "a#1#0": {"river": 2.0}
+    }
+    run = make_run(tmp_path / "run", passages, shard_rows=7)
+    queries = [("river", {"river": 1.0}), ("stone", {"stone": 1.0}), ("none", {})]
+    found = {one.query_id: one for one in rank_run(run, queries, size=size, passages=True)}
+    assert found["river"].doc_ids == ["long", "b", "a#1"][:size]
+    assert found["river"].scores == [9.0, 3.0, 2.0][:size]
+    assert (found["stone"].doc_ids, found["none"].doc_ids) == (["b"], [])

@@ -179,7 +179,7 @@ def test_a_run_is_loaded_verified_and_searched(
     assert verified.returncode == 0, verified.stderr
     assert (json.loads(verified.stdout)["checked_weights"], json.loads(verified.stdout)["differing"]) == (4, 0)
     for where in (cluster, ("--run", run)):
-        found = installed.run("search", *where, "--model", model, "--json", "catch exception")
+        found = installed.run("search", *where, "--model", model, "--force", "--json", "catch exception")
         assert found.returncode == 0, found.stderr
         hits = [(hit["id"], hit["score"]) for hit in json.loads(found.stdout)["hits"]]
         assert hits == [("second", 9.5), ("first", 1.5 * 2.5 + 0.5 * 4.75)]

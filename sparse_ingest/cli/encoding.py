@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 @click.command()
 @model_options
 @click.option("--corpus", "specs", multiple=True, required=True, metavar="SPEC",
-              help="File, folder, glob, - for standard input, or hf:NAME[@REVISION][:CONFIG[:SPLIT]]; may be "
-                   "repeated")  # fmt: skip
+              help="File, folder, glob or - for standard input; s3://, gs:// or https:// address of one; or a "
+                   "dataset, hf:NAME[@REVISION][:CONFIG[:SPLIT]]; may be repeated")  # fmt: skip
 @click.option("--out", type=PLACE, metavar="RUN", help="Run folder to make or finish; may be s3://BUCKET/PREFIX")
 @click.option("--dry-run", is_flag=True, help="Read and check the whole corpus, and write nothing")
 @click.option("--format", "format_", metavar="FORMAT",

@@ -45,13 +45,13 @@ FILE = click.Path(exists=True, path_type=Path)
               help="How many documents to find  [default: 100, or the largest cut-off]")  # fmt: skip
 @click.option("--bm25/--no-bm25", default=None,
               help="Add a row of BM25 (a run: over its texts, in memory)  [default: with an index]")  # fmt: skip
-@click.option("--concurrency", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Requests to an index on their way at once")  # fmt: skip
+@click.option("--concurrency", type=click.IntRange(min=1),
+              help="Requests to an index on their way at once  [default: 1]")  # fmt: skip
 @click.option("--nano-beir", "nano_beir", multiple=True, metavar="NAME",
               help="Encode and evaluate a collection of NanoBEIR, or all; may be repeated")  # fmt: skip
 @click.option("--nano-beir-data", metavar="D", help="Data set or folder with NanoBEIR's layout  "
               "[default: sentence-transformers/NanoBEIR-en]")  # fmt: skip
-@click.option("--device", default="auto", show_default=True, help="Where --nano-beir encodes: auto, cpu or cuda")
+@click.option("--device", help="Where --nano-beir encodes: auto, cpu or cuda  [default: auto]")
 @click.option("--trec-run", "trec_run", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
               help="Write what was found as a run file of trec_eval")  # fmt: skip
 @click.option("--compare", "other", metavar="RUNFILE", type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -87,7 +87,7 @@ def evaluate(
     from sparse_ingest.retrieval.measures import DEFAULT_MEASURES
 
     if nano_beir:
-        _refuse_beside_nano_beir({**given, "index": index, "run": run_path})
+        _refuse_beside_nano_beir({**given, "index": index, "run": run_path, "engine": pipeline.query.engine})
         _nano_beir(nano_beir, pipeline, measures, size, as_json, given)
         return
     # Each once, in this order.
@@ -98,12 +98,7 @@ def evaluate(
             f"-k {size} is less than the cut-off {needed} of a measure, to which the rest is not found.", err=True
         )
     size = size or needed
-    if (index is None) == (run_path is None):
-        raise UsageError("Give either --index NAME or --run RUN.")
-    if index is not None and given["stored"]:
-        raise UsageError("--stored is for --run: an index always has the weights that it stores.")
-    if run_path is not None and pipeline.query.engine not in (None, "exact"):
-        raise UsageError(f"The engine {pipeline.query.engine} needs --index: a run folder is searched exactly.")
+    _refuse_conflicts({**given, "index": index, "run": run_path, "engine": pipeline.query.engine})
     evaluation, comparisons = _evaluate(index, run_path, names, size, pipeline, connection, given)
     if as_json:
         print_json(_as_json(evaluation, comparisons, per_query=given["per_query"]))
@@ -162,7 +157,7 @@ def _evaluate(
                 engine_of(pipeline, client, index),
                 measures=names,
                 size=size,
-                concurrency=given["concurrency"],
+                concurrency=given["concurrency"] or 1,
                 bm25=given["bm25"] is not False,
                 trec=trec,
             )
@@ -170,12 +165,30 @@ def _evaluate(
     return evaluation, comparisons
 
 
+def _refuse_conflicts(given: dict[str, Any]) -> None:
+    """Refuse options of which one would silently have no effect."""
+    if (given["index"] is None) == (given["run"] is None):
+        raise UsageError("Give either --index NAME or --run RUN.")
+    for name in ("nano_beir_data", "device"):
+        if given[name]:
+            raise UsageError(f"--{name.replace('_', '-')} is for --nano-beir: nothing is encoded here.")
+    if given["index"] is not None and given["stored"]:
+        raise UsageError("--stored is for --run: an index always has the weights that it stores.")
+    if given["run"] is not None and given["concurrency"]:
+        raise UsageError("--concurrency is for --index: a run folder answers all queries at once.")
+    if given["run"] is not None and given["engine"] not in (None, "exact"):
+        raise UsageError(f"The engine {given['engine']} needs --index: a run folder is searched exactly.")
+
+
 def _refuse_beside_nano_beir(given: dict[str, Any]) -> None:
-    names = ("queries", "qrels", "index", "run", "trec_run", "other", "stored", "per_query")
+    names = ["queries", "qrels", "index", "run", "engine", "concurrency", "stored", "force"]
+    names += ["trec_run", "other", "per_query"]
     wrong = [name for name in names if given[name]]
     if wrong:
         option = "compare" if wrong[0] == "other" else wrong[0].replace("_", "-")
-        raise UsageError(f"--nano-beir brings its own queries and documents; leave out --{option}.")
+        raise UsageError(
+            f"--nano-beir brings its own queries and documents, and searches them exactly; leave out --{option}."
+        )
 
 
 def _nano_beir(
@@ -206,7 +219,7 @@ def _nano_beir(
                 note=functools.partial(click.echo, err=True),
                 data_set=given["nano_beir_data"] or DATA_SET,
                 bm25=bool(given["bm25"]),
-                device=given["device"],
+                device=given["device"] or "auto",
             )
         )
     rows = {name: figures(evaluation) for name, evaluation in found.items()}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--index", metavar="NAME", help="Index that holds the run: its engines are measured, and one is chosen")
 @click.option("--loss", type=click.FloatRange(0, 1, max_open=True), default=0.01, show_default=True,
               help="Share of the quality that may be lost")  # fmt: skip
-@click.option("--sample", type=click.IntRange(min=10), default=200, show_default=True, help="Queries to plan with")
+@click.option("--sample", type=click.IntRange(10, 2000), default=200, show_default=True, help="Queries to plan with")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
               help="Write plan.json, plan.png, plan.html and pipeline.toml here")  # fmt: skip
 @model_options

@@ -108,6 +108,11 @@ def query(
         raise UsageError("Give either TEXT or --queries F.")
     if index is not None and queries_path is None:
         raise UsageError("--index goes with --queries; the URL of a single request names its index.")
+    if form.is_server_side and (pipeline.query.top_k or pipeline.query.max_ratio):
+        raise UsageError(
+            "query.top_k and query.max_ratio prune weights that are made here; those that the server makes stay whole. "
+            "Leave them out, or leave out --analyzer and --model-id."
+        )
     engine = engine_of(pipeline)
     asked = _one(str(text), pipeline, form) if queries_path is None else _many(queries_path, pipeline, form)
     for body in bodies(asked, engine, form):
@@ -143,18 +148,20 @@ def _print_table(pipeline: Pipeline) -> None:
 
 
 def bodies(asked: Iterable[tuple[str, QueryWeights]], engine: Engine, form: Form) -> Iterator[Body]:
-    """The bodies of some texts with their weights; says at the end when weights had to be scaled."""
+    """The bodies of some texts with their weights; says at the end what was left out or scaled."""
     from sparse_ingest.opensearch.limits import fit_weights
-    from sparse_ingest.query import keyed
+    from sparse_ingest.query import keyed, tell_of_lost
 
     scaled, scale = 0, 1.0
+    lost: dict[str, None] = {}
     for text, weights in asked:
         if engine.keys is not None:
-            weights = keyed(weights, engine.keys)
+            weights = keyed(weights, engine.keys, lost)
         fitted = fit_weights(weights)
         scaled, scale = scaled + (fitted.scale != 1), max(scale, fitted.scale)
         body = _body(text, weights, engine, form)
         yield body | {"search_pipeline": form.search_pipeline} if form.search_pipeline else body
+    tell_of_lost(lost)
     if scaled:
         what = f"the weights of {scaled} queries were divided" if scaled > 1 else "all were divided"
         most = "up to " if scaled > 1 else ""

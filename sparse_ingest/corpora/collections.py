@@ -46,14 +46,15 @@ _HEADER = ["query-id", "corpus-id", "score"]
 
 def read_queries(path: Path) -> Iterator[Query]:
     """The queries of a file or a collection's folder, in order."""
-    seen: dict[str, tuple[Path, int]] = {}
+    seen: dict[str, tuple[Path, str]] = {}
     for file in _files_in(path, _QUERIES):
+        unit = _unit(file)
         for line, query in _queries_of(file):
             if query.id in seen:
                 first, at = seen[query.id]
-                where = f"line {at}" if first == file else f"{first} line {at}"
-                raise CorpusError(f"{file} line {line}: duplicate query id {shown(query.id)}: first at {where}")
-            seen[query.id] = file, line
+                where = at if first == file else f"{first} {at}"
+                raise CorpusError(f"{file} {unit} {line}: duplicate query id {shown(query.id)}: first at {where}")
+            seen[query.id] = file, f"{unit} {line}"
             yield query
 
 
@@ -65,7 +66,9 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
             before = qrels.setdefault(query_id, {}).setdefault(doc_id, score)
             if before != score:
                 pair = f"query {shown(query_id)} and document {shown(doc_id)}"
-                raise CorpusError(f"{file} line {line}: {pair} have the score {score} here and {before} before")
+                raise CorpusError(
+                    f"{file} {_unit(file)} {line}: {pair} have the score {score} here and {before} before"
+                )
     return qrels
 
 
@@ -81,10 +84,20 @@ def _files_in(path: Path, patterns: Sequence[str]) -> list[Path]:
 # Rows of either
 
 
+def _format(path: Path) -> str:
+    """The format by the suffix; what has none that is known is text with tabs."""
+    bare = Path(path.name.lower())
+    return FORMAT_OF_SUFFIX.get((bare.with_suffix("") if is_packed(bare.name) else bare).suffix, "tsv")
+
+
 def _has_columns(path: Path) -> bool:
     """Whether the format names the columns of each row; tsv does not, whatever its first line says."""
-    bare = Path(path.name.lower())
-    return FORMAT_OF_SUFFIX.get((bare.with_suffix("") if is_packed(bare.name) else bare).suffix, "tsv") != "tsv"
+    return _format(path) != "tsv"
+
+
+def _unit(path: Path) -> str:
+    """What the numbers of its rows count."""
+    return "row" if _format(path) in ("parquet", "arrow") else "line"
 
 
 def _stored(path: Path) -> LocalFile:
@@ -104,9 +117,10 @@ def _rows(path: Path, wanted: Mapping[str, str] | None) -> Iterator[tuple[int, M
             _check_column(name, dict.fromkeys(names))
         return wanted
 
-    for record in source_of(_stored(path), choose, label=str(path)).records(0, 1):
+    source = source_of(_stored(path), choose, label=str(path))
+    for record in source.records(0, 1):
         if record.columns is None:
-            raise CorpusError(f"{path} line {record.line}: {record.reason}")
+            raise CorpusError(f"{path} {source.unit} {record.line}: {record.reason}")
         yield record.line, record.columns
 
 
@@ -149,7 +163,7 @@ def _queries_of(path: Path) -> Iterator[tuple[int, Query]]:
                 raise BadRow(f"two columns with a tab between them were expected, found {shown(text)}")
             yield line, Query(id_in({"id": query_id}, "id"), words)
     except BadRow as bad:
-        raise CorpusError(f"{path} line {line}: {bad}") from bad
+        raise CorpusError(f"{path} {_unit(path)} {line}: {bad}") from bad
 
 
 # Judgements
@@ -171,7 +185,7 @@ def _judgements_of(path: Path) -> Iterator[tuple[int, str, str, int]]:
             if line > 1 or values != _HEADER:
                 yield line, *_judgement(text, values)
     except BadRow as bad:
-        raise CorpusError(f"{path} line {line}: {bad}") from bad
+        raise CorpusError(f"{path} {_unit(path)} {line}: {bad}") from bad
 
 
 def _judgement(text: str, values: list[str]) -> tuple[str, str, int]:

@@ -38,6 +38,7 @@ class ColumnTable:
     """A file of columns."""
 
     format: str
+    unit = "row"
 
     def __init__(self, file: StoredFile, label: str, choose: Choice) -> None:
         self.name, self.label, self.bytes = file.name, label, file.bytes

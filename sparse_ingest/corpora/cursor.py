@@ -57,20 +57,21 @@ class Cursor:
     def _take_ahead(self) -> tuple[SourceRow, Position] | None:
         return self._ahead.popleft() if self._ahead else None
 
-    def places(self, start: Position, rows: set[int]) -> dict[int, tuple[str, int]]:
-        """File and line of some rows, read again from `start` until the last is found; the cursor stays there.
+    def places(self, start: Position, rows: set[int]) -> dict[int, SourceRow]:
+        """Some rows without their documents, read again from `start` until the last is found; the cursor stays there.
 
         Standard input cannot be read again: there the row, counted from 1, stands for the line.
         """
         if not self._corpus.rereadable:
-            return {row: (self._corpus.sources[0].label, row + 1) for row in rows}
+            label = self._corpus.sources[0].label
+            return {row: SourceRow(row, label, row + 1, None, None, "row") for row in rows}
         self.jump(start)
-        found: dict[int, tuple[str, int]] = {}
-        for row, _ in self._next_rows():
+        found: dict[int, SourceRow] = {}
+        for row, _ in self._next_rows() if rows else ():
             if row.row in rows:
-                found[row.row] = row.file, row.line
-            if len(found) == len(rows):
-                break
+                found[row.row] = row._replace(document=None)
+                if len(found) == len(rows):
+                    break
         return found
 
     @property

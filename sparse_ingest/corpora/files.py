@@ -26,7 +26,7 @@ from sparse_ingest.corpora.sources import Corpus, Source
 from sparse_ingest.corpora.stored import PACKED, LocalFile, StandardInput, StoredFile, is_packed
 from sparse_ingest.corpora.tables import Choice, TextTable
 from sparse_ingest.errors import CorpusError, UsageError
-from sparse_ingest.places import is_address
+from sparse_ingest.places import place_of
 
 FORMATS = ("jsonl", "csv", "tsv", "msmarco", "parquet", "arrow")
 FORMAT_OF_SUFFIX = {
@@ -169,9 +169,9 @@ def corpus_in_folder(names: Sequence[str], folder: str) -> list[str]:
 def _files_of(spec: str) -> list[StoredFile]:
     if spec == "-":
         return [StandardInput()]
-    if is_address(spec):
-        return list(remote_files(spec, corpus_in_folder))
-    return [LocalFile.found(path) for path in _paths_of(spec)]
+    if isinstance(place := place_of(spec), Path):
+        return [LocalFile.found(path) for path in _paths_of(str(place))]
+    return list(remote_files(spec, corpus_in_folder))
 
 
 def _paths_of(spec: str) -> list[Path]:

@@ -9,7 +9,8 @@ An offset says which data file, and which row of it. Going on begins at that fil
 has the row. The line of a row is its number within the split, from 1.
 
 The library honours HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE; a token never stands in a message. It runs no code of
-a dataset. Not covered: slices of splits (`train[:10%]`), and what makes a row a document.
+a dataset. It imports torch where that is installed: 600 MB of memory when a dataset is opened, and no more with its
+rows. Not covered: slices of splits (`train[:10%]`), and what makes a row a document.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class StreamedDataset:
     """
 
     rereadable = True
+    unit = "row"
 
     def __init__(
         self, named: Named, stream: Any, choose: Choice, *, commit: str | None, files: dict[str, tuple[str, int]]
@@ -150,6 +152,7 @@ class SavedDataset:
     """One split that `save_to_disk` wrote. An offset is a row."""
 
     rereadable = True
+    unit = "row"
 
     def __init__(self, named: Named, dataset: Any, choose: Choice) -> None:
         self.name, self.label = named.name, named.label

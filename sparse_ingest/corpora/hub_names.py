@@ -6,14 +6,14 @@ the rows (hub.py).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from sparse_ingest.corpora.documents import printable
 from sparse_ingest.errors import CorpusError, UsageError, first_line
+from sparse_ingest.places import without_secrets
 
 PREFIX = "hf:"
 FORM = "hf:NAME[@REVISION][:CONFIG[:SPLIT]]"
@@ -48,8 +48,10 @@ def parse(spec: str) -> Named:
     rest = spec.removeprefix(PREFIX)
     parts = rest.split(":")
     for end in range(len(parts), max(0, len(parts) - 3), -1):
-        if rest and Path(":".join(parts[:end])).is_dir():
-            return Named(":".join(parts[:end]), None, *_two(parts[end:]))
+        if rest and (folder := Path(":".join(parts[:end]))).is_dir():
+            # The library wants a name, which . and .. are not.
+            path = str(folder.resolve()) if folder.name in ("", "..") else str(folder)
+            return Named(path, None, *_two(parts[end:]))
     name, _, revision = parts[0].partition("@")
     if not name or len(parts) > 3 or (not revision and "@" in parts[0]) or name.startswith(("/", ".", "~")):
         found = f'there is no folder "{parts[0]}"' if name.startswith(("/", ".", "~")) else "the form is not known"
@@ -97,7 +99,7 @@ def _sentence(named: Named, error: Exception) -> str:
     said = str(error)
     at = f" at revision {named.revision!r}" if named.revision else ""
     what = f"The folder {named.path!r}" if named.local else f"The dataset {named.path!r}{at}"
-    token = "the token that was sent does not open it" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
+    token = "the token that was sent does not open it" if _token() else "no token was sent"
     if "scripts are no longer supported" in said:
         return (
             f"{what} is made by a Python script, which is never run. Name a revision or another dataset that holds "
@@ -118,9 +120,10 @@ def _sentence(named: Named, error: Exception) -> str:
         return f"The hub {config.HF_ENDPOINT} refuses the token that was sent. Set HF_TOKEN to a valid one, or to none."
     if config.HF_HUB_OFFLINE and not named.local:
         return f"No folder {named.path!r} here, and the hub is not asked (HF_HUB_OFFLINE is set). Name a folder."
-    if isinstance(error, ConnectionError) or "reach" in said:
+    if not named.local and (isinstance(error, ConnectionError) or "reach" in said):
         return (
-            f"{what} cannot be reached on the hub {config.HF_ENDPOINT} ({_cause(error)}). Try again, or name a folder."
+            f"No folder {named.path!r} here, and the hub {config.HF_ENDPOINT} cannot be reached ({_cause(error)}). "
+            "Try again with the hub in reach, or name a folder."
         )
     return f"{what} cannot be opened ({_cause(error)}). Check its files and its README, or try again."
 
@@ -130,7 +133,16 @@ def _cause(error: Exception) -> str:
     return f"{type(error.__cause__ or error).__name__}: {first_line(error.__cause__ or error)}"
 
 
+def _token() -> str | None:
+    """The token that the library sends: of HF_TOKEN, or of an earlier login."""
+    from huggingface_hub import get_token
+
+    with suppress(Exception):  # an exchange of tokens that fails; asking for the dataset has said so
+        return get_token()
+    return None
+
+
 def _safe(message: str) -> str:
-    for token in {os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")} - {None, ""}:
-        message = message.replace(str(token), "(token)")
-    return message
+    """A message without the token, and without what else is secret in the addresses it names."""
+    token = _token()
+    return without_secrets(message.replace(token, "(token)") if token else message)

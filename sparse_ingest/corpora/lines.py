@@ -15,6 +15,8 @@ from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, Lines, StoredFile
 class JsonLines:
     """A file of JSON lines. An offset is a byte of its content."""
 
+    unit = "line"
+
     def __init__(self, file: StoredFile, label: str) -> None:
         self.name, self.label, self.bytes = file.name, label, file.bytes
         self.rereadable = file.bytes is not None

@@ -63,7 +63,8 @@ def remote_files(spec: str, choose: Choose) -> list[RemoteStoredFile]:
             raise CorpusError(f'No file matches the glob "{without_secrets(spec)}". Check the folder and the suffix.')
         return [_found(file) for file in files]
     if about is None:
-        raise CorpusError(f'There is no file or folder "{path}". Check the address.')
+        advice = "Check the address." if path.listable else "Check it; on the web each file is named by itself."
+        raise CorpusError(f'There is no file or folder "{path}". {advice}')
     names = _names_in(path)
     return [_found(_inside(path, name)) for name in choose(names, str(path))]
 

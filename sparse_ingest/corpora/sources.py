@@ -61,6 +61,10 @@ class Source(Protocol):
         """What its rows call it."""
 
     @property
+    def unit(self) -> str:
+        """What `Record.line` counts: "line", or "row" where the format has no lines."""
+
+    @property
     def bytes(self) -> int | None:
         """Its size as it is stored; None where there is none to tell."""
 
@@ -108,15 +112,16 @@ class Corpus:
         fields = self.fields
         _, offset, line, row = start
         for index, source in enumerate(self.sources[start.file :], start.file):
-            label = source.label
+            label, unit = source.label, source.unit
             for columns, reason, at, next_offset, next_line, plain in source.records(offset, line):
                 if columns is None:
-                    found = SourceRow(row, label, at, None, reason)
+                    found = SourceRow(row, label, at, None, reason, unit)
                 else:
                     try:
-                        found = SourceRow(row, label, at, document_of(columns, fields, row, plain=plain), None)
+                        document = document_of(columns, fields, row, plain=plain)
+                        found = SourceRow(row, label, at, document, None, unit)
                     except BadRow as bad:
-                        found = SourceRow(row, label, at, None, str(bad))
+                        found = SourceRow(row, label, at, None, str(bad), unit)
                 row += 1
                 yield found, Position(index, next_offset, next_line, row)
             offset, line = 0, 1
@@ -127,17 +132,19 @@ def refuse_repeated_ids(rows: Iterable[tuple[SourceRow, Position]]) -> Iterator[
 
     Every id given is kept in memory: give it a shard, not a corpus.
     """
-    first: dict[str, tuple[int, str, int]] = {}
-    for source, position in rows:
+    first: dict[str, tuple[str, int, str]] = {}
+    for found in rows:
+        source, position = found
         if source.document is not None:
-            here = (source.row, source.file, source.line)
-            row, file, line = first.setdefault(source.document.id, here)
-            if row != source.row:
-                reason = f"duplicate id {shown(source.document.id)}: first at {file} line {line}"
-                source = source._replace(document=None, reason=reason)
-        yield source, position
+            here = (source.file, source.line, source.unit)
+            there = first.setdefault(source.document.id, here)
+            if there is not here:
+                file, line, unit = there
+                reason = f"duplicate id {shown(source.document.id)}: first at {file} {unit} {line}"
+                found = source._replace(document=None, reason=reason), position
+        yield found
 
 
 def bad_document(source: SourceRow) -> CorpusError:
     """The error of a row without a document, for `--on-bad-document fail`."""
-    return CorpusError(f"{source.file} line {source.line}: {source.reason}")
+    return CorpusError(f"{source.place}: {source.reason}. Mend it, or leave it out with --on-bad-document skip.")

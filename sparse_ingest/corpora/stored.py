@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
@@ -26,6 +27,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PACKED = (".gz", ".zst")  # suffixes of a compressed stream
 
 _BLOCK_BYTES = 1 << 20
+_MAX_LINE = 1 << 28  # bytes; OpenSearch takes no document of half of it, and a file without line feeds is no line
 _ZSTD_BYTES = 1 << 14
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
 
@@ -222,7 +224,12 @@ class Lines:
             raise read_once()
         with opened(self._file, lambda: f"after line {line - 1}") as self._opened:
             self._opened.skip(offset)
-            for raw in self._opened.content:
+            for raw in iter(partial(self._opened.content.readline, _MAX_LINE), b""):
+                if len(raw) == _MAX_LINE:
+                    raise CorpusError(
+                        f"{self._file.place} line {line} is longer than {_MAX_LINE:,} bytes; one row a line was "
+                        "expected. Cut it into lines, or name its true format with --format."
+                    )
                 yield raw
                 line += 1
         self._file.refuse_changed()

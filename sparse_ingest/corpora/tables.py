@@ -31,6 +31,8 @@ _SEPARATORS = {"csv": ",", "tsv": "\t"}
 class TextTable:
     """A file of rows of text. An offset is a byte of its content."""
 
+    unit = "line"
+
     def __init__(
         self, file: StoredFile, label: str, choose: Choice, *, format: str, columns: Sequence[str] | None = None
     ) -> None:

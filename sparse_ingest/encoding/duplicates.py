@@ -14,8 +14,8 @@ from sparse_ingest.corpora.cursor import Cursor
 from sparse_ingest.corpora.documents import shown
 from sparse_ingest.corpora.sources import Position
 from sparse_ingest.encoding.counts import counts_of
-from sparse_ingest.encoding.passages import document_id
 from sparse_ingest.errors import CorpusError, RunError
+from sparse_ingest.records import SourceRow, document_id
 from sparse_ingest.runs.ids import Duplicate, find_duplicates, remove_rows
 from sparse_ingest.runs.manifest import Run, SkippedRow, part_name
 
@@ -34,9 +34,9 @@ class Duplicates:
     def refuse(self) -> None:
         """Stop with both places of the first one, if there is any. Raises `CorpusError`."""
         if one := next(self._found(), None):
-            (file, line), (again, later) = self._places([one.first, one.again])
+            first, again = self._places([one.first, one.again])
             raise CorpusError(
-                f"The id {shown(one.doc_id)} stands twice: {file} line {line} and {again} line {later}. "
+                f"The id {shown(one.doc_id)} stands twice: {first.place} and {again.place}. "
                 "Remove one, or leave later ones out with --on-bad-document skip."
             )
 
@@ -46,10 +46,10 @@ class Duplicates:
         firsts = self._places([duplicate.first for duplicate in found])
         agains = self._places([duplicate.again for duplicate in found])
         leaving: dict[int, dict[int, SkippedRow]] = {}
-        for duplicate, first, (file, line) in zip(found, firsts, agains, strict=True):
+        for duplicate, first, again in zip(found, firsts, agains, strict=True):
             shard, row = duplicate.again
-            reason = f"duplicate id {shown(duplicate.doc_id)}: first at {first[0]} line {first[1]}"
-            leaving.setdefault(shard, {})[row] = SkippedRow(row, file, line, reason)
+            reason = f"duplicate id {shown(duplicate.doc_id)}: first at {first.place}"
+            leaving.setdefault(shard, {})[row] = SkippedRow(row, again.file, again.line, reason)
         for shard, rows in sorted(leaving.items()):
             # Held, so that a process which comes now waits for the shard instead of making it anew meanwhile.
             while True:
@@ -64,12 +64,12 @@ class Duplicates:
         for one in find_duplicates(self._run):
             yield one._replace(doc_id=document_id(one.doc_id)) if self._passages else one
 
-    def _places(self, positions: list[tuple[int, int]]) -> list[tuple[str, int]]:
-        """File and line of source rows, given with their shards; each shard is read again once."""
+    def _places(self, positions: list[tuple[int, int]]) -> list[SourceRow]:
+        """Source rows, given with their shards; each shard is read again once."""
         wanted: dict[int, set[int]] = {}
         for shard, row in positions:
             wanted.setdefault(shard, set()).add(row)
-        places: dict[int, tuple[str, int]] = {}
+        places: dict[int, SourceRow] = {}
         for shard, rows in sorted(wanted.items()):
             places.update(self._cursor.places(self._starts[shard], rows))
         if missing := sorted(row for _, row in positions if row not in places):

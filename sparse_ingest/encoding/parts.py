@@ -25,12 +25,12 @@ from sparse_ingest.corpora.cursor import Cursor
 from sparse_ingest.corpora.sources import bad_document
 from sparse_ingest.encoding.copies import Copies, Kept, together
 from sparse_ingest.encoding.counts import OF_ROWS, Counts
-from sparse_ingest.encoding.passages import Carried, PassageGroup, passage_id, too_long
+from sparse_ingest.encoding.passages import Carried, PassageGroup, too_long
 from sparse_ingest.errors import RunError
 from sparse_ingest.models.memory import DocumentTooLarge
 from sparse_ingest.pipeline import EncodeSettings
 from sparse_ingest.pruning import prune
-from sparse_ingest.records import Document, SourceRow, SparseRows
+from sparse_ingest.records import Document, SourceRow, SparseRows, passage_id
 from sparse_ingest.runs.manifest import SkippedRow
 from sparse_ingest.runs.shards import PART_ROWS, ShardPart, store_weights, text_hash
 

@@ -18,10 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.corpora.documents import MAX_ID_BYTES, shown
-from sparse_ingest.records import Document, SparseRows
+from sparse_ingest.records import PARENT, Document, SparseRows, passage_id
 from sparse_ingest.runs.shards import text_hash
-
-PARENT = "parent"  # the field of a passage that names its document
 
 
 @dataclass
@@ -65,16 +63,6 @@ class Carried:
         if self._text is not None:
             self._fields["text"] = self._text[max(0, start - self._before) : max(0, end - self._before)]
         return json.dumps(self._fields, ensure_ascii=False, separators=(",", ":"))
-
-
-def passage_id(doc_id: str, number: int) -> str:
-    """The id of a passage. No two passages share one when no two documents do."""
-    return f"{doc_id}#{number}"
-
-
-def document_id(passage: str) -> str:
-    """The id of the document that a passage is of."""
-    return passage.rpartition("#")[0]
 
 
 def too_long(doc_id: str, last: int) -> str | None:

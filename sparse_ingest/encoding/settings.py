@@ -10,10 +10,10 @@ from importlib.util import find_spec
 from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
 from sparse_ingest.checkpoints.settings import resolve_pipeline
 from sparse_ingest.corpora.sources import Corpus
-from sparse_ingest.encoding.passages import PARENT
 from sparse_ingest.errors import MissingExtraError, PipelineError, UsageError
 from sparse_ingest.pipeline import EncodeSettings, Pipeline
 from sparse_ingest.places import Place
+from sparse_ingest.records import PARENT
 
 
 def resolve(pipeline: Pipeline) -> tuple[Checkpoint, Pipeline]:

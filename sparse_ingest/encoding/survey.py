@@ -72,7 +72,7 @@ def survey(
         if row.document is None:
             found.bad += 1
             if found.bad <= EXAMPLES:
-                found.examples.append(f"{row.file} line {row.line}: {row.reason}")
+                found.examples.append(f"{row.place}: {row.reason}")
         else:
             text = row.document.text
             found.documents += 1
@@ -188,8 +188,7 @@ def _named(cursor: Cursor, pairs: list[tuple[int, int]]) -> list[str]:
             if len(found) == len(wanted):
                 break
     return [
-        f"{found[again].file} line {found[again].line}: duplicate id {shown(_id_of(found[again]))}: "
-        f"first at {found[first].file} line {found[first].line}"
+        f"{found[again].place}: duplicate id {shown(_id_of(found[again]))}: first at {found[first].place}"
         for again, first in pairs
         if first in found and again in found
     ]

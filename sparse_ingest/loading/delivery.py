@@ -159,7 +159,8 @@ class Delivery:
         return not_sent
 
     def _make_sure(self) -> None:
-        """Stop unless the index is still the same and keeps what it has confirmed."""
+        """Stop unless the index is still the same and keeps what it has confirmed, and the load is still ours."""
+        self.run.refuse_lost()
         if self.durability:
             self.durability.settle()
         patiently(lambda: indexes.check_uuid(self.client, self.index), self.retries)

@@ -9,6 +9,7 @@ Not covered: the load itself (load.py) and what a verification compares (verify.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
@@ -16,7 +17,7 @@ from typing import Unpack
 
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.load import LoadOptions, LoadReport, load
-from sparse_ingest.opensearch import aliases, indexes, settling
+from sparse_ingest.opensearch import aliases, indexes, installed, settling
 from sparse_ingest.opensearch.client import Client, Connection, connect
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.places import Place
@@ -102,7 +103,7 @@ def publish(
         if sentence := settling.wait_for_copies(client, target, note, patience_s=copies_patience_s):
             note(sentence)
         verified = _verified(run_path, name, alias, connection)
-        _move(client, served, target)
+        _move(client, served, target, note)
         done = PublishReport(report, alias, name, served.concrete, True, verified, None)
         return _with_old_dropped(client, target, done, drop_old, note)
 
@@ -126,7 +127,7 @@ def roll_back(alias: str, to: str, *, connection: Connection, note: Note = _quie
         if served.concrete == to:
             note(f"Alias {alias!r} serves {to!r} already.")
         else:
-            _move(client, served, target)
+            _move(client, served, target, note)
         return served.concrete
 
 
@@ -163,12 +164,20 @@ def _verified(run_path: Place, name: str, alias: str, connection: Connection) ->
     return checked.checked_documents
 
 
-def _move(client: Client, served: aliases.Served, target: indexes.Index) -> None:
-    """Move the alias; what it served before is noted in the target first, so that it can be dropped later."""
+def _move(client: Client, served: aliases.Served, target: indexes.Index, note: Note) -> None:
+    """Move the alias; what it served before is noted in the target first, so that it can be dropped later.
+
+    Default pipelines do not move along, as they may not fit the new field: what searches and documents lose is told.
+    """
     old = indexes.find_index(client, served.concrete) if served.concrete else None
     if old is not None:
         replaced = {"index": old.name, "uuid": old.uuid}
         indexes.update_stamp(client, target, lambda stamp: with_changes(stamp, replaced=replaced))
+        if lost := installed.left_behind(old, target):
+            note(
+                f"Index {old.name!r} has default pipelines that {target.name!r} lacks. If they are wanted: "
+                f"PUT /{target.name}/_settings {json.dumps(lost)}"
+            )
     aliases.move(client, served, target)
 
 

@@ -133,6 +133,10 @@ class DocumentEncoder:
                 yield Passage(text, number, next(rows) if number else first[text], without_token)
                 without_token = 0
 
+    def lengths(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
+        """How many tokens of each text `encode` reads."""
+        return self._tokenizer(texts).lengths
+
     def count(self, texts: Sequence[str], *, whole: bool) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Of each text whether it is longer than one window (1), and in how many it is read: 1 unless `whole`."""
         windows = np.array([cut.windows for cut in self._tokenizer.cut(texts, whole=whole)], dtype=np.int64)

@@ -1,13 +1,15 @@
 """Which dtype `--dtype auto` stands for: the fastest one that keeps what float32 would have said.
 
-Candidates stand in a fixed order of speed per device, no timing is involved; each encodes a sample of the corpus, and
-the first that keeps enough of float32's weights and terms is taken. The choice is stored in the run and used again.
+Candidates stand in a fixed order of speed per device, no timing is involved; each encodes the first documents of the
+corpus, as many as a minute or so suffices for, and the first that keeps enough of float32's weights and terms is taken.
+The choice is stored in the run and used again.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,12 @@ import torch
 
 from sparse_ingest.models.documents import DocumentEncoder, Encoded
 from sparse_ingest.models.heads.int8 import has_vnni
-from sparse_ingest.models.memory import until_it_fits
+from sparse_ingest.models.memory import DocumentTooLarge, until_it_fits
+from sparse_ingest.models.vectors import NotFinite
 
 SAMPLE = 256  # documents
+# And of these, no more than together have so many tokens: a large model reads them in a minute on two cores.
+SAMPLE_TOKENS = 16384
 KEPT_MASS = 0.999  # of float32's summed weights, on terms that the candidate has too
 KEPT_TERMS = 0.99  # of float32's terms above TERM_WEIGHT
 TERM_WEIGHT = 0.1
@@ -39,7 +44,8 @@ def candidates(device: str) -> tuple[str, ...]:
 def has_amx() -> bool:
     """Whether torch may use AMX here; ONEDNN_MAX_CPU_ISA can forbid it."""
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
-    return (allowed == "DEFAULT" or "AMX" in allowed) and torch.cpu._is_amx_tile_supported()
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return (allowed == "DEFAULT" or "AMX" in allowed) and bool(supported())
 
 
 def choose_dtype(build: Callable[[str], DocumentEncoder], device: str, texts: Sequence[str]) -> dict[str, Any]:
@@ -48,8 +54,9 @@ def choose_dtype(build: Callable[[str], DocumentEncoder], device: str, texts: Se
     choice = {"dtype": "float32", "device": device, "documents": len(texts), "tried": tried}
     faster = candidates(device)
     if faster and texts:
-        expected = _encoded(build("float32"), texts)
-        for dtype in faster:
+        expected, texts = _sampled(build("float32"), texts)
+        choice["documents"] = len(texts)
+        for dtype in faster if texts else ():
             mass, terms = _kept(expected, _encoded(build(dtype), texts))
             tried[dtype] = {"mass": round(mass, 6), "terms": round(terms, 6)}
             if mass >= KEPT_MASS and terms >= KEPT_TERMS:
@@ -57,13 +64,27 @@ def choose_dtype(build: Callable[[str], DocumentEncoder], device: str, texts: Se
     return choice
 
 
-def _encoded(encoder: DocumentEncoder, texts: Sequence[str]) -> Encoded:
-    return until_it_fits(lambda: encoder.encode(texts))
+def _sampled(encoder: DocumentEncoder, texts: Sequence[str]) -> tuple[Encoded, Sequence[str]]:
+    """What float32 gives for the first of the texts that are not too many tokens, and those texts."""
+    texts = texts[: max(1, int(np.searchsorted(encoder.lengths(texts).cumsum(), SAMPLE_TOKENS, side="right")))]
+    while True:
+        try:
+            return until_it_fits(partial(encoder.encode, texts)), texts
+        except DocumentTooLarge as large:  # the run itself will say so, if it does not fit there either
+            texts = [*texts[: large.text], *texts[large.text + 1 :]]
 
 
-def _kept(expected: Encoded, found: Encoded) -> tuple[float, float]:
+def _encoded(encoder: DocumentEncoder, texts: Sequence[str]) -> Encoded | None:
+    """None: the model's numbers are too large for its dtype."""
+    try:
+        return until_it_fits(partial(encoder.encode, texts))
+    except NotFinite:
+        return None
+
+
+def _kept(expected: Encoded, found: Encoded | None) -> tuple[float, float]:
     """Shares of float32's weight mass, and of its terms above TERM_WEIGHT, whose terms the other has too."""
-    if not np.isfinite(found.weights).all():
+    if found is None or not np.isfinite(found.weights).all():
         return 0.0, 0.0
     common = np.isin(_keys(expected), _keys(found), assume_unique=True)
     mass = float(expected.weights.sum(dtype=np.float64))

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
+from sparse_ingest.errors import SparseIngestError
 from sparse_ingest.models.batches import plan_batches
 from sparse_ingest.models.body import Body
 from sparse_ingest.models.heads.compaction import Rules, Terms, Transfer
@@ -41,6 +42,16 @@ Answer = tuple[list[Row], int]  # the vectors of a batch, and how many weights w
 Progress = Callable[[int, int], None]
 
 
+class NotFinite(SparseIngestError):
+    """A model gave hidden states that are no finite numbers; weights made of them would be missing or wrong."""
+
+    def __init__(self, dtype: str) -> None:
+        super().__init__(
+            f"The model computes numbers that are infinite or undefined in {dtype}. "
+            + ("Its weights are damaged; fetch it again." if dtype == "float32" else "Encode with --dtype float32.")
+        )
+
+
 class VectorMaker:
     """A masked LM with its head on one device. `vocabulary` gives the token string of each id."""
 
@@ -50,6 +61,7 @@ class VectorMaker:
         self.device = device
         self.workers = len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
         trusted, in_body = settings.trust_remote_code, DTYPES[dtype]
+        self._dtype = str(in_body).removeprefix("torch.")
         self.body = Body(checkpoint, device=device, dtype=in_body, trust_remote_code=trusted)
         weight, bias = self.body.weight, self.body.bias
         self._head = build_head(weight, bias, device=device, dtype=in_body, int8=dtype == "int8")
@@ -110,7 +122,7 @@ class VectorMaker:
             if before is not None:
                 places, transfer = before
                 with self._fitting(places, token_ids):
-                    yield _split(transfer.arrive())
+                    yield self._split(transfer.arrive())
             before = begun
 
     def _compute(self, token_ids: Sequence[TokenIds], places: Places) -> Answer:
@@ -119,7 +131,7 @@ class VectorMaker:
             documents, columns = torch.nonzero(weights, as_tuple=True)
             values = logarithm(weights[documents, columns], self._activation).numpy()
             counts = torch.bincount(documents, minlength=len(token_ids)).numpy()
-            return _split(Terms(counts, columns.to(torch.int32).numpy(), values, int(dropped)))
+            return self._split(Terms(counts, columns.to(torch.int32).numpy(), values, int(dropped)))
 
     def _begin(self, token_ids: Sequence[TokenIds], rules: Rules) -> Transfer:
         with torch.inference_mode():
@@ -127,12 +139,25 @@ class VectorMaker:
             return Transfer(logarithm(weights, self._activation), rules, dropped)
 
     def _weights(self, token_ids: Sequence[TokenIds]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights before the logarithm, `[documents, vocabulary]`, and how many were on ids without a token."""
-        weights = self._head(*self.body.hidden(token_ids, self._padding_id))
+        """Weights before the logarithm, `[documents, vocabulary]`, and how many were on ids without a token.
+
+        That number is -1 where hidden states are not finite. A maximum over them may look as if there were no term,
+        and a GPU is not asked here, which would make the host wait.
+        """
+        rows, packing = self.body.hidden(token_ids, self._padding_id)
+        weights = self._head(rows, packing)
         weights[:, self._zeroed] = 0
         dropped = torch.count_nonzero(weights[:, self._tokenless])
         weights[:, self._tokenless] = 0
-        return weights, dropped
+        return weights, torch.where(torch.isfinite(rows).all(), dropped, -1)
+
+    def _split(self, terms: Terms) -> Answer:
+        """The terms of each document."""
+        if terms.dropped < 0:
+            raise NotFinite(self._dtype)
+        ends = np.cumsum(terms.counts)[:-1]
+        rows = zip(np.split(terms.token_ids, ends), np.split(terms.weights, ends), strict=True)
+        return list(rows), terms.dropped
 
     @contextmanager
     def _fitting(self, places: Places, token_ids: Sequence[TokenIds]) -> Iterator[None]:
@@ -143,9 +168,3 @@ class VectorMaker:
             if not is_out_of_memory(error):
                 raise
             raise DidNotFit(places.tolist(), max(map(len, token_ids))) from error
-
-
-def _split(terms: Terms) -> Answer:
-    ends = np.cumsum(terms.counts)[:-1]
-    rows = zip(np.split(terms.token_ids, ends), np.split(terms.weights, ends), strict=True)
-    return list(rows), terms.dropped

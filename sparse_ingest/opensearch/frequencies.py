@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from sparse_ingest.opensearch.client import Client
 from sparse_ingest.opensearch.reading import search_many
+from sparse_ingest.records import PARENT
 
 _SEARCHES = 500  # in one _msearch
 _IDS = 1000  # in one _count
@@ -29,6 +30,23 @@ def count_known(client: Client, index: str, doc_ids: Iterable[str]) -> int:
     while some := list(islice(waiting, _IDS)):
         body = {"query": {"ids": {"values": some}}}
         known += int(client.call("POST", f"/{quote(index, safe='')}/_count", body)["count"])
+    return known
+
+
+def count_parents(client: Client, index: str, doc_ids: Iterable[str]) -> int:
+    """How many of these documents an index has passages of, which name them in a keyword field; 0 without the field."""
+    field = PARENT
+    path = f"/{quote(index, safe='')}"
+    mapped = client.call("GET", f"{path}/_mapping/field/{field}")
+    if not any(one["mappings"].get(field, {}).get("mapping", {}).get(field, {}).get("type") == "keyword"
+               for one in mapped.values()):  # fmt: skip
+        return 0
+    known, waiting = 0, iter(doc_ids)
+    while some := list(islice(waiting, _IDS)):
+        # Below 3,000 values the count of different ones is as good as exact.
+        counted = {"parents": {"cardinality": {"field": field, "precision_threshold": 3 * _IDS}}}
+        body = {"size": 0, "query": {"terms": {field: some}}, "aggs": counted}
+        known += int(client.call("POST", f"{path}/_search", body)["aggregations"]["parents"]["value"])
     return known
 
 

@@ -187,8 +187,8 @@ def refuse_other_pruning(index: Index, stamp: Stamp) -> None:
     if there is not None and there.pruning != stamp.pruning:
         raise ClusterError(
             f"Index {index.name!r} was loaded {_pruning_words(there.pruning)}; this load asks for vectors "
-            f"{_pruning_words(stamp.pruning)}. Give the same --top-k, --max-ratio and --alpha-mass, load into another index, or "
-            "delete what is there with --replace --from-scratch."
+            f"{_pruning_words(stamp.pruning)}. Give the same --top-k, --max-ratio and --alpha-mass, load into another "
+            "index, or delete what is there with --replace --from-scratch."
         )
 
 

@@ -191,6 +191,12 @@ def carried_over(old: Index, body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "settings": settings, "mappings": content}
 
 
+def left_behind(old: Index, new: Index) -> dict[str, str]:
+    """The settings by which `old` names its default pipelines and `new` names none."""
+    named = {name: old.setting(name) for name in DEFAULTS.values() if new.setting(name) is None}
+    return {f"index.{name}": pipeline for name, pipeline in named.items() if pipeline not in (None, "_none")}
+
+
 def add_passages(content: dict[str, Any]) -> None:
     """Map the passages' vectors, outside `_source`; the server puts each into an object with `sparse_encoding`."""
     nested = {"type": "nested", "properties": {"sparse_encoding": {"type": "rank_features"}}}

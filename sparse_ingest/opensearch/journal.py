@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 from sparse_ingest.durable import sync_folder
 from sparse_ingest.errors import RunError
 from sparse_ingest.places import Place, RemotePath
+from sparse_ingest.scratch import ScratchFolder
 
 _FILES = ("dead.jsonl", "journal.jsonl")  # in the order in which they are put in a store
 
@@ -144,12 +146,13 @@ class _Copy:
 
     def __init__(self, place: RemotePath) -> None:
         self._place = place
-        self._temporary = tempfile.TemporaryDirectory(prefix="sparse-ingest-journal-")
-        self.folder = Path(self._temporary.name)
+        self._scratch = ScratchFolder()
+        self.folder = self._scratch.path
         self._published: dict[str, str] = {}
         for name in _FILES:
-            with contextlib.suppress(FileNotFoundError):
-                (self.folder / name).write_bytes((place / name).read_bytes())
+            with contextlib.suppress(FileNotFoundError), (place / name).open() as file:
+                with (self.folder / name).open("wb") as copy:
+                    shutil.copyfileobj(file, copy)
             self._published[name] = self._state(name)
 
     def publish(self) -> None:

@@ -54,24 +54,28 @@ def check_clauses(query: Mapping[str, Any], tokens: int, *, max_clauses: int = M
 
 def count_clauses(query: Mapping[str, Any]) -> int:
     """How many clauses a query has. Words of a full-text query are counted as written; an analyzer may make others."""
-    total = 0
-    for name, content in query.items():
-        if name == "neural_sparse":
-            total += sum(len(entry.get("query_tokens", ())) + _in_filter(entry) for entry in content.values())
-        elif name == "bool":
-            parts = (content.get(part, ()) for part in ("must", "should", "filter", "must_not"))
-            inner = [one for part in parts for one in (part if isinstance(part, list) else [part] if part else [])]
-            total += sum(map(count_clauses, inner))
-        elif name in ("hybrid", "dis_max"):
-            filters = [content["filter"]] if content.get("filter") else []
-            total += sum(map(count_clauses, [*content["queries"], *filters]))
-        elif name in ("constant_score", "nested", "function_score", "script_score", "has_child", "has_parent"):
-            total += count_clauses(content.get("filter") or content.get("query") or {"match_all": {}})
-        elif name in ("match", "multi_match", "match_bool_prefix"):
-            total += _words(content)
-        elif name != "match_none":
-            total += 1
-    return total
+    try:
+        return sum(_clauses_of(name, content) for name, content in query.items())
+    except (AttributeError, KeyError, TypeError):
+        return 1  # malformed, which the server says better
+
+
+def _clauses_of(name: str, content: Any) -> int:
+    if name == "neural_sparse":
+        # The filter of clusters is a query of its own.
+        return sum(len(entry.get("query_tokens", ())) for entry in content.values())
+    if name == "bool":
+        parts = (content.get(part, ()) for part in ("must", "should", "filter", "must_not"))
+        inner = [one for part in parts for one in (part if isinstance(part, list) else [part] if part else [])]
+        return sum(map(count_clauses, inner))
+    if name in ("hybrid", "dis_max"):
+        filters = [content["filter"]] if content.get("filter") else []
+        return sum(map(count_clauses, [*content["queries"], *filters]))
+    if name in ("constant_score", "nested", "function_score", "script_score", "has_child", "has_parent"):
+        return count_clauses(content.get("filter") or content.get("query") or {"match_all": {}})
+    if name in ("match", "multi_match", "match_bool_prefix"):
+        return _words(content)
+    return int(name != "match_none")
 
 
 def check_seismic(settings: Mapping[str, Any]) -> None:
@@ -101,11 +105,6 @@ def _refuse_clauses(tokens: int, others: int, max_clauses: int) -> None:
             f"The query has {tokens} tokens{more}, but the cluster allows {max_clauses} clauses "
             f"(indices.query.bool.max_clause_count). Prune it, such as --set query.top_k={top_k}."
         )
-
-
-def _in_filter(entry: Mapping[str, Any]) -> int:
-    inner = entry.get("method_parameters", {}).get("filter")
-    return count_clauses(inner) if inner else 0
 
 
 def _words(content: Mapping[str, Any]) -> int:

@@ -145,7 +145,8 @@ def seismic_body(
     """The search of a sparse_vector field; `weights` are by token id, `settings` are `top_n`, `heap_factor` and `k`.
 
     The server leaves the first two at 10 and 1.0, and gives no more than `k` hits of a segment, so k is at least
-    `size`. The filter goes into the search of the clusters; a bool filter would take hits away from those k.
+    `size`. The filter goes into the search of the clusters, as a bool filter alone would take hits away from those k;
+    it stands around it as well, as the clusters of a segment without any match of it are not filtered (3.6.0).
 
     Raises:
         UsageError: the weights do not fit (see `fit_weights`), or the settings (see `check_seismic`).
@@ -153,9 +154,9 @@ def seismic_body(
     settings = settings or {}
     check_seismic(settings)
     fitted = fit_weights(weights, max_clauses=max_clauses).weights
-    clause = _seismic_clause(fitted, field, size, settings, filter)
-    check_clauses(clause, len(fitted), max_clauses=max_clauses)
-    body = _body(clause, field=field, size=size, explain=explain, collapse=collapse)
+    query = _filtered(_seismic_clause(fitted, field, size, settings, filter), filter)
+    check_clauses(query, len(fitted), max_clauses=max_clauses)
+    body = _body(query, field=field, size=size, explain=explain, collapse=collapse)
     # Otherwise documents that match the filter and no token fill up the k hits (3.6.0).
     return body | {"min_score": _LEAST_SCORE} if filter else body
 
@@ -217,10 +218,10 @@ def server_side_body(
     asked |= {"model_id": model_id} if model_id is not None else {"analyzer": analyzer}
     if engine.name == "seismic":
         asked["method_parameters"] = _method_parameters(size, engine.seismic, filter)
-        body = _body({"neural_sparse": {engine.field: asked}}, field=engine.field, size=size, explain=explain)
-        return body | {"min_score": _LEAST_SCORE} if filter else body
     query = _filtered({"neural_sparse": {engine.field: asked}}, filter)
     body = _body(query, field=engine.field, size=size, explain=explain)
+    if engine.name == "seismic" and filter:
+        body["min_score"] = _LEAST_SCORE
     if engine.name == "two-phase":
         body["search_pipeline"] = _two_phase_pipeline(check_two_phase(engine.two_phase, size=size))
     return body
@@ -257,8 +258,8 @@ def hybrid_body(
     if engine.name == "seismic":
         sparse = _seismic_clause(fitted, engine.field, depth or size, engine.seismic, filter)
     else:
-        sparse = _filtered(_sparse_clause(fitted, engine.field), filter)
-    parts: Body = {"queries": [_filtered(_words_clause(text), filter), sparse]}
+        sparse = _sparse_clause(fitted, engine.field)
+    parts: Body = {"queries": [_filtered(_words_clause(text), filter), _filtered(sparse, filter)]}
     query = {"hybrid": parts | ({"pagination_depth": depth} if depth is not None else {})}
     check_clauses(query, len(fitted), max_clauses=max_clauses)
     body = _body(query, field=engine.field, size=size, explain=False)
@@ -308,7 +309,23 @@ def _seismic_clause(
 
 def _method_parameters(size: int, settings: Mapping[str, Any], filter: Query | None) -> Body:
     parameters = {**settings, "k": max(size, settings.get("k", 0))}
-    return parameters | {"filter": dict(filter)} if filter else parameters
+    return parameters | {"filter": _single_terms(dict(filter))} if filter else parameters
+
+
+def _single_terms(query: Any) -> Any:
+    """The query with a `term` a value in place of each `terms`, on which the filter of clusters fails (3.6.0)."""
+    match query:
+        case list():
+            return [_single_terms(one) for one in query]
+        case {"bool": dict(parts), **others} if not others:
+            return {"bool": {part: _single_terms(inner) for part, inner in parts.items()}}
+        case {"terms": dict(content), **others} if not others and len(content) == 1:
+            [(field, values)] = content.items()
+            if isinstance(values, list):
+                # An empty bool matches every document.
+                any_of = [{"term": {field: value}} for value in values] or [{"match_none": {}}]
+                return {"bool": {"should": any_of}}
+    return query
 
 
 def _two_phase_pipeline(settings: Mapping[str, Any]) -> Body:

@@ -4,7 +4,7 @@ In the first phase the heavy tokens find documents; in the second the light ones
 each shard, `size` times `expansion_rate` of them, the window. The arithmetic is that of neural-search 3.6 (PruneUtils,
 NeuralSparseTwoPhaseProcessor), in float32.
 Not covered: the score (scores.py). Of equal weights at the border of top_k or alpha_mass the server takes those that
-its hash map gives first, here it is those whose token string comes first.
+its hash map gives first, here it is those whose token string comes first. No request depends on it: the server splits.
 """
 
 from __future__ import annotations

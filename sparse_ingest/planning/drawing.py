@@ -57,8 +57,14 @@ def sentences(report: PlanReport) -> list[str]:
     lines.append(
         f"Taken: documents {in_words(point.documents)}, queries {in_words(point.query)}, {point.engine}{parameters}. "
         f"It loses {choice.loss:.2%} (95%: {low:.2%} to {high:.2%}) on the half of the queries that confirmed the "
-        f"choice, {choice.chosen_by:.2%} on the other. {choice.passed_over} cheaper ones were not confirmed."
+        f"choice, {choice.chosen_by:.2%} on the other."
     )
+    if choice.passed_over:
+        lines.append(f"{choice.passed_over} cheaper ones were not confirmed; the range is wider for each of them.")
+    if point.tied:
+        lines.append(
+            f"In {point.tied} queries other documents have the score of the tenth best: an index gives some of them."
+        )
     if point.emptied:
         lines.append(f"{point.emptied:,} documents keep no term: no sparse query finds them.")
     return lines

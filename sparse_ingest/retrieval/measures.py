@@ -74,7 +74,9 @@ def parse_measures(names: Iterable[str]) -> dict[str, Any]:
     for name in names:
         try:
             measures[name] = library.parse_measure(name)
-            supported = library.DefaultPipeline.supports(measures[name])
+            cutoff = measures[name].params.get("cutoff", 1)
+            # trec_eval ends the whole program at a cut-off of 0.
+            supported = cutoff >= 1 and library.DefaultPipeline.supports(measures[name])
         except NameError:
             raise UsageError(_unknown(name, library)) from None
         except (ValueError, TypeError, SyntaxError, AttributeError, KeyError, AssertionError):

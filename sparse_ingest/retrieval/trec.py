@@ -28,7 +28,7 @@ def trec_lines(ranked: Iterable[Ranking], tag: str = TAG) -> Iterator[str]:
                 wrong = next(one for one in (ranking.query_id, doc_id, tag) if len(one.split()) != 1)
                 raise CorpusError(
                     f"The id {wrong!r} holds a blank, and a TREC run file parts its columns at blanks. "
-                    "Leave the run file out, or give the collection other ids."
+                    "Leave the run file out (`search --json` has the same rankings), or give the collection other ids."
                 )
             yield line + "\n"
 

@@ -75,13 +75,8 @@ def remove_rows(run: Run, shard: int, rows: Mapping[int, SkippedRow], *, less: M
 
     schema = shard_schema_of(path)
     run.unmark_done(shard)
-    sha256 = write_shard(
-        left(),
-        scratch=run.scratch_path(path.name),
-        target=path,
-        schema=schema,
-        before=lambda: run.refuse_lost(shard),
-    )
+    scratch = run.scratch_path(path.name)
+    sha256 = write_shard(left(), scratch=scratch, target=path, schema=schema, before=run.refuse_lost)
     run.write_skipped(shard, skipped)
     terms = np.concatenate(lengths)
     counts = {"rows": len(terms), "nnz": int(terms.sum()), "empty": int((terms == 0).sum())}

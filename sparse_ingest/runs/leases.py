@@ -5,19 +5,23 @@ Its holder writes it again every `RENEWED_S`; one that stays the same for `EXPIR
 it, belonged to a process that died and is taken over, at once if that was a process of this machine. No two clocks
 are compared.
 
-A lease saves work, it is not what makes a run right: two processes that make one shard write the same bytes. A holder
-that gave no sign for so long that it lost its lease finds out before it puts a shard or its file in done/ in place,
-and stops. What that leaves open is the time that one request takes.
+A lease saves work. Two processes that make one shard on equal machines write the same bytes; where they do not, a
+shard must fit its file in done/ all the same. A holder that gave no sign for so long that it lost its lease finds out
+before it puts a shard or its file in done/ in place, and stops; a request that was under way meanwhile changes
+nothing, since it only creates what is not there. That is so where the store heeds conditions, as S3 and Google Cloud
+Storage do; elsewhere the time of one request stays open, and `load` refuses the shard.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import threading
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 
 from sparse_ingest.errors import RunError, StorageError
@@ -61,18 +65,18 @@ class Leases:
         if lease.is_ours():
             lease.place.unlink(missing_ok=True)
 
-    def refuse_lost(self, name: str) -> None:
-        """Refuse to go on with what another process has taken over; nothing is refused that was never taken.
+    def refuse_lost(self) -> None:
+        """Refuse to go on where another process has taken a lease over that is held here.
 
         Raises:
-            RunError: the lease is another's by now.
+            RunError: it is another's by now.
         """
-        lease = self._held.get(name)
-        if lease and not lease.is_ours():
-            raise RunError(
-                f"Another process has taken {name} over, because this one gave no sign for {EXPIRES_S:.0f} seconds. "
-                "The run goes on without it; start the command again to help."
-            )
+        for name, lease in self._held.items():
+            if not lease.is_ours():
+                raise RunError(
+                    f"Another process has taken {name} over, because this one gave no sign for {EXPIRES_S:.0f} "
+                    "seconds. The run goes on without it; start the command again to help."
+                )
 
     def _expired(self, name: str, found: bytes) -> bool:
         if _died_here(found):
@@ -96,7 +100,7 @@ class _Lease:
         self._thread = threading.Thread(target=self._renew, name=f"lease {place.name}", daemon=True)
 
     def content(self) -> bytes:
-        holder = {"token": self._token, "host": platform.node(), "process": os.getpid(), "count": self._count}
+        holder = {"token": self._token, "host": _here(), "process": os.getpid(), "count": self._count}
         return json.dumps(holder).encode() + b"\n"
 
     def start(self) -> None:
@@ -141,13 +145,22 @@ def _token_of(content: bytes | None) -> object:
     return _holder(content).get("token")
 
 
+def _here() -> str:
+    """This machine, as far as one process sees the others of it: containers have one name and other processes."""
+    parts = [platform.node()]
+    with contextlib.suppress(OSError):  # Linux
+        parts += [
+            Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            str(Path("/proc/self/ns/pid").readlink()),
+        ]
+    return " ".join(parts)
+
+
 def _died_here(content: bytes) -> bool:
-    """Whether the holder was a process of this machine that is no more; of two machines of one name one may be wrong,
-    which costs work and nothing else.
-    """
+    """Whether the holder was a process of this machine that is no more."""
     holder = _holder(content)
     number = holder.get("process")
-    if holder.get("host") != platform.node() or not isinstance(number, int):
+    if holder.get("host") != _here() or not isinstance(number, int):
         return False
     try:
         os.kill(number, 0)

@@ -26,7 +26,7 @@ from sparse_ingest.errors import RunError
 from sparse_ingest.places import Place, RemotePath
 from sparse_ingest.runs.identity import Identity, canonical_json, differences, run_id
 from sparse_ingest.runs.leases import Leases
-from sparse_ingest.runs.scratch import ScratchFolder, state_folder
+from sparse_ingest.scratch import ScratchFolder, state_folder
 
 FORMAT = 1
 SHARD_ROWS = 65536
@@ -157,19 +157,21 @@ class Run:
         # Earlier releases did not count the last three.
         return {"shards": len(records), **{name: sum(record.get(name, 0) for record in records) for name in counts}}
 
-    def refuse_lost(self, shard: int) -> None:
-        """Refuse to write a shard whose lock another process has taken over; see leases.py.
+    def refuse_lost(self) -> None:
+        """Refuse to go on under a lock that another process has taken over; see leases.py.
 
         Raises:
             RunError: it is not ours any more.
         """
         if self._leases:
-            self._leases.refuse_lost(part_name(shard))
+            self._leases.refuse_lost()
 
     def mark_done(self, shard: int, record: dict[str, Any]) -> None:
         """Declare a shard finished; its file and skipped/ must be in place."""
-        self.refuse_lost(shard)
-        write_json(self.path / "done" / f"{part_name(shard)}.json", record)
+        self.refuse_lost()
+        # In a store the first one stays: that of a process which has lost its lock right now may be of other bytes.
+        exclusive = isinstance(self.path, RemotePath)
+        write_json(self.path / "done" / f"{part_name(shard)}.json", record, exclusive=exclusive)
 
     def unmark_done(self, shard: int) -> None:
         """Declare a shard unfinished again, before it is replaced."""
@@ -182,11 +184,15 @@ class Run:
 
     def mark_complete(self, record: dict[str, Any]) -> None:
         """Declare the run finished."""
+        self.refuse_lost()
         write_json(self.path / "complete.json", record)
 
     def sweep(self) -> None:
         """Remove unfinished files that killed processes left; every shard must be done, so that nobody writes any."""
         if isinstance(self.path, RemotePath):
+            # Of shards whose maker died with its file in done/ written.
+            for lock in (self.path / "locks").glob("part-*.lock"):
+                lock.unlink(missing_ok=True)
             return
         for folder in (self.path, self.path / "done", self.path / "skipped"):
             for path in folder.glob(".new-*"):

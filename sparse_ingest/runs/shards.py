@@ -77,7 +77,7 @@ def write_shard(
 ) -> str:
     """Write a shard to `scratch` part by part, then give it its final name. Returns its SHA-256 in hexadecimal.
 
-    `before` is called before the name is given, and may refuse.
+    `before` is called before anything changes under that name, and may refuse.
     """
     with pq.ParquetWriter(scratch, schema, compression="zstd", use_dictionary=["token_ids.list.element"]) as writer:
         for part in parts:
@@ -87,8 +87,7 @@ def write_shard(
         while block := file.read(1 << 20):
             digest.update(block)
         os.fsync(file.fileno())
-    before()
-    move_whole(scratch, target)
+    move_whole(scratch, target, before)
     return digest.hexdigest()
 
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.opensearch.limits import MAX_CLAUSES, fit_weights
+from sparse_ingest.opensearch.limits import MAX_CLAUSES, count_clauses, fit_weights
 from sparse_ingest.opensearch.requests import Body, Engine, engine_body, rank_feature_body
 from sparse_ingest.queries.protocol import QueryWeights
-from sparse_ingest.query import keyed
+from sparse_ingest.query import keyed, tell_of_lost
 
 if TYPE_CHECKING:
     from sparse_ingest.opensearch.client import Client
@@ -40,6 +40,11 @@ _UNDERSTOOD = {
     "Two phase search processor is not compatible": (
         "Two-phase search needs a rank_features field, and that of index {index!r} is a sparse_vector. "
         "Leave out --engine."
+    ),
+    "does not implement createWeight": (
+        "The clusters of index {index!r} cannot be filtered by this: OpenSearch 3.6 fails on ids, prefix, wildcard, "
+        "regexp and ranges of keyword fields there. Filter by term, terms, match, exists or a range of numbers or "
+        "dates, or search a rank_features field."
     ),
     "unknown query [hybrid]": (
         "{address} lacks the neural-search plugin, which a hybrid search needs. Install it, or leave out --hybrid."
@@ -65,6 +70,8 @@ class Asker:
         self._without_plugin = False
         self._max_clauses: int | None = None
         self._told_of_ceiling = False
+        self._unknown: dict[str, None] = {}
+        self._dotted: dict[str, None] = {}
 
     def ask(
         self,
@@ -82,11 +89,11 @@ class Asker:
             UsageError: the weights do not fit.
             ClusterError: the server cannot answer it.
         """
-        limit = self._limit(weights)
+        limit = self._limit(weights, filter)
         settings: dict[str, Any] = {"size": size, "filter": filter, "explain": explain, "collapse": collapse}
         settings["max_clauses"] = limit
         if self._engine.keys is not None:
-            weights = keyed(weights, self._engine.keys)
+            weights = keyed(weights, self._engine.keys, self._unknown)
         scale = fit_weights(weights, max_clauses=limit).scale
         self._tell_of_ceiling(weights, scale)
         if not self._without_plugin:
@@ -101,8 +108,19 @@ class Asker:
                         "needs. Install it, or search a rank_features field with --engine exact."
                     ) from error
                 self._without_plugin = True
-        body = rank_feature_body(_without_dots(weights), field=self._engine.field, **settings)
+        body = rank_feature_body(self._undotted(weights), field=self._engine.field, **settings)
         return Answer(self._send(body, source), scale)
+
+    def tell_of_lost(self) -> None:
+        """Say which tokens were left out of what was asked."""
+        tell_of_lost(self._unknown)
+        tell_of_lost(
+            self._dotted, "The cluster lacks the neural-search plugin and cannot be asked for tokens with a dot"
+        )
+
+    def _undotted(self, weights: QueryWeights) -> QueryWeights:
+        self._dotted.update(dict.fromkeys(token for token in weights if "." in token))
+        return {token: weight for token, weight in weights.items() if "." not in token}
 
     def _tell_of_ceiling(self, weights: QueryWeights, scale: float) -> None:
         """Say, once, that clusters take a query weight for a smaller one."""
@@ -121,9 +139,9 @@ class Asker:
         body = body if source else {**body, "_source": False}
         return send(self._client, self._index, body)
 
-    def _limit(self, weights: QueryWeights) -> int:
+    def _limit(self, weights: QueryWeights, filter: Mapping[str, Any] | None) -> int:
         """How many clauses a query may have; a request of its own, so made only when the answer matters."""
-        if len(weights) <= MAX_CLAUSES:
+        if len(weights) + count_clauses(filter or {}) <= MAX_CLAUSES:
             return MAX_CLAUSES
         if self._max_clauses is None:
             from sparse_ingest.opensearch.indexes import max_clauses
@@ -146,13 +164,3 @@ def send(client: Client, index: str, body: Body) -> Any:
             if sign in str(error):
                 raise ClusterError(sentence.format(index=index, address=client.address)) from error
         raise
-
-
-def _without_dots(weights: QueryWeights) -> QueryWeights:
-    kept = {token: weight for token, weight in weights.items() if "." not in token}
-    if len(kept) < len(weights):
-        lost = ", ".join(repr(token) for token in weights if token not in kept)
-        logger.warning(
-            "The cluster lacks the neural-search plugin and cannot be asked for tokens with a dot; left out: %s.", lost
-        )
-    return kept

@@ -10,15 +10,17 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from sparse_ingest.queries.protocol import QueryWeights, to_float32
+from sparse_ingest.records import document_id
 from sparse_ingest.searching.hits import Hit, Ranked, TermShare, heaviest_first
 
 if TYPE_CHECKING:
     from sparse_ingest.records import SparseRows
-    from sparse_ingest.retrieval.exact import QueryVector
+    from sparse_ingest.retrieval.exact import ExactHits, QueryVector
     from sparse_ingest.runs.manifest import Run
     from sparse_ingest.runs.shards import ShardPart
 
@@ -75,11 +77,13 @@ def rank_run(
     size: int,
     stored: bool = False,
     prune: Callable[[SparseRows], SparseRows] | None = None,
+    passages: bool = False,
 ) -> Iterator[Ranked]:
     """Search the finished shards of a run exactly for many queries, given with their ids, in their order.
 
     The run is read once for every 4,096 queries. `prune` changes each part of it before it is searched, as a load
-    would; `stored` comes after that. The latency of a query is the time of its block, shared out.
+    would; `stored` comes after that. The latency of a query is the time of its block, shared out. With `passages`, the
+    run must hold passages, and the best one of each document stands for it, under the document's id.
     """
     from sparse_ingest.retrieval.exact import search_exact
 
@@ -93,7 +97,8 @@ def rank_run(
         began = time.perf_counter()
         vectors = [_vector(weights, numbers) for _, weights in block]
         unknown.update(dict.fromkeys(token for _, weights in block for token in weights if token not in numbers))
-        found = search_exact(_vectors(run, shards, stored, prune), vectors, size)
+        parts = partial(_vectors, run, shards, stored, prune)
+        found = _search_documents(parts, vectors, size) if passages else search_exact(parts(), vectors, size)
         each_s = (time.perf_counter() - began) / len(block)
         for (query_id, _), hits in zip(block, found, strict=True):
             yield Ranked(query_id, hits.doc_ids, hits.scores.tolist(), each_s, None)
@@ -104,6 +109,28 @@ def rank_run(
             len(unknown),
             next(iter(unknown)),
         )
+
+
+def _search_documents(
+    parts: Callable[[], Iterator[SparseRows]], queries: Sequence[QueryVector], k: int
+) -> list[ExactHits]:
+    """The k best documents of each query by their best passages: more are asked for until these are of k documents."""
+    from sparse_ingest.retrieval.exact import ExactHits, search_exact
+
+    best: dict[int, ExactHits] = {}
+    asked, waiting = k, list(range(len(queries)))
+    while waiting:
+        asked *= 4
+        found = search_exact(parts(), [queries[number] for number in waiting], asked)
+        for number, hits in zip(waiting, found, strict=True):
+            first: dict[str, int] = {}
+            for place, passage in enumerate(hits.doc_ids):
+                first.setdefault(document_id(passage), place)
+            if len(first) >= k or len(hits.doc_ids) < asked:
+                places = list(first.values())[:k]
+                best[number] = ExactHits(list(first)[:k], hits.positions[places], hits.scores[places])
+        waiting = [number for number in waiting if number not in best]
+    return [best[number] for number in range(len(queries))]
 
 
 def _vector(weights: QueryWeights, numbers: dict[str, int]) -> QueryVector:

@@ -121,6 +121,13 @@ def test_options_without_an_effect_are_refused(model: Path, options: list[str], 
     assert said in str(result.exception)
 
 
+def test_weights_that_the_server_makes_cannot_be_pruned_here() -> None:
+    for setting in ("query.top_k=3", "query.max_ratio=0.1"):
+        result = invoke(query, "--analyzer", "bert-uncased", "--set", setting, "catch")
+        assert isinstance(result.exception, UsageError)
+        assert "those that the server makes stay whole" in str(result.exception)
+
+
 def test_more_words_than_clauses_are_refused_before_anything_is_sent(model: Path) -> None:
     words = " ".join(f"w{number}" for number in range(600))
     result = invoke(query, "--model", model, "--hybrid", f"catch {words}")

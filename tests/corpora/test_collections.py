@@ -231,5 +231,5 @@ def test_a_bad_topic_is_an_error_with_file_and_line(tmp_path, topics, line, reas
 def test_an_id_that_repeats_in_another_file_of_a_folder_names_both(tmp_path):
     for name in ("a", "b"):
         write_table(tmp_path / "queries" / f"{name}.parquet", {"_id": ["1"], "text": ["x"]})
-    with pytest.raises(CorpusError, match=r"b.parquet line 1: duplicate query id \"1\": first at .*a.parquet line 1"):
+    with pytest.raises(CorpusError, match=r"b.parquet row 1: duplicate query id \"1\": first at .*a.parquet row 1"):
         list(read_queries(tmp_path))

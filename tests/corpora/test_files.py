@@ -220,7 +220,8 @@ def test_a_bad_line_gives_one_sentence_and_the_rows_around_it_stay(tmp_path, nam
     assert (bad.row, bad.file, bad.line, bad.document) == (1, path.name, 2, None)
     assert reason in bad.reason
     assert "\n" not in bad.reason and len(bad.reason.encode()) < 300
-    assert str(bad_document(bad)) == f"{path.name} line 2: {bad.reason}"
+    advice = "Mend it, or leave it out with --on-bad-document skip."
+    assert str(bad_document(bad)) == f"{path.name} line 2: {bad.reason}. {advice}"
 
 
 @pytest.mark.parametrize(("option", "what"), [("id", "id"), ("text", "text"), ("title", "title")])
@@ -439,7 +440,7 @@ def test_a_repeated_id_names_both_places(tmp_path):
     checked = [row for row, _ in refuse_repeated_ids(rows)]
     assert [row.document and row.document.id for row in checked] == ["a", "b", None, None, "c", None, None]
     assert checked[2].reason == 'duplicate id "b": first at 1.jsonl line 2'
-    assert str(bad_document(checked[6])) == '2.jsonl line 5: duplicate id "a": first at 1.jsonl line 1'
+    assert str(bad_document(checked[6])).startswith('2.jsonl line 5: duplicate id "a": first at 1.jsonl line 1. ')
     assert checked[3].reason.startswith("broken JSON")
 
 
@@ -511,3 +512,15 @@ def test_limit_small_has_46_documents():
     found = documents(SHARED / "limit-small")
     assert len({d.id for d in found}) == 46
     assert found[0].text.startswith("Geneva Durben likes Quokkas")
+
+
+def test_a_file_without_line_feeds_is_refused_before_it_fills_the_memory(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("sparse_ingest.corpora.stored._MAX_LINE", 64)
+    good = '{"_id": "1", "text": "' + "x" * 40 + '"}'
+    assert len(good) == 64
+    path = tmp_path / "c.jsonl"
+    path.write_text(good[:-4] + '"}\n' + good)
+    rows = open_corpus([str(path)], fields=FieldNames()).rows()
+    assert next(rows)[0].document is not None
+    with pytest.raises(CorpusError, match=r"c\.jsonl line 2 is longer than 64 bytes; one row a line was expected"):
+        next(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from loopback_hub import TOKEN, begin, ended, loopback_hub
 
 from sparse_ingest.corpora.files import FieldNames, open_corpus
-from sparse_ingest.corpora.hub_names import Named, parse
+from sparse_ingest.corpora.hub_names import Named, finding, parse
 from sparse_ingest.corpora.sources import START, Corpus, Position
 from sparse_ingest.errors import CorpusError, UsageError
 
@@ -222,7 +223,7 @@ def test_a_hub_is_asked_and_each_refusal_is_a_sentence(folder: Path, tmp_path: P
         ("o/made:corpus:x", None, "the splits there are: old, one"),
         ("o/made@v9:corpus", None, "has no revision 'v9'"),
         ("o/none", None, "No dataset 'o/none'"),
-        ("o/gated:corpus:old", None, "is gated, and HF_TOKEN is not set"),
+        ("o/gated:corpus:old", None, "is gated, and no token was sent"),
         ("o/made:corpus:old", "hf_wrong", "refuses the token that was sent"),
     ]
     asked = json.dumps([[spec, token] for spec, token, _ in cases])
@@ -247,3 +248,17 @@ def test_offline_no_hub_is_asked() -> None:
         CorpusError, match=r"No folder 'o/none' here, and the hub is not asked \(HF_HUB_OFFLINE is set\)"
     ):
         corpus_of("hf:o/none")
+
+
+def test_a_hub_out_of_reach_is_named_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with pytest.raises(CorpusError, match="No folder 'o/none' here, and the hub .* cannot be reached") as found:
+        with finding(parse("hf:o/none")):
+            raise ConnectionError("no route to https://user:pass@proxy/x?sig=word with hf_secret")
+    assert not re.search("hf_secret|pass|word", str(found.value))
+
+
+def test_a_dot_is_the_folder_it_stands_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert corpus_of("hf:.:corpus:old").identity() == corpus_of(f"hf:{folder}:corpus:old").identity()

@@ -53,6 +53,17 @@ def test_whole_numbers_are_within_their_rounding(lengths: tuple[int, ...], vocab
 
 
 @needs_vnni
+@pytest.mark.parametrize("width", [8, 768])
+def test_sums_of_whole_numbers_are_exact(width: int) -> None:
+    """Older instructions add pairs in 16 bits, which overflow where all factors are large."""
+    rows, weight = torch.ones(40, width), torch.ones(600, width)
+    weight[::2] = -1
+    found = Int8Head(weight, torch.zeros(600))(rows, Packing((40,), CPU))
+    torch.testing.assert_close(found[0, 1::2], torch.full((300,), float(width)), rtol=1e-6, atol=0)
+    assert not found[0, ::2].any()
+
+
+@needs_vnni
 def test_a_document_has_a_scale_of_its_own() -> None:
     """A neighbour with hidden states a thousand times as large changes no bit of it."""
     rows, weight, bias = made((9, 6), 64, 700)
@@ -73,9 +84,9 @@ def test_whole_numbers_are_refused_where_they_are_slow(monkeypatch: pytest.Monke
     _, weight, bias = made((1,), 8, 8)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert not has_vnni()
-    with pytest.raises(UsageError, match="AVX512 VNNI"):
+    with pytest.raises(UsageError, match="AVX512 VNNI .* Go on with a run of int8 on such a CPU"):
         build_head(weight, bias, device=CPU, dtype=torch.float32, int8=True)
-    with pytest.raises(UsageError, match="int8 is for CPUs; on cuda:0"):
+    with pytest.raises(UsageError, match="int8 is for CPUs, and the device is cuda:0"):
         build_head(weight, bias, device=torch.device("cuda:0"), dtype=torch.float32, int8=True)
 
 

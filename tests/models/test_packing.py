@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from largest_output import LargestOutput
 from made_checkpoints import ARCHITECTURES, build_encoder, make_masked_lm
 
 from sparse_ingest.models import linear
@@ -89,6 +90,17 @@ def test_packed_and_padded_hidden_states_are_the_same(architecture: str, tmp_pat
     torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nothing_grows_with_the_square_of_a_batch(architecture: str, tmp_path: Path) -> None:
+    """No mask over all tokens of a packed row: documents of 8,192 tokens would fill the memory with it."""
+    body = build_encoder(make_masked_lm(tmp_path, architecture))._maker.body
+    assert body.packs
+    token_ids = [np.arange(5, 45, dtype=np.int32)] * 50
+    with LargestOutput() as largest, torch.inference_mode():
+        body.hidden(token_ids, 0)
+    assert 2000 * 32 <= largest.elements <= 2000 * 200 < 2000**2
+
+
 def test_a_model_that_would_give_something_else_packed_is_padded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -105,7 +117,45 @@ def test_a_model_that_would_give_something_else_packed_is_padded(
     np.testing.assert_allclose(found.weights, expected.weights, atol=1e-4)
 
 
-def test_linear_layers_of_onednn_compute_what_those_of_torch_do(monkeypatch: pytest.MonkeyPatch) -> None:
+class Missing:
+    """torch.ops.mkldnn of a torch that has no such operators."""
+
+
+class Changed:
+    """One whose operators take something else."""
+
+    def _reorder_linear_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight
+
+
+class Wrong(Changed):
+    """One whose operators compute something else."""
+
+    def _reorder_linear_weight(self, weight: torch.Tensor, rows: int) -> torch.Tensor:
+        return weight
+
+    def _linear_pointwise(self, rows, weight, *_) -> torch.Tensor:
+        return rows @ weight
+
+
+@pytest.mark.parametrize("operators", [Missing, Changed, Wrong])
+def test_torch_itself_computes_where_the_operators_of_onednn_fail(
+    operators: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, texts = make_masked_lm(tmp_path), ["river stone", "lamp", "the water of the river " * 4]
+    expected = build_encoder(model).encode(texts)
+    monkeypatch.setattr(torch.ops, "mkldnn", operators())
+    linear.is_faster.cache_clear()
+    try:
+        found = build_encoder(model).encode(texts)
+        assert not linear.is_faster()
+    finally:
+        linear.is_faster.cache_clear()
+    assert found.token_ids.tolist() == expected.token_ids.tolist()
+    np.testing.assert_allclose(found.weights, expected.weights, atol=1e-5)
+
+
+def test_linear_layers_of_onednn_compute_what_those_of_torch_do() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.GELU(), torch.nn.Linear(40, 3, bias=False))
     rows = torch.randn(50, 24, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -113,10 +163,6 @@ def test_linear_layers_of_onednn_compute_what_those_of_torch_do(monkeypatch: pyt
         linear.pack_linear_layers(model)
         torch.testing.assert_close(model(rows), expected)
         assert all(len(layer.weight) == 0 for layer in (model[0], model[2])) or not linear.is_faster()
-        # Where they are not there, torch's own do it.
-        monkeypatch.setattr(linear, "is_faster", lambda: False)
-        weight, bias = torch.eye(3), torch.ones(3)
-        torch.testing.assert_close(linear.product_of(weight, bias)(rows[:, :3]), rows[:, :3] + 1)
 
 
 def test_token_ids_are_packed_in_their_order() -> None:

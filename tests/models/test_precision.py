@@ -10,14 +10,18 @@ from made_checkpoints import TEXTS, build_encoder
 from sparse_ingest.models import precision
 from sparse_ingest.models.documents import Encoded
 from sparse_ingest.models.heads.int8 import has_vnni
-from sparse_ingest.models.precision import candidates, choose_dtype, has_amx
+from sparse_ingest.models.memory import DocumentTooLarge
+from sparse_ingest.models.precision import SAMPLE, candidates, choose_dtype, has_amx
 
 
 class Told:
     """An encoder that gives the terms it is told: one row of token id to weight."""
 
-    def __init__(self, row: dict[int, float]) -> None:
-        self.row = row
+    def __init__(self, row: dict[int, float], tokens: int = 1) -> None:
+        self.row, self.tokens = row, tokens
+
+    def lengths(self, texts) -> np.ndarray:
+        return np.full(len(texts), self.tokens)
 
     def encode(self, texts) -> Encoded:
         ids, weights = np.array(list(self.row), np.int32), np.array(list(self.row.values()), np.float32)
@@ -50,6 +54,45 @@ def test_light_terms_count_by_their_mass_only() -> None:
     assert choose(float32=light, float16=FLOAT32)["dtype"] == "float16"
     heavier = {**FLOAT32, **{place: 0.09 for place in range(1000, 1010)}}
     assert choose(float32=heavier, float16=FLOAT32, bfloat16=FLOAT32)["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(("tokens", "documents"), [(1, 256), (64, 256), (65, 252), (512, 32), (8192, 2), (20_000, 1)])
+def test_the_sample_is_bounded_by_its_tokens(tokens: int, documents: int) -> None:
+    seen = []
+
+    class Noted(Told):
+        def encode(self, texts) -> Encoded:
+            seen.append(texts)
+            return super().encode(texts)
+
+    texts = [str(place) for place in range(SAMPLE)]
+    choice = choose_dtype(lambda dtype: Noted(FLOAT32, tokens), "cuda", texts)  # type: ignore[arg-type, return-value]
+    assert choice["documents"] == documents and seen == [texts[:documents]] * 2
+
+
+def test_a_document_without_room_in_memory_is_left_out_of_the_sample() -> None:
+    class Small(Told):
+        def encode(self, texts) -> Encoded:
+            if "long" in texts:
+                raise DocumentTooLarge(texts.index("long"), 9, "cuda")
+            return super().encode(texts)
+
+    choice = choose_dtype(lambda dtype: Small(FLOAT32), "cuda", ["a", "long", "b"])  # type: ignore[arg-type, return-value]
+    assert choice["dtype"] == "float16" and choice["documents"] == 2
+    assert choose_dtype(lambda dtype: Small(FLOAT32), "cuda", ["long"])["dtype"] == "float32"  # type: ignore[arg-type, return-value]
+
+
+def test_a_dtype_in_which_the_model_overflows_is_passed_over(checkpoints: dict[str, str]) -> None:
+    def build(dtype: str):
+        encoder = build_encoder(checkpoints["plain-bert"], dtype=dtype)
+        if dtype == "float16":
+            layer = encoder._maker.body._model.bert.encoder.layer[0].intermediate.dense
+            layer.bias.data += 65_000.0
+            layer.weight.data *= 1000
+        return encoder
+
+    choice = choose_dtype(build, "cuda", TEXTS)
+    assert choice["tried"]["float16"] == {"mass": 0.0, "terms": 0.0} and "bfloat16" in choice["tried"]
 
 
 def test_nothing_is_tried_without_documents() -> None:

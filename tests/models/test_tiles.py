@@ -5,27 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from largest_output import LargestOutput
 
 from sparse_ingest.models.heads.tiles import CPU_TILE, TiledHead, logarithm
 from sparse_ingest.models.packing import Packing
 
 CPU = torch.device("cpu")
-
-
-class LargestOutput(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor that any operation gave."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
 
 
 LENGTHS = (7, 7, 7)

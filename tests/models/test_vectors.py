@@ -10,6 +10,7 @@ from made_checkpoints import TEXTS, build_encoder, make_masked_lm
 from sparse_ingest.models.heads import compaction
 from sparse_ingest.models.heads.compaction import Rules
 from sparse_ingest.models.memory import DidNotFit
+from sparse_ingest.models.vectors import NotFinite
 
 MANY = [" ".join(text.split()[: 2 + place % 7]) for place in range(6) for text in TEXTS]
 
@@ -42,6 +43,23 @@ def test_batches_begun_ahead_give_what_workers_give(encoder, static: bool, monke
         for (ids, weights), (other_ids, other_weights) in zip(rows, others, strict=True):
             assert ids.tolist() == other_ids.tolist()
             np.testing.assert_allclose(weights, other_weights, rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["_on_workers", "_ahead"])
+def test_hidden_states_that_are_no_numbers_are_refused(encoder, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never taken for a document without terms, which a maximum over them may look like."""
+    maker, token_ids = encoder._maker, encoder._tokenizer(MANY).token_ids
+    hidden = maker.body.hidden
+
+    def overflowing(*given):
+        rows, packing = hidden(*given)
+        rows[-1, 0] = float("-inf")
+        return rows, packing
+
+    monkeypatch.setattr(maker.body, "hidden", overflowing)
+    monkeypatch.setattr(maker, "_head", lambda rows, packing: torch.zeros(len(packing.lengths), len(maker.vocabulary)))
+    with pytest.raises(NotFinite, match="infinite or undefined in float32"):
+        answers(maker, getattr(maker, way), token_ids)
 
 
 def test_rules_are_applied_before_the_copy(encoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,12 @@ import pytest
 from sparse_ingest.errors import PipelineError, UsageError
 from sparse_ingest.opensearch.client import Client, Connection, ResponseError, connect
 from sparse_ingest.opensearch.limits import MAX_CLAUSES, check_clauses, check_seismic, count_clauses, fit_weights
-from sparse_ingest.opensearch.requests import Engine, hybrid_body, neural_sparse_body
+from sparse_ingest.opensearch.requests import Engine, engine_body, hybrid_body, neural_sparse_body
+
+
+@pytest.fixture(scope="module")
+def client(opensearch_url: str) -> Client:
+    return connect(Connection(url=opensearch_url))
 
 
 def test_weights_up_to_64_stay_as_they_are() -> None:
@@ -48,7 +53,27 @@ def test_clauses_are_counted_over_the_whole_query(name: str) -> None:
     assert count_clauses(body["query"]) == 2 + clauses
     assert count_clauses(hybrid_body("red fox", {"a": 1.0}, Engine(), size=1)["query"]) == 1 + 4
     inside = {"neural_sparse": {"f": {"query_tokens": {"1": 1.0}, "method_parameters": {"k": 1, "filter": query}}}}
-    assert count_clauses(inside) == 1 + clauses
+    assert count_clauses(inside) == 1
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [
+        {"bool": "x"},
+        {"bool": {"must": ["x"]}},
+        {"match": "x"},
+        {"dis_max": {}},
+        {"neural_sparse": {"f": 1}},
+        {"terms": 1},
+    ],
+)
+def test_a_malformed_filter_is_left_to_the_server(client: Client, index_name: str, malformed: dict[str, Any]) -> None:
+    assert count_clauses(malformed) == 1
+    client.call("PUT", f"/{index_name}", {"mappings": {"properties": {"sparse": {"type": "rank_features"}}}})
+    for engine in (Engine(), Engine("seismic", kind="sparse_vector")):
+        body = engine_body({"1": 1.0}, engine, size=1, filter=malformed)
+        with pytest.raises(ResponseError, match="answered 400"):
+            client.call("POST", f"/{index_name}/_search", body)
 
 
 def test_what_is_counted_beside_the_tokens_is_said_with_the_way_out() -> None:
@@ -56,11 +81,6 @@ def test_what_is_counted_beside_the_tokens_is_said_with_the_way_out() -> None:
     check_clauses(query, 2, max_clauses=3)
     with pytest.raises(UsageError, match=r"2 tokens and 1 other clauses.*2 clauses.*query\.top_k=1"):
         check_clauses(query, 2, max_clauses=2)
-
-
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Client:
-    return connect(Connection(url=opensearch_url))
 
 
 def test_a_server_takes_as_many_clauses_as_are_let_through_and_few_more(client: Client, index_name: str) -> None:

@@ -21,7 +21,7 @@ def point(cost: int, first: float, second: float) -> Point:
     values[1::2] *= 1 - second
     return Point(
         documents={"top_k": cost}, query={}, engine="exact", parameters={}, overlap_10=1.0, overlap_100=1.0,
-        ndcg_10=None, terms=1.0, postings=cost, emptied=0, bytes=cost, visited=float(cost), latency_p50_ms=None,
+        ndcg_10=None, terms=1.0, postings=cost, emptied=0, bytes=cost, visited=float(cost), tied=0, latency_p50_ms=None,
         latency_p95_ms=None, loss=loss_of(values, FULL), per_query=values,
     )  # fmt: skip
 
@@ -45,14 +45,34 @@ def test_nothing_is_taken_when_nothing_is_within_the_loss() -> None:
     assert taken(point(1, 0.1, 0.0), point(2, 0.0, 0.1)) is None
 
 
-def test_the_interval_holds_the_loss_and_grows_with_the_spread() -> None:
+def test_the_interval_grows_with_the_spread_and_with_every_look() -> None:
     narrow = taken(point(1, 0.01, 0.01))
-    assert narrow and np.allclose(narrow.interval, 0.01)
-    spread = point(1, 0.0, 0.0)
+    assert narrow and narrow.interval[0] < 0.01 < narrow.interval[1]
+    spread = point(2, 0.0, 0.0)
     spread.per_query[1::4] *= 1.2
     spread.per_query[3::4] *= 0.8
-    wide = taken(spread)
+    wide, wider = taken(spread), taken(point(1, 0.0, 0.5), spread)
     assert wide and wide.interval[0] < -0.02 < wide.loss < 0.02 < wide.interval[1]
+    assert wider and wider.passed_over == 1 and wider.interval[1] > 1.1 * wide.interval[1]
+
+
+def test_the_interval_holds_the_true_loss_also_after_many_looks() -> None:
+    random = np.random.default_rng(3)
+    true = np.linspace(0.0, 0.08, 60)
+    missed, looks = [], []
+    for _ in range(200):
+        full = random.uniform(0.3, 1.0, 40)
+        points = []
+        for cost, share in zip(range(60, 0, -1), true, strict=True):
+            # Each of the ten best documents is lost with that probability.
+            values = full * (1 - random.binomial(10, share, 40) / 10)
+            points.append(replace(point(cost, 0, 0), loss=loss_of(values, full), per_query=values))
+        choice = choose(points, full, loss=0.02, cost=lambda one: one.postings)
+        assert choice
+        missed.append(not choice.interval[0] <= true[60 - choice.point.postings] <= choice.interval[1])
+        looks.append(choice.passed_over)
+    # A twentieth, and two deviations of the mean of 200; as if each look were the first it would be a fifth.
+    assert np.mean(missed) <= 0.08 and np.mean(looks) > 1
 
 
 def test_a_point_that_is_beaten_in_everything_is_no_part_of_the_frontier() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 
 import pytest
@@ -43,7 +42,7 @@ def dead_process() -> int:
 def test_one_of_two_holds_a_lease_and_gives_it_back(folder: RemotePath) -> None:
     one, two = Leases(folder), Leases(folder)
     assert one.take("one") and not two.take("one") and two.take("two")
-    one.refuse_lost("one")
+    one.refuse_lost()
     one.release("one")
     assert two.take("one")
     two.release("one")
@@ -71,9 +70,11 @@ def test_a_lease_of_another_machine_expires(folder: RemotePath, quick: None) -> 
 
 
 def test_a_lease_of_a_dead_process_of_this_machine_is_taken_at_once(folder: RemotePath) -> None:
-    abandoned(folder, host=platform.node(), process=os.getpid())
+    abandoned(folder, host=leases._here(), process=os.getpid())
     assert not Leases(folder).take("one")
-    abandoned(folder, host=platform.node(), process=dead_process())
+    abandoned(folder, host=f"{leases._here()} in a container", process=dead_process())
+    assert not Leases(folder).take("one")
+    abandoned(folder, host=leases._here(), process=dead_process())
     one = Leases(folder)
     assert one.take("one")
     one.release("one")
@@ -84,7 +85,7 @@ def test_whoever_slept_finds_its_lease_lost_and_leaves_the_other_alone(folder: R
     assert one.take("one")
     abandoned(folder, token="of another")
     with pytest.raises(RunError, match="has taken one over, because this one gave no sign for 60 seconds"):
-        one.refuse_lost("one")
+        one.refuse_lost()
     one.release("one")
     assert b"of another" in (folder / "one.lock").read_bytes()
 

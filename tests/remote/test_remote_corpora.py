@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,7 +61,10 @@ def texts(corpus: Corpus) -> list[tuple[str, str]]:
 WANTED = [(row["_id"], row["text"]) for row in ROWS]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("c.jsonl.zst", "d.parquet") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+)
 def test_every_form_is_read_from_the_web(web: str, files: Path, name: str) -> None:
     corpus = corpus_of(f"{web}/{name}?sig={SECRET}")
     assert texts(corpus) == WANTED
@@ -85,11 +89,21 @@ def test_reading_goes_on_at_a_position_without_what_lies_before(
     place = RemotePath.at(bucket) / name
     place.upload(files / name)
     position = next(position for row, position in corpus_of(place).rows() if row.row == 1799)
+    for thread in threading.enumerate():
+        if thread.name.startswith("fetch"):
+            thread.join(60)  # what was fetched ahead does not count
     fetched = spoiled.sent_of(".*")
     assert [row.document.id for row, _ in corpus_of(place).rows(position) if row.document] == [
         f"d{number}" for number in range(1800, 2000)
     ]
     assert spoiled.sent_of(".*") - fetched < 0.4 * (files / name).stat().st_size
+
+
+def test_an_address_of_a_file_here_is_that_file(files: Path) -> None:
+    corpus = corpus_of(f"file://{files}/a.jsonl")
+    assert corpus.sources[0].label == corpus_of(files / "a.jsonl").sources[0].label
+    with pytest.raises(CorpusError, match=f'no file or folder "{files}/none.jsonl"'):
+        corpus_of(f"file://{files}/none.jsonl")
 
 
 def test_folders_and_globs_of_a_store(bucket: str, tmp_path: Path) -> None:

@@ -7,17 +7,18 @@ import json
 import random
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from forked import command, start
+from forked import Answer, command, start
 from made_checkpoints import make_masked_lm
 from stores import FaultyStore, stored
 from test_encode import contents, lasting, write
 
 from sparse_ingest.places import RemotePath
 from sparse_ingest.runs.manifest import open_run
-from sparse_ingest.runs.scratch import ScratchFolder
+from sparse_ingest.scratch import ScratchFolder
 
 KEPT = ("manifest.json", "vocab.json", "complete.json", "shards/", "skipped/")
 ROWS = [{"_id": str(place), "text": f"the river stone {place} " * (place % 7)} for place in range(200)]
@@ -26,9 +27,9 @@ ROWS = [{"_id": str(place), "text": f"the river stone {place} " * (place % 7)} f
 class Peace:
     """The command, and the run that it makes undisturbed in a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rows: Sequence[dict[str, str]]) -> None:
         model = make_masked_lm(folder / "model")
-        corpus = write(folder / "corpus.jsonl", [*ROWS, ROWS[3], {"_id": None, "text": "no id"}, ROWS[77]])
+        corpus = write(folder / "corpus.jsonl", [*rows, rows[3], {"_id": None, "text": "no id"}, rows[-7]])
         self.arguments = ["encode", "--model", model, "--corpus", corpus, "--shard-rows", 20, "--dtype", "float32",
                           "--device", "cpu", "--on-bad-document", "skip"]  # fmt: skip
         self.run = folder / "run"
@@ -43,12 +44,19 @@ class Peace:
             name: content for name, content in contents(self.run).items() if name.startswith(KEPT)
         }
         assert lasting(open_run(out)) == lasting(open_run(self.run))
-        assert not [name for name in files if name.startswith("locks/")]
+        # The lock of the last step stays if its holder was killed right behind it.
+        assert not [name for name in files if name.startswith("locks/part")]
 
 
 @pytest.fixture(scope="module")
 def peace(tmp_path_factory: pytest.TempPathFactory) -> Peace:
-    return Peace(tmp_path_factory.mktemp("peace"))
+    return Peace(tmp_path_factory.mktemp("peace"), ROWS)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Peace:
+    """Of four shards."""
+    return Peace(tmp_path_factory.mktemp("short"), ROWS[:60])
 
 
 def check(files: dict[str, bytes]) -> None:
@@ -92,26 +100,50 @@ def test_a_store_that_fails_now_and_then_loses_nothing(
 
 
 def test_an_encode_that_a_store_stops_goes_on_afterwards(
-    peace: Peace, spoiled: FaultyStore, bucket: str, monkeypatch: pytest.MonkeyPatch
+    short: Peace, spoiled: FaultyStore, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     out = RemotePath.at(f"{bucket}/run")
-    spoiled.spoil("PUT .*shards/part-00003", always=503)
-    answer = command(*peace.arguments, "--out", out)
+    spoiled.spoil("PUT .*shards/part-00002", always=503)
+    answer = command(*short.arguments, "--out", out)
     assert answer.code == 1
-    assert "part-00003.parquet cannot be written: " in answer.err
+    assert "part-00002.parquet cannot be written: " in answer.err
     assert "start again: what is finished is kept" in answer.err
     check(stored(out))
     spoiled.spoil("nothing")
-    peace.compare(out)
+    # As if its maker had been killed before it gave its lock back.
+    (out / "locks" / "part-00000.lock").write_whole(b"{}")
+    short.compare(out)
+
+
+def test_an_upload_that_comes_after_another_process_took_over_changes_nothing(
+    short: Peace, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a laptop sleeps in the middle of one; both processes have their own last bits."""
+    out, upload = RemotePath.at(f"{bucket}/run"), RemotePath.upload
+    taken_over: list[Answer] = []
+
+    def late(place: RemotePath, source: Path, *, exclusive: bool = False) -> None:
+        if place.name == "part-00001.parquet" and not taken_over:
+            taken_over.append(Answer(0, "", ""))
+            (out / "locks" / "part-00001.lock").unlink()
+            taken_over.append(command(*short.arguments, "--out", out))
+            source.write_bytes(source.read_bytes() + b"other bytes")
+        upload(place, source, exclusive=exclusive)
+
+    monkeypatch.setattr(RemotePath, "upload", late)
+    answer = command(*short.arguments, "--out", out)
+    assert taken_over[1].code == 3, taken_over[1].err
+    assert answer.code == 1 and "has taken part-00001 over" in answer.err
+    check(stored(out))
+    short.compare(out)
 
 
 def test_what_a_killed_process_made_on_this_machine_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     held = ScratchFolder()
-    abandoned = tmp_path / held.path.name.replace("-run-", "-run-", 1)[:-3]
+    abandoned = tmp_path / held.path.name[:-3]
     abandoned.mkdir()
-    (abandoned / "lock").touch()
     (abandoned / "part-00000.parquet").write_bytes(b"half")
     other = ScratchFolder()
     assert sorted(tmp_path.iterdir()) == sorted([held.path, other.path])

@@ -12,7 +12,7 @@ import pytest
 from stores import SECRET, FaultyStore, web_server
 
 from sparse_ingest.errors import MissingExtraError, StorageError, UsageError
-from sparse_ingest.places import RemotePath, is_address, place_of, without_secrets
+from sparse_ingest.places import RemotePath, place_of, without_secrets
 
 CONTENT = bytes(range(256)) * 40_000  # three blocks
 
@@ -32,15 +32,15 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RemotePat
 
 
 def test_what_has_a_scheme_is_an_address() -> None:
-    assert is_address("s3://bucket/x") and is_address("HTTPS://host/x")
-    assert not any(map(is_address, ("/a/b", "a:b", "C:/x", "hf:name", "-", "./s3:/x")))
-    assert place_of("a/b") == Path("a/b")
+    assert str(place_of("memory://bucket/x")) == "memory://bucket/x" and str(place_of("HTTP://h/x")) == "http://h/x"
+    for spec in ("a/b", "/a/b", "a:b", "C:/x", "hf:name", "-", "./s3:/x"):
+        assert place_of(spec) == Path(spec)
     assert place_of("file:///a/b%20c") == Path("/a/b c")
 
 
 def test_parts_of_an_address() -> None:
     place = RemotePath.at("memory://bucket/a/part-00001.parquet/")
-    assert (place.name, place.stem, place.suffix) == ("part-00001.parquet", "part-00001", ".parquet")
+    assert (place.name, place.stem) == ("part-00001.parquet", "part-00001")
     assert str(place.parent / "b") == "memory://bucket/a/b"
     assert place == RemotePath.at("memory://bucket/a/part-00001.parquet")
     assert len({place, place.parent / place.name}) == 1
@@ -128,6 +128,8 @@ def test_a_signed_link_and_a_password_are_used_and_never_said(tmp_path: Path) ->
 def test_texts_lose_their_secrets() -> None:
     said = "404, url='https://me:pass@host/a?sig=1&x=2' and https://b/c?d s3://k:v@bucket/e?f"
     assert without_secrets(said) == "404, url='https://host/a' and https://b/c s3://bucket/e?f"
+    assert without_secrets("HTTPS://me:p@ss@host/a@b?sig=1") == "HTTPS://host/a@b"
+    assert without_secrets("ftp://me:pa/s?s@host/a at http://host:80/a@b") == "ftp://host/a at http://host:80/a@b"
 
 
 @pytest.mark.parametrize(
@@ -136,6 +138,7 @@ def test_texts_lose_their_secrets() -> None:
         (f"s3://key:{SECRET}@bucket/x", "s3://bucket/x was given with credentials in the address"),
         (f"gs://key:{SECRET}@bucket/x", "GOOGLE_APPLICATION_CREDENTIALS"),
         ("xyz://a/b", "The scheme of xyz://a/b is unknown"),
+        (f"https://me:{SECRET}@[::1/x?sig={SECRET}", "https://[::1/x is no address: "),
     ],
 )
 def test_addresses_that_are_refused(address: str, said: str) -> None:

@@ -57,6 +57,7 @@ def test_a_run_in_a_store_holds_the_bytes_of_one_in_a_folder(
     assert json.loads(shown.out)["complete"] and json.loads(shown.out)["rows"] == 20
 
 
+@pytest.mark.slow
 def test_a_run_in_a_store_goes_on_where_it_stopped(encode_arguments: list[object], tmp_path: Path, bucket: str) -> None:
     assert command(*encode_arguments, "--out", f"{bucket}/run").code == 3
     run = RemotePath.at(f"{bucket}/run")
@@ -83,6 +84,7 @@ def test_vectors_of_a_run_in_a_store_are_used_again(
     assert same.code == 2 and "is the run that --out makes" in same.err
 
 
+@pytest.mark.slow
 def test_two_processes_fill_one_run_in_a_store(encode_arguments: list[object], tmp_path: Path, bucket: str) -> None:
     assert command(*encode_arguments, "--out", tmp_path / "run").code == 3
     logs = [tmp_path / "log-0", tmp_path / "log-1"]
@@ -145,28 +147,6 @@ def test_a_bucket_that_is_not_there_is_one_sentence(encode_arguments: list[objec
     answer = command(*encode_arguments, "--out", f"{bucket}-none/run")
     assert answer.code == 1
     assert "cannot be written: the bucket or folder that it lies in does not exist" in answer.err
-
-
-def test_a_signed_link_to_a_corpus_is_in_no_file_and_no_message(
-    encode_arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    secret = "sig=hidden"
-    with web_server(tmp_path, token=secret) as url:
-        address = f"{url.replace('//', '//me:hidden@')}/corpus.jsonl?{secret}"
-        arguments = [address if str(one).endswith("corpus.jsonl") else one for one in encode_arguments]
-        answer = command(*arguments, "--out", tmp_path / "run", "--json")
-        assert answer.code == 3, answer.err
-        write(tmp_path / "corpus.jsonl", [*ROWS, {"_id": "another", "text": ""}])
-        changed = command(*arguments, "--out", tmp_path / "run")
-    assert changed.code == 1 and "corpus" in changed.err
-    monkeypatch.setattr("sparse_ingest.places._PAUSES_S", (0.01,))
-    nobody = f"http://me:hidden@127.0.0.1:9/corpus.jsonl?{secret}"
-    gone = command(*[nobody if one == address else one for one in arguments], "--out", tmp_path / "run")
-    assert gone.code == 1 and "corpus.jsonl cannot be looked at: " in gone.err, gone.err
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["identity"]["corpus"][0]["name"]
-    said = "".join(answer.out + answer.err for answer in (answer, changed, gone)).encode()
-    for content in (said, *contents(tmp_path / "run").values()):
-        assert b"hidden" not in content
 
 
 # The web

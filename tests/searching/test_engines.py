@@ -285,10 +285,49 @@ def test_seismic_with_a_filter_fills_its_hits_with_matching_documents_only(clien
     body = engine_body({"1": 1.0, "2": 2.0}, engine, size=30, filter=EVEN)
     expected = {doc_id for doc_id, one in vectors(30).items() if one["tag"] == "even" and "1" in one["sparse"]}
     assert {doc_id for doc_id, _ in ask(client, seismic_index, body)} == expected
-    parameters = body["query"]["neural_sparse"]["sparse"]["method_parameters"]
+    [clause] = body["query"]["bool"]["should"]
+    parameters = clause["neural_sparse"]["sparse"]["method_parameters"]
     assert parameters == {"k": 30, "top_n": 5, "heap_factor": 2.0, "filter": EVEN}
     unbounded = {key: value for key, value in body.items() if key != "min_score"}
     assert min(score for _, score in ask(client, seismic_index, unbounded)) == 0
+
+
+def test_clusters_are_filtered_by_several_terms_and_by_parts_of_a_bool(client: Client, seismic_index: str) -> None:
+    """As they lie there such filters end in an error of the server: `terms` is written as a `term` a value."""
+    engine = Engine("seismic", kind="sparse_vector")
+    asked = {"1": 1.0, "2": 2.0}
+    expected = ask(client, seismic_index, engine_body(asked, engine, size=30, filter=EVEN))
+    terms = {"terms": {"tag": ["even", "nowhere"]}}
+    for filter in (terms, {"bool": {"filter": [terms], "must_not": {"terms": {"tag": ["odd"]}}}}):
+        assert ask(client, seismic_index, engine_body(asked, engine, size=30, filter=filter)) == expected != []
+    assert ask(client, seismic_index, engine_body(asked, engine, size=30, filter={"terms": {"tag": []}})) == []
+
+
+def test_a_filter_that_nothing_matches_finds_nothing_in_clusters(client: Client, seismic_index: str) -> None:
+    """A filter inside their search alone has no effect in a segment where it matches nothing."""
+    engine, asked, nothing = Engine("seismic", kind="sparse_vector"), {"1": 1.0, "2": 2.0}, {"match_none": {}}
+    body = engine_body(asked, engine, size=30, filter=nothing)
+    assert ask(client, seismic_index, body) == []
+    assert ask(client, seismic_index, server_side_body("1", engine, size=30, analyzer="standard", filter=nothing)) == []
+    assert ask(client, seismic_index, hybrid_body("word", asked, engine, size=30, filter=nothing)) == []
+    [inside] = body["query"]["bool"]["should"]
+    leaked = ask(client, seismic_index, {"query": inside, "size": 30})
+    assert len(leaked) == (20 if seismic_index.endswith("-1") else 0)
+
+
+def test_hits_of_filtered_clusters_are_explained(client: Client, seismic_index: str) -> None:
+    engine = Engine("seismic", kind="sparse_vector", keys={"one": "1", "two": "2"})
+    hits = search_index(client, seismic_index, {"one": 1.0, "two": 2.0}, size=30, engine=engine, filter=EVEN)
+    assert len(hits) == 10
+    for hit in hits:
+        assert {term.token for term in hit.terms} == {"one", "two"}
+        assert sum(term.contribution for term in hit.terms) == pytest.approx(hit.score, rel=1e-6)
+
+
+def test_a_filter_that_clusters_cannot_take_is_one_sentence(client: Client, seismic_index: str) -> None:
+    engine = Engine("seismic", kind="sparse_vector")
+    with pytest.raises(ClusterError, match=r"cannot be filtered by this: OpenSearch 3\.6 fails on ids, prefix"):
+        search_index(client, seismic_index, {"1": 1.0}, size=5, engine=engine, filter={"prefix": {"tag": "ev"}})
 
 
 def test_seismic_goes_with_words_and_with_texts_that_the_server_weighs(client: Client, seismic_index: str) -> None:

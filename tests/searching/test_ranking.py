@@ -69,6 +69,42 @@ def test_words_are_ranked_as_a_search_finds_them(client: Client, made: tuple[Run
     assert second.doc_ids == []
 
 
+def test_tokens_that_are_left_out_of_many_queries_are_told_once(
+    client: Client, made: tuple[Run, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine(keys={"one": "word1"})
+    queries = [(str(place), {"one": 1.0, f"unknown{place}": 2.0}) for place in range(25)]
+    ranked = list(rank_index(client, made[1], queries, engine, size=5, concurrency=3))
+    [alone] = rank_index(client, made[1], [("a", {"word1": 1.0})], Engine(), size=5)
+    assert all(one.scores == alone.scores for one in ranked)
+    [said] = [record.getMessage() for record in caplog.records]
+    assert "vocabulary of the documents lacks some tokens" in said
+    assert "'unknown0'" in said and said.endswith("and 5 more.")
+
+
+class Roomy:
+    """The client of a cluster that says it allows 4,096 clauses; keeps what it is asked."""
+
+    address = "here"
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def call(self, method: str, path: str, body: Any = None, **settings: Any) -> Any:
+        if path == "/_cluster/settings":
+            return {"defaults": {"indices.query.bool.max_clause_count": "4096"}}
+        self.asked.append(body)
+        return {"took": 1, "hits": {"hits": []}}
+
+
+def test_a_cluster_that_allows_more_clauses_is_asked_more_its_filter_counted() -> None:
+    roomy: Any = Roomy()
+    weights = {str(number): 1.0 for number in range(1000)}
+    filter = {"bool": {"should": [{"term": {"tag": str(number)}} for number in range(100)]}}
+    list(rank_index(roomy, "index", [("a", weights)], Engine(), size=1, filter=filter))
+    assert len(roomy.asked) == 1
+
+
 class Slow:
     """The client of a cluster that takes its time; counts the requests that are on their way together."""
 

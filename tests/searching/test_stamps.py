@@ -63,13 +63,13 @@ def test_other_weights_of_the_same_vocabulary_are_another_model(model: Path) -> 
     assert said is not None
     assert str(model) in said and str(other) in said
     assert fingerprint(model)[:12] in said and fingerprint(other)[:12] in said
-    assert "its weights are others" in said and "--force" in said
+    assert "its files are others" in said and "--force" in said
 
 
 def test_another_vocabulary_is_said_to_be_one(model: Path) -> None:
     other = copy_of(model, "retrained", river=9.0)
     assert "even its vocabulary is another" in str(other_model(asked(document=other), record_of(model), "0" * 64))
-    assert "its weights are others" in str(other_model(asked(document=other), record_of(model), lambda: TOKENS))
+    assert "its files are others" in str(other_model(asked(document=other), record_of(model), lambda: TOKENS))
 
 
 def test_the_files_of_a_folder_that_changed_since_are_another_model(model: Path) -> None:
@@ -105,9 +105,9 @@ def test_a_run_and_an_index_refuse_another_model_unless_forced(
         assert pipeline_of_run(same, run).model.document is not None
         assert pipeline_of_index(same, client, index_name).model.document is not None
     wanted = Pipeline(asked(document=other))
-    with pytest.raises(RunError, match="was made with another model.*its weights are others") as of_run:
+    with pytest.raises(RunError, match="was made with another model.*its files are others") as of_run:
         pipeline_of_run(wanted, run)
-    with pytest.raises(ClusterError, match="was loaded with another model.*its weights are others") as of_index:
+    with pytest.raises(ClusterError, match="was loaded with another model.*its files are others") as of_index:
         pipeline_of_index(wanted, client, index_name)
     assert of_run.value.exit_code == of_index.value.exit_code == 1
     assert pipeline_of_run(wanted, run, force=True).model.document == str(other)

@@ -27,8 +27,8 @@ class Int8Head:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
         if not has_vnni():
             raise UsageError(
-                "--dtype int8 needs a CPU with AVX512 VNNI that ONEDNN_MAX_CPU_ISA does not forbid; "
-                "here it would be slower than float32. Use --dtype auto or float32."
+                "int8 needs a CPU with AVX512 VNNI that ONEDNN_MAX_CPU_ISA does not forbid, and here is none. Go on "
+                "with a run of int8 on such a CPU, or encode into a new folder with --dtype auto or float32."
             )
         weight = weight.to(torch.float32)
         self._scales = _scale(weight.abs().amax(1))

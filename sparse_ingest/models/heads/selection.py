@@ -29,7 +29,10 @@ def build_head(
     """The fastest head of a device that computes what it should."""
     if int8:
         if device.type != "cpu":
-            raise UsageError(f"--dtype int8 is for CPUs; on {device} use --dtype auto, float16 or bfloat16.")
+            raise UsageError(
+                f"int8 is for CPUs, and the device is {device}. Go on with a run of int8 with --device cpu, or encode "
+                "into a new folder with --dtype auto, float16 or bfloat16."
+            )
         return Int8Head(weight, bias)
     plain = TiledHead(weight, bias, device=device, dtype=dtype)
     return plain if device.type == "cpu" else _tried(weight, bias, plain, device, dtype)

@@ -85,12 +85,14 @@ class TritonHead:
         rows = rows.contiguous()
         found = torch.empty(documents, vocabulary, dtype=torch.float32, device=rows.device)
         programs = documents * triton.cdiv(vocabulary, COLUMN_TILE)
-        _maxima[(programs,)](
-            rows, self._weight, self._bias, packing.starts, found,
-            documents, rows.shape[1], vocabulary, found.stride(0),
-            ROWS=row_tile, COLUMNS=COLUMN_TILE, WIDTH=WIDTH_TILE, TOGETHER=GROUP,
-            num_warps=8 if row_tile == 128 else 4, num_stages=3,
-        )  # fmt: skip
+        # Triton launches on the current GPU, which need not be the one of --device cuda:N.
+        with torch.cuda.device_of(rows):  # type: ignore[no-untyped-call]
+            _maxima[(programs,)](
+                rows, self._weight, self._bias, packing.starts, found,
+                documents, rows.shape[1], vocabulary, found.stride(0),
+                ROWS=row_tile, COLUMNS=COLUMN_TILE, WIDTH=WIDTH_TILE, TOGETHER=GROUP,
+                num_warps=8 if row_tile == 128 else 4, num_stages=3,
+            )  # fmt: skip
         return found[:, : self._columns]
 
 

@@ -1,0 +1,113 @@
+"""Passwords, keys and signed links are used and are nowhere: in no file that a run writes, in nothing that is printed.
+
+Each command gets its secrets in every way that there is, does its work, and fails in each way that it can.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from forked import Answer, command
+from made_checkpoints import make_masked_lm
+from made_runs import make_run
+from stores import FaultyStore, stored, web_server
+from test_encode import ROWS, write
+
+from sparse_ingest.places import RemotePath
+from sparse_ingest.runs.manifest import open_run
+
+HIDDEN = "hidden-3f9c"
+SIGNED = f"X-Amz-Signature={HIDDEN}"
+
+
+class Said:
+    """What commands printed and logged, and the files that they may have written."""
+
+    def __init__(self, folder: Path, log: pytest.LogCaptureFixture) -> None:
+        self._folder, self._log = folder, log
+        self._texts: list[str] = []
+
+    def command(self, *arguments: object, code: int) -> Answer:
+        answer = command(*arguments)
+        assert answer.code == code, answer.err
+        self._texts += [answer.out, answer.err]
+        return answer
+
+    def refuse_secrets(self, *stores: RemotePath) -> None:
+        logged = [record.getMessage() for record in self._log.records if record.name.startswith("sparse_ingest")]
+        written = {str(path): path.read_bytes() for path in self._folder.rglob("*") if path.is_file()}
+        for store in stores:
+            written.update(stored(store))
+        assert self._texts and written
+        for name, content in {**written, "said": "\n".join(self._texts + logged).encode()}.items():
+            assert HIDDEN not in name and HIDDEN.encode() not in content, name
+            assert b"X-Amz-Signature" not in content, name
+
+
+@pytest.fixture
+def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[Said]:
+    """What is written on this machine goes into one folder."""
+    for name in ("home", "temporary"):
+        (tmp_path / "here" / name).mkdir(parents=True)
+    monkeypatch.setenv("SPARSE_INGEST_HOME", str(tmp_path / "here" / "home"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "here" / "temporary"))
+    monkeypatch.setattr("sparse_ingest.places._PAUSES_S", (0.01,))
+    caplog.set_level(logging.DEBUG, "sparse_ingest")
+    yield Said(tmp_path / "here", caplog)
+
+
+def signed(url: str, name: str) -> str:
+    return f"{url.replace('//', f'//me:{HIDDEN}@')}/{name}?{SIGNED}"
+
+
+def test_encode_tells_no_secret(said: Said, spoiled: FaultyStore, bucket: str, tmp_path: Path,
+                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", HIDDEN)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    rows = [*ROWS[:6], {"_id": None, "text": "no id"}, ROWS[3]]
+    write(tmp_path / "corpus.jsonl", rows)
+    model = make_masked_lm(tmp_path / "model")
+    run = RemotePath.at(f"{bucket}/run")
+    encode = ["encode", "--model", model, "--shard-rows", 4, "--device", "cpu", "--dtype", "float32", "--corpus"]
+    with web_server(tmp_path, token=HIDDEN) as url:
+        corpus = signed(url, "corpus.jsonl")
+        said.command(*encode, corpus, "--out", run, "--on-bad-document", "skip", "--json", code=3)
+        assert open_run(run).skipped(1), "the rows that were left out name their file"
+        here = tmp_path / "here" / "run"
+        said.command(*encode, corpus, "--out", here, code=1)
+        said.command("encode", "--dry-run", "--corpus", corpus, code=3)
+        said.command(*encode, signed(url, "none.jsonl"), "--out", run, code=1)
+        said.command(*encode, signed(url, "corpus"), "--out", run, code=1)
+        said.command(*encode, corpus.replace(SIGNED, f"X-Amz-Signature=not-{HIDDEN[:6]}"), "--out", run, code=1)
+        said.command(*encode, corpus, "--out", corpus, code=1)
+        write(tmp_path / "corpus.jsonl", rows[1:])
+        said.command(*encode, corpus, "--out", run, "--on-bad-document", "skip", code=1)
+        spoiled.spoil("", always=403)
+        said.command(*encode, corpus, "--out", run, code=1)
+    said.command(*encode, corpus, "--out", tmp_path / "here" / "other", code=1)
+    spoiled.spoil("nothing")
+    said.refuse_secrets(run)
+
+
+def test_loads_and_searches_tell_no_secret(
+    said: Said, opensearch_url: str, index_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "served" / "run")
+    server = ["--index", index_name, "--url", opensearch_url.replace("//", f"//me:{HIDDEN}@")]
+    with web_server(tmp_path / "served", token=HIDDEN) as url:
+        run = signed(url, "run")
+        said.command("status", run, "--json", code=0)
+        report = json.loads(said.command("load", run, *server, "--json", code=0).out)
+        assert Path(report["journal"], "journal.jsonl").is_relative_to(tmp_path / "here")
+        said.command("verify", run, *server, "--all", "--json", code=0)
+        said.command("load", run, *server, "--field", "other", code=1)
+        said.command("load", run, "--index", index_name, "--url", f"http://me:{HIDDEN}@127.0.0.1:9", code=1)
+        said.command("load", signed(url, "none"), *server, code=1)
+        (tmp_path / "served" / "run" / "shards" / "part-00000.parquet").write_bytes(b"damaged")
+        said.command("verify", run, *server, "--all", code=1)
+    said.refuse_secrets()
