@@ -15,8 +15,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import environment, random_free_port, server_home, start_program
 from made_runs import make_run
+from started_servers import environment, random_free_port, server_home, start_program
 
 from sparse_ingest.load import LoadReport, load, restore_settings
 from sparse_ingest.loading.publish import publish

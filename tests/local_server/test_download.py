@@ -12,8 +12,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import server_home
 from jgo.maven import MavenContext, _core
+from started_servers import server_home
 
 from sparse_ingest.errors import LocalServerError, MissingExtraError
 from sparse_ingest.local_server import download, folders

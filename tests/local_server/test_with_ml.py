@@ -21,9 +21,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import environment, random_free_port, server_home
 from made_loads import into
 from made_runs import make_run
+from started_servers import environment, random_free_port, server_home
 
 from sparse_ingest.cli.server import server
 from sparse_ingest.corpora.files import FieldNames, open_corpus

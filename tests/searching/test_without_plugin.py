@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import environment, random_free_port, server_home
 from made_indexes import assert_same_hits, filled, random_documents, random_queries
 from made_runs import make_run
+from started_servers import environment, random_free_port, server_home
 
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.local_server import download, process
