@@ -553,6 +553,18 @@ def test_a_shard_is_locked_while_duplicates_leave_it(encode, tmp_path, monkeypat
     assert replaced == [(2, False)]
 
 
+def test_more_duplicates_than_are_held_leave_in_turns(encode, tmp_path, monkeypatch) -> None:
+    from sparse_ingest.encoding import duplicates
+
+    often = write(tmp_path / "often.jsonl", [*ROWS, *ROWS[:5], *ROWS[:7]])
+    assert encode("--on-bad-document", "skip", "--out", tmp_path / "at-once", specs=(often,)).code == 3
+    monkeypatch.setattr(duplicates, "AT_ONCE", 2)
+    assert encode("--on-bad-document", "skip", specs=(often,)).code == 3
+    assert sum(len(open_run(tmp_path / "run").skipped(shard)) for shard in range(4)) == 12
+    for folder in ("shards", "skipped"):
+        assert contents(tmp_path / "run" / folder) == contents(tmp_path / "at-once" / folder)
+
+
 def test_sigterm_ends_after_the_shard(many, tmp_path: Path) -> None:
     arguments, expected = many
     out, log = tmp_path / "run", tmp_path / "log"

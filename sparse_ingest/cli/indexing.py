@@ -132,7 +132,7 @@ def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bo
 @click.command()
 @model_options
 @click.option("--corpus", "specs", multiple=True, required=True, metavar="SPEC",
-              help="File, folder, glob, or - for standard input; may be repeated")  # fmt: skip
+              help="As for encode: files, addresses, hf:NAME, - for standard input; may be repeated")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="F", help="The table to write, idf.json")
 @click.option("--force", is_flag=True, help="Replace a file that is there")
 @click.option("--format", "format_", metavar="FORMAT", help="Format of the corpus whatever its suffix")

@@ -6,6 +6,7 @@ In: a run whose shards are all made, and the corpus they were made from. Not cov
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from sparse_ingest.records import SourceRow, document_id
 from sparse_ingest.runs.ids import Duplicate, find_duplicates, remove_rows
 from sparse_ingest.runs.manifest import Run, SkippedRow, part_name
 
+AT_ONCE = 100_000  # duplicates whose places are held, some 100 MB; for more of them all ids are read again
 WAIT_S = 1.0  # between looks at a shard that another process holds
 
 
@@ -41,8 +43,11 @@ class Duplicates:
             )
 
     def leave_out(self) -> None:
-        """Take the later rows out of their shards, and name them as skipped."""
-        found = list(self._found())
+        """Take the later rows out of their shards, and name them as skipped; `AT_ONCE` at a time, for memory."""
+        while found := list(itertools.islice(self._found(), AT_ONCE)):
+            self._leave_out(found)
+
+    def _leave_out(self, found: Sequence[Duplicate]) -> None:
         firsts = self._places([duplicate.first for duplicate in found])
         agains = self._places([duplicate.again for duplicate in found])
         leaving: dict[int, dict[int, SkippedRow]] = {}

@@ -164,4 +164,5 @@ def _surplus_segments(client: Client, index: Index) -> int:
 
 def _merging(client: Client, index: Index) -> bool:
     answer = client.call("GET", f"/{quote(index.name, safe='')}/_stats/merge")
-    return int(answer["_all"]["total"]["merges"]["current"]) > 0
+    # An index that was deleted meanwhile has no merges; whoever asks for its UUID next says so.
+    return int(answer["_all"]["total"].get("merges", {}).get("current", 0)) > 0
