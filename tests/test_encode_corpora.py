@@ -187,7 +187,7 @@ def test_the_hash_of_a_row_is_that_of_its_canonical_json(doc_id, text, title, ca
 
 
 def test_the_hash_of_rows_is_the_same_over_many_blocks_of_lines() -> None:
-    documents = [Document(str(row), "text" * 2000, "{}") for row in range(200)]
+    documents = [Document(str(row), "text" * 10_000, "{}") for row in range(200)]
     found, lines = RowHash(), hashlib.sha256()
     for row, document in enumerate(documents):
         found.add(SourceRow(row, "a", row + 1, document, None))
