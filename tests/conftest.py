@@ -13,11 +13,13 @@ import os
 import secrets
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from started_servers import Running, environment, random_free_port, server_home, start_program
 
 from sparse_ingest.local_server import download, process
+from sparse_ingest.opensearch.client import Client, Connection, connect
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +65,13 @@ def _docker_answers() -> bool:
         return False
     client.close()
     return True
+
+
+@pytest.fixture
+def client(opensearch_url: str) -> Iterator[Client]:
+    """A connection to it."""
+    with closing(connect(Connection(opensearch_url))) as client:
+        yield client
 
 
 @pytest.fixture

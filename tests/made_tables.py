@@ -11,8 +11,9 @@ TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "catch", "an", "except", "##ion", 
 WEIGHTS = {"catch": 2.5, "an": 0.1, "except": 4.75, "##ion": 2.5, "[CLS]": 1.0, "[UNK]": 1.0, "stone": 0.0}
 
 
-def write_table(folder: Path) -> None:
-    """A checkpoint folder with a query side that is a weight table."""
+def write_table(folder: Path) -> Path:
+    """A checkpoint folder, made when missing, with a query side that is a weight table."""
+    folder.mkdir(exist_ok=True)
     tokenizer = Tokenizer(models.WordPiece({token: place for place, token in enumerate(TOKENS)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -23,3 +24,4 @@ def write_table(folder: Path) -> None:
     tokenizer.enable_padding(length=8)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "idf.json").write_text(json.dumps(WEIGHTS))
+    return folder

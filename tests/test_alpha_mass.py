@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ from made_loads import into, stamped
 from made_runs import make_run
 
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.opensearch.client import Client, Connection, connect
+from sparse_ingest.opensearch.client import Client, Connection
 from sparse_ingest.opensearch.journal import open_journal
 from sparse_ingest.pipeline import Pipeline, override
 from sparse_ingest.search import search_index
@@ -22,12 +20,6 @@ DOCUMENTS = {
     "one": {"lamp": 1.0},
     "none": {},
 }
-
-
-@pytest.fixture
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 def test_load_prunes_by_alpha_mass_and_says_what_is_empty_then(tmp_path: Path, client: Client, index_name: str) -> None:

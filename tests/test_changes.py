@@ -7,8 +7,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +31,12 @@ from sparse_ingest.cli import loading
 from sparse_ingest.errors import ClusterError, Interrupted, RunError, UsageError
 from sparse_ingest.loading.publish import publish
 from sparse_ingest.opensearch import indexes
-from sparse_ingest.opensearch.client import Client, Connection, connect
+from sparse_ingest.opensearch.client import Client, Connection
 from sparse_ingest.opensearch.journal import open_journal
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.manifest import Run
 
 KILLED_LOAD = Path(__file__).parent / "crash" / "killed_load.py"
-
-
-@pytest.fixture
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 @pytest.fixture

@@ -46,10 +46,7 @@ QRELS = {("1", "first"): 1, ("2", "first"): 1, ("3", "third"): 1}
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    write_table(folder)
-    return folder
+    return write_table(tmp_path / "model")
 
 
 @pytest.fixture

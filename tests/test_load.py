@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from sparse_ingest.cli import loading
 from sparse_ingest.errors import ClusterError, Interrupted, RunError, UsageError
 from sparse_ingest.load import load
 from sparse_ingest.opensearch import indexes
-from sparse_ingest.opensearch.client import Client, Connection, connect
+from sparse_ingest.opensearch.client import Client, Connection
 from sparse_ingest.opensearch.journal import open_journal
 from sparse_ingest.opensearch.pacing import Pace
 from sparse_ingest.opensearch.sending import Retries
@@ -32,12 +30,6 @@ from sparse_ingest.runs.ids import find_duplicates, remove_rows
 from sparse_ingest.runs.manifest import Run, SkippedRow
 from sparse_ingest.runs.shards import read_shard, shard_schema_of, write_shard
 from sparse_ingest.verify import verify
-
-
-@pytest.fixture
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,15 +11,9 @@ from made_runs import make_run
 from sparse_ingest.cli import loading
 from sparse_ingest.errors import ClusterError, Interrupted
 from sparse_ingest.opensearch import indexes, settings_guard
-from sparse_ingest.opensearch.client import Client, Connection, connect
+from sparse_ingest.opensearch.client import Client
 from sparse_ingest.opensearch.sending import Retries
 from sparse_ingest.runs.manifest import Run
-
-
-@pytest.fixture
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +15,9 @@ from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.load import load
 from sparse_ingest.loading.publish import PublishReport, publish, roll_back
 from sparse_ingest.opensearch import indexes
-from sparse_ingest.opensearch.client import Client, Connection, connect
+from sparse_ingest.opensearch.client import Client, Connection
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.manifest import Run
-
-
-@pytest.fixture
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 @pytest.fixture

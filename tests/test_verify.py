@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +13,12 @@ from secure_proxy import secure_proxy
 from sparse_ingest.cli import loading
 from sparse_ingest.errors import ClusterError, Interrupted, RunError
 from sparse_ingest.load import load
-from sparse_ingest.opensearch.client import Client, Connection, connect
+from sparse_ingest.opensearch.client import Client, Connection
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.manifest import Run
 from sparse_ingest.verify import VerifyReport, verify
 
 TERMS = sum(len(terms) for terms in DOCUMENTS.values())
-
-
-@pytest.fixture
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 @pytest.fixture

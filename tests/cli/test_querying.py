@@ -21,10 +21,7 @@ from sparse_ingest.pipeline import Pipeline
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    write_table(folder)
-    return folder
+    return write_table(tmp_path / "model")
 
 
 def invoke(command: Any, *arguments: object) -> Result:

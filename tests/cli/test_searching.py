@@ -42,10 +42,7 @@ EXPECTED = """\
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    write_table(folder)
-    return folder
+    return write_table(tmp_path / "model")
 
 
 @pytest.fixture

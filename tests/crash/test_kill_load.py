@@ -36,12 +36,6 @@ FEW = {doc_id: DOCUMENTS[doc_id] for doc_id in list(DOCUMENTS)[: 2 * SHARD_ROWS]
 FAST = Retries(base_s=0.01, cap_s=0.1)
 
 
-@pytest.fixture
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
-
-
 def start(moment: str, url: str, *arguments: object) -> subprocess.Popen[str]:
     """Begin `sparse-ingest load` in a process that kills itself at this moment."""
     command = [sys.executable, PROGRAM, moment, "load", *arguments, "--url", url]

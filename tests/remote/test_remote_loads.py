@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,17 +12,11 @@ from made_runs import DOCUMENTS, make_run
 from stores import FaultyStore, put_folder, stored, web_server
 
 from sparse_ingest.errors import StorageError
-from sparse_ingest.opensearch.client import Client, Connection, connect
+from sparse_ingest.opensearch.client import Client, Connection
 from sparse_ingest.opensearch.journal import DeadLetter, open_journal
 from sparse_ingest.places import RemotePath
 from sparse_ingest.runs.manifest import Run, open_run
 from sparse_ingest.verify import verify
-
-
-@pytest.fixture
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 def in_store(run: Run, bucket: str, name: str = "run") -> Run:

@@ -27,10 +27,7 @@ HASH = vocabulary_hash(TOKENS)
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    write_table(folder)
-    return folder
+    return write_table(tmp_path / "model")
 
 
 def copy_of(model: Path, name: str, **weights: float) -> Path:
