@@ -145,7 +145,7 @@ def compare(client: Client, folder: Path, count: int, rounds: int, n_postings: i
     queries = list(read_queries(folder / "queries.jsonl"))[:count]
     asked = [pair for pair in weigh_many(queries, pipeline) if pair[1]]
     keyed_pipeline = Pipeline(model=pipeline.model, index=IndexSettings(kind="sparse_vector"))
-    keys = token_keys(keyed_pipeline, client, index_of("sparse_vector"))
+    keys = token_keys(keyed_pipeline, find_index(client, index_of("sparse_vector")))
     engine = Engine("seismic", "sparse", "sparse_vector", keys, {}, {})
     for kind, kept in indexes(n_postings)[1:]:
         check_clusters(client, index_of(kind, kept), engine, asked)

@@ -22,6 +22,7 @@ from sparse_ingest.searching.stamps import other_model
 
 if TYPE_CHECKING:
     from sparse_ingest.opensearch.client import Client
+    from sparse_ingest.opensearch.indexes import Index
     from sparse_ingest.opensearch.mappings import Kind
     from sparse_ingest.records import Query
     from sparse_ingest.runs.manifest import Run
@@ -184,7 +185,7 @@ def _kind_of_field(mappings: dict[str, Any], field: str, index: str, stamped: st
     )
 
 
-def token_keys(pipeline: Pipeline, client: Client | None = None, index: str = "") -> dict[str, str] | None:
+def token_keys(pipeline: Pipeline, index: Index | None = None) -> dict[str, str] | None:
     """The key of each token in a sparse_vector field, its id on the document side; None for rank_features.
 
     With an index, its stamp must name the same vocabulary.
@@ -202,15 +203,13 @@ def token_keys(pipeline: Pipeline, client: Client | None = None, index: str = ""
     model = pipeline.model
     revision = model.revision if model.document else None
     vocabulary = read_vocabulary(read_checkpoint(name, revision, code=model.trust_remote_code).transformer)
-    if client is not None:
-        from sparse_ingest.opensearch.indexes import find_index, vocabulary_hash
+    if index and index.stamp:
+        from sparse_ingest.opensearch.indexes import vocabulary_hash
 
-        found = find_index(client, index)
-        stamp = found.stamp if found else None
-        if stamp and stamp.vocabulary_sha256 != vocabulary_hash(vocabulary):
+        if index.stamp.vocabulary_sha256 != vocabulary_hash(vocabulary):
             raise ClusterError(
-                f"Index {index!r} is keyed by the token ids of another vocabulary than that of {name!r}, so a query "
-                "would ask for other words. Give the --model that the index was made with."
+                f"Index {index.name!r} is keyed by the token ids of another vocabulary than that of {name!r}, so a "
+                "query would ask for other words. Give the --model that the index was made with."
             )
     return {token: str(token_id) for token_id, token in enumerate(vocabulary) if token is not None}
 

@@ -28,6 +28,7 @@ from sparse_ingest.searching.runs import rank_run, search_run
 
 if TYPE_CHECKING:
     from sparse_ingest.opensearch.client import Client
+    from sparse_ingest.opensearch.indexes import Index
     from sparse_ingest.records import Query
 
 __all__ = [
@@ -72,18 +73,21 @@ def engine_of(pipeline: Pipeline, client: Client | None = None, index: str | Non
             f"The engine {name} cannot search a {kind} field; {' and '.join(engines)} can. "
             "Leave out --engine (or engine in [query]), or load into a field of the other kind with load --kind."
         )
-    keys = token_keys(pipeline, client, index or "")
-    ceiling = _ceiling(client, str(index), pipeline.index.field) if client and kind == "sparse_vector" else None
+    found = None
+    if client and index and kind == "sparse_vector":
+        from sparse_ingest.opensearch.indexes import find_index
+
+        found = find_index(client, index)
+    keys = token_keys(pipeline, found)
+    ceiling = _ceiling(found, pipeline.index.field) if found else None
     return Engine(name, pipeline.index.field, kind, keys, settings.two_phase, settings.seismic, ceiling)
 
 
-def _ceiling(client: Client, index: str, field: str) -> float | None:
-    from sparse_ingest.opensearch.indexes import find_index
+def _ceiling(index: Index, field: str) -> float | None:
     from sparse_ingest.opensearch.mappings import field_mapping
     from sparse_ingest.opensearch.seismic import parameters_of
 
-    found = find_index(client, index)
-    mapped = field_mapping(found.mappings, field) if found else None
+    mapped = field_mapping(index.mappings, field)
     return float(parameters_of(mapped)["quantization_ceiling_search"]) if mapped else None
 
 
