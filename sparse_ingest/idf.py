@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,6 +28,7 @@ from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.queries.protocol import to_float32
 from sparse_ingest.queries.token_ids import read_vocabulary
 from sparse_ingest.queries.weight_table import plain_tokenizer
+from sparse_ingest.records import in_batches
 
 UNSEEN_WEIGHT = 1.0
 BATCH_TEXTS = 512
@@ -79,7 +80,7 @@ def write_idf(
     held: Counter[int] = Counter()
     documents, empty = 0, 0
     texts = _Texts(corpus, limit, on_bad_document, note)
-    for batch in _batches(texts):
+    for batch in in_batches(texts, BATCH_TEXTS, BATCH_CHARACTERS):
         for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
             token_ids = set(encoding.ids) - special
             held.update(token_ids)
@@ -125,19 +126,6 @@ class _Texts:
                 self.skipped += 1
                 if self.skipped <= NAMED_BAD:
                     self._note(f"Left out: {row.place}: {row.reason}")
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        if batch and (len(batch) == BATCH_TEXTS or characters + len(text) > BATCH_CHARACTERS):
-            yield batch
-            batch, characters = [], 0
-        batch.append(text)
-        characters += len(text)
-    if batch:
-        yield batch
 
 
 def _refuse_out(out: Path, force: bool) -> None:

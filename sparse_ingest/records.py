@@ -2,12 +2,12 @@
 
 Corpora give `SourceRow`s (each with a `Document`, or the reason why there is none), models and run folders give
 `SparseRows`, the loader gives one `Outcome` per bulk request. Passages are rows with ids of their own, made here from
-that of their document. Nothing here reads or writes.
+that of their document. Texts travel in batches of bounded size. Nothing here reads or writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -117,3 +117,17 @@ def document_id(passage: str) -> str:
 def passage_number(passage: str) -> int:
     """The place of a passage in its document, from 0."""
     return int(passage.rpartition("#")[2])
+
+
+def in_batches(texts: Iterable[str], most: int, most_characters: int) -> Iterator[list[str]]:
+    """Texts in lists of at most so many texts and characters; one that is longer stands alone."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        if batch and (len(batch) == most or characters + len(text) > most_characters):
+            yield batch
+            batch, characters = [], 0
+        batch.append(text)
+        characters += len(text)
+    if batch:
+        yield batch

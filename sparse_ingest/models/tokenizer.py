@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from sparse_ingest.checkpoints.layouts import transformers_has
 from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.errors import CheckpointError, PipelineError, first_line
 from sparse_ingest.pipeline import ModelSettings
+from sparse_ingest.records import in_batches
 
 TokenIds = npt.NDArray[np.int32]
 
@@ -174,7 +175,8 @@ class Tokenizer:
         waiting = reading
         while waiting:
             pieces = (self._next_piece(one) for one in waiting)
-            encodings = (one for chunk in self._chunks(pieces) for one in self._encode(chunk))
+            chunks = in_batches(pieces, self.CHUNK_TEXTS, self.CHUNK_CHARACTERS)
+            encodings = (one for chunk in chunks for one in self._encode(chunk))
             for one, encoding in zip(waiting, encodings, strict=True):
                 self._add(one, encoding, whole=whole, places=places)
             waiting = [one for one in waiting if one.end < len(one.text) and (whole or one.tokens <= self._layout.room)]
@@ -209,18 +211,6 @@ class Tokenizer:
 
     def _ids(self, text: str) -> list[int]:
         return list(self._encode([text])[0].ids)
-
-    def _chunks(self, texts: Iterable[str]) -> Iterator[list[str]]:
-        chunk: list[str] = []
-        characters = 0
-        for text in texts:
-            if chunk and (len(chunk) == self.CHUNK_TEXTS or characters + len(text) > self.CHUNK_CHARACTERS):
-                yield chunk
-                chunk, characters = [], 0
-            chunk.append(text)
-            characters += len(text)
-        if chunk:
-            yield chunk
 
     def _next_piece(self, reading: _Reading) -> str:
         """Move over the next piece of a text; most texts are one."""

@@ -20,6 +20,7 @@ from sparse_ingest.models.body import Body
 from sparse_ingest.models.documents import choose_device
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.query import query_encoder
+from sparse_ingest.records import in_batches
 
 # Enough documents of different lengths for several batches of 256 tokens.
 MANY = [" ".join(text.split()[: 3 + place % 11]) for place in range(12) for text in TEXTS]
@@ -282,7 +283,7 @@ def test_a_device_of_no_known_form_is_named(asked: str) -> None:
 def test_long_texts_are_tokenised_a_few_at_a_time() -> None:
     tokenizer = shared_encoder(PACKAGED)._tokenizer
     texts = ["x" * length for length in (5, tokenizer.CHUNK_CHARACTERS, 7, 9)] + ["y"] * (tokenizer.CHUNK_TEXTS + 1)
-    chunks = list(tokenizer._chunks(texts))
+    chunks = list(in_batches(texts, tokenizer.CHUNK_TEXTS, tokenizer.CHUNK_CHARACTERS))
     assert [text for chunk in chunks for text in chunk] == texts
     assert all(len(chunk) <= tokenizer.CHUNK_TEXTS for chunk in chunks)
     assert all(len(chunk) == 1 or sum(map(len, chunk)) <= tokenizer.CHUNK_CHARACTERS for chunk in chunks)
