@@ -53,7 +53,9 @@ def read_queries(path: Path) -> Iterator[Query]:
             if query.id in seen:
                 first, at = seen[query.id]
                 where = at if first == file else f"{first} {at}"
-                raise CorpusError(f"{file} {unit} {line}: duplicate query id {shown(query.id)}: first at {where}")
+                raise CorpusError(
+                    f"{file} {unit} {line}: duplicate query id {shown(query.id)}: first at {where}. Remove one of them."
+                )
             seen[query.id] = file, f"{unit} {line}"
             yield query
 
@@ -67,7 +69,8 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
             if before != score:
                 pair = f"query {shown(query_id)} and document {shown(doc_id)}"
                 raise CorpusError(
-                    f"{file} {_unit(file)} {line}: {pair} have the score {score} here and {before} before"
+                    f"{file} {_unit(file)} {line}: {pair} have the score {score} here and {before} before. "
+                    "Remove one of them."
                 )
     return qrels
 
