@@ -8,9 +8,10 @@ one. Not covered: models that bring attention of their own (body.py pads those).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from inspect import signature
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -77,12 +78,18 @@ class Packing:
         if blocks == self.runs:
             return None, blocks
         longest = np.repeat([block.length for block in blocks], [block.documents for block in blocks])
-        lengths = np.array(self.lengths)
-        ends = np.cumsum(longest)
-        place = np.arange(ends[-1]) - np.repeat(ends - longest, longest)
-        inside = np.minimum(place, np.repeat(lengths - 1, longest))
-        rows = np.repeat(np.cumsum(lengths) - lengths, longest) + inside
-        return to_device(rows, self.device), blocks
+        return to_device(_repeated(self.lengths, longest), self.device), blocks
+
+    def at_least(self, rows: int) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Which row stands where if no document may have fewer than so many, and the `starts` that this gives.
+
+        None: every row stands once.
+        """
+        if min(self.lengths) >= rows:
+            return None, self.starts
+        longer = np.maximum(self.lengths, rows)
+        starts = np.concatenate(([0], np.cumsum(longer))).astype(np.int32)
+        return to_device(_repeated(self.lengths, longer), self.device), to_device(starts, self.device)
 
 
 def ordinal_positions(token_ids: Sequence[TokenIds]) -> npt.NDArray[np.int64]:
@@ -165,10 +172,25 @@ def _one_call(
         longest,
         scale=scaling,
         window_size=(-1, -1) if reach is None else (reach, reach),
-        # With more splits the order of a sum would depend on what shares the batch.
-        num_splits=1,
+        **_unsplit(varlen_attn),
     )
     return torch.as_tensor(found).unsqueeze(0)
+
+
+@cache
+def _unsplit(attention: Callable[..., Any]) -> dict[str, Any]:
+    """With more splits the order of a sum would depend on what shares the batch; torch 2.11 knows no splits here."""
+    return {"num_splits": 1} if "num_splits" in signature(attention).parameters else {}
+
+
+def _repeated(lengths: Sequence[int], longer: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The rows of documents, the last one of each again until there are as many as `longer` says."""
+    own, ends = np.array(lengths, dtype=np.int64), np.cumsum(longer)
+    place = np.arange(ends[-1]) - np.repeat(ends - longer, longer)
+    rows: npt.NDArray[np.int64] = np.repeat(np.cumsum(own) - own, longer) + np.minimum(
+        place, np.repeat(own - 1, longer)
+    )
+    return rows
 
 
 def _runs(lengths: Sequence[int]) -> Iterator[LengthRun]:

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from sparse_ingest.errors import UsageError
+from sparse_ingest.models.cpu import has_vnni
 from sparse_ingest.models.heads import int8
-from sparse_ingest.models.heads.int8 import Int8Head, has_vnni
+from sparse_ingest.models.heads.int8 import Int8Head
 from sparse_ingest.models.heads.selection import build_head, passes
 from sparse_ingest.models.heads.tiles import TiledHead
 from sparse_ingest.models.packing import Packing
@@ -90,7 +91,10 @@ def test_whole_numbers_are_refused_where_they_are_slow(monkeypatch: pytest.Monke
         build_head(weight, bias, device=torch.device("cuda:0"), dtype=torch.float32, int8=True)
 
 
-CASES = [(RAGGED, 48, 200), ((1,), 64, 64), ((128, 64, 1), 130, 129), ((2,) * 40, 16, 65)]
+# Lengths, width, vocabulary. Several programs share the documents of the fourth and the fifth; the last one is too wide
+# for weights that stay, and leaves a step of the width half empty.
+CASES = [(RAGGED, 48, 200), ((1,), 64, 64), ((128, 64, 1), 130, 129), ((2,) * 40, 16, 65),
+         ((70,) * 9 + (1300,) + (65,) * 7, 16, 65), ((300, 128, 1), 312, 129)]  # fmt: skip
 # numpy, in which the kernel is interpreted, has no bfloat16: on a device the trial covers it.
 DTYPES = ("float32", "float16")
 INTERPRETED = f"""
@@ -155,20 +159,13 @@ def test_the_kernel_gives_what_the_plain_head_gives(interpreted: dict, case: int
     assert found["largest"] > 1 and found["difference"] < 1e-5 * found["largest"]
 
 
-def test_the_kernel_pads_the_vocabulary_to_a_multiple_of_64(interpreted: dict) -> None:
-    assert [interpreted["cases"][f"{case} float32"]["padded"] for case in range(len(CASES))] == [256, 64, 192, 128]
+def test_the_kernel_pads_the_vocabulary_to_whole_tiles(interpreted: dict) -> None:
+    padded = [interpreted["cases"][f"{case} float32"]["padded"] for case in range(len(CASES))]
+    assert padded == [256, 128, 256, 128, 128, 256]
 
 
 def test_the_trial_lets_the_kernel_through_and_no_wrong_one(interpreted: dict) -> None:
     assert interpreted["verdicts"] == [True, False, False, False]
-
-
-def test_tiles_of_rows_follow_the_lengths() -> None:
-    pytest.importorskip("triton")
-    from sparse_ingest.models.heads.triton_max import cheapest_row_tile
-
-    assert cheapest_row_tile((128,) * 9) == cheapest_row_tile((1000, 900)) == 128
-    assert cheapest_row_tile((20,) * 9) == 32
 
 
 def test_a_head_that_cannot_run_on_the_device_is_left_with_a_note(monkeypatch, caplog) -> None:
@@ -179,6 +176,7 @@ def test_a_head_that_cannot_run_on_the_device_is_left_with_a_note(monkeypatch, c
     _, weight, bias = made((1,), 16, 70)
     reference = plain(weight, bias)
     with caplog.at_level(logging.WARNING):
-        head = selection._tried(weight, bias, reference, CPU, torch.float32)
+        build = lambda: selection._triton_head(weight, bias, CPU, torch.float32)  # noqa: E731
+        head = selection._tried(build, reference, 16, CPU, torch.float32)
     assert head is reference
-    assert "The Triton head is not used on cpu" in caplog.text
+    assert "The compiled head is not used on cpu" in caplog.text

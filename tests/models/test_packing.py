@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from largest_output import LargestOutput
 from made_checkpoints import ARCHITECTURES, build_encoder, make_masked_lm
 
+from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.models import linear
+from sparse_ingest.models.body import Body
 from sparse_ingest.models.packing import (
     PADDING,
     Packing,
@@ -117,6 +119,24 @@ def test_a_model_that_would_give_something_else_packed_is_padded(
     np.testing.assert_allclose(found.weights, expected.weights, atol=1e-4)
 
 
+def test_a_model_that_mixes_padding_with_the_text_gives_each_document_what_it_gets_alone(tmp_path: Path) -> None:
+    """FNet's Fourier transform knows no mask."""
+    import transformers
+
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "max_position_embeddings": 64}
+    model = transformers.FNetForMaskedLM(transformers.FNetConfig(vocab_size=200, **sizes))
+    make_masked_lm(tmp_path)  # its tokenizer
+    model.save_pretrained(tmp_path)
+    body = Body(read_checkpoint(str(tmp_path)), device=CPU, dtype=torch.float32)
+    token_ids = [np.arange(5, 5 + length, dtype=np.int32) for length in (30, 17, 17, 1)]
+    with torch.inference_mode():
+        found, packing = body.hidden(token_ids, 0)
+        alone = torch.cat([body.hidden([ids], 0)[0] for ids in token_ids])
+    assert not body.packs and packing.lengths == (30, 17, 17, 1)
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
+
+
 class Missing:
     """torch.ops.mkldnn of a torch that has no such operators."""
 
@@ -148,21 +168,22 @@ def test_torch_itself_computes_where_the_operators_of_onednn_fail(
     linear.is_faster.cache_clear()
     try:
         found = build_encoder(model).encode(texts)
-        assert not linear.is_faster()
+        assert not linear.is_faster(torch.float32)
     finally:
         linear.is_faster.cache_clear()
     assert found.token_ids.tolist() == expected.token_ids.tolist()
     np.testing.assert_allclose(found.weights, expected.weights, atol=1e-5)
 
 
-def test_linear_layers_of_onednn_compute_what_those_of_torch_do() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.GELU(), torch.nn.Linear(40, 3, bias=False))
-    rows = torch.randn(50, 24, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_layers_of_onednn_compute_what_those_of_torch_do(dtype: torch.dtype) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.GELU(), torch.nn.Linear(40, 3, bias=False)).to(dtype)
+    rows = torch.randn(50, 24, generator=torch.Generator().manual_seed(1)).to(dtype)
     with torch.inference_mode():
         expected = model(rows)
         linear.pack_linear_layers(model)
         torch.testing.assert_close(model(rows), expected)
-        assert all(len(layer.weight) == 0 for layer in (model[0], model[2])) or not linear.is_faster()
+        assert all(len(layer.weight) == 0 for layer in (model[0], model[2])) or not linear.is_faster(dtype)
 
 
 def test_token_ids_are_packed_in_their_order() -> None:

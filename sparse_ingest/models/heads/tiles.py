@@ -18,7 +18,7 @@ from sparse_ingest.models.packing import LengthRun, Packing
 # Columns of a tile. On the CPU a tile of logits (2,048 rows x 256 x 4 bytes) stays in the cache; a GPU wants fewer,
 # larger products.
 CPU_TILE = 256
-GPU_TILE = 8192
+GPU_TILE = 1024
 # How many logarithms an activation has.
 LOGARITHMS = {"relu": 1, "log1p_relu": 2}
 

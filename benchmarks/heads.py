@@ -1,0 +1,117 @@
+"""The heads of a device alone: hidden states to weights, without a body, beside large products of the same dtype.
+
+    python benchmarks/heads.py [--device cpu] [--widths 128,256,768] [--documents 16] [--tokens 127] [--rounds 5]
+
+Each head computes the same random hidden states of one batch over BERT's vocabulary in one thread, in turn; the best
+round counts. Prints 10^9 operations a second (a product and its sum are two), the ratio to the plain head of the dtype,
+and the share of what torch reaches in a large square product of that dtype. Needs the extras `encode` and `fast`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+
+from sparse_ingest.models.cpu import has_vnni
+from sparse_ingest.models.heads.int8 import Int8Head
+from sparse_ingest.models.heads.kernel import Kernel, instructions_for
+from sparse_ingest.models.heads.tiles import Head, TiledHead
+from sparse_ingest.models.packing import Packing
+
+VOCABULARY = 30522
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--widths", default="128,256,768")
+    parser.add_argument("--documents", type=int, help="[default: 16 on the CPU, 512 on a GPU]")
+    parser.add_argument("--tokens", type=int, default=127)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    device = torch.device(given.device)
+    documents = given.documents or (512 if device.type == "cuda" else 16)
+    torch.set_num_threads(1)
+    packing = Packing((given.tokens,) * documents, device)
+    print(f"{'width':>5}  {'head':<22}{'GOP/s':>9}{'to plain':>10}{'of a product':>14}")
+    for width in map(int, given.widths.split(",")):
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(given.tokens * documents, width, generator=generator).to(device)
+        weight, bias = torch.randn(VOCABULARY, width, generator=generator), torch.randn(VOCABULARY, generator=generator)
+        heads = heads_of(device, weight, bias)
+        runs = {name: run_of(head, rows.to(dtype), packing) for name, (head, dtype, _) in heads.items()}
+        runs |= {f"product of {factors}": product_of(factors, device) for _, _, factors in heads.values()}
+        seconds = best_of(given.rounds, runs, device)
+        for name, (_, _, factors) in heads.items():
+            rate = 2 * rows.shape[0] * width * VOCABULARY / seconds[name] / 1e9
+            plain = seconds[f"{name.partition(',')[0]}, plain"]
+            peak = 2 * size_of(device) ** 3 / seconds[f"product of {factors}"] / 1e9
+            print(f"{width:>5}  {name:<22}{rate:>9,.0f}{plain / seconds[name]:>10.2f}{rate / peak:>14.0%}")
+
+
+def heads_of(
+    device: torch.device, weight: torch.Tensor, bias: torch.Tensor
+) -> dict[str, tuple[Head, torch.dtype, torch.dtype]]:
+    """Every head of this device: itself, the dtype of its rows and that of its factors."""
+    halves = (torch.bfloat16,) if device.type == "cpu" else (torch.float16, torch.bfloat16)
+    heads: dict[str, tuple[Head, torch.dtype, torch.dtype]] = {}
+    for dtype in (torch.float32, *halves):
+        name = str(dtype).removeprefix("torch.")
+        heads[f"{name}, plain"] = TiledHead(weight, bias, device=device, dtype=dtype), dtype, dtype
+        if device.type == "cuda" and dtype != torch.float32:
+            from sparse_ingest.models.heads.triton_max import TritonHead
+
+            heads[f"{name}, Triton"] = TritonHead(weight, bias, device=device, dtype=dtype), dtype, dtype
+        elif device.type == "cpu" and (instructions := instructions_for(dtype, weight.shape[1])):
+            kernel = Kernel(weight.to(dtype), bias, instructions=instructions)
+            heads[f"{name}, {instructions}"] = kernel, dtype, dtype
+    if device.type == "cpu" and has_vnni():
+        heads["int8, plain"] = Int8Head(weight, bias), torch.float32, torch.int8
+        if instructions := instructions_for(torch.int8, weight.shape[1]):
+            compiled = Int8Head(weight, bias, instructions=instructions)
+            heads[f"int8, {instructions}"] = compiled, torch.float32, torch.int8
+    return heads
+
+
+def run_of(head: Head, rows: torch.Tensor, packing: Packing) -> Callable[[], object]:
+    """One batch through a head."""
+    return lambda: head(rows, packing)
+
+
+def product_of(dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
+    """A large square product."""
+    size = size_of(device)
+    numbers = torch.randn(size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    if dtype == torch.int8:
+        whole = (numbers * 20).to(torch.int8)
+        return lambda: torch._int_mm(whole, whole.T)
+    left = numbers.to(dtype)
+    return lambda: left @ left.T
+
+
+def size_of(device: torch.device) -> int:
+    """Of a large product."""
+    return 8192 if device.type == "cuda" else 2048
+
+
+def best_of(rounds: int, runs: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+    """The shortest time of each, taken in turn after one turn that does not count."""
+    best = dict.fromkeys(runs, float("inf"))
+    with torch.inference_mode():
+        for turn in range(rounds + 1):
+            for name, run in runs.items():
+                began = time.perf_counter()
+                run()
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                if turn:
+                    best[name] = min(best[name], time.perf_counter() - began)
+    return best
+
+
+if __name__ == "__main__":
+    main()

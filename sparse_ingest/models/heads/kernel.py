@@ -1,0 +1,147 @@
+"""The vocabulary projection and the maximum over each document's tokens as one kernel, compiled here for CPUs.
+
+LLVM comes as a wheel (llvmlite, extra `fast`), so no compiler is needed; compiling takes a few hundredths of a
+second. In: packed hidden states in whole numbers of 8 bits or in bfloat16. Out: weights before the logarithm. Where
+llvmlite or the instructions are missing there is no kernel, and other heads do the same. Not covered: which head is
+used, and the trial it must pass (selection.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+
+from sparse_ingest.models.cpu import has_amx, has_avx512_bfloat16, has_vnni
+from sparse_ingest.models.heads.kernel_text import BLOCKS, FEATURES, GROUP_BYTES, PANEL, TILE_BYTES, kernel_text
+from sparse_ingest.models.packing import Packing
+
+DTYPES = {torch.int8: "int8", torch.bfloat16: "bfloat16"}
+# Older ones have the instructions with other arguments.
+OLDEST_LLVM = (22,)
+# Wider rows of bfloat16 do not leave a panel in the cache that two threads of an AMX core share; torch's own product
+# is faster there (measured in a prototype: 768 wide 0.9 times as fast, 256 wide 1.2, 128 wide 1.9).
+AMX_BFLOAT16_BYTES = 1024
+# What the system calls the tiles of AMX, and the request for them.
+ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 0x1023, 18
+SYS_ARCH_PRCTL = 158
+
+Compiled = Callable[..., None]
+
+
+class Kernel:
+    """`relu(max over a document's rows of rows @ weight.T * scale of the document * scale of the column + bias)`.
+
+    `weight` is `[vocabulary, width]` in int8 or bfloat16, the scales of columns and `bias` are `[vocabulary]` in
+    float32. The sums of 8-bit numbers are exact; those of bfloat16 are float32, in an order of the instructions' own.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        scales: torch.Tensor | None = None,
+        *,
+        instructions: str,
+        compiled: Callable[[str, str], Compiled] | None = None,
+    ) -> None:
+        self._columns, self._width, self._dtype = len(bias), weight.shape[1], weight.dtype
+        self._least = BLOCKS[instructions][-1]
+        missing = -self._columns % PANEL
+        weight = pad(_whole_tiles(weight), (0, 0, 0, missing)).contiguous()
+        self._panels = len(weight) // PANEL
+        groups = weight.view(torch.uint8).view(self._panels, PANEL, -1, GROUP_BYTES)
+        self._weight = groups.transpose(1, 2).contiguous()
+        if weight.dtype == torch.int8:
+            # One factor must be unsigned: rows are multiplied as 128 more than they are.
+            self._before = -128 * weight.sum(1, dtype=torch.int32)
+        else:
+            self._before = torch.zeros(len(weight))
+        self._scales = pad(torch.ones(self._columns) if scales is None else scales, (0, missing))
+        self._bias = pad(bias.to(torch.float32), (0, missing))
+        dtype, row_bytes = DTYPES[weight.dtype], weight.shape[1] * weight.itemsize
+        text = kernel_text(dtype, instructions, row_bytes)
+        self._maxima = (compiled or compile_kernel)(text, FEATURES[dtype, instructions])
+
+    def __call__(self, rows: torch.Tensor, packing: Packing, scales: torch.Tensor | None = None) -> torch.Tensor:
+        """Weights before the logarithm of packed rows in the weight's dtype; `scales` is `[documents]`."""
+        # From here on there are only addresses, behind which nobody would see it.
+        if rows.dtype != self._dtype or rows.shape != (sum(packing.lengths), self._width):
+            raise TypeError(
+                f"Hidden states are {rows.dtype} of {tuple(rows.shape)}, and should be {self._dtype} of "
+                f"{sum(packing.lengths), self._width}."
+            )
+        index, starts = packing.at_least(self._least)
+        rows = _whole_tiles(rows if index is None else rows[index])
+        if rows.dtype == torch.int8:
+            rows = rows.view(torch.uint8) ^ 128
+        rows = rows.contiguous()
+        documents = len(packing.lengths)
+        scales = torch.ones(documents) if scales is None else scales.contiguous()
+        found = torch.empty(documents, self._panels * PANEL)
+        tensors = (self._before, scales, self._scales, self._bias, found)
+        self._maxima(
+            rows.data_ptr(), self._weight.data_ptr(), starts.data_ptr(), documents, self._panels,
+            *(tensor.data_ptr() for tensor in tensors),
+        )  # fmt: skip
+        return found[:, : self._columns]
+
+
+def instructions_for(dtype: torch.dtype, width: int) -> str | None:
+    """With which instructions of this CPU a kernel of this dtype would be fastest; None: without one."""
+    if platform.machine() != "x86_64" or platform.system() != "Linux":
+        return None
+    if dtype in DTYPES and has_amx() and _may_use_tiles():
+        too_wide = dtype == torch.bfloat16 and width * dtype.itemsize > AMX_BFLOAT16_BYTES
+        return None if too_wide else "amx"
+    there = {torch.int8: has_vnni, torch.bfloat16: has_avx512_bfloat16}.get(dtype)
+    return "avx512" if there and there() else None
+
+
+def compile_kernel(text: str, feature: str | None = None) -> Compiled:
+    """The function `maxima` of a module that needs a feature of this CPU. It may run on several threads at once.
+
+    Raises:
+        ImportError: llvmlite is not there.
+        RuntimeError: its LLVM is too old, does not understand the text, or does not see the feature.
+    """
+    from llvmlite import binding
+
+    if binding.llvm_version_info < OLDEST_LLVM:
+        found = ".".join(map(str, binding.llvm_version_info))
+        raise RuntimeError(f"llvmlite brings LLVM {found}, and {OLDEST_LLVM[0]} is needed (llvmlite 0.50 or newer)")
+    features = binding.get_host_cpu_features()
+    if feature and not features.get(feature):  # with it LLVM would end this process
+        raise RuntimeError(f"LLVM sees no {feature} in this CPU")
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    module = binding.parse_assembly(text)
+    module.verify()
+    machine = binding.Target.from_default_triple().create_target_machine(
+        cpu=binding.get_host_cpu_name(), features=features.flatten(), opt=3
+    )
+    engine: Any = binding.create_mcjit_compiler(module, machine)
+    engine.finalize_object()
+    address, number = ctypes.c_void_p, ctypes.c_int64
+    signature = ctypes.CFUNCTYPE(None, *[address] * 3, *[number] * 2, *[address] * 5)
+    function = signature(engine.get_function_address("maxima"))
+    function.engine = engine  # type: ignore[attr-defined]  # lives as long as the function
+    return function
+
+
+def _whole_tiles(rows: torch.Tensor) -> torch.Tensor:
+    """Rows filled up with zeros to a multiple of a tile's row."""
+    missing = -rows.shape[1] % (TILE_BYTES // rows.itemsize)
+    return pad(rows, (0, missing)) if missing else rows
+
+
+@cache
+def _may_use_tiles() -> bool:
+    """Ask Linux for the tiles of AMX, which it gives to a process that asks."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return bool(libc.syscall(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0)

@@ -1,0 +1,358 @@
+"""The text of the CPU's kernel, in LLVM's language: products of hidden states and vocabulary, and their maximum.
+
+    found[document, column] = relu((max over the document's rows of row . column + before[column])
+                                   * row_scales[document] * column_scales[column] + bias[column])
+
+32 columns of the vocabulary are one panel. For each panel all documents pass by, a block of rows at a time: its
+products stay in registers and only their maximum goes on, so no logit is ever written. A panel lies in the nearest
+cache, and the rows of a batch in the next. What is left of a document after whole blocks is one more block that ends
+with it: rows that were seen twice change no maximum.
+
+Factors are multiplied in groups of 4 bytes, four 8-bit numbers (unsigned times signed) or two bfloat16, as AVX512 and
+AMX both have it; so both read the same panels: `[width in groups][32 columns][4 bytes]`.
+
+How to read the text: `%name` is a value, which is set once, `name:` a place to go to (`br label %name`), and `;` begins
+a comment. `phi` is a variable of a loop: of its two values the first is the one with which the loop begins, the second
+the one that the round before left. `getelementptr i8, ptr %a, i64 %n` is the address n bytes behind a (with `i32` or
+`float`: n numbers of 4 bytes), `<16 x float>` a vector of 16 numbers. `poison` stands where nothing is ever read.
+
+Not covered: compiling, and which CPU gets which (kernel.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+LANES = 16  # 4-byte numbers of a vector, rows of a tile
+HALVES = (0, 1)  # of a panel, as a vector has half of its columns
+PANEL = len(HALVES) * LANES  # columns
+GROUP_BYTES = 4
+TILE_BYTES = 64  # of a tile's row
+# Rows of a block, largest first. AVX512 has 32 registers: 24 sums, two vectors of columns and one of a row. AMX has 8
+# tiles: four sums, two of columns and two of rows.
+BLOCKS = {"avx512": (12, 8, 4), "amx": (32, 16)}
+# What LLVM calls the part of a CPU that multiplies.
+FEATURES = {
+    ("int8", "avx512"): "avx512vnni", ("bfloat16", "avx512"): "avx512bf16",
+    ("int8", "amx"): "amx-int8", ("bfloat16", "amx"): "amx-bf16",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Form:
+    """What differs between dtypes, in LLVM's words."""
+
+    number: str  # of a sum
+    factors: str  # a vector of them
+    multiply: str  # of AVX512
+    multiply_tiles: str  # of AMX
+    larger: str  # of two vectors, lane by lane
+    lowest: str  # a vector of it
+    add: str
+    to_float: str  # of a vector of sums
+
+    @property
+    def sums(self) -> str:
+        """A vector of sums."""
+        return f"<{LANES} x {self.number}>"
+
+    @property
+    def both(self) -> str:
+        """The sums of a panel's two halves."""
+        return f"{{ {self.sums}, {self.sums} }}"
+
+
+# A maximum without care for what is no number (`nnan`) is one instruction; such hidden states are found by vectors.py.
+FORMS = {
+    "int8": Form(
+        "i32", "<64 x i8>", "@llvm.x86.avx512.vpdpbusd.512", "@llvm.x86.tdpbusd",
+        "call <16 x i32> @llvm.smax.v16i32", "splat (i32 -2147483648)", "add", "sitofp <16 x i32> {} to <16 x float>",
+    ),
+    "bfloat16": Form(
+        "float", "<32 x bfloat>", "@llvm.x86.avx512bf16.dpbf16ps.512", "@llvm.x86.tdpbf16ps",
+        "call nnan <16 x float> @llvm.maxnum.v16f32", "splat (float 0xFFF0000000000000)", "fadd",
+        "bitcast <16 x float> {} to <16 x float>",
+    ),
+}  # fmt: skip
+
+# Eight tiles of 16 rows of 64 bytes: palette 1, then the bytes of a row of each, then the rows of each.
+_TILES = bytes([1, *[0] * 15, *[TILE_BYTES, 0] * 8, *[0] * 16, *[LANES] * 8, *[0] * 8])
+
+
+def kernel_text(dtype: str, instructions: str, row_bytes: int) -> str:
+    """A module with the function `maxima` for rows of so many bytes, a multiple of `TILE_BYTES`."""
+    form = FORMS[dtype]
+    make_block = {"avx512": _vector_block, "amx": _tile_block}[instructions]
+    blocks = BLOCKS[instructions]
+    parts = [
+        _declarations(form),
+        f"@tiles = private constant [{len(_TILES)} x i8] [{', '.join(f'i8 {byte}' for byte in _TILES)}], align 64",
+        *(part for rows in blocks for part in make_block(form, rows, row_bytes)),
+        *_maxima(form, blocks, row_bytes, tiles=instructions == "amx"),
+        'attributes #0 = { nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512" }',
+    ]
+    return "\n".join(parts)
+
+
+def _declarations(form: Form) -> str:
+    """The instructions of the CPU, as functions of LLVM's."""
+    return f"""
+    declare {form.sums} {form.multiply}({form.sums}, {form.factors}, {form.factors})
+    declare void {form.multiply_tiles}(i8, i8, i8)
+    declare <16 x i32> @llvm.smax.v16i32(<16 x i32>, <16 x i32>)
+    declare <16 x float> @llvm.maxnum.v16f32(<16 x float>, <16 x float>)
+    declare void @llvm.x86.ldtilecfg(ptr)
+    declare void @llvm.x86.tilerelease()
+    declare void @llvm.x86.tilezero(i8)
+    declare void @llvm.x86.tileloadd64(i8, ptr, i64)
+    declare void @llvm.x86.tilestored64(i8, ptr, i64)
+    """
+
+
+def _block_head(form: Form, rows: int) -> str:
+    """A function: of a block of rows and a panel, the largest products of each column, and of what was `before`."""
+    return f"""
+    define internal {form.both} @block{rows}(ptr %rows, ptr %panel, ptr %scratch, {form.sums} %before0,
+                                             {form.sums} %before1) noinline #0 {{
+    """
+
+
+def _block_end(form: Form) -> str:
+    return f"""
+      %first = insertvalue {form.both} poison, {form.sums} %largest0, 0
+      %both = insertvalue {form.both} %first, {form.sums} %largest1, 1
+      ret {form.both} %both
+    }}
+    """
+
+
+def _vector_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
+    """AVX512: a group of each row is spread over a vector and multiplied with that group of 32 columns."""
+    sums = form.sums
+    yield _block_head(form, rows)
+    yield """
+    entry:
+      br label %step
+    step: ; one group of the width
+      %group = phi i64 [ 0, %entry ], [ %next, %step ]
+    """
+    for row in range(rows):
+        for half in HALVES:
+            yield f"  %sum{row}.{half} = phi {sums} [ zeroinitializer, %entry ], [ %added{row}.{half}, %step ]"
+    yield f"""
+      %behind = mul i64 %group, {PANEL * GROUP_BYTES}
+      %columns0 = getelementptr i8, ptr %panel, i64 %behind
+      %columns1 = getelementptr i8, ptr %columns0, i64 {TILE_BYTES}
+      %right0 = load {form.factors}, ptr %columns0, align 64
+      %right1 = load {form.factors}, ptr %columns1, align 64
+      %inside = mul i64 %group, {GROUP_BYTES}
+      %left = getelementptr i8, ptr %rows, i64 %inside
+    """
+    for row in range(rows):
+        yield f"""
+      ; the 4 bytes of this row, in every lane
+      %place{row} = getelementptr i8, ptr %left, i64 {row * row_bytes}
+      %factor{row} = load i32, ptr %place{row}, align 4
+      %lane{row} = insertelement <16 x i32> poison, i32 %factor{row}, i32 0
+      %spread{row} = shufflevector <16 x i32> %lane{row}, <16 x i32> poison, <16 x i32> zeroinitializer
+      %left{row} = bitcast <16 x i32> %spread{row} to {form.factors}
+        """
+        for half in HALVES:
+            factors = f"{form.factors} %left{row}, {form.factors} %right{half}"
+            yield f"  %added{row}.{half} = call {sums} {form.multiply}({sums} %sum{row}.{half}, {factors})"
+    yield f"""
+      %next = add i64 %group, 1
+      %more = icmp ult i64 %next, {row_bytes // GROUP_BYTES}
+      br i1 %more, label %step, label %end
+    end:
+    """
+    for half in HALVES:
+        yield from _largest_of(form, half, [f"%added{row}.{half}" for row in range(rows)])
+    yield _block_end(form)
+
+
+def _tile_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
+    """AMX: tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 columns; sums are read back from `scratch`.
+
+    A load or store names the tile, the address and the bytes from row to row, a product the sums, rows and columns.
+    """
+    downs = range(rows // LANES)
+    yield _block_head(form, rows)
+    yield "entry:"
+    for tile in range(len(downs) * len(HALVES)):
+        yield f"  call void @llvm.x86.tilezero(i8 {tile})"
+    yield f"""
+      br label %step
+    step: ; 64 bytes of the width, which are 16 groups
+      %tile = phi i64 [ 0, %entry ], [ %next, %step ]
+      %behind = mul i64 %tile, {LANES * PANEL * GROUP_BYTES}
+      %columns0 = getelementptr i8, ptr %panel, i64 %behind
+      %columns1 = getelementptr i8, ptr %columns0, i64 {TILE_BYTES}
+      call void @llvm.x86.tileloadd64(i8 6, ptr %columns0, i64 {PANEL * GROUP_BYTES})
+      call void @llvm.x86.tileloadd64(i8 7, ptr %columns1, i64 {PANEL * GROUP_BYTES})
+      %inside = mul i64 %tile, {TILE_BYTES}
+      %left = getelementptr i8, ptr %rows, i64 %inside
+    """
+    for down in downs:
+        yield f"""
+      %left{down} = getelementptr i8, ptr %left, i64 {down * LANES * row_bytes}
+      call void @llvm.x86.tileloadd64(i8 {4 + down}, ptr %left{down}, i64 {row_bytes})
+      call void {form.multiply_tiles}(i8 {2 * down}, i8 {4 + down}, i8 6)
+      call void {form.multiply_tiles}(i8 {2 * down + 1}, i8 {4 + down}, i8 7)
+        """
+    yield f"""
+      %next = add i64 %tile, 1
+      %more = icmp ult i64 %next, {row_bytes // TILE_BYTES}
+      br i1 %more, label %step, label %end
+    end:
+    """
+    for half in HALVES:
+        found = []
+        for tile in (2 * down + half for down in downs):
+            yield f"  %stored{tile} = getelementptr i8, ptr %scratch, i64 {tile * LANES * TILE_BYTES}"
+            yield f"  call void @llvm.x86.tilestored64(i8 {tile}, ptr %stored{tile}, i64 {TILE_BYTES})"
+            for row in range(LANES):
+                yield f"  %at{tile}.{row} = getelementptr i8, ptr %stored{tile}, i64 {row * TILE_BYTES}"
+                yield f"  %sum{tile}.{row} = load {form.sums}, ptr %at{tile}.{row}, align 64"
+                found.append(f"%sum{tile}.{row}")
+        yield from _largest_of(form, half, found)
+    yield _block_end(form)
+
+
+def _largest_of(form: Form, half: int, found: list[str]) -> Iterator[str]:
+    """`%largest<half>` of these vectors and `%before<half>`."""
+    before = f"%before{half}"
+    for place, name in enumerate(found):
+        after = f"%largest{half}" if place == len(found) - 1 else f"%larger{half}.{place}"
+        yield f"  {after} = {form.larger}({form.sums} {before}, {form.sums} {name})"
+        before = after
+
+
+def _maxima(form: Form, blocks: tuple[int, ...], row_bytes: int, *, tiles: bool) -> Iterator[str]:
+    """The loops over panels and documents. A document has at least as many rows as a smallest block.
+
+    Tiles belong to the thread: each call sets them up, and gives them back, as torch's own products do.
+    """
+    yield f"""
+    define void @maxima(ptr %rows, ptr %weight, ptr %starts, i64 %documents, i64 %panels, ptr %before,
+                        ptr %row_scales, ptr %column_scales, ptr %bias, ptr %found) #0 {{
+    entry:
+      %scratch = alloca [{4 * LANES * TILE_BYTES} x i8], align 64
+      {"call void @llvm.x86.ldtilecfg(ptr @tiles)" if tiles else ""}
+      %stride = mul i64 %panels, {PANEL}
+      br label %panel
+
+    panel:
+      %at_panel = phi i64 [ 0, %entry ], [ %next_panel, %panel_end ]
+      %panel_bytes = mul i64 %at_panel, {row_bytes * PANEL}
+      %columns = getelementptr i8, ptr %weight, i64 %panel_bytes
+      %column0 = mul i64 %at_panel, {PANEL}
+      %column1 = add i64 %column0, {LANES}
+      br label %document
+
+    document:
+      %at = phi i64 [ 0, %panel ], [ %next, %store ]
+      %at_start = getelementptr i32, ptr %starts, i64 %at
+      %at_end = getelementptr i32, ptr %at_start, i64 1
+      %start32 = load i32, ptr %at_start
+      %end32 = load i32, ptr %at_end
+      %start = sext i32 %start32 to i64
+      %end = sext i32 %end32 to i64
+      br label %try0
+    """
+    yield from _document_blocks(form, blocks, row_bytes)
+    yield from _store(form)
+    yield f"""
+      %next = add i64 %at, 1
+      %more = icmp ult i64 %next, %documents
+      br i1 %more, label %document, label %panel_end
+
+    panel_end:
+      %next_panel = add i64 %at_panel, 1
+      %more_panels = icmp ult i64 %next_panel, %panels
+      br i1 %more_panels, label %panel, label %done
+
+    done:
+      {"call void @llvm.x86.tilerelease()" if tiles else ""}
+      ret void
+    }}
+    """
+
+
+def _document_blocks(form: Form, blocks: tuple[int, ...], row_bytes: int) -> Iterator[str]:
+    """From `try0` to `store`: a loop for each size of block, largest first, while it fits; then what is left."""
+    row, largest, before = "%start", [form.lowest, form.lowest], "document"
+    for place, rows in enumerate(blocks):
+        yield f"""
+    try{place}:
+      %row{place} = phi i64 [ {row}, %{before} ], [ %behind{place}, %do{place} ]
+        """
+        for half in HALVES:
+            yield (
+                f"  %largest{place}.{half} = phi {form.sums} [ {largest[half]}, %{before} ], "
+                f"[ %larger{place}.{half}, %do{place} ]"
+            )
+        row, largest, before = f"%row{place}", [f"%largest{place}.0", f"%largest{place}.1"], f"try{place}"
+        yield f"""
+      %behind{place} = add i64 {row}, {rows}
+      %fits{place} = icmp sle i64 %behind{place}, %end
+      br i1 %fits{place}, label %do{place}, label %{f"try{place + 1}" if place + 1 < len(blocks) else "left"}
+    do{place}:
+        """
+        yield _call(form, str(place), row, rows, row_bytes, largest)
+        yield f"  br label %try{place}"
+    yield f"""
+    left:
+      %is_left = icmp slt i64 {row}, %end
+      br i1 %is_left, label %last, label %store
+    last: ; ends with the document, and may begin with rows that were seen
+      %last_row = sub i64 %end, {blocks[-1]}
+    """
+    yield _call(form, "last", "%last_row", blocks[-1], row_bytes, largest)
+    yield """
+      br label %store
+    store:
+    """
+    for half in HALVES:
+        yield f"  %all{half} = phi {form.sums} [ {largest[half]}, %left ], [ %largerlast.{half}, %last ]"
+
+
+def _call(form: Form, name: str, row: str, rows: int, row_bytes: int, largest: list[str]) -> str:
+    """`%larger<name>.0` and `.1`: the maxima with one block more."""
+    before = ", ".join(f"{form.sums} {one}" for one in largest)
+    return f"""
+      %bytes{name} = mul i64 {row}, {row_bytes}
+      %block{name} = getelementptr i8, ptr %rows, i64 %bytes{name}
+      %both{name} = call {form.both} @block{rows}(ptr %block{name}, ptr %columns, ptr %scratch, {before})
+      %larger{name}.0 = extractvalue {form.both} %both{name}, 0
+      %larger{name}.1 = extractvalue {form.both} %both{name}, 1
+    """
+
+
+def _store(form: Form) -> Iterator[str]:
+    """Scale the maxima of a document, add the bias, take the relu and write them."""
+    floats = f"<{LANES} x float>"
+    yield f"""
+      ; the document's scale, in every lane
+      %at_scale = getelementptr float, ptr %row_scales, i64 %at
+      %row_scale = load float, ptr %at_scale
+      %scale_lane = insertelement {floats} poison, float %row_scale, i32 0
+      %scale = shufflevector {floats} %scale_lane, {floats} poison, <{LANES} x i32> zeroinitializer
+      %document_place = mul i64 %at, %stride
+    """
+    for half in HALVES:
+        for name, kind in (("before", form.sums), ("column_scales", floats), ("bias", floats)):
+            yield f"  %at_{name}{half} = getelementptr i32, ptr %{name}, i64 %column{half}"
+            yield f"  %{name}{half} = load {kind}, ptr %at_{name}{half}, align 64"
+        yield f"""
+      %sum{half} = {form.add} {form.sums} %all{half}, %before{half}
+      %float{half} = {form.to_float.format(f"%sum{half}")}
+      %by_row{half} = fmul {floats} %float{half}, %scale
+      %by_column{half} = fmul {floats} %by_row{half}, %column_scales{half}
+      %logit{half} = fadd {floats} %by_column{half}, %bias{half}
+      %weight{half} = call nnan {floats} @llvm.maxnum.v16f32({floats} %logit{half}, {floats} zeroinitializer)
+      %place{half} = add i64 %document_place, %column{half}
+      %at_found{half} = getelementptr float, ptr %found, i64 %place{half}
+      store {floats} %weight{half}, ptr %at_found{half}, align 64
+        """

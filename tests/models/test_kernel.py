@@ -1,0 +1,255 @@
+"""The compiled kernel of CPUs: by its real instructions where they are, by emulated ones everywhere."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from emulated_cpu import compile_emulated
+
+from sparse_ingest.models.cpu import has_avx512_bfloat16, has_vnni
+from sparse_ingest.models.heads import kernel, kernel_text, selection
+from sparse_ingest.models.heads.int8 import Int8Head
+from sparse_ingest.models.heads.kernel import Kernel, instructions_for
+from sparse_ingest.models.heads.selection import build_head
+from sparse_ingest.models.heads.tiles import TiledHead
+from sparse_ingest.models.packing import Packing
+
+llvm = pytest.importorskip("llvmlite.binding")
+CPU = torch.device("cpu")
+needs_vnni = pytest.mark.skipif(not has_vnni(), reason="this CPU has no VNNI, or ONEDNN_MAX_CPU_ISA forbids it")
+# Every way to divide a document into blocks of 12, 8 and 4 rows or of 32 and 16, and fewer rows than the least.
+LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 20, 23, 24, 31, 32, 33, 47, 48, 49, 63, 64, 65, 100)
+
+
+def made(dtype: torch.dtype, width: int, vocabulary: int, lengths: tuple[int, ...]):
+    """Rows, weight, bias, scales of columns and of documents."""
+    generator = torch.Generator().manual_seed(vocabulary)
+
+    def factors(count: int) -> torch.Tensor:
+        if dtype == torch.int8:
+            return torch.randint(-127, 128, (count, width), dtype=torch.int8, generator=generator)
+        return torch.randn(count, width, generator=generator).to(dtype)
+
+    rows, weight = factors(sum(lengths)), factors(vocabulary)
+    scale = 1 / (127 * 127) if dtype == torch.int8 else 1.0
+    scales = [torch.rand(count, generator=generator) * scale for count in (vocabulary, len(lengths))]
+    return rows, weight, torch.randn(vocabulary, generator=generator), *scales
+
+
+def expected_of(rows, weight, bias, of_columns, of_documents, lengths) -> torch.Tensor:
+    """The formula, one step after the other; sums in float64, in which those of whole numbers are exact."""
+    products = (rows.double() @ weight.double().T).split(lengths)
+    largest = torch.stack([part.amax(0) for part in products]).float()
+    return ((largest * of_documents.unsqueeze(1)) * of_columns + bias).relu()
+
+
+@pytest.mark.parametrize("instructions", ["avx512", "amx"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16])
+@pytest.mark.parametrize(("width", "vocabulary"), [(64, 32), (100, 33), (768, 50), (8, 1)])
+def test_it_is_the_formula_by_emulated_instructions(instructions, dtype, width, vocabulary) -> None:
+    rows, weight, bias, of_columns, of_documents = made(dtype, width, vocabulary, LENGTHS)
+    head = Kernel(weight, bias, of_columns, instructions=instructions, compiled=compile_emulated)
+    found = head(rows, Packing(LENGTHS, CPU), of_documents)
+    expected = expected_of(rows, weight, bias, of_columns, of_documents, LENGTHS)
+    assert found.shape == expected.shape and found.dtype == torch.float32
+    if dtype == torch.int8:
+        assert torch.equal(found, expected)
+    else:
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16])
+def test_it_is_the_formula_by_the_instructions_of_this_cpu(dtype) -> None:
+    there = {torch.int8: has_vnni, torch.bfloat16: has_avx512_bfloat16}[dtype]
+    if not there() or (instructions := instructions_for(dtype, 128)) is None:
+        pytest.skip("this CPU has not the instructions, or ONEDNN_MAX_CPU_ISA forbids them")
+    rows, weight, bias, of_columns, of_documents = made(dtype, 128, 1000, LENGTHS)
+    found = Kernel(weight, bias, of_columns, instructions=instructions)(rows, Packing(LENGTHS, CPU), of_documents)
+    expected = expected_of(rows, weight, bias, of_columns, of_documents, LENGTHS)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0 if dtype == torch.int8 else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "instructions", "words"),
+    [
+        ("int8", "amx", ("ldtilecfg", "tileloadd", "tdpbusd", "tilestored", "tilerelease")),
+        ("bfloat16", "amx", ("ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease")),
+        ("int8", "avx512", ("vpdpbusd", "vpmaxsd")),
+        ("bfloat16", "avx512", ("vdpbf16ps", "vmaxps")),
+    ],
+)
+def test_for_a_cpu_that_has_them_the_instructions_are_these(dtype, instructions, words) -> None:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    module = llvm.parse_assembly(kernel_text.kernel_text(dtype, instructions, 256))
+    module.verify()
+    target = llvm.Target.from_triple("x86_64-unknown-linux-gnu")
+    assembly = target.create_target_machine(cpu="sapphirerapids", opt=3).emit_assembly(module)
+    assert [word for word in words if word not in assembly] == []
+    if instructions == "avx512":
+        # 12 rows by two vectors of columns are multiplied a step, and nothing is put aside in memory.
+        step = max(assembly.split(".LBB"), key=lambda part: part.count(words[0]))
+        assert step.count(words[0]) == 24
+        assert "(%rsp)" not in step
+
+
+def test_tiles_are_16_rows_of_64_bytes() -> None:
+    """Byte by byte as Intel's manual has LDTILECFG: palette, first row, 14 of nothing, bytes of rows, rows."""
+    palette, first, *of_rows = struct.unpack("<BB14x16H16B", kernel_text._TILES)
+    assert (palette, first) == (1, 0)
+    assert of_rows[:16] == [64] * 8 + [0] * 8
+    assert of_rows[16:] == [16] * 8 + [0] * 8
+
+
+@needs_vnni
+@pytest.mark.parametrize("rows_in", [torch.float32, torch.bfloat16])
+def test_whole_numbers_are_the_same_bits_with_and_without_it(rows_in) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(sum(LENGTHS), 96, generator=generator).to(rows_in)
+    weight, bias = torch.randn(700, 96, generator=generator), torch.randn(700, generator=generator)
+    packing = Packing(LENGTHS, CPU)
+    fast = Int8Head(weight, bias, instructions=instructions_for(torch.int8, 96))
+    assert torch.equal(fast(rows, packing), Int8Head(weight, bias)(rows, packing))
+
+
+@needs_vnni
+def test_it_runs_on_threads_at_once() -> None:
+    rows, weight, bias, of_columns, of_documents = made(torch.int8, 128, 3000, LENGTHS)
+    head = Kernel(weight, bias, of_columns, instructions=instructions_for(torch.int8, 128) or "avx512")
+    expected = head(rows, Packing(LENGTHS, CPU), of_documents)
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda _: head(rows, Packing(LENGTHS, CPU), of_documents), range(40))
+        assert all(torch.equal(one, expected) for one in found)
+
+
+def test_a_document_gets_the_bits_that_it_gets_alone() -> None:
+    rows, weight, bias, *_ = made(torch.bfloat16, 64, 100, LENGTHS)
+    head = Kernel(weight, bias, instructions="avx512", compiled=compile_emulated)
+    together = head(rows, Packing(LENGTHS, CPU))
+    starts = np.cumsum((0, *LENGTHS))
+    for place in (0, 5, len(LENGTHS) - 1):
+        alone = head(rows[starts[place] : starts[place + 1]], Packing(LENGTHS[place : place + 1], CPU))
+        assert torch.equal(alone[0], together[place])
+
+
+def test_weights_and_rows_may_lie_in_columns() -> None:
+    rows, weight, bias, *_ = made(torch.bfloat16, 64, 64, LENGTHS)
+    packing, heads = Packing(LENGTHS, CPU), []
+    for one in (weight, weight.T.contiguous().T):
+        heads.append(Kernel(one, bias, instructions="avx512", compiled=compile_emulated))
+    assert torch.equal(heads[0](rows, packing), heads[1](rows.T.contiguous().T, packing))
+
+
+@pytest.mark.parametrize("rows", [torch.ones(5, 8), torch.ones(5, 9).bfloat16(), torch.ones(4, 8).bfloat16()])
+def test_rows_that_it_would_misread_are_refused(rows: torch.Tensor) -> None:
+    head = Kernel(torch.ones(3, 8).bfloat16(), torch.zeros(3), instructions="avx512", compiled=compile_emulated)
+    with pytest.raises(TypeError, match=r"and should be torch.bfloat16 of \(5, 8\)"):
+        head(rows, Packing((2, 3), CPU))
+
+
+@pytest.fixture
+def parts() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(100, 32, generator=generator), torch.randn(100, generator=generator)
+
+
+def test_bfloat16_takes_it(parts, monkeypatch) -> None:
+    monkeypatch.setattr(selection, "instructions_for", lambda dtype, width: "avx512")
+    monkeypatch.setattr(kernel, "compile_kernel", compile_emulated)
+    assert isinstance(build_head(*parts, device=CPU, dtype=torch.bfloat16), Kernel)
+
+
+def test_without_llvm_the_plain_head_is_used(parts, monkeypatch) -> None:
+    monkeypatch.setattr(selection, "instructions_for", lambda dtype, width: "avx512")
+    monkeypatch.setitem(sys.modules, "llvmlite", None)
+    assert isinstance(build_head(*parts, device=CPU, dtype=torch.bfloat16), TiledHead)
+
+
+@pytest.mark.parametrize("mistake", ["a sum is larger", "LLVM does not know it"])
+def test_a_kernel_that_is_wrong_is_left_with_a_note(parts, monkeypatch, caplog, mistake) -> None:
+    def compiled(text: str, _: str):
+        wrong = text.replace("fadd", "fsub") if mistake == "a sum is larger" else text.replace("fadd", "fplus")
+        return compile_emulated(wrong)
+
+    monkeypatch.setattr(selection, "instructions_for", lambda dtype, width: "amx")
+    monkeypatch.setattr(kernel, "compile_kernel", compiled)
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(build_head(*parts, device=CPU, dtype=torch.bfloat16), TiledHead)
+    assert "Going on with the plain one" in caplog.text
+
+
+def test_memory_that_runs_out_changes_no_head(parts, monkeypatch) -> None:
+    """The plain one gives other last bits, and another process of the run may have had the memory."""
+
+    def compiled(text: str, _: str):
+        raise MemoryError
+
+    monkeypatch.setattr(selection, "instructions_for", lambda dtype, width: "avx512")
+    monkeypatch.setattr(kernel, "compile_kernel", compiled)
+    with pytest.raises(MemoryError):
+        build_head(*parts, device=CPU, dtype=torch.bfloat16)
+
+
+def test_instructions_that_llvm_does_not_see_are_left_with_a_note(parts, monkeypatch, caplog) -> None:
+    """Compiled all the same they would end the process, not raise."""
+    monkeypatch.setattr(selection, "instructions_for", lambda dtype, width: "amx")
+    monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: {"avx512bf16": True, "amx-bf16": False})
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(build_head(*parts, device=CPU, dtype=torch.bfloat16), TiledHead)
+    assert "LLVM sees no amx-bf16 in this CPU. Going on with the plain one" in caplog.text
+
+
+def test_an_llvm_that_is_too_old_is_left_with_a_note(parts, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(selection, "instructions_for", lambda dtype, width: "avx512")
+    monkeypatch.setattr(llvm, "llvm_version_info", (20, 1, 8))
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(build_head(*parts, device=CPU, dtype=torch.bfloat16), TiledHead)
+    assert "LLVM 20.1.8, and 22 is needed (llvmlite 0.50 or newer). Going on with the plain one" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("amx", "tiles", "dtype", "width", "expected"),
+    [
+        (True, True, torch.int8, 1024, "amx"),
+        (True, True, torch.bfloat16, 512, "amx"),
+        (True, True, torch.bfloat16, 768, None),
+        (True, True, torch.float32, 128, None),
+        (True, False, torch.int8, 1024, "avx512"),
+        (True, False, torch.bfloat16, 768, "avx512"),
+        (False, True, torch.int8, 1024, "avx512"),
+        (False, True, torch.bfloat16, 768, "avx512"),
+        (False, True, torch.float16, 128, None),
+    ],
+)
+def test_which_instructions_multiply(monkeypatch, amx, tiles, dtype, width, expected) -> None:
+    monkeypatch.setattr(kernel.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(kernel.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(kernel, "has_amx", lambda: amx)
+    monkeypatch.setattr(kernel, "_may_use_tiles", lambda: tiles)
+    for name in ("has_vnni", "has_avx512_bfloat16"):
+        monkeypatch.setattr(kernel, name, lambda: True)
+    assert instructions_for(dtype, width) == expected
+
+
+def test_other_systems_and_forbidden_instructions_have_none(monkeypatch) -> None:
+    for limit in ("AVX2", "AVX2_VNNI"):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert instructions_for(torch.int8, 128) is instructions_for(torch.bfloat16, 128) is None
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    monkeypatch.setattr(kernel.platform, "machine", lambda: "aarch64")
+    assert instructions_for(torch.int8, 128) is None
+
+
+def test_it_needs_no_compiler(tmp_path: Path, monkeypatch) -> None:
+    """With nothing on PATH."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    weight, rows = torch.ones(3, 8, dtype=torch.int8), torch.ones(5, 8, dtype=torch.int8)
+    head = Kernel(weight, torch.zeros(3), instructions="avx512", compiled=compile_emulated)
+    assert head(rows, Packing((5,), CPU)).tolist() == [[8.0, 8.0, 8.0]]
