@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_ingest.models.batches import plan_batches
+from sparse_ingest.models.batches import plan_batches, usual_batch_tokens
 
 lengths_of = st.lists(st.integers(0, 600), max_size=200).map(lambda lengths: np.array(lengths, dtype=np.int64))
 
@@ -38,3 +38,9 @@ def test_equal_lengths_keep_corpus_order() -> None:
     # Enough that a sort which is not stable moves them.
     flat = np.concatenate(plan_batches(np.array([3, 5] * 500), 100, 64))
     assert flat.tolist() == [*range(1, 1000, 2), *range(0, 1000, 2)]
+
+
+def test_a_gpu_gets_more_tokens_of_a_narrow_model() -> None:
+    narrow, wide = (usual_batch_tokens("cuda", width) for width in (256, 768))
+    assert narrow == 131072 and wide == 43690
+    assert usual_batch_tokens("cpu", 256) == usual_batch_tokens("cpu", 768) == 2048

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
 
 from sparse_ingest.models.heads import compaction
-from sparse_ingest.models.heads.compaction import Rules, Transfer, kept_terms
+from sparse_ingest.models.heads.compaction import Rules, Transfer
 from sparse_ingest.pruning import prune
 from sparse_ingest.records import SparseRows
 
@@ -32,16 +37,21 @@ def csr(weights: np.ndarray) -> SparseRows:
 @settings(max_examples=150)
 @given(st.lists(st.lists(VALUES, min_size=12, max_size=12), min_size=1, max_size=5), RULES)
 def test_a_device_keeps_the_terms_that_pruning_keeps(rows: list[list[float]], rules: Rules) -> None:
+    """And of terms that weigh the same as the last one of top_k all, which pruning on the host then cuts."""
     weights = np.array(rows, dtype=np.float32)
     expected = prune(csr(weights), **rules._asdict())
-    terms = Transfer(torch.from_numpy(weights), rules, torch.tensor(7)).arrive()
+    terms = Transfer(torch.from_numpy(weights.copy()), rules, torch.tensor(7)).arrive()
     assert terms.dropped == 7
-    assert terms.counts.tolist() == np.diff(expected.indptr).tolist()
-    assert terms.token_ids.tolist() == expected.token_ids.tolist()
-    assert terms.weights.tobytes() == expected.weights.astype(np.float32).tobytes()
-    # What follows on the host changes nothing any more.
-    kept = kept_terms(torch.from_numpy(weights), rules).numpy()
-    assert prune(csr(weights * kept), **rules._asdict()).token_ids.tolist() == expected.token_ids.tolist()
+    came = SparseRows(["a"] * len(weights), np.append(0, terms.counts.cumsum()), terms.token_ids, terms.weights)
+    pruned = prune(came, **rules._asdict())
+    assert pruned.indptr.tolist() == expected.indptr.tolist()
+    assert pruned.token_ids.tolist() == expected.token_ids.tolist()
+    assert pruned.weights.tobytes() == expected.weights.astype(np.float32).tobytes()
+    without_top_k = prune(csr(weights), **rules._replace(top_k=None)._asdict())
+    for place in range(len(weights)):
+        last = expected.weights[expected.indptr[place] : expected.indptr[place + 1]].min(initial=np.inf)
+        others = without_top_k.weights[without_top_k.indptr[place] : without_top_k.indptr[place + 1]]
+        assert terms.counts[place] == np.count_nonzero(others >= last)
 
 
 @pytest.mark.parametrize("room", [1, 3, 100])
@@ -54,3 +64,24 @@ def test_terms_for_which_there_was_no_room_come_too(monkeypatch: pytest.MonkeyPa
     assert terms.counts.tolist() == np.diff(expected.indptr).tolist() and terms.counts[2] == 0
     assert terms.token_ids.tolist() == expected.token_ids.tolist()
     assert terms.weights.tolist() == expected.weights.tolist()
+
+
+@pytest.mark.parametrize("rules", [Rules(), Rules(top_k=200, max_ratio=0.1, min_weight=0.05)])
+def test_the_head_takes_less_than_a_twentieth_of_what_logits_would(rules: Rules, tmp_path: Path) -> None:
+    """Of documents of 128 tokens in bfloat16: the dense rows that a fused head writes, and what compacts them."""
+    documents, tokens, vocabulary = 64, 128, 30522
+    weights = torch.rand(documents, vocabulary, generator=torch.Generator().manual_seed(1)).sub_(0.99).relu_()
+    logits = documents * tokens * vocabulary * torch.bfloat16.itemsize
+    allocated = peak_bytes(lambda: Transfer(weights, rules, torch.tensor(0)).arrive(), tmp_path / "trace.json")
+    assert 0 < allocated < 0.02 * logits  # it is seen at all, and is little beside the rows
+    assert weights.nbytes + allocated < 0.05 * logits
+
+
+def peak_bytes(call: Callable[[], object], trace: Path) -> int:
+    """What torch's allocator held at most during a call, above what it held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        call()
+    profiled.export_chrome_trace(str(trace))
+    events = [event for event in json.loads(trace.read_text())["traceEvents"] if event.get("name") == "[memory]"]
+    sizes = [event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]
+    return int(np.cumsum(sizes).max())

@@ -12,7 +12,7 @@ import torch
 from forked import PRELOADED
 from made_checkpoints import build_encoder, make_masked_lm
 
-from sparse_ingest.models import vectors
+from sparse_ingest.models import batches
 from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge, is_out_of_memory, until_it_fits
 from sparse_ingest.models.queries import MaskedLMQueryEncoder
 
@@ -91,8 +91,8 @@ def test_a_text_that_fits_no_budget_is_named(model: Path, way: str) -> None:
     encoder = small(model, 20)
 
     def once() -> None:
-        texts = TEXTS[:4]
-        list(encoder.encode_passages(encoder.cut(texts)) if way == "encode_passages" else getattr(encoder, way)(texts))
+        given = TEXTS[:4] if way == "encode" else encoder.cut(TEXTS[:4])
+        list(getattr(encoder, way)(given))
 
     with pytest.raises(DocumentTooLarge) as caught:
         until_it_fits(once)
@@ -116,7 +116,7 @@ def test_a_window_that_fits_no_budget_is_named_by_its_text(model: Path) -> None:
     unlucky = encoder.cut(["stone", "bird " * 5 + "lamp " * 12])[1].window(2)
     maker._compute = failing
     with pytest.raises(DocumentTooLarge) as caught:
-        until_it_fits(lambda: encoder.encode_windows(["stone", "bird " * 5 + "lamp " * 12, "river"]))
+        until_it_fits(lambda: encoder.encode_windows(encoder.cut(["stone", "bird " * 5 + "lamp " * 12, "river"])))
     assert caught.value.text == 1 and calls
 
 
@@ -146,7 +146,7 @@ MANY = ["river stone lamp the of water bird cloud"] * 20_000
 def _encode_within_a_limit(model: Path, answers: Any) -> None:
     import resource
 
-    vectors.BATCH_DOCUMENTS["cpu"] = len(MANY)
+    batches.BATCH_DOCUMENTS["cpu"] = len(MANY)
     encoder = build_encoder(model, batch_tokens=1 << 22)
     encoder.encode(MANY[:10])
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -1,12 +1,14 @@
 """From dense rows on a device to the few terms that are kept: pruned there, and copied to the host without waiting.
 
-In: weights `[documents, vocabulary]` after the logarithm. Out: counts, token ids and weights of the kept terms. Which
-terms those are is said by `pruning.py`, ties included; here the same is computed where the weights lie, because a dense
-row has 122 KB and its terms some 2. Nothing here makes the host wait before `arrive`.
+In: weights `[documents, vocabulary]` after the logarithm. Out: counts, token ids and weights of the terms above zero
+that stay. Which ones those are is said by `pruning.py`; here the same is computed where the weights lie, because a
+dense row has 122 KB and its terms some 2. Only ties are left to the host: of terms that weigh what the last one of
+top_k does, all come. Nothing here makes the host wait before `arrive`, and no tensor is as large as the weights.
 """
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -37,28 +39,28 @@ class Terms(NamedTuple):
     dropped: int
 
 
-def kept_terms(weights: torch.Tensor, rules: Rules) -> torch.Tensor:
-    """Which weights stay: those above zero that every rule keeps."""
-    kept = weights > 0
+def drop_light(weights: torch.Tensor, rules: Rules) -> None:
+    """Set to zero what a rule drops: each says below which weight."""
+    lowest: list[torch.Tensor] = []
     if rules.min_weight is not None:
-        kept &= weights >= _float32(rules.min_weight, weights.device)
+        lowest.append(weights.new_full((1, 1), rules.min_weight))
     if rules.max_ratio is not None:
-        kept &= weights >= _float32(rules.max_ratio, weights.device) * weights.amax(1, keepdim=True)
+        lowest.append(weights.new_full((1, 1), rules.max_ratio) * weights.amax(1, keepdim=True))
     if rules.top_k is not None and rules.top_k < weights.shape[1]:
-        last = torch.topk(weights, rules.top_k, dim=1).values[:, -1:]
-        heavier, equal = weights > last, weights == last
-        room = rules.top_k - heavier.sum(1, keepdim=True)
-        # Of equal weights the lower token ids stay.
-        kept &= heavier | (equal & (equal.cumsum(1) <= room))
-    return kept
+        lowest.append(torch.topk(weights, rules.top_k, dim=1, sorted=False).values.amin(1, keepdim=True))
+    if lowest:
+        weights.masked_fill_(weights < reduce(torch.maximum, lowest), 0)
 
 
 class Transfer:
-    """The terms of one batch on their way to the host, with one number more, which lies on the device as well."""
+    """The terms of one batch on their way to the host, with one number more, which lies on the device as well.
+
+    The weights are changed; give no tensor that is needed.
+    """
 
     def __init__(self, weights: torch.Tensor, rules: Rules, dropped: torch.Tensor) -> None:
+        drop_light(weights, rules)
         self._weights, self._dropped = weights, dropped.to(torch.int32).view(1)
-        self._kept = kept_terms(weights, rules)
         self._documents = len(weights)
         self._room = min(self._documents * ROOM, weights.numel())
         self._host, self._arrived = _copied(self._compacted(self._room))
@@ -80,19 +82,21 @@ class Transfer:
 
     def _compacted(self, room: int) -> torch.Tensor:
         """Number, counts, token ids and the bits of weights in one int32 tensor, with room for so many terms."""
-        counts = self._kept.sum(1, dtype=torch.int32)
-        places = _places(self._kept, room)
+        # How many are not zero, which a sum of truth values would first copy as whole numbers of 8 bytes. A float32
+        # counts to 16 million.
+        counts = torch.linalg.vector_norm(self._weights, ord=0, dim=1).to(torch.int32)
+        places = _places(self._weights, room)
         weights = self._weights[places[:, 0], places[:, 1]]
         return torch.cat((self._dropped, counts, places[:, 1].to(torch.int32), weights.view(torch.int32)))
 
 
-def _places(kept: torch.Tensor, room: int) -> torch.Tensor:
-    """Row and column of each term that is kept, filled up to so many rows."""
+def _places(weights: torch.Tensor, room: int) -> torch.Tensor:
+    """Row and column of each weight that is not zero, filled up to so many rows."""
     try:
         # As nonzero, but of a size known before: the host need not wait to learn it.
-        return torch.nonzero_static(kept, size=room, fill_value=0)
+        return torch.nonzero_static(weights, size=room, fill_value=0)
     except NotImplementedError:  # a torch, or a device, that has it not
-        found = torch.nonzero(kept)[:room]
+        found = torch.nonzero(weights)[:room]
         return torch.nn.functional.pad(found, (0, 0, 0, room - len(found)))
 
 
@@ -105,7 +109,3 @@ def _copied(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None
     arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record(torch.cuda.current_stream(tensor.device))
     return host, arrived
-
-
-def _float32(value: float, device: torch.device) -> torch.Tensor:
-    return torch.tensor(value, dtype=torch.float32, device=device)

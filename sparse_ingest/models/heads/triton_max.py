@@ -1,102 +1,173 @@
 """The vocabulary projection and the maximum over each document's tokens as one kernel, for GPUs with Triton.
 
-A program computes one tile of the vocabulary for one document: it walks over the document's tokens, keeps the running
-maximum of their products in registers, and writes one row of the tile at the end, with the bias added, relu and the
-logarithms taken. Logits never reach memory: what is written is `[documents, vocabulary]`. Sums are float32.
+A program computes one tile of the vocabulary for some documents. The tile's weights stay in shared memory where they
+fit, and the tokens stream past them; where they do not, both come in steps of the width. A document is walked in tiles
+of rows, the running maximum of its products stays in registers, and each document writes one row of the tile, with the
+bias added and relu taken. Logits never reach memory: what is written is `[documents, vocabulary]`. Sums are float32.
 
-In: packed hidden states in half precision or float32. TRITON_INTERPRET=1 runs the kernel on the CPU, for tests.
-Not covered: which head a device gets, and the trial it must pass there (selection.py).
+The products stand with the vocabulary down and the tokens across: then a thread finds most of a maximum in registers of
+its own, and 4 exchanges between threads do what took 192. Shared memory, registers and instructions of the compiled
+kernel are known from tests; nothing has been timed, as no GPU was there.
+
+In: packed hidden states in half precision. Not covered: float32, which a GPU without tensor cores for it computes no
+faster here than the plain head does; which head a device gets, and the trial it must pass there (selection.py).
+TRITON_INTERPRET=1 runs the kernel on the CPU, for tests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
 
-from sparse_ingest.models.packing import Packing
+from sparse_ingest.models.packing import Packing, to_device
 
-# Columns of the vocabulary, and of the width of hidden states what is multiplied at a time. Not measured on a GPU yet.
-COLUMN_TILE, WIDTH_TILE = 128, 64
-# Rows of hidden states at a time -> what a row costs, as larger tiles read less for each product (estimated).
-ROW_TILES = {32: 1.7, 64: 1.25, 128: 1.0}
-# Documents whose programs run together, so that they read the same columns from the cache.
-GROUP = 32
-# The vocabulary is padded to a multiple of this.
-ALIGNED = 64
+# Tiles of rows that one program walks over, and more where a document goes on: it loads its weights once.
+TOGETHER = 16
+WARPS = 8
+# What a kernel needs of it beside its tiles.
+SHARED_BESIDE = 2048
+SHARED_HOPPER = 227 << 10
+# For older GPUs Triton has no tensor cores: the kernel compiles, and would be slower than the plain head.
+OLDEST = (8, 0)
+
+
+class Shape(NamedTuple):
+    """How many columns of the vocabulary a program has, and how much of the width it multiplies at a time.
+
+    `row_tiles`: rows of hidden states at a time -> what a row costs, as larger tiles read less for each product
+    (estimated from bytes read, not measured).
+    """
+
+    resident: bool  # the weights of the columns stay, since `depth` is the whole width
+    columns: int
+    depth: int
+    stages: int
+    row_tiles: dict[int, float]
+
+
+def shape_of(width: int, shared_bytes: int) -> Shape:
+    """The shape for hidden states of a width on a GPU whose blocks have so much shared memory."""
+    whole = max(16, triton.next_power_of_2(width))
+    # One tile of weights, and three of rows: one is multiplied while others arrive. In fewer stages Triton loads the
+    # next tile only when the one before is done with. Two such programs share a multiprocessor at a width of 128.
+    if whole <= 256 and 2 * whole * (128 + 3 * 64) + SHARED_BESIDE <= shared_bytes:
+        return Shape(True, 128, whole, 5, {32: 1.4, 64: 1.0})
+    # More columns read the rows less often; they need the shared memory of a Hopper.
+    columns = 256 if shared_bytes >= SHARED_HOPPER else 128
+    return Shape(False, columns, 64, 3, {32: 1.7, 64: 1.25, 128: 1.0})
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _maxima(
-    rows: Any, weight: Any, bias: Any, starts: Any, found: Any,
-    documents: int, width: int, vocabulary: int, found_stride: int,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, TOGETHER: tl.constexpr,
-) -> None:  # fmt: skip
-    """`found[document, column]` = relu(max over the document's rows of rows @ weight.T + bias)."""
-    program = tl.program_id(0)
-    tiles = tl.cdiv(vocabulary, COLUMNS)
-    # Programs that follow each other: all documents of a group for one tile of columns, then the next tile.
-    group = program // (TOGETHER * tiles)
-    size = min(documents - group * TOGETHER, TOGETHER)
-    within = program % (TOGETHER * tiles)
-    document = (group * TOGETHER + within % size).to(tl.int64)
-    tile = within // size
-    columns = tile * COLUMNS + tl.arange(0, COLUMNS)
-    inside = columns < vocabulary
-    first, end = tl.load(starts + document), tl.load(starts + document + 1)
+def _block(matrix, places, depth, WIDTH: tl.constexpr, EVEN: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+    """`matrix[places, depth]` of a matrix of so many columns, zeros behind them; `EVEN`: none lies behind them."""
+    there = matrix + places[:, None] * WIDTH + depth[None, :]
+    if EVEN:
+        return tl.load(there)
+    return tl.load(there, mask=(depth < WIDTH)[None, :], other=0.0)
+
+
+# No annotations but of constants: Triton reads them as code of the kernel.
+@triton.jit  # type: ignore[untyped-decorator]
+def _maxima(  # type: ignore[no-untyped-def] # noqa: ANN202
+    rows, weight, bias, tiles, parts, found, vocabulary,  # noqa: ANN001
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
+    RESIDENT: tl.constexpr,
+):  # fmt: skip
+    """`found[document, column]` = relu(max over the document's rows of rows @ weight.T + bias).
+
+    `tiles` and `parts` are those of `row_tiles`. `weight` and `bias` are padded to whole tiles of columns.
+    """
+    EVEN: tl.constexpr = WIDTH % DEPTH == 0
+    columns = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
+    added = tl.load(bias + columns)
+    if RESIDENT:
+        left = _block(weight, columns, tl.arange(0, DEPTH), WIDTH, EVEN)
     largest = tl.full((COLUMNS,), float("-inf"), dtype=tl.float32)
-    for row in range(first, end, ROWS):
+    first, end = tl.load(parts + tl.program_id(1)), tl.load(parts + tl.program_id(1) + 1)
+    # One loop over tiles and steps, so that loads run ahead over the border of two tiles.
+    for tile in tl.range(first, end, num_stages=STAGES, flatten=not RESIDENT):
+        row, last = tl.load(tiles + 4 * tile), tl.load(tiles + 4 * tile + 1)
+        document, begins = tl.load(tiles + 4 * tile + 2), tl.load(tiles + 4 * tile + 3)
         # Rows behind the document's last one repeat it, which changes no maximum.
-        places = tl.minimum(row + tl.arange(0, ROWS), end - 1).to(tl.int64)
-        products = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-        for start in range(0, width, WIDTH):
-            depth = start + tl.arange(0, WIDTH)
-            there = depth < width
-            left = tl.load(rows + places[:, None] * width + depth[None, :], mask=there[None, :], other=0.0)
-            right = tl.load(
-                weight + columns[None, :].to(tl.int64) * width + depth[:, None],
-                mask=there[:, None] & inside[None, :],
-                other=0.0,
-            )
-            products = tl.dot(left, right, products, input_precision="ieee")
-        largest = tl.maximum(largest, tl.max(products, axis=0))
-    # The bias comes after the maximum: it is the same for every row.
-    weights = tl.maximum(largest + tl.load(bias + columns, mask=inside, other=0.0), 0.0)
-    tl.store(found + document * found_stride + columns, weights, mask=inside)
+        places = tl.minimum(row + tl.arange(0, ROWS), last).to(tl.int64)
+        if RESIDENT:
+            right = _block(rows, places, tl.arange(0, DEPTH), WIDTH, EVEN)
+            products = tl.dot(left, tl.trans(right), input_precision="ieee")
+        else:
+            products = tl.zeros((COLUMNS, ROWS), dtype=tl.float32)
+            for start in range(0, WIDTH, DEPTH):
+                depth = start + tl.arange(0, DEPTH)
+                part = _block(weight, columns, depth, WIDTH, EVEN)
+                right = _block(rows, places, depth, WIDTH, EVEN)
+                products = tl.dot(part, tl.trans(right), products, input_precision="ieee")
+        largest = tl.maximum(tl.where(begins != 0, float("-inf"), largest), tl.max(products, axis=1))
+        # Written with each tile: the last one of the document holds. The bias is the same for every row.
+        weights = tl.maximum(largest + added, 0.0)
+        tl.store(found + document.to(tl.int64) * vocabulary + columns, weights, mask=columns < vocabulary)
 
 
 class TritonHead:
     """The head of GPUs that Triton knows."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, device: torch.device, dtype: torch.dtype) -> None:
-        self._columns = len(bias)
-        padding = -self._columns % ALIGNED
+        self._columns, self._width = weight.shape
+        shared_bytes = SHARED_HOPPER
+        if device.type == "cuda":
+            if (found := torch.cuda.get_device_capability(device)) < OLDEST:
+                raise RuntimeError(
+                    f"its compute capability is {found[0]}.{found[1]}, and the kernel is for 8.0 and newer"
+                )
+            shared_bytes = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        self._shape = shape_of(self._width, shared_bytes)
+        padding = -self._columns % self._shape.columns
         self._weight = torch.nn.functional.pad(weight, (0, 0, 0, padding)).to(device=device, dtype=dtype).contiguous()
         self._bias = torch.nn.functional.pad(bias, (0, padding)).to(device=device, dtype=torch.float32)
 
     def __call__(self, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Weights before the logarithm."""
-        documents, vocabulary = len(packing.lengths), len(self._bias)
-        row_tile = cheapest_row_tile(packing.lengths)
+        shape = self._shape
+        row_tile = cheapest_row_tile(packing.lengths, shape.row_tiles)
+        work, count = row_tiles(packing.lengths, row_tile)
+        # One copy; the parts begin at a multiple of 16 bytes, as Triton likes it.
+        tiles, parts = to_device(work, rows.device).tensor_split((4 * count,))
         rows = rows.contiguous()
-        found = torch.empty(documents, vocabulary, dtype=torch.float32, device=rows.device)
-        programs = documents * triton.cdiv(vocabulary, COLUMN_TILE)
+        found = torch.empty(len(packing.lengths), self._columns, dtype=torch.float32, device=rows.device)
+        programs = len(self._bias) // shape.columns, len(parts) - 1
         # Triton launches on the current GPU, which need not be the one of --device cuda:N.
         with torch.cuda.device_of(rows):  # type: ignore[no-untyped-call]
-            _maxima[(programs,)](
-                rows, self._weight, self._bias, packing.starts, found,
-                documents, rows.shape[1], vocabulary, found.stride(0),
-                ROWS=row_tile, COLUMNS=COLUMN_TILE, WIDTH=WIDTH_TILE, TOGETHER=GROUP,
-                num_warps=8 if row_tile == 128 else 4, num_stages=3,
+            _maxima[programs](
+                rows, self._weight, self._bias, tiles, parts, found, self._columns,
+                WIDTH=self._width, ROWS=row_tile, COLUMNS=shape.columns, DEPTH=shape.depth, STAGES=shape.stages,
+                RESIDENT=shape.resident, num_warps=WARPS, enable_fp_fusion=True,
             )  # fmt: skip
-        return found[:, : self._columns]
+        return found
 
 
-def cheapest_row_tile(lengths: Sequence[int]) -> int:
+def cheapest_row_tile(lengths: Sequence[int], costs: Mapping[int, float]) -> int:
     """The tile with which documents of these lengths cost least: the last tile of each is filled up."""
     rows = np.array(lengths)
-    return min(ROW_TILES, key=lambda tile: ROW_TILES[tile] * tile * int((-(-rows // tile)).sum()))
+    return min(costs, key=lambda tile: costs[tile] * tile * int((-(-rows // tile)).sum()))
+
+
+def row_tiles(lengths: Sequence[int], row_tile: int) -> tuple[npt.NDArray[np.int32], int]:
+    """Tiles of rows in order, with behind them at which of them each program begins and the last one ends; how many.
+
+    Of each tile: its first row, the document's last row, the document, and whether it begins there. A program has whole
+    documents, since a maximum that two have parts of would need another pass.
+    """
+    rows = np.array(lengths)
+    starts, counts = rows.cumsum() - rows, -(-rows // row_tile)
+    begins = counts.cumsum() - counts
+    documents = np.repeat(np.arange(len(rows)), counts)
+    within = np.arange(len(documents)) - begins[documents]
+    first, last = starts[documents] + within * row_tile, (starts + rows - 1)[documents]
+    tiles = np.stack((first, last, documents, within == 0), axis=1)
+    _, programs = np.unique(begins // TOGETHER, return_index=True)
+    parts = np.append(begins[programs], len(documents))
+    return np.concatenate((tiles.ravel(), parts)).astype(np.int32), len(documents)

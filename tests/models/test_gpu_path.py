@@ -1,0 +1,85 @@
+"""What a GPU would be asked to do, on tensors that have a device, shapes and dtypes but no numbers.
+
+torch refuses there whatever needs a number on the host: so nothing of a batch waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_checkpoints import TEXTS, build_encoder, make_masked_lm
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sparse_ingest.models import body, packing
+from sparse_ingest.models.heads import compaction
+from sparse_ingest.models.heads.compaction import ROOM, Rules, Transfer
+from sparse_ingest.models.heads.tiles import TiledHead, logarithm
+from sparse_ingest.models.vectors import VectorMaker
+
+GPU = torch.device("cuda:0")
+if torch.cuda.is_available():
+    pytest.skip("there is a GPU", allow_module_level=True)
+
+
+@pytest.fixture
+def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VectorMaker]:
+    """A model in half precision on a GPU that is not there."""
+    pytest.importorskip("torch.nn.attention.varlen")
+    maker = build_encoder(make_masked_lm(tmp_path / "bert"), dtype="float16")._maker
+    assert maker.body.packs
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        for module in (packing, body):  # which pin memory, for which a driver is needed
+            monkeypatch.setattr(
+                module, "to_device", lambda array, device: mode.from_tensor(torch.from_numpy(array)).to(device)
+            )
+        maker.body._model.to(device=GPU)
+        maker.device = maker.body.device = GPU
+        maker._zeroed, maker._tokenless = maker._zeroed.to(GPU), torch.tensor([7, 9]).to(GPU)
+        maker._head = TiledHead(maker.body.weight.to(GPU), maker.body.bias.to(GPU), device=GPU, dtype=torch.float16)
+        with torch.inference_mode():
+            yield maker
+    torch.__future__.set_overwrite_module_params_on_conversion(overwrite)
+
+
+def test_packed_documents_go_through_body_and_head_without_waiting(maker: VectorMaker) -> None:
+    token_ids = [np.arange(1, 1 + length) for length in (9, 9, 5, 3)]
+    rows, where = maker.body.hidden(token_ids, 0)
+    assert rows.device == GPU and rows.dtype == torch.float16 and len(rows) == sum(where.lengths) == 26
+    weights, dropped = maker._weights(token_ids)
+    assert weights.device == dropped.device == GPU and weights.shape == (4, len(maker.vocabulary))
+
+
+def test_attention_is_one_call_whatever_this_torch_can_split(
+    maker: VectorMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.nn.attention import varlen
+
+    calls, latest = [], varlen.varlen_attn
+
+    def as_in_torch_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None,
+                         window_size=(-1, -1)):  # fmt: skip
+        calls.append(max_q)
+        return latest(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+
+    monkeypatch.setattr(varlen, "varlen_attn", as_in_torch_2_11)
+    maker.body.hidden([np.arange(1, 1 + length) for length in (9, 5, 3)], 0)
+    assert calls == [9] * maker.body._model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("rules", [Rules(), Rules(top_k=5, max_ratio=0.1, min_weight=0.05)])
+def test_terms_are_compacted_without_waiting(maker: VectorMaker, rules: Rules, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[torch.Tensor] = []
+    monkeypatch.setattr(compaction, "_copied", lambda tensor: copied.append(tensor) or (tensor, None))
+    weights, dropped = maker._weights([np.arange(1, 1 + len(text)) % 20 for text in TEXTS if text])
+    Transfer(logarithm(weights, "relu"), rules, dropped)
+    [tensor] = copied
+    documents = len(weights)
+    room = min(ROOM * documents, weights.numel())
+    assert tensor.device == GPU and tensor.dtype == torch.int32 and len(tensor) == 1 + documents + 2 * room
