@@ -19,7 +19,7 @@ from sparse_ingest.errors import PipelineError
 
 RANGES = {"max_ratio": (0, 1), "alpha_mass": (0, 1), "min_weight": (0, 65504), "missing_idf_weight": (0, 64)}
 SpecialTokens = Literal["keep", "zero"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int8-bfloat16"]
 
 
 @dataclass(frozen=True)

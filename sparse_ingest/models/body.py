@@ -4,7 +4,7 @@ In: token ids of a batch. Out: the hidden states that the projection would read,
 the other. The projection itself is given as its weight and bias, for a head that never makes batch x length x
 vocabulary logits. Works for every architecture of transformers whose masked LM ends in one linear layer; that is
 checked when it is built. Documents are computed packed where the model allows it, which is checked as well: each
-gives what it gives alone. Other models compute them padded.
+gives what it gives alone. Other models compute them padded, or of one length at a time where padding changes them.
 """
 
 from __future__ import annotations
@@ -54,6 +54,11 @@ class Body:
         expected = self._alone(documents)
         # How the tokens of packed documents are numbered; None where documents cannot be packed.
         self._positions = self._pack(documents, expected)
+        # Whether padding is hidden from the documents: models as FNet and ConvBERT mix it with what stands beside it.
+        self._masks = True
+        self._masks = self.packs or self._agrees(documents, expected)
+        if not self._masks:
+            logger.info("%s computes documents of one length at a time.", type(self._model).__name__)
         # Rotary frequencies stay float32, as transformers itself loads them: bfloat16 moves position 8,000 by up to 16.
         rotary = {name: buffer for name, buffer in self._model.named_buffers() if name.endswith("inv_freq")}
         self.device = device
@@ -61,9 +66,9 @@ class Body:
         for name, frequencies in rotary.items():
             module, _, buffer = name.rpartition(".")
             setattr(self._model.get_submodule(module), buffer, frequencies.to(device))
-        if device.type == "cpu" and dtype == torch.float32:
+        if device.type == "cpu":
             pack_linear_layers(self._model)
-        elif device.type != "cpu" and self._positions and not self._agrees(documents, expected):
+        elif self._positions and not self._agrees(documents, expected):
             self._pad(f"on {device} its hidden states would be others")
 
     @property
@@ -81,6 +86,9 @@ class Body:
 
     def _padded(self, token_ids: Sequence[TokenIds], padding_id: int) -> tuple[torch.Tensor, Packing]:
         packing = Packing(tuple(len(ids) for ids in token_ids), self.device)
+        if len(packing.runs) > 1 and not self._masks:
+            of_runs = (token_ids[run.document : run.document + run.documents] for run in packing.runs)
+            return torch.cat([self._padded(same, padding_id)[0] for same in of_runs]), packing
         longest = max(packing.lengths)
         padded = np.full((len(token_ids), longest), padding_id, dtype=np.int64)
         for place, ids in enumerate(token_ids):

@@ -1,7 +1,8 @@
 """Documents to sparse vectors with a masked LM.
 
-In: texts. Out: CSR arrays in the order of the texts, or one vector after the other for passages. Where memory runs
-out, batches are smaller from then on, and the caller is asked to begin its shard again (memory.py).
+In: texts, or their tokens: one thread may tokenise while another one encodes. Out: CSR arrays in the order of the
+texts, or one vector after the other for passages. Where memory runs out, batches are smaller from then on, and the
+caller is asked to begin its shard again (memory.py).
 
 A text longer than max_length is cut, or read in overlapping windows. The first windows of all texts are batched by
 themselves, so that a text which fits gets the same bits however long ones are read; the windows behind them follow in
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from typing import NamedTuple
 
@@ -22,10 +24,11 @@ import torch
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.errors import UsageError
+from sparse_ingest.models.batches import usual_batch_tokens
 from sparse_ingest.models.heads.compaction import Rules
 from sparse_ingest.models.memory import BudgetLowered, DidNotFit, DocumentTooLarge
-from sparse_ingest.models.tokenizer import Cut, TokenIds, Tokenizer
-from sparse_ingest.models.vectors import BATCH_TOKENS, NO_RULES, NOTHING, Answer, Progress, Row, VectorMaker
+from sparse_ingest.models.tokenizer import Cut, TokenIds, Tokenized, Tokenizer
+from sparse_ingest.models.vectors import NO_RULES, NOTHING, Answer, Progress, Row, VectorMaker
 from sparse_ingest.pipeline import ModelSettings
 
 # Windows encoded together beyond the first of each text, and their tokens: what they hold in memory is bounded by it.
@@ -66,8 +69,8 @@ class Passage(NamedTuple):
 class DocumentEncoder:
     """A checkpoint's document side on one device.
 
-    `settings` must be resolved (checkpoints/settings.py). `vocabulary` gives the token string of each id. `rules` are
-    applied where the device would otherwise copy what they drop; `prune` must follow all the same.
+    `settings` must be resolved (checkpoints/settings.py). `vocabulary` gives the token string of each id. `rules`
+    may be set; they are applied where the device would otherwise copy what they drop, and `prune` follows all the same.
     """
 
     def __init__(
@@ -79,27 +82,38 @@ class DocumentEncoder:
         dtype: str,
         batch_tokens: int | None = None,
         window_stride: int | None = None,
-        rules: Rules = NO_RULES,
     ) -> None:
         self.device = torch.device(device)
-        self.batch_tokens = batch_tokens or BATCH_TOKENS[self.device.type]
-        self._rules = rules
+        self.rules: Rules = NO_RULES
         self._tokenizer = Tokenizer(checkpoint.transformer, settings, window_stride=window_stride)
-        self._maker = VectorMaker(checkpoint, settings, self._tokenizer, device=self.device, dtype=dtype)
+        with _on(self.device):
+            self._maker = VectorMaker(checkpoint, settings, self._tokenizer, device=self.device, dtype=dtype)
+        width = self._maker.body.weight.shape[1]
+        self.batch_tokens = batch_tokens or usual_batch_tokens(self.device.type, width)
         self.vocabulary = self._maker.vocabulary
 
     def encode(self, texts: Sequence[str], progress: Progress = lambda documents, tokens: None) -> Encoded:
         """Encode texts, cut at max_length; `progress` is told the documents and tokens of each finished batch."""
-        tokenized = self._tokenizer(texts)
-        rows, without_token = self._rows(tokenized.token_ids, range(len(texts)), progress, self._rules)
-        truncated = tokenized.truncated.astype(np.int64)
-        return _as_csr(rows, int(tokenized.lengths.sum()), truncated, without_token, np.ones_like(truncated))
+        return self.encode_tokens(self.tokenize(texts), progress)
 
-    def encode_windows(self, texts: Sequence[str], progress: Progress = lambda documents, tokens: None) -> Encoded:
+    def tokenize(self, texts: Sequence[str]) -> Tokenized:
+        """The tokens of texts, cut at max_length, for `encode_tokens`."""
+        return self._tokenizer(texts)
+
+    def encode_tokens(self, tokens: Tokenized, progress: Progress = lambda documents, tokens: None) -> Encoded:
+        """Encode texts, given as their tokens."""
+        rows, without_token = self._rows(tokens.token_ids, range(len(tokens.token_ids)), progress, self.rules)
+        truncated = tokens.truncated.astype(np.int64)
+        return _as_csr(rows, int(tokens.lengths.sum()), truncated, without_token, np.ones_like(truncated))
+
+    def cut(self, texts: Sequence[str], *, places: bool = False) -> list[Cut]:
+        """Whole texts as tokens, for `encode_windows`, or with `places` for `encode_passages`."""
+        return self._tokenizer.cut(texts, places=places)
+
+    def encode_windows(self, cuts: Sequence[Cut], progress: Progress = lambda documents, tokens: None) -> Encoded:
         """Encode whole texts: of each the element-wise maximum over its windows."""
-        cuts = self._tokenizer.cut(texts)
         first = [cut.window(0) for cut in cuts]
-        rows, without_token = self._rows(first, range(len(texts)), progress, NO_RULES)
+        rows, without_token = self._rows(first, range(len(cuts)), progress, NO_RULES)
         tokens, windows = sum(map(len, first)), np.array([cut.windows for cut in cuts], dtype=np.int64)
         highest = np.zeros(len(self.vocabulary), dtype=np.float32)
         further = ((text, number) for text, cut in enumerate(cuts) for number in range(1, cut.windows))
@@ -113,20 +127,16 @@ class DocumentEncoder:
             tokens += sum(map(len, token_ids))
         return _as_csr(rows, tokens, np.zeros_like(windows), without_token, windows)
 
-    def cut(self, texts: Sequence[str]) -> list[Cut]:
-        """Where the windows of each text lie, for `encode_passages`."""
-        return self._tokenizer.cut(texts, places=True)
-
     def encode_passages(
         self, cuts: Sequence[Cut], progress: Progress = lambda documents, tokens: None
     ) -> Iterator[Passage]:
         """Encode each window for itself, text after text."""
-        first, without_token = self._rows([cut.window(0) for cut in cuts], range(len(cuts)), progress, self._rules)
+        first, without_token = self._rows([cut.window(0) for cut in cuts], range(len(cuts)), progress, self.rules)
         every = ((text, number) for text, cut in enumerate(cuts) for number in range(cut.windows))
         for group in _groups(every, cuts):
             token_ids = [cuts[text].window(number) for text, number in group if number]
             of = [text for text, number in group if number]
-            further, dropped = self._rows(token_ids, of, lambda _, tokens: progress(0, tokens), self._rules)
+            further, dropped = self._rows(token_ids, of, lambda _, tokens: progress(0, tokens), self.rules)
             without_token += dropped
             rows = iter(further)
             for text, number in group:
@@ -137,11 +147,6 @@ class DocumentEncoder:
         """How many tokens of each text `encode` reads."""
         return self._tokenizer(texts).lengths
 
-    def count(self, texts: Sequence[str], *, whole: bool) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Of each text whether it is longer than one window (1), and in how many it is read: 1 unless `whole`."""
-        windows = np.array([cut.windows for cut in self._tokenizer.cut(texts, whole=whole)], dtype=np.int64)
-        return (windows > 1).astype(np.int64), windows if whole else np.ones_like(windows)
-
     def _rows(self, token_ids: Sequence[TokenIds], texts: Sequence[int], progress: Progress, rules: Rules) -> Answer:
         """The vectors of these inputs in their order; `texts` says of which text each is.
 
@@ -150,7 +155,8 @@ class DocumentEncoder:
             DocumentTooLarge: it ran out for one input alone.
         """
         try:
-            return self._maker.make(token_ids, self.batch_tokens, progress, rules)
+            with _on(self.device):
+                return self._maker.make(token_ids, self.batch_tokens, progress, rules)
         except DidNotFit as error:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -164,6 +170,25 @@ class DocumentEncoder:
             raise BudgetLowered(str(self.device), documents, self.batch_tokens, workers) from error
 
 
+def choose_devices(asked: str) -> list[str]:
+    """The devices that one name or several with commas stand for; `auto` and `cuda` are every GPU that torch sees.
+
+    One may be named twice, for two processes on it.
+
+    Raises:
+        UsageError: as `choose_device`, or CPU and GPUs are named together.
+    """
+    if asked in ("auto", "cuda") and (gpus := torch.cuda.device_count()) > 1:
+        return [f"cuda:{number}" for number in range(gpus)]
+    devices = [choose_device(one) for one in asked.split(",")]
+    if len(devices) > 1 and (len({device.partition(":")[0] for device in devices}) > 1 or "cuda" in devices):
+        raise UsageError(
+            f"--device {asked}: vectors of a CPU and of a GPU differ in their last bits, so a run is made by one kind. "
+            "Name GPUs by number, as cuda:0,cuda:1, or the CPU alone."
+        )
+    return devices
+
+
 def choose_device(asked: str) -> str:
     """`auto` is a GPU when torch sees one.
 
@@ -175,12 +200,17 @@ def choose_device(asked: str) -> str:
         return "cuda" if gpus else "cpu"
     form = re.fullmatch(r"cpu|cuda(?::(\d+))?", asked)
     if form is None:
-        raise UsageError(f"--device {asked!r}: expected auto, cpu, cuda or cuda:N; this release uses one device.")
+        raise UsageError(f"--device {asked!r}: expected auto, cpu, cuda or cuda:N, or several as cuda:0,cuda:1.")
     if asked != "cpu" and int(form[1] or 0) >= gpus:
         raise UsageError(
             f"--device {asked}: torch sees {gpus} GPUs here. Use another one, or --device cpu, or a torch with CUDA."
         )
     return asked
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the current one of this thread; else pinned memory would take 500 MB of the first one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _groups(windows: Iterable[tuple[int, int]], cuts: Sequence[Cut]) -> Iterator[list[tuple[int, int]]]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from sparse_ingest.checkpoints.layouts import transformers_has
 from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.errors import CheckpointError, PipelineError, first_line
+from sparse_ingest.models.nanotokens import Encode, build_nanotokens
 from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.records import in_batches
 
@@ -31,7 +33,10 @@ TokenIds = npt.NDArray[np.int32]
 BORDER = re.compile(r"(?<=\S)(?=\s\S)|(?<=[。！？、，；])(?=\w)")
 BORDER_CONTEXT = 64  # characters on each side by which a cut is tried
 BORDERS_TRIED = 100
-
+# Characters after which it pays to build nanotoken's tokenizer and to try it, which takes half a second.
+QUICK_CHARACTERS = 1 << 21
+PLAIN = {"add_special_tokens": False}
+NO_STARTS = np.empty(0, dtype=np.int32)
 
 # Each row is enough for transformers. With none of them it would make up a tokenizer without a single word.
 FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("*.model",))
@@ -105,6 +110,10 @@ class Tokenized(NamedTuple):
         """Number of tokens of each text."""
         return np.fromiter((len(ids) for ids in self.token_ids), dtype=np.int64, count=len(self.token_ids))
 
+    def take(self, places: npt.NDArray[np.int64]) -> Tokenized:
+        """Those of the texts at these places."""
+        return Tokenized([self.token_ids[place] for place in places.tolist()], self.truncated[places])
+
 
 @dataclass
 class _Reading:
@@ -154,6 +163,7 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         if settings.lower_case:
             _lower_case_first(self._tokenizer)
+        self._characters = 0
         self._prompt = settings.document_prompt or ""
         self._prompt_tokens = len(self._ids(self._prompt))
         self._layout = self._layout_of(settings.max_length, window_stride)
@@ -172,45 +182,64 @@ class Tokenizer:
             places: whether `Cut.span` will be asked for.
         """
         reading = [_Reading(self._prompt + text) for text in texts]
+        # Where a token lies tells the prompt's from the text's, too, where windows behind the first are read.
+        placed = whole and (places or bool(self._prompt))
+        # The first window, and one token more, which tells that there are further ones.
+        enough = None if whole else self._layout.room + 1
+        self._characters += sum(map(len, texts))
+        encode = None if placed else self._encode_up_to(enough)
         waiting = reading
         while waiting:
             pieces = (self._next_piece(one) for one in waiting)
             chunks = in_batches(pieces, self.CHUNK_TEXTS, self.CHUNK_CHARACTERS)
-            encodings = (one for chunk in chunks for one in self._encode(chunk))
-            for one, encoding in zip(waiting, encodings, strict=True):
-                self._add(one, encoding, whole=whole, places=places)
+            if encode is None:
+                encodings = (one for chunk in chunks for one in self._tokenizer.encode_batch(chunk, **PLAIN))
+                for one, encoding in zip(waiting, encodings, strict=True):
+                    self._add(one, encoding, places=places)
+            else:
+                for one, ids in zip(waiting, (ids for chunk in chunks for ids in encode(chunk)), strict=True):
+                    one.tokens += len(ids)
+                    one.ids.append(ids)
             waiting = [one for one in waiting if one.end < len(one.text) and (whole or one.tokens <= self._layout.room)]
         return [
             Cut(
                 self._layout,
                 _joined(one.ids),
                 min(one.prompt, self._prompt_tokens),
-                np.maximum.accumulate(_joined(one.starts)),
+                np.maximum.accumulate(_joined(one.starts)) if one.starts else NO_STARTS,
             )
             for one in reading
         ]
 
-    def _add(self, reading: _Reading, encoding: Any, *, whole: bool, places: bool) -> None:
-        """Take what the tokenizer made of a piece."""
-        room = self._layout.room
-        ids = encoding.ids if whole else encoding.ids[: room + 1]
-        reading.tokens += len(ids)
-        reading.ids.append(np.array(ids, dtype=np.int32))
+    def _add(self, reading: _Reading, encoding: Any, *, places: bool) -> None:
+        """Take what the tokenizer made of a piece, with the place of each token."""
+        reading.tokens += len(encoding.ids)
+        reading.ids.append(np.array(encoding.ids, dtype=np.int32))
         # Of a text that fits into one window nobody asks where its tokens are.
-        fits = reading.end == len(reading.text) and reading.tokens <= room
-        if whole and not fits and (places or self._prompt):
+        if reading.end < len(reading.text) or reading.tokens > self._layout.room:
             offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2) + reading.start - len(self._prompt)
             # A token that lies in both is the text's. No token of the prompt ends beyond it.
             reading.prompt += int(np.count_nonzero(offsets[:, 1] <= 0))
             if places:
                 reading.starts.append(offsets[:, 0])
 
-    def _encode(self, texts: list[str]) -> list[Any]:
-        encodings: list[Any] = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        return encodings
+    def _encode_up_to(self, enough: int | None) -> Callable[[list[str]], list[TokenIds]]:
+        """How texts become token ids, of each the first `enough`, or all."""
+        if self._characters >= QUICK_CHARACTERS and self._quick:
+            return partial(self._quick, enough=enough)
+
+        def encode(texts: list[str]) -> list[TokenIds]:
+            encodings = self._tokenizer.encode_batch_fast(texts, **PLAIN)
+            return [np.array(one.ids[:enough], dtype=np.int32) for one in encodings]
+
+        return encode
+
+    @cached_property
+    def _quick(self) -> Encode | None:
+        return build_nanotokens(self._tokenizer)
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._encode([text])[0].ids)
+        return list(self._tokenizer.encode_batch_fast([text], **PLAIN)[0].ids)
 
     def _next_piece(self, reading: _Reading) -> str:
         """Move over the next piece of a text; most texts are one."""
@@ -223,6 +252,8 @@ class Tokenizer:
         Each place is tried on its surroundings: tokenizers differ in what they do with a blank at the start of a text.
         A text that cannot be cut anywhere, as base64 cannot, is tokenised whole and takes the memory for that.
         """
+        if after >= len(text):
+            return len(text)
         for match in islice(BORDER.finditer(text, after), BORDERS_TRIED):
             at = match.start()
             left, right = text[max(0, at - BORDER_CONTEXT) : at], text[at : at + BORDER_CONTEXT]
@@ -294,6 +325,4 @@ def _lower_case_first(tokenizer: Any) -> None:
 
 
 def _joined(arrays: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
-    if len(arrays) == 1:
-        return arrays[0]
-    return np.concatenate([np.empty(0, dtype=np.int32), *arrays])
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

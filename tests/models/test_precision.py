@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from made_checkpoints import TEXTS, build_encoder
 
-from sparse_ingest.models import precision
+from sparse_ingest.models import cpu, precision
+from sparse_ingest.models.cpu import has_amx, has_fast_bfloat16, has_vnni, vendor
 from sparse_ingest.models.documents import Encoded
-from sparse_ingest.models.heads.int8 import has_vnni
 from sparse_ingest.models.memory import DocumentTooLarge
-from sparse_ingest.models.precision import SAMPLE, candidates, choose_dtype, has_amx
+from sparse_ingest.models.precision import SAMPLE, candidates, choose_dtype
 
 
 class Told:
@@ -139,13 +141,36 @@ def test_a_gpu_tries_both_halves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("amx", "vnni", "expected"),
-    [(True, True, ("bfloat16",)), (False, True, ("int8",)), (False, False, ())],
-)
-def test_what_a_cpu_tries_follows_its_instructions(monkeypatch: pytest.MonkeyPatch, amx, vnni, expected) -> None:
-    monkeypatch.setattr(precision, "has_amx", lambda: amx)
+    ("bfloat16", "vnni", "expected"),
+    [(True, True, ("int8-bfloat16", "bfloat16", "int8")), (True, False, ("bfloat16",)), (False, True, ("int8",)),
+     (False, False, ())],
+)  # fmt: skip
+def test_what_a_cpu_tries_follows_its_instructions(monkeypatch: pytest.MonkeyPatch, bfloat16, vnni, expected) -> None:
+    monkeypatch.setattr(precision, "has_fast_bfloat16", lambda: bfloat16)
     monkeypatch.setattr(precision, "has_vnni", lambda: vnni)
     assert candidates("cpu") == expected
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512", "made_by", "limit", "fast"),
+    [(False, True, "AuthenticAMD", "DEFAULT", True), (False, True, "AuthenticAMD", "avx512_core_bf16", True),
+     (False, True, "AuthenticAMD", "AVX512_CORE_VNNI", False), (False, True, "GenuineIntel", "DEFAULT", False),
+     (False, True, "", "DEFAULT", False), (False, False, "AuthenticAMD", "DEFAULT", False),
+     (True, True, "GenuineIntel", "DEFAULT", True), (True, True, "GenuineIntel", "AVX512_CORE_BF16", False)],
+)  # fmt: skip
+def test_bfloat16_is_fast_with_amx_and_on_amd(
+    monkeypatch: pytest.MonkeyPatch, amx, avx512, made_by, limit, fast
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(cpu, "vendor", lambda: made_by)
+    assert has_fast_bfloat16() == fast
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="not a Linux")
+def test_the_maker_of_the_cpu_is_the_one_that_linux_names() -> None:
+    assert vendor() in Path("/proc/cpuinfo").read_text() and "\n" not in vendor()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from made_checkpoints import PACKAGED, build_encoder
 from sparse_ingest.corpora.collections import read_qrels, read_queries
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
-from sparse_ingest.models.heads.int8 import has_vnni
+from sparse_ingest.models.cpu import has_vnni
 from sparse_ingest.models.precision import SAMPLE, choose_dtype
 from sparse_ingest.records import SparseRows
 from sparse_ingest.retrieval.exact import QueryVector, search_exact
@@ -58,9 +58,11 @@ def expected(documents, queries) -> float:
     return figure("float32", documents, queries)
 
 
+needs_vnni = pytest.mark.skipif(not has_vnni(), reason="this CPU has no VNNI")
+
+
 @pytest.mark.parametrize(
-    "dtype",
-    ["bfloat16", pytest.param("int8", marks=pytest.mark.skipif(not has_vnni(), reason="this CPU has no VNNI"))],
+    "dtype", ["bfloat16", *(pytest.param(dtype, marks=needs_vnni) for dtype in ("int8", "int8-bfloat16"))]
 )
 def test_it_ranks_within_two_thousandths_of_float32(dtype: str, documents, queries, expected: float) -> None:
     assert expected > 0.45
@@ -69,11 +71,14 @@ def test_it_ranks_within_two_thousandths_of_float32(dtype: str, documents, queri
     assert abs(found - expected) < 0.002
 
 
-@pytest.mark.skipif(not has_vnni(), reason="this CPU has no VNNI")
-def test_the_rule_lets_whole_numbers_through_on_this_corpus(documents, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparse_ingest.models.precision.has_amx", lambda: False)
+@needs_vnni
+@pytest.mark.parametrize(("fast_bfloat16", "dtype"), [(False, "int8"), (True, "int8-bfloat16")])
+def test_the_rule_lets_whole_numbers_through_on_this_corpus(
+    fast_bfloat16: bool, dtype: str, documents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparse_ingest.models.precision.has_fast_bfloat16", lambda: fast_bfloat16)
     texts = [text for _, text in documents[:SAMPLE]]
     choice = choose_dtype(lambda dtype: build_encoder(PACKAGED, dtype=dtype, max_length=256), "cpu", texts)
     print(choice)
     # So many documents have the tokens of a sample.
-    assert choice["dtype"] == "int8" and choice["documents"] == 88
+    assert choice["dtype"] == dtype and choice["documents"] == 88
