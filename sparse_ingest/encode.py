@@ -7,36 +7,39 @@ run folder, and each may be killed at any instant. Not covered: what a shard hol
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import closing, suppress
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sparse_ingest.checkpoints.settings import document_identity, model_record
+from sparse_ingest.checkpoints.settings import model_record
 from sparse_ingest.corpora.cursor import Cursor
 from sparse_ingest.corpora.sources import Corpus, Position
 from sparse_ingest.encoding.counts import Counts
+from sparse_ingest.encoding.devices import devices_of, encode_on
 from sparse_ingest.encoding.duplicates import WAIT_S, Duplicates
 from sparse_ingest.encoding.estimate import Estimate
 from sparse_ingest.encoding.parts import PartMaker
 from sparse_ingest.encoding.parts import Progress as Progress
 from sparse_ingest.encoding.row_hash import RowHash
-from sparse_ingest.encoding.settings import refuse_clashes, resolve
+from sparse_ingest.encoding.settings import EncodeOptions as EncodeOptions
+from sparse_ingest.encoding.settings import refuse_clashes, resolve, run_identity
+from sparse_ingest.encoding.stages import WALL, Stages
 from sparse_ingest.errors import Interrupted, RunError
 from sparse_ingest.models.memory import BudgetLowered
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.places import Place
 from sparse_ingest.runs.manifest import (
     FORMAT,
-    SHARD_ROWS,
     Manifest,
     Run,
     create_or_open_run,
     has_manifest,
-    identity_of,
     open_run,
     part_name,
     refuse_differences,
@@ -48,23 +51,6 @@ from sparse_ingest.runs.shards import shard_schema, write_shard
 if TYPE_CHECKING:
     from sparse_ingest.encoding.survey import Survey
     from sparse_ingest.models.documents import DocumentEncoder
-
-
-@dataclass(frozen=True)
-class EncodeOptions:
-    """What is chosen at the command line and is no part of a pipeline file.
-
-    `reuse` is another run, whose vectors are copied where a text is the same. It is no part of the identity: a copied
-    vector is the one that the same settings computed, though in another batch, whose last bits may differ.
-    """
-
-    device: str = "auto"
-    shard_rows: int = SHARD_ROWS
-    limit: int | None = None
-    on_bad_document: Literal["fail", "skip"] = "fail"
-    trust_corpus: bool = False
-    reuse: Place | None = None
-    dedup_text: Literal["off", "encode-once"] = "off"
 
 
 class EncodeReport(NamedTuple):
@@ -95,12 +81,17 @@ def encode(
 ) -> EncodeReport:
     """Encode a corpus into a run folder, or finish a run that was begun.
 
-    `stopping` is asked between shards; when it says yes, what is done stays and `Interrupted` is raised.
+    `stopping` is asked between shards; when it says yes, what is done stays and `Interrupted` is raised. With several
+    devices each has a process of its own (encoding/devices.py).
 
     Raises:
         RunError: the folder holds a run of another identity, or the corpus changed since.
         CorpusError: a bad document (unless these are skipped), or an id that stands twice.
     """
+    devices = devices_of(options.device, corpus, out, progress.note)
+    if len(devices) > 1:
+        encode_on(devices, out, (corpus, pipeline, options), progress, stopping)
+        return _report(open_run(out))
     job = _Job(corpus, out, pipeline, options, progress)
     job.first_pass(stopping)
     return job.finish(stopping)
@@ -136,7 +127,8 @@ class _Job:
         self.corpus, self.options, self.progress = corpus, options, progress
         self.cursor = Cursor(corpus, options.limit)
         self.starts: list[Position] = []  # of each shard, as the first pass finds them
-        self.estimate = Estimate(self.cursor, options.limit, progress.note)
+        self.estimate = Estimate(options.limit, options.processes, progress.estimate)
+        self.stages = Stages()
         self.asked = pipeline.model
         self.checkpoint, self.pipeline = resolve(pipeline)
         self.model, self.settings = self.pipeline.model, self.pipeline.encode
@@ -149,6 +141,8 @@ class _Job:
             corpus.fields.carry_text,
             options.on_bad_document,
             progress,
+            self._moved,
+            self.stages,
             self._start_encoder,
             self._open_old if self.old else None,
             (lambda: self.run.scratch_path("copies").parent) if options.dedup_text == "encode-once" else None,
@@ -164,19 +158,20 @@ class _Job:
             refuse_differences(run, self._identity(dtype)[1])
             if run.has_vocabulary():
                 self._refuse_unlike_old(dtype)
-                return run, lambda: self._encoder_of(dtype, pruned=True)
+                return run, lambda: self._encoder_of(dtype)
         auto: dict[str, Any] = {}
+        encoder = None
         if dtype == "auto":
-            dtype, auto = self._choose_dtype()
+            dtype, auto, encoder = self._choose_dtype()
         self._refuse_unlike_old(dtype)
-        encoder = self._encoder_of(dtype, pruned=True)
+        encoder = encoder or self._encoder_of(dtype)
         run_id, identity = self._identity(dtype)
         record = model_record(self.checkpoint, self.model, self.asked)
         manifest = Manifest(FORMAT, run_id, identity, self.options.shard_rows, record, auto)
         return create_or_open_run(out, manifest, encoder.vocabulary), lambda: encoder
 
-    def _choose_dtype(self) -> tuple[str, dict[str, Any]]:
-        """What `auto` stands for on the first documents of the corpus, and why."""
+    def _choose_dtype(self) -> tuple[str, dict[str, Any], DocumentEncoder | None]:
+        """What `auto` stands for on the first documents of the corpus, and why; its encoder, if it was the last one."""
         from sparse_ingest.models.documents import choose_device
         from sparse_ingest.models.precision import SAMPLE, candidates, choose_dtype
 
@@ -184,17 +179,19 @@ class _Job:
         device = choose_device(self.options.device)
         if faster := candidates(device):
             self.progress.note(f"Trying {' and '.join(faster)} against float32 on the first documents.")
-        choice = choose_dtype(self._encoder_of, device, texts)
-        return choice["dtype"], {"dtype": choice}
+        last: dict[str, DocumentEncoder] = {}
 
-    def _encoder_of(self, dtype: str, *, pruned: bool = False) -> DocumentEncoder:
-        """The encoder; `pruned`: what pruning drops need not leave the device."""
+        def build(dtype: str) -> DocumentEncoder:
+            last.clear()  # before the next one takes its memory
+            last[dtype] = self._encoder_of(dtype)
+            return last[dtype]
+
+        choice = choose_dtype(build, device, texts)
+        return choice["dtype"], {"dtype": choice}, last.get(choice["dtype"])
+
+    def _encoder_of(self, dtype: str) -> DocumentEncoder:
         from sparse_ingest.models.documents import DocumentEncoder, choose_device
-        from sparse_ingest.models.heads.compaction import Rules
 
-        settings = self.settings
-        # alpha_mass looks at the whole row.
-        pruned = pruned and settings.alpha_mass is None
         return DocumentEncoder(
             self.checkpoint,
             self.model,
@@ -202,35 +199,21 @@ class _Job:
             dtype=dtype,
             batch_tokens=self.settings.batch_tokens,
             window_stride=self.settings.window_stride,
-            rules=Rules(settings.top_k, settings.max_ratio, settings.min_weight) if pruned else Rules(),
         )
 
     def _identity(self, dtype: str) -> tuple[str, dict[str, Any]]:
-        """Everything that changes a byte of a shard, behind its hash."""
-        settings = asdict(self.settings)
-        names = ["weights", "top_k", "max_ratio", "min_weight", "overflow"]
-        if self.settings.overflow != "truncate":
-            names.append("window_stride")
-        if self.settings.alpha_mass is not None:  # older runs do not know it
-            names.append("alpha_mass")
-        return identity_of({
-            "model": document_identity(self.checkpoint, self.model),
-            "dtype": dtype,
-            **{name: settings[name] for name in names},
-            "fields": asdict(self.corpus.fields),
-            "corpus": self.corpus.identity(),
-            "limit": self.options.limit,
-            "shard_rows": self.options.shard_rows,
-            # Texts that are computed share other batches. Left out, as earlier releases did, where each one is.
-            **({"dedup_text": self.options.dedup_text} if self.options.dedup_text != "off" else {}),
-        })  # fmt: skip
+        return run_identity(self.corpus, self.checkpoint, pipeline=self.pipeline, options=self.options, dtype=dtype)
 
     def _refuse_unlike_old(self, dtype: str) -> None:
         if self.old:
             refuse_unlike(self.old, self._identity(dtype)[1])
 
     def _start_encoder(self) -> DocumentEncoder:
-        encoder = self._build_encoder()
+        from sparse_ingest.models.heads.compaction import Rules
+
+        encoder, settings = self._build_encoder(), self.settings
+        if settings.alpha_mass is None:  # which looks at the whole row
+            encoder.rules = Rules(settings.top_k, settings.max_ratio, settings.min_weight)
         limit = {"truncate": "a document", "windows": "a window", "passages": "a passage"}[self.settings.overflow]
         self.progress.note(
             f"Encoding with {self.model.document} on {encoder.device} in {self.run.manifest.identity['dtype']}, "
@@ -262,6 +245,11 @@ class _Job:
 
     def finish(self, stopping: Callable[[], bool]) -> EncodeReport:
         """Check ids over all shards and declare the run complete; a second process waits for the first."""
+        if self._missing() and "encoder" not in vars(self.maker):
+            self.progress.note(
+                "A process found no shard left to make, and waits for those of others. Smaller ones (--shard-rows, "
+                "in a new run) would keep it busy."
+            )
         self._make_missing(stopping)
         while not self.run.complete():
             with self.run.lock("complete") as held:
@@ -274,7 +262,7 @@ class _Job:
                     time.sleep(WAIT_S)
                     _stop_if(stopping, self.run)
             self._make_missing(stopping)
-        return EncodeReport(self.run.path, self.run.manifest.run_id, **_counted(self.run.complete() or {}))
+        return _report(self.run)
 
     def _missing(self) -> list[int]:
         return sorted(set(range(len(self.starts))).difference(self.run.done_shards()))
@@ -295,16 +283,22 @@ class _Job:
         if self.options.trust_corpus:
             self.cursor.jump(Position(*done["next"]))
         else:
-            rows = RowHash()
-            for row in self.cursor.take(self.options.shard_rows):
-                rows.add(row)
+            with closing(RowHash()) as rows:
+                for row in self.cursor.take(self.options.shard_rows):
+                    rows.add(row)
             if rows.hexdigest() != done["input_sha256"]:
                 raise RunError(
                     f"The corpus changed: rows {done['first_row']} to {self.cursor.position.row - 1} are not those "
                     f"that {part_name(shard)} of {self.run.path} was made from. Encode into a new folder."
                 )
         self.progress.earlier(self.cursor.position.row - done["first_row"])
-        self.progress.read(self.cursor.position.row, self.cursor.share)
+        self._moved()
+
+    def _moved(self) -> None:
+        """Tell how far the corpus has been read."""
+        row, share = self.cursor.position.row, self.cursor.share
+        self.estimate.read(row, share)
+        self.progress.read(row, share)
 
     def _try_shard(self, shard: int) -> bool:
         """Make a shard, whose rows the cursor is at, unless another process holds or has made it; whether it did."""
@@ -318,9 +312,9 @@ class _Job:
 
     def _make_shard(self, shard: int) -> None:
         encoder, start = self.maker.encoder, self.cursor.position  # built before the clock starts
+        self.progress.stages(self.stages.slowest)
         while True:
-            began = time.monotonic()
-            counts = Counts(start.row)
+            before, counts = self.stages.seconds(), Counts(start.row)
             try:
                 sha256 = self._write_shard(shard, counts)
                 break
@@ -334,8 +328,7 @@ class _Job:
                     ) from lowered
                 self.cursor.jump(start)
         self.run.write_skipped(shard, sorted(counts.skipped))
-        known = counts.seconds["read"] + counts.seconds["encode"]
-        counts.seconds["write"] = time.monotonic() - began - known
+        counts.seconds.update(self.stages.since(before))
         self.run.mark_done(shard, {
             "first_row": counts.first_row,
             **counts.record(),
@@ -346,18 +339,24 @@ class _Job:
             "host": platform.node(),
             "batch_tokens": encoder.batch_tokens,
         })  # fmt: skip
+        _give_back_memory()
 
     def _write_shard(self, shard: int, counts: Counts) -> str:
         """Write the rows at the cursor as a shard; its SHA-256."""
         scratch = self.run.scratch_path(f"{part_name(shard)}.parquet")
-        parts = self.maker.parts(self.cursor, self.options.shard_rows, counts)
-        return write_shard(
-            self.estimate.watch(parts, scratch),
-            scratch=scratch,
-            target=self.run.shard_path(shard),
-            schema=self.schema,
-            before=self.run.refuse_lost,
-        )
+        with (
+            self.stages.busy(WALL),
+            self.stages.busy("write"),
+            closing(counts.input_rows),
+            closing(self.maker.parts(self.cursor, self.options.shard_rows, counts)) as parts,
+        ):
+            return write_shard(
+                self.estimate.watch(parts, scratch, first_row=counts.first_row),
+                scratch=scratch,
+                target=self.run.shard_path(shard),
+                schema=self.schema,
+                before=self.run.refuse_lost,
+            )
 
     def _refuse_or_drop_duplicates(self) -> None:
         """An id that stands in two shards stops the run, or with `skip` the later row leaves its shard."""
@@ -375,13 +374,21 @@ def _totals(run: Run) -> dict[str, Any]:
     return {**sums, "duplicates_checked": True}
 
 
-def _counted(complete: dict[str, Any]) -> dict[str, int]:
-    return {key: value for key, value in complete.items() if key in EncodeReport._fields}
+def _report(run: Run) -> EncodeReport:
+    counted = {key: value for key, value in (run.complete() or {}).items() if key in EncodeReport._fields}
+    return EncodeReport(run.path, run.manifest.run_id, **counted)
 
 
 def _versions() -> dict[str, str]:
-    packages = ("sparse-ingest", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
+    packages = ["sparse-ingest", "torch", "transformers", "tokenizers", "numpy", "pyarrow"]
+    packages += [package for package in ("llvmlite", "nanotoken") if find_spec(package)]
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+
+
+def _give_back_memory() -> None:
+    """Give the system what the threads of a shard have freed, which glibc keeps for each of them: 350 MB of 1,500."""
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _stop_if(stopping: Callable[[], bool], run: Run) -> None:

@@ -450,8 +450,27 @@ def test_fields_travel_along(encode, tmp_path: Path) -> None:
 def test_auto_is_decided_once_and_kept(encode, tmp_path: Path) -> None:
     assert encode("--dtype", "auto").code == 0
     manifest = open_run(tmp_path / "run").manifest
-    assert manifest.auto["dtype"]["dtype"] == manifest.identity["dtype"] in ("float32", "bfloat16", "int8")
+    chosen = manifest.auto["dtype"]["dtype"]
+    assert chosen == manifest.identity["dtype"] in ("float32", "bfloat16", "int8", "int8-bfloat16")
     assert manifest.auto["dtype"]["documents"] == 20
+
+
+def test_auto_builds_no_encoder_twice(encode, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparse_ingest.models import documents as module
+    from sparse_ingest.models import precision
+
+    built = []
+
+    class Noted(module.DocumentEncoder):
+        def __init__(self, *given: object, dtype: str, **named) -> None:
+            built.append(dtype)
+            super().__init__(*given, dtype=dtype, **named)
+
+    monkeypatch.setattr(module, "DocumentEncoder", Noted)
+    monkeypatch.setattr(precision, "KEPT_MASS", 0)
+    monkeypatch.setattr(precision, "KEPT_TERMS", 0)
+    assert encode("--dtype", "auto").code == 0
+    assert built == ["float32", *precision.candidates("cpu")[:1]]
 
 
 def test_status_shows_what_is_there(encode, tmp_path: Path) -> None:

@@ -50,17 +50,21 @@ def encode(model: Path, tmp_path: Path) -> Callable[..., Answer]:
 # Equal texts
 
 
-def texts_encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The texts that the model computes from now on."""
-    seen: list[str] = []
-    for name in ("encode", "encode_windows"):
-        true = getattr(DocumentEncoder, name)
+def lengths_encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens, special ones included, each text has that the model computes from now on."""
+    seen: list[int] = []
+    tokens, windows = DocumentEncoder.encode_tokens, DocumentEncoder.encode_windows
 
-        def watched(self, texts, *arguments, _true=true):
-            seen.extend(texts)
-            return _true(self, texts, *arguments)
+    def encode_tokens(self, given, *arguments):
+        seen.extend(given.lengths.tolist())
+        return tokens(self, given, *arguments)
 
-        monkeypatch.setattr(DocumentEncoder, name, watched)
+    def encode_windows(self, given, *arguments):
+        seen.extend(2 + len(cut.token_ids) for cut in given)
+        return windows(self, given, *arguments)
+
+    monkeypatch.setattr(DocumentEncoder, "encode_tokens", encode_tokens)
+    monkeypatch.setattr(DocumentEncoder, "encode_windows", encode_windows)
     return seen
 
 
@@ -68,10 +72,11 @@ def texts_encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_one_vector_is_computed_for_the_equal_texts_of_a_shard(overflow, encode, tmp_path: Path, monkeypatch) -> None:
     rules = ["--set", f"encode.overflow={overflow}", "--set", "encode.top_k=9"]
     assert encode(ROWS, "each", *rules).code == 0
-    seen = texts_encoded(monkeypatch)
+    seen = lengths_encoded(monkeypatch)
     answer = encode(ROWS, "once", *rules, "--dedup-text", "encode-once")
     assert answer.code == 0, answer.err
-    assert len(seen) == 7 * 3 and seen[:7] == [row["text"] for row in ROWS[:7]]
+    longest = 20 if overflow == "truncate" else 26
+    assert len(seen) == 7 * 3 and seen[:7] == [min(2 + 4 * place, longest) for place in range(7)]
     report = json.loads(answer.out)
     assert (report["rows"], report["deduplicated"]) == (40, 40 - 21)
     each, once = open_run(tmp_path / "each"), open_run(tmp_path / "once")
@@ -249,10 +254,19 @@ def test_an_estimate_is_told_once(encode, tmp_path: Path, monkeypatch) -> None:
     assert f"{terms / 32:.1f} terms a document" in said[0] and report["rows"] == 40
 
 
-def test_status_gives_the_seconds_of_each_stage(encode, tmp_path: Path) -> None:
+def test_the_seconds_of_each_stage_are_kept_and_summed(encode, tmp_path: Path) -> None:
     assert encode(ROWS, "run").code == 0
-    seconds = json.loads(command("status", tmp_path / "run", "--json").out)["seconds"]
-    assert set(seconds) == {"read", "encode", "write"} and seconds["encode"] >= 0
+    run = open_run(tmp_path / "run")
+    records = [(run.done(shard) or {})["seconds"] for shard in range(3)]
+    for seconds in records:
+        assert list(seconds) == ["read", "tokenise", "encode", "write", "wall"]
+        assert all(0 < seconds[stage] < seconds["wall"] for stage in ("encode", "write")), seconds
+    # A shard of an earlier release, which read, tokenised and computed by turns.
+    run.mark_done(0, {**(run.done(0) or {}), "seconds": {"read": 30.0, "encode": 40.0, "write": 5.0}})
+    found = json.loads(command("status", run.path, "--json").out)["seconds"]
+    assert found.keys() == records[0].keys() and found["read"] >= 30 and found["wall"] < 10
+    shown = [line for line in command("status", run.path).out.splitlines() if line.strip().startswith("seconds")]
+    assert len(shown) == 1 and "read 30." in shown[0] and "tokenise 0." in shown[0]
 
 
 # Memory that does not suffice
@@ -262,7 +276,7 @@ def test_a_lowered_budget_makes_the_whole_shard_again(encode, tmp_path: Path, mo
     """Its bytes are those of a run with that budget from the start."""
     monkeypatch.setattr("sparse_ingest.encoding.parts.PART_ROWS", 5)
     assert encode(ROWS, "small", "--batch-tokens", 16).code == 0
-    true, calls = DocumentEncoder.encode, []
+    true, calls = DocumentEncoder.encode_tokens, []
 
     def run_out(self, *arguments):
         calls.append(self.batch_tokens)
@@ -271,7 +285,7 @@ def test_a_lowered_budget_makes_the_whole_shard_again(encode, tmp_path: Path, mo
             raise BudgetLowered("cpu", 4, 16, 1)
         return true(self, *arguments)
 
-    monkeypatch.setattr(DocumentEncoder, "encode", run_out)
+    monkeypatch.setattr(DocumentEncoder, "encode_tokens", run_out)
     answer = encode(ROWS, "lowered", "--batch-tokens", 64)
     assert answer.code == 0 and "had no memory for a batch of 4 documents" in answer.err
     assert calls[:2] == [64, 64] and set(calls[2:]) == {16}

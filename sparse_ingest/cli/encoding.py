@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
 @click.option("--limit", type=click.IntRange(min=1), help="Encode only the first rows")
 @click.option("--on-bad-document", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
               help="Stop at a bad document, or leave it out and name it in skipped/")  # fmt: skip
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16", "int8"]),
+@click.option("--device", default="auto", show_default=True,
+              help="cpu, cuda (all GPUs), cuda:N, or several as cuda:0,cuda:1, each in a process of its own; one may "
+                   "stand twice, for two processes that feed it; auto: all GPUs, else the CPU")  # fmt: skip
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16", "int8", "int8-bfloat16"]),
               help="Precision of the computation  [default: that of the pipeline, else auto]")  # fmt: skip
 @click.option("--weights", type=click.Choice(["float16", "float32"]),
               help="Precision of the stored weights  [default: that of the pipeline, else float16]")  # fmt: skip
@@ -141,10 +144,27 @@ class EncodeProgress(Progress):
     def __init__(self, unit: str = "documents") -> None:
         super().__init__(unit)
         self._tokens = 0
-        self.describe(lambda seconds: f"{self._tokens / seconds:,.0f} tokens/s" if self._tokens else "")
+        self._slowest: Callable[[], str] = str
+        self.describe(self._said)
+
+    def _said(self, seconds: float) -> str:
+        rate = f"{self._tokens / seconds:,.0f} tokens/s" if self._tokens else ""
+        return ", ".join(part for part in (rate, self._slowest()) if part)
+
+    def stages(self, slowest: Callable[[], str]) -> None:
+        """`slowest` tells at any time which stage holds up the others."""
+        self._slowest = slowest
 
     def __enter__(self) -> EncodeProgress:
         return self
+
+    def estimate(self, sentence: str) -> None:
+        """What the run will cost."""
+        self.note(sentence)
+
+    def copied(self, documents: int) -> None:
+        """Vectors of so many documents were copied, not computed."""
+        self.earlier(documents)
 
     def read(self, rows: int, share: float | None) -> None:
         """`rows` of the corpus have been read, which is `share` of it."""
@@ -176,7 +196,7 @@ def status(run: Place, as_json: bool) -> None:
         **opened.totals(),
         "seconds": {
             stage: round(sum(record.get("seconds", {}).get(stage, 0.0) for record in records), 1)
-            for stage in ("read", "encode", "write")
+            for stage in dict.fromkeys(stage for record in records for stage in record.get("seconds", {}))
         },
         "loads": [_load_state(folder) for folder in opened.load_folders()],
     }

@@ -45,7 +45,7 @@ class Counts:
     without_token: int = 0
     tokens: int = 0
     skipped: list[SkippedRow] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "encode": 0.0, "write": 0.0})
+    seconds: dict[str, float] = field(default_factory=dict)  # of each stage, and all in all (stages.py)
     _of_rows: dict[str, list[tuple[Numbers, Numbers]]] = field(default_factory=lambda: {name: [] for name in OF_ROWS})
 
     def of_rows(self, name: str, rows: npt.NDArray[np.uint64], counts: Numbers) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from sparse_ingest.corpora.cursor import Cursor
 from sparse_ingest.opensearch.sizes import posting_bytes
 from sparse_ingest.runs.shards import ShardPart
 
@@ -27,22 +26,28 @@ BYTES_PER_FIELD_BYTE = 0.93
 
 
 class Estimate:
-    """Watches the parts that one process makes. `say` is told once."""
+    """Watches the parts that one process makes, of several at that speed. `say` is told once."""
 
-    def __init__(self, cursor: Cursor, limit: int | None, say: Callable[[str], None]) -> None:
-        self._cursor, self._limit, self._say = cursor, limit, say
+    def __init__(self, limit: int | None, processes: int, say: Callable[[str], None]) -> None:
+        self._limit, self._processes, self._say = limit, processes, say
+        self._reached: tuple[int, float | None] = (0, None)
+        self._row = 0  # up to which the parts reach
         self._documents = self._terms = self._field_bytes = 0
         self._frequencies = np.zeros(0, dtype=np.int64)  # of each token id
         self._read = self._run_bytes = 0
         self._seconds = 0.0
         self._told = False
 
-    def watch(self, parts: Iterator[ShardPart], file: Path) -> Iterator[ShardPart]:
-        """The same parts; each is in `file` when the next one is asked for."""
+    def read(self, rows: int, share: float | None) -> None:
+        """`rows` of the corpus have been read, which is `share` of it; the parts come later."""
+        self._reached = rows, share
+
+    def watch(self, parts: Iterator[ShardPart], file: Path, *, first_row: int) -> Iterator[ShardPart]:
+        """The same parts of a shard; each is in `file` when the next one is asked for."""
         if self._told:
             yield from parts
             return
-        before, first, earlier = self._run_bytes, self._cursor.position.row, self._read
+        before, earlier = self._run_bytes, self._read
         began = time.monotonic()
         for part in parts:
             documents, terms = len(part.rows), len(part.vectors.weights)
@@ -54,7 +59,8 @@ class Estimate:
             found[: len(self._frequencies)] += self._frequencies
             self._frequencies = found
             self._field_bytes += field_bytes
-            self._read = earlier + self._cursor.position.row - first
+            self._row = int(part.rows[-1]) + 1
+            self._read = earlier + self._row - first_row
             self._run_bytes = before + file.stat().st_size
             now = time.monotonic()
             self._seconds, began = self._seconds + now - began, now
@@ -65,16 +71,17 @@ class Estimate:
     def sentence(self) -> str:
         """What is known so far, and what follows for the whole corpus if its size is known."""
         terms, size = self._terms / self._documents, self._run_bytes / self._documents
+        seconds = self._seconds / self._processes
         said = (
             f"After {self._documents:,} documents: {terms:.1f} terms a document, "
-            f"{self._documents / max(self._seconds, 1e-9):,.1f} documents/s, {size:,.0f} bytes of the run a document"
+            f"{self._documents / max(seconds, 1e-9):,.1f} documents/s, {size:,.0f} bytes of the run a document"
         )
         rows = self._rows()
         if rows is None:
             index = self._index_bytes(1.0) / self._documents
             return f"{said}, about {index:,.0f} of an index. The size of the corpus is unknown."
         scale = rows / max(1, self._read)
-        left = max(0.0, self._seconds * (rows - self._cursor.position.row) / max(1, self._read))
+        left = max(0.0, seconds * (rows - self._row) / max(1, self._read))
         return (
             f"{said}. About {rows:,} rows in all: {_duration(left)} left, a run of {_size(self._run_bytes * scale)}, "
             f"an index of {_size(self._index_bytes(scale))} or so once it is merged."
@@ -88,8 +95,8 @@ class Estimate:
 
     def _rows(self) -> int | None:
         """The rows of the whole corpus, as far as can be told."""
-        share = self._cursor.share
-        rows = round(self._cursor.position.row / share) if share else None
+        reached, share = self._reached
+        rows = round(reached / share) if share else None
         if self._limit is None:
             return rows
         return self._limit if rows is None else min(rows, self._limit)

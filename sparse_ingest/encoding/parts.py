@@ -5,18 +5,23 @@ corpus nor with the shard. A document becomes one row; with `overflow = "passage
 windows (passages.py). A vector is computed, or copied: from another run (`--reuse`), or from an earlier row of the
 shard with the same text (`--dedup-text encode-once`, copies.py).
 
+Three threads read windows, tokenise them and compute their vectors, each at most one window ahead of the next
+(stages.py); the caller's thread prunes the vectors and writes them. Standard input is read, computed and written in
+turn. Vectors that are kept for equal texts are pruned where they are computed, because the next window may need them.
+
 Not covered: which rows make a shard, and its files (encode.py).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from operator import call
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from threading import Event
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +31,10 @@ from sparse_ingest.corpora.sources import bad_document
 from sparse_ingest.encoding.copies import Copies, Kept, together
 from sparse_ingest.encoding.counts import OF_ROWS, Counts
 from sparse_ingest.encoding.passages import Carried, PassageGroup, too_long
+from sparse_ingest.encoding.stages import Ahead, Stages, Stopped
 from sparse_ingest.errors import RunError
 from sparse_ingest.models.memory import DocumentTooLarge
+from sparse_ingest.models.tokenizer import Cut, Tokenized
 from sparse_ingest.pipeline import EncodeSettings
 from sparse_ingest.pruning import prune
 from sparse_ingest.records import Document, SourceRow, SparseRows, passage_id
@@ -38,40 +45,89 @@ if TYPE_CHECKING:
     from sparse_ingest.models.documents import DocumentEncoder, Encoded
     from sparse_ingest.runs.reuse import OldVectors
 
-WINDOW_BYTES = 32 << 20  # text of one row group at most, so that very long documents do not fill the memory
-Window = list[tuple[SourceRow, Document]]
 T = TypeVar("T")
+WINDOW_BYTES = 32 << 20  # text of one row group at most, so that very long documents do not fill the memory
+Tokens = Tokenized | list[Cut]  # the beginning of each text, or the whole of it
+
+
+class Window(NamedTuple):
+    """Rows that are encoded together, with their documents and what the model reads of them."""
+
+    rows: list[SourceRow]
+    documents: list[Document]
+    hashes: list[bytes]
+    tokens: Tokens
+
+    def take(self, places: npt.NDArray[np.int64]) -> Window:
+        """The rows at these places."""
+        chosen = places.tolist()
+        rows, documents, hashes = ([each[place] for place in chosen] for each in self[:3])
+        tokens = self.tokens
+        taken = tokens.take(places) if isinstance(tokens, Tokenized) else [tokens[place] for place in chosen]
+        return Window(rows, documents, hashes, taken)
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of the documents."""
+        return [document.text for document in self.documents]
+
+    @property
+    def numbers(self) -> npt.NDArray[np.uint64]:
+        """The numbers of the rows."""
+        return np.array([row.row for row in self.rows], dtype=np.uint64)
 
 
 class Progress(Protocol):
-    """What `encode` tells about its progress."""
+    """What `encode` tells about its progress; `read` and `encoded` come from two threads."""
+
+    def stages(self, slowest: Callable[[], str]) -> None:
+        """`slowest` tells at any time which stage holds up the others."""
 
     def note(self, message: str) -> None:
         """Say one sentence."""
+
+    def estimate(self, sentence: str) -> None:
+        """Say what the run will cost."""
 
     def read(self, rows: int, share: float | None) -> None:
         """`rows` of the corpus have been read, which is `share` of it (None: unknown)."""
 
     def earlier(self, rows: int) -> None:
-        """`rows` were encoded before."""
+        """`rows` of a shard that is done were passed over."""
+
+    def copied(self, documents: int) -> None:
+        """Vectors of so many documents were copied, not computed."""
 
     def encoded(self, documents: int, tokens: int) -> None:
         """A batch is done."""
+
+
+class _Shard(NamedTuple):
+    """A shard that is being made; `stopped` is set when nobody waits for its parts any more."""
+
+    counts: Counts
+    copies: Copies | None
+    stopped: Event
+
+
+Finish = Callable[[], ShardPart]  # what is left to do of a part
 
 
 @dataclass
 class PartMaker:
     """Makes the parts of shards, one shard after the other.
 
-    `carry_text` says whether the documents' fields hold title and text. The encoder, and the old vectors where some are
-    reused, are built when they are first needed. `copies_folder` is where vectors of equal texts wait; None: each text
-    is computed.
+    `carry_text` says whether the documents' fields hold title and text; `moved` is called in the thread that moves the
+    cursor. The encoder, and the old vectors where some are reused, are built when they are first needed.
+    `copies_folder` is where vectors of equal texts wait; None: each text is computed.
     """
 
     settings: EncodeSettings
     carry_text: bool
     on_bad_document: Literal["fail", "skip"]
     progress: Progress
+    moved: Callable[[], None]
+    stages: Stages
     build_encoder: Callable[[], DocumentEncoder]
     open_old: Callable[[], OldVectors] | None = None
     copies_folder: Callable[[], Path] | None = None
@@ -85,46 +141,73 @@ class PartMaker:
     def _old(self) -> OldVectors | None:
         return self.open_old() if self.open_old else None
 
-    def parts(self, cursor: Cursor, shard_rows: int, counts: Counts) -> Iterator[ShardPart]:
-        """The row groups of the shard at the cursor's position."""
-        with closing(Copies(self.copies_folder())) if self.copies_folder else nullcontext() as copies:
-            windows = self._windows(cursor.take(shard_rows), counts)
-            for window in _timed(windows, counts.seconds, "read"):
-                self.progress.read(cursor.position.row, cursor.share)
-                if window:
-                    parts = self._fitting(window, counts, copies)
-                    yield from map(counts.part, _timed(parts, counts.seconds, "encode"))
+    def parts(self, cursor: Cursor, shard_rows: int, counts: Counts) -> Generator[ShardPart, None, None]:
+        """The row groups of the shard at the cursor's position, which stands behind it when all have been given.
 
-    def _windows(self, rows: Iterator[SourceRow], counts: Counts) -> Iterator[Window]:
+        The stage `write` must be busy: this stops its clock while it waits. To be closed before the cursor is moved.
+        """
+        with ExitStack() as stack:
+            copies = stack.enter_context(closing(Copies(self.copies_folder()))) if self.copies_folder else None
+            shard = _Shard(counts, copies, Event())
+
+            def ahead(items: Iterable[T]) -> Iterable[T]:
+                # Ctrl-C ends a read of standard input, which may wait for ever, in the main thread alone.
+                return stack.enter_context(closing(Ahead(items))) if cursor.rereadable else items
+
+            read = ahead(self.stages.making("read", self._read(cursor.take(shard_rows), shard)))
+            computed = ahead(self._compute(ahead(map(self._tokenise, read)), shard))
+            stack.callback(shard.stopped.set)
+            yield from map(counts.part, map(call, self.stages.waiting("write", computed)))
+
+    def _read(self, rows: Iterator[SourceRow], shard: _Shard) -> Iterator[list[tuple[SourceRow, Document]]]:
         """The rows of a shard in windows that fit one row group. Bad ones are refused or noted."""
-        window: Window = []
+        window: list[tuple[SourceRow, Document]] = []
         size, seen = 0, 0
         for row in rows:
+            if shard.stopped.is_set():
+                raise Stopped
             seen += 1
-            counts.input_rows.add(row)
+            shard.counts.input_rows.add(row)
             if row.document is None:
-                self._refuse_or_skip(row, counts)
+                self._refuse_or_skip(row, shard.counts)
             else:
                 window.append((row._replace(document=None), row.document))
                 size += len(row.document.text) + len(row.document.fields)
             if seen == PART_ROWS or size >= WINDOW_BYTES:
+                self.moved()
                 yield window
                 window, size, seen = [], 0, 0
         if seen:
+            self.moved()
             yield window
+
+    def _tokenise(self, rows: list[tuple[SourceRow, Document]]) -> Window:
+        with self.stages.busy("tokenise"):
+            documents = [document for _, document in rows]
+            texts = [document.text for document in documents]
+            if self.settings.overflow == "truncate":
+                tokens: Tokens = self.encoder.tokenize(texts)
+            else:
+                tokens = self.encoder.cut(texts, places=self.settings.overflow == "passages")
+            return Window([row for row, _ in rows], documents, [text_hash(text) for text in texts], tokens)
 
     def _refuse_or_skip(self, row: SourceRow, counts: Counts) -> None:
         if self.on_bad_document == "fail":
             raise bad_document(row)
         counts.skipped.append(SkippedRow(row.row, row.file, row.line, row.reason or ""))
 
-    def _fitting(self, window: Window, counts: Counts, copies: Copies | None) -> Iterator[ShardPart]:
+    def _compute(self, windows: Iterable[Window], shard: _Shard) -> Iterator[Finish]:
+        for window in windows:
+            yield from self.stages.making("encode", self._fitting(window, shard))
+            del window
+
+    def _fitting(self, window: Window, shard: _Shard) -> Iterator[Finish]:
         """The parts of a window; a document that does not fit into memory even alone is a bad one."""
-        while window:
+        while window.rows:
             given = False
             try:
                 passages = self.settings.overflow == "passages"
-                for part in self._passages(window, counts) if passages else self._documents(window, counts, copies):
+                for part in self._passages(window, shard) if passages else self._documents(window, shard):
                     given = True
                     yield part
                 return
@@ -133,73 +216,78 @@ class PartMaker:
                     raise RunError(
                         f"A document does not fit: {large.reason}. Encode with a smaller --max-length."
                     ) from large
-                for row, document in window:
-                    if document.text == large.text:
-                        self._refuse_or_skip(row._replace(reason=large.reason), counts)
-                window = [(row, document) for row, document in window if document.text != large.text]
+                too_large = np.array([text == large.text for text in window.texts])
+                for row in window.take(np.flatnonzero(too_large)).rows:
+                    self._refuse_or_skip(row._replace(reason=large.reason), shard.counts)
+                window = window.take(np.flatnonzero(~too_large))
 
-    def _documents(self, window: Window, counts: Counts, copies: Copies | None) -> Iterator[ShardPart]:
+    def _documents(self, window: Window, shard: _Shard) -> Iterator[Finish]:
         """One row for each document; vectors of texts that are known already are not computed."""
-        documents = [document for _, document in window]
-        hashes = [text_hash(document.text) for document in documents]
-        texts = [document.text for document in documents]
-        # Where the vector of each document comes from: a place among those of all pieces.
-        places = np.full(len(documents), -1, dtype=np.int64)
-        pieces: list[Kept] = []
+        known, old = np.zeros(len(window.rows), dtype=np.bool_), None
         if self._old:
-            known, old = self._old.find(hashes)
-            if known.any():
-                places[known] = np.arange(int(known.sum()))
-                pieces.append(self._reused([text for text, there in zip(texts, known, strict=True) if there], old))
-        missing = np.flatnonzero(places < 0)
-        earlier = sum(len(piece.vectors.doc_ids) for piece in pieces)
-        if copies is None:
-            places[missing] = earlier + np.arange(len(missing))
-            pieces.append(self._computed([texts[place] for place in missing], counts))
+            known, old = self._old.find(window.hashes)
+        new = window.take(np.flatnonzero(~known)) if known.any() else window
+        if shard.copies is None:
+            computed: Encoded | Kept = self._computed(new, shard)
+            copied = int(known.sum())
         else:
-            kept = self._once([hashes[place] for place in missing], [texts[place] for place in missing], copies, counts)
-            places[missing] = earlier + np.arange(len(missing))
-            pieces.append(kept)
-        vectors, of_rows = together(pieces).take(places)
-        if copied := int(of_rows["reused"].sum() + of_rows["deduplicated"].sum()):
-            self.progress.earlier(copied)
-        rows = np.array([row.row for row, _ in window], dtype=np.uint64)
-        for name, each in of_rows.items():
-            counts.of_rows(name, rows, each)
-        vectors = vectors._replace(doc_ids=[document.id for document in documents])
-        yield ShardPart(rows, hashes, vectors, [document.fields for document in documents])
+            computed = self._once(new, shard.copies, shard)
+            copied = int(known.sum() + computed.of_rows["deduplicated"].sum())
+        if copied:
+            self.progress.copied(copied)
+        yield partial(self._part, window, known, old, computed, shard.counts)
 
-    def _once(self, hashes: list[bytes], texts: list[str], copies: Copies, counts: Counts) -> Kept:
+    def _part(
+        self,
+        window: Window,
+        known: npt.NDArray[np.bool_],
+        old: SparseRows | None,
+        computed: Encoded | Kept,
+        counts: Counts,
+    ) -> ShardPart:
+        """The rows of a window: of those that are `known` the old vectors, and the computed ones of the others."""
+        kept = computed if isinstance(computed, Kept) else self._kept(computed)
+        if old is not None and known.any():
+            places = np.empty(len(known), dtype=np.int64)
+            places[known] = np.arange(known.sum())
+            places[~known] = known.sum() + np.arange((~known).sum())
+            kept = together([_reused(window.take(np.flatnonzero(known)), old), kept]).take(places)
+        numbers = window.numbers
+        for name, each in kept.of_rows.items():
+            counts.of_rows(name, numbers, each)
+        vectors = kept.vectors._replace(doc_ids=[document.id for document in window.documents])
+        return ShardPart(numbers, window.hashes, vectors, [document.fields for document in window.documents])
+
+    def _once(self, window: Window, copies: Copies, shard: _Shard) -> Kept:
         """The vectors of texts, each different one computed once in a shard."""
         new: dict[bytes, int] = {}  # where each text that the shard did not have stands first
-        for place, (one, number) in enumerate(zip(hashes, copies.find(hashes).tolist(), strict=True)):
+        for place, (one, number) in enumerate(zip(window.hashes, copies.find(window.hashes).tolist(), strict=True)):
             if number < 0:
                 new.setdefault(one, place)
-        copies.add(list(new), self._computed([texts[place] for place in new.values()], counts))
-        kept = copies.take(copies.find(hashes))
+        first = np.fromiter(new.values(), dtype=np.int64, count=len(new))
+        copies.add(list(new), self._kept(self._computed(window.take(first), shard)))
+        kept = copies.take(copies.find(window.hashes))
         kept.of_rows["deduplicated"][:] = 1
-        kept.of_rows["deduplicated"][list(new.values())] = 0
+        kept.of_rows["deduplicated"][first] = 0
         return kept
 
-    def _computed(self, texts: list[str], counts: Counts) -> Kept:
+    def _computed(self, window: Window, shard: _Shard) -> Encoded:
         """The vectors of texts from the model."""
-        whole = self.settings.overflow == "windows"
-        encode = self.encoder.encode_windows if whole else self.encoder.encode
-        with _too_large(texts):
-            encoded = encode(texts, self.progress.encoded)
-        counts.without_token += encoded.without_token
-        counts.tokens += encoded.tokens
-        return self._kept(encoded)
+        tokens, encoded = window.tokens, partial(self._encoded, shard.stopped)
+        with _too_large(window):
+            if isinstance(tokens, Tokenized):
+                vectors = self.encoder.encode_tokens(tokens, encoded)
+            else:
+                vectors = self.encoder.encode_windows(tokens, encoded)
+        shard.counts.without_token += vectors.without_token
+        shard.counts.tokens += vectors.tokens
+        return vectors
 
-    def _reused(self, texts: list[str], vectors: SparseRows) -> Kept:
-        """The vectors of texts from another run."""
-        whole = self.settings.overflow == "windows"
-        longer, windows = self.encoder.count(texts, whole=whole)
-        of_rows = {name: np.zeros(len(texts), dtype=np.int64) for name in OF_ROWS}
-        of_rows |= {"windows": windows, "reused": np.ones_like(windows)}
-        if not whole:
-            of_rows["truncated"] = longer
-        return Kept(vectors, of_rows)
+    def _encoded(self, stopped: Event, documents: int, tokens: int) -> None:
+        """Told of each batch."""
+        if stopped.is_set():
+            raise Stopped
+        self.progress.encoded(documents, tokens)
 
     def _kept(self, encoded: Encoded) -> Kept:
         texts = [""] * (len(encoded.indptr) - 1)
@@ -208,35 +296,34 @@ class PartMaker:
         of_rows |= {"truncated": encoded.truncated_of, "windows": encoded.windows_of, "underflow": underflow}
         return Kept(vectors, of_rows)
 
-    def _passages(self, window: Window, counts: Counts) -> Iterator[ShardPart]:
+    def _passages(self, window: Window, shard: _Shard) -> Iterator[Finish]:
         """One row for each window of each document, in row groups of bounded size."""
-        cuts = self.encoder.cut([document.text for _, document in window])
         fitting = []
-        for place, ((row, document), cut) in enumerate(zip(window, cuts, strict=True)):
+        for place, (row, document, cut) in enumerate(zip(window.rows, window.documents, _cuts(window), strict=True)):
             if reason := too_long(document.id, cut.windows - 1):
-                self._refuse_or_skip(row._replace(reason=reason), counts)
+                self._refuse_or_skip(row._replace(reason=reason), shard.counts)
             else:
                 fitting.append(place)
-        window, cuts = [window[place] for place in fitting], [cuts[place] for place in fitting]
-        group = PassageGroup()
-        passages = self.encoder.encode_passages(cuts, self.progress.encoded)
+        window = window.take(np.array(fitting, dtype=np.int64))
+        group, cuts = PassageGroup(), _cuts(window)
+        passages = self.encoder.encode_passages(cuts, partial(self._encoded, shard.stopped))
         while True:
-            with _too_large([document.text for _, document in window]):
+            with _too_large(window):
                 passage = next(passages, None)
             if passage is None:
                 break
-            row, document = window[passage.text]
+            row, document = window.rows[passage.text], window.documents[passage.text]
             if passage.number == 0:
                 carried = Carried(document, carry_text=self.carry_text)
             start, end = cuts[passage.text].span(passage.number, len(document.text))
             doc_id, text = passage_id(document.id, passage.number), document.text[start:end]
             group.add(row.row, doc_id, text, passage.row, carried.fields(start, end))
-            counts.without_token += passage.without_token
+            shard.counts.without_token += passage.without_token
             if len(group.rows) == PART_ROWS or group.size >= WINDOW_BYTES:
-                yield self._part_of(group, counts)
+                yield partial(self._part_of, group, shard.counts)
                 group = PassageGroup()
         if group.rows:
-            yield self._part_of(group, counts)
+            yield partial(self._part_of, group, shard.counts)
 
     def _part_of(self, group: PassageGroup, counts: Counts) -> ShardPart:
         rows = np.array(group.rows, dtype=np.uint64)
@@ -263,6 +350,22 @@ class PartMaker:
         return stored, np.diff(vectors.indptr) - np.diff(stored.indptr)
 
 
+def _reused(window: Window, vectors: SparseRows) -> Kept:
+    """The vectors of texts from another run."""
+    of_rows = {name: np.zeros(len(window.rows), dtype=np.int64) for name in OF_ROWS}
+    of_rows["reused"][:] = 1
+    if isinstance(window.tokens, Tokenized):
+        of_rows["truncated"], of_rows["windows"][:] = window.tokens.truncated.astype(np.int64), 1
+    else:
+        of_rows["windows"][:] = [cut.windows for cut in window.tokens]
+    return Kept(vectors, of_rows)
+
+
+def _cuts(window: Window) -> list[Cut]:
+    assert isinstance(window.tokens, list), "whole texts were asked for"
+    return window.tokens
+
+
 class _TooLarge(Exception):
     """A text does not fit into memory."""
 
@@ -272,22 +375,9 @@ class _TooLarge(Exception):
 
 
 @contextmanager
-def _too_large(texts: Sequence[str]) -> Iterator[None]:
+def _too_large(window: Window) -> Iterator[None]:
     """Which of the texts does not fit, by itself instead of its place."""
     try:
         yield
     except DocumentTooLarge as large:
-        raise _TooLarge(texts[large.text], large.reason) from large
-
-
-def _timed(steps: Iterator[T], seconds: dict[str, float], stage: str) -> Iterator[T]:
-    """The same values; how long each took to come is added to `seconds[stage]`."""
-    while True:
-        began = time.monotonic()
-        try:
-            step = next(steps)
-        except StopIteration:
-            return
-        finally:
-            seconds[stage] += time.monotonic() - began
-        yield step
+        raise _TooLarge(window.documents[large.text].text, large.reason) from large

@@ -39,6 +39,10 @@ class RowHash:
             self._hashing = self._worker.submit(self._digest.update, self._lines)
             self._lines = bytearray()
 
+    def close(self) -> None:
+        """End the thread that hashes; no row is added after that."""
+        self._worker.shutdown()
+
     def hexdigest(self) -> str:
         """The hash of all rows that were added so far."""
         self._hashing.result()

@@ -1,19 +1,42 @@
 """What is decided and refused before anything is read or made.
 
-In: a pipeline and the command line's choices. Out: the checkpoint, and the pipeline with every setting it decides.
+In: a pipeline and the command line's choices. Out: the checkpoint, the pipeline with every setting it decides, and the
+identity of the run.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from typing import Any, Literal
 
 from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
-from sparse_ingest.checkpoints.settings import resolve_pipeline
+from sparse_ingest.checkpoints.settings import document_identity, resolve_pipeline
 from sparse_ingest.corpora.sources import Corpus
 from sparse_ingest.errors import MissingExtraError, PipelineError, UsageError
 from sparse_ingest.pipeline import EncodeSettings, Pipeline
 from sparse_ingest.places import Place
 from sparse_ingest.records import PARENT
+from sparse_ingest.runs.manifest import SHARD_ROWS, identity_of
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """What is chosen at the command line and is no part of a pipeline file.
+
+    `reuse` is another run, whose vectors are copied where a text is the same. It is no part of the identity: a copied
+    vector is the one that the same settings computed, though in another batch, whose last bits may differ. `processes`
+    is set by encoding/devices.py in each of its processes.
+    """
+
+    device: str = "auto"
+    shard_rows: int = SHARD_ROWS
+    limit: int | None = None
+    on_bad_document: Literal["fail", "skip"] = "fail"
+    trust_corpus: bool = False
+    reuse: Place | None = None
+    dedup_text: Literal["off", "encode-once"] = "off"
+    processes: int = 1  # that make the run together, for the estimate of what it will cost
 
 
 def resolve(pipeline: Pipeline) -> tuple[Checkpoint, Pipeline]:
@@ -49,3 +72,26 @@ def refuse_clashes(corpus: Corpus, settings: EncodeSettings, *, reuse: Place | N
         )
     if reuse and reuse.resolve() == out.resolve():
         raise UsageError(f"--reuse {reuse} is the run that --out makes. Name an older one.")
+
+
+def run_identity(
+    corpus: Corpus, checkpoint: Checkpoint, *, pipeline: Pipeline, options: EncodeOptions, dtype: str
+) -> tuple[str, dict[str, Any]]:
+    """Everything that changes a byte of a shard, behind its hash."""
+    settings = asdict(pipeline.encode)
+    names = ["weights", "top_k", "max_ratio", "min_weight", "overflow"]
+    if pipeline.encode.overflow != "truncate":
+        names.append("window_stride")
+    if pipeline.encode.alpha_mass is not None:  # older runs do not know it
+        names.append("alpha_mass")
+    return identity_of({
+        "model": document_identity(checkpoint, pipeline.model),
+        "dtype": dtype,
+        **{name: settings[name] for name in names},
+        "fields": asdict(corpus.fields),
+        "corpus": corpus.identity(),
+        "limit": options.limit,
+        "shard_rows": options.shard_rows,
+        # Texts that are computed share other batches. Left out, as earlier releases did, where each one is.
+        **({"dedup_text": options.dedup_text} if options.dedup_text != "off" else {}),
+    })  # fmt: skip
