@@ -14,6 +14,7 @@ rules are part of a run's identity, so every implementation (numpy here, a devic
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from sparse_ingest.records import SparseRows
 
-_CELLS = 1 << 20  # of the padded table in which sums run along rows: 8 MiB
+_CELLS = 1 << 20  # of a padded table with a line for each row: 8 MiB
 
 
 def prune(
@@ -48,7 +49,7 @@ class Ranking:
     """What the rules look at, computed once for any number of rules."""
 
     def __init__(self, vectors: SparseRows) -> None:
-        self._indptr, self._token_ids = vectors.indptr, vectors.token_ids
+        self._indptr = vectors.indptr
         self._weights = vectors.weights.astype(np.float32, copy=False)
         self._lengths = np.diff(vectors.indptr)
 
@@ -84,12 +85,24 @@ class Ranking:
         return largest
 
     @cached_property
+    def _order(self) -> npt.NDArray[np.int64]:
+        """The terms row by row, heaviest first, of equal weights the lower token id."""
+        order = np.empty(len(self._weights), dtype=np.int64)
+        # Weights are above zero, so their bits are in their order; the place in the row stands for the token id.
+        heaviest = (~self._weights.view(np.uint32)).astype(np.uint64) << np.uint64(32)
+        keys = heaviest | self._place.astype(np.uint64)
+        for _, terms, cells in self._tables():
+            table = np.full(cells.shape, np.iinfo(np.uint64).max)
+            table[cells] = keys[terms]
+            table.sort(axis=1)
+            order[terms] = table[cells] & np.uint64(0xFFFFFFFF)
+        return order + self._first
+
+    @cached_property
     def _rank(self) -> npt.NDArray[np.int64]:
-        """The place of each term in its row."""
-        # Sorted by row, then weight downwards, then token id.
-        order = np.lexsort((self._token_ids, -self._weights, self._row_of))
+        """The place of each term in its row, heaviest first."""
         rank = np.empty(len(self._weights), dtype=np.int64)
-        rank[order] = np.arange(len(self._weights)) - self._indptr[self._row_of[order]]
+        rank[self._order] = self._place
         return rank
 
     @cached_property
@@ -98,14 +111,30 @@ class Ranking:
         mass = np.empty(len(self._weights), dtype=np.float64)
         total = np.zeros(len(self._lengths), dtype=np.float64)
         # Row by row, so that a sum never depends on what lies beside the row.
-        rows = max(1, _CELLS // max(1, int(self._lengths.max(initial=0))))
-        for first in range(0, len(self._lengths), rows):
-            lengths = self._lengths[first : first + rows]
-            terms = slice(int(self._indptr[first]), int(self._indptr[first + len(lengths)]))
-            at = self._row_of[terms] - first, self._rank[terms]
-            table = np.zeros((len(lengths), int(lengths.max(initial=0)) or 1))
-            table[at] = self._weights[terms]
+        for rows, terms, cells in self._tables():
+            table = np.zeros(cells.shape)
+            table[cells] = self._weights[self._order[terms]]
             np.cumsum(table, axis=1, out=table)
-            mass[terms] = table[at]
-            total[first : first + rows] = table[:, -1]
+            mass[self._order[terms]] = table[cells]
+            total[rows] = table[:, -1]
         return mass, total
+
+    @cached_property
+    def _first(self) -> npt.NDArray[np.int64]:
+        """Where the row of each term begins."""
+        return np.repeat(self._indptr[:-1], self._lengths)
+
+    @cached_property
+    def _place(self) -> npt.NDArray[np.int64]:
+        """The place of each term in its row, as it came."""
+        return np.arange(len(self._weights)) - self._first
+
+    def _tables(self) -> Iterator[tuple[slice, slice, npt.NDArray[np.bool_]]]:
+        """Rows, a bounded number at a time; their terms; and the cells that these fill of a table with a line a row."""
+        longest = int(self._lengths.max(initial=1))
+        step = max(1, _CELLS // longest)
+        for first in range(0, len(self._lengths), step):
+            lengths = self._lengths[first : first + step]
+            end = first + len(lengths)
+            terms = slice(int(self._indptr[first]), int(self._indptr[end]))
+            yield slice(first, end), terms, np.arange(longest) < lengths[:, np.newaxis]
