@@ -1,15 +1,23 @@
 """Documents a second of `sparse-ingest`, sentence-transformers and other encoders, on the same texts in turn.
 
-    python benchmarks/encode.py [--shapes tiny,mini,distilbert,gte-base] [--documents 100] [--rounds 3] [--peers yasem]
-    python benchmarks/encode.py --device cuda --documents 20000         device only and end to end, too
+    python benchmarks/encode.py [--shapes tiny,mini,distilbert,gte-base] [--documents 100] [--rounds 3]
+                                [--peers yasem,light-splade]
+    python benchmarks/encode.py --device cuda --documents 20000
 
 Each encoder is a process of its own and waits while another one computes. Shapes are random weights in the layout of
 the named models over the vocabulary of BERT, so that nothing is downloaded; `--model` names a real one instead. The
 texts are those of --corpus, or the passages of `sparse-ingest demo`, cut at --max-length. Peers that this environment
 does not have get one of their own, with the torch and transformers of this one. Prints one table a shape: medians of
-the rounds, the ratio to sentence-transformers in its best setting and in float32 at batch 32, the share of what the
-machine does in a large product of the same dtype, the processor time of a document, which other work on the machine
-changes less than the rates, and how many terms above 0.1 are those of sentence-transformers in float32.
+the rounds, the ratio to sentence-transformers in its best setting and in float32 at batch 32, the share of the
+hardware's bound, the processor time of a document, which other work on the machine changes less than the rates, and
+how many terms above 0.1 are those of sentence-transformers in float32.
+
+The best setting is found by a trial of dtypes, batch sizes and attention functions; the fastest few are tried again
+on all documents. The bound is the time that the products of body and head would take at the rate of one large product
+in the dtype of each: with int8 the head's in whole numbers, the body's in floating point.
+
+On a GPU there are rows for the device alone, from token ids in memory, and for the command `encode` up to Parquet, with
+one process and with three on the same GPU; peak MB is then what torch had of the GPU's memory.
 """
 
 from __future__ import annotations
@@ -34,7 +42,12 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "distilbert": ("DistilBert", {}),
     "gte-base": ("Gte", {"vocab_size": 30522, "type_vocab_size": 0}),
 }
-PEERS = {"yasem": "yasem==0.4.1"}
+# What pip is asked for. light-splade pins a torch and a transformers of 2025; it runs with those of this environment.
+PEERS = {"yasem": ["yasem==0.4.1"], "light-splade": ["--no-deps", "light-splade==0.1.3"]}
+HEADINGS = (
+    "| encoder | setting | docs/s | min | max | tokens/s | to best | to float32, batch 32 | of the bound "
+    "| CPU ms a document | peak MB | terms |"
+)
 BEST, BASE = "sentence-transformers, best", "sentence-transformers, batch 32"
 
 
@@ -80,12 +93,14 @@ def main() -> None:
         shapes = {given.model: given.model} if given.model else dict.fromkeys(given.shapes.split(","))
         for shape, model in shapes.items():
             folder = model or str(make_shape(shape, Path(scratch) / shape))
+            shared = {"model": folder, "texts": str(Path(scratch) / "texts.json"), "device": given.device,
+                      "max_length": given.max_length}  # fmt: skip
             with ExitStack() as stack:
-                contenders = start_all(stack, given, folder, Path(scratch))
+                contenders = start_all(stack, given, shared, Path(scratch))
                 for _ in range(given.rounds):
                     for contender in contenders.values():
                         contender.go()
-            show(shape, contenders, len(texts))
+            show(shape, contenders, shared, len(texts))
 
 
 def arguments() -> argparse.Namespace:
@@ -104,29 +119,38 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def start_all(stack: ExitStack, given: argparse.Namespace, folder: str, scratch: Path) -> dict[str, Contender]:
+def start_all(
+    stack: ExitStack, given: argparse.Namespace, shared: dict[str, Any], scratch: Path
+) -> dict[str, Contender]:
     """Every contender of the table, in its order."""
-    shared = {"model": folder, "texts": str(scratch / "texts.json"), "device": given.device,
-              "max_length": given.max_length}  # fmt: skip
     on_gpu = given.device.startswith("cuda")
-    halves = ["float16", "bfloat16"] if on_gpu else ["bfloat16"]
-    best = {"dtypes": ["float32", *halves], "batches": [8, 32, 128] if on_gpu else [8, 32],
-            "trial": min(given.documents, 1024 if on_gpu else 48)}  # fmt: skip
+    # A process of its own: what the other settings take would count as the best one's memory.
+    best = asked({**shared, "encoder": "trial", "dtypes": ["float32", "bfloat16", *(["float16"] if on_gpu else [])],
+                  "batches": [8, 16, 32, 64, 128, 256] if on_gpu else [1, 2, 4, 8, 16, 32, 64],
+                  "trial": 1024 if on_gpu else 32})  # fmt: skip
     jobs = {
-        BASE: {"encoder": "sentence-transformers", "batch": 32, "dtype": "float32"},
-        BEST: {"encoder": "sentence-transformers", **best},
+        BASE: {"encoder": "sentence-transformers", "dtype": "float32", "batch": 32},
+        BEST: {"encoder": "sentence-transformers", **best["best"]},
     }
     for dtype in given.dtypes.split(","):
         jobs[f"sparse-ingest, {dtype}"] = {"encoder": "ours", "dtype": dtype}
         if on_gpu:
             jobs[f"sparse-ingest, {dtype}, device only"] = {"encoder": "ours", "dtype": dtype, "device_only": True}
             jobs[f"sparse-ingest, {dtype}, to Parquet"] = {"encoder": "end to end", "dtype": dtype}
+            several = {"encoder": "end to end", "dtype": dtype, "processes": 3}
+            jobs[f"sparse-ingest, {dtype}, to Parquet, 3 processes"] = several
     pythons = {name: environment(name, given.environments or scratch) for name in given.peers.split(",") if name}
     jobs |= {name: {"encoder": name} for name in pythons}
     return {
         name: stack.enter_context(started({**shared, **job}, pythons.get(name, sys.executable)))
         for name, job in jobs.items()
     }
+
+
+def asked(job: dict[str, Any]) -> dict[str, Any]:
+    """What a process says that is not timed."""
+    with started(job, sys.executable) as contender:
+        return contender.facts
 
 
 @contextmanager
@@ -152,7 +176,7 @@ def environment(peer: str, folder: Path) -> str:
         venv.create(place, with_pip=True)
         [site] = place.glob("lib/python3.*/site-packages")
         (site / "shared.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
-        subprocess.run([python, "-m", "pip", "install", "--quiet", PEERS[peer]], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS[peer]], check=True)
     return str(python)
 
 
@@ -194,36 +218,51 @@ def read_texts(corpus: str | None, count: int) -> list[str]:
     return [texts[place % len(texts)] for place in range(count)]
 
 
-def show(shape: str, contenders: dict[str, Contender], documents: int) -> None:
+def show(shape: str, contenders: dict[str, Contender], shared: dict[str, Any], documents: int) -> None:
     """The table of one shape."""
+    work = asked({**shared, "encoder": "work"})
+    bounds = Bounds(shared, work["body_flops"] / documents, work["head_flops"] / documents)
     rates = {name: [documents / seconds for seconds in one.seconds] for name, one in contenders.items()}
     median = {name: statistics.median(found) for name, found in rates.items()}
-    facts = next(one.facts for one in contenders.values() if "flops" in one.facts)
-    print(f"\n{shape}: {facts['tokens'] / documents:.0f} tokens a document, "
-          f"{facts['flops'] / documents / 1e9:.2f} GFLOP a document")  # fmt: skip
-    print(f"{'encoder':<38}{'setting':<20}{'docs/s':>10}{'min':>10}{'max':>10}{'tokens/s':>12}"
-          f"{'to best':>9}{'to base':>9}{'of peak':>9}{'cpu ms':>9}{'peak MB':>9}{'terms':>8}")  # fmt: skip
-    bounds: dict[str, float] = {}
     expected = contenders[BASE].facts["terms"]
+    tokens = work["tokens"] / documents
+    print(f"\n{shape}: {tokens:.0f} tokens a document, {bounds.body / 1e9:.2f} GFLOP a document in the body, "
+          f"{bounds.head / 1e9:.2f} in the head\n")  # fmt: skip
+    print(HEADINGS)
+    print("|---" * HEADINGS.count(" | ") + "|---|")
     for name, one in contenders.items():
         dtype = one.facts["settings"].partition(",")[0]
-        share = ""
-        if "flops" in one.facts:
-            bounds.setdefault(dtype, peak_of(one.job, dtype))
-            share = f"{median[name] * facts['flops'] / documents / bounds[dtype]:.0%}"
-        found = one.facts["terms"]
-        print(f"{name:<38}{one.facts['settings']:<20}{median[name]:>10.1f}{min(rates[name]):>10.1f}"
-              f"{max(rates[name]):>10.1f}{median[name] * facts['tokens'] / documents:>12.0f}"
-              f"{median[name] / median[BEST]:>9.2f}{median[name] / median[BASE]:>9.2f}{share:>9}"
-              f"{statistics.median(one.cpu_seconds) / documents * 1e3:>9.2f}"
-              f"{one.peak_bytes / 1e6:>9.0f}{agreement(expected, found) if found else '':>8}")  # fmt: skip
+        terms = one.facts["terms"]
+        cpu = f"{cpu_ms:.2f}" if (cpu_ms := statistics.median(one.cpu_seconds) / documents * 1e3) else ""
+        row = (
+            name, one.facts["settings"], f"{median[name]:,.1f}", f"{min(rates[name]):,.1f}", f"{max(rates[name]):,.1f}",
+            f"{median[name] * tokens:,.0f}", f"{median[name] / median[BEST]:.2f}", f"{median[name] / median[BASE]:.2f}",
+            f"{median[name] * bounds.seconds(dtype):.0%}",
+            cpu, f"{one.peak_bytes / 1e6:,.0f}", agreement(expected, terms) if terms else "",
+        )  # fmt: skip
+        print(f"| {' | '.join(row)} |")
 
 
-def peak_of(job: dict[str, Any], dtype: str) -> float:
-    """Arithmetic a second of large products on the device in this dtype; whole numbers are held to float32's."""
-    dtype = "float32" if dtype == "int8" else dtype
-    with started({**job, "encoder": "peak", "dtype": dtype}, sys.executable) as contender:
-        return float(contender.facts["flops_per_s"])
+@dataclass
+class Bounds:
+    """How long the operations of a document, so many in `body` and `head`, take at the machine's best."""
+
+    shared: dict[str, Any]
+    body: float
+    head: float
+    rates: dict[str, float] = field(default_factory=dict)
+
+    def seconds(self, dtype: str) -> float:
+        """The least time of a document in a dtype of ours."""
+        whole = dtype.startswith("int8")
+        in_body = (dtype.removeprefix("int8").removeprefix("-") or "float32") if whole else dtype
+        return self.body / self._rate(in_body) + self.head / self._rate("int8" if whole else in_body)
+
+    def _rate(self, dtype: str) -> float:
+        """Operations a second of large products on the device."""
+        if dtype not in self.rates:
+            self.rates[dtype] = asked({**self.shared, "encoder": "peak", "dtype": dtype})["flops_per_s"]
+        return self.rates[dtype]
 
 
 def agreement(expected: list[list[int]], found: list[list[int]]) -> str:

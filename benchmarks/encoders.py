@@ -10,16 +10,26 @@ there where its encoder needs it.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 Job = dict[str, Any]
 COMPARED = 16  # documents whose terms are compared
 HEAVY = 0.1  # terms above this weight are
+REPEATED = 20  # times that the texts stand in the corpus of the command
+FINALISTS = 4  # settings of a trial that are tried again
+
+
+class Took(NamedTuple):
+    """What a piece of work took, on the clock and of the processors."""
+
+    seconds: float
+    cpu_seconds: float
 
 
 class Contender(NamedTuple):
@@ -28,7 +38,7 @@ class Contender(NamedTuple):
     encode: Callable[[Sequence[str]], object]
     terms: Callable[[Sequence[str]], list[list[int]]]
     settings: str
-    facts: dict[str, float] = {}  # noqa: RUF012
+    facts: Job = {}  # noqa: RUF012
 
 
 def main() -> None:
@@ -40,10 +50,16 @@ def main() -> None:
     terms = contender.terms(texts[:COMPARED])
     say({"settings": contender.settings, "terms": terms, **contender.facts})
     for _ in sys.stdin:
-        began, used = time.perf_counter(), time.process_time()
-        contender.encode(texts)
-        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - used
-        say({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": peak_bytes()})
+        took = timed(lambda: contender.encode(texts))
+        say({**took._asdict(), "peak_bytes": peak_bytes(job["device"])})
+
+
+def timed(work: Callable[[], object]) -> Took:
+    """What a piece of work takes, or says that it took."""
+    began, used = time.perf_counter(), time.process_time()
+    said = work()
+    took = Took(time.perf_counter() - began, time.process_time() - used)
+    return said if isinstance(said, Took) else took
 
 
 def say(answer: Job) -> None:
@@ -51,10 +67,14 @@ def say(answer: Job) -> None:
     print(json.dumps(answer), flush=True)
 
 
-def peak_bytes() -> int:
-    """The most memory that this process ever had."""
+def peak_bytes(device: str) -> int:
+    """The most memory that this process ever had; on a GPU what torch had of the GPU's."""
     import resource
 
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status")
     if status.exists():
         # getrusage would count what the process that started this one had.
@@ -80,8 +100,6 @@ def ours(job: Job, texts: Sequence[str]) -> Contender:
     if dtype == "auto":
         dtype = choose_dtype(build, job["device"], texts[:SAMPLE])["dtype"]
     encoder = build(dtype)
-    encoded = encoder.encode(texts)
-    facts = {"tokens": encoded.tokens, "flops": flops(encoder, encoder._tokenizer(texts).lengths.tolist())}
 
     def terms(some: Sequence[str]) -> list[list[int]]:
         found = encoder.encode(some)
@@ -95,73 +113,127 @@ def ours(job: Job, texts: Sequence[str]) -> Contender:
         def encode(some: Sequence[str]) -> object:
             return encoder._maker.make(token_ids[: len(some)], encoder.batch_tokens, lambda documents, tokens: None)
 
-    return Contender(encode, terms, dtype, facts)
+    return Contender(encode, terms, dtype)
 
 
-def flops(encoder: Any, lengths: list[int]) -> float:
-    """Arithmetic of the linear layers, of attention and of the vocabulary projection, without padding."""
-    import torch
+def work(job: Job, texts: Sequence[str]) -> Contender:
+    """No encoder: tokens of all texts, and the operations of linear layers and attention on them, without padding."""
+    from torch import nn
 
-    body, config = encoder._maker.body, encoder._maker.body._model.config
-    linear = [module for module in body._model.modules() if isinstance(module, torch.nn.Linear)]
-    # The projection is one of them.
-    weights = sum(module.in_features * module.out_features for module in linear)
+    from sparse_ingest.checkpoints.layouts import read_checkpoint
+    from sparse_ingest.checkpoints.settings import resolve_settings
+    from sparse_ingest.models.masked_lms import build_masked_lm
+    from sparse_ingest.models.tokenizer import Tokenizer
+    from sparse_ingest.pipeline import ModelSettings
+
+    checkpoint = read_checkpoint(job["model"])
+    settings = resolve_settings(ModelSettings(document=job["model"], max_length=job["max_length"]), checkpoint)
+    lengths = Tokenizer(checkpoint.transformer, settings)(texts).lengths.tolist()
+    model = build_masked_lm(checkpoint, trust_remote_code=False)
+    projection, config = model.get_output_embeddings(), model.config
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not projection]
+    weights = sum(layer.in_features * layer.out_features for layer in layers)
     width = getattr(config, "hidden_size", None) or config.dim
-    layers = getattr(config, "num_hidden_layers", None) or config.n_layers
-    return float(sum(2 * weights * length + 4 * layers * width * length * length for length in lengths))
+    depth = getattr(config, "num_hidden_layers", None) or config.n_layers
+    facts = {
+        "tokens": sum(lengths),
+        "body_flops": sum(2 * weights * length + 4 * depth * width * length**2 for length in lengths),
+        "head_flops": 2 * projection.in_features * projection.out_features * sum(lengths),
+    }
+    return Contender(lambda some: None, lambda some: [], "", facts)
 
 
 def end_to_end(job: Job, texts: Sequence[str]) -> Contender:
-    """The command `encode`: from a file of texts to a run folder of Parquet files."""
+    """The command `encode`: from a file of texts to a run folder of Parquet files, by as many processes as asked.
+
+    The texts stand in the file many times, and what a run of a few documents takes is subtracted: that is the start,
+    which a large corpus has once. The processor time of several processes is not known here.
+    """
     import shutil
     import tempfile
 
+    import numpy as np
+
     from sparse_ingest.cli.main import cli
 
-    folder = Path(tempfile.mkdtemp(prefix="sparse-ingest-bench-"))
+    folder, processes = Path(tempfile.mkdtemp(prefix="sparse-ingest-bench-")), job.get("processes", 1)
     corpus = folder / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts)))
+    with corpus.open("w") as file:
+        for number in range(REPEATED * len(texts)):
+            file.write(json.dumps({"id": str(number), "text": texts[number % len(texts)]}) + "\n")
+    settings = ["--device", ",".join([job["device"]] * processes), "--dtype", job["dtype"]]
+    settings += ["--max-length", str(job["max_length"]), "--json"]
+    if processes > 1:
+        # Several shards for each of them, so that none waits long for the last one.
+        settings += ["--shard-rows", str(max(1024, REPEATED * len(texts) // (4 * processes)))]
 
-    def encode(some: Sequence[str]) -> object:
+    def run(documents: int) -> Took:
         shutil.rmtree(folder / "run", ignore_errors=True)
-        arguments = ["encode", "--model", job["model"], "--corpus", str(corpus), "--out", str(folder / "run"), "--json"]
-        settings = ["--device", job["device"], "--dtype", job["dtype"], "--max-length", str(job["max_length"])]
-        return cli.main([*arguments, *settings, "--limit", str(len(some))], standalone_mode=False)
+        arguments = ["encode", "--model", job["model"], "--corpus", str(corpus), "--out", str(folder / "run")]
+        return timed(lambda: cli.main([*arguments, *settings, "--limit", str(documents)], standalone_mode=False))
+
+    def encode(some: Sequence[str]) -> Took:
+        start = run(COMPARED)
+        if len(some) <= COMPARED:
+            return start
+        seconds, cpu_seconds = np.subtract(run(REPEATED * len(some)), start) / REPEATED
+        return Took(float(seconds), float(cpu_seconds) if processes == 1 else 0.0)
 
     return Contender(encode, lambda some: [], job["dtype"])
 
 
 def sentence_transformers(job: Job, texts: Sequence[str]) -> Contender:
-    """SparseEncoder; without a batch size the fastest dtype and batch size of a trial."""
+    """SparseEncoder in one setting."""
+    import torch
+
+    encoder, batch = _sparse_encoder(job, job["dtype"], job.get("attention", "sdpa")), job["batch"]
+
+    def encode(some: Sequence[str]) -> Any:
+        return encoder.encode_document(list(some), batch_size=batch, save_to_cpu=True)
+
+    def terms(some: Sequence[str]) -> list[list[int]]:
+        return [torch.nonzero(row > HEAVY).flatten().tolist() for row in encode(some).to_dense()]
+
+    attention = f", {job['attention']}" if job.get("attention", "sdpa") != "sdpa" else ""
+    return Contender(encode, terms, f"{job['dtype']}, batch {batch}{attention}")
+
+
+def trial(job: Job, texts: Sequence[str]) -> Contender:
+    """No encoder of its own: the fastest setting of sentence-transformers, first on some texts, the best few on all."""
+    some = list(texts[: job["trial"]])
+    batches = [batch for batch in job["batches"] if batch <= len(texts)] or [len(texts)]
+    attentions = ["sdpa", "eager", *(["flash_attention_2"] if find_spec("flash_attn") else [])]
+    encoders: dict[tuple[str, str], Any] = {}
+    rates: dict[tuple[str, str, int], float] = {}
+
+    def rate(dtype: str, attention: str, batch: int, on: list[str]) -> float:
+        encoder = encoders[dtype, attention]
+        return len(on) / timed(lambda: encoder.encode_document(on, batch_size=batch, save_to_cpu=True)).seconds
+
+    for dtype, attention in product(job["dtypes"], attentions):
+        try:
+            encoders[dtype, attention] = _sparse_encoder(job, dtype, attention)
+            rate(dtype, attention, 1, some[:4])
+        except Exception as error:  # an attention that this model, dtype or device has not
+            print(f"{dtype}, {attention}: not tried, {error}", file=sys.stderr)
+            continue
+        rates |= {(dtype, attention, batch): rate(dtype, attention, batch, some) for batch in batches}
+    finalists = sorted(rates, key=lambda setting: rates[setting])[-FINALISTS:]
+    # In turn, so that other work on the machine hinders all of them.
+    again = [(max(rate(*setting, list(texts)) for _ in range(2)), setting) for setting in finalists]
+    dtype, attention, batch = max(again)[1]
+    best = {"dtype": dtype, "attention": attention, "batch": batch}
+    return Contender(lambda some: None, lambda some: [], "", {"best": best})
+
+
+def _sparse_encoder(job: Job, dtype: str, attention: str) -> Any:
     import torch
     from sentence_transformers import SparseEncoder
 
-    def build(dtype: str) -> Any:
-        encoder = SparseEncoder(job["model"], device=job["device"], model_kwargs={"dtype": getattr(torch, dtype)})
-        encoder.max_seq_length = job["max_length"]
-        return encoder
-
-    def encoded(encoder: Any, some: Sequence[str], batch: int) -> Any:
-        return encoder.encode_document(list(some), batch_size=batch, save_to_cpu=True)
-
-    batch, dtype = job.get("batch", 0), job.get("dtype", "float32")
-    if not batch:
-        trial = list(texts[: job["trial"]])
-        rates: dict[tuple[str, int], float] = {}
-        for dtype in job["dtypes"]:
-            encoder = build(dtype)
-            for batch in job["batches"]:
-                encoded(encoder, trial[:batch], batch)
-                took = [_seconds(lambda: encoded(encoder, trial, batch)) for _ in range(2)]  # noqa: B023
-                rates[dtype, batch] = min(took)
-        dtype, batch = min(rates, key=lambda choice: rates[choice])
-    encoder = build(dtype)
-
-    def terms(some: Sequence[str]) -> list[list[int]]:
-        rows = encoded(encoder, some, batch).to_dense()
-        return [torch.nonzero(row > HEAVY).flatten().tolist() for row in rows]
-
-    return Contender(lambda some: encoded(encoder, some, batch), terms, f"{dtype}, batch {batch}")
+    settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+    encoder = SparseEncoder(job["model"], device=job["device"], model_kwargs=settings)
+    encoder.max_seq_length = job["max_length"]
+    return encoder
 
 
 def yasem(job: Job, texts: Sequence[str]) -> Contender:
@@ -181,36 +253,54 @@ def yasem(job: Job, texts: Sequence[str]) -> Contender:
     )  # fmt: skip
 
 
+def light_splade(job: Job, texts: Sequence[str]) -> Contender:
+    """light-splade's SpladeEncoder with its defaults: float32, batch 32."""
+    import numpy as np
+    from light_splade import SpladeEncoder
+
+    encoder = SpladeEncoder(job["model"], device=job["device"])
+
+    def encode(some: Sequence[str], form: str = "csr_matrix") -> Any:
+        return encoder.encode(list(some), max_seq_length=job["max_length"], return_type=form)
+
+    def terms(some: Sequence[str]) -> list[list[int]]:
+        return [np.flatnonzero(row > HEAVY).tolist() for row in encode(some, "numpy")]
+
+    return Contender(encode, terms, "float32, batch 32")
+
+
 def peak(job: Job, texts: Sequence[str]) -> Contender:
     """No encoder: products of large square matrices, for the share of the hardware."""
     import torch
 
-    device, dtype = torch.device(job["device"]), getattr(torch, job["dtype"])
-    size = 8192 if device.type == "cuda" else 2048
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    device, size = torch.device(job["device"]), 8192 if job["device"].startswith("cuda") else 2048
+    if job["dtype"] == "int8":
+        left, right = (torch.randint(-127, 128, (size, size), device=device, dtype=torch.int8) for _ in range(2))
+        multiply = torch._int_mm
+    else:
+        dtype = getattr(torch, job["dtype"])
+        left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        multiply = torch.mm
 
-    def product(_: object) -> None:
+    def multiplied(_: object) -> None:
         for _turn in range(4):
-            torch.mm(left, right)
+            multiply(left, right)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    product(None)
-    rate = 8 * size**3 / statistics.median(_seconds(lambda: product(None)) for _ in range(3))
-    return Contender(product, lambda some: [], job["dtype"], {"flops_per_s": rate})
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+    multiplied(None)
+    rate = 8 * size**3 / min(timed(lambda: multiplied(None)).seconds for _ in range(5))
+    return Contender(multiplied, lambda some: [], job["dtype"], {"flops_per_s": rate})
 
 
 ENCODERS: dict[str, Callable[[Job, Sequence[str]], Contender]] = {
     "ours": ours,
     "end to end": end_to_end,
     "sentence-transformers": sentence_transformers,
+    "trial": trial,
     "yasem": yasem,
+    "light-splade": light_splade,
+    "work": work,
     "peak": peak,
 }
 
