@@ -10,6 +10,7 @@ import contextlib
 import io
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
@@ -52,6 +53,8 @@ def start(*arguments: object, log: Path) -> BaseProcess:
 def _child(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    # A shell lets what it runs in the background ignore Ctrl-C, the tests and all that they start too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with Path(log).open("a", buffering=1) as stream, _arguments(arguments):
         with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
             code = _main()

@@ -287,6 +287,7 @@ def test_ctrl_c_ends_a_wait_for_standard_input(model: Path, tmp_path: Path, monk
     content = "".join(json.dumps(row) + "\n" for row in ROWS[:4]).encode()
     true, written, ended = pq.ParquetWriter.write_batch, threading.Event(), threading.Event()
     late: list[str] = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     def write_batch(self, *arguments, **named):
         written.set()
@@ -310,4 +311,5 @@ def test_ctrl_c_ends_a_wait_for_standard_input(model: Path, tmp_path: Path, monk
                          "--dtype", "float32")  # fmt: skip
         ended.set()
         one.join()
+    signal.signal(signal.SIGINT, before)
     assert not late and answer.code == 130 and answer.err.splitlines()[-1] == "Interrupted; what was finished is kept."
