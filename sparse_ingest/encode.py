@@ -178,7 +178,7 @@ class _Job:
         texts = [row.document.text for row in self.cursor.peek(SAMPLE) if row.document]
         device = choose_device(self.options.device)
         if faster := candidates(device):
-            self.progress.note(f"Trying {' and '.join(faster)} against float32 on the first documents.")
+            self.progress.note(f"Trying {', else '.join(faster)} against float32 on the first documents.")
         last: dict[str, DocumentEncoder] = {}
 
         def build(dtype: str) -> DocumentEncoder:
