@@ -84,14 +84,10 @@ def peak_bytes(device: str) -> int:
 
 def ours(job: Job, texts: Sequence[str]) -> Contender:
     """This package, from text to sparse rows; with "device_only" from token ids, which lie in memory."""
-    from sparse_ingest.checkpoints.layouts import read_checkpoint
-    from sparse_ingest.checkpoints.settings import resolve_settings
     from sparse_ingest.models.documents import DocumentEncoder
     from sparse_ingest.models.precision import SAMPLE, choose_dtype
-    from sparse_ingest.pipeline import ModelSettings
 
-    checkpoint = read_checkpoint(job["model"])
-    settings = resolve_settings(ModelSettings(document=job["model"], max_length=job["max_length"]), checkpoint)
+    checkpoint, settings = _model(job)
 
     def build(dtype: str) -> DocumentEncoder:
         return DocumentEncoder(checkpoint, settings, device=job["device"], dtype=dtype)
@@ -116,18 +112,24 @@ def ours(job: Job, texts: Sequence[str]) -> Contender:
     return Contender(encode, terms, dtype)
 
 
+def _model(job: Job) -> tuple[Any, Any]:
+    """The checkpoint and its settings, cut as the other encoders are."""
+    from sparse_ingest.checkpoints.layouts import read_checkpoint
+    from sparse_ingest.checkpoints.settings import resolve_settings
+    from sparse_ingest.pipeline import ModelSettings
+
+    checkpoint = read_checkpoint(job["model"])
+    return checkpoint, resolve_settings(ModelSettings(document=job["model"], max_length=job["max_length"]), checkpoint)
+
+
 def work(job: Job, texts: Sequence[str]) -> Contender:
     """No encoder: tokens of all texts, and the operations of linear layers and attention on them, without padding."""
     from torch import nn
 
-    from sparse_ingest.checkpoints.layouts import read_checkpoint
-    from sparse_ingest.checkpoints.settings import resolve_settings
     from sparse_ingest.models.masked_lms import build_masked_lm
     from sparse_ingest.models.tokenizer import Tokenizer
-    from sparse_ingest.pipeline import ModelSettings
 
-    checkpoint = read_checkpoint(job["model"])
-    settings = resolve_settings(ModelSettings(document=job["model"], max_length=job["max_length"]), checkpoint)
+    checkpoint, settings = _model(job)
     lengths = Tokenizer(checkpoint.transformer, settings)(texts).lengths.tolist()
     model = build_masked_lm(checkpoint, trust_remote_code=False)
     projection, config = model.get_output_embeddings(), model.config

@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import cache
 
 import torch
+from encoders import peak
 
 from sparse_ingest.models.cpu import has_vnni
 from sparse_ingest.models.heads.int8 import Int8Head
@@ -44,13 +46,12 @@ def main() -> None:
         weight, bias = torch.randn(VOCABULARY, width, generator=generator), torch.randn(VOCABULARY, generator=generator)
         heads = heads_of(device, weight, bias)
         runs = {name: run_of(head, rows.to(dtype), packing) for name, (head, dtype, _) in heads.items()}
-        runs |= {f"product of {factors}": product_of(factors, device) for _, _, factors in heads.values()}
         seconds = best_of(given.rounds, runs, device)
         for name, (_, _, factors) in heads.items():
             rate = 2 * rows.shape[0] * width * VOCABULARY / seconds[name] / 1e9
             plain = seconds[f"{name.partition(',')[0]}, plain"]
-            peak = 2 * size_of(device) ** 3 / seconds[f"product of {factors}"] / 1e9
-            print(f"{width:>5}  {name:<22}{rate:>9,.0f}{plain / seconds[name]:>10.2f}{rate / peak:>14.0%}")
+            share = rate * 1e9 / peak_of(device, factors)
+            print(f"{width:>5}  {name:<22}{rate:>9,.0f}{plain / seconds[name]:>10.2f}{share:>14.0%}")
 
 
 def heads_of(
@@ -70,10 +71,10 @@ def heads_of(
             kernel = Kernel(weight.to(dtype), bias, instructions=instructions)
             heads[f"{name}, {instructions}"] = kernel, dtype, dtype
     if device.type == "cpu" and has_vnni():
-        heads["int8, plain"] = Int8Head(weight, bias), torch.float32, torch.int8
+        int8 = Int8Head(weight, bias)
+        heads["int8, plain"] = int8, torch.float32, torch.int8
         if instructions := instructions_for(torch.int8, weight.shape[1]):
-            compiled = Int8Head(weight, bias, instructions=instructions)
-            heads[f"int8, {instructions}"] = compiled, torch.float32, torch.int8
+            heads[f"int8, {instructions}"] = int8.compiled(instructions), torch.float32, torch.int8
     return heads
 
 
@@ -82,20 +83,11 @@ def run_of(head: Head, rows: torch.Tensor, packing: Packing) -> Callable[[], obj
     return lambda: head(rows, packing)
 
 
-def product_of(dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    """A large square product."""
-    size = size_of(device)
-    numbers = torch.randn(size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    if dtype == torch.int8:
-        whole = (numbers * 20).to(torch.int8)
-        return lambda: torch._int_mm(whole, whole.T)
-    left = numbers.to(dtype)
-    return lambda: left @ left.T
-
-
-def size_of(device: torch.device) -> int:
-    """Of a large product."""
-    return 8192 if device.type == "cuda" else 2048
+@cache
+def peak_of(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large product."""
+    found = peak({"device": str(device), "dtype": str(dtype).removeprefix("torch.")}, [])
+    return float(found.facts["flops_per_s"])
 
 
 def best_of(rounds: int, runs: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:

@@ -115,8 +115,9 @@ def test_whole_numbers_are_the_same_bits_with_and_without_it(rows_in) -> None:
     rows = torch.randn(sum(LENGTHS), 96, generator=generator).to(rows_in)
     weight, bias = torch.randn(700, 96, generator=generator), torch.randn(700, generator=generator)
     packing = Packing(LENGTHS, CPU)
-    fast = Int8Head(weight, bias, instructions=instructions_for(torch.int8, 96))
-    assert torch.equal(fast(rows, packing), Int8Head(weight, bias)(rows, packing))
+    plain, instructions = Int8Head(weight, bias), instructions_for(torch.int8, 96)
+    assert instructions
+    assert torch.equal(plain.compiled(instructions)(rows, packing), plain(rows, packing))
 
 
 @needs_vnni

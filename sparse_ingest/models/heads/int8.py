@@ -8,6 +8,8 @@ hidden states. Not covered: the body.
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 import torch
 
@@ -22,9 +24,9 @@ STEPS = 127  # on each side of zero
 
 
 class Int8Head:
-    """The head of `--dtype int8`, with the compiled kernel where its instructions are given."""
+    """The head of `--dtype int8`."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, instructions: str | None = None) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
         if not has_vnni():
             raise UsageError(
                 "int8 needs a CPU with AVX512 VNNI that ONEDNN_MAX_CPU_ISA does not forbid, and here is none. Go on "
@@ -33,9 +35,14 @@ class Int8Head:
         weight = weight.to(torch.float32)
         scales = _scale(weight.abs().amax(1))
         rounded = (weight / scales.unsqueeze(1)).round_().to(torch.int8)
-        self._maxima = (
-            Kernel(rounded, bias, scales, instructions=instructions) if instructions else _Tiles(rounded, bias, scales)
-        )
+        self._maxima: _Tiles | Kernel = _Tiles(rounded, bias.to(torch.float32), scales)
+
+    def compiled(self, instructions: str) -> Int8Head:
+        """The same head with the compiled kernel."""
+        assert isinstance(self._maxima, _Tiles), "it is compiled already"
+        head, tiles = copy(self), self._maxima
+        head._maxima = Kernel(tiles.weight, tiles.bias, tiles.scales, instructions=instructions)
+        return head
 
     def __call__(self, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Weights before the logarithm."""
@@ -51,8 +58,8 @@ class _Tiles:
     """As `Kernel`, by torch's own product."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, scales: torch.Tensor) -> None:
+        self.weight, self.bias, self.scales = weight, bias, scales
         self._tiles = [part.T for part in torch.split(weight, TILE)]
-        self._scales, self._bias = scales, bias.to(torch.float32)
 
     def __call__(self, rows: torch.Tensor, packing: Packing, scales: torch.Tensor) -> torch.Tensor:
         index, blocks = packing.blocks
@@ -64,7 +71,7 @@ class _Tiles:
             torch._int_mm(rows, tile, out=part)
             found.append(largest(part, blocks))
         weights = torch.cat(found, dim=1).to(torch.float32)
-        return weights.mul_(scales.unsqueeze(1)).mul_(self._scales).add_(self._bias).relu_()
+        return weights.mul_(scales.unsqueeze(1)).mul_(self.scales).add_(self.bias).relu_()
 
 
 def _scale(largest_value: torch.Tensor) -> torch.Tensor:

@@ -74,7 +74,7 @@ class Kernel:
         if rows.dtype != self._dtype or rows.shape != (sum(packing.lengths), self._width):
             raise TypeError(
                 f"Hidden states are {rows.dtype} of {tuple(rows.shape)}, and should be {self._dtype} of "
-                f"{sum(packing.lengths), self._width}."
+                f"{sum(packing.lengths), self._width}. This model does not keep to its dtype: use --dtype float32."
             )
         index, starts = packing.at_least(self._least)
         rows = _whole_tiles(rows if index is None else rows[index])

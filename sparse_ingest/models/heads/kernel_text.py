@@ -127,6 +127,27 @@ def _block_end(form: Form) -> str:
     """
 
 
+def _addresses(*, groups: int) -> str:
+    """Of a step that multiplies so many groups: both halves of the panel, and the first row."""
+    return f"""
+      %behind = mul i64 %number, {groups * PANEL * GROUP_BYTES}
+      %columns0 = getelementptr i8, ptr %panel, i64 %behind
+      %columns1 = getelementptr i8, ptr %columns0, i64 {TILE_BYTES}
+      %inside = mul i64 %number, {groups * GROUP_BYTES}
+      %left = getelementptr i8, ptr %rows, i64 %inside
+    """
+
+
+def _next_step(row_bytes: int, *, groups: int) -> str:
+    """Go on with the next groups of the width while there are any."""
+    return f"""
+      %next = add i64 %number, 1
+      %more = icmp ult i64 %next, {row_bytes // (groups * GROUP_BYTES)}
+      br i1 %more, label %step, label %end
+    end:
+    """
+
+
 def _vector_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
     """AVX512: a group of each row is spread over a vector and multiplied with that group of 32 columns."""
     sums = form.sums
@@ -135,19 +156,15 @@ def _vector_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
     entry:
       br label %step
     step: ; one group of the width
-      %group = phi i64 [ 0, %entry ], [ %next, %step ]
+      %number = phi i64 [ 0, %entry ], [ %next, %step ]
     """
     for row in range(rows):
         for half in HALVES:
             yield f"  %sum{row}.{half} = phi {sums} [ zeroinitializer, %entry ], [ %added{row}.{half}, %step ]"
     yield f"""
-      %behind = mul i64 %group, {PANEL * GROUP_BYTES}
-      %columns0 = getelementptr i8, ptr %panel, i64 %behind
-      %columns1 = getelementptr i8, ptr %columns0, i64 {TILE_BYTES}
+      {_addresses(groups=1)}
       %right0 = load {form.factors}, ptr %columns0, align 64
       %right1 = load {form.factors}, ptr %columns1, align 64
-      %inside = mul i64 %group, {GROUP_BYTES}
-      %left = getelementptr i8, ptr %rows, i64 %inside
     """
     for row in range(rows):
         yield f"""
@@ -161,12 +178,7 @@ def _vector_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
         for half in HALVES:
             factors = f"{form.factors} %left{row}, {form.factors} %right{half}"
             yield f"  %added{row}.{half} = call {sums} {form.multiply}({sums} %sum{row}.{half}, {factors})"
-    yield f"""
-      %next = add i64 %group, 1
-      %more = icmp ult i64 %next, {row_bytes // GROUP_BYTES}
-      br i1 %more, label %step, label %end
-    end:
-    """
+    yield _next_step(row_bytes, groups=1)
     for half in HALVES:
         yield from _largest_of(form, half, [f"%added{row}.{half}" for row in range(rows)])
     yield _block_end(form)
@@ -185,14 +197,10 @@ def _tile_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
     yield f"""
       br label %step
     step: ; 64 bytes of the width, which are 16 groups
-      %tile = phi i64 [ 0, %entry ], [ %next, %step ]
-      %behind = mul i64 %tile, {LANES * PANEL * GROUP_BYTES}
-      %columns0 = getelementptr i8, ptr %panel, i64 %behind
-      %columns1 = getelementptr i8, ptr %columns0, i64 {TILE_BYTES}
+      %number = phi i64 [ 0, %entry ], [ %next, %step ]
+      {_addresses(groups=LANES)}
       call void @llvm.x86.tileloadd64(i8 6, ptr %columns0, i64 {PANEL * GROUP_BYTES})
       call void @llvm.x86.tileloadd64(i8 7, ptr %columns1, i64 {PANEL * GROUP_BYTES})
-      %inside = mul i64 %tile, {TILE_BYTES}
-      %left = getelementptr i8, ptr %rows, i64 %inside
     """
     for down in downs:
         yield f"""
@@ -201,12 +209,7 @@ def _tile_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
       call void {form.multiply_tiles}(i8 {2 * down}, i8 {4 + down}, i8 6)
       call void {form.multiply_tiles}(i8 {2 * down + 1}, i8 {4 + down}, i8 7)
         """
-    yield f"""
-      %next = add i64 %tile, 1
-      %more = icmp ult i64 %next, {row_bytes // TILE_BYTES}
-      br i1 %more, label %step, label %end
-    end:
-    """
+    yield _next_step(row_bytes, groups=LANES)
     for half in HALVES:
         found = []
         for tile in (2 * down + half for down in downs):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -41,23 +42,22 @@ def build_head(
         plain = Int8Head(weight, bias)
     else:
         plain = TiledHead(weight, bias, device=device, dtype=dtype)
-    fast = _fast_head(weight, bias, device, dtype, int8=int8)
+    fast = _fast_head(plain, weight, bias, device, dtype)
     return _tried(fast, plain, weight.shape[1], device, dtype, exact=int8) if fast else plain
 
 
 def _fast_head(
-    weight: torch.Tensor, bias: torch.Tensor, device: torch.device, dtype: torch.dtype, *, int8: bool
+    plain: Head, weight: torch.Tensor, bias: torch.Tensor, device: torch.device, dtype: torch.dtype
 ) -> Callable[[], Head] | None:
     """How to build the head that is faster than the plain one; None: there is none for this device and dtype."""
     if device.type != "cpu":
         # In float32 a GPU multiplies without its tensor cores, and then the plain head is as fast.
         return None if dtype == torch.float32 else lambda: _triton_head(weight, bias, device, dtype)
-    multiplied = torch.int8 if int8 else dtype
-    instructions = instructions_for(multiplied, weight.shape[1])
+    instructions = instructions_for(torch.int8 if isinstance(plain, Int8Head) else dtype, weight.shape[1])
     if instructions is None:
         return None
-    if int8:
-        return lambda: Int8Head(weight, bias, instructions=instructions)
+    if isinstance(plain, Int8Head):
+        return partial(plain.compiled, instructions)
     return lambda: Kernel(weight.to(dtype), bias, instructions=instructions)
 
 
