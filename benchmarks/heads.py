@@ -18,8 +18,8 @@ import torch
 from encoders import peak
 
 from sparse_ingest.models.cpu import has_vnni
+from sparse_ingest.models.heads.cpu_kernel import Kernel, instructions_for
 from sparse_ingest.models.heads.int8 import Int8Head
-from sparse_ingest.models.heads.kernel import Kernel, instructions_for
 from sparse_ingest.models.heads.tiles import Head, TiledHead
 from sparse_ingest.models.packing import Packing
 

@@ -6,7 +6,7 @@ of them. Tiles lie in memory.
 
 import re
 
-from sparse_ingest.models.heads.kernel import Compiled, compile_kernel
+from sparse_ingest.models.heads.cpu_kernel import Compiled, compile_kernel
 
 LANES = range(16)
 

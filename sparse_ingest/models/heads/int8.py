@@ -15,7 +15,7 @@ import torch
 
 from sparse_ingest.errors import UsageError
 from sparse_ingest.models.cpu import has_vnni
-from sparse_ingest.models.heads.kernel import Kernel
+from sparse_ingest.models.heads.cpu_kernel import Kernel
 from sparse_ingest.models.heads.tiles import largest
 from sparse_ingest.models.packing import Packing
 

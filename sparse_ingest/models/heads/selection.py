@@ -14,8 +14,8 @@ from functools import partial
 import torch
 
 from sparse_ingest.errors import UsageError, first_line
+from sparse_ingest.models.heads.cpu_kernel import Kernel, instructions_for
 from sparse_ingest.models.heads.int8 import Int8Head
-from sparse_ingest.models.heads.kernel import Kernel, instructions_for
 from sparse_ingest.models.heads.tiles import Head, TiledHead
 from sparse_ingest.models.memory import is_out_of_memory
 from sparse_ingest.models.packing import Packing

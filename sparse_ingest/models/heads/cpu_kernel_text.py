@@ -16,7 +16,7 @@ a comment. `phi` is a variable of a loop: of its two values the first is the one
 the one that the round before left. `getelementptr i8, ptr %a, i64 %n` is the address n bytes behind a (with `i32` or
 `float`: n numbers of 4 bytes), `<16 x float>` a vector of 16 numbers. `poison` stands where nothing is ever read.
 
-Not covered: compiling, and which CPU gets which (kernel.py).
+Not covered: compiling, and which CPU gets which (cpu_kernel.py).
 """
 
 from __future__ import annotations

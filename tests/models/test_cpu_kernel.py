@@ -14,9 +14,9 @@ import torch
 from emulated_cpu import compile_emulated
 
 from sparse_ingest.models.cpu import has_avx512_bfloat16, has_vnni
-from sparse_ingest.models.heads import kernel, kernel_text, selection
+from sparse_ingest.models.heads import cpu_kernel, cpu_kernel_text, selection
+from sparse_ingest.models.heads.cpu_kernel import Kernel, instructions_for
 from sparse_ingest.models.heads.int8 import Int8Head
-from sparse_ingest.models.heads.kernel import Kernel, instructions_for
 from sparse_ingest.models.heads.selection import build_head
 from sparse_ingest.models.heads.tiles import TiledHead
 from sparse_ingest.models.packing import Packing
@@ -88,7 +88,7 @@ def test_it_is_the_formula_by_the_instructions_of_this_cpu(dtype) -> None:
 def test_for_a_cpu_that_has_them_the_instructions_are_these(dtype, instructions, words) -> None:
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
-    module = llvm.parse_assembly(kernel_text.kernel_text(dtype, instructions, 256))
+    module = llvm.parse_assembly(cpu_kernel_text.kernel_text(dtype, instructions, 256))
     module.verify()
     target = llvm.Target.from_triple("x86_64-unknown-linux-gnu")
     assembly = target.create_target_machine(cpu="sapphirerapids", opt=3).emit_assembly(module)
@@ -102,7 +102,7 @@ def test_for_a_cpu_that_has_them_the_instructions_are_these(dtype, instructions,
 
 def test_tiles_are_16_rows_of_64_bytes() -> None:
     """Byte by byte as Intel's manual has LDTILECFG: palette, first row, 14 of nothing, bytes of rows, rows."""
-    palette, first, *of_rows = struct.unpack("<BB14x16H16B", kernel_text._TILES)
+    palette, first, *of_rows = struct.unpack("<BB14x16H16B", cpu_kernel_text._TILES)
     assert (palette, first) == (1, 0)
     assert of_rows[:16] == [64] * 8 + [0] * 8
     assert of_rows[16:] == [16] * 8 + [0] * 8
@@ -163,7 +163,7 @@ def parts() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_bfloat16_takes_it(parts, monkeypatch) -> None:
     monkeypatch.setattr(selection, "instructions_for", lambda dtype, width: "avx512")
-    monkeypatch.setattr(kernel, "compile_kernel", compile_emulated)
+    monkeypatch.setattr(cpu_kernel, "compile_kernel", compile_emulated)
     assert isinstance(build_head(*parts, device=CPU, dtype=torch.bfloat16), Kernel)
 
 
@@ -180,7 +180,7 @@ def test_a_kernel_that_is_wrong_is_left_with_a_note(parts, monkeypatch, caplog, 
         return compile_emulated(wrong)
 
     monkeypatch.setattr(selection, "instructions_for", lambda dtype, width: "amx")
-    monkeypatch.setattr(kernel, "compile_kernel", compiled)
+    monkeypatch.setattr(cpu_kernel, "compile_kernel", compiled)
     with caplog.at_level(logging.WARNING):
         assert isinstance(build_head(*parts, device=CPU, dtype=torch.bfloat16), TiledHead)
     assert "Going on with the plain one" in caplog.text
@@ -193,7 +193,7 @@ def test_memory_that_runs_out_changes_no_head(parts, monkeypatch) -> None:
         raise MemoryError
 
     monkeypatch.setattr(selection, "instructions_for", lambda dtype, width: "avx512")
-    monkeypatch.setattr(kernel, "compile_kernel", compiled)
+    monkeypatch.setattr(cpu_kernel, "compile_kernel", compiled)
     with pytest.raises(MemoryError):
         build_head(*parts, device=CPU, dtype=torch.bfloat16)
 
@@ -230,12 +230,12 @@ def test_an_llvm_that_is_too_old_is_left_with_a_note(parts, monkeypatch, caplog)
     ],
 )
 def test_which_instructions_multiply(monkeypatch, amx, tiles, dtype, width, expected) -> None:
-    monkeypatch.setattr(kernel.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(kernel.platform, "system", lambda: "Linux")
-    monkeypatch.setattr(kernel, "has_amx", lambda: amx)
-    monkeypatch.setattr(kernel, "_may_use_tiles", lambda: tiles)
+    monkeypatch.setattr(cpu_kernel.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(cpu_kernel.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(cpu_kernel, "has_amx", lambda: amx)
+    monkeypatch.setattr(cpu_kernel, "_may_use_tiles", lambda: tiles)
     for name in ("has_vnni", "has_avx512_bfloat16"):
-        monkeypatch.setattr(kernel, name, lambda: True)
+        monkeypatch.setattr(cpu_kernel, name, lambda: True)
     assert instructions_for(dtype, width) == expected
 
 
@@ -244,7 +244,7 @@ def test_other_systems_and_forbidden_instructions_have_none(monkeypatch) -> None
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
         assert instructions_for(torch.int8, 128) is instructions_for(torch.bfloat16, 128) is None
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
-    monkeypatch.setattr(kernel.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(cpu_kernel.platform, "machine", lambda: "aarch64")
     assert instructions_for(torch.int8, 128) is None
 
 
