@@ -29,9 +29,9 @@ from large_run import make_large_run
 from scipy import sparse
 
 from sparse_ingest.records import SparseRows
-from sparse_ingest.retrieval.exact import QueryVector, search_exact
 from sparse_ingest.runs.manifest import Run, open_run
 from sparse_ingest.runs.shards import read_shard_vectors
+from sparse_ingest.searching.exact import QueryVector, search_exact
 
 BLOCK = 128  # queries of one dense product
 Answers = list[npt.NDArray[np.int64]]  # for each query the rows that it found, best first

@@ -33,9 +33,9 @@ from typing import Any, NamedTuple
 
 from large_run import make_large_run
 
+from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.local_server import process
-from sparse_ingest.opensearch.client import Client, Connection, connect
 
 Settings = dict[str, Any]
 

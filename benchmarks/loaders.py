@@ -25,11 +25,11 @@ from urllib.parse import urlsplit
 from opensearchpy import OpenSearch, helpers
 from opensearchpy.serializer import JSONSerializer
 
-from sparse_ingest.load import load
-from sparse_ingest.opensearch.bodies import BodyWriter, BulkRequest
-from sparse_ingest.opensearch.client import Connection, connect
-from sparse_ingest.opensearch.pacing import Pace
-from sparse_ingest.opensearch.sending import send
+from sparse_ingest.cluster.bodies import BodyWriter, BulkRequest
+from sparse_ingest.cluster.client import Connection, connect
+from sparse_ingest.cluster.pacing import Pace
+from sparse_ingest.cluster.sending import send
+from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.pruning import prune
 from sparse_ingest.runs.manifest import Run, open_run

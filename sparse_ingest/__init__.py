@@ -1,8 +1,7 @@
 """sparse-ingest: text corpora to learned-sparse vectors to OpenSearch, losing nothing, proven to the last bit.
 
 The names below are the public ones; each is imported when it is first used, so `import sparse_ingest` brings neither
-torch nor opensearchpy. The verbs are modules: `sparse_ingest.encode.encode`, `sparse_ingest.load.load`,
-`sparse_ingest.verify.verify`.
+torch nor opensearchpy.
 """
 
 from __future__ import annotations
@@ -11,12 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sparse_ingest.corpora.files import FieldNames, open_corpus
-    from sparse_ingest.errors import SparseIngestError
-    from sparse_ingest.inspect import inspect_model
-    from sparse_ingest.opensearch.client import Connection, connect
-    from sparse_ingest.opensearch.limits import fit_weights
-    from sparse_ingest.opensearch.requests import (
+    from sparse_ingest.checkpoints.inspect import inspect_model
+    from sparse_ingest.cluster.client import Connection, connect
+    from sparse_ingest.cluster.limits import fit_weights
+    from sparse_ingest.cluster.requests import (
         Engine,
         bm25_body,
         engine_body,
@@ -29,51 +26,53 @@ if TYPE_CHECKING:
         server_side_body,
         two_phase_body,
     )
+    from sparse_ingest.corpora.files import FieldNames, open_corpus
+    from sparse_ingest.errors import SparseIngestError
     from sparse_ingest.pipeline import ModelSettings, Pipeline, read_pipeline
-    from sparse_ingest.places import place_of
-    from sparse_ingest.query import query_encoder, token_keys, weigh, weigh_many
     from sparse_ingest.records import Document, Query, SparseRows
     from sparse_ingest.runs.manifest import open_run
     from sparse_ingest.runs.shards import read_shard
-    from sparse_ingest.search import engine_of, rank_index, rank_run, search_index, search_run
+    from sparse_ingest.searching.query import query_encoder, token_keys, weigh, weigh_many
+    from sparse_ingest.searching.search import engine_of, rank_index, rank_run, search_index, search_run
+    from sparse_ingest.storage.places import place_of
 
 _ROOM_OF = {
-    "Connection": "opensearch.client",
+    "Connection": "cluster.client",
     "Document": "records",
-    "Engine": "opensearch.requests",
+    "Engine": "cluster.requests",
     "FieldNames": "corpora.files",
     "ModelSettings": "pipeline",
     "Pipeline": "pipeline",
     "Query": "records",
     "SparseIngestError": "errors",
     "SparseRows": "records",
-    "bm25_body": "opensearch.requests",
-    "connect": "opensearch.client",
-    "engine_body": "opensearch.requests",
-    "engine_of": "search",
-    "fit_weights": "opensearch.limits",
-    "hybrid_body": "opensearch.requests",
-    "inspect_model": "inspect",
-    "msearch_bytes": "opensearch.requests",
-    "msearch_lines": "opensearch.requests",
-    "neural_sparse_body": "opensearch.requests",
+    "bm25_body": "cluster.requests",
+    "connect": "cluster.client",
+    "engine_body": "cluster.requests",
+    "engine_of": "searching.search",
+    "fit_weights": "cluster.limits",
+    "hybrid_body": "cluster.requests",
+    "inspect_model": "checkpoints.inspect",
+    "msearch_bytes": "cluster.requests",
+    "msearch_lines": "cluster.requests",
+    "neural_sparse_body": "cluster.requests",
     "open_corpus": "corpora.files",
     "open_run": "runs.manifest",
-    "place_of": "places",
-    "query_encoder": "query",
-    "rank_feature_body": "opensearch.requests",
-    "rank_index": "search",
-    "rank_run": "search",
+    "place_of": "storage.places",
+    "query_encoder": "searching.query",
+    "rank_feature_body": "cluster.requests",
+    "rank_index": "searching.search",
+    "rank_run": "searching.search",
     "read_pipeline": "pipeline",
     "read_shard": "runs.shards",
-    "search_index": "search",
-    "search_run": "search",
-    "seismic_body": "opensearch.requests",
-    "server_side_body": "opensearch.requests",
-    "token_keys": "query",
-    "two_phase_body": "opensearch.requests",
-    "weigh": "query",
-    "weigh_many": "query",
+    "search_index": "searching.search",
+    "search_run": "searching.search",
+    "seismic_body": "cluster.requests",
+    "server_side_body": "cluster.requests",
+    "token_keys": "searching.query",
+    "two_phase_body": "cluster.requests",
+    "weigh": "searching.query",
+    "weigh_many": "searching.query",
 }
 
 __all__ = [

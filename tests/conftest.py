@@ -18,8 +18,8 @@ from contextlib import closing
 import pytest
 from started_servers import Running, environment, random_free_port, server_home, start_program
 
+from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.local_server import download, process
-from sparse_ingest.opensearch.client import Client, Connection, connect
 
 
 @pytest.fixture(scope="session")

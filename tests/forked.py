@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PRELOADED = (
-    "sparse_ingest.cli.main", "sparse_ingest.encode",
+    "sparse_ingest.cli.main", "sparse_ingest.encoding.encode",
     "sparse_ingest.models.documents", "sparse_ingest.models.precision",
     "transformers.models.bert.modeling_bert", "transformers.models.auto.modeling_auto", "safetensors.torch",
 )  # fmt: skip

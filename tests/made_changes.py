@@ -8,13 +8,13 @@ from typing import Any
 
 from made_runs import make_run
 
-from sparse_ingest.load import LoadReport, load
-from sparse_ingest.opensearch import indexes
-from sparse_ingest.opensearch.client import Client, Connection
-from sparse_ingest.opensearch.sending import Retries
+from sparse_ingest.cluster import indexes
+from sparse_ingest.cluster.client import Client, Connection
+from sparse_ingest.cluster.sending import Retries
+from sparse_ingest.loading.load import LoadReport, load
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.runs.manifest import Run
-from sparse_ingest.verify import VerifyReport, verify
+from sparse_ingest.verification.verify import VerifyReport, verify
 
 FAST = Retries(base_s=0.01, cap_s=0.1)
 OLD = {f"d{number}": {"river": 1 + number / 64, "stone": 1 / (number + 1)} for number in range(20)}

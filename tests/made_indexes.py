@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from made_runs import NASTY_TOKENS
 
-from sparse_ingest.opensearch.client import Client
+from sparse_ingest.cluster.client import Client
 from sparse_ingest.queries.protocol import QueryWeights, query_weights
 from sparse_ingest.runs.manifest import Run
 from sparse_ingest.runs.shards import read_shard

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from made_runs import DOCUMENTS, make_run
 
-from sparse_ingest.load import LoadReport, load
-from sparse_ingest.opensearch import indexes
-from sparse_ingest.opensearch.client import Client, Connection
+from sparse_ingest.cluster import indexes
+from sparse_ingest.cluster.client import Client, Connection
+from sparse_ingest.loading.load import LoadReport, load
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.manifest import Run
 

@@ -8,12 +8,12 @@ import pytest
 from made_loads import into, stamped
 from made_runs import make_run
 
+from sparse_ingest.cluster.client import Client, Connection
+from sparse_ingest.cluster.journal import open_journal
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.opensearch.client import Client, Connection
-from sparse_ingest.opensearch.journal import open_journal
 from sparse_ingest.pipeline import Pipeline, override
-from sparse_ingest.search import search_index
-from sparse_ingest.verify import verify
+from sparse_ingest.searching.search import search_index
+from sparse_ingest.verification.verify import verify
 
 DOCUMENTS = {
     "three": {"river": 3.0, "stone": 2.0, "lamp": 1.0},

@@ -10,10 +10,10 @@ import pytest
 from faulty_proxy import faulty_proxy
 from made_runs import make_run
 
+from sparse_ingest.cluster import indexes
+from sparse_ingest.cluster.client import Connection, connect
 from sparse_ingest.errors import SparseIngestError
-from sparse_ingest.load import load
-from sparse_ingest.opensearch import indexes
-from sparse_ingest.opensearch.client import Connection, connect
+from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.manifest import Run
 

@@ -28,11 +28,11 @@ from made_changes import (
 )
 
 from sparse_ingest.cli import loading
+from sparse_ingest.cluster import indexes
+from sparse_ingest.cluster.client import Client, Connection
+from sparse_ingest.cluster.journal import open_journal
 from sparse_ingest.errors import ClusterError, Interrupted, RunError, UsageError
 from sparse_ingest.loading.publish import publish
-from sparse_ingest.opensearch import indexes
-from sparse_ingest.opensearch.client import Client, Connection
-from sparse_ingest.opensearch.journal import open_journal
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.manifest import Run
 

@@ -92,7 +92,7 @@ def test_one_vector_is_computed_for_the_equal_texts_of_a_shard(overflow, encode,
 
 def test_copies_are_the_bytes_of_the_first(encode, tmp_path: Path, monkeypatch) -> None:
     """Over windows of a shard too, and whoever makes which shard."""
-    monkeypatch.setattr("sparse_ingest.encoding.parts.PART_ROWS", 5)
+    monkeypatch.setattr("sparse_ingest.encoding.shard_maker.PART_ROWS", 5)
     options = ("--dedup-text", "encode-once", "--weights", "float32")
     assert encode(ROWS, "once", *options).code == 0
     run = open_run(tmp_path / "once")
@@ -274,7 +274,7 @@ def test_the_seconds_of_each_stage_are_kept_and_summed(encode, tmp_path: Path) -
 
 def test_a_lowered_budget_makes_the_whole_shard_again(encode, tmp_path: Path, monkeypatch) -> None:
     """Its bytes are those of a run with that budget from the start."""
-    monkeypatch.setattr("sparse_ingest.encoding.parts.PART_ROWS", 5)
+    monkeypatch.setattr("sparse_ingest.encoding.shard_maker.PART_ROWS", 5)
     assert encode(ROWS, "small", "--batch-tokens", 16).code == 0
     true, calls = DocumentEncoder.encode_tokens, []
 

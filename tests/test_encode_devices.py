@@ -17,9 +17,9 @@ from test_encode import contents, lasting
 from sparse_ingest.cli.encoding import EncodeProgress
 from sparse_ingest.corpora import sources as corpora
 from sparse_ingest.corpora.files import FieldNames, open_corpus
-from sparse_ingest.encode import EncodeOptions, encode
-from sparse_ingest.encoding import devices
+from sparse_ingest.encoding.encode import EncodeOptions, encode
 from sparse_ingest.errors import RunError, UsageError
+from sparse_ingest.executors import local as devices
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.runs.manifest import open_run
 

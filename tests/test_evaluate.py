@@ -12,10 +12,10 @@ from forked import Answer, command
 from made_runs import make_run
 from made_tables import TOKENS, write_table
 
-from sparse_ingest.load import load
-from sparse_ingest.opensearch.client import Connection
+from sparse_ingest.cluster.client import Connection
+from sparse_ingest.evaluation.measures import DEFAULT_MEASURES
+from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import IndexSettings, Pipeline
-from sparse_ingest.retrieval.measures import DEFAULT_MEASURES
 
 DOCUMENTS = {
     "first": {"catch": 1.5, "except": 0.5},

@@ -15,13 +15,13 @@ from made_runs import DOCUMENTS, make_run
 from secure_proxy import secure_proxy
 
 from sparse_ingest.cli.indexing import index as group
+from sparse_ingest.cluster import indexes, installed
+from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
+from sparse_ingest.cluster.index_admin import CreateOptions, create, drop, show
+from sparse_ingest.cluster.installed import Installed
 from sparse_ingest.errors import ClusterError, PipelineError, UsageError
-from sparse_ingest.index import CreateOptions, create, drop, show
-from sparse_ingest.opensearch import indexes, installed
-from sparse_ingest.opensearch.client import Client, Connection, ResponseError, connect
-from sparse_ingest.opensearch.installed import Installed
 from sparse_ingest.pipeline import EncodeSettings, IndexSettings, Pipeline, packaged_folder
-from sparse_ingest.verify import verify
+from sparse_ingest.verification.verify import verify
 
 YES = {"sure": lambda sentence: True}
 

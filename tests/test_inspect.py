@@ -16,8 +16,8 @@ from forked import command
 from made_tables import write_table
 
 from sparse_ingest.checkpoints.card import count_parameters, read_card
+from sparse_ingest.checkpoints.inspect import Inspection, inspect_model
 from sparse_ingest.errors import CheckpointError, UsageError
-from sparse_ingest.inspect import Inspection, inspect_model
 from sparse_ingest.pipeline import ModelSettings
 
 CLEAN = "package:cognition/model"

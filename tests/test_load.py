@@ -18,18 +18,18 @@ from made_loads import MANY, broken_titles, ids_in, into, run_with_bad_titles, s
 from made_runs import DOCUMENTS, make_run
 
 from sparse_ingest.cli import loading
+from sparse_ingest.cluster import indexes
+from sparse_ingest.cluster.client import Client, Connection
+from sparse_ingest.cluster.journal import open_journal
+from sparse_ingest.cluster.pacing import Pace
+from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.errors import ClusterError, Interrupted, RunError, UsageError
-from sparse_ingest.load import load
-from sparse_ingest.opensearch import indexes
-from sparse_ingest.opensearch.client import Client, Connection
-from sparse_ingest.opensearch.journal import open_journal
-from sparse_ingest.opensearch.pacing import Pace
-from sparse_ingest.opensearch.sending import Retries
+from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.ids import find_duplicates, remove_rows
 from sparse_ingest.runs.manifest import Run, SkippedRow
 from sparse_ingest.runs.shards import read_shard, shard_schema_of, write_shard
-from sparse_ingest.verify import verify
+from sparse_ingest.verification.verify import verify
 
 
 @pytest.fixture
@@ -242,8 +242,8 @@ def test_faults_on_the_way_lose_and_double_nothing(client: Client, index_name: s
 LOAD = """
 import signal, sys
 from pathlib import Path
-from sparse_ingest.load import load
-from sparse_ingest.opensearch.client import Connection
+from sparse_ingest.loading.load import load
+from sparse_ingest.cluster.client import Connection
 from sparse_ingest.pipeline import Pipeline
 signal.signal(signal.SIGINT, signal.default_int_handler)
 load(Path(sys.argv[1]), index=sys.argv[2], pipeline=Pipeline(), connection=Connection(sys.argv[3]))
@@ -379,7 +379,7 @@ def test_the_rate_reaches_the_pace(client: Client, index_name: str, run: Run, mo
             rates.append(max_rate)
             super().__init__(max_rate=max_rate)
 
-    monkeypatch.setattr("sparse_ingest.load.Pace", Watched)
+    monkeypatch.setattr("sparse_ingest.loading.load.Pace", Watched)
     arguments = [str(run.path), "--index", index_name, "--url", client.address, "--max-rate", "50"]
     assert loading.load.main(arguments, standalone_mode=False) == 0
     assert rates == [50.0]

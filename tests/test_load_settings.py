@@ -9,10 +9,10 @@ from made_loads import MANY, into, settings_of, stamped
 from made_runs import make_run
 
 from sparse_ingest.cli import loading
+from sparse_ingest.cluster import indexes, settings_guard
+from sparse_ingest.cluster.client import Client
+from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.errors import ClusterError, Interrupted
-from sparse_ingest.opensearch import indexes, settings_guard
-from sparse_ingest.opensearch.client import Client
-from sparse_ingest.opensearch.sending import Retries
 from sparse_ingest.runs.manifest import Run
 
 

@@ -17,15 +17,15 @@ from made_runs import make_run
 from test_encode import contents, documents, lasting, write
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
+from sparse_ingest.cluster.client import Connection, connect
+from sparse_ingest.cluster.requests import neural_sparse_body, rank_feature_body
 from sparse_ingest.errors import ClusterError, PipelineError
-from sparse_ingest.load import load
+from sparse_ingest.loading.load import load
 from sparse_ingest.models.tokenizer import Cut, Layout, Tokenizer, _Reading
-from sparse_ingest.opensearch.client import Connection, connect
-from sparse_ingest.opensearch.requests import neural_sparse_body, rank_feature_body
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.runs.manifest import open_run
 from sparse_ingest.runs.shards import PART_ROWS, read_shard, text_hash
-from sparse_ingest.search import search_index, search_run
+from sparse_ingest.searching.search import search_index, search_run
 
 LONG = " ".join(WORDS[place * 7 % len(WORDS)] for place in range(150))
 TEXTS = ["the river stone", LONG, "", "bird " * 62, "bird " * 63, LONG[::-1], "lamp"]
@@ -348,7 +348,7 @@ def test_row_groups_of_passages_are_bounded(encode, tmp_path: Path, monkeypatch)
     assert encode("passages").code == 0
     before = documents(open_run(tmp_path / "run"))
     for name, limit in (("PART_ROWS", 7), ("WINDOW_BYTES", 2000)):
-        monkeypatch.setattr(f"sparse_ingest.encoding.parts.{name}", limit)
+        monkeypatch.setattr(f"sparse_ingest.encoding.shard_maker.{name}", limit)
         assert encode("passages", "--shard-rows", 30, out=name).code == 0
         run = open_run(tmp_path / name)
         parts = list(read_shard(run.shard_path(0)))

@@ -18,18 +18,18 @@ from forked import command
 from made_plans import DOCUMENTS, made_plan
 from made_runs import make_run
 
+from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.sizes import posting_bytes
 from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError
-from sparse_ingest.load import load
-from sparse_ingest.opensearch.client import Client, Connection, connect
-from sparse_ingest.opensearch.sizes import posting_bytes
+from sparse_ingest.evaluation.measures import measure
+from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import IndexSettings, Pipeline, read_pipeline
-from sparse_ingest.plan import PlanReport, plan
 from sparse_ingest.planning import drawing, outputs
+from sparse_ingest.planning.plan import PlanReport, plan
 from sparse_ingest.pruning import prune
-from sparse_ingest.query import weigh_many
-from sparse_ingest.retrieval.measures import measure
 from sparse_ingest.runs.shards import read_documents
-from sparse_ingest.search import Engine, rank_index, rank_run
+from sparse_ingest.searching.query import weigh_many
+from sparse_ingest.searching.search import Engine, rank_index, rank_run
 
 Made = tuple[Any, Any, Any]
 

@@ -11,11 +11,11 @@ from made_loads import broken_titles, run_with_bad_titles
 from made_runs import DOCUMENTS, make_run
 
 from sparse_ingest.cli import loading
+from sparse_ingest.cluster import indexes
+from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.errors import ClusterError, RunError, UsageError
-from sparse_ingest.load import load
+from sparse_ingest.loading.load import load
 from sparse_ingest.loading.publish import PublishReport, publish, roll_back
-from sparse_ingest.opensearch import indexes
-from sparse_ingest.opensearch.client import Client, Connection
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.manifest import Run
 

@@ -15,16 +15,23 @@ from made_indexes import fill
 from made_runs import make_run
 from made_tables import TOKENS, write_table
 
+from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.indexes import Stamp
 from sparse_ingest.errors import ClusterError, MissingExtraError, RunError, UsageError
-from sparse_ingest.opensearch.client import Client, Connection, connect
-from sparse_ingest.opensearch.indexes import Stamp
 from sparse_ingest.pipeline import IndexSettings, ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.queries.protocol import QueryWeights, query_weights
 from sparse_ingest.queries.weight_table import WeightTable
-from sparse_ingest.query import pipeline_of_index, pipeline_of_run, prune_query, query_encoder, weigh, weigh_many
 from sparse_ingest.records import Query
 from sparse_ingest.runs.manifest import open_run
-from sparse_ingest.search import search_index
+from sparse_ingest.searching.query import (
+    pipeline_of_index,
+    pipeline_of_run,
+    prune_query,
+    query_encoder,
+    weigh,
+    weigh_many,
+)
+from sparse_ingest.searching.search import search_index
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from made_runs import WORDS, make_run
 
 from sparse_ingest.pruning import prune
 from sparse_ingest.queries.protocol import query_weights
-from sparse_ingest.search import rank_run, search_run
-from sparse_ingest.searching import runs
+from sparse_ingest.searching import run_search as runs
+from sparse_ingest.searching.search import rank_run, search_run
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from forked import command
 
-from sparse_ingest.load import load
-from sparse_ingest.opensearch.client import Connection
+from sparse_ingest.cluster.client import Connection
+from sparse_ingest.evaluation.measures import DEFAULT_MEASURES
+from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.retrieval.measures import DEFAULT_MEASURES
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 MEASURES = ("nDCG@10", "RR", "R@100", "AP@100")

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from made_tables import write_table
 
-from sparse_ingest.opensearch.client import Client, Connection, connect
-from sparse_ingest.opensearch.requests import Engine, hybrid_body
+from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.requests import Engine, hybrid_body
 from sparse_ingest.pipeline import ModelSettings, Pipeline
-from sparse_ingest.query import weigh
 from sparse_ingest.records import Query
-from sparse_ingest.search import rank_index, rank_words, search_index
+from sparse_ingest.searching.query import weigh
+from sparse_ingest.searching.search import rank_index, rank_words, search_index
 
 PAGE = Path(__file__).parents[1] / "docs" / "scores.md"
 

@@ -12,15 +12,15 @@ import pytest
 from made_indexes import assert_same_hits, bits, fill, filled, random_documents, random_queries
 from made_runs import DOCUMENTS, NASTY_TOKENS, make_run
 
+from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.explanations import explained_terms
+from sparse_ingest.cluster.requests import bm25_body, rank_feature_body
 from sparse_ingest.errors import ClusterError, UsageError
-from sparse_ingest.load import load
-from sparse_ingest.opensearch.client import Client, Connection, connect
-from sparse_ingest.opensearch.explanations import explained_terms
-from sparse_ingest.opensearch.requests import bm25_body, rank_feature_body
+from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.queries.protocol import query_weights
 from sparse_ingest.runs.manifest import Run
-from sparse_ingest.search import Hit, TermShare, search_index, search_run
+from sparse_ingest.searching.search import Hit, TermShare, search_index, search_run
 
 
 @pytest.fixture(scope="module")

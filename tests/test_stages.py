@@ -19,7 +19,7 @@ from made_checkpoints import make_masked_lm
 from test_encode import contents, lasting, write
 
 from sparse_ingest.cli import progress
-from sparse_ingest.encoding import parts
+from sparse_ingest.encoding import shard_maker as parts
 from sparse_ingest.encoding.stages import Ahead, Stages
 from sparse_ingest.models.documents import DocumentEncoder
 from sparse_ingest.models.memory import BudgetLowered

@@ -19,9 +19,9 @@ from made_changes import (
     titles_in,
 )
 
+from sparse_ingest.cluster import indexes
+from sparse_ingest.cluster.client import Client
 from sparse_ingest.errors import ClusterError, RunError
-from sparse_ingest.opensearch import indexes
-from sparse_ingest.opensearch.client import Client
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.manifest import Run
 

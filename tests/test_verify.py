@@ -11,12 +11,12 @@ from made_runs import DOCUMENTS, make_run
 from secure_proxy import secure_proxy
 
 from sparse_ingest.cli import loading
+from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.errors import ClusterError, Interrupted, RunError
-from sparse_ingest.load import load
-from sparse_ingest.opensearch.client import Client, Connection
+from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.manifest import Run
-from sparse_ingest.verify import VerifyReport, verify
+from sparse_ingest.verification.verify import VerifyReport, verify
 
 TERMS = sum(len(terms) for terms in DOCUMENTS.values())
 

@@ -12,8 +12,8 @@ from sparse_ingest.cli.encoding import EncodeProgress
 from sparse_ingest.cli.options import json_option, print_json
 
 if TYPE_CHECKING:
-    from sparse_ingest.demo import Answers, DemoReport
-    from sparse_ingest.search import Hit
+    from sparse_ingest.cli.demo_steps import Answers, DemoReport
+    from sparse_ingest.searching.search import Hit
 
 COLUMN = 52  # characters of one engine's column
 
@@ -28,7 +28,7 @@ def demo(folder: Path, keep_server: bool, as_json: bool) -> None:
 
     Needs the extra "demo". Downloads OpenSearch (180 MB) the first time and says so.
     """
-    from sparse_ingest.demo import run_demo
+    from sparse_ingest.cli.demo_steps import run_demo
 
     began = time.monotonic()
     with EncodeProgress() as progress:

@@ -12,11 +12,11 @@ from sparse_ingest.cli.options import PLACE, json_option, model_options, print_j
 from sparse_ingest.cli.progress import Progress, asked_to_stop
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline, override
-from sparse_ingest.places import Place
+from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:
     from sparse_ingest.corpora.sources import Corpus
-    from sparse_ingest.encode import EncodeOptions
+    from sparse_ingest.encoding.encode import EncodeOptions
 
 
 @click.command()
@@ -64,8 +64,8 @@ def encode(
     Exit code 3: finished, but bad documents were left out, which RUN/skipped names; or a dry run found some.
     """
     from sparse_ingest.corpora.files import FieldNames, open_corpus
-    from sparse_ingest.encode import EncodeOptions
-    from sparse_ingest.encode import encode as encode_corpus
+    from sparse_ingest.encoding.encode import EncodeOptions
+    from sparse_ingest.encoding.encode import encode as encode_corpus
 
     settings = {"encode.dtype": "dtype", "encode.weights": "weights", "model.max_length": "max_length",
                 "encode.batch_tokens": "batch_tokens"}  # fmt: skip
@@ -106,7 +106,7 @@ def encode(
 
 def _dry_run(corpus: Corpus, pipeline: Pipeline, options: EncodeOptions, as_json: bool) -> int:
     """Check a corpus, and print what was found; 3 if some of it could not be encoded."""
-    from sparse_ingest.encode import dry_run
+    from sparse_ingest.encoding.encode import dry_run
 
     with EncodeProgress("rows") as progress:
 
@@ -212,7 +212,7 @@ def status(run: Place, as_json: bool) -> None:
 
 
 def _load_state(folder: Place) -> dict[str, Any]:
-    from sparse_ingest.opensearch.journal import Journal
+    from sparse_ingest.cluster.journal import Journal
 
     journal = Journal(folder)
     return {

@@ -23,12 +23,12 @@ from sparse_ingest.cli.options import (
 )
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.places import Place
+from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:
-    from sparse_ingest.evaluate import Evaluation, Row
-    from sparse_ingest.opensearch.client import Connection
-    from sparse_ingest.retrieval.measures import Comparison
+    from sparse_ingest.cluster.client import Connection
+    from sparse_ingest.evaluation.evaluate import Evaluation, Row
+    from sparse_ingest.evaluation.measures import Comparison
 
 FILE = click.Path(exists=True, path_type=Path)
 
@@ -83,8 +83,8 @@ def evaluate(
     Queries without judgements are not asked; a query that finds nothing counts as zero; of equal scores the larger
     document id comes first, as in trec_eval. The model is the one that made the run or the index.
     """
-    from sparse_ingest.evaluate import depth_of
-    from sparse_ingest.retrieval.measures import DEFAULT_MEASURES
+    from sparse_ingest.evaluation.evaluate import depth_of
+    from sparse_ingest.evaluation.measures import DEFAULT_MEASURES
 
     if nano_beir:
         _refuse_beside_nano_beir({**given, "index": index, "run": run_path, "engine": pipeline.query.engine})
@@ -119,10 +119,16 @@ def _evaluate(
     connection: Connection,
     given: dict[str, Any],
 ) -> tuple[Evaluation, list[Comparison]]:
-    from sparse_ingest.evaluate import compare, evaluate_index, evaluate_run, measure_trec_run, read_collection
-    from sparse_ingest.query import pipeline_of_index, pipeline_of_run
+    from sparse_ingest.evaluation.evaluate import (
+        compare,
+        evaluate_index,
+        evaluate_run,
+        measure_trec_run,
+        read_collection,
+    )
     from sparse_ingest.runs.manifest import open_run
-    from sparse_ingest.search import engine_of
+    from sparse_ingest.searching.query import pipeline_of_index, pipeline_of_run
+    from sparse_ingest.searching.search import engine_of
 
     queries, qrels = given["queries"] or given["qrels"], given["qrels"] or given["queries"]
     if queries is None or not (queries.is_dir() or qrels != queries):
@@ -145,7 +151,7 @@ def _evaluate(
                 trec=trec,
             )
         else:
-            from sparse_ingest.opensearch.client import connect
+            from sparse_ingest.cluster.client import connect
 
             client, index = connect(connection), str(index)
             pipeline = pipeline_of_index(pipeline, client, index, force=given["force"])
@@ -201,8 +207,8 @@ def _nano_beir(
 ) -> None:
     from sparse_ingest.cli.encoding import EncodeProgress
     from sparse_ingest.corpora.nano_beir import DATA_SET, collections_named
-    from sparse_ingest.evaluate import depth_of
-    from sparse_ingest.nano_beir import CARD_MEASURES, evaluate_nano_beir, figures, mean_figures
+    from sparse_ingest.evaluation.evaluate import depth_of
+    from sparse_ingest.evaluation.nano_beir import CARD_MEASURES, evaluate_nano_beir, figures, mean_figures
 
     if not pipeline.model.document:
         raise UsageError("--nano-beir needs the model to evaluate: give --model or --pipeline.")

@@ -16,8 +16,8 @@ from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from sparse_ingest.index import IndexReport
-    from sparse_ingest.opensearch.client import Connection
+    from sparse_ingest.cluster.client import Connection
+    from sparse_ingest.cluster.index_admin import IndexReport
 
 _INDEX = click.option("--index", required=True, metavar="NAME", help="The index")
 
@@ -67,7 +67,7 @@ def create(
     `load` goes past the ingest pipeline: what it sends has its vector. The ingest pipeline prunes by the rule
     in [encode].
     """
-    from sparse_ingest import index as verb
+    from sparse_ingest.cluster import index_admin as verb
 
     given: dict[str, Any] = {key: value for key, value in (("field", field), ("kind", kind), ("body", body)) if value}
     pipeline = with_changes(pipeline, index=with_changes(pipeline.index, **given))
@@ -91,7 +91,7 @@ def create(
 @json_option
 def show(index: str, connection: Connection, as_json: bool) -> None:
     """Show what an index or alias is and holds: field, model, load, documents, size, pipelines."""
-    from sparse_ingest import index as verb
+    from sparse_ingest.cluster import index_admin as verb
 
     report = verb.show(index, connection=connection)
     if as_json:
@@ -112,7 +112,7 @@ def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bo
 
     Nothing else is deleted: not a pipeline that somebody replaced or that another index uses, and no run folder.
     """
-    from sparse_ingest import index as verb
+    from sparse_ingest.cluster import index_admin as verb
 
     report = verb.drop(index, connection=connection, force=force, sure=(lambda _: True) if yes else _ask)
     if report is None:
@@ -157,7 +157,7 @@ def idf(pipeline: Pipeline, specs: tuple[str, ...], out: Path, as_json: bool, **
     Exit code 3: finished, but bad documents were left out.
     """
     from sparse_ingest.corpora.files import FieldNames, open_corpus
-    from sparse_ingest.idf import write_idf
+    from sparse_ingest.queries.idf import write_idf
 
     names = FieldNames(given["id_field"], given["text_field"], given["title_field"], (), carry_text=False)
     columns = given["columns"].split(",") if given["columns"] is not None else None

@@ -11,7 +11,7 @@ from sparse_ingest.cli.options import json_option, pipeline_options, print_json
 from sparse_ingest.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from sparse_ingest.inspect import Inspection, Side
+    from sparse_ingest.checkpoints.inspect import Inspection, Side
 
 ACTIVATIONS = {"relu": "log1p(relu)", "log1p_relu": "log1p(log1p(relu))"}
 
@@ -26,7 +26,7 @@ def inspect(as_json: bool, pipeline: Pipeline) -> None:
     MODEL is a hub id, a folder, or package:NAME/PATH. No weight is loaded, and no code of the model runs. Pin a
     revision with --set model.revision=REVISION.
     """
-    from sparse_ingest.inspect import inspect_model
+    from sparse_ingest.checkpoints.inspect import inspect_model
 
     found = inspect_model(pipeline.model)
     if as_json:

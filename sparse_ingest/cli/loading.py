@@ -11,13 +11,13 @@ import click
 
 from sparse_ingest.cli.options import PLACE, connection_options, json_option, pipeline_options, print_json
 from sparse_ingest.cli.progress import Progress, asked_to_stop
-from sparse_ingest.places import Place
+from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:
-    from sparse_ingest.load import LoadReport
-    from sparse_ingest.opensearch.client import Connection
+    from sparse_ingest.cluster.client import Connection
+    from sparse_ingest.loading.load import LoadReport
     from sparse_ingest.pipeline import Pipeline
-    from sparse_ingest.verify import VerifyReport
+    from sparse_ingest.verification.verify import VerifyReport
 
 _RUN = click.argument("run", type=PLACE)
 
@@ -100,7 +100,7 @@ def load(
         options |= {"progress": progress.reach, "note": progress.note, "stop": stop}
         if alias:
             return _publish(run, alias, pipeline, connection, as_json, drop_old=drop_old, **options)
-        from sparse_ingest import load as verb
+        from sparse_ingest.loading import load as verb
 
         report = verb.load(run, index=str(index), pipeline=pipeline, connection=connection, **options)
     _print_load(report, as_json)
@@ -139,7 +139,7 @@ def _roll_back(alias: str, to: str, connection: Connection, as_json: bool) -> in
 
 
 def _restore(index: str, connection: Connection, as_json: bool) -> int:
-    from sparse_ingest.load import restore_settings
+    from sparse_ingest.loading.load import restore_settings
 
     restored = restore_settings(index, connection=connection, note=lambda sentence: click.echo(sentence, err=True))
     if as_json:
@@ -166,7 +166,7 @@ def verify(
     are a difference only when nobody else wrote into the index.
     Exit code 1: something is missing, is too much or differs.
     """
-    from sparse_ingest import verify as verb
+    from sparse_ingest.verification import verify as verb
 
     total = _rows(run)
     with Progress("documents", total if all_documents else min(sample, total or sample)) as progress:

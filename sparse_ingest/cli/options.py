@@ -13,7 +13,7 @@ import click
 
 from sparse_ingest.errors import UsageError, first_line
 from sparse_ingest.pipeline import ModelSettings, Pipeline, override, read_pipeline
-from sparse_ingest.places import Place, place_of
+from sparse_ingest.storage.places import Place, place_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -57,7 +57,7 @@ def connection_options(command: F) -> F:
     @functools.wraps(command)
     def with_connection(*args: Any, **kwargs: Any) -> Any:
         # Imported here: it brings opensearchpy, which `--help` does without.
-        from sparse_ingest.opensearch.client import Connection
+        from sparse_ingest.cluster.client import Connection
 
         given = {name: kwargs.pop(name) for name in Connection.__dataclass_fields__}
         return command(*args, connection=Connection(**given), **kwargs)

@@ -12,8 +12,8 @@ from sparse_ingest.cli.progress import Progress
 from sparse_ingest.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from sparse_ingest.opensearch.client import Connection
-    from sparse_ingest.places import Place
+    from sparse_ingest.cluster.client import Connection
+    from sparse_ingest.storage.places import Place
 
 
 @click.command()
@@ -54,8 +54,8 @@ def plan(
     queries chooses, the other half must confirm. The table shows what no other point beats; * is the one taken.
     Exit code 1: nothing loses as little as --loss.
     """
-    from sparse_ingest import plan as verb
     from sparse_ingest.corpora.collections import read_qrels, read_queries
+    from sparse_ingest.planning import plan as verb
     from sparse_ingest.planning.drawing import as_text
     from sparse_ingest.planning.outputs import refuse_outputs, write_outputs
 

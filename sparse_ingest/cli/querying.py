@@ -15,7 +15,7 @@ from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from sparse_ingest.opensearch.requests import Body, Engine
+    from sparse_ingest.cluster.requests import Body, Engine
     from sparse_ingest.queries.protocol import QueryWeights
 
 size_option = click.option(
@@ -94,8 +94,8 @@ def query(
     With --table it prints a JSON object from token to weight, which with the model's tokenizer.json is all that a
     service in any language needs.
     """
-    from sparse_ingest.opensearch.requests import msearch_bytes
-    from sparse_ingest.search import engine_of
+    from sparse_ingest.cluster.requests import msearch_bytes
+    from sparse_ingest.searching.search import engine_of
 
     if table:
         if text is not None or queries_path is not None:
@@ -126,7 +126,7 @@ def _print_table(pipeline: Pipeline) -> None:
     from sparse_ingest.checkpoints.layouts import read_checkpoint
     from sparse_ingest.checkpoints.sides import WeightTableSide
     from sparse_ingest.queries.weight_table import WeightTable
-    from sparse_ingest.query import query_encoder
+    from sparse_ingest.searching.query import query_encoder
 
     model = pipeline.model
     name, revision = (model.query, model.query_revision) if model.query else (model.document, model.revision)
@@ -149,8 +149,8 @@ def _print_table(pipeline: Pipeline) -> None:
 
 def bodies(asked: Iterable[tuple[str, QueryWeights]], engine: Engine, form: Form) -> Iterator[Body]:
     """The bodies of some texts with their weights; says at the end what was left out or scaled."""
-    from sparse_ingest.opensearch.limits import fit_weights
-    from sparse_ingest.query import keyed, tell_of_lost
+    from sparse_ingest.cluster.limits import fit_weights
+    from sparse_ingest.searching.query import keyed, tell_of_lost
 
     scaled, scale = 0, 1.0
     lost: dict[str, None] = {}
@@ -169,7 +169,7 @@ def bodies(asked: Iterable[tuple[str, QueryWeights]], engine: Engine, form: Form
 
 
 def _body(text: str, weights: QueryWeights, engine: Engine, form: Form) -> Body:
-    from sparse_ingest.opensearch.requests import engine_body, hybrid_body, rank_feature_body, server_side_body
+    from sparse_ingest.cluster.requests import engine_body, hybrid_body, rank_feature_body, server_side_body
 
     settings: dict[str, Any] = {"size": form.size, "filter": form.filter}
     if form.is_server_side:
@@ -184,7 +184,7 @@ def _body(text: str, weights: QueryWeights, engine: Engine, form: Form) -> Body:
 
 
 def _one(text: str, pipeline: Pipeline, form: Form) -> Iterator[tuple[str, QueryWeights]]:
-    from sparse_ingest.query import weigh
+    from sparse_ingest.searching.query import weigh
 
     yield text, {} if form.is_server_side else weigh(text, pipeline)
 
@@ -194,7 +194,7 @@ def _many(path: Path, pipeline: Pipeline, form: Form) -> Iterator[tuple[str, Que
     from itertools import tee
 
     from sparse_ingest.corpora.collections import read_queries
-    from sparse_ingest.query import weigh_many
+    from sparse_ingest.searching.query import weigh_many
 
     queries, texts = tee(read_queries(path))
     if form.is_server_side:

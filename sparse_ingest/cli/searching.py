@@ -25,10 +25,10 @@ from sparse_ingest.cli.options import (
 from sparse_ingest.cli.querying import collapse_option, queries_option, size_option
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.places import Place
+from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:
-    from sparse_ingest.opensearch.client import Connection
+    from sparse_ingest.cluster.client import Connection
     from sparse_ingest.queries.protocol import QueryWeights
     from sparse_ingest.searching.hits import Hit, Ranked
 
@@ -126,9 +126,9 @@ def _refuse(options: dict[str, Any], why: str) -> None:
 
 
 def _search_index(asked: Asked, text: str) -> tuple[QueryWeights, list[Hit]]:
-    from sparse_ingest.opensearch.client import connect
-    from sparse_ingest.query import pipeline_of_index, weigh
-    from sparse_ingest.search import engine_of, search_hybrid, search_index
+    from sparse_ingest.cluster.client import connect
+    from sparse_ingest.searching.query import pipeline_of_index, weigh
+    from sparse_ingest.searching.search import engine_of, search_hybrid, search_index
 
     client, index = connect(asked.connection), str(asked.index)
     pipeline = pipeline_of_index(asked.pipeline, client, index, force=asked.force)
@@ -143,9 +143,9 @@ def _search_index(asked: Asked, text: str) -> tuple[QueryWeights, list[Hit]]:
 
 
 def _search_run(asked: Asked, text: str) -> tuple[QueryWeights, list[Hit]]:
-    from sparse_ingest.query import pipeline_of_run, weigh
     from sparse_ingest.runs.manifest import open_run
-    from sparse_ingest.search import search_run
+    from sparse_ingest.searching.query import pipeline_of_run, weigh
+    from sparse_ingest.searching.search import search_run
 
     run = open_run(asked.run_path or Path())
     weights = weigh(text, pipeline_of_run(asked.pipeline, run, force=asked.force))
@@ -155,8 +155,8 @@ def _search_run(asked: Asked, text: str) -> tuple[QueryWeights, list[Hit]]:
 def _rank(asked: Asked, queries_path: Path) -> Iterator[Ranked]:
     """The rankings of a file of queries, in its order."""
     from sparse_ingest.corpora.collections import read_queries
-    from sparse_ingest.query import pipeline_of_index, pipeline_of_run, weigh_many
-    from sparse_ingest.search import engine_of, rank_index, rank_run
+    from sparse_ingest.searching.query import pipeline_of_index, pipeline_of_run, weigh_many
+    from sparse_ingest.searching.search import engine_of, rank_index, rank_run
 
     queries = read_queries(queries_path)
     if asked.run_path is not None:
@@ -166,7 +166,7 @@ def _rank(asked: Asked, queries_path: Path) -> Iterator[Ranked]:
         pipeline = pipeline_of_run(asked.pipeline, run, force=asked.force)
         yield from rank_run(run, weigh_many(queries, pipeline), size=asked.size)
         return
-    from sparse_ingest.opensearch.client import connect
+    from sparse_ingest.cluster.client import connect
 
     client, index = connect(asked.connection), str(asked.index)
     pipeline = pipeline_of_index(asked.pipeline, client, index, force=asked.force)
@@ -183,7 +183,7 @@ def _rank(asked: Asked, queries_path: Path) -> Iterator[Ranked]:
 
 
 def _print_ranked(ranked: Iterator[Ranked], asked: Asked, *, as_json: bool) -> None:
-    from sparse_ingest.retrieval.trec import trec_lines
+    from sparse_ingest.evaluation.trec import trec_lines
 
     began = time.perf_counter()
     latencies, took, empty = array("d"), array("d"), 0
@@ -225,7 +225,7 @@ def _percentiles(milliseconds: array[float]) -> str:
 
 
 def _print_trec(hits: list[Hit]) -> None:
-    from sparse_ingest.retrieval.trec import trec_lines
+    from sparse_ingest.evaluation.trec import trec_lines
     from sparse_ingest.searching.hits import Ranked
 
     # One query has no id of its own.
@@ -235,7 +235,7 @@ def _print_trec(hits: list[Hit]) -> None:
 
 
 def _as_json(hit: Hit) -> dict[str, Any]:
-    from sparse_ingest.search import snippet
+    from sparse_ingest.searching.search import snippet
 
     return {
         "rank": hit.rank,

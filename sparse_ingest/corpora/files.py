@@ -26,7 +26,7 @@ from sparse_ingest.corpora.sources import Corpus, Source
 from sparse_ingest.corpora.stored import PACKED, LocalFile, StandardInput, StoredFile, is_packed
 from sparse_ingest.corpora.tables import Choice, TextTable
 from sparse_ingest.errors import CorpusError, UsageError
-from sparse_ingest.places import place_of
+from sparse_ingest.storage.places import place_of
 
 FORMATS = ("jsonl", "csv", "tsv", "msmarco", "parquet", "arrow")
 FORMAT_OF_SUFFIX = {

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from sparse_ingest.corpora.documents import printable
 from sparse_ingest.errors import CorpusError, UsageError, first_line
-from sparse_ingest.places import without_secrets
+from sparse_ingest.storage.places import without_secrets
 
 PREFIX = "hf:"
 FORM = "hf:NAME[@REVISION][:CONFIG[:SPLIT]]"

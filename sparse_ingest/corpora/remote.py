@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 from sparse_ingest.corpora.documents import printable
 from sparse_ingest.corpora.stored import changed
 from sparse_ingest.errors import CorpusError
-from sparse_ingest.places import RemotePath, without_secrets
+from sparse_ingest.storage.places import RemotePath, without_secrets
 
 Choose = Callable[[Sequence[str], str], list[str]]
 

@@ -15,9 +15,9 @@ from sparse_ingest.checkpoints.settings import document_identity, resolve_pipeli
 from sparse_ingest.corpora.sources import Corpus
 from sparse_ingest.errors import MissingExtraError, PipelineError, UsageError
 from sparse_ingest.pipeline import EncodeSettings, Pipeline
-from sparse_ingest.places import Place
 from sparse_ingest.records import PARENT
 from sparse_ingest.runs.manifest import SHARD_ROWS, identity_of
+from sparse_ingest.storage.places import Place
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class EncodeOptions:
 
     `reuse` is another run, whose vectors are copied where a text is the same. It is no part of the identity: a copied
     vector is the one that the same settings computed, though in another batch, whose last bits may differ. `processes`
-    is set by encoding/devices.py in each of its processes.
+    is set by executors/local.py in each of its processes.
     """
 
     device: str = "auto"

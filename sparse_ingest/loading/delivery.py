@@ -13,16 +13,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from sparse_ingest.cluster import indexes
+from sparse_ingest.cluster.bodies import BulkRequest, delete_requests
+from sparse_ingest.cluster.client import Client
+from sparse_ingest.cluster.durability import Durability
+from sparse_ingest.cluster.journal import DeadLetter, Journal
+from sparse_ingest.cluster.pacing import Pace
+from sparse_ingest.cluster.sending import Retries, send
+from sparse_ingest.cluster.settling import patiently
 from sparse_ingest.errors import ClusterError, Interrupted, RunError
 from sparse_ingest.loading.operations import Operations
-from sparse_ingest.opensearch import indexes
-from sparse_ingest.opensearch.bodies import BulkRequest, delete_requests
-from sparse_ingest.opensearch.client import Client
-from sparse_ingest.opensearch.durability import Durability
-from sparse_ingest.opensearch.journal import DeadLetter, Journal
-from sparse_ingest.opensearch.pacing import Pace
-from sparse_ingest.opensearch.sending import Retries, send
-from sparse_ingest.opensearch.settling import patiently
 from sparse_ingest.records import Outcome
 from sparse_ingest.runs.manifest import Run
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sparse_ingest.opensearch.bodies import BodyWriter, BulkRequest
+from sparse_ingest.cluster.bodies import BodyWriter, BulkRequest
 from sparse_ingest.pruning import prune
 from sparse_ingest.runs.changes import Changes
 from sparse_ingest.runs.manifest import Run

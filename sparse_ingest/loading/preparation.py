@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from sparse_ingest.cluster import indexes, installed, mappings, preflight, seismic, updates
+from sparse_ingest.cluster.client import Client
+from sparse_ingest.cluster.journal import Journal, open_journal
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.operations import rules_of
-from sparse_ingest.opensearch import indexes, installed, mappings, preflight, seismic, updates
-from sparse_ingest.opensearch.client import Client
-from sparse_ingest.opensearch.journal import Journal, open_journal
 from sparse_ingest.pruning import count_emptied, prune
 from sparse_ingest.runs.checking import CheckedPart, checked_parts
 from sparse_ingest.runs.manifest import Run

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from dataclasses import replace as with_changes
 from typing import Unpack
 
+from sparse_ingest.cluster import aliases, indexes, installed, settling
+from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.errors import ClusterError, RunError, UsageError
-from sparse_ingest.load import LoadOptions, LoadReport, load
-from sparse_ingest.opensearch import aliases, indexes, installed, settling
-from sparse_ingest.opensearch.client import Client, Connection, connect
+from sparse_ingest.loading.load import LoadOptions, LoadReport, load
 from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.places import Place
 from sparse_ingest.runs.manifest import open_run
-from sparse_ingest.verify import verify
+from sparse_ingest.storage.places import Place
+from sparse_ingest.verification.verify import verify
 
 Note = Callable[[str], None]
 

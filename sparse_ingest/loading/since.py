@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from sparse_ingest.cluster.client import Client
+from sparse_ingest.cluster.indexes import Index, Stamp
+from sparse_ingest.cluster.journal import Journal, open_journal
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.preparation import loaded_shards, refuse_incomplete, refuse_unfinished_since
-from sparse_ingest.opensearch.client import Client
-from sparse_ingest.opensearch.indexes import Index, Stamp
-from sparse_ingest.opensearch.journal import Journal, open_journal
 from sparse_ingest.runs.changes import Changes
 from sparse_ingest.runs.manifest import Run
 

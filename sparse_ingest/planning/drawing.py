@@ -17,7 +17,7 @@ from sparse_ingest.planning.choice import Point
 from sparse_ingest.planning.rules import in_words
 
 if TYPE_CHECKING:
-    from sparse_ingest.plan import PlanReport
+    from sparse_ingest.planning.plan import PlanReport
 
 SHOWN_LOSS = 0.1  # a table leaves out what loses more
 Column = tuple[str, Callable[[Point], str]]

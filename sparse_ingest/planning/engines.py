@@ -15,10 +15,10 @@ import numpy as np
 
 from sparse_ingest.planning.rules import Rule
 from sparse_ingest.queries.protocol import QueryWeights
-from sparse_ingest.search import Engine, Ranked, rank_index
+from sparse_ingest.searching.search import Engine, Ranked, rank_index
 
 if TYPE_CHECKING:
-    from sparse_ingest.opensearch.client import Client
+    from sparse_ingest.cluster.client import Client
 
 SIZE = 10
 _AT_ONCE = 20  # queries of one setting before it is the next one's turn

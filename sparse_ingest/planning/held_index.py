@@ -17,8 +17,8 @@ from sparse_ingest.planning.rules import Rule
 from sparse_ingest.runs.manifest import Run
 
 if TYPE_CHECKING:
-    from sparse_ingest.opensearch.client import Client, Connection
-    from sparse_ingest.search import Engine
+    from sparse_ingest.cluster.client import Client, Connection
+    from sparse_ingest.searching.search import Engine
 
 
 class HeldIndex(NamedTuple):
@@ -43,16 +43,16 @@ def opened(
     if index is None or connection is None:
         yield None
         return
-    from sparse_ingest.opensearch.client import connect
+    from sparse_ingest.cluster.client import connect
 
     with contextlib.closing(connect(connection)) as client:
         yield _look_at(client, run, pipeline, index)
 
 
 def _look_at(client: Client, run: Run, pipeline: Pipeline, name: str) -> HeldIndex:
-    from sparse_ingest.opensearch.indexes import find_index
-    from sparse_ingest.query import pipeline_of_index
-    from sparse_ingest.search import engine_of
+    from sparse_ingest.cluster.indexes import find_index
+    from sparse_ingest.searching.query import pipeline_of_index
+    from sparse_ingest.searching.search import engine_of
 
     # The run's model is the index's when the run is; settings of engines are what is to be found out.
     pipeline = pipeline_of_index(replace(pipeline, model=ModelSettings(), query=QuerySettings()), client, name)

@@ -10,13 +10,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparse_ingest.durable import write_atomic
 from sparse_ingest.errors import UsageError
 from sparse_ingest.planning.drawing import as_html, as_png, figure_class, sentences
 from sparse_ingest.planning.pipeline_file import pipeline_text
+from sparse_ingest.storage.durable import write_atomic
 
 if TYPE_CHECKING:
-    from sparse_ingest.plan import PlanReport
+    from sparse_ingest.planning.plan import PlanReport
 
 NAMES = ("plan.json", "plan.png", "plan.html", "pipeline.toml")
 

@@ -4,7 +4,7 @@ In: parts of a run, families of rules (rules.py), query vectors. Out: document f
 rule, and for each query and rule the places of the best documents. The ranks of the terms are computed once a part. As
 rules of a family are nested, a term has one level in it, the number of rules that keep it: summing products by
 (document, level) and adding levels up gives the scores of all rules of the family from one reading of the postings.
-Scores are those of retrieval/exact.py on the 9 bits that an index keeps (tests/planning/test_sweep.py compares). Memory
+Scores are those of searching/exact.py on the 9 bits that an index keeps (tests/planning/test_sweep.py compares). Memory
 is that of one part, of a count for each rule and token, and of the hits: up to 0.2 MB a query.
 Not covered: what is made of the hits (choice.py).
 """
@@ -16,11 +16,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.opensearch.scores import stored_weights
+from sparse_ingest.cluster.scores import stored_weights
 from sparse_ingest.planning.rules import ALL_TERMS, Family, Rule
 from sparse_ingest.pruning import Ranking
 from sparse_ingest.records import SparseRows
-from sparse_ingest.retrieval.exact import QueryVector
+from sparse_ingest.searching.exact import QueryVector
 
 _NOBODY = np.iinfo(np.uint32).max
 

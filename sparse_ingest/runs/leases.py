@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ingest.errors import RunError, StorageError
-from sparse_ingest.places import RemotePath
+from sparse_ingest.storage.places import RemotePath
 
 RENEWED_S = 10.0
 EXPIRES_S = 60.0

@@ -21,12 +21,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from sparse_ingest.durable import sync_folder, write_atomic
 from sparse_ingest.errors import RunError
-from sparse_ingest.places import Place, RemotePath
 from sparse_ingest.runs.identity import Identity, canonical_json, differences, run_id
 from sparse_ingest.runs.leases import Leases
-from sparse_ingest.scratch import ScratchFolder, state_folder
+from sparse_ingest.storage.durable import sync_folder, write_atomic
+from sparse_ingest.storage.places import Place, RemotePath
+from sparse_ingest.storage.scratch import ScratchFolder, state_folder
 
 FORMAT = 1
 SHARD_ROWS = 65536

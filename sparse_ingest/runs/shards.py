@@ -20,10 +20,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sparse_ingest.durable import move_whole
 from sparse_ingest.errors import RunError, first_line
-from sparse_ingest.places import Place, RemotePath
 from sparse_ingest.records import SparseRows
+from sparse_ingest.storage.durable import move_whole
+from sparse_ingest.storage.places import Place, RemotePath
 
 PART_ROWS = 8192
 _PART_BYTES = 16 << 20  # of fields read at a time: 8192 articles have hundreds of MB

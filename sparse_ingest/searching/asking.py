@@ -3,7 +3,7 @@
 In: query weights, an `Engine`. Out: the server's answer, or one sentence. A search pipeline that the index has by
 default is left out: it could change scores unseen. A cluster without the neural-search plugin is asked with
 rank_feature clauses, which give the same scores.
-Not covered: bodies (opensearch/requests.py), what is made of an answer (search.py).
+Not covered: bodies (cluster/requests.py), what is made of an answer (search.py).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
+from sparse_ingest.cluster.limits import MAX_CLAUSES, count_clauses, fit_weights
+from sparse_ingest.cluster.requests import Body, Engine, engine_body, rank_feature_body
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.opensearch.limits import MAX_CLAUSES, count_clauses, fit_weights
-from sparse_ingest.opensearch.requests import Body, Engine, engine_body, rank_feature_body
 from sparse_ingest.queries.protocol import QueryWeights
-from sparse_ingest.query import keyed, tell_of_lost
+from sparse_ingest.searching.query import keyed, tell_of_lost
 
 if TYPE_CHECKING:
-    from sparse_ingest.opensearch.client import Client
+    from sparse_ingest.cluster.client import Client
 
 NO_PIPELINE = {"search_pipeline": "_none"}
 # What stands in an error of the server, and what it means for a search.
@@ -144,7 +144,7 @@ class Asker:
         if len(weights) + count_clauses(filter or {}) <= MAX_CLAUSES:
             return MAX_CLAUSES
         if self._max_clauses is None:
-            from sparse_ingest.opensearch.indexes import max_clauses
+            from sparse_ingest.cluster.indexes import max_clauses
 
             self._max_clauses = max_clauses(self._client)
         return self._max_clauses

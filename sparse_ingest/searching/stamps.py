@@ -63,7 +63,7 @@ def other_model(
     # The same files may lie in a folder here and on the hub there.
     if there.sha256 in (checkpoint.sha256, None) and (there.sha256 or checkpoint.name == there.name):
         return None
-    from sparse_ingest.opensearch.indexes import vocabulary_hash
+    from sparse_ingest.cluster.indexes import vocabulary_hash
 
     here = QuerySide(checkpoint.name, checkpoint.revision, checkpoint.sha256)
     of_documents = vocabulary if isinstance(vocabulary, str) else vocabulary_hash(vocabulary())
@@ -73,7 +73,7 @@ def other_model(
 
 
 def _vocabulary_hash(checkpoint: Checkpoint) -> str | None:
-    from sparse_ingest.opensearch.indexes import vocabulary_hash
+    from sparse_ingest.cluster.indexes import vocabulary_hash
     from sparse_ingest.queries.token_ids import read_vocabulary
 
     try:

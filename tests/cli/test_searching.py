@@ -15,9 +15,9 @@ from made_runs import make_run
 from made_tables import TOKENS, write_table
 
 from sparse_ingest.cli.searching import COMMANDS, search
+from sparse_ingest.cluster.client import Connection
 from sparse_ingest.errors import ClusterError, PipelineError, RunError, UsageError
-from sparse_ingest.load import load
-from sparse_ingest.opensearch.client import Connection
+from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 
 DOCUMENTS = {

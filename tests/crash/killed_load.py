@@ -16,7 +16,7 @@ from threading import Thread
 from typing import Any
 
 from sparse_ingest.cli.main import main
-from sparse_ingest.opensearch.client import Client
+from sparse_ingest.cluster.client import Client
 
 _CHANGING = ("_aliases", "_bulk", "_refresh", "_forcemerge", "_flush")
 

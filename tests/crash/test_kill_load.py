@@ -18,16 +18,16 @@ import pytest
 from made_runs import make_run
 from started_servers import environment, random_free_port, server_home, start_program
 
-from sparse_ingest.load import LoadReport, load, restore_settings
+from sparse_ingest.cluster import indexes
+from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.journal import Journal
+from sparse_ingest.cluster.sending import Retries
+from sparse_ingest.loading.load import LoadReport, load, restore_settings
 from sparse_ingest.loading.publish import publish
 from sparse_ingest.local_server import process
-from sparse_ingest.opensearch import indexes
-from sparse_ingest.opensearch.client import Client, Connection, connect
-from sparse_ingest.opensearch.journal import Journal
-from sparse_ingest.opensearch.sending import Retries
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.runs.manifest import Run
-from sparse_ingest.verify import verify
+from sparse_ingest.verification.verify import verify
 
 PROGRAM = Path(__file__).with_name("killed_load.py")
 SHARD_ROWS = 20

@@ -20,14 +20,14 @@ import pytest
 from faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from made_runs import NASTY_TOKENS, WORDS, make_run
 
+from sparse_ingest.cluster.client import Connection
+from sparse_ingest.cluster.journal import Journal
+from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.load import LoadReport, load
-from sparse_ingest.opensearch.client import Connection
-from sparse_ingest.opensearch.journal import Journal
-from sparse_ingest.opensearch.sending import Retries
+from sparse_ingest.loading.load import LoadReport, load
 from sparse_ingest.pipeline import IndexSettings, Pipeline, packaged_folder
 from sparse_ingest.runs.manifest import Run
-from sparse_ingest.verify import verify
+from sparse_ingest.verification.verify import verify
 
 Kind = Literal["rank_features", "sparse_vector"]
 DOCUMENTS = 300

@@ -26,15 +26,15 @@ from made_runs import make_run
 from started_servers import environment, random_free_port, server_home
 
 from sparse_ingest.cli.server import server
+from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.index_admin import CreateOptions, create, drop, show
+from sparse_ingest.cluster.requests import neural_sparse_body
 from sparse_ingest.corpora.files import FieldNames, open_corpus
-from sparse_ingest.idf import write_idf
-from sparse_ingest.index import CreateOptions, create, drop, show
 from sparse_ingest.local_server import download, process
-from sparse_ingest.opensearch.client import Client, Connection, connect
-from sparse_ingest.opensearch.requests import neural_sparse_body
 from sparse_ingest.pipeline import EncodeSettings, IndexSettings, ModelSettings, Pipeline
-from sparse_ingest.query import query_encoder
-from sparse_ingest.verify import verify
+from sparse_ingest.queries.idf import write_idf
+from sparse_ingest.searching.query import query_encoder
+from sparse_ingest.verification.verify import verify
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 BERT, CRANFIELD = SHARED / "bert-uncased", SHARED / "cranfield"

@@ -22,7 +22,7 @@ from sparse_ingest.cli.main import cli
 from sparse_ingest.errors import CheckpointError, MissingExtraError
 from sparse_ingest.models.pickles import read_table
 from sparse_ingest.pipeline import ModelSettings
-from sparse_ingest.query import _model, query_encoder
+from sparse_ingest.searching.query import _model, query_encoder
 
 
 @pytest.fixture(scope="module")

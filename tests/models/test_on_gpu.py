@@ -16,14 +16,14 @@ from test_encode import contents
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.checkpoints.settings import resolve_settings
-from sparse_ingest.demo import passages
+from sparse_ingest.cli.demo_steps import passages
+from sparse_ingest.cluster.scores import weight_codes
 from sparse_ingest.models.documents import DocumentEncoder
 from sparse_ingest.models.heads.compaction import Rules, Transfer
 from sparse_ingest.models.heads.selection import build_head
 from sparse_ingest.models.heads.tiles import TiledHead
 from sparse_ingest.models.packing import Packing
 from sparse_ingest.models.precision import KEPT_MASS, KEPT_TERMS, _kept
-from sparse_ingest.opensearch.scores import weight_codes
 from sparse_ingest.pipeline import ModelSettings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")

@@ -32,7 +32,7 @@ from made_checkpoints import (
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.pipeline import ModelSettings
-from sparse_ingest.query import query_encoder
+from sparse_ingest.searching.query import query_encoder
 
 SPECIAL = ("[CLS] the [MASK] river [SEP] [UNK] zzz", "<s> the <mask> river </s>", "[PAD] stone <pad>")
 DOCUMENTS = (*TEXTS, *SPECIAL)

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from made_checkpoints import ARCHITECTURES, PACKAGED, build_encoder, make_masked_lm
 
-from sparse_ingest.demo import passages
+from sparse_ingest.cli.demo_steps import passages
+from sparse_ingest.cluster.scores import weight_codes
 from sparse_ingest.models.cpu import has_vnni
-from sparse_ingest.opensearch.scores import weight_codes
 
 LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 62)
 WORDS = ("river", "stone", "lamp", "the", "of", "water", "bird", "cloud", "search", "index", "run")

@@ -16,7 +16,7 @@ from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.models.cpu import has_vnni
 from sparse_ingest.models.precision import SAMPLE, choose_dtype
 from sparse_ingest.records import SparseRows
-from sparse_ingest.retrieval.exact import QueryVector, search_exact
+from sparse_ingest.searching.exact import QueryVector, search_exact
 
 CRANFIELD = Path(__file__).parents[3] / "shared" / "data" / "cranfield"
 pytestmark = [

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from sparse_ingest.cluster import aliases, indexes
+from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.errors import ClusterError, UsageError
-from sparse_ingest.opensearch import aliases, indexes
-from sparse_ingest.opensearch.client import Client, Connection, connect
 
 
 @pytest.fixture(scope="module")

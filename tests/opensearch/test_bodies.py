@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from made_runs import DOCUMENTS, NASTY_TOKENS, VOCABULARY, make_run
 
-from sparse_ingest.errors import PipelineError, RunError
-from sparse_ingest.opensearch import bodies
-from sparse_ingest.opensearch.bodies import (
+from sparse_ingest.cluster import bodies
+from sparse_ingest.cluster.bodies import (
     BodyWriter,
     BulkRequest,
     Spelling,
@@ -22,7 +21,8 @@ from sparse_ingest.opensearch.bodies import (
     refuse_clash,
     shortest_decimal,
 )
-from sparse_ingest.opensearch.scores import stored_weights, weight_codes
+from sparse_ingest.cluster.scores import stored_weights, weight_codes
+from sparse_ingest.errors import PipelineError, RunError
 from sparse_ingest.records import SparseRows
 from sparse_ingest.runs.shards import read_shard
 
@@ -114,7 +114,7 @@ def test_pandas_stays_out_of_memory(tmp_path) -> None:
     run = make_run(tmp_path / "run", shard_rows=100)
     script = (
         "import sys; from pathlib import Path; from sparse_ingest.runs.shards import read_shard; "
-        "from sparse_ingest.opensearch.bodies import BodyWriter; "
+        "from sparse_ingest.cluster.bodies import BodyWriter; "
         "requests = list(BodyWriter(['t'] * 999, 's').requests(read_shard(Path(sys.argv[1])))); "
         "assert requests and 'pandas' not in sys.modules"
     )

@@ -13,8 +13,7 @@ from threading import Thread
 
 import pytest
 
-from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError
-from sparse_ingest.opensearch.client import (
+from sparse_ingest.cluster.client import (
     Connection,
     ResponseError,
     UnreachableError,
@@ -22,6 +21,7 @@ from sparse_ingest.opensearch.client import (
     error_of,
     parse_url,
 )
+from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError
 
 
 @contextmanager

@@ -6,10 +6,10 @@ from collections import Counter
 
 from made_runs import DOCUMENTS, VOCABULARY, make_run
 
-from sparse_ingest.load import load
-from sparse_ingest.opensearch import frequencies
-from sparse_ingest.opensearch.client import Connection, connect
-from sparse_ingest.opensearch.frequencies import count_documents, count_holding, count_known
+from sparse_ingest.cluster import frequencies
+from sparse_ingest.cluster.client import Connection, connect
+from sparse_ingest.cluster.frequencies import count_documents, count_holding, count_known
+from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import Pipeline
 
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
+from sparse_ingest.cluster import aliases, indexes
+from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.errors import ClusterError, UsageError
-from sparse_ingest.opensearch import aliases, indexes
-from sparse_ingest.opensearch.client import Client, Connection, connect
 
 STAMP = indexes.Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
 

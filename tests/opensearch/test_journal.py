@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sparse_ingest.cluster.journal import DeadLetter, Journal, open_journal
 from sparse_ingest.errors import RunError
-from sparse_ingest.opensearch.journal import DeadLetter, Journal, open_journal
 
 DEAD = [DeadLetter("é", 0, 7, 400, "mapper_parsing_exception: no"), DeadLetter("b", 0, 9, 400, "no")]
 OTHER = [DeadLetter("x", 1, 11, 400, "no")]

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
+from sparse_ingest.cluster.limits import MAX_CLAUSES, check_clauses, check_seismic, count_clauses, fit_weights
+from sparse_ingest.cluster.requests import Engine, engine_body, hybrid_body, neural_sparse_body
 from sparse_ingest.errors import PipelineError, UsageError
-from sparse_ingest.opensearch.client import Client, Connection, ResponseError, connect
-from sparse_ingest.opensearch.limits import MAX_CLAUSES, check_clauses, check_seismic, count_clauses, fit_weights
-from sparse_ingest.opensearch.requests import Engine, engine_body, hybrid_body, neural_sparse_body
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sparse_ingest.cluster import indexes, mappings
+from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.errors import ClusterError, PipelineError
-from sparse_ingest.opensearch import indexes, mappings
-from sparse_ingest.opensearch.client import Client, Connection, connect
 from sparse_ingest.pipeline import IndexSettings, packaged_folder
 
 STAMP = indexes.Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from sparse_ingest.opensearch.pacing import Pace
+from sparse_ingest.cluster.pacing import Pace
 
 MB = 1 << 20
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.preflight import MAX_REQUEST_BYTES, Rules, Survey, clashes, inspect, request_limit
+from sparse_ingest.cluster.scores import LOWEST_WEIGHT, weight_codes
 from sparse_ingest.errors import RunError
-from sparse_ingest.opensearch.client import Client, Connection, connect
-from sparse_ingest.opensearch.preflight import MAX_REQUEST_BYTES, Rules, Survey, clashes, inspect, request_limit
-from sparse_ingest.opensearch.scores import LOWEST_WEIGHT, weight_codes
 from sparse_ingest.records import SparseRows
 
 VOCABULARY = ["zero", "one", None, "three", "four"]

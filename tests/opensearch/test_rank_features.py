@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from made_runs import NASTY_TOKENS
 
-from sparse_ingest.opensearch import indexes
-from sparse_ingest.opensearch.bodies import shortest_decimal
-from sparse_ingest.opensearch.client import Client, Connection, connect
-from sparse_ingest.opensearch.reading import StoredReader
-from sparse_ingest.opensearch.scores import LOWEST_WEIGHT, score, stored_weights, weight_codes
+from sparse_ingest.cluster import indexes
+from sparse_ingest.cluster.bodies import shortest_decimal
+from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.reading import StoredReader
+from sparse_ingest.cluster.scores import LOWEST_WEIGHT, score, stored_weights, weight_codes
 
 MAPPINGS = {"dynamic": False, "properties": {"sparse": {"type": "rank_features"}}}
 

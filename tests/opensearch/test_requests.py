@@ -7,9 +7,9 @@ import struct
 
 import pytest
 
+from sparse_ingest.cluster.explanations import ExplainedTerm, explained_terms
+from sparse_ingest.cluster.requests import bm25_body, neural_sparse_body, rank_feature_body
 from sparse_ingest.errors import UsageError
-from sparse_ingest.opensearch.explanations import ExplainedTerm, explained_terms
-from sparse_ingest.opensearch.requests import bm25_body, neural_sparse_body, rank_feature_body
 
 
 def test_a_neural_sparse_body_is_a_complete_request_without_the_vector() -> None:

@@ -13,12 +13,12 @@ import pytest
 from made_runs import make_run
 from secure_proxy import SecureProxy, cluster_action, secure_proxy
 
-from sparse_ingest.load import load
+from sparse_ingest.cluster.client import Connection, ResponseError, connect
+from sparse_ingest.loading.load import load
 from sparse_ingest.loading.publish import publish, roll_back
-from sparse_ingest.opensearch.client import Connection, ResponseError, connect
 from sparse_ingest.pipeline import IndexSettings, Pipeline
-from sparse_ingest.search import search_index
-from sparse_ingest.verify import verify
+from sparse_ingest.searching.search import search_index
+from sparse_ingest.verification.verify import verify
 
 DOCUMENTS = {f"d{number}": {"river": 0.5 + number / 8, "stone": 1.0} for number in range(7)}
 

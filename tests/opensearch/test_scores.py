@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparse_ingest.opensearch.scores import LOWEST_WEIGHT, score, stored_bytes, stored_weights, weight_codes
+from sparse_ingest.cluster.scores import LOWEST_WEIGHT, score, stored_bytes, stored_weights, weight_codes
 
 
 def test_stored_weights_keep_nine_bits_and_are_stable() -> None:

@@ -9,14 +9,14 @@ from contextlib import closing
 import numpy as np
 import pytest
 
+from sparse_ingest.cluster import indexes, mappings, seismic
+from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
+from sparse_ingest.cluster.preflight import Survey
+from sparse_ingest.cluster.reading import StoredReader
+from sparse_ingest.cluster.requests import seismic_body
+from sparse_ingest.cluster.scores import stored_bytes, stored_weights, weight_codes
 from sparse_ingest.errors import PipelineError, UsageError
-from sparse_ingest.opensearch import indexes, mappings, seismic
-from sparse_ingest.opensearch.client import Client, Connection, ResponseError, connect
-from sparse_ingest.opensearch.preflight import Survey
-from sparse_ingest.opensearch.reading import StoredReader
-from sparse_ingest.opensearch.requests import seismic_body
-from sparse_ingest.opensearch.scores import stored_bytes, stored_weights, weight_codes
-from sparse_ingest.search import Engine, search_index
+from sparse_ingest.searching.search import Engine, search_index
 
 CEILING, CEILING_SEARCH = 2.5, 16.0
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from faulty_proxy import FaultyProxy, faulty_proxy
 
+from sparse_ingest.cluster import indexes
+from sparse_ingest.cluster.bodies import BulkRequest, delete_requests
+from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
+from sparse_ingest.cluster.pacing import Pace
+from sparse_ingest.cluster.sending import Retries, send
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.opensearch import indexes
-from sparse_ingest.opensearch.bodies import BulkRequest, delete_requests
-from sparse_ingest.opensearch.client import Client, Connection, ResponseError, connect
-from sparse_ingest.opensearch.pacing import Pace
-from sparse_ingest.opensearch.sending import Retries, send
 from sparse_ingest.records import Outcome, Refusal
 
 FAST = Retries(attempts=6, base_s=0.01, cap_s=0.05, timeout_s=20)

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
+from sparse_ingest.cluster import indexes, settings_guard
+from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.opensearch import indexes, settings_guard
-from sparse_ingest.opensearch.client import Client, Connection, connect
 
 STAMP = indexes.Stamp({"document": "m"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
 LOADING = settings_guard.LOADING

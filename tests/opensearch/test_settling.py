@@ -8,11 +8,11 @@ from contextlib import closing
 
 import pytest
 
+from sparse_ingest.cluster import indexes, settling
+from sparse_ingest.cluster.client import Client, Connection, ResponseError, UnreachableError, connect
+from sparse_ingest.cluster.durability import Durability
+from sparse_ingest.cluster.sending import BLOCKED, Retries
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.opensearch import indexes, settling
-from sparse_ingest.opensearch.client import Client, Connection, ResponseError, UnreachableError, connect
-from sparse_ingest.opensearch.durability import Durability
-from sparse_ingest.opensearch.sending import BLOCKED, Retries
 
 FAST = Retries(attempts=4, base_s=0.001, cap_s=0.002)
 

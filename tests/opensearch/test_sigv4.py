@@ -20,11 +20,11 @@ from made_certificates import Authority, Pair
 from made_runs import DOCUMENTS, make_run
 from secure_proxy import Refusal, Request, secure_proxy
 
+from sparse_ingest.cluster.client import Connection, ResponseError, UnreachableError, connect
 from sparse_ingest.errors import ClusterError, UsageError
-from sparse_ingest.load import load
-from sparse_ingest.opensearch.client import Connection, ResponseError, UnreachableError, connect
+from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.verify import verify
+from sparse_ingest.verification.verify import verify
 
 REGION, SECRET, TOKEN = "eu-west-1", "secret/of+the=load", "token//of++the==session"
 
@@ -136,7 +136,7 @@ def test_a_refused_signature_is_one_sentence_without_the_token(
     run, (ca, pair) = make_run(tmp_path / "run"), certificate
     code = (
         "import logging; logging.basicConfig(level=logging.DEBUG);"
-        "from sparse_ingest.opensearch.client import Connection, connect;"
+        "from sparse_ingest.cluster.client import Connection, connect;"
         f"connect(Connection({{}}, ca={str(ca)!r}, aws_region={REGION!r}, aws_service='es'))"
     )
     words = ["load", run.path, "--index", "never", "--ca", ca, "--aws-service", "es", "--aws-region", REGION]

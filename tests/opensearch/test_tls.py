@@ -18,7 +18,7 @@ from made_tables import write_table
 from secure_proxy import SecureProxy, secure_proxy
 
 from sparse_ingest.cli.main import main
-from sparse_ingest.opensearch.client import Connection, connect
+from sparse_ingest.cluster.client import Connection, connect
 
 USER, PASSWORD = "loader", "pä:ss wörd/€%40"  # what a URL, Latin-1 and a colon would each make something else of
 DOCUMENTS = {"one": {"catch": 1.5, "except": 0.5}, "two": {"except": 2.0, "river": 3.0}, "three": {}}
@@ -254,7 +254,7 @@ def test_a_traceback_with_all_its_causes_has_no_password(
 ) -> None:
     with secure_proxy(opensearch_url, certificate=certificates.server, users={}) as proxy:
         code = (
-            "import sys; from sparse_ingest.opensearch.client import Connection, connect\n"
+            "import sys; from sparse_ingest.cluster.client import Connection, connect\n"
             f"connect(Connection(sys.argv[1], user={USER!r}, password={PASSWORD!r}, ca=sys.argv[2]))"
         )
         words = [sys.executable, "-c", code, proxy.url, str(certificates.ca)]

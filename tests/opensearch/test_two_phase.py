@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from sparse_ingest.cluster.requests import two_phase_body
+from sparse_ingest.cluster.two_phase import TWO_PHASE_DEFAULTS, check_two_phase, two_phase_split, two_phase_window
 from sparse_ingest.errors import PipelineError, UsageError
-from sparse_ingest.opensearch.requests import two_phase_body
-from sparse_ingest.opensearch.two_phase import TWO_PHASE_DEFAULTS, check_two_phase, two_phase_split, two_phase_window
 
 WEIGHTS = {"e": 0.1, "a": 4.0, "c": 1.5, "b": 2.0, "d": 0.5}
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sparse_ingest.opensearch.scores import stored_weights
+from sparse_ingest.cluster.scores import stored_weights
 from sparse_ingest.planning.rules import as_flags, document_families, in_words, query_rules
 from sparse_ingest.planning.sweep import Sweep
 from sparse_ingest.pruning import count_emptied, prune
 from sparse_ingest.records import SparseRows
-from sparse_ingest.retrieval.exact import QueryVector, search_exact
+from sparse_ingest.searching.exact import QueryVector, search_exact
 
 VOCABULARY = 300
 DEPTH = 20

@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Lock, Thread
 from urllib.parse import urlsplit
 
-from sparse_ingest.places import RemotePath
+from sparse_ingest.storage.places import RemotePath
 
 SECRET = "SECRETofTheStore"
 Fault = int | str | None

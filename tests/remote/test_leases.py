@@ -10,9 +10,9 @@ import pytest
 from stores import FaultyStore
 
 from sparse_ingest.errors import RunError
-from sparse_ingest.places import RemotePath
 from sparse_ingest.runs import leases
 from sparse_ingest.runs.leases import Leases
+from sparse_ingest.storage.places import RemotePath
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from stores import SECRET, FaultyStore, put_folder, web_server
 from sparse_ingest.corpora.files import FieldNames, open_corpus
 from sparse_ingest.corpora.sources import Corpus
 from sparse_ingest.errors import CorpusError, StorageError
-from sparse_ingest.places import RemotePath
+from sparse_ingest.storage.places import RemotePath
 
 ROWS = [{"_id": f"d{place}", "text": f"the text of number {place} é\n" * 300} for place in range(2000)]
 

@@ -16,9 +16,9 @@ from made_checkpoints import make_masked_lm
 from stores import FaultyStore, stored
 from test_encode import contents, lasting, write
 
-from sparse_ingest.places import RemotePath
 from sparse_ingest.runs.manifest import open_run
-from sparse_ingest.scratch import ScratchFolder
+from sparse_ingest.storage.places import RemotePath
+from sparse_ingest.storage.scratch import ScratchFolder
 
 KEPT = ("manifest.json", "vocab.json", "complete.json", "shards/", "skipped/")
 ROWS = [{"_id": str(place), "text": f"the river stone {place} " * (place % 7)} for place in range(200)]

@@ -11,12 +11,12 @@ from made_loads import MANY, broken_titles, ids_in, into, run_with_bad_titles
 from made_runs import DOCUMENTS, make_run
 from stores import FaultyStore, put_folder, stored, web_server
 
+from sparse_ingest.cluster.client import Client, Connection
+from sparse_ingest.cluster.journal import DeadLetter, open_journal
 from sparse_ingest.errors import StorageError
-from sparse_ingest.opensearch.client import Client, Connection
-from sparse_ingest.opensearch.journal import DeadLetter, open_journal
-from sparse_ingest.places import RemotePath
 from sparse_ingest.runs.manifest import Run, open_run
-from sparse_ingest.verify import verify
+from sparse_ingest.storage.places import RemotePath
+from sparse_ingest.verification.verify import verify
 
 
 def in_store(run: Run, bucket: str, name: str = "run") -> Run:

@@ -12,7 +12,7 @@ import pytest
 from stores import SECRET, FaultyStore, web_server
 
 from sparse_ingest.errors import MissingExtraError, StorageError, UsageError
-from sparse_ingest.places import RemotePath, place_of, without_secrets
+from sparse_ingest.storage.places import RemotePath, place_of, without_secrets
 
 CONTENT = bytes(range(256)) * 40_000  # three blocks
 
@@ -220,7 +220,7 @@ def test_a_store_that_goes_on_failing_is_one_sentence(spoiled: FaultyStore, buck
 
 
 def test_a_web_server_that_fails_is_no_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparse_ingest.places._PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr("sparse_ingest.storage.places._PAUSES_S", (0.01, 0.01))
     (tmp_path / "file").write_bytes(b"x")
     with web_server(tmp_path) as url:
         place = RemotePath.at(f"{url}/file")

@@ -16,11 +16,11 @@ from stores import FaultyStore, put_folder, stored, web_server
 from test_encode import ROWS, contents, lasting, write
 
 from sparse_ingest.errors import RunError
-from sparse_ingest.places import RemotePath
 from sparse_ingest.runs.checking import checked_parts
 from sparse_ingest.runs.manifest import open_run
 from sparse_ingest.runs.shards import read_doc_ids, read_vectors
-from sparse_ingest.search import search_run
+from sparse_ingest.searching.search import search_run
+from sparse_ingest.storage.places import RemotePath
 
 KEPT = ("manifest.json", "vocab.json", "complete.json", "shards/", "skipped/")
 

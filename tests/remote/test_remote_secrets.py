@@ -18,8 +18,8 @@ from made_runs import make_run
 from stores import FaultyStore, stored, web_server
 from test_encode import ROWS, write
 
-from sparse_ingest.places import RemotePath
 from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.storage.places import RemotePath
 
 HIDDEN = "hidden-3f9c"
 SIGNED = f"X-Amz-Signature={HIDDEN}"
@@ -56,7 +56,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapt
         (tmp_path / "here" / name).mkdir(parents=True)
     monkeypatch.setenv("SPARSE_INGEST_HOME", str(tmp_path / "here" / "home"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "here" / "temporary"))
-    monkeypatch.setattr("sparse_ingest.places._PAUSES_S", (0.01,))
+    monkeypatch.setattr("sparse_ingest.storage.places._PAUSES_S", (0.01,))
     caplog.set_level(logging.DEBUG, "sparse_ingest")
     yield Said(tmp_path / "here", caplog)
 

@@ -11,9 +11,9 @@ import pytest
 
 from sparse_ingest.corpora.collections import read_qrels, read_queries
 from sparse_ingest.errors import MissingExtraError
+from sparse_ingest.evaluation.bm25 import rank_texts
+from sparse_ingest.evaluation.measures import measure
 from sparse_ingest.records import Query
-from sparse_ingest.retrieval.bm25 import rank_texts
-from sparse_ingest.retrieval.measures import measure
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 MEASURES = ("nDCG@10", "RR", "R@100")

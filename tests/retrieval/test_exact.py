@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparse_ingest.records import SparseRows
-from sparse_ingest.retrieval.exact import QueryVector, search_exact
+from sparse_ingest.searching.exact import QueryVector, search_exact
 
 
 def csr(rows: list[dict[int, float]], ids: list[str] | None = None, ids_type=np.uint16, weights_type=np.float32):

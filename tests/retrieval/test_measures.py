@@ -11,8 +11,8 @@ import pytest
 from scipy.stats import permutation_test, ttest_rel
 
 from sparse_ingest.errors import MissingExtraError, UsageError
-from sparse_ingest.retrieval import measures
-from sparse_ingest.retrieval.measures import compare, depth_of, measure
+from sparse_ingest.evaluation import measures
+from sparse_ingest.evaluation.measures import compare, depth_of, measure
 
 
 class Found(NamedTuple):

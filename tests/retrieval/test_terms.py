@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparse_ingest.retrieval.terms import QueryTerms, TermCounts, flops, sparsity
+from sparse_ingest.evaluation.terms import QueryTerms, TermCounts, flops, sparsity
 
 QUERIES = [("1", {"a": 1.0, "b": 2.0}), ("2", {"b": 1.0}), ("3", {})]
 DOCUMENTS = [{"a", "b", "c"}, {"b"}, set(), {"z"}]

@@ -9,7 +9,7 @@ import pytest
 import pytrec_eval
 
 from sparse_ingest.errors import CorpusError
-from sparse_ingest.retrieval.trec import read_trec_run, trec_lines
+from sparse_ingest.evaluation.trec import read_trec_run, trec_lines
 
 
 class Found(NamedTuple):

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_ingest.durable import write_atomic
 from sparse_ingest.errors import RunError
 from sparse_ingest.runs.identity import Difference, canonical_json, differences, run_id
 from sparse_ingest.runs.manifest import (
@@ -26,6 +25,7 @@ from sparse_ingest.runs.manifest import (
     open_run,
     write_json,
 )
+from sparse_ingest.storage.durable import write_atomic
 
 VOCABULARY = ["[PAD]", None, "##ing", "Ġthe", "▁de", "\u2028"]
 
@@ -59,7 +59,7 @@ def test_an_exclusive_file_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_of_many_writers_one_wins_with_a_whole_file(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from sparse_ingest.durable import write_atomic\n"
+        "import sys; from pathlib import Path; from sparse_ingest.storage.durable import write_atomic\n"
         "sys.stdin.readline(); write_atomic(Path('file'), sys.argv[1].encode() * 100000, exclusive=True)"
     )
     writers = [

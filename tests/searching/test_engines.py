@@ -12,9 +12,8 @@ import pytest
 from made_indexes import assert_same_hits, bits, filled, random_documents, random_queries
 from made_runs import make_run
 
-from sparse_ingest.errors import ClusterError, PipelineError, UsageError
-from sparse_ingest.opensearch.client import Client, Connection, connect
-from sparse_ingest.opensearch.requests import (
+from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.requests import (
     Engine,
     bm25_body,
     engine_body,
@@ -27,12 +26,13 @@ from sparse_ingest.opensearch.requests import (
     server_side_body,
     two_phase_body,
 )
-from sparse_ingest.opensearch.scores import two_phase_score
-from sparse_ingest.opensearch.two_phase import two_phase_split, two_phase_window
+from sparse_ingest.cluster.scores import two_phase_score
+from sparse_ingest.cluster.two_phase import two_phase_split, two_phase_window
+from sparse_ingest.errors import ClusterError, PipelineError, UsageError
 from sparse_ingest.pipeline import IndexSettings, Pipeline, QuerySettings
 from sparse_ingest.queries.protocol import QueryWeights
 from sparse_ingest.runs.manifest import Run
-from sparse_ingest.search import engine_of, rank_index, search_hybrid, search_index, search_run, search_words
+from sparse_ingest.searching.search import engine_of, rank_index, search_hybrid, search_index, search_run, search_words
 
 SHARP = {"prune_type": "max_ratio", "prune_ratio": 0.4}
 EVEN = {"term": {"tag": "even"}}

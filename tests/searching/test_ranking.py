@@ -11,11 +11,11 @@ import pytest
 from made_indexes import assert_same_hits, filled, random_documents, random_queries
 from made_runs import make_run
 
+from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.errors import ClusterError, UsageError
-from sparse_ingest.opensearch.client import Client, Connection, connect
 from sparse_ingest.records import Query
 from sparse_ingest.runs.manifest import Run
-from sparse_ingest.search import Engine, rank_index, rank_words, search_index, search_run, search_words
+from sparse_ingest.searching.search import Engine, rank_index, rank_words, search_index, search_run, search_words
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from made_indexes import assert_same_hits, filled, random_documents, random_quer
 from made_runs import make_run
 from started_servers import environment, random_free_port, server_home
 
+from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.local_server import download, process
-from sparse_ingest.opensearch.client import Client, Connection, connect
-from sparse_ingest.search import Engine, rank_index, search_hybrid, search_index, search_run
+from sparse_ingest.searching.search import Engine, rank_index, search_hybrid, search_index, search_run
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,377 @@
+"""The connection: where OpenSearch is, who asks, and one sentence for everything that can go wrong on the way.
+
+In: a `Connection`. Out: a `Client`, whose `call` sends one request and gives the parsed answer. Nothing is retried
+here (sending.py knows what may be sent again), and no proxy of the environment is used: urllib3 pools connect
+directly, so a request for loopback stays on the machine. A password never reaches a message, a log or a `repr`.
+Who may not ask for the version, and Amazon OpenSearch Serverless which has none, get the rules of NEWEST_TRIED.
+Not covered: Serverless was tried through a stand-in only; what it lacks, it says by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import opensearchpy
+from opensearchpy import OpenSearch
+from opensearchpy.exceptions import SerializationError, SSLError, TransportError
+
+from sparse_ingest.cluster.access import AwsSigner, basic_header, tls_context
+from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
+
+logger = logging.getLogger(__name__)
+
+OLDEST_VERSION = (2, 11)  # the first with neural_sparse
+# The version of the tests. An older server refuses by itself what it does not know.
+NEWEST_TRIED = (3, 6, 0)
+_BUSY = frozenset({429, 502, 503, 504})  # statuses that come with Retry-After
+CONNECTIONS = 32  # kept open at most, as many as a search with --concurrency has requests in flight
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How to reach a cluster. `url` may hold a user and password; `user` and `password` take precedence."""
+
+    url: str = "http://127.0.0.1:9200"
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    aws_region: str | None = None
+    aws_service: str | None = None
+
+    def __repr__(self) -> str:
+        try:
+            address, user, _ = parse_url(self.url)
+        except UsageError:
+            return "Connection(url=unreadable)"
+        return f"Connection(url={str(address)!r}, user={self.user or user!r})"
+
+
+class Address(NamedTuple):
+    """A URL in parts, without the user and password that stood in it."""
+
+    scheme: str
+    host: str
+    port: int
+    prefix: str
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}{self.prefix}"
+
+
+class Who(NamedTuple):
+    """Who asks, for messages."""
+
+    user: str | None
+    has_certificate: bool
+    aws_service: str | None
+
+    def __str__(self) -> str:
+        if self.aws_service:
+            return "these AWS credentials"
+        if self.user:
+            return f"user {self.user!r}"
+        return "this client certificate" if self.has_certificate else "a client without a user name"
+
+
+class ResponseError(ClusterError):
+    """OpenSearch answered with an error: `status`, its `kind` (the exception's type) and `reason`.
+
+    `retry_after_s` is how long it wants to be left alone, if it says so.
+    """
+
+    def __init__(
+        self, message: str, *, status: int, kind: str, reason: str, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class UnreachableError(ClusterError):
+    """No usable answer came: refused, timed out, cut off or not understood."""
+
+
+class _PlainConnection(opensearchpy.Urllib3HttpConnection):
+    """Keeps the Retry-After of an answer, which opensearch-py drops together with the other headers of an error."""
+
+    def perform_request(
+        self,
+        method: str,
+        url: str,
+        params: Mapping[str, Any] | None = None,
+        body: bytes | None = None,
+        timeout: int | float | None = None,
+        ignore: Collection[int] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Send one request; status, headers and text of the answer."""
+        kept = _BUSY.union(ignore)
+        status, answered, text = super().perform_request(method, url, params, body, timeout, kept, headers)
+        if status in _BUSY and status not in ignore:
+            try:
+                self._raise_error(status, text, answered.get("content-type"))
+            except TransportError as error:
+                error.retry_after = answered.get("retry-after")  # type: ignore[attr-defined]
+                raise
+        return status, answered, text
+
+
+def _retry_after_s(header: str | None) -> float | None:
+    """The seconds in a Retry-After header, which holds them or a date; None when it cannot be read."""
+    if not header:
+        return None
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+class Client:
+    """One cluster, asked once for its version. Safe to use from several threads."""
+
+    def __init__(self, opensearch: OpenSearch, address: Address, who: Who) -> None:
+        self._opensearch = opensearch
+        self._who = who
+        self.address = str(address)
+        self.version, self.cluster_uuid = self._asked_version()
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | bytes | None = None,
+        *,
+        params: Mapping[str, str] | None = None,
+        timeout_s: float = 60,
+    ) -> Any:
+        """Send one request, once, and give the parsed JSON of the answer.
+
+        Raises:
+            ResponseError: OpenSearch answered with an error.
+            UnreachableError: no usable answer came.
+        """
+        try:
+            # A copy of params: opensearch-py takes keys out of the one it is given.
+            return self._opensearch.transport.perform_request(
+                method, path, params=dict(params or {}), body=body, timeout=timeout_s
+            )
+        except TransportError as error:
+            # AWS repeats the request that it refuses, a session token included: nothing for a traceback.
+            raise self._translated(error, timeout_s) from (None if self._who.aws_service else error)
+        except (SerializationError, AttributeError) as error:
+            # AttributeError: opensearch-py takes it for granted that an error's JSON is an object.
+            raise UnreachableError(
+                f"{self.address} answered with something that is no JSON of OpenSearch's. "
+                "Check that --url names OpenSearch itself."
+            ) from error
+
+    def close(self) -> None:
+        """Close the open connections."""
+        self._opensearch.transport.close()
+
+    def _asked_version(self) -> tuple[tuple[int, int, int], str]:
+        """Version and UUID of the cluster, or what stands for them where they are not told."""
+        try:
+            root = self.call("GET", "/")
+        except ResponseError as error:
+            if error.status == 404 and self._who.aws_service == "aoss":
+                why = "Amazon OpenSearch Serverless has no version"
+            elif error.status == 403 and "cluster:monitor/main" in error.reason:
+                why = f"{self.address} does not tell its version to {self._who} (cluster:monitor/main)"
+            else:
+                raise
+            logger.warning("%s; it is taken for OpenSearch %d.%d.%d.", why, *NEWEST_TRIED)
+            # The UUID of an index is enough to tell journals apart.
+            return NEWEST_TRIED, "unknown"
+        return _checked_version(root, self.address), str(root.get("cluster_uuid", "unknown"))
+
+    def _translated(self, error: TransportError, timeout_s: float) -> SparseIngestError:
+        if not isinstance(error.status_code, int):
+            # The signer's own sentence, which opensearch-py wraps as if the connection had failed.
+            return (
+                error.info
+                if isinstance(error.info, SparseIngestError)
+                else UnreachableError(_unreachable(error, self.address, timeout_s))
+            )
+        kind, reason = error_of(error.info if isinstance(error.info, dict) else {}, str(error.error))
+        message = _refused(error.status_code, self.address, self._who)
+        if message is None:
+            message = f"{self.address} answered {error.status_code} {kind}: {reason}"
+        else:
+            message = f"{message} It said: {reason[:200]}"
+        after_s = _retry_after_s(getattr(error, "retry_after", None))
+        return ResponseError(message, status=error.status_code, kind=kind, reason=reason, retry_after_s=after_s)
+
+
+def connect(connection: Connection) -> Client:
+    """Connect and check that an OpenSearch of a known version answers.
+
+    Raises:
+        UsageError: the URL or a combination of options cannot be used.
+        ClusterError: it cannot be reached, refuses, or is no OpenSearch of 2.11 or newer.
+    """
+    address, user, password = parse_url(connection.url)
+    user, password = connection.user or user, connection.password or password
+    _refuse_conflicts(connection, address, user, password)
+    # Without a handler Python prints the library's warnings, tracebacks included, over our own messages.
+    logging.getLogger("opensearch").addHandler(logging.NullHandler())
+    options: dict[str, Any] = {"scheme": address.scheme}
+    if address.scheme == "https":
+        options |= {
+            "use_ssl": True,
+            "ssl_context": tls_context(
+                ca=connection.ca, client_cert=connection.client_cert, client_key=connection.client_key
+            ),
+        }
+    if user and password is not None:
+        options["headers"] = basic_header(user, password)
+    if connection.aws_service:
+        options["http_auth"] = AwsSigner(connection.aws_region, connection.aws_service)
+    opensearch = OpenSearch(
+        hosts=[{"host": address.host, "port": address.port, "url_prefix": address.prefix.strip("/")}],
+        connection_class=_PlainConnection,
+        pool_maxsize=CONNECTIONS,
+        max_retries=0,
+        **options,
+    )
+    return Client(opensearch, address, Who(user, bool(connection.client_cert), connection.aws_service))
+
+
+def _refuse_conflicts(connection: Connection, address: Address, user: str | None, password: str | None) -> None:
+    """Refuse options of which one would silently have no effect."""
+    if user and password is None:
+        raise UsageError(f"User {user!r} has no password: give --password or set SPARSE_INGEST_PASSWORD.")
+    if user and connection.aws_service:
+        raise UsageError(
+            f"--aws-service signs requests, so user {user!r} would not be asked for: leave out --user and --password, "
+            "or --aws-service (and their variables)."
+        )
+    if password is not None and not user:
+        raise UsageError("--password (or SPARSE_INGEST_PASSWORD) needs --user, whose password it is.")
+    if connection.client_key and not connection.client_cert:
+        raise UsageError("--client-key needs --client-cert, the certificate that it belongs to.")
+    if address.scheme == "http":
+        files = {"--ca": connection.ca, "--client-cert": connection.client_cert}
+        for name in (name for name, path in files.items() if path):
+            raise UsageError(f"{name} is for TLS, but --url begins with http://. Write https://, or leave out {name}.")
+
+
+def parse_url(url: str) -> tuple[Address, str | None, str | None]:
+    """The address, user and password of a URL. The port is 443 for https, else 9200, when left out.
+
+    Raises:
+        UsageError: it is no http or https URL; the message does not repeat it, it may hold a password.
+    """
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise UsageError("--url is no address such as https://search.example.org:9200 or http://127.0.0.1:9200.")
+    default_port = 443 if parts.scheme == "https" else 9200
+    address = Address(parts.scheme, parts.hostname, port or default_port, parts.path.rstrip("/"))
+    user, password = parts.username, parts.password
+    return address, unquote(user) if user else None, unquote(password) if password is not None else None
+
+
+def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tuple[str, str]:
+    """Type and reason of an error that OpenSearch reports, the deepest cause included."""
+    error = answer.get("error", answer)
+    if not isinstance(error, dict):
+        return "error", str(error or fallback)
+    if isinstance(error.get("message"), str):
+        # What stands in front of OpenSearch at AWS. It repeats the request that it saw, a session token included.
+        return "error", error["message"].partition("\n")[0]
+    kind, reason = str(error.get("type", "error")), str(error.get("reason") or fallback)
+    cause = error.get("caused_by")
+    while isinstance(cause, dict):
+        if cause.get("reason") and str(cause["reason"]) not in reason:
+            reason = f"{reason}: {cause['reason']}"
+        cause = cause.get("caused_by")
+    return kind, reason
+
+
+def _checked_version(root: Any, address: str) -> tuple[int, int, int]:
+    version = root.get("version") if isinstance(root, dict) else None
+    if not isinstance(version, dict) or version.get("distribution") != "opensearch":
+        found = version.get("number", "?") if isinstance(version, dict) else None
+        what = f"no OpenSearch (it says version {found})" if found else "no OpenSearch"
+        raise ClusterError(f"{address} is {what}; sparse-ingest needs OpenSearch 2.11 or newer. Check --url.")
+    numbers = [int(number) for number in re.findall(r"\d+", str(version.get("number", "")))[:3]]
+    major, minor, patch = (*numbers, 0, 0, 0)[:3]
+    if (major, minor) < OLDEST_VERSION:
+        raise ClusterError(
+            f"{address} is OpenSearch {version.get('number')}; sparse-ingest needs 2.11 or newer, "
+            "the first with neural_sparse. Upgrade the cluster."
+        )
+    return major, minor, patch
+
+
+def _unreachable(error: TransportError, address: str, timeout_s: float) -> str:
+    cause = str(error.info)
+    if isinstance(error, SSLError) or "SSL" in cause:
+        if "WRONG_VERSION_NUMBER" in cause or "record layer" in cause:
+            return f"{address} does not speak TLS. If it is meant so, write http:// in --url."
+        return f"{address}: {_tls_failure(cause)}"
+    if "timed out" in cause or type(error).__name__ == "ConnectionTimeout":
+        return (
+            f"{address} did not answer within {timeout_s:g} s. Check that it is up and not overloaded, and try again."
+        )
+    if "refused" in cause:
+        return (
+            f"Nothing listens at {address} (connection refused). Start OpenSearch, "
+            "for a local one `sparse-ingest server start`, or give its address with --url."
+        )
+    if "resolve" in cause or "getaddrinfo" in cause:
+        return f"{address}: the host name is unknown. Check --url."
+    hint = " If it speaks TLS, write https:// in --url." if address.startswith("http:") else ""
+    return f"{address} closed the connection before it answered.{hint} Check that it is up, and try again."
+
+
+def _tls_failure(cause: str) -> str:
+    """What went wrong between the two ends of TLS, by what OpenSSL says."""
+    short = re.sub(r"^.*?\]\s*|\s*\(_ssl\.c.*$", "", cause).rstrip(".")
+    if "certificate is not valid for" in cause:
+        return f"{short}. Write the name that its certificate is for in --url."
+    if "has expired" in cause or "not yet valid" in cause:
+        return f"{short}. Its certificate must be renewed, or the clock of this machine be set right."
+    if "verify failed" in cause:
+        return f"{short}. Give the file of the CA that signed its certificate with --ca."
+    if re.search(r"certificate.required|handshake.failure", cause, re.IGNORECASE):
+        return f"it asks for a client certificate ({short}). Give --client-cert and --client-key."
+    if "EOF occurred" in cause:
+        return "it broke off the TLS handshake. It may ask for a client certificate: --client-cert and --client-key."
+    if "alert" in cause.lower():
+        return f"it does not accept the client certificate ({short}). Check --client-cert and who signed it."
+    return f"the TLS connection failed ({short}). Check --ca, --client-cert and --client-key."
+
+
+def _refused(status: int, address: str, who: Who) -> str | None:
+    if status not in (401, 403):
+        return None
+    if who.aws_service:
+        return (
+            f"{address} refuses {who} ({status}). Check AWS_PROFILE, --aws-region, --aws-service and the access policy."
+        )
+    if status == 403:
+        return f"{address} forbids this to {who} (403): grant the right, or give another --user."
+    if who.user:
+        return f"{address} does not accept {who} with this password (401). Check both."
+    if who.has_certificate:
+        return f"{address} does not know {who} (401): give --user and --password as well."
+    return f"{address} asks who you are (401): give --user and --password, or a client certificate."

@@ -1,0 +1,298 @@
+"""The verb `index`: make an empty index as `load` would, with pipelines on the server; look at one; drop one.
+
+In: the name of an index, `[index]` settings, names of packaged pipelines. Out: a report of what was made, found or
+deleted. An index that is made here fits a load with the same settings, and documents that the server itself encodes:
+both put their vectors into the same field. What is dropped must be ours, by its stamp or by the key that `create` left.
+Not covered: loading (load.py), aliases that are moved (loading/publish.py), models on the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from sparse_ingest.cluster import indexes, installed, mappings, seismic
+from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.installed import Installed
+from sparse_ingest.errors import ClusterError, PipelineError, UsageError
+from sparse_ingest.pipeline import Pipeline
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CreateOptions:
+    """The pipelines that an index gets: names of packaged ones, and the model that they run on the server.
+
+    `default` makes them those of every search and every document that names none itself.
+    """
+
+    search: tuple[str, ...] = ()
+    ingest: str | None = None
+    model_id: str | None = None
+    default: bool = False
+
+
+@dataclass(frozen=True)
+class CreateReport:
+    """What `create` made; `--json` prints these keys. A pipeline is None when none was asked for."""
+
+    index: str
+    uuid: str
+    field: str
+    kind: str
+    search_pipeline: str | None
+    ingest_pipeline: str | None
+    default: bool
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What `show` found; `--json` prints these keys.
+
+    `field` and `kind` are None when the index has no sparse field, `model`, `run_id`, `load` and `pruning` when no load
+    has stamped it. The three pipelines are those of its settings, `installed` those that `create` made for it.
+    """
+
+    index: str
+    asked: str
+    uuid: str
+    aliases: list[str]
+    field: str | None
+    kind: str | None
+    ours: bool
+    model: dict[str, Any] | None
+    run_id: str | None
+    runs: list[str]
+    load: str | None
+    pruning: dict[str, Any] | None
+    documents: int
+    bytes: int
+    segments: int
+    primaries: int
+    replicas: int
+    search_pipeline: str | None
+    ingest_pipeline: str | None
+    final_pipeline: str | None
+    installed: list[str]
+
+
+@dataclass(frozen=True)
+class DropReport:
+    """What `drop` deleted, and which of its pipelines stay with the reason; `--json` prints these keys."""
+
+    index: str
+    uuid: str
+    documents: int
+    pipelines: list[str]
+    kept: list[str]
+
+
+def create(
+    index: str,
+    *,
+    pipeline: Pipeline,
+    connection: Connection,
+    options: CreateOptions = CreateOptions(),  # noqa: B008 - frozen
+    note: Note = lambda sentence: None,
+) -> CreateReport:
+    """Make an empty index, and install its pipelines.
+
+    Raises:
+        UsageError, PipelineError: options that do not go together, or no such body.
+        ClusterError: the index or another pipeline of its name is there, or the server refuses.
+    """
+    _refuse_model_of_nothing(options)
+    settings = pipeline.index
+    body = mappings.index_body(settings, None)
+    wanted = _pipelines(index, pipeline, options)
+    with contextlib.closing(connect(connection)) as client:
+        mappings.check_version(settings.kind, client.version)
+        there = indexes.find_index(client, index)
+        if there is not None:
+            what = "is there already" if there.name == index else f"is an alias of {there.name!r}"
+            raise ClusterError(f"{index!r} {what}. `sparse-ingest index show --index {index}` says what it holds.")
+        _complete(body, [one for one, _ in wanted], options)
+        with _installing(client, index, wanted):
+            made = indexes.create_index(client, index, body)
+    if settings.kind == "sparse_vector":
+        entry = mappings.field_mapping(made.mappings, settings.field) or {}
+        parameters = seismic.parameters_of(entry)
+        note(
+            f"SEISMIC: index {index!r} clips weights above {parameters['quantization_ceiling_ingest']:g}, and builds "
+            f"clusters in segments of {parameters['approximate_threshold']} documents or more. Neither can be changed; "
+            "a load that makes its index itself fits both to the run."
+        )
+    names = {one.kind: one.name for one, _ in wanted}
+    return CreateReport(
+        made.name,
+        made.uuid,
+        settings.field,
+        settings.kind,
+        names.get("search"),
+        names.get("ingest"),
+        bool(names) and options.default,
+    )
+
+
+def show(index: str, *, connection: Connection) -> IndexReport:
+    """What an index is and holds.
+
+    Raises:
+        ClusterError: there is none.
+    """
+    with contextlib.closing(connect(connection)) as client:
+        there = _found(client, index)
+        stamp = there.stamp
+        field = stamp.field if stamp else mappings.sparse_field(there.mappings)
+        entry = (mappings.field_mapping(there.mappings, field) if field else None) or {}
+        path = f"/{quote(there.name, safe='')}/_stats/store,segments"
+        primaries = client.call("GET", path)["_all"]["primaries"]
+        return IndexReport(
+            index=there.name,
+            asked=index,
+            uuid=there.uuid,
+            aliases=there.serving_aliases,
+            field=field,
+            kind=entry.get("type"),
+            ours=_is_ours(there),
+            model=stamp.model if stamp else None,
+            run_id=stamp.run_id if stamp else None,
+            runs=list(stamp.runs) if stamp else [],
+            load=stamp.load if stamp else None,
+            pruning=stamp.pruning if stamp else None,
+            documents=indexes.count_documents(client, there),
+            bytes=int(primaries["store"]["size_in_bytes"]),
+            segments=int(primaries["segments"]["count"]),
+            primaries=int(there.setting("number_of_shards") or 1),
+            replicas=int(there.setting("number_of_replicas") or 0),
+            search_pipeline=there.setting(installed.DEFAULTS["search"]),
+            ingest_pipeline=there.setting(installed.DEFAULTS["ingest"]),
+            final_pipeline=there.setting("final_pipeline"),
+            installed=[one.name for one in installed.made_of(there) or []],
+        )
+
+
+def drop(index: str, *, connection: Connection, force: bool = False, sure: Callable[[str], bool]) -> DropReport | None:
+    """Delete an index, and the pipelines that `create` installed for it; None when `sure` says no.
+
+    Args:
+        index: its own name; an alias is refused.
+        force: also one that is not ours, or that an alias serves.
+        sure: asked with a sentence that says what will be deleted.
+
+    Raises:
+        UsageError: the name is an alias.
+        ClusterError: there is none, it is not ours, or an alias serves it.
+    """
+    with contextlib.closing(connect(connection)) as client:
+        there = _found(client, index)
+        if there.name != index:
+            raise UsageError(f"{index!r} is an alias of {there.name!r}. Name the index itself.")
+        if not force:
+            _refuse_to_drop(there)
+        documents = indexes.count_documents(client, there)
+        pipelines = installed.made_of(there) or []
+        also = f" and its pipelines {', '.join(one.name for one in pipelines)}" if pipelines else ""
+        if not sure(f"Delete index {index!r} at {client.address} with {documents} documents{also}?"):
+            return None
+        indexes.check_uuid(client, there)
+        indexes.delete_index(client, there)
+        kept = {one: installed.remove(client, one, index) for one in pipelines}
+    return DropReport(
+        there.name,
+        there.uuid,
+        documents,
+        [one.name for one, why in kept.items() if why is None],
+        [why for why in kept.values() if why],
+    )
+
+
+def _refuse_model_of_nothing(options: CreateOptions) -> None:
+    needed = installed.needs_model(options.search, options.ingest)
+    if needed and not options.model_id:
+        raise UsageError(
+            "This pipeline runs a model of the server: name it with --model-id. GET /_plugins/_ml/models/_search "
+            "lists those that are registered."
+        )
+    if options.model_id and not needed:
+        raise UsageError(
+            "--model-id belongs to --ingest-pipeline and to --search-pipeline neural-query-enricher. Give one, or "
+            "leave it out."
+        )
+    if options.default and not (options.search or options.ingest):
+        raise UsageError("--default belongs to --search-pipeline and --ingest-pipeline. Give one, or leave it out.")
+
+
+def _pipelines(index: str, pipeline: Pipeline, options: CreateOptions) -> list[tuple[Installed, dict[str, Any]]]:
+    """The pipelines to install with their bodies."""
+    settings = pipeline.index
+    if settings.kind == "sparse_vector" and "two-phase" in options.search:
+        raise PipelineError("Two-phase searches rank_features fields; this index has kind sparse_vector. Leave it out.")
+    wanted = []
+    if options.search:
+        body = installed.search_body(options.search, settings.field, options.model_id)
+        wanted.append((Installed("search", f"{index}-search"), body))
+    if options.ingest:
+        body = installed.ingest_body(options.ingest, settings.field, options.model_id, pipeline.encode)
+        wanted.append((Installed("ingest", f"{index}-ingest"), body))
+    return wanted
+
+
+def _complete(body: dict[str, Any], pipelines: Sequence[Installed], options: CreateOptions) -> None:
+    """Add to an index body what its pipelines need, and the key by which we know it as ours."""
+    content = body["mappings"]
+    content["_meta"] = {**content.get("_meta", {}), installed.MADE_KEY: installed.made_meta(pipelines)}
+    if options.ingest == "text-chunking":
+        if installed.PASSAGES in content["properties"]:
+            raise PipelineError(
+                f"The index body maps {installed.PASSAGES!r} already, where text-chunking puts the vectors of passages."
+            )
+        installed.add_passages(content)
+    if options.default:
+        settings = body.setdefault("settings", {})
+        for one in pipelines:
+            settings[f"index.{installed.DEFAULTS[one.kind]}"] = one.name
+
+
+@contextlib.contextmanager
+def _installing(client: Client, index: str, wanted: Sequence[tuple[Installed, dict[str, Any]]]) -> Iterator[None]:
+    """The pipelines are there, and go again when what needs them fails."""
+    new = []
+    try:
+        for one, body in wanted:
+            if installed.install(client, one, body, index):
+                new.append(one)
+        yield
+    except BaseException:
+        for one in new:
+            with contextlib.suppress(ClusterError):
+                installed.remove(client, one, index)
+        raise
+
+
+def _found(client: Client, index: str) -> indexes.Index:
+    there = indexes.find_index(client, index)
+    if there is None:
+        raise ClusterError(f"There is no index or alias {index!r} at {client.address}. Check --index and --url.")
+    return there
+
+
+def _is_ours(there: indexes.Index) -> bool:
+    return there.stamp is not None or installed.made_of(there) is not None
+
+
+def _refuse_to_drop(there: indexes.Index) -> None:
+    if not _is_ours(there):
+        raise ClusterError(
+            f"Index {there.name!r} was neither made nor loaded by sparse-ingest, so it is not deleted. If it is meant, "
+            "give --force."
+        )
+    if there.serving_aliases:
+        raise ClusterError(
+            f"Index {there.name!r} serves {', '.join(map(repr, there.serving_aliases))}, whose searches would find "
+            "nothing any more. Move the alias first (sparse-ingest load --alias NAME --to INDEX), or give --force."
+        )

@@ -1,0 +1,296 @@
+"""The index: created when missing, found by its name or alias, stamped with what its vectors are.
+
+In: a body (mappings.py), a `Stamp`. Out: an `Index` (concrete name, UUID, mappings). `sparse_ingest` is our key in the
+mapping's `_meta`; other keys are kept. Documents are sent to a private alias: with `require_alias` a deleted index is
+never made again by a bulk request with a dynamic mapping.
+Not covered: what a mapping must look like (mappings.py), index settings during a load (settings_guard.py), aliases
+that serve searches (aliases.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from dataclasses import field as made_of
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
+
+from sparse_ingest.cluster.client import Client, ResponseError
+from sparse_ingest.errors import ClusterError, UsageError
+
+META_KEY = "sparse_ingest"
+STAMP_FORMAT = 1
+_PRIVATE = "--sparse-ingest-"
+NO_PRUNING = {"top_k": None, "max_ratio": None}
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What our key in `_meta` says about the vectors of an index.
+
+    `created_by` is the run whose load made the index, `runs` those that were loaded since; None and empty when
+    somebody else made it. `pruning` says which terms of the runs were left out (the arguments of `prune`). `settings`
+    are those that a load has changed and not yet put back (settings_guard.py): name to what was there and what the
+    load set. `replaced` is the index that an alias served before this one: its name and UUID. `since` is there when
+    only what differs from an older run was sent: its `run_id`, and whether `delete_missing` was asked for.
+    """
+
+    model: dict[str, Any]
+    vocabulary_sha256: str
+    field: str
+    run_id: str
+    created_by: str | None = None
+    runs: tuple[str, ...] = ()
+    load: Literal["loading", "done"] = "loading"
+    pruning: dict[str, Any] = made_of(default_factory=lambda: dict(NO_PRUNING))
+    settings: dict[str, dict[str, str | None]] = made_of(default_factory=dict)
+    replaced: dict[str, str] | None = None
+    since: dict[str, Any] | None = None
+    format: int = STAMP_FORMAT
+
+    def as_meta(self) -> dict[str, Any]:
+        """The JSON under our key."""
+        return {**asdict(self), "runs": list(self.runs), "load": {"state": self.load}}
+
+    @property
+    def only_run(self) -> str | None:
+        """The run that all documents of the index come from, as far as our loads know."""
+        return self.created_by if set(self.runs) <= {self.created_by} else None
+
+
+class Index(NamedTuple):
+    """A concrete index as it was when it was looked at."""
+
+    name: str
+    uuid: str
+    mappings: dict[str, Any]
+    settings: dict[str, Any] = {}
+    aliases: dict[str, dict[str, Any]] = {}
+
+    @property
+    def stamp(self) -> Stamp | None:
+        """Our stamp, or None."""
+        meta = self.mappings.get("_meta", {}).get(META_KEY)
+        return _stamp_from(meta) if isinstance(meta, dict) else None
+
+    @property
+    def serving_aliases(self) -> list[str]:
+        """The aliases that somebody may search: all but those that loads send to."""
+        return sorted(alias for alias in self.aliases if not alias.startswith(self.name + _PRIVATE))
+
+    def setting(self, name: str) -> str | None:
+        """An index setting by its dotted name without `index.`; None when the index leaves it to its default."""
+        value: Any = self.settings
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return None if value is None else str(value)
+
+
+def vocabulary_hash(vocabulary: Sequence[str | None]) -> str:
+    """SHA-256 of the vocabulary as one line of JSON without spaces."""
+    text = json.dumps(list(vocabulary), ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_one_name(name: str) -> bool:
+    """Whether a name can be that of an index or alias, and never stands for several."""
+    return name not in ("", ".", "..") and name[0] not in "-_+" and not any(sign in name for sign in '*?,/\\<>| "#:')
+
+
+def find_index(client: Client, name: str) -> Index | None:
+    """The concrete index behind a name: itself, or the write index of an alias. None when there is none.
+
+    Raises:
+        UsageError: the name stands for several indexes.
+        ClusterError: the index has no UUID.
+    """
+    if not is_one_name(name):
+        raise UsageError(f"--index {name!r} is no index name; one index or alias is expected, without wildcards.")
+    try:
+        found = client.call("GET", f"/{quote(name, safe='')}")
+    except ResponseError as error:
+        if error.status == 404:
+            return None
+        raise
+    if name not in found and not all(name in entry["aliases"] for entry in found.values()):
+        raise UsageError(
+            f"--index {name!r} is a data stream, whose documents have no ids of their own. Name an index or an alias."
+        )
+    if name not in found and len(found) > 1:
+        writing = [one for one, entry in found.items() if entry["aliases"][name].get("is_write_index")]
+        if len(writing) != 1:
+            raise UsageError(
+                f"--index {name!r} is an alias of {', '.join(sorted(found))} without a write index. "
+                "Name one of them, or set is_write_index on one."
+            )
+        found = {writing[0]: found[writing[0]]}
+    ((concrete, entry),) = found.items()
+    settings = entry["settings"]["index"]
+    if "uuid" not in settings:
+        raise ClusterError(
+            f"{client.address} does not tell the UUID of index {concrete!r}, by which a load knows that nobody "
+            "replaced it. Amazon OpenSearch Serverless may be such a place; use a domain of OpenSearch Service "
+            "(--aws-service es)."
+        )
+    return Index(concrete, str(settings["uuid"]), entry.get("mappings", {}), settings, entry.get("aliases", {}))
+
+
+def create_index(client: Client, name: str, body: dict[str, Any]) -> Index:
+    """Create an index that is not there."""
+    client.call("PUT", f"/{quote(name, safe='')}", body)
+    index = find_index(client, name)
+    if index is None:
+        raise ClusterError(f"Index {name!r} was created and is gone again. Check who deletes it, then load again.")
+    return index
+
+
+def delete_index(client: Client, index: Index) -> None:
+    """Delete an index by its concrete name."""
+    client.call("DELETE", f"/{quote(index.name, safe='')}")
+
+
+def stamp_index(client: Client, index: Index, stamp: Stamp) -> None:
+    """Write our stamp into `_meta`; everybody else's keys stay (a mapping update replaces `_meta` whole)."""
+    there = check_uuid(client, index)
+    meta = {**there.mappings.get("_meta", {}), META_KEY: stamp.as_meta()}
+    client.call("PUT", f"/{quote(index.name, safe='')}/_mapping", {"_meta": meta})
+
+
+def update_stamp(client: Client, index: Index, change: Callable[[Stamp], Stamp]) -> None:
+    """Change our stamp as it is now; an index without one is left alone."""
+    there = check_uuid(client, index)
+    stamp = there.stamp
+    if stamp is not None and change(stamp) != stamp:
+        meta = {**there.mappings["_meta"], META_KEY: change(stamp).as_meta()}
+        client.call("PUT", f"/{quote(index.name, safe='')}/_mapping", {"_meta": meta})
+
+
+def continued_stamp(there: Stamp | None, stamp: Stamp) -> Stamp:
+    """The stamp of an index that was there before this load."""
+    if there is None:
+        return replace(stamp, created_by=None, runs=(stamp.run_id,))
+    runs = there.runs if stamp.run_id in there.runs else (*there.runs, stamp.run_id)
+    kept = {"created_by": there.created_by, "settings": there.settings, "replaced": there.replaced}
+    since = there.since if there.run_id == stamp.run_id else None
+    return replace(stamp, runs=runs, since=since, **kept)  # type: ignore[arg-type]
+
+
+def refuse_other_pruning(index: Index, stamp: Stamp) -> None:
+    """Refuse an index that was loaded with other pruning: an index has one rule for all its vectors.
+
+    Raises:
+        ClusterError: both rules.
+    """
+    there = index.stamp
+    if there is not None and there.pruning != stamp.pruning:
+        raise ClusterError(
+            f"Index {index.name!r} was loaded {_pruning_words(there.pruning)}; this load asks for vectors "
+            f"{_pruning_words(stamp.pruning)}. Give the same --top-k, --max-ratio and --alpha-mass, load into another "
+            "index, or delete what is there with --replace --from-scratch."
+        )
+
+
+def check_uuid(client: Client, index: Index) -> Index:
+    """The index as it is now; stops when it was deleted, or deleted and made again, since it was looked at.
+
+    Raises:
+        ClusterError: it was.
+    """
+    there = find_index(client, index.name)
+    if there is None or there.uuid != index.uuid:
+        raise ClusterError(changed_message(index, there.uuid if there else None))
+    return there
+
+
+def changed_message(index: Index, found: str | None) -> str:
+    """The sentence for an index that is not the one that the load began with."""
+    what = f"now has UUID {found}" if found else "is gone"
+    return (
+        f"Index {index.name!r} {what}; the load began with UUID {index.uuid}. Somebody deleted it. "
+        "Start the load again: it begins anew for the new index."
+    )
+
+
+def add_private_alias(client: Client, index: Index, run_id: str) -> str:
+    """Make the alias that this run's documents are sent to; one that is there from a killed load is used again."""
+    alias = private_alias(index.name, run_id)
+    if alias not in index.aliases:
+        client.call("POST", "/_aliases", {"actions": [{"add": {"index": index.name, "alias": alias}}]})
+    return alias
+
+
+def private_alias(index: str, run_id: str) -> str:
+    """The name of the alias that a run's documents are sent to."""
+    return f"{index}{_PRIVATE}{run_id[:8]}"
+
+
+def remove_alias(client: Client, index: Index, alias: str, *, timeout_s: float = 60) -> None:
+    """Remove an alias from an index."""
+    actions = {"actions": [{"remove": {"index": index.name, "alias": alias}}]}
+    client.call("POST", "/_aliases", actions, timeout_s=timeout_s)
+
+
+def refresh(client: Client, index: Index) -> None:
+    """Make everything that was acknowledged searchable."""
+    client.call("POST", f"/{quote(index.name, safe='')}/_refresh", timeout_s=600)
+
+
+def count_documents(client: Client, index: Index) -> int:
+    """How many documents a search can see.
+
+    Raises:
+        ClusterError: a shard did not answer, so that the count would be too low.
+    """
+    answer = client.call("GET", f"/{quote(index.name, safe='')}/_count")
+    if answer["_shards"]["successful"] < answer["_shards"]["total"]:
+        raise ClusterError(
+            f"Only {answer['_shards']['successful']} of {answer['_shards']['total']} shards of index {index.name!r} "
+            "answer. Wait until the index is green or yellow, then start the same command again."
+        )
+    return int(answer["count"])
+
+
+def max_clauses(client: Client) -> int:
+    """How many clauses one query may have: `indices.query.bool.max_clause_count`, 1024 unless the cluster says so.
+
+    A role without cluster rights may not ask; OpenSearch's default is taken then.
+    """
+    name = "indices.query.bool.max_clause_count"
+    try:
+        answer = client.call("GET", "/_cluster/settings", params={"include_defaults": "true", "flat_settings": "true"})
+    except ResponseError as error:
+        if error.status not in (403, 404):
+            raise
+        return 1024
+    for level in ("transient", "persistent", "defaults"):
+        if name in answer.get(level, {}):
+            return int(answer[level][name])
+    return 1024
+
+
+def _stamp_from(meta: dict[str, Any]) -> Stamp | None:
+    try:
+        return Stamp(
+            model=dict(meta["model"]),
+            vocabulary_sha256=str(meta["vocabulary_sha256"]),
+            field=str(meta["field"]),
+            run_id=str(meta["run_id"]),
+            created_by=meta.get("created_by"),
+            runs=tuple(meta.get("runs", ())),
+            load=meta["load"]["state"],
+            pruning={**NO_PRUNING, **meta.get("pruning", {})},
+            settings=dict(meta.get("settings", {})),
+            replaced=meta.get("replaced"),
+            since=meta.get("since"),
+            format=int(meta["format"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _pruning_words(pruning: dict[str, Any]) -> str:
+    """`unpruned`, or `pruned by top_k 100`."""
+    rules = [f"{name} {value:g}" for name, value in pruning.items() if value is not None]
+    return f"pruned by {' and '.join(rules)}" if rules else "unpruned"

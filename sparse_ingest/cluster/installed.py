@@ -1,0 +1,254 @@
+"""Search and ingest pipelines on the server: made from the packaged bodies, installed for one index, removed with it.
+
+In: names of packaged bodies (pipelines/opensearch/search and ingest), the field of the index, the id of a model that
+the server runs. Out: bodies, and pipelines that carry a sentence by which we know our own again. What somebody else has
+put under a name is never replaced and never removed. `_meta` of the index says which pipelines are its own, under a key
+of ours that loads leave alone.
+Not covered: running a model on the server, requests that name a pipeline (requests.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
+
+from sparse_ingest.cluster.client import Client, ResponseError
+from sparse_ingest.cluster.indexes import Index
+from sparse_ingest.errors import ClusterError, PipelineError, UsageError
+from sparse_ingest.pipeline import EncodeSettings, packaged_folder
+
+Kind = Literal["search", "ingest"]
+
+MADE_KEY = "sparse_ingest_made"  # in _meta, beside the stamp of loads
+SEARCH = ("two-phase", "neural-query-enricher", "hybrid", "rrf")
+INGEST = ("sparse-encoding", "text-chunking")
+# Where the passages of text-chunking go: a document has several vectors then, each an object of its own.
+PASSAGES = "passage_vectors"
+_PATHS = {"search": "/_search/pipeline", "ingest": "/_ingest/pipeline"}
+# The index settings that name a pipeline.
+DEFAULTS = {"search": "search.default_pipeline", "ingest": "default_pipeline"}
+
+
+class Installed(NamedTuple):
+    """A pipeline of one index."""
+
+    kind: Kind
+    name: str
+
+
+def search_body(names: Sequence[str], field: str, model_id: str | None) -> dict[str, Any]:
+    """One search pipeline that does what all the named ones do, in their order.
+
+    Raises:
+        UsageError: two of them put the scores of a hybrid query together, or a model is named for nothing.
+    """
+    bodies = [_packaged("search", name, field, model_id) for name in dict.fromkeys(names)]
+    merged: dict[str, Any] = {"description": " ".join(body["description"] for body in bodies)}
+    for body in bodies:
+        for key, processors in body.items():
+            if key != "description":
+                merged[key] = [*merged.get(key, []), *processors]
+    if len(merged.get("phase_results_processors", [])) > 1:
+        raise UsageError(
+            "--search-pipeline hybrid and rrf both put the scores of a hybrid query together; a pipeline does it in "
+            "one way. Give one of them."
+        )
+    return merged
+
+
+def ingest_body(name: str, field: str, model_id: str | None, encode: EncodeSettings) -> dict[str, Any]:
+    """The body of an ingest pipeline; it prunes by the rule of `[encode]`, as a run does that is loaded beside it.
+
+    Raises:
+        PipelineError: [encode] has more rules than the one that a server takes.
+    """
+    # The server's names of our rules.
+    rules = {
+        "max_ratio": encode.max_ratio,
+        "top_k": encode.top_k,
+        "abs_value": encode.min_weight,
+        "alpha_mass": encode.alpha_mass,
+    }
+    asked = {rule: value for rule, value in rules.items() if value is not None}
+    if len(asked) > 1:
+        raise PipelineError(
+            "[encode] prunes by more than one of max_ratio, top_k, min_weight and alpha_mass, but an ingest pipeline "
+            "takes one. Leave one, so that what the server encodes is pruned like what is loaded."
+        )
+    body = _packaged("ingest", name, field, model_id)
+    for processor in body["processors"]:
+        if encoding := processor.get("sparse_encoding"):
+            del encoding["prune_type"], encoding["prune_ratio"]
+            for rule, value in asked.items():
+                encoding |= {"prune_type": rule, "prune_ratio": value}
+    return body
+
+
+def needs_model(search: Sequence[str], ingest: str | None) -> bool:
+    """Whether one of these pipelines runs a model of the server."""
+    return "neural-query-enricher" in search or ingest is not None
+
+
+def install(client: Client, pipeline: Installed, body: dict[str, Any], index: str) -> bool:
+    """Install a pipeline for an index; False when it is there already, as this index's own and the same.
+
+    Raises:
+        ClusterError: another one has its name, or the server does not know a processor.
+    """
+    body = {**body, "description": f"{_mark(index)} {body['description']}"}
+    there = _found(client, pipeline)
+    if there == body:
+        return False
+    if there is not None:
+        raise ClusterError(
+            f"There is another {pipeline.kind} pipeline {pipeline.name!r} already. Look at it with GET "
+            f"{_path(pipeline)}, then delete it, or give the index another name."
+        )
+    try:
+        client.call("PUT", _path(pipeline), body)
+    except ResponseError as error:
+        if error.status != 400 or "processor" not in error.reason.lower():
+            raise
+        raise ClusterError(
+            f"{client.address} does not take the {pipeline.kind} pipeline {pipeline.name!r}: {error.reason}. It needs "
+            "the neural-search plugin, from 2.15 on for two-phase and from 2.19 on for rrf and pruning."
+        ) from error
+    return True
+
+
+def remove(client: Client, pipeline: Installed, index: str) -> str | None:
+    """Remove a pipeline that was installed for an index; a sentence when it stays, None when it is gone."""
+    there = _found(client, pipeline)
+    if there is None:
+        return None
+    what = f"The {pipeline.kind} pipeline {pipeline.name!r} stays"
+    if not str(there.get("description", "")).startswith(_mark(index)):
+        return f"{what}: somebody has replaced the one that was made for {index!r}."
+    try:
+        if users := _users(client, pipeline, index):
+            return f"{what}: {', '.join(users)} use it as well."
+        client.call("DELETE", _path(pipeline))
+    except ResponseError as error:
+        if error.status != 403:
+            raise
+        return f"{what}: {error}"
+    return None
+
+
+def refuse_encoding_at_last(client: Client, index: Index, field: str) -> None:
+    """Refuse an index whose final pipeline encodes into the field that a load writes: no request can go past it.
+
+    Raises:
+        ClusterError: it does.
+    """
+    name = index.setting("final_pipeline")
+    if name in (None, "_none"):
+        return
+    try:
+        body = _found(client, Installed("ingest", str(name))) or {}
+    except ResponseError as error:
+        if error.status != 403:
+            raise
+        return  # who may not look can still load
+    for processor in body.get("processors", ()):
+        if field in processor.get("sparse_encoding", {}).get("field_map", {}).values():
+            raise ClusterError(
+                f"Index {index.name!r} has the final pipeline {name!r}, which encodes into {field!r} again whatever a "
+                "request says, and would replace the vectors. Make it the default pipeline instead "
+                "(index.default_pipeline), which a load goes past."
+            )
+
+
+def made_meta(pipelines: Sequence[Installed]) -> dict[str, Any]:
+    """What `_meta` says under our key about an index that `index create` made."""
+    return {"format": 1, "pipelines": [pipeline._asdict() for pipeline in pipelines]}
+
+
+def made_of(index: Index) -> list[Installed] | None:
+    """The pipelines that were installed with an index; None when `index create` did not make it."""
+    made = index.mappings.get("_meta", {}).get(MADE_KEY)
+    if not isinstance(made, dict):
+        return None
+    entries = made.get("pipelines", [])
+    return [Installed(one["kind"], one["name"]) for one in entries if one.get("kind") in _PATHS and one.get("name")]
+
+
+def carried_over(old: Index, body: dict[str, Any]) -> dict[str, Any]:
+    """The body of an index that is made in place of `old`, with the pipelines that `index create` gave that one."""
+    pipelines = made_of(old)
+    if pipelines is None:
+        return body
+    content = dict(body["mappings"])
+    content["_meta"] = {**content.get("_meta", {}), MADE_KEY: made_meta(pipelines)}
+    if PASSAGES in old.mappings.get("properties", {}) and PASSAGES not in content["properties"]:
+        add_passages(content)
+    settings = dict(body.get("settings", {}))
+    for kind, name in pipelines:
+        if old.setting(DEFAULTS[kind]) == name:
+            settings.setdefault(f"index.{DEFAULTS[kind]}", name)
+    return {**body, "settings": settings, "mappings": content}
+
+
+def left_behind(old: Index, new: Index) -> dict[str, str]:
+    """The settings by which `old` names its default pipelines and `new` names none."""
+    named = {name: old.setting(name) for name in DEFAULTS.values() if new.setting(name) is None}
+    return {f"index.{name}": pipeline for name, pipeline in named.items() if pipeline not in (None, "_none")}
+
+
+def add_passages(content: dict[str, Any]) -> None:
+    """Map the passages' vectors, outside `_source`; the server puts each into an object with `sparse_encoding`."""
+    nested = {"type": "nested", "properties": {"sparse_encoding": {"type": "rank_features"}}}
+    source = content.get("_source", {})
+    content["properties"] = {**content["properties"], PASSAGES: nested}
+    content["_source"] = {**source, "excludes": [*source.get("excludes", []), PASSAGES]}
+
+
+def _packaged(kind: Kind, name: str, field: str, model_id: str | None) -> dict[str, Any]:
+    path = packaged_folder() / "opensearch" / kind / f"{name.replace('-', '_')}.json"
+    if not path.is_file():
+        known = ", ".join(SEARCH if kind == "search" else INGEST)
+        raise PipelineError(f"There is no packaged {kind} pipeline {name!r}; there are {known}.")
+    body: dict[str, Any] = _filled(json.loads(path.read_bytes()), {"sparse": field, "MODEL_ID": model_id})
+    return body
+
+
+def _filled(value: Any, words: dict[str, str | None]) -> Any:
+    """The value with these words replaced where a whole string or key is one."""
+    if isinstance(value, dict):
+        return {words.get(key) or key: _filled(inner, words) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled(inner, words) for inner in value]
+    return (words.get(value) or value) if isinstance(value, str) else value
+
+
+def _mark(index: str) -> str:
+    return f"Made by sparse-ingest for index {index}."
+
+
+def _path(pipeline: Installed) -> str:
+    return f"{_PATHS[pipeline.kind]}/{quote(pipeline.name, safe='')}"
+
+
+def _found(client: Client, pipeline: Installed) -> dict[str, Any] | None:
+    try:
+        found = client.call("GET", _path(pipeline))
+    except ResponseError as error:
+        if error.status == 404:
+            return None
+        raise
+    entry = found.get(pipeline.name)
+    return dict(entry) if isinstance(entry, dict) else None
+
+
+def _users(client: Client, pipeline: Installed, index: str) -> list[str]:
+    """The other indexes that name a pipeline in their settings."""
+    names = ["search.default_pipeline"] if pipeline.kind == "search" else ["default_pipeline", "final_pipeline"]
+    path = "/_all/_settings/" + ",".join(f"index.{name}" for name in names)
+    answer = client.call("GET", path, params={"flat_settings": "true", "expand_wildcards": "all"})
+    return sorted(
+        other
+        for other, entry in answer.items()
+        if other != index and pipeline.name in entry.get("settings", {}).values()
+    )

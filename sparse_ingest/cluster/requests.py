@@ -1,0 +1,355 @@
+"""Query weights to `_search` bodies: plain dicts, ready to be sent by any client or printed as JSON.
+
+Every body for a rank_features field gives the same score: the sum over the query's tokens of query weight times stored
+weight. A sparse_vector field has a body of its own, whose tokens are ids. What a body needs of the server's search
+pipelines stands in it, so that nothing has to be installed. `body["query"]` alone can be put into a larger query; the
+two-phase processor finds it bare or in `bool.should` only.
+Not covered: sending them (search.py), the limits that they keep (limits.py), their explanations (explanations.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from dataclasses import field as made_of
+from typing import Any, Literal
+
+from sparse_ingest.cluster.limits import MAX_CLAUSES, check_clauses, check_seismic, fit_weights
+from sparse_ingest.cluster.two_phase import check_two_phase, two_phase_split
+from sparse_ingest.errors import UsageError
+from sparse_ingest.pipeline import packaged_folder
+
+Body = dict[str, Any]
+Query = Mapping[str, Any]
+# Above zero and below every score: hits without any token of the query have 0.
+_LEAST_SCORE = 1e-45
+_WORD_FIELDS = ["title", "text"]
+HYBRID_DEPTH = 100  # documents of each search that a hybrid one combines
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How an index is asked: with which engine, on which field.
+
+    `keys` says by which key the field knows a token, None where tokens are keys; `two_phase` and `seismic` are the
+    settings of those engines, as [query] has them. `ceiling` is what the clusters of a sparse_vector field clip query
+    weights at, None where it is not known.
+    """
+
+    name: Literal["exact", "two-phase", "seismic"] = "exact"
+    field: str = "sparse"
+    kind: str = "rank_features"
+    keys: Mapping[str, str] | None = None
+    two_phase: Mapping[str, Any] = made_of(default_factory=dict)
+    seismic: Mapping[str, Any] = made_of(default_factory=dict)
+    ceiling: float | None = None
+
+
+def engine_body(
+    weights: Mapping[str, float],
+    engine: Engine,
+    *,
+    size: int,
+    filter: Query | None = None,
+    explain: bool = False,
+    collapse: str | None = None,
+    max_clauses: int = MAX_CLAUSES,
+) -> Body:
+    """The request that an engine is asked with; `weights` are by token, or by `engine.keys` when it has them.
+
+    Raises:
+        UsageError: the weights, the engine's settings or a combination do not fit.
+    """
+    common: dict[str, Any] = {"field": engine.field, "size": size, "filter": filter, "explain": explain}
+    common["max_clauses"] = max_clauses
+    if engine.name == "seismic":
+        return seismic_body(weights, settings=engine.seismic, collapse=collapse, **common)
+    if engine.name == "exact":
+        return neural_sparse_body(weights, collapse=collapse, **common)
+    if collapse is not None:
+        raise UsageError(
+            "Two-phase search cannot collapse hits: OpenSearch refuses it beside a second phase. "
+            "Leave out --collapse, or search with --engine exact."
+        )
+    return two_phase_body(weights, settings=engine.two_phase, **common)
+
+
+def neural_sparse_body(
+    weights: Mapping[str, float],
+    *,
+    field: str,
+    size: int,
+    filter: Query | None = None,
+    explain: bool = False,
+    collapse: str | None = None,
+    max_clauses: int = MAX_CLAUSES,
+) -> Body:
+    """The request of a learned-sparse search; without any weight it asks for nothing, which is a valid request.
+
+    `filter` is any query: documents that it does not match are no hits. `collapse` is a field of one value (keyword or
+    number): of the documents that share one, the best is found.
+
+    Raises:
+        UsageError: the weights do not fit; see `fit_weights`.
+    """
+    fitted = fit_weights(weights, max_clauses=max_clauses).weights
+    query = _filtered(_sparse_clause(fitted, field), filter)
+    check_clauses(query, len(fitted), max_clauses=max_clauses)
+    return _body(query, field=field, size=size, explain=explain, collapse=collapse)
+
+
+def two_phase_body(
+    weights: Mapping[str, float],
+    *,
+    field: str,
+    size: int,
+    settings: Mapping[str, Any] | None = None,
+    filter: Query | None = None,
+    explain: bool = False,
+    max_clauses: int = MAX_CLAUSES,
+) -> Body:
+    """The same search in two phases: the heavy tokens find documents, the light ones raise the best of them.
+
+    The processor stands in the request; `settings` are its prune_type, prune_ratio, expansion_rate, max_window_size.
+    Documents that hold light tokens only are no hits, and those outside the window keep the score of the first phase.
+
+    Raises:
+        UsageError: the weights do not fit (see `fit_weights`), or the settings (see `check_two_phase`), or they leave
+            no token to the first phase, which would find nothing.
+    """
+    full = check_two_phase(settings or {}, size=size)
+    if weights and not two_phase_split(weights, full)[0]:
+        raise UsageError(
+            f"With {full['prune_type']} and prune_ratio {full['prune_ratio']:g} no token of the query is left for the "
+            "first phase, so nothing can be found. Choose other [query] two_phase settings."
+        )
+    body = neural_sparse_body(weights, field=field, size=size, filter=filter, explain=explain, max_clauses=max_clauses)
+    if full["prune_type"] == "abs_value":
+        # A border among the weights moves with them.
+        full["prune_ratio"] = full["prune_ratio"] / fit_weights(weights, max_clauses=max_clauses).scale
+    return body | {"search_pipeline": _two_phase_pipeline(full)}
+
+
+def seismic_body(
+    weights: Mapping[str, float],
+    *,
+    field: str,
+    size: int,
+    settings: Mapping[str, Any] | None = None,
+    filter: Query | None = None,
+    explain: bool = False,
+    collapse: str | None = None,
+    max_clauses: int = MAX_CLAUSES,
+) -> Body:
+    """The search of a sparse_vector field; `weights` are by token id, `settings` are `top_n`, `heap_factor` and `k`.
+
+    The server leaves the first two at 10 and 1.0, and gives no more than `k` hits of a segment, so k is at least
+    `size`. The filter goes into the search of the clusters, as a bool filter alone would take hits away from those k;
+    it stands around it as well, as the clusters of a segment without any match of it are not filtered (3.6.0).
+
+    Raises:
+        UsageError: the weights do not fit (see `fit_weights`), or the settings (see `check_seismic`).
+    """
+    settings = settings or {}
+    check_seismic(settings)
+    fitted = fit_weights(weights, max_clauses=max_clauses).weights
+    query = _filtered(_seismic_clause(fitted, field, size, settings, filter), filter)
+    check_clauses(query, len(fitted), max_clauses=max_clauses)
+    body = _body(query, field=field, size=size, explain=explain, collapse=collapse)
+    # Otherwise documents that match the filter and no token fill up the k hits (3.6.0).
+    return body | {"min_score": _LEAST_SCORE} if filter else body
+
+
+def rank_feature_body(
+    weights: Mapping[str, float],
+    *,
+    field: str,
+    size: int,
+    filter: Query | None = None,
+    explain: bool = False,
+    collapse: str | None = None,
+    max_clauses: int = MAX_CLAUSES,
+) -> Body:
+    """The same search as `neural_sparse_body` for a cluster without the neural-search plugin.
+
+    Raises:
+        UsageError: the weights do not fit (see `fit_weights`), or a token holds a dot: `rank_feature` takes what
+            stands after the last dot of its field for the feature (tried on 3.6.0), so it can never find that token.
+    """
+    dotted = [token for token in weights if "." in token]
+    if dotted:
+        raise UsageError(
+            f"The token {dotted[0]!r} holds a dot, which a rank_feature query cannot ask for. "
+            "Leave it out, or use a cluster with the neural-search plugin."
+        )
+    fitted = fit_weights(weights, max_clauses=max_clauses).weights
+    clauses = [
+        {"rank_feature": {"field": f"{field}.{token}", "linear": {}, "boost": weight}}
+        for token, weight in fitted.items()
+    ]
+    # An empty bool matches every document.
+    query = _filtered({"bool": {"should": clauses}} if clauses else {"match_none": {}}, filter)
+    check_clauses(query, len(fitted), max_clauses=max_clauses)
+    return _body(query, field=field, size=size, explain=explain, collapse=collapse)
+
+
+def server_side_body(
+    text: str,
+    engine: Engine,
+    *,
+    size: int,
+    model_id: str | None = None,
+    analyzer: str | None = None,
+    filter: Query | None = None,
+    explain: bool = False,
+) -> Body:
+    """The request of a search whose text the server turns into weights, with a deployed model or an analyzer.
+
+    Raises:
+        UsageError: neither or both are named, or the text is empty. With neither, OpenSearch since 3.1 takes its
+            analyzer bert-uncased and says nothing: wrong for every other vocabulary.
+    """
+    if (model_id is None) == (analyzer is None):
+        raise UsageError("Name either a model_id or an analyzer, with which the server makes the weights of the query.")
+    if not text.strip():
+        raise UsageError("The query is empty, which OpenSearch refuses as query_text. Ask for some words.")
+    asked: Body = {"query_text": text}
+    asked |= {"model_id": model_id} if model_id is not None else {"analyzer": analyzer}
+    if engine.name == "seismic":
+        asked["method_parameters"] = _method_parameters(size, engine.seismic, filter)
+    query = _filtered({"neural_sparse": {engine.field: asked}}, filter)
+    body = _body(query, field=engine.field, size=size, explain=explain)
+    if engine.name == "seismic" and filter:
+        body["min_score"] = _LEAST_SCORE
+    if engine.name == "two-phase":
+        body["search_pipeline"] = _two_phase_pipeline(check_two_phase(engine.two_phase, size=size))
+    return body
+
+
+def hybrid_body(
+    text: str,
+    weights: Mapping[str, float],
+    engine: Engine,
+    *,
+    size: int,
+    filter: Query | None = None,
+    search_pipeline: str | None = None,
+    depth: int | None = HYBRID_DEPTH,
+    max_clauses: int = MAX_CLAUSES,
+) -> Body:
+    """The request of BM25 on title and text beside a learned-sparse search, whose scores the server combines.
+
+    `search_pipeline` is the name of an installed pipeline with a normalization or score-ranker processor; left out,
+    the packaged one stands in the request (pipelines/opensearch/search/hybrid.json). BM25 comes first in its weights.
+    `depth` is how many documents of each search are combined: with `size` alone, as a server before 2.19 does it
+    (None), a document that only one of them ranks high enough counts as not found by the other.
+
+    Raises:
+        UsageError: the weights do not fit (see `fit_weights`), or the engine is two-phase, which has no effect there.
+    """
+    if engine.name == "two-phase":
+        raise UsageError(
+            "The two-phase processor leaves the parts of a hybrid query alone: "
+            "use --engine exact, or leave out --hybrid."
+        )
+    fitted = fit_weights(weights, max_clauses=max_clauses).weights
+    depth = max(size, depth) if depth is not None else None
+    if engine.name == "seismic":
+        sparse = _seismic_clause(fitted, engine.field, depth or size, engine.seismic, filter)
+    else:
+        sparse = _sparse_clause(fitted, engine.field)
+    parts: Body = {"queries": [_filtered(_words_clause(text), filter), _filtered(sparse, filter)]}
+    query = {"hybrid": parts | ({"pagination_depth": depth} if depth is not None else {})}
+    check_clauses(query, len(fitted), max_clauses=max_clauses)
+    body = _body(query, field=engine.field, size=size, explain=False)
+    return body | {"search_pipeline": search_pipeline or packaged_search_pipeline("hybrid")}
+
+
+def bm25_body(text: str, *, field: str, size: int, filter: Query | None = None) -> Body:
+    """The request of a BM25 search on title and text, for comparison; `field` is the sparse field to leave out."""
+    return _body(_filtered(_words_clause(text), filter), field=field, size=size, explain=False)
+
+
+def packaged_search_pipeline(name: str) -> Body:
+    """A packaged search pipeline as a request can carry it."""
+    path = packaged_folder() / "opensearch" / "search" / f"{name}.json"
+    content: Body = json.loads(path.read_bytes())
+    return {key: value for key, value in content.items() if key != "description"}
+
+
+def msearch_lines(bodies: Iterable[Body], index: str | None = None) -> Iterator[Body]:
+    """The requests of one `_msearch` as the list that opensearch-py takes: a header before each body.
+
+    Without `index` the URL must name it: `/INDEX/_msearch`.
+    """
+    for body in bodies:
+        yield {"index": index} if index else {}
+        yield body
+
+
+def msearch_bytes(bodies: Iterable[Body], index: str | None = None) -> bytes:
+    """The same as it goes over the wire: one JSON object a line (application/x-ndjson)."""
+    lines = (json.dumps(line, ensure_ascii=False, separators=(",", ":")) for line in msearch_lines(bodies, index))
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _sparse_clause(fitted: Mapping[str, float], field: str) -> Body:
+    return {"neural_sparse": {field: {"query_tokens": dict(fitted)}}} if fitted else {"match_none": {}}
+
+
+def _seismic_clause(
+    fitted: Mapping[str, float], field: str, size: int, settings: Mapping[str, Any], filter: Query | None
+) -> Body:
+    if not fitted:
+        return {"match_none": {}}
+    parameters = _method_parameters(size, settings, filter)
+    return {"neural_sparse": {field: {"query_tokens": dict(fitted), "method_parameters": parameters}}}
+
+
+def _method_parameters(size: int, settings: Mapping[str, Any], filter: Query | None) -> Body:
+    parameters = {**settings, "k": max(size, settings.get("k", 0))}
+    return parameters | {"filter": _single_terms(dict(filter))} if filter else parameters
+
+
+def _single_terms(query: Any) -> Any:
+    """The query with a `term` a value in place of each `terms`, on which the filter of clusters fails (3.6.0)."""
+    match query:
+        case list():
+            return [_single_terms(one) for one in query]
+        case {"bool": dict(parts), **others} if not others:
+            return {"bool": {part: _single_terms(inner) for part, inner in parts.items()}}
+        case {"terms": dict(content), **others} if not others and len(content) == 1:
+            [(field, values)] = content.items()
+            if isinstance(values, list):
+                # An empty bool matches every document.
+                any_of = [{"term": {field: value}} for value in values] or [{"match_none": {}}]
+                return {"bool": {"should": any_of}}
+    return query
+
+
+def _two_phase_pipeline(settings: Mapping[str, Any]) -> Body:
+    processor = {"neural_sparse_two_phase_processor": {"enabled": True, "two_phase_parameter": dict(settings)}}
+    return {"request_processors": [processor]}
+
+
+def _words_clause(text: str) -> Body:
+    return {"multi_match": {"query": text, "fields": _WORD_FIELDS, "type": "most_fields"}}
+
+
+def _filtered(query: Body, filter: Query | None) -> Body:
+    """The query, for those documents only that `filter` matches.
+
+    It stands in `should`, where alone the two-phase processor looks for it, and must match: beside a filter a `should`
+    need not, and documents without any of its tokens would be hits with score 0.
+    """
+    if not filter:
+        return query
+    return {"bool": {"should": [query], "minimum_should_match": 1, "filter": [dict(filter)]}}
+
+
+def _body(query: Body, *, field: str, size: int, explain: bool, collapse: str | None = None) -> Body:
+    body: Body = {"size": size, "_source": {"excludes": [field]}, "query": query}
+    if collapse is not None:
+        body["collapse"] = {"field": collapse}
+    return body | {"explain": True} if explain else body

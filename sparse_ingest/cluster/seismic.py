@@ -1,0 +1,185 @@
+"""sparse_vector fields with the SEISMIC method: what they keep of a weight, and method parameters fitted to a run.
+
+Such a field keeps a weight twice. Segments with fewer documents than `approximate_threshold` answer from the 9 bits of
+scores.py; larger ones from a byte, round(min(weight, ceiling) · 255 / ceiling). Method parameters can never be changed
+once the index is there (the server refuses it), so what depends on the run is fitted before the index is made: the
+ceiling, and a threshold that only the merged segment reaches, so that its clusters are built once. Keys are token ids.
+In: an index body, a `Survey` of the run's weights. Out: the body with its parameters; bytes; the spelling of a weight.
+Not covered: query-time parameters (requests.py); n_postings, which the server fits to each segment when left out.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+
+from sparse_ingest.cluster.bodies import shortest_between
+from sparse_ingest.cluster.client import Client
+from sparse_ingest.cluster.indexes import Index
+from sparse_ingest.cluster.preflight import Survey
+from sparse_ingest.cluster.scores import DROPPED_BITS, LEVELS, stored_bytes, weight_codes
+from sparse_ingest.errors import ClusterError, PipelineError
+
+# Releases 3.3 to 3.8 keep an id in 16 bits with a sign: from 32,768 on they crash or score wrongly. Later ones take
+# two ids for one. So no release keeps a larger vocabulary apart.
+MAX_VOCABULARY = 1 << 15
+EXPLAINED_SINCE = (3, 5)  # the first release that explains scores of segments with clusters
+# What the server takes for a parameter that is left out.
+DEFAULTS = {
+    "cluster_ratio": 0.1,
+    "summary_prune_ratio": 0.4,
+    "approximate_threshold": 1_000_000,
+    "quantization_ceiling_ingest": 3.0,
+    "quantization_ceiling_search": 16.0,
+}
+_LARGEST_BITS = 0x7F7FFFFF  # of a finite float32
+
+
+def parameters_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """The method parameters of a mapped sparse_vector field, the server's own where the mapping names none."""
+    return {**DEFAULTS, **(entry.get("method", {}).get("parameters") or {})}
+
+
+class ByteCodes:
+    """Numbers for weights: equal when a field with this ceiling keeps the same 9 bits and the same byte of them.
+
+    Both grow with the weight, so their sum tells every pair of them apart and stays below 65,536.
+    """
+
+    def __init__(self, ceiling: float) -> None:
+        self._ceiling = ceiling
+        features = np.arange(0, _LARGEST_BITS, 1 << DROPPED_BITS, dtype=np.uint32)
+        borders = np.array([self._first_bits(byte) for byte in range(1, LEVELS + 1)], dtype=np.uint32)
+        # The bits of the smallest weight of each number, and the numbers.
+        self._starts = np.union1d(features, borders)
+        self._numbers = self.codes(self._starts.view(np.float32))
+
+    def codes(self, weights: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint32]:
+        """The number of each weight."""
+        return weight_codes(weights) + stored_bytes(weights, self._ceiling)
+
+    def decimal(self, code: int) -> str:
+        """The shortest decimal that is kept as this number."""
+        place = int(np.searchsorted(self._numbers, code))
+        after = self._starts[place + 1] if place + 1 < len(self._starts) else _LARGEST_BITS + 1
+        edges = np.array([self._starts[place], after - 1], dtype=np.uint32).view(np.float32)
+        return shortest_between(float(edges[0]), float(edges[1]))
+
+    def _first_bits(self, byte: int) -> int:
+        """The bits of the smallest float32 that is kept as at least this byte."""
+        low, high = 0, _LARGEST_BITS
+        while low < high:
+            middle = (low + high) // 2
+            if stored_bytes(np.array([middle], dtype=np.uint32).view(np.float32), self._ceiling)[0] < byte:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+
+class Fit(NamedTuple):
+    """A body with its method parameters, and what they do to the run's weights."""
+
+    body: dict[str, Any]
+    parameters: dict[str, Any]
+    clipped: int
+    clipped_share: float
+    sentence: str
+
+
+def fit(body: dict[str, Any], field: str, survey: Survey) -> Fit:
+    """Fill in the parameters that a body leaves to the run; what it names stays as it is.
+
+    Raises:
+        PipelineError: a parameter that the body names is no number above zero.
+    """
+    body = copy.deepcopy(body)
+    entry: dict[str, Any] = body["mappings"]
+    for name in field.split(".") if field not in entry["properties"] else [field]:
+        entry = entry["properties"][name]
+    method = entry.setdefault("method", {"name": "seismic"})
+    named = method.get("parameters") or {}
+    for name in ("quantization_ceiling_ingest", "approximate_threshold"):
+        value = named.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not (0 <= value < math.inf):
+            raise PipelineError(f"The index body says {name} = {value!r}; expected is a number above zero.")
+    method["parameters"] = {
+        "approximate_threshold": fitted_threshold(survey.documents, _primaries(body)),
+        "quantization_ceiling_ingest": fitted_ceiling(survey.codes),
+        **named,
+    }
+    parameters = parameters_of(entry)
+    ceiling, threshold = parameters["quantization_ceiling_ingest"], parameters["approximate_threshold"]
+    values = _values(len(survey.codes))
+    clipped = int(survey.codes[values > np.float32(ceiling)].sum())
+    share = clipped / max(1, int(survey.codes.sum()))
+    sentence = (
+        f"SEISMIC: weights are kept in steps of {ceiling / LEVELS:.4g} up to {ceiling:g}; {clipped} of "
+        f"{int(survey.codes.sum())} weights ({share:.3%}) are above it and clipped. Clusters are built in segments of "
+        f"{threshold} documents or more: merge after the load (--merge) to build them once; smaller segments are "
+        "searched exactly. Neither can be changed in this index."
+    )
+    return Fit(body, parameters, clipped, share, sentence)
+
+
+def fitted_ceiling(codes: npt.NDArray[np.int64]) -> float:
+    """The ceiling with the smallest squared error over a histogram of 9-bit codes: clipping against coarse steps.
+
+    A ceiling of c clips what is above it and rounds the rest to steps of c / 255, an error of step² / 12 on average.
+    """
+    held = np.flatnonzero(codes[: weight_codes(np.array([np.inf]))[0]])
+    if not len(held):
+        return float(DEFAULTS["quantization_ceiling_ingest"])
+    counts, weights = codes[held].astype(np.float64), _values(len(codes))[held].astype(np.float64)
+
+    def above(terms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.cumsum(terms[::-1])[::-1] - terms
+
+    clipping = above(counts * weights**2) - 2 * weights * above(counts * weights) + weights**2 * above(counts)
+    rounding = (counts.sum() - above(counts)) * (weights / LEVELS) ** 2 / 12
+    best = float(weights[np.argmin(clipping + rounding)])
+    # Three digits, upwards, say the same and can be read in the mapping.
+    unit = 10.0 ** (math.floor(math.log10(best)) - 2)
+    return float(f"{math.ceil(best / unit) * unit:.3g}")
+
+
+def fitted_threshold(documents: int, primaries: int) -> int:
+    """A number of documents that the merged segment of every shard reaches, and that few segments before it do.
+
+    Documents fall into shards at random: four deviations below the mean none is too small.
+    """
+    mean = documents / primaries
+    spread = 4 * math.sqrt(mean) if primaries > 1 else 0.0
+    return max(1, min(int(DEFAULTS["approximate_threshold"]), math.floor(0.9 * mean - spread)))
+
+
+def warm_up(client: Client, index: Index) -> str | None:
+    """Bring the clusters of an index into memory, so that the first queries need not; a sentence when it cannot be."""
+    try:
+        client.call("POST", f"/_plugins/_neural/warmup/{quote(index.name, safe='')}", timeout_s=600)
+    except ClusterError as error:
+        return f"Index {index.name!r} could not be warmed up ({error}) Its first searches read from disk."
+    return None
+
+
+def _values(length: int) -> npt.NDArray[np.float32]:
+    """What each 9-bit code stands for."""
+    return (np.arange(length, dtype=np.uint32) << np.uint32(DROPPED_BITS)).view(np.float32)
+
+
+def _primaries(body: dict[str, Any]) -> int:
+    settings = body.get("settings", {})
+    for place in (settings, settings.get("index", {})):
+        for name in ("number_of_shards", "index.number_of_shards"):
+            if name in place:
+                if not str(place[name]).isdecimal() or int(place[name]) < 1:
+                    raise PipelineError(
+                        f"The index body says {name} = {place[name]!r}; expected is a number above zero."
+                    )
+                return int(place[name])
+    return 1

@@ -1,0 +1,119 @@
+"""Index settings that make a load fast, and the promise that the old ones come back.
+
+In: an index, the settings wanted while loading. The old values are in `_meta` before the first one changes, so
+whoever comes next puts them back, from any machine: the end of the load, the next load, or `load --restore`. A
+setting that somebody else changed meanwhile is left as it is. What a cluster refuses (a managed one, a role
+without the right) is said in a sentence, and the load goes on without it.
+Not covered: which settings pay (benchmarks/load.py), cluster settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from urllib.parse import quote
+
+from sparse_ingest.cluster.client import Client, ResponseError
+from sparse_ingest.cluster.indexes import Index, Stamp, check_uuid, update_stamp
+from sparse_ingest.errors import ClusterError
+
+# No refresh: no small segments that must be merged again. No replicas: each document is indexed once, copies are made
+# of finished files.
+LOADING = {"refresh_interval": "-1", "number_of_replicas": "0"}
+ASYNC_TRANSLOG = {"translog.durability": "async"}
+ASYNC_RISK = (
+    "--async-translog: until the load is finished, the server may confirm a write up to 5 s before it is on its disk. "
+    "This load loses nothing (each shard is flushed before it counts), others who write into this index can."
+)
+
+Note = Callable[[str], None]
+
+
+def may_tune(index: Index, run_id: str) -> bool:
+    """Whether a load may change settings unasked: the run's own load made the index, and no alias serves it."""
+    stamp = index.stamp
+    return stamp is not None and stamp.created_by == run_id and not index.serving_aliases
+
+
+def tune(client: Client, index: Index, wanted: Mapping[str, str], note: Note) -> None:
+    """Give the index the settings for loading; what they were is in `_meta` first."""
+    there = check_uuid(client, index)
+    stamp = there.stamp
+    if stamp is None:
+        note(f"Index {index.name!r} has no stamp to keep its settings in; they stay as they are.")
+        return
+    if there.setting("auto_expand_replicas") not in (None, "false"):
+        # The cluster itself decides how many there are, and would undo ours at once.
+        wanted = {name: value for name, value in wanted.items() if name != "number_of_replicas"}
+    # What a killed load has kept is what was there before it, unless somebody has set another value since.
+    kept = dict(stamp.settings)
+    for name, value in wanted.items():
+        if there.setting(name) != value:
+            kept[name] = {"before": there.setting(name), "loading": value}
+    if not kept:
+        return
+    update_stamp(client, index, lambda stamp: replace(stamp, settings=kept))
+    refused = _put(client, index, {name: entry["loading"] for name, entry in kept.items()})
+    for name, why in refused.items():
+        note(f"Index {index.name!r} keeps its {name} during the load, the cluster refuses to change it: {why}")
+    if refused:
+        still = {name: entry for name, entry in kept.items() if name not in refused}
+        update_stamp(client, index, lambda stamp: replace(stamp, settings=still))
+
+
+def restore(client: Client, index: Index, note: Note, *, finished: str | None = None) -> list[str]:
+    """Put back what loads have changed; the names put back. In the same step note that the load of a run is finished.
+
+    The stamp stays at "loading" when it names another run: one whose load began meanwhile.
+    """
+    there = check_uuid(client, index)
+    kept = there.stamp.settings if there.stamp else {}
+    wanted = {}
+    for name, entry in kept.items():
+        now = there.setting(name)
+        if now == entry["loading"]:
+            wanted[name] = entry["before"]
+        elif now != entry["before"]:
+            note(f"Index {index.name!r}: somebody set {name} to {now} during the load; it stays.")
+    refused = _put(client, index, wanted)
+    if refused:
+        raise ClusterError(
+            f"Index {index.name!r} still has settings for loading: {', '.join(sorted(refused))}. The cluster refuses "
+            f"to put them back: {next(iter(refused.values()))} Remove the cause, then run "
+            f"`sparse-ingest load --index {index.name} --restore`."
+        )
+
+    def put_back(stamp: Stamp) -> Stamp:
+        return replace(stamp, settings={}, load="done" if stamp.run_id == finished else stamp.load)
+
+    update_stamp(client, index, put_back)
+    return sorted(wanted)
+
+
+def confirms_early(index: Index) -> bool:
+    """Whether the index confirms writes before they are on its disk."""
+    return index.setting("translog.durability") == "async"
+
+
+def _put(client: Client, index: Index, settings: Mapping[str, str | None]) -> dict[str, str]:
+    """Set all, else each one that can be set; the refused ones and why."""
+    if not settings:
+        return {}
+    try:
+        _put_at_once(client, index, settings)
+    except ResponseError as error:
+        if not 400 <= error.status < 500 or error.status in (401, 404, 429):
+            raise
+        if len(settings) == 1:
+            return {name: error.reason for name in settings}
+    else:
+        return {}
+    refused: dict[str, str] = {}
+    for name, value in settings.items():
+        refused |= _put(client, index, {name: value})
+    return refused
+
+
+def _put_at_once(client: Client, index: Index, settings: Mapping[str, str | None]) -> None:
+    body = {"index": dict(settings)}
+    client.call("PUT", f"/{quote(index.name, safe='')}/_settings", body)

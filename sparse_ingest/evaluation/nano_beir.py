@@ -1,0 +1,107 @@
+"""The verb `evaluate` over NanoBEIR: a model on up to 13 small collections, as model cards print it.
+
+In: a pipeline, names of collections. Out: an `Evaluation` for each, and the means over them. Each collection is
+encoded into a run folder of its own in float32, then searched exactly. Measures are averaged over collections, terms
+over queries and documents, and FLOPS is that of all queries with all documents, as sentence-transformers does it.
+Not covered: AP@100 differs from a card's map@100 where a query has more than 100 relevant documents: trec_eval divides
+by all of them, sentence-transformers by 100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+from sparse_ingest.corpora.files import FieldNames, open_corpus
+from sparse_ingest.corpora.nano_beir import DATA_SET, write_nano_beir
+from sparse_ingest.encoding.encode import EncodeOptions, Progress, encode
+from sparse_ingest.evaluation.evaluate import Evaluation, evaluate_run, read_collection
+from sparse_ingest.evaluation.terms import Sparsity, TermCounts, flops, pooled, sparsity
+from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.runs.manifest import open_run
+
+# What the cards print, in ir-measures' names: accuracy@k is Success@k, mrr is RR, map is AP.
+CARD_MEASURES = (
+    *(f"{name}@{cutoff}" for name in ("Success", "P", "R") for cutoff in (1, 3, 5, 10)),
+    "nDCG@10", "RR@10", "AP@100",
+)  # fmt: skip
+
+
+def evaluate_nano_beir(
+    names: Sequence[str],
+    folder: Path,
+    *,
+    pipeline: Pipeline,
+    measures: Sequence[str],
+    size: int,
+    progress: Callable[[], AbstractContextManager[Progress]],
+    note: Callable[[str], None],
+    data_set: str = DATA_SET,
+    bm25: bool = False,
+    device: str = "auto",
+) -> Iterator[tuple[str, Evaluation]]:
+    """Evaluate on one collection after the other; what is made lies in `folder`.
+
+    All are fetched before the first is encoded, so that what cannot be read stops no long work.
+    """
+    settings = replace(pipeline.encode, weights="float32")
+    if settings.dtype == "auto":
+        # The cards' figures are those of float32.
+        settings = replace(settings, dtype="float32")
+    pipeline = replace(pipeline, encode=settings)
+    for name in names:
+        write_nano_beir(name, folder / f"Nano{name}", data_set)
+    for place, name in enumerate(names, start=1):
+        note(f"{place}/{len(names)}  Nano{name}")
+        collection = folder / f"Nano{name}"
+        with progress() as shown:
+            encode(
+                open_corpus([str(collection / "corpus.jsonl")], fields=FieldNames()),
+                collection / "run",
+                pipeline=pipeline,
+                options=EncodeOptions(device=device),
+                progress=shown,
+            )
+        yield (
+            f"Nano{name}",
+            evaluate_run(
+                open_run(collection / "run"),
+                read_collection(collection, collection),
+                pipeline,
+                measures=measures,
+                size=size,
+                bm25=bm25,
+            ),
+        )
+
+
+def figures(evaluation: Evaluation) -> dict[str, float]:
+    """The figures of one collection, by the names that they are printed under."""
+    found = dict(evaluation.search.measured.mean)
+    if evaluation.bm25:
+        found.update({f"BM25 {name}": value for name, value in evaluation.bm25.measured.mean.items()})
+    return found | _terms(evaluation.query_terms, _documents(evaluation), evaluation.vocabulary)
+
+
+def mean_figures(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+    """The figures of all collections together."""
+    each = [figures(evaluation) for evaluation in evaluations]
+    found = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
+    queries, documents = pooled(one.query_terms for one in evaluations), pooled(map(_documents, evaluations))
+    return found | _terms(queries, documents, evaluations[0].vocabulary)
+
+
+def _terms(queries: TermCounts, documents: TermCounts, vocabulary: int) -> dict[str, float]:
+    sides: dict[str, Sparsity] = {"query": sparsity(queries, vocabulary), "corpus": sparsity(documents, vocabulary)}
+    found = {}
+    for name, side in sides.items():
+        found[f"{name}_active_dims"] = side.active_dimensions
+        found[f"{name}_sparsity_ratio"] = side.sparsity or 0.0
+    return found | {"flops": flops(queries, documents)}
+
+
+def _documents(evaluation: Evaluation) -> TermCounts:
+    assert evaluation.document_terms is not None  # of a run they are always counted
+    return evaluation.document_terms

@@ -1,0 +1,58 @@
+"""Run files as trec_eval reads them: `query Q0 document rank score tag`, a line a document.
+
+In: rankings, or such a file. Out: lines, or `{query id: {document id: score}}`. trec_eval looks at the score and not at
+the rank, so scores are written with the nine digits that tell any two float32 values apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator
+from pathlib import Path
+
+from sparse_ingest.errors import CorpusError
+from sparse_ingest.evaluation.measures import Ranking
+
+TAG = "sparse-ingest"
+
+
+def trec_lines(ranked: Iterable[Ranking], tag: str = TAG) -> Iterator[str]:
+    """The lines of rankings, each with its end of line.
+
+    Raises:
+        CorpusError: an id holds a blank, which such a file cannot hold.
+    """
+    for ranking in ranked:
+        for rank, (doc_id, score) in enumerate(zip(ranking.doc_ids, ranking.scores, strict=True), start=1):
+            line = f"{ranking.query_id} Q0 {doc_id} {rank} {score:.9g} {tag}"
+            if len(line.split()) != 6:
+                wrong = next(one for one in (ranking.query_id, doc_id, tag) if len(one.split()) != 1)
+                raise CorpusError(
+                    f"The id {wrong!r} holds a blank, and a TREC run file parts its columns at blanks. "
+                    "Leave the run file out (`search --json` has the same rankings), or give the collection other ids."
+                )
+            yield line + "\n"
+
+
+def read_trec_run(path: Path, wanted: Container[str]) -> dict[str, dict[str, float]]:
+    """The scores in a run file by document, for the queries that are wanted.
+
+    Raises:
+        CorpusError: a line has not six columns, or its score is no number.
+    """
+    found: dict[str, dict[str, float]] = {}
+    # A wrong byte is no reason to stop: it can only be in an id, which then fits no other.
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if not (columns := line.split()):
+                continue
+            try:
+                query_id, _, doc_id, _, score, _ = columns
+                value = float(score)
+            except ValueError:
+                raise CorpusError(
+                    f"{path} line {number}: six columns with the score in the fifth were expected (query Q0 document "
+                    f"rank score tag), found {line.strip()[:80]!r}."
+                ) from None
+            if query_id in wanted:
+                found.setdefault(query_id, {})[doc_id] = value
+    return found

@@ -1,0 +1,396 @@
+"""The verb `plan`: how much can be pruned, and how fast can be searched, before the results change.
+
+In: a run folder, a sample of queries, with or without judgements, and an index that holds the run, if there is one.
+Out: a `PlanReport`: for every rule of pruning and every setting of an engine what is found and what it costs, and the
+cheapest that loses no more than was allowed. Ground truth is exact search of the whole vectors, with the 9 bits that an
+index keeps of a weight. Quality is nDCG@10 where there are judgements, else the share of the truth's ten best
+documents that is found.
+Without an index the choice is among rules, by predicted bytes and postings visited; with one, among the settings of its
+engines for the vectors that it holds, by measured latency.
+Not covered: drawing (planning/drawing.py); several segments and shards, which Lucene searches one by one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sparse_ingest.cluster.sizes import posting_bytes
+from sparse_ingest.errors import RunError, UsageError
+from sparse_ingest.pipeline import Pipeline, QuerySettings
+from sparse_ingest.planning.choice import Choice, Point, Values, candidates, choose, frontier, loss_of
+from sparse_ingest.planning.held_index import HeldIndex, opened
+from sparse_ingest.planning.rules import ALL_TERMS, as_flags, document_families, query_rules
+from sparse_ingest.planning.sweep import Sweep
+from sparse_ingest.queries.protocol import QueryWeights
+from sparse_ingest.records import Query
+from sparse_ingest.runs.manifest import Run, open_run
+from sparse_ingest.runs.shards import read_doc_ids, read_shard_vectors
+from sparse_ingest.searching.exact import QueryVector
+from sparse_ingest.searching.query import pipeline_of_run, prune_query, weigh_many
+from sparse_ingest.searching.search import Ranked
+from sparse_ingest.storage.places import Place
+
+if TYPE_CHECKING:
+    from sparse_ingest.cluster.client import Connection
+    from sparse_ingest.planning.engines import Timed
+
+SAMPLE = 200
+LOSS = 0.01
+LEAST_QUERIES = 10
+DEPTH = 100
+MEASURE = "nDCG@10"
+
+Qrels = Mapping[str, Mapping[str, int]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """What a plan found; `--json` prints these keys.
+
+    `points` are rules on the run, `settings` those of an index, each with its frontier (places in the list).
+    `index_bytes` is the size of the index as it is. `pipeline` has the chosen settings.
+    """
+
+    run: str
+    run_id: str
+    documents: int
+    queries: int
+    quality: str
+    full_quality: float
+    allowed_loss: float
+    points: list[Point]
+    frontier: list[int]
+    index: str | None
+    index_bytes: int | None
+    settings: list[Point]
+    settings_frontier: list[int]
+    choice: Choice | None
+    load_flags: str
+    pipeline: Pipeline
+
+    def as_json(self) -> dict[str, Any]:
+        """As `--json` prints it."""
+        return {
+            **{name: value for name, value in vars(self).items() if name not in ("pipeline", "choice")},
+            "points": [point.as_json() for point in self.points],
+            "settings": [point.as_json() for point in self.settings],
+            "choice": self.choice.as_json() if self.choice else None,
+            "pipeline": asdict(self.pipeline),
+        }
+
+
+def plan(
+    run_path: Place,
+    queries: Iterable[Query],
+    *,
+    pipeline: Pipeline,
+    qrels: Qrels | None = None,
+    index: str | None = None,
+    connection: Connection | None = None,
+    loss: float = LOSS,
+    sample: int = SAMPLE,
+    progress: Callable[[int], None] = lambda documents: None,
+    note: Callable[[str], None] = lambda sentence: None,
+) -> PlanReport:
+    """Try all rules on a run, and all settings on an index that holds it.
+
+    Raises:
+        RunError, ClusterError: there is no such run or index, or they do not belong together.
+        UsageError: the queries are too few, or say nothing about the run.
+    """
+    run = open_run(run_path)
+    if not run.done_shards():
+        raise RunError(f"{run.path} has no finished shard to plan with. Finish it with `sparse-ingest encode`.")
+    if run.complete() is None:
+        note(f"{run.path} is not complete: the plan is for its finished shards.")
+    pipeline = _as_encoded(pipeline_of_run(pipeline, run), run)
+    whole = replace(pipeline, query=replace(pipeline.query, top_k=None, max_ratio=None))
+    with opened(run, pipeline, index, connection) as there:
+        asked = _sampled(queries, qrels, sample)
+        weighed = [(query_id, weights) for query_id, weights in weigh_many(asked, whole) if weights]
+        _refuse_few(len(weighed), qrels)
+        job = _Job(run, weighed, qrels, there, loss)
+        job.read(progress)
+        return job.report(pipeline, note)
+
+
+class _Job:
+    """One plan: the queries under every rule, one pass over the run, the points."""
+
+    def __init__(
+        self,
+        run: Run,
+        weighed: Sequence[tuple[str, QueryWeights]],
+        qrels: Qrels | None,
+        index: HeldIndex | None,
+        loss: float,
+    ) -> None:
+        self.run, self.weighed, self.qrels, self.index, self.loss = run, weighed, qrels, index, loss
+        number = {token: token_id for token_id, token in enumerate(run.vocabulary()) if token is not None}
+        if not any(number.keys() & weights.keys() for _, weights in weighed):
+            raise UsageError(f"No token of any query is in the vocabulary of {run.path}: they are another model's.")
+        self.query_rules = query_rules(float(np.mean([len(weights) for _, weights in weighed])))
+        # Many rules leave a short query as it is: each form of a query is searched once.
+        self.vectors: list[QueryVector] = []
+        self.forms: list[list[int]] = []
+        for _, weights in weighed:
+            seen: dict[tuple[str, ...], int] = {}
+            forms = []
+            for rule in self.query_rules:
+                # Pruned before unknown tokens go, as a search does it.
+                pruned = prune_query(weights, QuerySettings(**rule))
+                kept = {token: weight for token, weight in pruned.items() if token in number}
+                if tuple(kept) not in seen:
+                    seen[tuple(kept)] = len(self.vectors)
+                    token_ids = np.array([number[token] for token in kept], dtype=np.uint32)
+                    self.vectors.append(QueryVector(token_ids, np.array(list(kept.values()), dtype=np.float32)))
+                forms.append(seen[tuple(kept)])
+            self.forms.append(forms)
+        totals = run.totals()
+        families = document_families(totals["nnz"] / max(1, totals["rows"]))
+        if index and index.pruning and not any(index.pruning in family for family in families):
+            families.append((index.pruning,))
+        self.sweep = Sweep(families, self.vectors, len(run.vocabulary()), depth=DEPTH)
+
+    def read(self, progress: Callable[[int], None]) -> None:
+        """Pass over the run once."""
+        for shard in self.run.done_shards():
+            for vectors in read_shard_vectors(self.run.shard_path(shard)):
+                self.sweep.add(vectors)
+                progress(self.sweep.documents)
+        self.ids = _ids_at(self.run, self.sweep.all_places()) if self.qrels or self.index else {}
+        self.truth: list[set[int]] = []
+        self.right: list[set[int]] = []  # the ten best of them
+        for forms in self.forms:
+            places, scores = self.sweep.places(forms[0], 0), self.sweep.scores(forms[0], 0)
+            self.truth.append(set(places.tolist()))
+            # Equal scores at the border are all right.
+            self.right.append(set(places[scores >= scores[:10][-1]].tolist()) if len(places) else set())
+        self.full = self._quality(0, 0)[0]
+        if not self.full.mean():
+            if self.qrels and self.run.manifest.identity.get("overflow") == "passages":
+                raise UsageError(
+                    f"{self.run.path} holds passages, and the judgements name none of those that are found. "
+                    "Plan without --qrels, by the share of the best passages that is found."
+                )
+            raise UsageError(
+                "Whole vectors find nothing that counts, so nothing can be lost. The queries, or the ids in the "
+                "judgements, belong to another corpus."
+            )
+
+    def report(self, pipeline: Pipeline, note: Callable[[str], None]) -> PlanReport:
+        """Everything that was found."""
+        points = [
+            self._point(rule, query) for query in range(len(self.query_rules)) for rule in range(len(self.sweep.rules))
+        ]
+        best = frontier(points)
+        settings: list[Point] = []
+        chosen = pipeline
+        if self.index:
+            settings = self._settings(points)
+            choice = choose(settings, self.full, loss=self.loss, cost=lambda point: point.latency_p50_ms or 0.0)
+        else:
+            choice = choose(points, self.full, loss=self.loss, cost=self._cost(points[0]))
+        best_settings = frontier(settings)
+        if choice:
+            chosen = _with_choice(pipeline, choice.point)
+        else:
+            note(f"Nothing loses {self.loss:.2%} or less on both halves of the queries; the settings stay as they are.")
+        return PlanReport(
+            run=str(self.run.path),
+            run_id=self.run.manifest.run_id,
+            documents=self.sweep.documents,
+            queries=len(self.weighed),
+            quality=MEASURE if self.qrels else "overlap@10",
+            full_quality=float(self.full.mean()),
+            allowed_loss=self.loss,
+            points=points,
+            frontier=[points.index(point) for point in best],
+            index=self.index.name if self.index else None,
+            index_bytes=self.index.bytes if self.index else None,
+            settings=settings,
+            settings_frontier=[settings.index(point) for point in best_settings],
+            choice=choice,
+            load_flags=as_flags(choice.point.documents) if choice else "",
+            pipeline=chosen,
+        )
+
+    def _point(self, rule: int, query: int) -> Point:
+        values, overlap_10, overlap_100 = self._quality(rule, query)
+        return replace(
+            self._bare(rule, query, values, overlap_10),
+            overlap_100=overlap_100,
+            visited=self._visited(rule, query),
+        )
+
+    def _bare(self, rule: int, query: int, values: Values, overlap_10: float) -> Point:
+        """A point of exact search with what the rules alone decide."""
+        postings = int(self.sweep.frequencies[rule].sum())
+        return Point(
+            documents=self.sweep.rules[rule],
+            query=self.query_rules[query],
+            engine="exact",
+            parameters={},
+            overlap_10=overlap_10,
+            overlap_100=None,
+            ndcg_10=float(values.mean()) if self.qrels else None,
+            terms=postings / max(1, self.sweep.documents),
+            postings=postings,
+            emptied=int(self.sweep.emptied[rule]),
+            bytes=self._bytes(rule),
+            visited=None,
+            tied=self._tied(rule, query),
+            latency_p50_ms=None,
+            latency_p95_ms=None,
+            loss=loss_of(values, self.full),
+            per_query=values,
+        )
+
+    def _quality(self, rule: int, query: int) -> tuple[Values, float, float]:
+        """The quality of each query under two rules, and the overlap with the truth."""
+        found = [self.sweep.places(forms[query], rule).tolist() for forms in self.forms]
+        at_10 = np.array([_overlap(one[:10], right, 10) for one, right in zip(found, self.right, strict=True)])
+        at_100 = np.array([_overlap(one, right, DEPTH) for one, right in zip(found, self.truth, strict=True)])
+        values = at_10
+        if self.qrels:
+            values = self._judged(
+                Ranked(
+                    query_id,
+                    [self.ids[place] for place in one[:10]],
+                    self.sweep.scores(forms[query], rule)[:10].tolist(),
+                    0.0,
+                    None,
+                )
+                for (query_id, _), forms, one in zip(self.weighed, self.forms, found, strict=True)
+            )
+        return values, float(at_10.mean()), float(at_100.mean())
+
+    def _judged(self, ranked: Iterable[Ranked]) -> Values:
+        from sparse_ingest.evaluation.measures import measure
+
+        assert self.qrels is not None
+        values = measure(ranked, self.qrels, [MEASURE]).per_query[MEASURE]
+        return np.array([values[query_id] for query_id, _ in self.weighed])
+
+    def _tied(self, rule: int, query: int) -> int:
+        """How many queries have an eleventh document with the score of the tenth."""
+        scores = [self.sweep.scores(forms[query], rule)[9:11] for forms in self.forms]
+        return sum(len(pair) == 2 and bool(pair[0] == pair[1]) for pair in scores)
+
+    def _visited(self, rule: int, query: int) -> float:
+        frequencies = self.sweep.frequencies[rule]
+        return float(np.mean([frequencies[self.vectors[forms[query]].token_ids].sum() for forms in self.forms]))
+
+    def _bytes(self, rule: int) -> int | None:
+        """The postings alone, all else being the same; nothing is known of the size of clusters."""
+        if self.index and self.index.engine.kind != "rank_features":
+            return None
+        return round(posting_bytes(self.sweep.frequencies[rule], self.sweep.documents))
+
+    def _held(self) -> int:
+        """The rule by which the documents of the index were pruned."""
+        assert self.index is not None
+        return self.sweep.rules.index(self.index.pruning)
+
+    def _cost(self, full: Point) -> Callable[[Point], float]:
+        """Bytes and postings visited, each as a share of those of whole vectors: half of either is worth the same."""
+
+        def cost(point: Point) -> float:
+            return (point.bytes or 0) / (full.bytes or 1) * (point.visited or 0.0) / (full.visited or 1.0)
+
+        return cost
+
+    def _settings(self, points: Sequence[Point]) -> list[Point]:
+        """The points of the index's engines, for whole queries and for those that the plan would prune."""
+        from sparse_ingest.planning.engines import measure, settings_of
+
+        assert self.index is not None
+        held = self._held()
+        of_index = [point for point in points if point.documents == self.index.pruning]
+        # By the half that chooses alone: the other has a look at the settings only.
+        pruned = next(candidates(of_index, self.full, loss=self.loss, cost=lambda point: point.visited or 0.0), None)
+        rules = [ALL_TERMS] + ([pruned.query] if pruned and pruned.query else [])
+        settings = list(settings_of(self.index.engine, rules))
+        asked = [
+            [(query_id, prune_query(weights, QuerySettings(**one.query))) for query_id, weights in self.weighed]
+            for one in settings
+        ]
+        timed = measure(self.index.client, self.index.name, settings, asked)
+        return [self._measured_point(one, held) for one in timed]
+
+    def _measured_point(self, timed: Timed, held: int) -> Point:
+        right = [{self.ids[place] for place in places} for places in self.right]
+        overlap = np.array([_overlap(one.doc_ids, known, 10) for one, known in zip(timed.ranked, right, strict=True)])
+        values = self._judged(timed.ranked) if self.qrels else overlap
+        query = self.query_rules.index(timed.setting.query)
+        engine = timed.setting.engine.name
+        return replace(
+            self._bare(held, query, values, float(overlap.mean())),
+            engine=engine,
+            parameters=timed.setting.parameters,
+            visited=self._visited(held, query) if engine == "exact" else None,
+            latency_p50_ms=timed.latency_ms(0.5),
+            latency_p95_ms=timed.latency_ms(0.95),
+        )
+
+
+def _as_encoded(pipeline: Pipeline, run: Run) -> Pipeline:
+    """The pipeline with what the run says of its own making."""
+    settings = ("weights", "overflow", "window_stride", "top_k", "max_ratio", "min_weight", "alpha_mass")
+    known = {name: run.manifest.identity[name] for name in settings if name in run.manifest.identity}
+    return replace(pipeline, encode=replace(pipeline.encode, **known))
+
+
+def _with_choice(pipeline: Pipeline, point: Point) -> Pipeline:
+    """The pipeline with the settings of a point."""
+    query = replace(pipeline.query, **{"top_k": None, "max_ratio": None, **point.query})
+    if point.engine == "two-phase":
+        query = replace(query, engine="two-phase", two_phase={**query.two_phase, **point.parameters})
+    elif point.engine == "seismic":
+        query = replace(query, engine="seismic", seismic={**query.seismic, **point.parameters})
+    else:
+        query = replace(query, engine=None)
+    return replace(pipeline, encode=replace(pipeline.encode, **point.documents), query=query)
+
+
+def _sampled(queries: Iterable[Query], qrels: Qrels | None, sample: int) -> list[Query]:
+    """As many queries as asked, the same each time: those whose hashed ids come first."""
+    judged = (query for query in queries if qrels is None or query.id in qrels)
+    return heapq.nsmallest(sample, judged, key=lambda query: hashlib.sha256(query.id.encode()).digest())
+
+
+def _refuse_few(count: int, qrels: Qrels | None) -> None:
+    if count < LEAST_QUERIES:
+        which = "queries with judgements" if qrels is not None else "queries"
+        raise UsageError(
+            f"There are {count} {which} with a weighted token; a plan, which one half of them chooses and the other "
+            f"confirms, needs {LEAST_QUERIES} or more."
+        )
+
+
+def _ids_at(run: Run, places: npt.NDArray[np.uint32]) -> dict[int, str]:
+    """The ids of the documents at these places, ascending, among all rows of the run."""
+    wanted: Iterator[int] = iter(places.tolist())
+    ids: dict[int, str] = {}
+    following = next(wanted, None)
+    place = 0
+    for shard in run.done_shards():
+        for _, doc_id in read_doc_ids(run.shard_path(shard)):
+            if place == following:
+                ids[place] = doc_id
+                following = next(wanted, None)
+            place += 1
+    return ids
+
+
+def _overlap(found: Iterable[T], right: set[T], k: int) -> float:
+    """The share of the k best documents that is found; a query that finds nothing anyway loses nothing."""
+    return len(right.intersection(found)) / min(k, len(right)) if right else 1.0

@@ -1,0 +1,144 @@
+"""The verb `idf`: a corpus and a tokenizer in, the weight of each token out, for queries that need no model.
+
+The weight of a token is Lucene's inverse document frequency, as OpenSearch's published tables have it:
+ln(1 + (N - n + 0.5) / (n + 0.5)) for a token that n of N documents hold. (The largest weight in the table of the
+`bert-uncased` analyzer, 15.5895386, is this for n = 1 and the 8,841,823 passages of MS MARCO.) N counts the documents
+with any token. Special tokens are not counted; they and the tokens that no document holds weigh 1.0 there and here,
+what the server takes for a token that its table lacks. Texts are tokenised as queries are, so no torch is needed.
+Counts are exact, and memory is that of one batch or of the longest document: the tokenizer takes some 800 bytes a
+token while it works.
+Not covered: ids that stand twice (encode finds them), and training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from sparse_ingest.checkpoints.layouts import read_checkpoint
+from sparse_ingest.corpora.sources import Corpus, bad_document
+from sparse_ingest.errors import CorpusError, UsageError
+from sparse_ingest.pipeline import ModelSettings
+from sparse_ingest.queries.protocol import to_float32
+from sparse_ingest.queries.token_ids import read_vocabulary
+from sparse_ingest.queries.weight_table import plain_tokenizer
+from sparse_ingest.records import in_batches
+from sparse_ingest.storage.durable import write_atomic
+
+UNSEEN_WEIGHT = 1.0
+BATCH_TEXTS = 512
+BATCH_CHARACTERS = 1 << 20
+NAMED_BAD = 20  # bad documents that are named; all are counted
+
+
+class IdfReport(NamedTuple):
+    """What `idf` counted: documents with a token, those without, bad ones left out; tokens of the table, those seen."""
+
+    out: Path
+    documents: int
+    empty: int
+    skipped: int
+    vocabulary: int
+    seen: int
+
+
+def write_idf(
+    corpus: Corpus,
+    out: Path,
+    *,
+    model: ModelSettings,
+    limit: int | None = None,
+    on_bad_document: Literal["fail", "skip"] = "fail",
+    force: bool = False,
+    progress: Callable[[int], None] = lambda documents: None,
+    note: Callable[[str], None] = lambda sentence: None,
+) -> IdfReport:
+    """Count a corpus and write the table, whole or not at all.
+
+    Args:
+        model: its `document` side's tokenizer is taken, lower-cased before where it says so.
+        limit: count the first rows only.
+        force: replace a file that is there.
+        progress: called with the number of documents of each batch.
+
+    Raises:
+        UsageError: no model, or the file is there already.
+        CorpusError: a bad document (unless these are skipped), or no document with a token.
+    """
+    if not model.document:
+        raise UsageError("No model: give --model or --pipeline.")
+    _refuse_out(out, force)
+    folder = read_checkpoint(model.document, model.revision).transformer
+    vocabulary = read_vocabulary(folder)
+    tokenizer = plain_tokenizer(folder, lower_case=bool(model.lower_case))
+    special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    held: Counter[int] = Counter()
+    documents, empty = 0, 0
+    texts = _Texts(corpus, limit, on_bad_document, note)
+    for batch in in_batches(texts, BATCH_TEXTS, BATCH_CHARACTERS):
+        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+            token_ids = set(encoding.ids) - special
+            held.update(token_ids)
+            documents += bool(token_ids)
+            empty += not token_ids
+        progress(len(batch))
+    if not documents:
+        raise CorpusError(
+            f"No document of the corpus has a token ({empty} are without, {texts.skipped} bad ones were left out), so "
+            "there is nothing to count. Check --corpus and --text-field."
+        )
+    table = {
+        token: to_float32(weight_of(held[token_id], documents)) if held[token_id] else UNSEEN_WEIGHT
+        for token_id, token in enumerate(vocabulary)
+        if token is not None
+    }
+    _write(out, table, force)
+    seen = sum(token is not None and held[token_id] > 0 for token_id, token in enumerate(vocabulary))
+    return IdfReport(out, documents, empty, texts.skipped, len(table), seen)
+
+
+def weight_of(holding: int, documents: int) -> float:
+    """The weight of a token that `holding` of so many documents hold."""
+    return math.log(1 + (documents - holding + 0.5) / (holding + 0.5))
+
+
+class _Texts:
+    """The texts of a corpus; bad documents are refused, or named and counted in `skipped`."""
+
+    def __init__(
+        self, corpus: Corpus, limit: int | None, on_bad_document: Literal["fail", "skip"], note: Callable[[str], None]
+    ) -> None:
+        self._corpus, self._limit, self._on_bad_document, self._note = corpus, limit, on_bad_document, note
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for row, _ in islice(self._corpus.rows(), self._limit):
+            if row.document is not None:
+                yield row.document.text
+            elif self._on_bad_document == "fail":
+                raise bad_document(row)
+            else:
+                self.skipped += 1
+                if self.skipped <= NAMED_BAD:
+                    self._note(f"Left out: {row.place}: {row.reason}")
+
+
+def _refuse_out(out: Path, force: bool) -> None:
+    if out.exists() and (not force or not out.is_file()):
+        advice = "Give --force to replace it, or another --out." if out.is_file() else "Name a file with --out."
+        raise UsageError(f"{out} is there already. {advice}")
+    if not out.parent.is_dir():
+        raise UsageError(f"There is no folder {out.parent} to write {out.name} in. Make it, or give another --out.")
+
+
+def _write(out: Path, table: dict[str, Any], force: bool) -> None:
+    # In ASCII: a server reads the file in the character set of its machine.
+    content = json.dumps(table, indent=0).encode() + b"\n"
+    write_atomic(out, content, exclusive=not force)
+    if not force and out.read_bytes() != content:
+        raise UsageError(f"{out} was made by somebody else meanwhile and stays. Give another --out, or --force.")

@@ -1,0 +1,213 @@
+"""Searching a run folder exactly, with no server.
+
+In: a run, query weights. Out: hits; on the weights that an index keeps (`stored`) with its scores, bit for bit.
+Not covered: the search itself (searching/exact.py), text to query weights (query.py).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from sparse_ingest.queries.protocol import QueryWeights, to_float32
+from sparse_ingest.records import document_id
+from sparse_ingest.searching.hits import Hit, Ranked, TermShare, heaviest_first
+
+if TYPE_CHECKING:
+    from sparse_ingest.records import SparseRows
+    from sparse_ingest.runs.manifest import Run
+    from sparse_ingest.runs.shards import ShardPart
+    from sparse_ingest.searching.exact import ExactHits, QueryVector
+
+# One reading of the run answers so many; each holds its hits until then, about 10 KB for 100 of them.
+QUERIES_AT_ONCE = 4096
+logger = logging.getLogger(__name__)
+
+
+def search_run(
+    run: Run, weights: QueryWeights, *, size: int, stored: bool = False, collapse: str | None = None
+) -> list[Hit]:
+    """Search the finished shards of a run exactly; `stored`: with the weights that an index keeps of the run's own.
+
+    `collapse` is as for `search_index`, on a field that the run carries. The run is read again with more hits until
+    enough of them differ in it.
+    """
+    import numpy as np
+
+    from sparse_ingest.searching.exact import QueryVector, search_exact
+
+    # Listed once: an encode that goes on meanwhile must not move the rows.
+    shards = run.done_shards()
+    if run.complete() is None:
+        logger.warning("%s is unfinished: only its %d finished shards are searched.", run.path, len(shards))
+    tokens = _known_tokens(run, weights)
+    vector = QueryVector(
+        np.array(list(tokens), dtype=np.uint32), np.array([weights[token] for token in tokens.values()], np.float32)
+    )
+    asked = size
+    while True:
+        [found] = search_exact((part.vectors for part in _parts(run, shards, stored)), [vector], asked)
+        rows = _rows_at(run, shards, set(found.positions.tolist()), stored)
+        places = _best_of_each([rows[position][0] for position in found.positions.tolist()], collapse)
+        if len(places) >= size or len(found.doc_ids) < asked:
+            break
+        asked *= 4
+    hits = []
+    for rank, place in enumerate(places[:size], start=1):
+        carried, held = rows[int(found.positions[place])]
+        shares = (
+            TermShare(token, weights[token], held[token_id], to_float32(weights[token] * held[token_id]))
+            for token_id, token in tokens.items()
+            if token_id in held
+        )
+        score = float(found.scores[place])
+        hits.append(Hit(rank, score, found.doc_ids[place], json.loads(carried), heaviest_first(shares)))
+    return hits
+
+
+def rank_run(
+    run: Run,
+    queries: Iterable[tuple[str, QueryWeights]],
+    *,
+    size: int,
+    stored: bool = False,
+    prune: Callable[[SparseRows], SparseRows] | None = None,
+    passages: bool = False,
+) -> Iterator[Ranked]:
+    """Search the finished shards of a run exactly for many queries, given with their ids, in their order.
+
+    The run is read once for every 4,096 queries. `prune` changes each part of it before it is searched, as a load
+    would; `stored` comes after that. The latency of a query is the time of its block, shared out. With `passages`, the
+    run must hold passages, and the best one of each document stands for it, under the document's id.
+    """
+    from sparse_ingest.searching.exact import search_exact
+
+    shards = run.done_shards()
+    if run.complete() is None:
+        logger.warning("%s is unfinished: only its %d finished shards are searched.", run.path, len(shards))
+    numbers = {token: token_id for token_id, token in enumerate(run.vocabulary()) if token is not None}
+    waiting = iter(queries)
+    unknown: dict[str, None] = {}
+    while block := list(islice(waiting, QUERIES_AT_ONCE)):
+        began = time.perf_counter()
+        vectors = [_vector(weights, numbers) for _, weights in block]
+        unknown.update(dict.fromkeys(token for _, weights in block for token in weights if token not in numbers))
+        parts = partial(_vectors, run, shards, stored, prune)
+        found = _search_documents(parts, vectors, size) if passages else search_exact(parts(), vectors, size)
+        each_s = (time.perf_counter() - began) / len(block)
+        for (query_id, _), hits in zip(block, found, strict=True):
+            yield Ranked(query_id, hits.doc_ids, hits.scores.tolist(), each_s, None)
+    if unknown:
+        logger.warning(
+            "%d tokens of the queries are not in the vocabulary of the run, such as %r: "
+            "the queries were made with another model.",
+            len(unknown),
+            next(iter(unknown)),
+        )
+
+
+def _search_documents(
+    parts: Callable[[], Iterator[SparseRows]], queries: Sequence[QueryVector], k: int
+) -> list[ExactHits]:
+    """The k best documents of each query by their best passages: more are asked for until these are of k documents."""
+    from sparse_ingest.searching.exact import ExactHits, search_exact
+
+    best: dict[int, ExactHits] = {}
+    asked, waiting = k, list(range(len(queries)))
+    while waiting:
+        asked *= 4
+        found = search_exact(parts(), [queries[number] for number in waiting], asked)
+        for number, hits in zip(waiting, found, strict=True):
+            first: dict[str, int] = {}
+            for place, passage in enumerate(hits.doc_ids):
+                first.setdefault(document_id(passage), place)
+            if len(first) >= k or len(hits.doc_ids) < asked:
+                places = list(first.values())[:k]
+                best[number] = ExactHits(list(first)[:k], hits.positions[places], hits.scores[places])
+        waiting = [number for number in waiting if number not in best]
+    return [best[number] for number in range(len(queries))]
+
+
+def _vector(weights: QueryWeights, numbers: dict[str, int]) -> QueryVector:
+    import numpy as np
+
+    from sparse_ingest.searching.exact import QueryVector
+
+    known = {numbers[token]: weight for token, weight in weights.items() if token in numbers}
+    return QueryVector(
+        np.fromiter(known.keys(), np.uint32, len(known)), np.fromiter(known.values(), np.float32, len(known))
+    )
+
+
+def _vectors(
+    run: Run, shards: Iterable[int], stored: bool, prune: Callable[[SparseRows], SparseRows] | None
+) -> Iterator[SparseRows]:
+    from sparse_ingest.cluster.scores import stored_weights
+    from sparse_ingest.runs.shards import read_shard_vectors
+
+    for shard in shards:
+        for rows in read_shard_vectors(run.shard_path(shard)):
+            if prune is not None:
+                rows = prune(rows)
+            yield rows._replace(weights=stored_weights(rows.weights)) if stored else rows
+
+
+def _best_of_each(carried: Sequence[str], collapse: str | None) -> list[int]:
+    """The places of those rows, given by their fields, best first, whose value of `collapse` comes first there."""
+    if collapse is None:
+        return list(range(len(carried)))
+    first: dict[str, int] = {}
+    for place, fields_of_row in enumerate(carried):
+        first.setdefault(json.dumps(json.loads(fields_of_row).get(collapse)), place)
+    return list(first.values())
+
+
+def _parts(run: Run, shards: Iterable[int], stored: bool) -> Iterator[ShardPart]:
+    """The row groups of some shards; `stored`: with the weights that an index keeps of them."""
+    from sparse_ingest.cluster.scores import stored_weights
+    from sparse_ingest.runs.shards import read_shard
+
+    for shard in shards:
+        for part in read_shard(run.shard_path(shard)):
+            if stored:
+                part = part._replace(vectors=part.vectors._replace(weights=stored_weights(part.vectors.weights)))
+            yield part
+
+
+def _rows_at(
+    run: Run, shards: Sequence[int], positions: set[int], stored: bool
+) -> dict[int, tuple[str, dict[int, float]]]:
+    """Fields and terms of the rows at these places among all rows of the shards; shards without one are not read."""
+    rows: dict[int, tuple[str, dict[int, float]]] = {}
+    first = 0
+    for shard in shards:
+        after = first + int((run.done(shard) or {})["rows"])
+        if any(first <= position < after for position in positions):
+            for part in _parts(run, [shard], stored):
+                for position in positions.intersection(range(first, first + len(part.fields))):
+                    token_ids, weights = part.vectors.row(position - first)
+                    terms = dict(zip(token_ids.tolist(), weights.tolist(), strict=True))
+                    rows[position] = part.fields[position - first], terms
+                first += len(part.fields)
+        first = after
+    return rows
+
+
+def _known_tokens(run: Run, weights: QueryWeights) -> dict[int, str]:
+    """The query's tokens by their id in the run, ascending."""
+    tokens = {token_id: token for token_id, token in enumerate(run.vocabulary()) if token in weights}
+    unknown = sorted(weights.keys() - tokens.values())
+    if unknown:
+        logger.warning(
+            "%d of the %d tokens of the query are not in the vocabulary of the run, such as %r: "
+            "the query was made with another model.",
+            len(unknown),
+            len(weights),
+            unknown[0],
+        )
+    return tokens

@@ -1,0 +1,1 @@
+"""Local paths and object-store addresses, atomic writes, range reads, scratch folders."""

@@ -1,0 +1,1 @@
+"""Compare an index with the run that was loaded into it."""

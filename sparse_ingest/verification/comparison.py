@@ -1,0 +1,364 @@
+"""The two sides of a verification: what a run says an index holds, what the index says, and where they part.
+
+In: the documents of a run as they were loaded, one index. Out: a `VerifyReport`, filled in. Ids are compared for the
+whole index at once; weights either of single documents, explained, or of all documents, token by token (the sum of the
+fingerprints of a document's terms must be the same on both sides; the documents where it is not are then explained).
+Not covered: which index and which run (verify.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sparse_ingest.cluster.postings import IndexScan
+from sparse_ingest.cluster.reading import Stored, StoredReader
+from sparse_ingest.cluster.scores import LEVELS, stored_bytes, stored_weights
+from sparse_ingest.pruning import prune
+from sparse_ingest.records import SparseRows
+from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.matching import Ledger, compare, row_fingerprints, term_fingerprints
+from sparse_ingest.runs.shards import read_shard
+
+NAMED = 20  # differences and ids that the report names
+_BATCH = 200
+_Places = npt.NDArray[np.int64]
+Progress = Callable[[int], None]
+
+
+class WeightDifference(NamedTuple):
+    """A weight that the index keeps otherwise than expected; `found` None: it has none for this token.
+
+    `token` None: the weights expected are all there, and others besides; the two sums differ.
+    """
+
+    doc_id: str
+    token: str | None
+    expected: float
+    found: float | None
+
+
+@dataclass
+class VerifyReport:
+    """What a verification found.
+
+    `expected_documents` is None when others wrote into the index as well; `extra` then counts theirs, which are no
+    difference. `doubled` counts documents of the run that are there once more (under another routing).
+    `unloaded_shards` counts those that an unfinished load has not sent yet. `notes` says what could not be
+    looked at.
+    """
+
+    index: str
+    index_documents: int
+    expected_documents: int | None
+    refused_documents: int
+    checked_documents: int = 0
+    checked_weights: int = 0
+    differing: int = 0
+    missing: int = 0
+    extra: int = 0
+    doubled: int = 0
+    unloaded_shards: int = 0
+    seconds: float = 0.0
+    differences: list[WeightDifference] = field(default_factory=list)
+    missing_ids: list[str] = field(default_factory=list)
+    extra_ids: list[str] = field(default_factory=list)
+    doubled_ids: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs."""
+        if self.differing or self.missing or self.doubled or self.unloaded_shards:
+            return False
+        return self.expected_documents is None or (self.expected_documents == self.index_documents and not self.extra)
+
+    def note(self, doc_id: str, token: str | None, expected: float, found: float | None) -> None:
+        """Count a weight that differs, and keep the first ones."""
+        self.differing += 1
+        if len(self.differences) < NAMED:
+            self.differences.append(WeightDifference(doc_id, token, expected, found))
+
+
+class Expected(NamedTuple):
+    """A document of the run, its vector as it was sent."""
+
+    doc_id: str
+    token_ids: npt.NDArray[np.integer]
+    weights: npt.NDArray[np.float32]
+
+
+class Checked(NamedTuple):
+    """What became of some documents: the ids of those that are not there, and of those that are the same."""
+
+    absent: list[str]
+    same: set[str]
+
+
+class Loaded(NamedTuple):
+    """The documents of some shards as the load sent them; a document's place counts over all of them."""
+
+    run: Run
+    shards: Sequence[int]
+    rows: Sequence[int]
+    pruning: dict[str, Any]
+    refused: frozenset[str]
+
+    def parts(self) -> Iterator[tuple[int, SparseRows]]:
+        """All vectors, and the place of the first document of each part."""
+        first = 0
+        for shard, rows in zip(self.shards, self.rows, strict=True):
+            start, first = first, first + rows
+            for part in read_shard(self.run.shard_path(shard)):
+                yield start, prune(part.vectors, **self.pruning)
+                start += len(part.rows)
+
+    def documents(self, places: _Places) -> Iterator[Expected]:
+        """The documents at some places, ascending; shards without one are not read."""
+        first = 0
+        for shard, rows in zip(self.shards, self.rows, strict=True):
+            start, first = first, first + rows
+            if not len(_between(places, start, first)):
+                continue
+            for part in read_shard(self.run.shard_path(shard)):
+                chosen = _between(places, start, start + len(part.rows)) - start
+                start += len(part.rows)
+                if len(chosen):
+                    vectors = prune(part.vectors.take(chosen), **self.pruning)
+                    for row, doc_id in enumerate(vectors.doc_ids):
+                        token_ids, weights = vectors.row(row)
+                        yield Expected(doc_id, token_ids, weights.astype(np.float32))
+
+
+class WeightChecker:
+    """Compares documents one by one and notes what differs. `ceiling` is that of a sparse_vector field."""
+
+    def __init__(
+        self,
+        reader: StoredReader,
+        vocabulary: Sequence[str | None],
+        keys: Sequence[str | None],
+        ceiling: float | None,
+        report: VerifyReport,
+    ) -> None:
+        self._reader = reader
+        self._vocabulary = vocabulary
+        self._keys = keys
+        self._ceiling = ceiling
+        self._report = report
+        self._known = [key for key in keys if key is not None]
+        position = np.cumsum([key is not None for key in keys]) - 1
+        sizes = [len(group) for group in reader.groups(self._known)]
+        self._groups = len(sizes)
+        # The group of sums() that a token id belongs to.
+        self._group_of = np.repeat(np.arange(len(sizes)), sizes)[np.maximum(position, 0)]
+
+    def check(self, batch: Sequence[Expected]) -> Checked:
+        """Compare documents; those that are not there are not counted."""
+        wanted = {one.doc_id: [str(self._keys[token_id]) for token_id in one.token_ids.tolist()] for one in batch}
+        stored = self._reader.weights(wanted)
+        present = [one for one in batch if one.doc_id in stored]
+        of_bytes = {doc_id for doc_id, found in stored.items() if any(isinstance(w, np.uint8) for w in found.values())}
+        ids = [one.doc_id for one in present]
+        sums = self._reader.sums(ids, self._known, of_bytes=of_bytes) if present else {}
+        same = set()
+        for one in present:
+            self._report.checked_documents += 1
+            self._report.checked_weights += len(one.token_ids)
+            found = dict(zip(one.token_ids.tolist(), map(stored[one.doc_id].get, wanted[one.doc_id]), strict=True))
+            kept = np.zeros(self._groups, dtype=np.float32)
+            if not self._compare(one, found, sums.get(one.doc_id, kept), one.doc_id in of_bytes):
+                same.add(one.doc_id)
+        return Checked([doc_id for doc_id in wanted if doc_id not in stored], same)
+
+    def check_strictly(self, batch: Sequence[Expected]) -> None:
+        """Compare documents of which something is known to differ, also a weight too small to show in a sum."""
+        for doc_id in self.check(batch).same:
+            [one] = (one for one in batch if one.doc_id == doc_id)
+            held = self._reader.weights({doc_id: self._known})[doc_id]
+            tokens = dict(zip(self._keys, self._vocabulary, strict=True))
+            expected = {self._keys[token_id] for token_id in one.token_ids.tolist()}
+            for key in held.keys() - expected:
+                self._report.note(doc_id, tokens[key], 0.0, self._value(held[key]))
+
+    def groups(self, keys: Sequence[str]) -> Sequence[Sequence[str]]:
+        """Keys that one query may ask for together."""
+        return self._reader.groups(keys)
+
+    def _compare(
+        self, one: Expected, found: dict[int, Stored | None], sums: npt.NDArray[np.float32], of_bytes: bool
+    ) -> bool:
+        """Note each weight that differs, or else each sum; whether there was one."""
+        stored: npt.NDArray[Any]
+        if of_bytes and self._ceiling is not None:
+            stored = stored_bytes(one.weights, self._ceiling)
+        else:
+            stored = stored_weights(one.weights)
+        differs = False
+        for token_id, expected in zip(one.token_ids.tolist(), stored, strict=True):
+            kept = found[token_id]
+            if kept is None or kept != expected or type(kept) is not type(expected):
+                differs = True
+                seen = None if kept is None else self._value(kept)
+                self._report.note(one.doc_id, self._vocabulary[token_id], self._value(expected), seen)
+        if differs:
+            return True
+        # In double, whose 53 bits hold such sums of 9-bit numbers exactly, and cast once, as the index does.
+        wanted = np.bincount(
+            self._group_of[one.token_ids], weights=stored.astype(np.float64), minlength=self._groups
+        ).astype(np.float32)
+        for expected, seen in zip(wanted, sums, strict=True):
+            if expected != seen:
+                differs = True
+                unit = self._ceiling / LEVELS if of_bytes and self._ceiling is not None else 1.0
+                self._report.note(one.doc_id, None, float(expected) * unit, float(seen) * unit)
+        return differs
+
+    def _value(self, kept: Stored) -> float:
+        """What is stored as a weight."""
+        if isinstance(kept, np.uint8) and self._ceiling is not None:
+            return int(kept) * self._ceiling / LEVELS
+        return float(kept)
+
+
+def compare_ids(whole: IndexScan, loaded: Loaded, report: VerifyReport, folder: Path) -> None:
+    """Note the ids that only one side has."""
+    expected, found = Ledger(folder / "expected"), Ledger(folder / "found")
+    for places, ids in whole.ids():
+        found.add(ids, places)
+    for start, vectors in loaded.parts():
+        _add(expected, loaded, start, vectors, None)
+    _note_mismatches(whole, loaded, report, expected, found)
+
+
+def compare_all(
+    whole: IndexScan,
+    name: str,
+    loaded: Loaded,
+    checker: WeightChecker,
+    report: VerifyReport,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Note the ids that only one side has, and every weight that differs."""
+    expected, found = Ledger(folder / "expected"), Ledger(folder / "found")
+    for places, ids in whole.ids():
+        found.add(ids, places)
+    vocabulary = loaded.run.vocabulary()
+    documents = np.zeros(len(vocabulary), dtype=np.int64)
+    lengths: list[npt.NDArray[np.int32]] = []
+    for start, vectors in loaded.parts():
+        terms = term_fingerprints(vectors.token_ids, stored_weights(vectors.weights).view(np.uint32))
+        kept = _add(expected, loaded, start, vectors, row_fingerprints(vectors.indptr, terms))
+        documents += np.bincount(vectors.token_ids, minlength=len(vocabulary))
+        lengths.append(np.where(kept, np.diff(vectors.indptr), 0).astype(np.int32))
+    found.close()
+    terms_of = np.concatenate([*lengths, np.zeros(0, dtype=np.int32)])
+    total = int(terms_of.sum())
+    entries = found.open()
+    places = np.ascontiguousarray(entries["place"])
+    fingerprints = np.zeros(len(places), dtype=np.uint64)
+    questions, numbers, likely = _questions(vocabulary, documents, checker.groups)
+    asked = 0
+    for page in whole.weights(name, questions, likely):
+        at = np.searchsorted(places, page.places)
+        fingerprints[at] += term_fingerprints(numbers[page.question], page.weights.view(np.uint32))
+        asked += len(page.places)
+        progress(min(len(terms_of), len(terms_of) * asked // max(1, total)))
+    entries["fingerprint"] = fingerprints
+    gone, differing = _note_mismatches(whole, loaded, report, expected, found)
+    # What differs is counted when it is explained.
+    report.checked_documents = expected.length - len(gone) - len(differing)
+    report.checked_weights = total - int(terms_of[gone].sum() + terms_of[differing].sum())
+    for batch in _batches(loaded.documents(differing)):
+        checker.check_strictly(batch)
+
+
+def _questions(
+    vocabulary: Sequence[str | None],
+    documents: npt.NDArray[np.int64],
+    groups: Callable[[Sequence[str]], Sequence[Sequence[str]]],
+) -> tuple[list[Sequence[str]], list[int], list[int]]:
+    """What to ask for so that every token is: the tokens of each question, a number for it, how many will answer.
+
+    A token that documents of the run have stands alone and its number is its id; those that none has stand
+    together in `groups`.
+    """
+    questions: list[Sequence[str]] = []
+    numbers: list[int] = []
+    unused: list[str] = []
+    for token_id, token in enumerate(vocabulary):
+        if token is not None and documents[token_id]:
+            questions.append([token])
+            numbers.append(token_id)
+        elif token is not None:
+            unused.append(token)
+    likely = [int(documents[token_id]) for token_id in numbers]
+    for number, group in enumerate(groups(unused), start=len(vocabulary)):
+        questions.append(group)
+        numbers.append(number)
+        likely.append(0)
+    return questions, numbers, likely
+
+
+def _add(
+    ledger: Ledger, loaded: Loaded, start: int, vectors: SparseRows, fingerprints: npt.NDArray[np.uint64] | None
+) -> npt.NDArray[np.bool_]:
+    """Add a part of the run, without the documents that were refused when it was loaded; which ones stayed."""
+    kept = np.array([doc_id not in loaded.refused for doc_id in vectors.doc_ids], dtype=np.bool_)
+    ids = [doc_id for doc_id, stays in zip(vectors.doc_ids, kept.tolist(), strict=True) if stays]
+    places = np.flatnonzero(kept) + start
+    ledger.add(ids, places, None if fingerprints is None else fingerprints[kept])
+    return kept
+
+
+def _note_mismatches(
+    whole: IndexScan, loaded: Loaded, report: VerifyReport, expected: Ledger, found: Ledger
+) -> tuple[_Places, _Places]:
+    """Note what only one side has; the places of the missing documents, and of those that both have and that differ."""
+    expected.close()
+    found.close()
+    missing, extra, doubled, differing = [], [], [], []
+    for mismatch in compare(expected, found):
+        report.missing += len(mismatch.missing)
+        report.extra += len(mismatch.extra)
+        report.doubled += len(mismatch.doubled)
+        missing.append(np.sort(mismatch.missing))
+        extra.append(np.sort(mismatch.extra)[:NAMED])
+        doubled.append(np.sort(mismatch.doubled)[:NAMED])
+        differing.append(mismatch.differing)
+    gone = np.sort(np.concatenate(missing))
+    for one in loaded.documents(gone[:NAMED]):
+        report.missing_ids.append(one.doc_id)
+    for places, names in ((extra, report.extra_ids), (doubled, report.doubled_ids)):
+        names.extend(whole.id_at(int(place)) for place in np.sort(np.concatenate(places))[:NAMED])
+    return gone, np.sort(np.concatenate(differing))
+
+
+def _batches(documents: Iterator[Expected]) -> Iterator[list[Expected]]:
+    while batch := list(islice(documents, _BATCH)):
+        yield batch
+
+
+def check_sample(
+    loaded: Loaded, places: _Places, checker: WeightChecker, report: VerifyReport, progress: Progress, *, ids_too: bool
+) -> None:
+    """Compare the weights of the documents at some places; `ids_too`: note those that are not there as well."""
+    for batch in _batches(loaded.documents(places)):
+        absent = checker.check(batch).absent
+        for doc_id in absent if ids_too else ():
+            if doc_id not in loaded.refused:
+                report.missing += 1
+                if len(report.missing_ids) < NAMED:
+                    report.missing_ids.append(doc_id)
+        progress(report.checked_documents)
+
+
+def _between(places: _Places, low: int, high: int) -> _Places:
+    return places[slice(*np.searchsorted(places, [low, high]))]
