@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from started_servers import Running, environment, random_free_port, server_home, start_program
+from support.servers import Running, environment, random_free_port, server_home, start_program
 
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.local_server import download, process

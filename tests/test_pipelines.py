@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from made_cards import TABLE, TWINS, Twin, build_gte
+from support.cards import TABLE, TWINS, Twin, build_gte
 
 from sparse_ingest.checkpoints.inspect import inspect_model
 from sparse_ingest.checkpoints.layouts import read_checkpoint

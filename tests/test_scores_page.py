@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_tables import write_table
+from support.tables import write_table
 
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.requests import Engine, hybrid_body

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from made_runs import make_run
-from made_tables import write_table
 from packaging.requirements import Requirement
+from support.runs import make_run
+from support.tables import write_table
 
 CHECKOUT = Path(__file__).parents[1]
 DOCUMENTS = {"first": {"catch": 1.5, "except": 0.5}, "second": {"except": 2.0}, "third": {"river": 1.0}}

@@ -3,8 +3,8 @@
 The layout is Lucene's: a token's documents lie in blocks of 128, each with its gaps between documents in one number of
 bits and its 9-bit codes of weights in 15, as those of weights below 2 need; what does not fill a block takes variable
 bytes, about two of a gap and three of a code. A token of one document lies in the dictionary alone.
-In: frequencies, the number of documents. Out: bytes of one merged segment. tests/test_plan.py compares with what
-OpenSearch 3.6.0 writes. The bytes of a block were fitted to one run of 200,000 passages.
+In: frequencies, the number of documents. Out: bytes of one merged segment. tests/planning/test_plan.py compares with
+what OpenSearch 3.6.0 writes. The bytes of a block were fitted to one run of 200,000 passages.
 Not covered: ids, _source and other fields, which pruning does not change; the clusters of a sparse_vector field.
 """
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loopback_hub import TOKEN, Ended, Hub, begin, ended, loopback_hub
-from made_checkpoints import make_splade_card
-from made_tables import write_table
+from support.checkpoints import make_splade_card
+from support.loopback_hub import TOKEN, Ended, Hub, begin, ended, loopback_hub
+from support.tables import write_table
 from test_layouts import PLAIN, make
 
 from sparse_ingest.checkpoints.hub import _without_token
@@ -111,7 +111,7 @@ def test_a_hub_id_is_fetched_once_and_only_what_is_read(hub: Hub, tmp_path: Path
 
 @pytest.mark.slow
 def test_a_text_is_encoded_with_a_model_of_the_hub(hub: Hub, card: Path, tmp_path: Path) -> None:
-    from made_checkpoints import build_encoder
+    from support.checkpoints import build_encoder
 
     from sparse_ingest.runs.manifest import open_run
     from sparse_ingest.runs.shards import read_shard

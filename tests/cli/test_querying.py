@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from made_runs import make_run
-from made_tables import TOKENS, write_table
+from support.runs import make_run
+from support.tables import TOKENS, write_table
 
 from sparse_ingest.cli.querying import query
 from sparse_ingest.cluster.client import Connection, connect

@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
-from made_runs import make_run
-from made_tables import TOKENS, write_table
+from support.runs import make_run
+from support.tables import TOKENS, write_table
 
 from sparse_ingest.cli.searching import COMMANDS, search
 from sparse_ingest.cluster.client import Connection

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
-from made_forms import PACKED, STREAMED, content_of, packed
+from support.forms import PACKED, STREAMED, content_of, packed
 
 from sparse_ingest.corpora.files import FieldNames, open_corpus
 from sparse_ingest.corpora.sources import bad_document

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
-from made_forms import packed
+from support.forms import packed
 
 from sparse_ingest.corpora.files import FieldNames, open_corpus
 from sparse_ingest.errors import CorpusError

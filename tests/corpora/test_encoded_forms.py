@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-from forked import command
-from made_checkpoints import make_masked_lm
-from made_forms import FORMS, write_form
+from support.checkpoints import make_masked_lm
+from support.forked import command
+from support.forms import FORMS, write_form
 
 from sparse_ingest.runs.manifest import open_run
 

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_forms import FORMS, INDEXED, STREAMED, write_form
+from support.forms import FORMS, INDEXED, STREAMED, write_form
 
 from sparse_ingest.corpora.files import FieldNames, open_corpus
 from sparse_ingest.corpora.sources import START, Corpus, Position

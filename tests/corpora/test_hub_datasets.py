@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from loopback_hub import TOKEN, begin, ended, loopback_hub
+from support.loopback_hub import TOKEN, begin, ended, loopback_hub
 
 from sparse_ingest.corpora.files import FieldNames, open_corpus
 from sparse_ingest.corpora.hub_names import Named, finding, parse

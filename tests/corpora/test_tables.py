@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from made_forms import packed
+from support.forms import packed
 
 from sparse_ingest.corpora.files import FieldNames, open_corpus
 from sparse_ingest.errors import CorpusError, UsageError

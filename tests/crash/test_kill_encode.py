@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forked import command, start
-from made_checkpoints import make_masked_lm
+from support.checkpoints import make_masked_lm
+from support.forked import command, start
 from test_encode import contents, lasting
 
 from sparse_ingest.runs.manifest import open_run

@@ -15,8 +15,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from made_runs import make_run
-from started_servers import environment, random_free_port, server_home, start_program
+from support.runs import make_run
+from support.servers import environment, random_free_port, server_home, start_program
 
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import Client, Connection, connect
@@ -29,7 +29,7 @@ from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.runs.manifest import Run
 from sparse_ingest.verification.verify import verify
 
-PROGRAM = Path(__file__).with_name("killed_load.py")
+PROGRAM = Path(__file__).parents[1] / "support" / "killed_load.py"
 SHARD_ROWS = 20
 DOCUMENTS = {f"d{number}": {"river": 1 + number / 512, "stone": 2 / (number + 1)} for number in range(240)}
 FEW = {doc_id: DOCUMENTS[doc_id] for doc_id in list(DOCUMENTS)[: 2 * SHARD_ROWS]}

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from faulty_proxy import Fault, FaultyProxy, faulty_proxy
-from made_runs import NASTY_TOKENS, WORDS, make_run
+from support.faulty_proxy import Fault, FaultyProxy, faulty_proxy
+from support.runs import NASTY_TOKENS, WORDS, make_run
 
 from sparse_ingest.cluster.client import Connection
 from sparse_ingest.cluster.journal import Journal

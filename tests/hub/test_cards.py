@@ -6,7 +6,7 @@ Never run where this was written. A card's numbers come from a GPU of its time, 
 from __future__ import annotations
 
 import pytest
-from hub_cards import (
+from support.hub_cards import (
     ACTIVE_DIMENSIONS,
     DIMENSIONS,
     EXAMPLES,

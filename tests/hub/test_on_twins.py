@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 
 import pytest
-from hub_cards import EXAMPLES, measure
-from loopback_hub import begin, ended, loopback_hub
-from made_cards import TWINS, Twin
+from support.cards import TWINS, Twin
+from support.hub_cards import EXAMPLES, measure
+from support.loopback_hub import begin, ended, loopback_hub
 
 from sparse_ingest.pipeline import override, read_pipeline
 
@@ -19,7 +19,7 @@ from sparse_ingest.pipeline import override, read_pipeline
 PROGRAM = """
 import json, sys
 sys.path[:0] = json.loads(sys.argv[1])
-from hub_cards import EXAMPLES, measure
+from support.hub_cards import EXAMPLES, measure
 from sparse_ingest.pipeline import read_pipeline
 names = json.loads(sys.argv[2])
 example = EXAMPLES[0]
@@ -38,7 +38,7 @@ def test_the_hub_tests_measure_what_the_packaged_pipelines_name(tmp_path: Path) 
             hub.add(model.document or "", twins[name].document)
             if model.query:
                 hub.add(model.query, twins[name].query or tmp_path)
-        paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+        paths = [str(Path(__file__).parents[1])]
         process = begin(PROGRAM, json.dumps(paths), json.dumps(list(TWINS)), endpoint=hub.url, home=tmp_path / "home")
         result = ended(process)
     assert result.code == 0, result.err
@@ -50,7 +50,7 @@ def test_the_hub_tests_measure_what_the_packaged_pipelines_name(tmp_path: Path) 
 
 
 def test_a_product_is_over_tokens_of_the_same_string() -> None:
-    from hub_cards import Measured
+    from support.hub_cards import Measured
 
     found = Measured(5, [{"a": 2.0, "b": 1.0}, {"c": 1.0}], [{"a": 3.0, "c": 0.5}, {"b": 4.0}, {}])
     assert found.similarities == [[6.0, 4.0, 0.0], [0.5, 0.0, 0.0]]

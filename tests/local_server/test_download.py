@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from jgo.maven import MavenContext, _core
-from started_servers import server_home
+from support.servers import server_home
 
 from sparse_ingest.errors import LocalServerError, MissingExtraError
 from sparse_ingest.local_server import download, folders

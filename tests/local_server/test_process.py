@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 from click.testing import CliRunner
-from started_servers import Running, environment, random_free_port, server_home, start_program
+from support.servers import Running, environment, random_free_port, server_home, start_program
 
 from sparse_ingest.cli.server import server
 from sparse_ingest.errors import LocalServerError, UsageError

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from made_loads import into
-from made_runs import make_run
-from started_servers import environment, random_free_port, server_home
+from support.loads import into
+from support.runs import make_run
+from support.servers import environment, random_free_port, server_home
 
 from sparse_ingest.cli.server import server
 from sparse_ingest.cluster.client import Client, Connection, connect

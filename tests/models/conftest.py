@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from made_checkpoints import make_all
+from support.checkpoints import make_all
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from emulated_cpu import compile_emulated
+from support.emulated_cpu import compile_emulated
 
 from sparse_ingest.models.cpu import has_avx512_bfloat16, has_vnni
 from sparse_ingest.models.heads import cpu_kernel, cpu_kernel_text, selection

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_checkpoints import CHECKPOINTS, PACKAGED, TEXTS, build_encoder, make_masked_lm
 from safetensors.torch import load_file, save_file
+from support.checkpoints import CHECKPOINTS, PACKAGED, TEXTS, build_encoder, make_masked_lm
 from tokenizers import Tokenizer
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint

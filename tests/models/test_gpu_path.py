@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_checkpoints import TEXTS, build_encoder, make_masked_lm
+from support.checkpoints import TEXTS, build_encoder, make_masked_lm
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparse_ingest.models import body, packing

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from made_checkpoints import TEXTS, build_encoder, make_masked_lm, make_router, table_weights
 from safetensors.torch import load_file, save_file
+from support.checkpoints import TEXTS, build_encoder, make_masked_lm, make_router, table_weights
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.checkpoints.settings import document_identity, resolve_settings

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forked import PRELOADED
-from made_checkpoints import build_encoder, make_masked_lm
+from support.checkpoints import build_encoder, make_masked_lm
+from support.forked import PRELOADED
 
 from sparse_ingest.models import batches
 from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge, is_out_of_memory, until_it_fits

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_checkpoints import PACKAGED, make_tokenizer
+from support.checkpoints import PACKAGED, make_tokenizer
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.models import tokenizer as module

@@ -10,8 +10,8 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 import torch
-from forked import command
-from made_checkpoints import PACKAGED
+from support.checkpoints import PACKAGED
+from support.forked import command
 from test_encode import contents
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint

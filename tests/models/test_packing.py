@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from largest_output import LargestOutput
-from made_checkpoints import ARCHITECTURES, build_encoder, make_masked_lm
+from support.checkpoints import ARCHITECTURES, build_encoder, make_masked_lm
+from support.largest_output import LargestOutput
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.models import linear

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from made_checkpoints import (
+from support.checkpoints import (
     PACKAGED,
     TEXTS,
     build_encoder,

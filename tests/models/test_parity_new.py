@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_checkpoints import HEADS, LAYERS, WIDTH, build_encoder, make_masked_lm, make_new
 from safetensors.torch import load_file
+from support.checkpoints import HEADS, LAYERS, WIDTH, build_encoder, make_masked_lm, make_new
 
 from sparse_ingest.errors import CheckpointError
 from sparse_ingest.models.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
-from made_checkpoints import ARCHITECTURES, PACKAGED, build_encoder, make_masked_lm
+from support.checkpoints import ARCHITECTURES, PACKAGED, build_encoder, make_masked_lm
 
 from sparse_ingest.cli.demo_steps import passages
 from sparse_ingest.cluster.scores import weight_codes

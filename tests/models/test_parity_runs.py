@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from made_checkpoints import make_masked_lm, make_router
+from support.checkpoints import make_masked_lm, make_router
 
 from sparse_ingest.cli.main import cli
 from sparse_ingest.pipeline import Pipeline, read_pipeline

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_checkpoints import TEXTS, build_encoder
+from support.checkpoints import TEXTS, build_encoder
 
 from sparse_ingest.models import cpu, precision
 from sparse_ingest.models.cpu import has_amx, has_fast_bfloat16, has_vnni, vendor

@@ -8,7 +8,7 @@ import ir_measures
 import numpy as np
 import pytest
 from ir_measures import nDCG
-from made_checkpoints import PACKAGED, build_encoder
+from support.checkpoints import PACKAGED, build_encoder
 
 from sparse_ingest.corpora.collections import read_qrels, read_queries
 from sparse_ingest.corpora.documents import FieldNames

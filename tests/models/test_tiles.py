@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from largest_output import LargestOutput
+from support.largest_output import LargestOutput
 
 from sparse_ingest.models.heads.tiles import CPU_TILE, TiledHead, logarithm
 from sparse_ingest.models.packing import Packing
@@ -82,7 +82,7 @@ def test_logits_of_every_token_never_exist() -> None:
 
 def test_nor_in_a_whole_batch_of_documents() -> None:
     """Over the real vocabulary, from token ids to weights."""
-    from made_checkpoints import PACKAGED, build_encoder
+    from support.checkpoints import PACKAGED, build_encoder
 
     encoder = build_encoder(PACKAGED)
     token_ids = encoder._tokenizer(["river stone lamp " * 8] * 8).token_ids

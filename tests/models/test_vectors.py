@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from made_checkpoints import TEXTS, build_encoder, make_masked_lm
+from support.checkpoints import TEXTS, build_encoder, make_masked_lm
 
 from sparse_ingest.models.heads import compaction
 from sparse_ingest.models.heads.compaction import Rules

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from made_tables import TOKENS, write_table
+from support.tables import TOKENS, write_table
 
 from sparse_ingest.errors import CheckpointError
 from sparse_ingest.queries.token_ids import read_vocabulary

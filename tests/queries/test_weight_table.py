@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_tables import TOKENS, WEIGHTS, write_table
 from safetensors.numpy import save_file
+from support.tables import TOKENS, WEIGHTS, write_table
 from tokenizers import Tokenizer
 
 from sparse_ingest.checkpoints.sides import WeightTableSide

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import s3fs
-from stores import FaultyStore, environment_of, faulty_store, make_bucket, moto_store
+from support.stores import FaultyStore, environment_of, faulty_store, make_bucket, moto_store
 
 
 @pytest.fixture(scope="session")

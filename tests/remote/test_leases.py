@@ -7,7 +7,7 @@ import os
 import time
 
 import pytest
-from stores import FaultyStore
+from support.stores import FaultyStore
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.runs import leases

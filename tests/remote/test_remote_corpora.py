@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from stores import SECRET, FaultyStore, put_folder, web_server
+from support.stores import SECRET, FaultyStore, put_folder, web_server
 
 from sparse_ingest.corpora.files import FieldNames, open_corpus
 from sparse_ingest.corpora.sources import Corpus

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from forked import Answer, command, start
-from made_checkpoints import make_masked_lm
-from stores import FaultyStore, stored
+from support.checkpoints import make_masked_lm
+from support.forked import Answer, command, start
+from support.stores import FaultyStore, stored
 from test_encode import contents, lasting, write
 
 from sparse_ingest.runs.manifest import open_run

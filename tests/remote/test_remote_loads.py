@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from forked import command
-from made_loads import MANY, broken_titles, ids_in, into, run_with_bad_titles
-from made_runs import DOCUMENTS, make_run
-from stores import FaultyStore, put_folder, stored, web_server
+from support.forked import command
+from support.loads import MANY, broken_titles, ids_in, into, run_with_bad_titles
+from support.runs import DOCUMENTS, make_run
+from support.stores import FaultyStore, put_folder, stored, web_server
 
 from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.cluster.journal import DeadLetter, open_journal

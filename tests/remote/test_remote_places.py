@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stores import SECRET, FaultyStore, web_server
+from support.stores import SECRET, FaultyStore, web_server
 
 from sparse_ingest.errors import MissingExtraError, StorageError, UsageError
 from sparse_ingest.storage.places import RemotePath, place_of, without_secrets

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from forked import command, start
-from made_checkpoints import make_masked_lm
-from made_runs import make_run
-from stores import FaultyStore, put_folder, stored, web_server
+from support.checkpoints import make_masked_lm
+from support.forked import command, start
+from support.runs import make_run
+from support.stores import FaultyStore, put_folder, stored, web_server
 from test_encode import ROWS, contents, lasting, write
 
 from sparse_ingest.errors import RunError

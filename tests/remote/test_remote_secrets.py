@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from forked import Answer, command
-from made_checkpoints import make_masked_lm
-from made_runs import make_run
-from stores import FaultyStore, stored, web_server
+from support.checkpoints import make_masked_lm
+from support.forked import Answer, command
+from support.runs import make_run
+from support.stores import FaultyStore, stored, web_server
 from test_encode import ROWS, write
 
 from sparse_ingest.runs.manifest import open_run

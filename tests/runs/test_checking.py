@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from made_runs import DOCUMENTS, make_run
+from support.runs import DOCUMENTS, make_run
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.runs.checking import checked_parts

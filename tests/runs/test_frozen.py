@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from forked import command
+from support.forked import command
 
 from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.runs.identity import canonical_json

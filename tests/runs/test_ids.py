@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_runs import make_run
+from support.runs import make_run
 
 from sparse_ingest.runs import ids as ids_module
 from sparse_ingest.runs.ids import Duplicate, find_duplicates, remove_rows

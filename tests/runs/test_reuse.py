@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_runs import WORDS, make_run
+from support.runs import WORDS, make_run
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_runs import make_run
+from support.runs import make_run
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from made_indexes import assert_same_hits, bits, filled, random_documents, random_queries
-from made_runs import make_run
+from support.indexes import assert_same_hits, bits, filled, random_documents, random_queries
+from support.runs import make_run
 
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.requests import (

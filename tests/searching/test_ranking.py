@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from made_indexes import assert_same_hits, filled, random_documents, random_queries
-from made_runs import make_run
+from support.indexes import assert_same_hits, filled, random_documents, random_queries
+from support.runs import make_run
 
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.errors import ClusterError, UsageError

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_indexes import fill
-from made_runs import make_run
-from made_tables import TOKENS, write_table
+from support.indexes import fill
+from support.runs import make_run
+from support.tables import TOKENS, write_table
 
 from sparse_ingest.checkpoints.locate import fingerprint
 from sparse_ingest.cluster.client import Connection, connect

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from made_indexes import assert_same_hits, filled, random_documents, random_queries
-from made_runs import make_run
-from started_servers import environment, random_free_port, server_home
+from support.indexes import assert_same_hits, filled, random_documents, random_queries
+from support.runs import make_run
+from support.servers import environment, random_free_port, server_home
 
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.errors import ClusterError

@@ -1,0 +1,289 @@
+"""`inspect`: what a model is, and what of it will matter later, without torch and without its weights."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import checkpoints as made_checkpoints
+from support.forked import command
+from support.tables import write_table
+
+from sparse_ingest.checkpoints.card import count_parameters, read_card
+from sparse_ingest.checkpoints.inspect import Inspection, inspect_model
+from sparse_ingest.errors import CheckpointError, UsageError
+from sparse_ingest.pipeline import ModelSettings
+
+CLEAN = "package:cognition/model"
+CONFIG = {
+    "architectures": ["BertForMaskedLM"], "model_type": "bert", "num_hidden_layers": 2, "hidden_size": 32,
+    "max_position_embeddings": 64, "vocab_size": len(made_checkpoints.WORDPIECE),
+}  # fmt: skip
+SPECIAL = {"cls_token": "[CLS]", "sep_token": {"content": "[SEP]"}, "pad_token": "[PAD]", "unk_token": "[UNK]"}
+MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.sparse_encoder.models.MLMTransformer"},
+    {"idx": 1, "name": "1", "path": "1_SpladePooling", "type": "sentence_transformers.models.SpladePooling"},
+]
+SPLADE = {
+    "modules.json": MODULES,
+    "sentence_bert_config.json": {"max_seq_length": 40, "do_lower_case": True},
+    "1_SpladePooling/config.json": {"pooling_strategy": "max", "activation_function": "log1p_relu"},
+    "config_sentence_transformers.json": {"prompts": {"query": "q: ", "document": "d: "}, "max_active_dims": 50},
+}
+CARD = b"---\nlicense: apache-2.0\nlanguage:\n- en\n- de\n---\n# A model\n"
+
+
+def safetensors(**shapes: list[int]) -> bytes:
+    """A file of safetensors with float32 zeros."""
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in shapes.items():
+        size = 4
+        for length in shape:
+            size *= length
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    encoded = json.dumps(header).encode()
+    return struct.pack("<Q", len(encoded)) + encoded + bytes(at)
+
+
+def make(folder: Path, tokenizer: str = "wordpiece", **files: Any) -> Path:
+    """A plain masked LM and what `files` add to it or take away (None)."""
+    plain = {
+        "config.json": CONFIG,
+        "model.safetensors": safetensors(a=[3, 4], b=[5], c=[]),
+        "tokenizer_config.json": {"model_max_length": 48, **SPECIAL},
+    }
+    for name, content in {**plain, **{name.replace("__", "/"): content for name, content in files.items()}}.items():
+        if content is not None:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    if tokenizer == "wordpiece":
+        made_checkpoints._wordpiece(cased=False).save(str(folder / "tokenizer.json"))
+    elif tokenizer == "bpe":
+        made_checkpoints._byte_level_bpe().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def look(folder: Path | str, **settings: Any) -> Inspection:
+    return inspect_model(ModelSettings(document=str(folder), **settings))
+
+
+def warned(found: Inspection, said: str) -> bool:
+    for warning in found.warnings:
+        assert "\n" not in warning and warning.endswith(".")
+    return any(said in warning for warning in found.warnings)
+
+
+def test_a_symmetric_model_with_everything_its_files_say(tmp_path: Path) -> None:
+    found = look(make(tmp_path, **SPLADE, **{"README.md": CARD}))
+    side = found.document
+    assert side is not None and found.query == type(side)(**{**asdict(side), "prompt": "q: "})
+    sha256 = side.sha256
+    assert asdict(side) == {
+        "model": str(tmp_path), "family": "symmetric SPLADE, sentence-transformers layout", "kind": "masked LM",
+        "revision": None, "sha256": sha256, "license": "apache-2.0", "languages": ["en", "de"],
+        "architecture": "BertForMaskedLM", "layers": 2, "hidden_size": 32, "parameters": 18,
+        "vocabulary_size": len(made_checkpoints.WORDPIECE), "tokenizer": "WordPiece", "activation": "log1p_relu",
+        "pooling": "max", "max_length": 40, "positions": 64, "prompt": "d: ", "lower_case": True,
+        "special_tokens": {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"},
+        "special_token_weights": "keep", "missing_idf_weight": None, "max_active_dims": 50, "remote_code": None,
+    }  # fmt: skip
+    assert sha256 and len(sha256) == 64
+
+
+def test_settings_of_the_pipeline_go_over_those_of_the_files(tmp_path: Path) -> None:
+    found = look(make(tmp_path, **SPLADE), max_length=12, activation="relu", query_prompt="")
+    assert found.document is not None
+    assert (found.document.max_length, found.document.activation, found.query.prompt) == (12, "relu", "")
+
+
+def test_a_model_of_bert_uncased_has_nothing_to_warn_of() -> None:
+    found = look(CLEAN)
+    assert found.warnings == [] and found.document is not None and found.document == found.query
+    assert (found.document.vocabulary_size, found.document.license) == (30522, None)
+
+
+def test_parameters_are_those_that_the_library_counts(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    from sparse_ingest.checkpoints.locate import locate
+
+    folder = locate(CLEAN).folder
+    with safe_open(folder / "model.safetensors", framework="np") as opened:
+        shapes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118
+    counted = 0
+    for shape in shapes:
+        size = 1
+        for length in shape:
+            size *= length
+        counted += size
+    assert count_parameters(folder) == counted > 4_000_000
+    parts = {"model-1.safetensors": safetensors(a=[7, 3]), "model-2.safetensors": safetensors(b=[2])}
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    sharded = make(tmp_path, **parts, **{"model.safetensors": None, "model.safetensors.index.json": index})
+    assert count_parameters(sharded) == 23
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 64, struct.pack("<Q", 2) + b"[]"])
+def test_a_file_that_is_no_safetensors_is_said(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(CheckpointError, match="model.safetensors is no safetensors file"):
+        look(make(tmp_path, **{"model.safetensors": content}))
+
+
+def test_a_download_that_was_cut_short_is_said(tmp_path: Path) -> None:
+    whole = safetensors(a=[3, 4])
+    with pytest.raises(CheckpointError, match=f"has {len(whole) - 1:,} bytes; .* takes {len(whole):,}"):
+        look(make(tmp_path, **{"model.safetensors": whole[:-1]}))
+
+
+def test_a_table_of_weights_is_a_query_side_of_its_own(tmp_path: Path) -> None:
+    found = look(make(tmp_path, **{"idf.json": {"the": 0.5}}))
+    assert found.document is not None
+    assert (found.document.kind, found.document.special_token_weights) == ("masked LM", "zero")
+    query = found.query
+    assert (query.kind, query.missing_idf_weight, query.special_token_weights) == ("weight table", 1.0, "zero")
+    assert (query.parameters, query.architecture, query.activation) == (None, None, None)
+    assert query.vocabulary_size == len(made_checkpoints.WORDPIECE)
+
+
+def test_a_table_alone_has_no_document_side(tmp_path: Path) -> None:
+    write_table(tmp_path)
+    found = look(tmp_path)
+    assert found.document is None and found.query.kind == "weight table"
+    assert command("inspect", tmp_path).out.count("weight table: no model runs for a query") == 1
+
+
+def test_two_models_are_both_shown(tmp_path: Path) -> None:
+    licence = {"README.md": b"---\nlicense: cc-by-nc-sa-4.0\nlanguage: en\n---\n"}
+    document, query = make(tmp_path / "doc", **licence), make(tmp_path / "query")
+    found = look(document, query=str(query))
+    assert found.document is not None
+    assert (found.document.model, found.query.model) == (str(document), str(query))
+    assert (found.document.license, found.query.license) == ("cc-by-nc-sa-4.0", None)
+    (tmp_path / "pair.toml").write_text('[model]\ndocument = "doc"\nquery = "query"\n')
+    shown = command("inspect", "--pipeline", tmp_path / "pair.toml").out
+    assert "licence     cc-by-nc-sa-4.0" in shown and f"query model {query}" in shown
+
+
+LARGE = {"config.json": {**CONFIG, "vocab_size": 50265, "architectures": ["RobertaForMaskedLM"]}}
+CODE = {
+    "config.json": {
+        **CONFIG, "model_type": "made-up", "architectures": ["MadeForMaskedLM"],
+        "auto_map": {"AutoModelForMaskedLM": "modeling_made.MadeForMaskedLM"},
+    }
+}  # fmt: skip
+BARE = {name: token for name, token in SPECIAL.items() if name != "pad_token"}
+PICKLED = {"model.safetensors": None, "pytorch_model.bin": b"pickle"}
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "files", "said"),
+    [
+        ("wordpiece", LARGE, "has 50,265 token ids. A sparse_vector index (SEISMIC) takes ids below 32,768 only"),
+        ("wordpiece", {"README.md": b"---\nlicense: cc-by-nc-4.0\n---\n"}, "licence cc-by-nc-4.0, which forbids"),
+        ("wordpiece", CODE, "brings remote code: class MadeForMaskedLM of modeling_made.py"),
+        ("bpe", LARGE, "has BPE tokens such as Ġthe, which OpenSearch's own analyzers do not make"),
+        ("wordpiece", {}, "has another vocabulary than bert-base-uncased"),
+        ("wordpiece", {"tokenizer_config.json": BARE}, "names no padding token"),
+        ("none", {"vocab.txt": b"[PAD]\nthe\nthe\n"}, "gives the token 'the' to several ids"),
+        ("none", {}, "has neither tokenizer.json nor vocab.txt"),
+        ("wordpiece", PICKLED, "keeps its weights in a pickle"),
+        ("wordpiece", {"model.safetensors": None}, "has no weights as safetensors"),
+        ("wordpiece", {**SPLADE, "1_SpladePooling/config.json": {"activation_function": "gelu"}}, "activation 'gelu'"),
+    ],
+)
+def test_what_will_matter_later_is_warned_of(tmp_path: Path, tokenizer: str, files: dict, said: str) -> None:
+    assert warned(look(make(tmp_path / "model", tokenizer, **files)), said)
+
+
+def test_ids_up_to_the_limit_of_seismic_are_no_trouble(tmp_path: Path) -> None:
+    assert not warned(look(make(tmp_path, **{"config.json": {**CONFIG, "vocab_size": 32768}})), "SEISMIC")
+
+
+@pytest.mark.parametrize(
+    ("card", "expected", "non_commercial"),
+    [
+        ("license: mit\nlanguage: en", ("mit", ["en"]), False),
+        ("license: cc-by-nc-sa-4.0", ("cc-by-nc-sa-4.0", []), True),
+        ("license: CC-BY-NC-4.0", ("CC-BY-NC-4.0", []), True),
+        ("license: ncsa", ("ncsa", []), False),
+        ("license: other\nlicense_name: acme-non-commercial", ("acme-non-commercial", []), True),
+        ("license: other", ("other", []), False),
+        ("language: [en, fr]", (None, ["en", "fr"]), False),
+        ("license: [mit", (None, []), False),
+        ("- a\n- b", (None, []), False),
+    ],
+)
+def test_the_licence_is_what_the_card_says(tmp_path: Path, card: str, expected: tuple, non_commercial: bool) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{card}\n---\n# words\n")
+    found = read_card(tmp_path)
+    assert (found.license, found.languages) == expected
+    assert found.is_non_commercial == non_commercial
+
+
+def test_no_card_says_nothing(tmp_path: Path) -> None:
+    assert read_card(tmp_path) == (None, [])
+    (tmp_path / "README.md").write_bytes(b"no front matter, and no UTF-8: \xff")
+    assert read_card(tmp_path) == (None, [])
+
+
+def test_the_command_prints_lines_and_json(tmp_path: Path) -> None:
+    folder = make(tmp_path, **SPLADE, **{"README.md": CARD})
+    shown = command("inspect", folder)
+    assert (shown.code, shown.err) == (0, "")
+    for line in (
+        f"model       {folder}",
+        "family      symmetric SPLADE, sentence-transformers layout",
+        "licence     apache-2.0",
+        "language    en, de",
+        "documents   masked LM, BertForMaskedLM, 2 layers of 32, 18 parameters",
+        "activation  log1p(log1p(relu)), pooling max",
+        "limit       40 tokens (position table: 64)",
+        "special     cls [CLS] sep [SEP] unk [UNK] pad [PAD]; in vectors they count like others",
+        "terms       at most 50 a text",
+        "prompt      'd: '",
+        "queries     as documents",
+        "prompt      'q: '",
+    ):
+        assert f"\n{line}\n" in f"\n{shown.out}"
+    assert f"\nWarning: {folder} has another vocabulary" in shown.out
+    printed = json.loads(command("inspect", folder, "--json").out)
+    assert printed == json.loads(json.dumps(asdict(look(folder))))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "Error: No model: give MODEL or --pipeline."),
+        (["no such model"], 1, "Error: No model folder 'no such model'"),
+        (["--pipeline", "nope"], 2, "Error: No pipeline file 'nope'"),
+        ([CLEAN, "--set", "model.revision=v1"], 1, "is a folder, which has no revision 'v1'"),
+        ([CLEAN, "--set", "model.max_length=513"], 2, "has positions for 512 tokens"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(arguments: list[str], code: int, said: str) -> None:
+    answer = command("inspect", *arguments)
+    assert (answer.code, answer.out) == (code, "")
+    assert said in answer.err and answer.err.count("\n") == 1
+
+
+def test_no_model_is_named_by_nobody() -> None:
+    with pytest.raises(UsageError, match="No model"):
+        inspect_model(ModelSettings())
+
+
+def test_torch_is_not_needed() -> None:
+    program = (
+        "import sys; from sparse_ingest.cli.main import cli; cli.main(['inspect', sys.argv[1]], standalone_mode=False);"
+        "assert not {'torch', 'transformers', 'safetensors', 'opensearchpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, CLEAN], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "4,416,698 parameters" in done.stdout

@@ -1,0 +1,263 @@
+"""Bulk requests: bytes that mean exactly the rows they are made of."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from fractions import Fraction
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from support.runs import DOCUMENTS, NASTY_TOKENS, VOCABULARY, make_run
+
+from sparse_ingest.cluster import bodies
+from sparse_ingest.cluster.bodies import (
+    BodyWriter,
+    BulkRequest,
+    Spelling,
+    delete_requests,
+    refuse_clash,
+    shortest_decimal,
+)
+from sparse_ingest.cluster.scores import stored_weights, weight_codes
+from sparse_ingest.errors import PipelineError, RunError
+from sparse_ingest.records import SparseRows
+from sparse_ingest.runs.shards import read_shard
+
+
+def part(vectors: SparseRows, fields: list[str] | None = None, first_row: int = 0) -> SimpleNamespace:
+    count = len(vectors.doc_ids)
+    return SimpleNamespace(
+        rows=np.arange(first_row, first_row + count, dtype=np.uint64), vectors=vectors, fields=fields or ["{}"] * count
+    )
+
+
+def one(weights: list[float], token_ids: list[int], fields: str = "{}") -> SimpleNamespace:
+    indptr = np.array([0, len(weights)], dtype=np.int64)
+    vectors = SparseRows(["a"], indptr, np.array(token_ids, dtype=np.uint32), np.array(weights, dtype=np.float32))
+    return part(vectors, [fields])
+
+
+def written(writer: BodyWriter, *parts: SimpleNamespace) -> str:
+    return b"".join(request.body for request in writer.requests(parts)).decode()
+
+
+def some_documents(count: int, first_row: int = 0) -> SimpleNamespace:
+    """Documents d0, d1, … of about 60 bytes, those with a number divisible by 5 without terms."""
+    terms = np.array([0 if row % 5 == 0 else row % 3 + 1 for row in range(first_row, first_row + count)])
+    vectors = SparseRows(
+        [f"d{row}" for row in range(first_row, first_row + count)],
+        np.concatenate(([0], np.cumsum(terms))),
+        np.concatenate([np.arange(length, dtype=np.uint16) for length in terms]),
+        np.full(terms.sum(), 1.5, dtype=np.float16),
+    )
+    return part(vectors, first_row=first_row)
+
+
+@pytest.mark.parametrize("weights", ["float16", "float32"])
+def test_bodies_parse_back_to_the_rows(tmp_path, weights) -> None:
+    run = make_run(tmp_path / "run", shard_rows=100, weights=weights)
+    (rows,) = read_shard(run.shard_path(0))
+    lines = written(BodyWriter(run.vocabulary(), "sparse"), rows).split("\n")
+    assert lines.pop() == ""
+    found = {
+        json.loads(action)["index"]["_id"]: json.loads(source)
+        for action, source in zip(lines[::2], lines[1::2], strict=True)
+    }
+    assert found.keys() == DOCUMENTS.keys()
+    for place, (doc_id, source) in enumerate(found.items()):
+        token_ids, kept = rows.vectors.row(place)
+        assert list(source["sparse"]) == [run.vocabulary()[token_id] for token_id in token_ids]
+        values = np.array(list(source["sparse"].values()), dtype=np.float32)
+        np.testing.assert_array_equal(stored_weights(values), stored_weights(kept))
+        assert source["title"] == f"Title of {doc_id}"
+
+
+def test_the_bytes_are_these() -> None:
+    vectors = SparseRows(
+        ['a"b', "c", "d"], np.array([0, 2, 2, 3]), np.array([0, 1, 1], dtype=np.uint16),
+        np.array([1.5, 0.1, 2], dtype=np.float16),
+    )  # fmt: skip
+    assert written(BodyWriter(['"', "é"], "s"), part(vectors, ['{"title":"x"}', "{}", "{}"])) == (
+        '{"index":{"_id":"a\\"b"}}\n{"title":"x","s":{"\\"":1.5,"é":0.1}}\n'
+        '{"index":{"_id":"c"}}\n{"s":{}}\n{"index":{"_id":"d"}}\n{"s":{"é":2}}\n'
+    )
+
+
+def test_an_update_writes_only_the_vector() -> None:
+    action = '{"update":{"_id":"a","retry_on_conflict":3}}\n'
+    carried = one([1.5], [0], '{"title":"x"}')
+    assert written(BodyWriter(["t"], "s", operation="update"), carried) == action + '{"doc":{"s":{"t":1.5}}}\n'
+    replaced = written(BodyWriter(["t"], "s", operation="replace"), carried)
+    assert replaced.startswith(action)
+    assert json.loads(replaced.split("\n")[1])["script"]["params"] == {"f": "s", "v": {"t": 1.5}}
+
+
+@pytest.mark.parametrize(
+    ("operation", "expected"),
+    [
+        ("index", {"title": "x"}),
+        ("update", {"script": {"source": "ctx._source.remove(params.f)", "params": {"f": "s"}}}),
+        ("replace", {"script": {"source": "ctx._source.remove(params.f)", "params": {"f": "s"}}}),
+    ],
+)
+def test_a_field_that_takes_no_empty_vector_is_left_out(operation, expected) -> None:
+    writer = BodyWriter(["t"], "s", operation=operation, empty_field=False)
+    _, source, _ = written(writer, one([], [], '{"title":"x"}')).split("\n")
+    assert json.loads(source) == expected
+    assert "1.5" in written(writer, one([1.5], [0]))
+
+
+def test_pandas_stays_out_of_memory(tmp_path) -> None:
+    run = make_run(tmp_path / "run", shard_rows=100)
+    script = (
+        "import sys; from pathlib import Path; from sparse_ingest.runs.shards import read_shard; "
+        "from sparse_ingest.cluster.bodies import BodyWriter; "
+        "requests = list(BodyWriter(['t'] * 999, 's').requests(read_shard(Path(sys.argv[1])))); "
+        "assert requests and 'pandas' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script, str(run.shard_path(0))], check=True)
+
+
+def test_keys_and_spelling_may_be_others() -> None:
+    spelling = Spelling(lambda weights: np.round(weights * 10).astype(np.uint16), lambda code: f"{code}e-1")
+    writer = BodyWriter(["0", None, "2"], "s", spelling=spelling)
+    assert '{"0":15e-1,"2":3e-1}' in written(writer, one([1.5, 0.3], [0, 2]))
+
+
+def test_a_value_that_comes_later_has_its_decimal_too() -> None:
+    writer = BodyWriter(["t"], "s")
+    assert [json.loads(written(writer, one([weight], [0])).split("\n")[1]) for weight in (1.5, 0.25, 1.5, 3)] == [
+        {"s": {"t": weight}} for weight in (1.5, 0.25, 1.5, 3)
+    ]
+
+
+@pytest.mark.parametrize(("limit", "layouts"), [("_SLICE_TERMS", 14), ("_SLICE_CHARACTERS", 17)])
+def test_parts_laid_out_in_slices_give_the_same_bytes(monkeypatch, limit: str, layouts: int) -> None:
+    whole = written(BodyWriter(["a", "b", "c"], "s"), some_documents(50))
+    monkeypatch.setattr(bodies, limit, 7)
+    assert len(list(BodyWriter(["a", "b", "c"], "s")._layouts(some_documents(50)))) == layouts
+    assert written(BodyWriter(["a", "b", "c"], "s"), some_documents(50)) == whole
+
+
+def test_deletions_name_the_ids() -> None:
+    first, last = delete_requests([(7, 'a"'), (8, "b"), (9, "c")], shard=4, max_documents=2)
+    assert first.body == b'{"delete":{"_id":"a\\""}}\n{"delete":{"_id":"b"}}\n'
+    assert (first.doc_ids, first.rows.tolist(), first.shard, first.operation) == (['a"', "b"], [7, 8], 4, "delete")
+    assert last.doc_ids == ["c"]
+
+
+def test_fields_with_line_breaks_between_their_parts_stay_one_line() -> None:
+    text = written(BodyWriter(["t"], "s"), one([1], [0], '{\n "title": "x\\ny"\n}\n'))
+    assert text.count("\n") == 2
+    assert json.loads(text.split("\n")[1]) == {"title": "x\ny", "s": {"t": 1}}
+
+
+def test_every_value_the_index_can_keep_has_a_decimal_off_the_borders() -> None:
+    codes = np.arange(256, 0xFF00, dtype=np.uint32)
+    decimals = [shortest_decimal(int(code)) for code in codes]
+    # However it is parsed: straight to float32 or by way of double.
+    by_double = np.array([float(decimal) for decimal in decimals]).astype(np.float32)
+    straight = np.array(decimals).astype(np.float32)
+    np.testing.assert_array_equal(weight_codes(by_double), codes)
+    np.testing.assert_array_equal(weight_codes(straight), codes)
+    lows = (codes << 15).view(np.float32)
+    highs = ((codes << 15) | 0x7FFF).astype(np.uint32).view(np.float32)
+    for low, decimal, high in zip(lows[::97], decimals[::97], highs[::97], strict=True):
+        assert Fraction(float(low)) <= Fraction(decimal) <= Fraction(float(high))
+    assert all(json.loads(decimal) > 0 for decimal in decimals)
+
+
+def test_decimals_are_short() -> None:
+    halves = np.arange(0x1400, 0x4800, dtype=np.uint16).view(np.float16)  # 0.00098 to 8
+    lengths = [len(shortest_decimal(int(code))) for code in np.unique(weight_codes(halves))]
+    assert max(lengths) <= 7
+    assert sum(lengths) / len(lengths) < 6
+
+
+def test_requests_stay_below_both_limits() -> None:
+    writer = BodyWriter(["a", "b", "c"], "s")
+    parts = [some_documents(10), some_documents(13, first_row=10)]
+    everything = written(writer, *parts)
+    by_bytes = list(writer.requests(parts, max_bytes=300))
+    assert len(by_bytes) > 3
+    assert all(len(request.body) <= 300 for request in by_bytes)
+    # None could take the next one's first document as well.
+    for request, following in zip(by_bytes, by_bytes[1:], strict=False):
+        assert len(request.body) + following.borders[1] > 300
+    by_count = list(writer.requests(parts, max_documents=9))
+    assert [len(request.doc_ids) for request in by_count] == [9, 9, 5]
+    for requests in (by_bytes, by_count):
+        assert b"".join(request.body for request in requests).decode() == everything
+        assert [doc_id for request in requests for doc_id in request.doc_ids] == [f"d{row}" for row in range(23)]
+        assert [row for request in requests for row in request.rows.tolist()] == list(range(23))
+
+
+def test_a_limit_that_changes_is_asked_before_each_request() -> None:
+    limits = iter([100, 200, 400, 800, 1600, 3200])
+    asked: list[int] = []
+
+    def limit() -> int:
+        asked.append(next(limits))
+        return asked[-1]
+
+    requests = list(BodyWriter(["a", "b", "c"], "s").requests([some_documents(30)], max_bytes=limit))
+    assert len(requests) > 2
+    assert all(limit / 2 < len(request.body) <= limit for request, limit in zip(requests[:-1], asked, strict=False))
+
+
+def test_a_document_above_the_limit_goes_alone() -> None:
+    requests = BodyWriter(["a", "b", "c"], "s").requests([some_documents(3)], max_bytes=5)
+    assert [request.doc_ids for request in requests] == [["d0"], ["d1"], ["d2"]]
+
+
+def test_requests_know_their_shard_and_no_shard_gives_none() -> None:
+    writer = BodyWriter(["a", "b", "c"], "s")
+    assert [request.shard for request in writer.requests([some_documents(3)], shard=7)] == [7]
+    assert list(writer.requests([])) == []
+
+
+def test_part_keeps_documents_and_bytes_together() -> None:
+    (request,) = BodyWriter(["a", "b", "c"], "s").requests([some_documents(4)], shard=2)
+    chosen = request.part([1, 3])
+    lines = request.body.splitlines(keepends=True)
+    assert chosen.body == b"".join([lines[2], lines[3], lines[6], lines[7]])
+    assert (chosen.doc_ids, chosen.rows.tolist(), chosen.shard) == (["d1", "d3"], [1, 3], 2)
+    again = chosen.part([1])
+    assert isinstance(again, BulkRequest)
+    assert again.body == b"".join(lines[6:])
+
+
+@pytest.mark.parametrize("field", ["sparse", "dünn", 'a"b'])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_a_carried_field_of_the_same_name_is_refused(field: str, ascii_only: bool) -> None:
+    with pytest.raises(PipelineError, match="also the name of the sparse field"):
+        refuse_clash(json.dumps({"text": "x", field: 1}, ensure_ascii=ascii_only), field)
+
+
+def test_the_writer_refuses_a_clash() -> None:
+    with pytest.raises(PipelineError, match="also the name of the sparse field"):
+        written(BodyWriter(["t"], "s"), one([1], [0], '{"s": 1}'))
+
+
+def test_the_field_name_inside_a_text_is_no_clash() -> None:
+    refuse_clash(json.dumps({"text": 'say "sparse": it is', "more": {"sparse": 1}}), "sparse")
+
+
+def test_a_weight_for_an_id_without_token_is_a_damaged_run() -> None:
+    missing = VOCABULARY.index(None)
+    with pytest.raises(RunError, match=f"token id {missing}, which is no token"):
+        written(BodyWriter(VOCABULARY, "s"), one([1], [missing]))
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, 1e-40, np.nan, np.inf])
+def test_a_weight_that_no_index_takes_is_a_damaged_run(weight: float) -> None:
+    with pytest.raises(RunError, match="The run is damaged"):
+        written(BodyWriter(VOCABULARY, "s"), one([weight], [0]))
+
+
+def test_a_token_id_beyond_the_vocabulary_is_a_damaged_run() -> None:
+    with pytest.raises(RunError, match=f"vocab.json has {len(NASTY_TOKENS)} tokens"):
+        written(BodyWriter(NASTY_TOKENS, "s"), one([1], [900]))

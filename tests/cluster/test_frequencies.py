@@ -1,0 +1,27 @@
+"""How many documents hold a token, as the server counts them: also tokens that a query language could trip over."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from support.runs import DOCUMENTS, VOCABULARY, make_run
+
+from sparse_ingest.cluster import frequencies
+from sparse_ingest.cluster.client import Connection, connect
+from sparse_ingest.cluster.frequencies import count_documents, count_holding, count_known
+from sparse_ingest.loading.load import load
+from sparse_ingest.pipeline import Pipeline
+
+
+def test_every_token_and_every_document_is_counted(tmp_path, opensearch_url, index_name, monkeypatch):
+    monkeypatch.setattr(frequencies, "_SEARCHES", 7)
+    monkeypatch.setattr(frequencies, "_IDS", 2)
+    run = make_run(tmp_path / "run")
+    load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
+    client = connect(Connection(url=opensearch_url))
+    tokens = [token for token in VOCABULARY if token is not None]
+    expected = Counter(token for terms in DOCUMENTS.values() for token in terms)
+    assert count_holding(client, index_name, "sparse", tokens) == {token: expected[token] for token in tokens}
+    assert count_holding(client, index_name, "sparse", []) == {}
+    assert count_documents(client, index_name) == len(DOCUMENTS)
+    assert count_known(client, index_name, [*DOCUMENTS, "unknown"]) == len(DOCUMENTS)

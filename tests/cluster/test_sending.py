@@ -1,0 +1,301 @@
+"""Sending through a proxy that spoils requests: one outcome per document whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import numpy as np
+import pytest
+from support.faulty_proxy import FaultyProxy, faulty_proxy
+
+from sparse_ingest.cluster import indexes
+from sparse_ingest.cluster.bodies import BulkRequest, delete_requests
+from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
+from sparse_ingest.cluster.pacing import Pace
+from sparse_ingest.cluster.sending import Retries, send
+from sparse_ingest.errors import ClusterError
+from sparse_ingest.records import Outcome, Refusal
+
+FAST = Retries(attempts=6, base_s=0.01, cap_s=0.05, timeout_s=20)
+
+
+@pytest.fixture
+def index(opensearch_url: str, index_name: str) -> Iterator[tuple[str, indexes.Index, str]]:
+    """Address, index and alias."""
+    with closing(connect(Connection(opensearch_url))) as client:
+        body = {"settings": {"number_of_replicas": 0}, "mappings": {"properties": {"s": {"type": "rank_features"}}}}
+        made = indexes.create_index(client, index_name, body)
+        yield opensearch_url, made, indexes.add_private_alias(client, made, "test" * 16)
+
+
+@contextmanager
+def through(url: str, faults=(), *, max_bytes: int | None = None) -> Iterator[tuple[Client, FaultyProxy]]:
+    with faulty_proxy(url, faults, max_bytes=max_bytes) as proxy, closing(connect(Connection(proxy.url))) as client:
+        yield client, proxy
+
+
+def request_of(documents: list[tuple[int, str, bytes]], shard: int = 0) -> BulkRequest:
+    bodies = [body for _, _, body in documents]
+    borders = np.cumsum([0, *map(len, bodies)])
+    rows = np.array([row for row, _, _ in documents], dtype=np.uint64)
+    return BulkRequest(b"".join(bodies), borders, rows, [doc_id for _, doc_id, _ in documents], shard)
+
+
+def documents(count: int, bad: tuple[int, ...] = ()) -> list[tuple[int, str, bytes]]:
+    weights = (0 if row in bad else 1.5 for row in range(count))
+    return [
+        (row, f"d{row}", b'{"index":{"_id":"d%d"}}\n{"s":{"t":%g}}\n' % (row, weight))
+        for row, weight in enumerate(weights)
+    ]
+
+
+def requests(count: int = 10, size: int = 5, bad: tuple[int, ...] = ()) -> Iterator[BulkRequest]:
+    """Requests of `size` documents each; every one is a shard of its own."""
+    every = documents(count, bad)
+    for shard, start in enumerate(range(0, count, size)):
+        yield request_of(every[start : start + size], shard)
+
+
+def refused(outcomes: list[Outcome]) -> list[Refusal]:
+    return [one for outcome in outcomes for one in outcome.refused]
+
+
+def count(client: Client, index: indexes.Index) -> int:
+    indexes.refresh(client, index)
+    return indexes.count_documents(client, index)
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_every_request_has_one_outcome_in_order(index, in_flight: int) -> None:
+    url, made, alias = index
+    with closing(connect(Connection(url))) as client:
+        outcomes = list(send(client, requests(23, 4), target=alias, pace=Pace(max_in_flight=in_flight)))
+        assert outcomes == [Outcome(shard, 4 if shard < 5 else 3, []) for shard in range(6)]
+        assert count(client, made) == 23
+
+
+def test_a_slow_request_holds_back_no_other_one_but_their_outcomes(index) -> None:
+    url, made, alias = index
+    with through(url, [503, 503, 503]) as (client, proxy):
+        slow = Retries(attempts=9, base_s=0.2, cap_s=0.2)
+        outcomes = list(send(client, requests(40, 2), target=alias, retries=slow))
+        assert [one.shard for one in outcomes] == list(range(20))
+        assert len(proxy.bulk_sizes) == 23
+        assert count(client, made) == 40
+
+
+@pytest.mark.parametrize("fault", [429, 502, 503, 504, "drop", "lost answer", "garbage"])
+def test_what_passes_is_sent_again_and_nothing_is_doubled(index, fault) -> None:
+    url, made, alias = index
+    with through(url, [fault, None, fault, fault]) as (client, proxy):
+        outcomes = list(send(client, requests(), target=alias, retries=FAST))
+        assert outcomes == [Outcome(0, 5, []), Outcome(1, 5, [])]
+        assert len(proxy.bulk_sizes) == 5
+        assert count(client, made) == 10
+
+
+def test_only_the_documents_that_failed_are_sent_again(index) -> None:
+    url, made, alias = index
+    with through(url, ["reject first", "reject first"]) as (client, proxy):
+        outcomes = list(send(client, requests(5), target=alias, retries=FAST))
+        assert outcomes == [Outcome(0, 5, [])]
+        assert len(proxy.bulk_sizes) == 3
+        assert proxy.bulk_sizes[1] == proxy.bulk_sizes[2] == proxy.bulk_sizes[0] // 5
+        assert count(client, made) == 5
+
+
+def test_a_refused_document_has_its_reason_and_the_others_are_taken(index) -> None:
+    url, made, alias = index
+    with through(url) as (client, proxy):
+        outcomes = list(send(client, requests(10, 5, bad=(3, 7)), target=alias, retries=FAST))
+        assert [(one.acknowledged, one.documents) for one in outcomes] == [(4, 5), (4, 5)]
+        assert [(one.row, one.doc_id, one.status) for one in refused(outcomes)] == [(3, "d3", 400), (7, "d7", 400)]
+        assert "must be a positive normal float" in refused(outcomes)[0].reason
+        assert len(proxy.bulk_sizes) == 2
+        assert count(client, made) == 8
+
+
+def test_a_request_that_is_too_large_is_halved_until_it_fits(index) -> None:
+    url, made, alias = index
+    with through(url, max_bytes=100) as (client, proxy):
+        pace = Pace()
+        assert list(send(client, requests(9, 9), target=alias, retries=FAST, pace=pace)) == [Outcome(0, 9, [])]
+        assert pace.max_bytes() <= 100
+        assert count(client, made) == 9
+    with through(url, max_bytes=10) as (client, proxy):
+        (outcome,) = send(client, requests(1), target=alias, retries=FAST)
+        assert [one.status for one in outcome.refused] == [413]
+
+
+def test_an_id_that_spoils_its_whole_request_is_found(index) -> None:
+    url, made, alias = index
+    long_id = "x" * 513
+    spoiled = documents(6)
+    spoiled[4] = (4, long_id, b'{"index":{"_id":"%b"}}\n{}\n' % long_id.encode())
+    with closing(connect(Connection(url))) as client:
+        outcomes = list(send(client, [request_of(spoiled)], target=alias, retries=FAST, pace=Pace(max_in_flight=1)))
+        assert outcomes[0].acknowledged == 5
+        assert [one.row for one in outcomes[0].refused] == [4]
+        assert "too long" in outcomes[0].refused[0].reason
+        assert count(client, made) == 5
+
+
+def test_retries_used_up_stop_the_load_and_name_the_cause(index) -> None:
+    url, _, alias = index
+    with through(url, [503] * 20) as (client, proxy):
+        with pytest.raises(ClusterError, match="5 documents were not taken in 6 attempts.*503 made_up: by the proxy"):
+            list(send(client, requests(5), target=alias, retries=FAST))
+        assert len(proxy.bulk_sizes) == 6
+
+
+def test_a_status_that_concerns_everything_stops_at_once(index) -> None:
+    url, _, alias = index
+    with through(url, [403]) as (client, proxy):
+        with pytest.raises(ResponseError, match="forbids this"):
+            list(send(client, requests(5), target=alias, retries=FAST))
+        assert len(proxy.bulk_sizes) == 1
+
+
+@pytest.mark.parametrize("block", ["index.blocks.read_only_allow_delete", "index.blocks.write"])
+def test_a_block_such_as_the_full_disk_stops_without_retries(index, block: str) -> None:
+    url, made, alias = index
+    with through(url) as (client, proxy):
+        client.call("PUT", f"/{made.name}/_settings", {block: True})
+        with pytest.raises(ClusterError, match="OpenSearch takes no documents: index .* blocked by"):
+            list(send(client, requests(5), target=alias, retries=FAST))
+        client.call("PUT", f"/{made.name}/_settings", {block: None})
+        assert len(proxy.bulk_sizes) == 1
+
+
+def test_a_deleted_index_stops_the_load_and_is_not_made_again(index) -> None:
+    url, made, alias = index
+    with closing(connect(Connection(url))) as client:
+        indexes.delete_index(client, made)
+        with pytest.raises(ClusterError, match="deleted or its alias removed"):
+            list(send(client, requests(5), target=alias, retries=FAST))
+        assert indexes.find_index(client, made.name) is None
+
+
+def test_the_next_request_is_made_only_when_an_old_one_is_answered(index) -> None:
+    url, _, alias = index
+    made: list[int] = []
+
+    def counted() -> Iterator[BulkRequest]:
+        for request in requests(40, 2):
+            made.append(len(made))
+            yield request
+
+    with closing(connect(Connection(url))) as client:
+        outcomes = send(client, counted(), target=alias, pace=Pace(max_in_flight=2))
+        next(outcomes)
+        # Two may be answered already when a third and a fourth are under way, and a fifth is made ahead.
+        assert len(made) <= 5
+        assert len(list(outcomes)) == 19
+
+
+def test_a_closed_generator_wakes_sleeping_senders(index) -> None:
+    url, _, alias = index
+    slow = Retries(attempts=3, base_s=60, cap_s=60)
+    with through(url, [None, 503, 503, 503]) as (client, _):
+        outcomes = send(client, requests(20, 5), target=alias, pace=Pace(max_in_flight=2), retries=slow)
+        next(outcomes)
+        started = time.monotonic()
+        outcomes.close()  # type: ignore[attr-defined]
+        assert time.monotonic() - started < 1
+
+
+def test_progress_begins_the_count_of_attempts_anew(index) -> None:
+    url, made, alias = index
+    with through(url, ["reject first", 503, 503, "reject first"]) as (client, proxy):
+        three = Retries(attempts=3, base_s=0.01, cap_s=0.01)
+        # The first answer takes 4 of 5 documents; two failures and one refusal of the last one are three in a row.
+        with pytest.raises(ClusterError, match="1 documents were not taken in 3 attempts"):
+            list(send(client, requests(5), target=alias, retries=three))
+        assert len(proxy.bulk_sizes) == 3
+        proxy.faults[:] = ["reject first", 503]
+        assert list(send(client, requests(5), target=alias, retries=three)) == [Outcome(0, 5, [])]
+        assert count(client, made) == 5
+
+
+def test_overload_makes_the_pace_slower(index) -> None:
+    url, _, alias = index
+    with through(url, [429, 429, 429]) as (client, _):
+        pace = Pace()
+        before = pace.in_flight, pace.max_bytes()
+        list(send(client, requests(5), target=alias, retries=FAST, pace=pace))
+        assert pace.in_flight == 1 < before[0]
+        assert pace.max_bytes() == before[1] // 8
+
+
+def test_a_rate_is_kept(index) -> None:
+    url, made, alias = index
+    with closing(connect(Connection(url))) as client:
+        started = time.monotonic()
+        outcomes = list(send(client, requests(40, 4), target=alias, pace=Pace(max_rate=50)))
+        # The last four of forty documents may begin after 36 / 50 s.
+        assert time.monotonic() - started >= 0.7
+        assert sum(one.acknowledged for one in outcomes) == 40
+        assert count(client, made) == 40
+
+
+def test_deleting_what_is_not_there_is_no_refusal(index) -> None:
+    url, made, alias = index
+    with closing(connect(Connection(url))) as client:
+        list(send(client, requests(3), target=alias))
+        deletions = list(delete_requests([(0, "d0"), (9, "never there"), (2, "d2")]))
+        assert list(send(client, deletions, target=alias)) == [Outcome(0, 3, [])]
+        assert count(client, made) == 1
+
+
+def test_an_update_of_a_missing_document_is_refused(index) -> None:
+    url, made, alias = index
+    with closing(connect(Connection(url))) as client:
+        list(send(client, requests(1), target=alias))
+        bodies = [b'{"update":{"_id":"%b"}}\n{"doc":{"s":{"t":2}}}\n' % doc_id for doc_id in (b"d0", b"none")]
+        update = request_of([(0, "d0", bodies[0]), (5, "none", bodies[1])])._replace(operation="update")
+        (outcome,) = send(client, [update], target=alias)
+        assert outcome.acknowledged == 1
+        assert [(one.row, one.doc_id, one.status) for one in outcome.refused] == [(5, "none", 404)]
+        assert count(client, made) == 1
+
+
+def test_the_server_may_ask_for_a_longer_pause() -> None:
+    stamps: list[float] = []
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            stamps.append(time.monotonic())
+            body = self.rfile.read(int(self.headers["content-length"]))
+            first = len(stamps) == 1
+            items = [{"index": {"_id": json.loads(line)["index"]["_id"], "status": 201}} for line in body.split()[::2]]
+            answer = b"slow down" if first else json.dumps({"items": items}).encode()
+            self.send_response(503 if first else 200)
+            self.send_header("Content-Type", "text/plain" if first else "application/json")
+            if first:
+                self.send_header("Retry-After", "1")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def do_GET(self) -> None:
+            answer = json.dumps({"version": {"distribution": "opensearch", "number": "3.6.0"}}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        with closing(connect(Connection(f"http://127.0.0.1:{server.server_address[1]}"))) as client:
+            assert list(send(client, requests(5), target="x", retries=FAST)) == [Outcome(0, 5, [])]
+        server.shutdown()
+    assert stamps[1] - stamps[0] >= 1

@@ -1,0 +1,604 @@
+"""The command `encode`, from the command line to the bytes of the run folder."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.checkpoints import build_encoder, make_masked_lm
+from support.forked import Answer, command, start
+
+from sparse_ingest.pruning import prune
+from sparse_ingest.records import SparseRows
+from sparse_ingest.runs.manifest import Run, SkippedRow, open_run
+from sparse_ingest.runs.shards import read_shard, store_weights, text_hash
+
+VOLATILE = {"versions", "device", "host", "seconds", "batch_tokens"}
+ROWS = [{"_id": f"d{place}", "text": f"the river stone {place} " * (place % 5), "year": place} for place in range(20)]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_masked_lm(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write(tmp_path / "corpus.jsonl", ROWS)
+
+
+@pytest.fixture
+def encode(model: Path, tmp_path: Path, corpus: Path) -> Callable[..., Answer]:
+    """`encode` of the corpus with the tiny model into `run`, shards of 8 rows; options are added."""
+
+    def run(*options: object, specs: tuple[object, ...] = (corpus,), out: str = "run") -> Answer:
+        named = [argument for spec in specs for argument in ("--corpus", spec)]
+        default: list[object] = [] if "--shard-rows" in options else ["--shard-rows", 8]
+        default += ["--device", "cpu"]
+        return command("encode", "--model", model, *named, "--out", tmp_path / out, *default, *options)
+
+    return run
+
+
+def write(path: Path, rows: list) -> Path:
+    content = "".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content.encode(), mtime=0) if path.suffix == ".gz" else content.encode())
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def documents(run: Run) -> dict[str, tuple[int, dict, dict[int, float]]]:
+    """Id to source row, fields and terms."""
+    found = {}
+    for shard in run.done_shards():
+        for part in read_shard(run.shard_path(shard)):
+            for place, doc_id in enumerate(part.vectors.doc_ids):
+                terms = dict(zip(*(array.tolist() for array in part.vectors.row(place)), strict=True))
+                found[doc_id] = (int(part.rows[place]), json.loads(part.fields[place]), terms)
+    return found
+
+
+def lasting(run: Run) -> list[dict]:
+    """The records of done/ without what may differ from one machine to the next."""
+    return [
+        {key: value for key, value in (run.done(shard) or {}).items() if key not in VOLATILE}
+        for shard in run.done_shards()
+    ]
+
+
+# A whole run
+
+
+def test_a_corpus_becomes_a_run(encode, tmp_path: Path, model: Path) -> None:
+    answer = encode("--json", "--dtype", "float32")
+    assert answer.code == 0, answer.err
+    run = open_run(tmp_path / "run")
+    report = json.loads(answer.out)
+    assert report == {
+        "run": str(run.path), "run_id": run.manifest.run_id, "shards": 3, "rows": 20,
+        "terms": sum(len(terms) for _, _, terms in documents(run).values()),
+        "empty": 0, "truncated": 0, "skipped": 0, "underflow": 0, "windows": 20, "reused": 0, "deduplicated": 0,
+    }  # fmt: skip
+    top = {path.name for path in run.path.iterdir()}
+    assert top == {"manifest.json", "vocab.json", "shards", "done", "skipped", "complete.json", "locks", "tmp"}
+    assert contents(run.path / "skipped") == {}
+    assert {path.name for path in (run.path / "shards").iterdir()} == {f"part-0000{n}.parquet" for n in range(3)}
+    assert [path for path in (run.path / "tmp").rglob("*") if path.is_file()] == []
+    assert run.complete() == {
+        key: value for key, value in {**report, "duplicates_checked": True}.items() if key not in ("run", "run_id")
+    }
+
+    encoder = build_encoder(model)
+    assert run.vocabulary() == encoder.vocabulary
+    for shard, first in enumerate(range(0, 20, 8)):
+        rows = ROWS[first : first + 8]
+        texts = [row["text"] for row in rows]
+        encoded = encoder.encode(texts)
+        expected, _ = store_weights(SparseRows([], encoded.indptr, encoded.token_ids, encoded.weights), "float16")
+        (part,) = read_shard(run.shard_path(shard))
+        assert part.rows.tolist() == list(range(first, first + len(rows)))
+        assert list(part.vectors.doc_ids) == [row["_id"] for row in rows]
+        assert part.text_hashes == [text_hash(text) for text in texts]
+        assert [json.loads(fields) for fields in part.fields] == [{"text": text} for text in texts]
+        assert np.array_equal(part.vectors.token_ids, expected.token_ids)
+        assert part.vectors.weights.tobytes() == expected.weights.tobytes()
+        done = run.done(shard) or {}
+        assert done["sha256"] == hashlib.sha256(run.shard_path(shard).read_bytes()).hexdigest()
+        assert (done["first_row"], done["rows"], done["nnz"]) == (first, len(rows), len(expected.weights))
+        assert done.keys() >= {"empty", "truncated", "skipped", "underflow", "next", "input_sha256", *VOLATILE}
+
+
+def test_pruning_is_done_and_part_of_the_identity(encode, tmp_path: Path, model: Path) -> None:
+    rules = ["encode.top_k=6", "encode.max_ratio=0.3", "encode.min_weight=0.2"]
+    exactly = ["--weights", "float32", "--dtype", "float32"]
+    assert encode(*(word for rule in rules for word in ("--set", rule)), *exactly).code == 0
+    run = open_run(tmp_path / "run")
+    identity = run.manifest.identity
+    assert (identity["top_k"], identity["max_ratio"], identity["min_weight"]) == (6, 0.3, 0.2)
+    encoded = build_encoder(model).encode([row["text"] for row in ROWS[:8]])
+    vectors = SparseRows(["x"] * 8, encoded.indptr, encoded.token_ids, encoded.weights)
+    expected = prune(vectors, top_k=6, max_ratio=0.3, min_weight=0.2)
+    (part,) = read_shard(run.shard_path(0))
+    assert part.vectors.indptr.tolist() == expected.indptr.tolist()
+    assert part.vectors.weights.tobytes() == expected.weights.tobytes()
+    assert encode("--set", "encode.top_k=6", *exactly).code == 1
+
+
+def test_a_long_text_is_counted(encode, tmp_path: Path) -> None:
+    long = write(tmp_path / "long.jsonl", [{"_id": "1", "text": "river " * 200}, {"_id": "2", "text": ""}])
+    assert json.loads(encode("--json", specs=(long,)).out)["truncated"] == 1
+    assert open_run(tmp_path / "run").manifest.identity["model"]["max_length"] == 64
+    assert encode("--max-length", 8, specs=(long,), out="short").code == 0
+    assert open_run(tmp_path / "short").manifest.identity["model"]["max_length"] == 8
+
+
+# Wrong command lines and files
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--set", "encode.topk=3"], 2, "unknown key encode.topk; known here: alpha_mass, batch_tokens"),
+        (["--pipeline", "nothing"], 2, "No pipeline file 'nothing'"),
+        (["--set", "encode.window_stride=4"], 2, 'window_stride is for overflow = "windows" or "passages"'),
+        (["--dtype", "int4"], 2, "Invalid value for '--dtype'"),
+        (["--max-length", 65], 2, "max_length = 65, but"),
+        (["--max-length", 2], 2, "every text gets 2 special tokens"),
+        (["--shard-rows", 0], 2, "Invalid value for '--shard-rows'"),
+        (["--format", "xml"], 2, 'format "xml" is unknown'),
+        (["--keep", "text", "--text-field", "body"], 2, "--keep text"),
+        (["--text-field", "body"], 1, 'corpus.jsonl line 1: no column "body" for the text'),
+        (["--nonsense"], 2, "No such option"),
+        (["--corpus", ""], 2, "named by an empty string"),
+        (["--device", "tpu"], 2, "expected auto, cpu, cuda or cuda:N"),
+        (["--set", "encode.max_ratio=5"], 2, "expected a number from 0 to 1"),
+        (["--corpus", "nothing.jsonl"], 1, 'no file or folder "nothing.jsonl"'),
+        (["--model", "/nothing"], 1, "No model folder '/nothing'"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_and_a_code(encode, options, code: int, said: str) -> None:
+    answer = encode(*options)
+    assert answer.code == code and said in answer.err, answer.err
+    assert "Traceback" not in answer.err and not answer.out
+
+
+def test_a_model_must_be_named(corpus: Path, tmp_path: Path) -> None:
+    answer = command("encode", "--corpus", corpus, "--out", tmp_path / "run")
+    assert answer.code == 2 and "No model: name one with --model" in answer.err
+
+
+def test_a_folder_of_something_else_stays_as_it_is(encode, tmp_path: Path) -> None:
+    write(tmp_path / "run" / "thesis.txt", ["words"])
+    answer = encode()
+    assert answer.code == 1 and "is not empty and holds no run (found thesis.txt)" in answer.err
+    assert contents(tmp_path / "run") == {"thesis.txt": b"words\n"}
+
+
+def test_a_file_in_the_way_stays_as_it_is(encode, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("words")
+    for out in ("run", "run/inside"):
+        answer = encode(out=out)
+        assert answer.code == 1 and "Traceback" not in answer.err
+        assert answer.err.startswith("Error: ") and str(tmp_path / "run") in answer.err
+    assert (tmp_path / "run").read_text() == "words"
+
+
+def test_a_named_model_leaves_nothing_of_the_pipelines_own(encode, tmp_path: Path) -> None:
+    (tmp_path / "pair.toml").write_text('[model]\ndocument = "a/b"\nquery = "a/c"\nrevision = "d"\n')
+    assert encode("--pipeline", tmp_path / "pair.toml").code == 0
+    assert not {"query", "revision"} & open_run(tmp_path / "run").manifest.model.keys()
+
+
+# Bad documents
+
+BAD = [*ROWS[:9], "{broken", {"_id": "x", "text": 3}, *ROWS[9:], {"text": "no id"}, {"_id": "d3", "text": "again"},
+       {"_id": "d19", "text": "again"}]  # fmt: skip
+
+
+def test_a_bad_document_stops_with_its_place(encode, tmp_path: Path) -> None:
+    bad = write(tmp_path / "bad.jsonl", BAD)
+    answer = encode(specs=(bad,))
+    assert answer.code == 1
+    assert answer.err.splitlines()[-1].startswith("Error: bad.jsonl line 10: broken JSON")
+    run = open_run(tmp_path / "run")
+    assert run.done_shards() == [0] and run.complete() is None
+
+
+def test_bad_documents_are_left_out_and_named(encode, tmp_path: Path) -> None:
+    bad = write(tmp_path / "bad.jsonl", BAD)
+    answer = encode("--on-bad-document", "skip", "--json", specs=(bad,))
+    assert answer.code == 3 and "5 bad documents were left out" in answer.err
+    report = json.loads(answer.out)
+    assert (report["rows"], report["skipped"], report["shards"]) == (20, 5, 4)
+    run = open_run(tmp_path / "run")
+    assert run.skipped(0) == [] and not run.skipped_path(0).exists()
+    assert [(row.row, row.line) for row in run.skipped(1)] == [(9, 10), (10, 11)]
+    assert [row.row for row in run.skipped(2)] == [22, 23]
+    # Row 24 repeats d19 of row 21, in the shard before.
+    assert run.skipped(3) == [SkippedRow(24, "bad.jsonl", 25, 'duplicate id "d19": first at bad.jsonl line 22')]
+    assert run.skipped(2)[1] == SkippedRow(23, "bad.jsonl", 24, 'duplicate id "d3": first at bad.jsonl line 4')
+    rows = [place for place in range(25) if place not in (9, 10, 22, 23, 24)]
+    assert [row for row, _, _ in documents(run).values()] == rows
+    assert [record["rows"] for record in lasting(run)] == [8, 6, 6, 0]
+    before = contents(run.path)
+    again = encode("--on-bad-document", "skip", "--json", specs=(bad,))
+    assert (again.code, json.loads(again.out)) == (3, report)
+    assert contents(run.path) == before
+
+
+def test_an_id_in_two_shards_stops_with_both_places(encode, tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a.jsonl", ROWS), write(tmp_path / "b.jsonl", [{"_id": "d5", "text": "again"}])
+    answer = encode(specs=(first, second))
+    assert answer.code == 1
+    assert 'The id "d5" stands twice: a.jsonl line 6 and b.jsonl line 1.' in answer.err
+    run = open_run(tmp_path / "run")
+    assert run.complete() is None and len(run.done_shards()) == 3
+    # The same run goes on with the other choice, and keeps the first one.
+    answer = encode("--on-bad-document", "skip", specs=(first, second))
+    assert answer.code == 3 and run.complete() is not None
+    assert documents(run)["d5"][0] == 5 and len(documents(run)) == 20
+    assert [row.row for row in run.skipped(2)] == [20]
+
+
+def test_an_id_that_repeats_within_a_shard_is_a_bad_document(encode, tmp_path: Path) -> None:
+    twice = write(tmp_path / "twice.jsonl", [*ROWS[:3], ROWS[1]])
+    answer = encode(specs=(twice,))
+    assert answer.code == 1 and 'twice.jsonl line 4: duplicate id "d1": first at twice.jsonl line 2' in answer.err
+
+
+def test_a_corpus_of_bad_documents_alone_is_a_run_of_none(encode, tmp_path: Path) -> None:
+    answer = encode("--on-bad-document", "skip", "--json", specs=(write(tmp_path / "all-bad.jsonl", ["{"] * 9),))
+    assert answer.code == 3 and json.loads(answer.out)["rows"] == 0
+    assert [record["rows"] for record in lasting(open_run(tmp_path / "run"))] == [0, 0]
+
+
+# Going on
+
+
+def test_a_complete_run_needs_no_model_and_changes_no_byte(encode, tmp_path: Path, monkeypatch) -> None:
+    from sparse_ingest.models.documents import DocumentEncoder
+
+    first = encode("--json")
+    before = contents(tmp_path / "run")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a model is built")
+
+    monkeypatch.setattr(DocumentEncoder, "__init__", refuse)
+    assert encode("--json") == first._replace(err="")
+    assert encode("--json", "--trust-corpus") == first._replace(err="")
+    assert contents(tmp_path / "run") == before
+
+
+def test_other_settings_are_refused_with_both_values(encode, tmp_path: Path, model: Path) -> None:
+    assert encode("--dtype", "float32").code == 0
+    before = contents(tmp_path / "run")
+    other = make_masked_lm(tmp_path / "other", seed=5)
+    for options, line in (
+        (["--weights", "float32"], "weights: the run has 'float16', asked is 'float32'"),
+        (["--dtype", "bfloat16"], "dtype: the run has 'float32', asked is 'bfloat16'"),
+        (["--shard-rows", 9], "shard_rows: the run has 8, asked is 9"),
+        (["--limit", 5], "limit: the run has None, asked is 5"),
+        (["--keep", "year"], "fields.keep: the run has [], asked is ['year']"),
+        (["--no-text"], "fields.carry_text: the run has True, asked is False"),
+        (["--id-field", ":row"], "fields.id: the run has None, asked is ':row'"),
+        (["--max-length", 32], "model.max_length: the run has 64, asked is 32"),
+        (["--set", "model.document_prompt=d: "], "model.document_prompt: the run has '', asked is 'd: '"),
+        (["--set", "encode.min_weight=1"], "min_weight: the run has None, asked is 1.0"),
+        (["--model", other], "model.sha256: the run has "),
+    ):
+        answer = encode(*options)
+        assert answer.code == 1 and f"\n  {line}" in answer.err, answer.err
+        assert "Use the settings of the run, or another --out folder." in answer.err
+    assert contents(tmp_path / "run") == before
+
+
+def test_what_changes_no_number_may_change(encode, tmp_path: Path) -> None:
+    assert encode("--dtype", "float32").code == 0
+    before = contents(tmp_path / "run")
+    assert encode("--batch-tokens", 300, "--device", "auto", "--set", "index.field=v", "--dtype", "auto").code == 0
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_changed_corpus_is_refused(encode, tmp_path: Path, corpus: Path) -> None:
+    assert encode().code == 0
+    before = contents(tmp_path / "run")
+    write(corpus, [*ROWS[:9], {**ROWS[9], "year": 8}, *ROWS[10:]])
+    assert encode().code == 0, "a column that is not read does not matter"
+    write(corpus, [*ROWS[:9], {**ROWS[9], "text": ROWS[9]["text"].replace("river", "cloud")}, *ROWS[10:]])
+    answer = encode()
+    assert answer.code == 1 and "The corpus changed: rows 8 to 15 are not those that part-00001" in answer.err
+    assert encode("--trust-corpus").code == 0
+    write(corpus, [*ROWS, {"_id": "new", "text": "new"}])
+    answer = encode("--trust-corpus")
+    assert answer.code == 1 and "corpus: the run has [{" in answer.err
+    assert contents(tmp_path / "run") == before
+
+
+def test_duplicates_in_standard_input_are_named_and_left_out(encode, tmp_path: Path, monkeypatch) -> None:
+    """It cannot be read a second time; the row stands for the line."""
+
+    def piped(*options: str) -> Answer:
+        with write(tmp_path / "piped", [*ROWS, ROWS[2]]).open() as stream:
+            monkeypatch.setattr("sys.stdin", stream)
+            return encode(*options, specs=("-",))
+
+    answer = piped()
+    assert answer.code == 1 and 'The id "d2" stands twice: - row 3 and - row 21.' in answer.err
+    assert piped("--on-bad-document", "skip").code == 3
+    run = open_run(tmp_path / "run")
+    assert (run.complete() or {})["rows"] == 20 and [row.line for row in run.skipped(2)] == [21]
+
+
+def test_standard_input_that_is_shorter_now_is_refused(encode, tmp_path: Path, monkeypatch) -> None:
+    def piped(rows: list) -> Answer:
+        with write(tmp_path / "piped", rows).open() as stream:
+            monkeypatch.setattr("sys.stdin", stream)
+            return encode("--limit", 100, specs=("-",))
+
+    assert piped(ROWS[:16]).code == 0
+    run = open_run(tmp_path / "run")
+    answer = piped(ROWS[:8])
+    assert answer.code == 1 and "it ends after 8 rows, but" in answer.err
+    # A longer one goes on, and is checked for duplicates again.
+    assert piped([*ROWS[:16], ROWS[2]]).code == 1
+    assert run.complete() is None
+    (tmp_path / "run" / "done" / "part-00002.json").unlink()
+    assert piped(ROWS).code == 0 and (run.complete() or {})["rows"] == 20
+
+
+def test_where_files_lie_may_change(encode, tmp_path: Path) -> None:
+    """Two files of one name are told apart by their paths, in the reasons of bad rows too."""
+    for place in ("here", "there"):
+        for folder, rows in (("a", ROWS[:5]), ("b", [ROWS[2], "{broken", *ROWS[5:]])):
+            write(tmp_path / place / folder / "part.jsonl", rows)
+    both = [(tmp_path / place / "a", tmp_path / place / "b") for place in ("here", "there")]
+    assert encode("--on-bad-document", "skip", specs=both[0]).code == 3
+    before = contents(tmp_path / "run")
+    assert str(tmp_path).encode() in before["skipped/part-00000.jsonl"]
+    assert encode("--on-bad-document", "skip", specs=both[1]).code == 3
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_shard_that_was_lost_is_made_again(encode, tmp_path: Path) -> None:
+    rows = [*ROWS, ROWS[3]]
+    twice = write(tmp_path / "twice.jsonl", rows)
+    assert encode("--on-bad-document", "skip", specs=(twice,)).code == 3
+    run = open_run(tmp_path / "run")
+    shards, records = contents(run.path / "shards"), lasting(run)
+    for shard in (0, 2):
+        run.shard_path(shard).write_bytes(b"damaged")
+        run.unmark_done(shard)
+    assert encode("--on-bad-document", "skip", specs=(twice,)).code == 3
+    assert contents(run.path / "shards") == shards and lasting(run) == records
+
+
+def test_what_killed_processes_left_is_swept_up(encode, tmp_path: Path) -> None:
+    left = [write(tmp_path / "run" / ".new-a", ["{"])]
+    assert encode("--limit", 9).code == 0 and not left[0].exists()
+    (tmp_path / "run" / "complete.json").unlink()
+    left = [write(tmp_path / "run" / folder / ".new-b", ["{"]) for folder in ("done", "skipped", ".")]
+    assert encode("--limit", 9).code == 0 and not any(path.exists() for path in left)
+
+
+def test_no_row_may_be_left_out_between_two_starts(encode, tmp_path: Path, corpus: Path) -> None:
+    """Shards are fixed ranges: whichever are missing, the same bytes come back."""
+    assert encode().code == 0
+    run = open_run(tmp_path / "run")
+    before = contents(run.path / "shards")
+    for lost in ((0,), (2,), (0, 2), (1,), (0, 1, 2)):
+        for options in ((), ("--trust-corpus",)):
+            for shard in lost:
+                run.unmark_done(shard)
+                run.shard_path(shard).unlink()
+            (run.path / "complete.json").unlink()
+            assert encode(*options).code == 0
+            assert contents(run.path / "shards") == before
+
+
+# Which rows and fields
+
+
+def test_limit_counts_rows_over_all_files(encode, tmp_path: Path) -> None:
+    files = (write(tmp_path / "b.jsonl", ROWS[:5]), write(tmp_path / "a.jsonl.gz", ROWS[5:]))
+    assert json.loads(encode("--json", "--limit", 11, specs=files).out)["rows"] == 11
+    run = open_run(tmp_path / "run")
+    assert list(documents(run)) == [f"d{place}" for place in range(11)]
+    assert [entry["name"] for entry in run.manifest.identity["corpus"]] == ["b.jsonl", "a.jsonl.gz"]
+    before = contents(run.path)
+    assert encode("--limit", 11, specs=files).code == encode("--limit", 11, "--trust-corpus", specs=files).code == 0
+    assert contents(run.path) == before
+
+
+def test_how_a_corpus_is_cut_into_files_changes_no_vector(encode, tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    for place, rows in enumerate((ROWS[:3], [], ROWS[3:11], ROWS[11:])):
+        write(folder / f"{place}.jsonl{'.gz' if place % 2 else ''}", rows)
+    assert encode(out="one").code == encode(specs=(folder,), out="many").code == 0
+    one, many = open_run(tmp_path / "one"), open_run(tmp_path / "many")
+    assert contents(one.path / "shards") == contents(many.path / "shards")
+    assert one.manifest.run_id != many.manifest.run_id
+
+
+def test_fields_travel_along(encode, tmp_path: Path) -> None:
+    rows = [{"key": 7, "head": "The river", "body": 'stone "x"', "year": 1999, "tags": ["a", "é"], "other": 1}]
+    titled = write(tmp_path / "titled.jsonl", rows)
+    named = ("--id-field", "key", "--text-field", "body", "--title-field", "head", "--keep", "year", "--keep", "tags")
+    assert encode(*named, specs=(titled,)).code == 0
+    kept = {"year": 1999, "tags": ["a", "é"]}
+    (found,) = documents(open_run(tmp_path / "run")).items()
+    assert found[0] == "7" and found[1][1] == {"title": "The river", "text": 'stone "x"', **kept}
+    assert encode(*named, "--no-text", specs=(titled,), out="bare").code == 0
+    bare = documents(open_run(tmp_path / "bare"))
+    assert bare["7"][1] == kept and bare["7"][2] == found[1][2]
+    assert encode("--text-field", "body", "--id-field", ":row", specs=(titled,), out="rows").code == 0
+    assert list(documents(open_run(tmp_path / "rows"))) == ["0"]
+
+
+def test_auto_is_decided_once_and_kept(encode, tmp_path: Path) -> None:
+    assert encode("--dtype", "auto").code == 0
+    manifest = open_run(tmp_path / "run").manifest
+    chosen = manifest.auto["dtype"]["dtype"]
+    assert chosen == manifest.identity["dtype"] in ("float32", "bfloat16", "int8", "int8-bfloat16")
+    assert manifest.auto["dtype"]["documents"] == 20
+
+
+def test_auto_builds_no_encoder_twice(encode, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparse_ingest.models import documents as module
+    from sparse_ingest.models import precision
+
+    built = []
+
+    class Noted(module.DocumentEncoder):
+        def __init__(self, *given: object, dtype: str, **named) -> None:
+            built.append(dtype)
+            super().__init__(*given, dtype=dtype, **named)
+
+    monkeypatch.setattr(module, "DocumentEncoder", Noted)
+    monkeypatch.setattr(precision, "KEPT_MASS", 0)
+    monkeypatch.setattr(precision, "KEPT_TERMS", 0)
+    assert encode("--dtype", "auto").code == 0
+    assert built == ["float32", *precision.candidates("cpu")[:1]]
+
+
+def test_status_shows_what_is_there(encode, tmp_path: Path) -> None:
+    encode()
+    answer = command("status", tmp_path / "run", "--json")
+    state = json.loads(answer.out)
+    assert answer.code == 0 and (state["rows"], state["shards"], state["complete"]) == (20, 3, True)
+    answer = command("status", tmp_path)
+    assert answer.code == 1 and "is no run folder" in answer.err
+
+
+# More than one process, and being asked to stop
+
+MANY = [{"_id": str(place), "text": f"the river stone {place} " * (place % 5)} for place in range(400)]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory, model: Path) -> tuple[list[object], Path]:
+    """Arguments for a corpus of 41 shards, and a run made of it by one process."""
+    folder = tmp_path_factory.mktemp("many")
+    rows = [*MANY, *MANY[5:8]]
+    arguments = ["encode", "--model", model, "--corpus", write(folder / "many.jsonl", rows), "--shard-rows", 10,
+                 "--on-bad-document", "skip", "--device", "cpu"]  # fmt: skip
+    assert command(*arguments, "--out", folder / "run").code == 3
+    return arguments, folder / "run"
+
+
+def test_processes_that_share_a_run_make_what_one_makes(many, tmp_path: Path) -> None:
+    arguments, expected = many
+    out = tmp_path / "run"
+    workers = [start(*arguments, "--out", out, log=tmp_path / f"log-{number}") for number in range(2)]
+    for worker in workers:
+        worker.join(120)
+    logs = [(tmp_path / f"log-{number}").read_text() for number in range(2)]
+    assert [worker.exitcode for worker in workers] == [3, 3], logs
+    for folder in ("shards", "skipped"):
+        assert contents(out / folder) == contents(expected / folder)
+    assert lasting(open_run(out)) == lasting(open_run(expected))
+    assert (out / "complete.json").read_bytes() == (expected / "complete.json").read_bytes()
+
+
+def test_a_shard_that_a_dying_process_took_out_is_made_by_the_one_that_waits(encode, tmp_path, monkeypatch) -> None:
+    """One process takes a shard out of done/ to replace it, and dies; another, which had found all done, goes on."""
+    twice = write(tmp_path / "twice.jsonl", [*ROWS, ROWS[3]])
+    assert encode("--on-bad-document", "skip", specs=(twice,)).code == 3
+    run = open_run(tmp_path / "run")
+    before = {**contents(run.path / "shards"), **contents(run.path / "skipped")}
+    totals, lock, asked = run.complete(), Run.lock, []
+    mark_complete, marked = Run.mark_complete, []
+
+    def late(self: Run, name: str):
+        if name == "complete" and not asked:
+            run.unmark_done(2)
+        asked.append(name)
+        return lock(self, name)
+
+    run.unmark_complete()
+    monkeypatch.setattr(Run, "lock", late)
+    monkeypatch.setattr(Run, "mark_complete", lambda *given: marked.append(given) or mark_complete(*given))
+    assert encode("--on-bad-document", "skip", specs=(twice,)).code == 3
+    assert len(marked) == 1, "a run without one of its shards was called complete"
+    assert asked == ["complete", "part-00002", "complete", "part-00002"]
+    assert run.complete() == totals
+    assert {**contents(run.path / "shards"), **contents(run.path / "skipped")} == before
+
+
+def test_a_process_waits_for_the_one_that_checks_the_ids(encode, tmp_path, monkeypatch) -> None:
+    assert encode().code == 0
+    run = open_run(tmp_path / "run")
+    totals = run.complete()
+    run.unmark_complete()
+    other = run.lock("complete")
+    assert other.__enter__()
+    waited = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        other.__exit__(None, None, None)
+
+    monkeypatch.setattr("sparse_ingest.encoding.encode.time.sleep", wait)
+    assert encode().code == 0
+    assert waited == [1.0] and run.complete() == totals
+
+
+def test_a_shard_is_locked_while_duplicates_leave_it(encode, tmp_path, monkeypatch) -> None:
+    """Else a process that comes now finds it missing, and both write the same file."""
+    from sparse_ingest.encoding import duplicates
+
+    replaced, remove = [], duplicates.remove_rows
+
+    def watched(run: Run, shard: int, rows: dict, **less: dict) -> None:
+        with open_run(run.path).lock(f"part-{shard:05d}") as free:
+            replaced.append((shard, free))
+        remove(run, shard, rows, **less)
+
+    monkeypatch.setattr(duplicates, "remove_rows", watched)
+    twice = write(tmp_path / "twice.jsonl", [*ROWS, ROWS[3], ROWS[19]])
+    assert encode("--on-bad-document", "skip", specs=(twice,)).code == 3
+    assert replaced == [(2, False)]
+
+
+def test_more_duplicates_than_are_held_leave_in_turns(encode, tmp_path, monkeypatch) -> None:
+    from sparse_ingest.encoding import duplicates
+
+    often = write(tmp_path / "often.jsonl", [*ROWS, *ROWS[:5], *ROWS[:7]])
+    assert encode("--on-bad-document", "skip", "--out", tmp_path / "at-once", specs=(often,)).code == 3
+    monkeypatch.setattr(duplicates, "AT_ONCE", 2)
+    assert encode("--on-bad-document", "skip", specs=(often,)).code == 3
+    assert sum(len(open_run(tmp_path / "run").skipped(shard)) for shard in range(4)) == 12
+    for folder in ("shards", "skipped"):
+        assert contents(tmp_path / "run" / folder) == contents(tmp_path / "at-once" / folder)
+
+
+def test_sigterm_ends_after_the_shard(many, tmp_path: Path) -> None:
+    arguments, expected = many
+    out, log = tmp_path / "run", tmp_path / "log"
+    process = start(*arguments, "--out", out, log=log)
+    deadline = time.monotonic() + 60
+    while not (out / "done" / "part-00002.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 130, log.read_text()
+    assert "Stopping after the current shard." in log.read_text()
+    assert f"{out} keeps what is done. Start again to go on." in log.read_text()
+    run = open_run(out)
+    assert 3 <= len(run.done_shards()) < 41 and run.complete() is None
+    assert len(contents(out / "shards")) == len(run.done_shards()) and not contents(out / "tmp")
+    assert command(*arguments, "--out", out).code == 3
+    assert contents(out / "shards") == contents(expected / "shards")

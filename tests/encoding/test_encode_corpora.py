@@ -1,0 +1,352 @@
+"""`encode` of equal texts, dry runs, estimates, and counts that follow what leaves a shard."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.checkpoints import make_masked_lm
+from support.forked import Answer, command
+from test_encode import contents, documents, lasting, write
+
+from sparse_ingest.corpora.documents import FieldNames, document_of
+from sparse_ingest.encoding import estimate
+from sparse_ingest.encoding.row_hash import RowHash
+from sparse_ingest.models.documents import DocumentEncoder
+from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge
+from sparse_ingest.records import Document, SourceRow
+from sparse_ingest.runs.identity import canonical_json
+from sparse_ingest.runs.manifest import open_run
+
+ROWS = [{"_id": f"d{place}", "text": f"the river stone {place % 7} " * (place % 7)} for place in range(40)]
+LONG = "river stone cloud " * 30
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_masked_lm(tmp_path_factory.mktemp("corpora") / "tiny")
+
+
+@pytest.fixture
+def encode(model: Path, tmp_path: Path) -> Callable[..., Answer]:
+    """`encode` of rows into the run `out`, shards of 16 rows."""
+
+    def run(rows: list, out: str, *options: object) -> Answer:
+        corpus = write(tmp_path / "corpora" / "corpus.jsonl", rows)
+        given = [] if "--dry-run" in options else ["--out", tmp_path / out]
+        return command("encode", "--model", model, "--corpus", corpus, *given, "--shard-rows", 16,
+                       "--device", "cpu", "--dtype", "float32", "--max-length", 20, "--json", *options)  # fmt: skip
+
+    return run
+
+
+# Equal texts
+
+
+def lengths_encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens, special ones included, each text has that the model computes from now on."""
+    seen: list[int] = []
+    tokens, windows = DocumentEncoder.encode_tokens, DocumentEncoder.encode_windows
+
+    def encode_tokens(self, given, *arguments):
+        seen.extend(given.lengths.tolist())
+        return tokens(self, given, *arguments)
+
+    def encode_windows(self, given, *arguments):
+        seen.extend(2 + len(cut.token_ids) for cut in given)
+        return windows(self, given, *arguments)
+
+    monkeypatch.setattr(DocumentEncoder, "encode_tokens", encode_tokens)
+    monkeypatch.setattr(DocumentEncoder, "encode_windows", encode_windows)
+    return seen
+
+
+@pytest.mark.parametrize("overflow", ["truncate", "windows"])
+def test_one_vector_is_computed_for_the_equal_texts_of_a_shard(overflow, encode, tmp_path: Path, monkeypatch) -> None:
+    rules = ["--set", f"encode.overflow={overflow}", "--set", "encode.top_k=9"]
+    assert encode(ROWS, "each", *rules).code == 0
+    seen = lengths_encoded(monkeypatch)
+    answer = encode(ROWS, "once", *rules, "--dedup-text", "encode-once")
+    assert answer.code == 0, answer.err
+    longest = 20 if overflow == "truncate" else 26
+    assert len(seen) == 7 * 3 and seen[:7] == [min(2 + 4 * place, longest) for place in range(7)]
+    report = json.loads(answer.out)
+    assert (report["rows"], report["deduplicated"]) == (40, 40 - 21)
+    each, once = open_run(tmp_path / "each"), open_run(tmp_path / "once")
+    assert [record["deduplicated"] for record in lasting(once)] == [9, 9, 1]
+    expected = documents(each)
+    for doc_id, (row, fields, terms) in documents(once).items():
+        assert (row, fields, terms.keys()) == (*expected[doc_id][:2], expected[doc_id][2].keys())
+        assert all(abs(weight - expected[doc_id][2][token]) <= 2e-3 for token, weight in terms.items())
+    for name in ("rows", "nnz", "empty", "truncated", "windows", "input_sha256"):
+        assert [record[name] for record in lasting(once)] == [record[name] for record in lasting(each)], name
+    assert not [path for path in (once.path / "tmp").rglob("*") if path.is_file()]
+
+
+def test_copies_are_the_bytes_of_the_first(encode, tmp_path: Path, monkeypatch) -> None:
+    """Over windows of a shard too, and whoever makes which shard."""
+    monkeypatch.setattr("sparse_ingest.encoding.shard_maker.PART_ROWS", 5)
+    options = ("--dedup-text", "encode-once", "--weights", "float32")
+    assert encode(ROWS, "once", *options).code == 0
+    run = open_run(tmp_path / "once")
+    found: dict[tuple[int, str], set] = {}
+    for row, fields, terms in documents(run).values():
+        found.setdefault((row // 16, fields.get("text", "")), set()).add(tuple(terms.items()))
+    assert len(found) == 21 and all(len(vectors) == 1 for vectors in found.values())
+    before = contents(run.path / "shards")
+    run.unmark_done(1)
+    assert encode(ROWS, "once", *options).code == 0
+    assert contents(run.path / "shards") == before
+
+
+def test_copying_is_part_of_the_identity_and_reuse_does_not_care(encode, tmp_path: Path) -> None:
+    assert encode(ROWS, "each").code == 0
+    assert "dedup_text" not in open_run(tmp_path / "each").manifest.identity
+    answer = encode(ROWS, "each", "--dedup-text", "encode-once")
+    assert answer.code == 1 and "dedup_text: the run has None, asked is 'encode-once'" in answer.err
+    answer = encode(
+        [*ROWS, {"_id": "n", "text": "new"}], "next", "--dedup-text", "encode-once", "--reuse", tmp_path / "each"
+    )
+    report = json.loads(answer.out)
+    assert (report["reused"], report["deduplicated"], report["rows"]) == (40, 0, 41)
+    assert (
+        contents(tmp_path / "next" / "shards")["part-00000.parquet"]
+        == contents(tmp_path / "each" / "shards")["part-00000.parquet"]
+    )
+
+
+def test_passages_are_not_copied(encode) -> None:
+    answer = encode(ROWS, "run", "--dedup-text", "encode-once", "--set", "encode.overflow=passages")
+    assert answer.code == 2 and "Leave out --dedup-text" in answer.err
+
+
+# Counts
+
+
+@pytest.mark.parametrize("overflow", ["truncate", "windows", "passages"])
+def test_counts_are_those_of_the_documents_that_stay(overflow: str, encode, tmp_path: Path) -> None:
+    """Rows that leave their shard later, as duplicates, leave its counts too."""
+    rules = ["--set", f"encode.overflow={overflow}", "--on-bad-document", "skip"]
+    rows = [*ROWS, {"_id": "long", "text": LONG}, {"_id": "small", "text": "lamp"}]
+    again = [{"_id": "d3", "text": LONG}, {"_id": "d4", "text": LONG}, {"_id": "d5", "text": ROWS[1]["text"]}]
+    assert encode(rows, "right", *rules).code == 0
+    answer = encode([*rows, *again], "twice", *rules)
+    assert answer.code == 3, answer.err
+    right, twice = (open_run(tmp_path / name).complete() or {} for name in ("right", "twice"))
+    assert twice["skipped"] == 3
+    for name in ("rows", "terms", "empty", "truncated", "windows", "underflow", "reused", "deduplicated"):
+        assert twice[name] == right[name], name
+    assert right["truncated" if overflow == "truncate" else "windows"] > (0 if overflow == "truncate" else 42)
+
+
+def test_reused_and_copied_rows_that_leave_are_not_counted(encode, tmp_path: Path) -> None:
+    assert encode(ROWS[:20], "old").code == 0
+    rows = [*ROWS, {"_id": "d1", "text": ROWS[2]["text"]}, {"_id": "d2", "text": "lamp"}, {"_id": "d3", "text": "lamp"}]
+    options = ("--dedup-text", "encode-once", "--reuse", tmp_path / "old")
+    right = json.loads(encode(ROWS, "right", *options).out)
+    twice = json.loads(encode(rows, "twice", *options, "--on-bad-document", "skip").out)
+    assert twice["skipped"] == 3
+    assert {name: twice[name] for name in ("reused", "deduplicated", "windows")} == {
+        name: right[name] for name in ("reused", "deduplicated", "windows")
+    }
+
+
+def test_a_record_of_an_earlier_release_keeps_its_counts(encode, tmp_path: Path) -> None:
+    """It does not say what its rows add."""
+    rows = [*ROWS, {"_id": "d3", "text": LONG}]
+    assert encode(rows, "run").code == 1
+    run = open_run(tmp_path / "run")
+    record = run.done(2) or {}
+    del record["of_rows"]
+    run.mark_done(2, record)
+    assert encode(rows, "run", "--on-bad-document", "skip").code == 3
+    after = run.done(2) or {}
+    assert (after["rows"], after["truncated"]) == (record["rows"] - 1, record["truncated"])
+
+
+# The hash of rows
+
+TEXTS = st.text(max_size=30) | st.sampled_from(
+    ['","text":"', '"}', "\\", '\\","', '{"title":"', "\x7f\x00\n", "é\u2028"]
+)
+
+
+@given(TEXTS, TEXTS, st.none() | TEXTS, st.booleans(), st.booleans())
+def test_the_hash_of_a_row_is_that_of_its_canonical_json(doc_id, text, title, carry: bool, keep: bool) -> None:
+    columns = {"_id": doc_id or "x", "title": title, "text": text, 'k","': [text], "n": text}
+    fields = FieldNames(keep=('k","', "n") if keep else (), carry_text=carry)
+    document = document_of(columns, fields, 3)
+    rows = [SourceRow(3, "a", 1, document, None), SourceRow(4, "a", 2, None, "bad")]
+    found = RowHash()
+    for row in rows:
+        found.add(row)
+    lines = [canonical_json([3, *document]), canonical_json([4, None])]
+    assert found.hexdigest() == hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
+
+
+def test_the_hash_of_rows_is_the_same_over_many_blocks_of_lines() -> None:
+    documents = [Document(str(row), "text" * 10_000, "{}") for row in range(200)]
+    found, lines = RowHash(), hashlib.sha256()
+    for row, document in enumerate(documents):
+        found.add(SourceRow(row, "a", row + 1, document, None))
+        lines.update(canonical_json([row, *document]).encode() + b"\n")
+        if row in (70, 199):
+            assert found.hexdigest() == lines.hexdigest()
+
+
+# Dry runs and estimates
+
+
+def test_a_dry_run_counts_and_names_and_writes_nothing(encode, tmp_path: Path) -> None:
+    rows = [
+        *ROWS,
+        "{broken",
+        {"_id": "d3", "text": "again"},
+        {"_id": "d30", "text": LONG},
+        {"_id": "d3", "text": "3rd"},
+    ]
+    answer = encode(rows, "", "--dry-run")
+    assert answer.code == 3, answer.err
+    found = json.loads(answer.out)
+    tokens = found.pop("tokens")
+    assert found.pop("examples") == [
+        "corpus.jsonl line 41: broken JSON at column 2: Expecting property name enclosed in double quotes",
+        'corpus.jsonl line 42: duplicate id "d3": first at corpus.jsonl line 4',
+        'corpus.jsonl line 43: duplicate id "d30": first at corpus.jsonl line 31',
+        'corpus.jsonl line 44: duplicate id "d3": first at corpus.jsonl line 4',
+    ]
+    texts = [row["text"] for row in rows if isinstance(row, dict)]
+    assert found == {
+        "rows": 44, "documents": 43, "bad": 1, "duplicates": 3, "empty": 6, "shards": 3,
+        "text_bytes": sum(map(len, texts)), "equal_texts": 33, "equal_in_shard": 9 + 9 + 1,
+    }  # fmt: skip
+    assert tokens["documents"] == 43 and tokens["longest"] == 92 and tokens["median"] < tokens["p95"] < 92
+    assert list(tmp_path.iterdir()) == [tmp_path / "corpora"]
+
+
+def test_a_dry_run_needs_no_model_and_heeds_the_limit(tmp_path: Path) -> None:
+    corpus = write(tmp_path / "corpus.jsonl", [*ROWS, "{"])
+    answer = command("encode", "--dry-run", "--corpus", corpus, "--limit", 40, "--json")
+    found = json.loads(answer.out)
+    assert (answer.code, found["rows"], found["tokens"], found["examples"]) == (0, 40, None, [])
+    assert "40 rows: 40 documents (6 with an empty text)" in command(
+        "encode", "--dry-run", "--corpus", corpus, "--limit", 40
+    ).out  # fmt: skip
+    answer = command("encode", "--corpus", corpus)
+    assert answer.code == 2 and "Name one with --out" in answer.err
+
+
+def test_an_estimate_is_told_once(encode, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(estimate, "DOCUMENTS", 20)
+    answer = encode(ROWS, "run")
+    said = [line for line in answer.err.splitlines() if line.startswith("After")]
+    report = json.loads(answer.out)
+    assert len(said) == 1 and said[0].startswith("After 32 documents: "), answer.err
+    assert "About 41 rows in all: " in said[0] and " of the run a document" in said[0]
+    terms = sum(len(terms) for row, _, terms in documents(open_run(tmp_path / "run")).values() if row < 32)
+    assert f"{terms / 32:.1f} terms a document" in said[0] and report["rows"] == 40
+
+
+def test_the_seconds_of_each_stage_are_kept_and_summed(encode, tmp_path: Path) -> None:
+    assert encode(ROWS, "run").code == 0
+    run = open_run(tmp_path / "run")
+    records = [(run.done(shard) or {})["seconds"] for shard in range(3)]
+    for seconds in records:
+        assert list(seconds) == ["read", "tokenise", "encode", "write", "wall"]
+        assert all(0 < seconds[stage] < seconds["wall"] for stage in ("encode", "write")), seconds
+    # A shard of an earlier release, which read, tokenised and computed by turns.
+    run.mark_done(0, {**(run.done(0) or {}), "seconds": {"read": 30.0, "encode": 40.0, "write": 5.0}})
+    found = json.loads(command("status", run.path, "--json").out)["seconds"]
+    assert found.keys() == records[0].keys() and found["read"] >= 30 and found["wall"] < 10
+    shown = [line for line in command("status", run.path).out.splitlines() if line.strip().startswith("seconds")]
+    assert len(shown) == 1 and "read 30." in shown[0] and "tokenise 0." in shown[0]
+
+
+# Memory that does not suffice
+
+
+def test_a_lowered_budget_makes_the_whole_shard_again(encode, tmp_path: Path, monkeypatch) -> None:
+    """Its bytes are those of a run with that budget from the start."""
+    monkeypatch.setattr("sparse_ingest.encoding.shard_maker.PART_ROWS", 5)
+    assert encode(ROWS, "small", "--batch-tokens", 16).code == 0
+    true, calls = DocumentEncoder.encode_tokens, []
+
+    def run_out(self, *arguments):
+        calls.append(self.batch_tokens)
+        if len(calls) == 2:
+            self.batch_tokens = 16
+            raise BudgetLowered("cpu", 4, 16, 1)
+        return true(self, *arguments)
+
+    monkeypatch.setattr(DocumentEncoder, "encode_tokens", run_out)
+    answer = encode(ROWS, "lowered", "--batch-tokens", 64)
+    assert answer.code == 0 and "had no memory for a batch of 4 documents" in answer.err
+    assert calls[:2] == [64, 64] and set(calls[2:]) == {16}
+    small, lowered = open_run(tmp_path / "small"), open_run(tmp_path / "lowered")
+    assert contents(small.path / "shards") == contents(lowered.path / "shards")
+    assert [(lowered.done(shard) or {})["batch_tokens"] for shard in range(3)] == [16, 16, 16]
+    assert lasting(small) == lasting(lowered)
+
+
+@pytest.mark.parametrize("overflow", ["truncate", "passages"])
+def test_a_document_that_does_not_fit_is_a_bad_one(overflow: str, encode, tmp_path: Path, monkeypatch) -> None:
+    true = DocumentEncoder._rows
+
+    def refuse(self, token_ids, texts, *arguments):
+        for place, ids in enumerate(token_ids):
+            if len(ids) == 20:
+                raise DocumentTooLarge(texts[place], 20, "cpu")
+        return true(self, token_ids, texts, *arguments)
+
+    monkeypatch.setattr(DocumentEncoder, "_rows", refuse)
+    rows = [ROWS[1], {"_id": "huge", "text": LONG}, ROWS[2], {"_id": "huge too", "text": LONG}]
+    rules = ("--set", f"encode.overflow={overflow}")
+    answer = encode(rows, "run", *rules)
+    assert answer.code == 1 and "corpus.jsonl line 2: its 20 tokens do not fit into the memory of cpu" in answer.err
+    answer = encode(rows, "run", *rules, "--on-bad-document", "skip")
+    assert answer.code == 3, answer.err
+    run = open_run(tmp_path / "run")
+    assert [(row.line, row.reason) for row in run.skipped(0)] == [
+        (line, "its 20 tokens do not fit into the memory of cpu") for line in (2, 4)
+    ]
+    assert {doc_id.partition("#")[0] for doc_id in documents(run)} == {"d1", "d2"}
+
+
+# Datasets
+
+
+def test_a_dataset_is_encoded_as_its_rows_are(encode, model: Path, tmp_path: Path, monkeypatch) -> None:
+    """The same shards as of JSON lines, bad rows left out and named, and a run that is begun goes on."""
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    rows = [*ROWS, {"_id": "d3", "text": "again"}, {"_id": None, "text": "no id"}]
+    assert encode(rows, "lines", "--on-bad-document", "skip").code == 3
+    (tmp_path / "made").mkdir()
+    for part, some in enumerate((rows[:17], rows[17:])):
+        pq.write_table(pa.Table.from_pylist(some), tmp_path / "made" / f"{part}.parquet", row_group_size=5)
+    given = ("encode", "--model", model, "--corpus", f"hf:{tmp_path}/made", "--out", tmp_path / "dataset",
+             "--shard-rows", 16, "--device", "cpu", "--dtype", "float32", "--max-length", 20, "--json")  # fmt: skip
+    assert command(*given, "--on-bad-document", "skip").code == 3
+    lines, dataset = open_run(tmp_path / "lines"), open_run(tmp_path / "dataset")
+    assert contents(lines.path / "shards") == contents(dataset.path / "shards")
+    assert [(row.row, row.file, row.line, row.reason) for row in dataset.skipped(2)] == [
+        (40, "hf:made:default:train", 41, 'duplicate id "d3": first at hf:made:default:train row 4'),
+        (41, "hf:made:default:train", 42, 'the id in "_id" is null; a non-empty string or a whole number was expected'),
+    ]
+    before = contents(dataset.path)
+    dataset.unmark_done(1)
+    assert command(*given, "--on-bad-document", "skip", "--trust-corpus").code == 3
+    assert contents(dataset.path / "shards") == {
+        name.removeprefix("shards/"): content for name, content in before.items() if name.startswith("shards/")
+    }
+    dataset.unmark_done(2)
+    pq.write_table(pa.Table.from_pylist([*rows[17:], {"_id": "new", "text": ""}]), tmp_path / "made" / "1.parquet")
+    answer = command(*given, "--on-bad-document", "skip")
+    assert answer.code == 1 and "corpus: the run has [{'config': 'default'" in answer.err

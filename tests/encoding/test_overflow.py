@@ -1,0 +1,420 @@
+"""Documents longer than the model takes: windows, passages, and searching for the best passage of each document."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.checkpoints import PACKAGED, WORDS, build_encoder, make_masked_lm
+from support.forked import Answer, command
+from support.runs import make_run
+from test_encode import contents, documents, lasting, write
+
+from sparse_ingest.checkpoints.layouts import read_checkpoint
+from sparse_ingest.cluster.client import Connection, connect
+from sparse_ingest.cluster.requests import neural_sparse_body, rank_feature_body
+from sparse_ingest.errors import ClusterError, PipelineError
+from sparse_ingest.loading.load import load
+from sparse_ingest.models.tokenizer import Cut, Layout, Tokenizer, _Reading
+from sparse_ingest.pipeline import ModelSettings, Pipeline
+from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.shards import PART_ROWS, read_shard, text_hash
+from sparse_ingest.searching.search import search_index, search_run
+
+LONG = " ".join(WORDS[place * 7 % len(WORDS)] for place in range(150))
+TEXTS = ["the river stone", LONG, "", "bird " * 62, "bird " * 63, LONG[::-1], "lamp"]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("overflow")
+    made = {kind: str(make_masked_lm(root / kind, kind)) for kind in ("bert", "roberta")}
+    return {**made, "packaged": PACKAGED}
+
+
+shared_encoder = functools.cache(build_encoder)
+
+
+def tokenizer_of(model: str, *, window_stride: int | None = None, **asked) -> Tokenizer:
+    return Tokenizer(read_checkpoint(model).transformer, ModelSettings(**asked), window_stride=window_stride)
+
+
+def rows_of(encoded) -> list[tuple[bytes, bytes]]:
+    """Token ids and weights of each text, as bytes."""
+    ends = zip(encoded.indptr[:-1], encoded.indptr[1:], strict=True)
+    return [(encoded.token_ids[start:end].tobytes(), encoded.weights[start:end].tobytes()) for start, end in ends]
+
+
+# Which tokens a window has
+
+
+@given(st.integers(0, 60), st.integers(0, 3), st.integers(1, 12), st.data())
+def test_windows_cover_every_token_and_end_with_the_text(text: int, prompt: int, inner: int, data) -> None:
+    stride = data.draw(st.integers(1, inner))
+    layout = Layout(np.array([-1], np.int32), np.array([-2], np.int32), prompt + inner, stride)
+    ids = np.arange(prompt + text, dtype=np.int32)
+    cut = Cut(layout, ids, prompt, ids)
+    windows = [cut.window(number).tolist() for number in range(cut.windows)]
+    assert [cut.length(number) for number in range(cut.windows)] == list(map(len, windows))
+    inside = []
+    for window in windows:
+        assert window[: prompt + 1] == [-1, *range(prompt)] and window[-1] == -2
+        inside.append(window[prompt + 1 : -1])
+    assert windows[0] == [-1, *ids[: prompt + inner].tolist(), -2], "the first is what truncation reads"
+    assert sorted({token for window in inside for token in window}) == list(range(prompt, prompt + text))
+    assert all(window == list(range(window[0], window[0] + inner)) for window in inside[:-1])
+    assert [window[0] - inside[0][0] for window in inside[1:]] == [stride * n for n in range(1, len(inside))]
+    assert all(window[-1] != prompt + text - 1 for window in inside[:-1]), "one ends with the text: the last"
+
+
+def lengths_of_pieces(tokenizer: Tokenizer) -> list[int]:
+    """How many characters each piece has that is read from here on."""
+    seen: list[int] = []
+    next_piece = tokenizer._next_piece
+
+    def noted(reading: _Reading) -> str:
+        seen.append(len(piece := next_piece(reading)))
+        return piece
+
+    tokenizer._next_piece = noted  # type: ignore[method-assign]
+    return seen
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "packaged"])
+def test_a_text_in_pieces_has_the_tokens_of_the_whole(name: str, models: dict[str, str]) -> None:
+    tokenizer = tokenizer_of(models[name], document_prompt="Fire: ", max_length=64)
+    texts = [LONG, "", "water  and\n\nfire\nstone [MASK] <mask> bird " * 20, "日本。Ωmega，é ü。river " * 20, "x" * 400,
+             "don't stop! (really), 'tis the bird's… " * 12, " \n " * 100, "it's  a <s> b </s>\t c " * 20]  # fmt: skip
+    whole = tokenizer.cut(texts, places=True)
+    tokenizer.PIECE_CHARACTERS = 40
+    seen = lengths_of_pieces(tokenizer)
+    for one, other in zip(whole, tokenizer.cut(texts, places=True), strict=True):
+        assert one.token_ids.tolist() == other.token_ids.tolist()
+        assert (one.prompt, one.windows) == (other.prompt, other.windows)
+        if one.windows > 1:
+            assert one.starts.tolist() == other.starts.tolist()
+    assert len(seen) > 5 * len(texts), "nothing was cut"
+
+
+def test_truncation_reads_no_more_than_it_needs(models: dict[str, str]) -> None:
+    tokenizer = tokenizer_of(models["bert"], max_length=64)
+    tokenizer.PIECE_CHARACTERS = 200
+    read = lengths_of_pieces(tokenizer)
+    expected = tokenizer([LONG])
+    read.clear()
+    found = tokenizer([LONG * 1000])
+    assert found.truncated.tolist() == [True] and found.token_ids[0].tolist() == expected.token_ids[0].tolist()
+    assert sum(read) < 2000
+    # Blanks give no token, however many pieces of them there are.
+    assert tokenizer(["bird" + " " * 1000, "bird" + " " * 1000 + "bird " * 62]).truncated.tolist() == [False, True]
+
+
+def test_a_token_of_prompt_and_text_is_the_texts(models: dict[str, str]) -> None:
+    """A prompt that ends within a word: the word's token stands in a window of the text, and not on the others."""
+    tokenizer = tokenizer_of(models["bert"], document_prompt="fire riv", max_length=8)
+    [cut] = tokenizer.cut(["er stone cloud lamp bird water"])
+    words = [tokenizer._tokenizer.id_to_token(token) for token in cut.token_ids]
+    assert words == ["fire", "river", "stone", "cloud", "lamp", "bird", "water"]
+    assert (cut.prompt, cut.windows) == (1, 2)
+
+
+def test_the_pieces_of_text_that_windows_read_are_the_text(models: dict[str, str]) -> None:
+    text = "  river, stone…\n\ncloud (日本) ü  lamp! " * 9
+    for name in ("bert", "roberta"):
+        for stride, overlap in ((6, False), (2, True)):
+            tokenizer = tokenizer_of(models[name], max_length=8, window_stride=stride)
+            [cut] = tokenizer.cut([text], places=True)
+            spans = [cut.span(number, len(text)) for number in range(cut.windows)]
+            assert spans[0][0] == 0 and spans[-1][1] == len(text) and len(spans) > 10
+            assert any(start < end for (_, end), (start, _) in zip(spans, spans[1:], strict=False)) == overlap
+            if not overlap:
+                assert "".join(text[start:end] for start, end in spans) == text
+
+
+# What windows give
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("bert", {}),
+        ("roberta", {"document_prompt": "the fire: ", "max_length": 60}),
+        ("bert", {"document_prompt": "fire ", "max_length": 16, "window_stride": 13}),
+        ("packaged", {"max_length": 64, "window_stride": 40}),
+    ],
+)
+def test_windows_are_the_maximum_over_the_masked_lm_of_each(name: str, asked: dict, models: dict[str, str]) -> None:
+    import torch
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    folder = read_checkpoint(models[name]).transformer
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForMaskedLM.from_pretrained(folder).eval()
+    begin, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+    before = asked.get("document_prompt", "")
+    alone = tokenizer(before, add_special_tokens=False)["input_ids"]
+    stride = asked.get("window_stride", (asked.get("max_length", 64) - 2 - len(alone)) // 2)
+    encoder = shared_encoder(models[name], **asked)
+    encoded = encoder.encode_windows(encoder.cut(TEXTS))
+    windows = 0
+    for text, (start, stop) in zip(TEXTS, zip(encoded.indptr[:-1], encoded.indptr[1:], strict=True), strict=True):
+        given = tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        # With RoBERTa the blank at the prompt's end is often part of the first word.
+        places = sum(after <= len(before) for _, after in given["offset_mapping"])
+        prompt, ids = given["input_ids"][:places], given["input_ids"][places:]
+        inner = asked.get("max_length", 64) - 2 - len(prompt)
+        expected = None
+        for first in range(0, max(1, len(ids)), stride):
+            windows += 1
+            inputs = torch.tensor([begin + prompt + ids[first : first + inner] + end])
+            with torch.inference_mode():
+                row = torch.log1p(torch.relu(model(input_ids=inputs).logits)).amax(1)[0].numpy()
+            expected = row if expected is None else np.maximum(expected, row)
+            if first + inner >= len(ids):
+                break
+        found = np.zeros_like(expected)
+        found[encoded.token_ids[start:stop]] = encoded.weights[start:stop]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert (encoded.windows, encoded.truncated) == (windows, 0) and windows > len(TEXTS) + 5
+
+
+def test_what_fits_gets_the_bits_of_truncation_and_so_does_every_first_window(models: dict[str, str]) -> None:
+    encoder = shared_encoder(models["bert"])
+    cut, whole = rows_of(encoder.encode(TEXTS)), rows_of(encoder.encode_windows(encoder.cut(TEXTS)))
+    fits = [place for place, text in enumerate(TEXTS) if encoder.cut([text])[0].windows == 1]
+    assert fits == [0, 2, 3, 6]
+    assert [whole[place] for place in fits] == [cut[place] for place in fits]
+    assert whole[1] != cut[1]
+    passages = list(encoder.encode_passages(encoder.cut(TEXTS)))
+    first = [tuple(array.tobytes() for array in passage.row) for passage in passages if passage.number == 0]
+    assert first == cut
+
+
+@pytest.mark.parametrize("group", ["GROUP_WINDOWS", "GROUP_TOKENS"])
+def test_a_document_may_lie_in_several_groups(group: str, models: dict[str, str], monkeypatch) -> None:
+    encoder = shared_encoder(models["bert"], max_length=16)
+    expected = encoder.encode_windows(encoder.cut(TEXTS))
+    passages = list(encoder.encode_passages(encoder.cut(TEXTS)))
+    monkeypatch.setattr(f"sparse_ingest.models.documents.{group}", 3 if group == "GROUP_WINDOWS" else 50)
+    found = encoder.encode_windows(encoder.cut(TEXTS))
+    assert found.token_ids.tolist() == expected.token_ids.tolist()
+    np.testing.assert_allclose(found.weights, expected.weights, atol=1e-4)
+    assert (found.tokens, found.windows) == (expected.tokens, expected.windows)
+    again = list(encoder.encode_passages(encoder.cut(TEXTS)))
+    assert [passage[:2] for passage in again] == [passage[:2] for passage in passages]
+    assert [passage.row[0].tolist() for passage in again] == [passage.row[0].tolist() for passage in passages]
+
+
+def test_a_stride_or_a_prompt_that_leaves_out_text_is_refused(models: dict[str, str]) -> None:
+    with pytest.raises(PipelineError, match="window_stride = 62, but a window of max_length = 64 holds 61 tokens"):
+        tokenizer_of(models["bert"], max_length=64, window_stride=62, document_prompt="fire ")
+    assert tokenizer_of(models["bert"], max_length=64, window_stride=61, document_prompt="fire ")
+    with pytest.raises(PipelineError, match="2 special tokens and 3 of the prompt 'the fire: ' leave no room .* 6,"):
+        tokenizer_of(models["bert"], max_length=5, document_prompt="the fire: ")
+    assert tokenizer_of(models["bert"], max_length=6, document_prompt="the fire: ")
+
+
+# Runs
+
+ROWS = [
+    {"_id": "short", "title": "The river", "text": "stone 'x' \"é\"", "year": 7},
+    {"_id": "long", "title": "Water (fire)", "text": LONG, "year": 8},
+    {"_id": "empty", "text": ""},
+    {"_id": "title", "title": LONG, "text": "bird"},
+    *({"_id": f"d{place}", "text": " ".join(WORDS[: 3 + place]) * (place % 7)} for place in range(20)),
+]
+
+
+@pytest.fixture
+def encode(models: dict[str, str], tmp_path: Path) -> Callable[..., Answer]:
+    """`encode` of the rows with 16 tokens a window, into `out`."""
+
+    def run(overflow: str, *options: object, rows: list = ROWS, out: str = "run") -> Answer:
+        corpus = write(tmp_path / f"{out}.jsonl", rows)
+        default = [] if "--shard-rows" in options else ["--shard-rows", 5]
+        return command("encode", "--model", models["bert"], "--corpus", corpus, "--out", tmp_path / out, *default,
+                       "--dtype", "float32", "--device", "cpu", "--max-length", 16,
+                       "--set", f"encode.overflow={overflow}", *options)  # fmt: skip
+
+    return run
+
+
+def test_windows_are_counted_and_named_in_the_identity(encode, tmp_path: Path) -> None:
+    answer = encode("windows", "--json")
+    report = json.loads(answer.out)
+    assert (answer.code, report["rows"], report["truncated"]) == (0, 24, 0)
+    run = open_run(tmp_path / "run")
+    assert report["windows"] == sum(record["windows"] for record in lasting(run)) > 60
+    identity = run.manifest.identity
+    assert (identity["overflow"], identity["window_stride"]) == ("windows", None)
+    assert f"read in {report['windows']} windows" in encode("windows").out
+    assert encode("truncate", out="cut").code == 0
+    cut = open_run(tmp_path / "cut")
+    assert "window_stride" not in cut.manifest.identity
+    assert lasting(cut)[0]["truncated"] == 2 and lasting(cut)[0]["windows"] == 5
+    found, expected = documents(run), documents(cut)
+    assert found["short"] == expected["short"] and found["long"][2] != expected["long"][2]
+    answer = encode("windows", "--set", "encode.window_stride=5")
+    assert answer.code == 1 and "window_stride: the run has None, asked is 5" in answer.err
+    assert "overflow: the run has 'windows', asked is 'truncate'" in encode("truncate").err
+
+
+def test_a_document_becomes_its_passages(encode, tmp_path: Path, models: dict[str, str]) -> None:
+    answer = encode("passages", "--keep", "year", "--set", "encode.window_stride=14", "--json")
+    assert answer.code == 0, answer.err
+    report = json.loads(answer.out)
+    run = open_run(tmp_path / "run")
+    found = documents(run)
+    assert (report["rows"], report["windows"], report["truncated"]) == (len(found), len(found), 0)
+    assert (run.complete() or {})["rows"] == len(found) > 50
+    encoder = shared_encoder(models["bert"], max_length=16, window_stride=14)
+    for row, source in enumerate(ROWS):
+        title, text = source.get("title", ""), source["text"]
+        mine = [key for key in found if key.rpartition("#")[0] == source["_id"]]
+        [cut] = encoder.cut([f"{title} {text}" if title else text])
+        assert mine == [f"{source['_id']}#{number}" for number in range(cut.windows)]
+        assert {found[key][0] for key in mine} == {row}
+        carried = [found[key][1] for key in mine]
+        assert "".join(fields.pop("text") for fields in carried) == text
+        kept = {key: source[key] for key in ("title", "year") if key in source}
+        assert all(fields == {**kept, "parent": source["_id"]} for fields in carried)
+    assert list(found) == [key for row in range(len(ROWS)) for key in found if found[key][0] == row]
+    vectors = encoder.encode([ROWS[1]["title"] + " " + LONG])
+    assert list(found["long#0"][2]) == vectors.token_ids.tolist()
+    for shard in run.done_shards():
+        for part in read_shard(run.shard_path(shard)):
+            for fields, doc_id, digest in zip(part.fields, part.vectors.doc_ids, part.text_hashes, strict=True):
+                if doc_id.startswith("d"):
+                    assert digest == text_hash(json.loads(fields)["text"])
+
+
+def test_passages_without_text_carry_their_parent(encode, tmp_path: Path) -> None:
+    assert encode("passages", "--no-text", "--keep", "text").code == 0
+    found = documents(open_run(tmp_path / "run"))
+    assert found["long#1"][1] == {"text": LONG, "parent": "long"}
+    bare = encode("passages", "--no-text", out="bare")
+    assert bare.code == 0 and f" {len(found)} passages, " in bare.out
+    assert documents(open_run(tmp_path / "bare"))["long#1"][1] == {"parent": "long"}
+
+
+def test_what_passages_do_not_go_with_is_refused(encode, tmp_path: Path) -> None:
+    for options, said in (
+        (["--keep", "parent"], "--keep parent: with overflow"),
+        (["--reuse", tmp_path], "--reuse finds vectors by the texts of documents"),
+        (["--set", "encode.window_stride=15"], "window_stride = 15, but a window of max_length = 16 holds 14 tokens"),
+    ):
+        answer = encode("passages", *options)
+        assert answer.code == 2 and said in answer.err and not (tmp_path / "run").exists()
+
+
+def test_an_id_that_its_suffix_makes_too_long_is_a_bad_document(encode, tmp_path: Path) -> None:
+    rows = [{"_id": "a" * 510, "text": "bird"}, {"_id": "b" * 510, "text": LONG}, {"_id": "c" * 511, "text": ""}, *ROWS]
+    answer = encode("passages", rows=rows)
+    assert (
+        answer.code == 1 and "run.jsonl line 2: the id" in answer.err and "has 513 bytes with the suffix" in answer.err
+    )
+    answer = encode("passages", "--on-bad-document", "skip", rows=[*rows[:3], {"_id": "no text"}, *ROWS], out="skip")
+    assert answer.code == 3
+    run = open_run(tmp_path / "skip")
+    assert [row.row for row in run.skipped(0)] == [1, 2, 3]
+    assert (run.done(0) or {})["skipped"] == 3 and "a" * 510 + "#0" in documents(run)
+    before = contents(run.path)
+    assert (
+        encode("passages", "--on-bad-document", "skip", rows=[*rows[:3], {"_id": "no text"}, *ROWS], out="skip").code
+        == 3
+    )
+    assert contents(run.path) == before
+
+
+def test_all_passages_of_a_repeated_document_leave_its_shard(encode, tmp_path: Path) -> None:
+    rows = [*ROWS, {"_id": "long", "text": LONG + LONG}, {"_id": "last", "text": LONG}]
+    answer = encode("passages", rows=rows)
+    assert answer.code == 1 and 'The id "long" stands twice: run.jsonl line 2 and run.jsonl line 25.' in answer.err
+    assert encode("passages", "--on-bad-document", "skip", rows=rows).code == 3
+    run = open_run(tmp_path / "run")
+    assert [(row.row, row.reason) for row in run.skipped(4)] == [(24, 'duplicate id "long": first at run.jsonl line 2')]
+    found = documents(run)
+    assert not [key for key in found if found[key][0] == 24] and [key for key in found if found[key][0] == 25]
+    record = run.done(4) or {}
+    assert record["rows"] == sum(len(part.rows) for part in read_shard(run.shard_path(4)))
+
+
+def test_row_groups_of_passages_are_bounded(encode, tmp_path: Path, monkeypatch) -> None:
+    assert encode("passages").code == 0
+    before = documents(open_run(tmp_path / "run"))
+    for name, limit in (("PART_ROWS", 7), ("WINDOW_BYTES", 2000)):
+        monkeypatch.setattr(f"sparse_ingest.encoding.shard_maker.{name}", limit)
+        assert encode("passages", "--shard-rows", 30, out=name).code == 0
+        run = open_run(tmp_path / name)
+        parts = list(read_shard(run.shard_path(0)))
+        assert documents(run).keys() == before.keys()
+        if name == "PART_ROWS":
+            assert {len(part.rows) for part in parts[:-1]} <= set(range(1, 8)) and len(parts) >= len(before) / 7
+        else:
+            assert all(sum(map(len, part.fields[:-1])) < limit for part in parts) and len(parts) > 3
+        monkeypatch.undo()
+    assert PART_ROWS == 8192
+
+
+# Searching
+
+
+def test_collapse_finds_the_best_passage_of_each_document(
+    encode, tmp_path: Path, opensearch_url: str, index_name: str
+) -> None:
+    assert encode("passages").code == 0
+    run, connection = open_run(tmp_path / "run"), Connection(url=opensearch_url)
+    load(run.path, index=index_name, pipeline=Pipeline(), connection=connection)
+    client = connect(connection)
+    for weights in ({"river": 1.0, "bird": 2.0}, {"lamp": 3.0, "stone": 0.5, "fire": 1.5}, {"ü": 1.0, "the": 1.0}):
+        every = search_run(run, weights, size=1000, stored=True)
+        best: dict[str, float] = {}
+        for hit in every:
+            best.setdefault(hit.fields["parent"], hit.score)
+        assert len(best) < len(every)
+        for size in (3, 500):
+            expected = list(best.values())[:size]
+            for hits in (
+                search_index(client, index_name, weights, size=size, collapse="parent"),
+                search_run(run, weights, size=size, stored=True, collapse="parent"),
+            ):
+                parents = [hit.fields["parent"] for hit in hits]
+                assert len(set(parents)) == len(hits) == min(size, len(best))
+                assert [hit.score for hit in hits] == expected == [best[parent] for parent in parents]
+                assert [hit.rank for hit in hits] == list(range(1, len(hits) + 1))
+
+
+def test_documents_without_the_field_count_as_sharing_one(tmp_path: Path, opensearch_url: str, index_name: str) -> None:
+    run = make_run(
+        tmp_path / "run", {name: {"river": weight} for name, weight in zip("abc", (1.0, 3.0, 2.0), strict=True)}
+    )
+    connection = Connection(url=opensearch_url)
+    load(run.path, index=index_name, pipeline=Pipeline(), connection=connection)
+    client = connect(connection)
+    for hits in (
+        search_index(client, index_name, {"river": 1.0}, size=5, collapse="parent"),
+        search_run(run, {"river": 1.0}, size=5, collapse="parent"),
+    ):
+        assert [hit.doc_id for hit in hits] == ["b"]
+    with pytest.raises(ClusterError, match="nothing"):
+        search_index(client, index_name, {"river": 1.0}, size=5, collapse="nothing")
+
+
+def test_collapse_is_in_both_bodies_when_asked_for() -> None:
+    for body in (neural_sparse_body, rank_feature_body):
+        assert body({"river": 1.0}, field="sparse", size=2, collapse="parent")["collapse"] == {"field": "parent"}
+        assert "collapse" not in body({"river": 1.0}, field="sparse", size=2)
+
+
+def test_the_command_line_collapses(encode, tmp_path: Path, models: dict[str, str]) -> None:
+    assert encode("passages").code == 0
+    answer = command("search", "--run", tmp_path / "run", "river bird", "--collapse", "parent", "-k", 50, "--json")
+    parents = [hit["fields"]["parent"] for hit in json.loads(answer.out)["hits"]]
+    assert len(parents) == len(set(parents)) > 10
+    answer = command("query", "--model", models["bert"], "river", "--collapse", "parent")
+    assert json.loads(answer.out)["collapse"] == {"field": "parent"}

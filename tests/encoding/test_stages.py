@@ -1,0 +1,315 @@
+"""The stages of `encode`: they overlap, change no byte, name the slowest one, and end together whatever fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+from support.checkpoints import make_masked_lm
+from support.forked import Answer, command, start
+from test_encode import contents, lasting, write
+
+from sparse_ingest.cli import progress
+from sparse_ingest.encoding import shard_maker as parts
+from sparse_ingest.encoding.stages import Ahead, Stages
+from sparse_ingest.models.documents import DocumentEncoder
+from sparse_ingest.models.memory import BudgetLowered
+from sparse_ingest.models.vectors import NotFinite, VectorMaker
+from sparse_ingest.runs.manifest import open_run
+
+ROWS = [{"_id": f"d{place}", "text": f"the river stone {place % 9} " * (place % 7)} for place in range(60)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_masked_lm(tmp_path_factory.mktemp("stages") / "tiny")
+
+
+@pytest.fixture
+def encode(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Answer]]:
+    """`encode` of rows into the run `out` in windows of 4 rows, after which no thread may be left."""
+    monkeypatch.setattr(parts, "PART_ROWS", 4)
+    before = {thread.name for thread in threading.enumerate()} | {"tqdm_monitor"}
+
+    def run(out: str, *options: object, rows: list = ROWS) -> Answer:
+        corpus = write(tmp_path / "corpus.jsonl", rows)
+        return command("encode", "--model", model, "--corpus", corpus, "--out", tmp_path / out, "--shard-rows", 40,
+                       "--device", "cpu", "--dtype", "float32", "--max-length", 20, *options)  # fmt: skip
+
+    yield run
+    assert {thread.name for thread in threading.enumerate()} <= before
+
+
+# One stage
+
+
+def test_one_item_is_made_ahead_and_no_more() -> None:
+    made: list[int] = []
+    ahead = Ahead(made.append(number) or number for number in range(6))
+    for number in ahead:
+        deadline = time.monotonic() + 5
+        while len(made) < min(number + 2, 6) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.005)
+        assert len(made) == min(number + 2, 6)
+    ahead.close()
+
+
+def test_an_error_comes_in_its_turn() -> None:
+    def items() -> Iterator[int]:
+        yield from range(3)
+        raise ValueError("four")
+
+    seen = []
+    with pytest.raises(ValueError, match="four"):
+        for item in Ahead(items()):
+            seen.append(item)
+    assert seen == [0, 1, 2]
+
+
+def test_a_stage_that_nobody_waits_for_ends() -> None:
+    before = threading.active_count()
+    for used in range(3):
+        ahead = Ahead(iter(range(10)))
+        for item in ahead:
+            if item == used:
+                break
+        ahead.close()
+        assert threading.active_count() == before
+    Ahead(iter(range(10))).close()
+
+
+def test_a_stage_is_not_busy_while_it_waits_for_another() -> None:
+    stages = Stages()
+
+    def slowly() -> Iterator[int]:
+        for number in range(3):
+            time.sleep(0.02)
+            yield number
+
+    with stages.busy("wall"), stages.busy("write"):
+        for _ in stages.waiting("write", stages.making("read", slowly())):
+            time.sleep(0.002)
+    seconds = stages.seconds()
+    assert 0.06 <= seconds["read"] < seconds["wall"] and 0.006 <= seconds["write"] < 0.03
+    assert seconds["tokenise"] == seconds["encode"] == 0.0
+    assert stages.slowest().startswith("slowest: read (")
+    assert set(stages.since(seconds).values()) == {0.0}
+
+
+# The same bytes
+
+
+class InTurn:
+    """What `Ahead` is without a thread."""
+
+    def __init__(self, items: Iterable) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator:
+        return iter(self.items)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--set", "encode.overflow=windows", "--set", "encode.top_k=9"), ("--set", "encode.overflow=passages"),
+     ("--dedup-text", "encode-once"), ("--reuse", "old")],
+    ids=["truncate", "windows", "passages", "dedup", "reuse"],
+)  # fmt: skip
+def test_overlap_changes_no_byte(options: tuple, encode, tmp_path: Path, monkeypatch) -> None:
+    rows = [*ROWS[:17], "{broken", *ROWS[17:], {"_id": "d3", "text": "again"}, {"_id": "d50", "text": "again"}]
+    if "--reuse" in options:
+        assert encode("old", rows=ROWS[::3]).code == 0
+        options = ("--reuse", tmp_path / "old")
+    assert encode("overlapping", "--on-bad-document", "skip", *options, rows=rows).code == 3
+    monkeypatch.setattr(parts, "Ahead", InTurn)
+    assert encode("in-turn", "--on-bad-document", "skip", *options, rows=rows).code == 3
+    overlapping, in_turn = open_run(tmp_path / "overlapping"), open_run(tmp_path / "in-turn")
+    for folder in ("shards", "skipped"):
+        assert contents(overlapping.path / folder) == contents(in_turn.path / folder)
+    assert lasting(overlapping) == lasting(in_turn)
+    assert overlapping.complete() == in_turn.complete()
+
+
+def test_what_is_read_ahead_is_bounded(encode, monkeypatch) -> None:
+    """While a row group is written, at most three windows lie between it and the corpus."""
+    read, written, most = 0, 0, 0
+    true_read, true_write = parts.PartMaker._read, pq.ParquetWriter.write_batch
+
+    def counted(self, *arguments):
+        nonlocal read
+        for window in true_read(self, *arguments):
+            read += 1
+            yield window
+
+    def write_batch(self, *arguments, **named):
+        nonlocal written, most
+        time.sleep(0.02)  # all that can be read is read meanwhile
+        written += 1
+        most = max(most, read - written)
+        return true_write(self, *arguments, **named)
+
+    monkeypatch.setattr(parts.PartMaker, "_read", counted)
+    monkeypatch.setattr(pq.ParquetWriter, "write_batch", write_batch)
+    assert encode("run").code == 0
+    assert (read, written, most) == (15, 15, 3)
+
+
+# What is told
+
+
+@pytest.mark.parametrize("slow", ["tokenise", "encode"])
+def test_the_progress_names_the_slowest_stage(slow: str, encode, monkeypatch) -> None:
+    name = "tokenize" if slow == "tokenise" else "encode_tokens"
+    true = getattr(DocumentEncoder, name)
+
+    def slowly(self, *arguments):
+        time.sleep(0.05)
+        return true(self, *arguments)
+
+    monkeypatch.setattr(DocumentEncoder, name, slowly)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    lines = [line for line in encode("run").err.splitlines() if "slowest" in line]
+    assert f", slowest: {slow} (" in lines[-1] and lines[-1].split("slowest")[1].split(")")[0].endswith(" % busy")
+
+
+# Whatever fails
+
+
+def failing(true: Callable, at: int, error: BaseException) -> Callable:
+    """`true`, but the call number `at` raises."""
+    calls = 0
+
+    def call(*arguments, **named):
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise error
+        return true(*arguments, **named)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "error", "said"),
+    [
+        (pq.ParquetWriter, "write_batch", OSError(28, "No space left on device", "disk"), "No space left"),
+        (pq.ParquetWriter, "write_batch", KeyboardInterrupt(), "Interrupted; what was finished is kept."),
+        (DocumentEncoder, "encode_tokens", NotFinite("float32"), "infinite or undefined in float32"),
+        (parts, "text_hash", OSError(5, "Input/output error", "corpus.jsonl"), "corpus.jsonl: Input/output error"),
+    ],
+)
+def test_an_error_of_any_stage_ends_all_and_keeps_what_is_done(
+    owner, name: str, error: BaseException, said: str, encode, tmp_path: Path, monkeypatch
+) -> None:
+    # In the second shard, whose windows begin with the eleventh, and its texts with the 41st.
+    monkeypatch.setattr(owner, name, failing(getattr(owner, name), 50 if name == "text_hash" else 13, error))
+    answer = encode("run")
+    assert answer.code == (130 if isinstance(error, KeyboardInterrupt) else 1), answer.err
+    assert said in answer.err.splitlines()[-1]
+    run = open_run(tmp_path / "run")
+    assert run.done_shards() == [0] and run.complete() is None
+    # The one that failed is over: the same run goes on.
+    assert encode("run").code == 0 and run.done_shards() == [0, 1]
+
+
+def test_a_bad_document_ends_what_comes_before_it_in_its_shard(encode, tmp_path: Path) -> None:
+    answer = encode("run", rows=[*ROWS[:45], "{broken", *ROWS[45:]])
+    assert answer.code == 1 and answer.err.splitlines()[-1].startswith("Error: corpus.jsonl line 46: broken JSON")
+    assert open_run(tmp_path / "run").done_shards() == [0]
+
+
+def test_computing_stops_after_its_batch_when_writing_fails(encode, monkeypatch) -> None:
+    monkeypatch.setattr(parts, "PART_ROWS", 20)
+    written = threading.Event()
+    true, computed = VectorMaker._compute, []
+
+    def compute(self, token_ids, places):
+        if written.is_set():
+            computed.append(len(places))
+            time.sleep(0.05)
+        return true(self, token_ids, places)
+
+    def write_batch(*_: object, **__: object) -> None:
+        written.set()
+        time.sleep(0.1)
+        raise OSError(28, "No space left on device", "disk")
+
+    monkeypatch.setattr(VectorMaker, "_compute", compute)
+    monkeypatch.setattr(pq.ParquetWriter, "write_batch", write_batch)
+    assert encode("run", "--batch-tokens", 20).code == 1
+    assert 0 < len(computed) < 12  # of 20 batches of one document
+
+
+def test_standard_input_is_not_read_again_for_a_smaller_budget(encode, model, tmp_path, monkeypatch) -> None:
+    content = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    true = DocumentEncoder.encode_tokens
+    monkeypatch.setattr(DocumentEncoder, "encode_tokens", failing(true, 13, BudgetLowered("cpu", 4, 16, 1)))
+    answer = command("encode", "--model", model, "--corpus", "-", "--out", tmp_path / "run", "--shard-rows", 40,
+                     "--device", "cpu", "--dtype", "float32")  # fmt: skip
+    assert answer.code == 1 and "Encode it again with --batch-tokens 16, or from a file." in answer.err
+    assert open_run(tmp_path / "run").done_shards() == [0]
+
+
+def test_ctrl_c_ends_a_window_that_is_being_computed(model: Path, tmp_path: Path) -> None:
+    rows = [{"_id": str(place), "text": f"{place} the river stone " * 15} for place in range(8192)]
+    corpus, out, log = write(tmp_path / "corpus.jsonl", rows), tmp_path / "run", tmp_path / "log"
+    process = start("encode", "--model", model, "--corpus", corpus, "--out", out, "--device", "cpu",
+                    "--dtype", "float32", "--batch-tokens", 64, log=log)  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (out / "tmp" / "part-00000.parquet").exists() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.3)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    assert process.exitcode == 130, log.read_text()
+    assert log.read_text().splitlines()[-1] == "Interrupted; what was finished is kept."
+    assert open_run(out).done_shards() == []
+
+
+def test_ctrl_c_ends_a_wait_for_standard_input(model: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(parts, "PART_ROWS", 4)
+    os.mkfifo(tmp_path / "pipe")
+    content = "".join(json.dumps(row) + "\n" for row in ROWS[:4]).encode()
+    true, written, ended = pq.ParquetWriter.write_batch, threading.Event(), threading.Event()
+    late: list[str] = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+
+    def write_batch(self, *arguments, **named):
+        written.set()
+        return true(self, *arguments, **named)
+
+    def interrupt(pipe: io.FileIO) -> None:
+        written.wait(60)
+        time.sleep(0.3)  # the fifth row is waited for now
+        os.kill(os.getpid(), signal.SIGINT)
+        if not ended.wait(10):
+            late.append("a fifth row was waited for")
+            pipe.write(content)
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_batch", write_batch)
+    with (tmp_path / "pipe").open("r+b", buffering=0) as pipe:
+        pipe.write(content)
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=pipe))
+        one = threading.Thread(target=interrupt, args=(pipe,))
+        one.start()
+        answer = command("encode", "--model", model, "--corpus", "-", "--out", tmp_path / "run", "--device", "cpu",
+                         "--dtype", "float32")  # fmt: skip
+        ended.set()
+        one.join()
+    signal.signal(signal.SIGINT, before)
+    assert not late and answer.code == 130 and answer.err.splitlines()[-1] == "Interrupted; what was finished is kept."

@@ -1,0 +1,295 @@
+"""`evaluate` on the command line: figures, both sides, run files, and a sentence for all that does not fit."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.forked import Answer, command
+from support.runs import make_run
+from support.tables import TOKENS, write_table
+
+from sparse_ingest.cluster.client import Connection
+from sparse_ingest.evaluation.measures import DEFAULT_MEASURES
+from sparse_ingest.loading.load import load
+from sparse_ingest.pipeline import IndexSettings, Pipeline
+
+DOCUMENTS = {
+    "first": {"catch": 1.5, "except": 0.5},
+    "second": {"except": 2.0, "##ion": 1.0, "river": 3.0},
+    "third": {"river": 1.0},
+    "fourth": {},
+}
+FIELDS = {
+    "first": {"title": "Catching", "text": "how to catch it"},
+    "second": {"title": "", "text": "an exception"},
+    "third": {"title": "River", "text": "a river runs"},
+    "fourth": {"title": "", "text": ""},
+}
+PASSAGES = {
+    "first#0": {"catch": 1.5},
+    "first#1": {"except": 0.5},
+    **{f"second#{number}": {"except": float(number)} for number in range(1, 8)},
+    "third#0": {"river": 1.0},
+}
+FIELDS_OF_PASSAGES = {
+    name: {"parent": name.partition("#")[0], "title": "", "text": "how to catch it" if name == "first#0" else "else"}
+    for name in PASSAGES
+}
+# catch finds first; exception finds second, first; zebra nothing; nobody judged an.
+QUERIES = {"1": "catch", "2": "exception", "3": "zebra", "4": "an"}
+QRELS = {("1", "first"): 1, ("2", "first"): 1, ("3", "third"): 1}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_table(tmp_path / "model")
+
+
+@pytest.fixture
+def run_path(tmp_path: Path, model: Path) -> Path:
+    return make_run(tmp_path / "run", DOCUMENTS, fields=FIELDS, model=str(model), vocabulary=TOKENS).path
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Path:
+    return write_collection(tmp_path / "collection", QUERIES, QRELS)
+
+
+def write_collection(folder: Path, queries: dict[str, str], qrels: dict[tuple[str, str], int]) -> Path:
+    (folder / "qrels").mkdir(parents=True)
+    rows = [json.dumps({"_id": query_id, "text": text}) + "\n" for query_id, text in queries.items()]
+    (folder / "queries.jsonl").write_text("".join(rows))
+    lines = [f"{query_id}\t{doc_id}\t{score}\n" for (query_id, doc_id), score in qrels.items()]
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
+    return folder
+
+
+def evaluated(*arguments: object) -> dict:
+    answer = command("evaluate", *arguments, "--json")
+    assert answer.code == 0, answer.err
+    return json.loads(answer.out)
+
+
+def refused(code: int, *arguments: object) -> str:
+    answer: Answer = command("evaluate", *arguments)
+    assert (answer.code, answer.out) == (code, ""), answer
+    assert "Traceback" not in answer.err
+    return answer.err
+
+
+def test_the_figures_of_a_run_are_those_one_can_reckon(run_path, collection):
+    found = evaluated("--queries", collection, "--run", run_path, "--measure", "Success@1", "--per-query")
+    # By query: found first, found second, found nothing.
+    assert found["RR"] == found["RR@10"] == pytest.approx((1 + 1 / 2 + 0) / 3)
+    assert found["nDCG@10"] == pytest.approx((1 + 1 / np.log2(3) + 0) / 3)
+    assert found["R@100"] == pytest.approx(2 / 3)
+    assert found["Success@1"] == pytest.approx(1 / 3)
+    assert found["per_query"]["RR"] == {"1": 1.0, "2": 0.5, "3": 0.0}
+    assert found["queries"] == {"count": 3, "active_dimensions": 1.0, "sparsity": pytest.approx(1 - 1 / len(TOKENS))}
+    assert found["documents"]["count"] == 4
+    assert found["documents"]["active_dimensions"] == 6 / 4
+    # catch is in 1 document, except in 2, ##ion in 1, of 3 queries and 4 documents.
+    assert found["flops"] == pytest.approx((1 + 2 + 1) / 3 / 4)
+    assert (found["engine"], found["bm25"], found["latency"]["p50_ms"]) == ("exact", None, None)
+
+
+def test_a_table_is_printed_and_the_contract_keys_are_in_the_json(run_path, collection):
+    found = evaluated("--queries", collection, "--run", run_path, "--bm25")
+    assert list(found)[:5] == list(DEFAULT_MEASURES)
+    answer = command("evaluate", "--queries", collection, "--run", run_path, "--bm25", "--per-query")
+    lines = answer.out.splitlines()
+    assert lines[0].split() == list(DEFAULT_MEASURES)
+    assert lines[1].split() == ["exact", *(f"{found[name]:.4f}" for name in DEFAULT_MEASURES)]
+    assert lines[2].split() == ["BM25", *(f"{found['bm25'][name]:.4f}" for name in DEFAULT_MEASURES)]
+    assert re.search(r"documents +4 +1\.5 ", answer.out)
+    assert re.search(r"^2 +0\.6309 +0\.5000 ", answer.out, re.MULTILINE)
+
+
+def test_fewer_documents_than_a_measure_needs_are_told(run_path, collection):
+    answer = command("evaluate", "--queries", collection, "--run", run_path, "-k", 1, "--json")
+    assert "-k 1 is less than the cut-off 100" in answer.err
+    assert json.loads(answer.out)["RR"] == pytest.approx(1 / 3)
+
+
+def test_queries_and_judgements_may_be_files_and_those_without_the_other_are_told(
+    run_path, collection, tmp_path, caplog
+):
+    (tmp_path / "more.tsv").write_text("1 0 first 1\n2 0 first 1\n3 0 third 1\n9 0 first 1\n")
+    answer = command(
+        "evaluate", "--queries", collection / "queries.jsonl", "--qrels", tmp_path / "more.tsv", "--run", run_path
+    )
+    assert answer.code == 0, answer.err
+    assert "1 of 4 queries have no judgement and are not asked" in caplog.text
+    assert "1 of 4 judged queries are not in" in caplog.text
+    whole = command("evaluate", "--queries", collection, "--run", run_path)
+    assert answer.out.splitlines()[:2] == whole.out.splitlines()[:2]
+
+
+def test_an_index_gives_what_its_run_gives_with_nine_bits(run_path, collection, opensearch_url, index_name):
+    load(run_path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
+    options = ("--queries", collection, "--per-query")
+    exact = evaluated(*options, "--run", run_path, "--stored")
+    found = evaluated(*options, "--index", index_name, "--url", opensearch_url, "--concurrency", 3)
+    for key in (*DEFAULT_MEASURES, "per_query", "queries", "documents", "flops"):
+        assert found[key] == exact[key], key
+    assert (found["engine"], exact["engine"]) == ("exact", "exact, 9 bits")
+    # Words: catch finds first, exception finds second alone, zebra nothing.
+    assert found["bm25"]["per_query"]["RR"] == {"1": 1.0, "2": 0.0, "3": 0.0}
+    assert 0 < found["latency"]["p50_ms"] <= found["latency"]["p95_ms"] <= found["latency"]["p99_ms"]
+    assert found["latency"]["took_ms"] is not None
+    assert evaluated(*options, "--index", index_name, "--url", opensearch_url, "--no-bm25")["bm25"] is None
+
+
+def test_a_sparse_vector_index_is_evaluated_with_its_engine(run_path, collection, opensearch_url, index_name):
+    pipeline = Pipeline(index=IndexSettings(kind="sparse_vector"))
+    load(run_path, index=index_name, pipeline=pipeline, connection=Connection(url=opensearch_url))
+    found = evaluated("--queries", collection, "--index", index_name, "--url", opensearch_url, "--engine", "seismic")
+    assert found["engine"] == "seismic"
+    assert found["RR"] == pytest.approx((1 + 1 / 2 + 0) / 3)
+    assert (found["documents"], found["flops"]) == (None, None)
+
+
+def test_two_phase_with_a_window_over_all_documents_is_exact(run_path, collection, opensearch_url, index_name):
+    load(run_path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
+    options = ("--queries", collection, "--index", index_name, "--url", opensearch_url, "--no-bm25", "--per-query")
+    exact, found = evaluated(*options), evaluated(*options, "--engine", "two-phase")
+    assert found["engine"] == "two-phase"
+    assert found["per_query"] == exact["per_query"]
+
+
+def test_a_run_file_is_written_whole_and_compares_as_equal_to_itself(run_path, collection, tmp_path):
+    options = ("--queries", collection, "--run", run_path, "--measure", "P@5")
+    evaluated(*options, "--trec-run", tmp_path / "found.txt")
+    lines = [line.split() for line in (tmp_path / "found.txt").read_text().splitlines()]
+    assert [line[:4] for line in lines] == [
+        ["1", "Q0", "first", "1"], ["2", "Q0", "second", "1"], ["2", "Q0", "first", "2"],
+    ]  # fmt: skip
+    found = evaluated(*options, "--compare", tmp_path / "found.txt")["comparison"]
+    assert [one["measure"] for one in found] == [*DEFAULT_MEASURES, "P@5"]
+    assert {(one["queries"], one["difference"], one["t_test"], one["randomisation"]) for one in found} == {(3, 0, 1, 1)}
+
+
+def test_a_worse_run_file_is_told_by_its_difference(run_path, collection, tmp_path):
+    (tmp_path / "other.txt").write_text("1 Q0 third 1 2.0 t\n1 Q0 first 2 1.0 t\n")
+    answer = command("evaluate", "--queries", collection, "--run", run_path, "--compare", tmp_path / "other.txt")
+    assert answer.code == 0, answer.err
+    # 1.0, 0.5, 0 here; 0.5, 0, 0 there.
+    assert re.search(r"^RR +0\.5000 +0\.1667 +\+0\.3333 ", answer.out, re.MULTILINE)
+    assert "p (t-test)  p (randomisation)" in answer.out
+
+
+def test_ids_with_blanks_leave_no_run_file_behind(tmp_path, model):
+    run = make_run(tmp_path / "run", {"a b": {"catch": 1.0}}, model=str(model), vocabulary=TOKENS)
+    folder = write_collection(tmp_path / "collection", {"1": "catch"}, {("1", "a b"): 1})
+    (tmp_path / "found.txt").write_text("what was there before\n")
+    said = refused(1, "--queries", folder, "--run", run.path, "--trec-run", tmp_path / "found.txt")
+    assert "'a b' holds a blank" in said
+    assert (tmp_path / "found.txt").read_text() == "what was there before\n"
+    assert not list(tmp_path.glob(".new-*"))
+
+
+def test_another_model_than_the_runs_is_refused_unless_forced(run_path, collection, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    write_table(other)
+    (other / "idf.json").write_text(json.dumps({"catch": 1.0}))
+    options = ("--queries", collection, "--run", run_path, "--model", other)
+    assert "--force" in refused(1, *options)
+    assert evaluated(*options, "--force")["engine"] == "exact"
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "words"),
+    [
+        (2, ["--measure", "accuracy@1"], "accuracy@k is Success@k"),
+        (2, ["--index", "x"], "Give either --index NAME or --run RUN."),
+        (2, ["--engine", "two-phase"], "a run folder is searched exactly"),
+        (2, ["--nano-beir", "nq"], "leave out --queries"),
+        (2, ["--measure", "nDCG@0"], "cannot be computed"),
+        (2, ["--concurrency", 2], "--concurrency is for --index"),
+        (2, ["--device", "cpu"], "--device is for --nano-beir"),
+        (2, ["--trec-run", "no/such/folder/run.txt"], "there is no folder no/such/folder"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(code, options, words, run_path, collection):
+    assert words in refused(code, "--queries", collection, "--run", run_path, *options)
+
+
+def test_neither_queries_nor_a_place_to_search_is_a_usage_error(run_path, collection, tmp_path):
+    assert "the folder that holds both" in refused(2, "--run", run_path)
+    assert "the folder that holds both" in refused(2, "--run", run_path, "--queries", collection / "queries.jsonl")
+    assert "--index NAME or --run RUN" in refused(2, "--queries", collection)
+    assert "--stored is for --run" in refused(2, "--queries", collection, "--index", "x", "--stored")
+
+
+def test_judgements_for_other_queries_are_refused(run_path, collection, tmp_path):
+    (tmp_path / "qrels.tsv").write_text("77 0 first 1\n")
+    said = refused(1, "--queries", collection, "--qrels", tmp_path / "qrels.tsv", "--run", run_path)
+    assert "for no query there is: they name '77'" in said
+    (tmp_path / "qrels.tsv").write_text("")
+    said = refused(1, "--queries", collection, "--qrels", tmp_path / "qrels.tsv", "--run", run_path)
+    assert "holds no judgement" in said
+
+
+def test_judgements_of_another_corpus_are_refused_and_of_a_larger_one_told(run_path, tmp_path, caplog):
+    other = write_collection(tmp_path / "other", QUERIES, {("1", "elsewhere"): 1})
+    assert "has none of the 1 judged documents, such as 'elsewhere'" in refused(
+        1, "--queries", other, "--run", run_path
+    )
+    larger = write_collection(tmp_path / "larger", QUERIES, {**QRELS, ("1", "elsewhere"): 1})
+    answer = command("evaluate", "--queries", larger, "--run", run_path)
+    assert answer.code == 0, answer.err
+    assert "has 2 of the 3 judged documents" in caplog.text
+
+
+def test_a_run_file_of_another_collection_is_refused(run_path, collection, tmp_path):
+    (tmp_path / "other.txt").write_text("77 Q0 first 1 2.0 t\n")
+    said = refused(1, "--queries", collection, "--run", run_path, "--compare", tmp_path / "other.txt")
+    assert "has none of the 3 judged queries" in said
+
+
+def test_a_run_without_texts_has_no_bm25(tmp_path, model, collection):
+    fields = {doc_id: {} for doc_id in DOCUMENTS}
+    run = make_run(tmp_path / "bare", DOCUMENTS, fields=fields, model=str(model), vocabulary=TOKENS)
+    assert "carries no texts" in refused(1, "--queries", collection, "--run", run.path, "--bm25")
+
+
+def test_a_missing_index_and_a_wrong_field_each_get_a_sentence(run_path, collection, opensearch_url, index_name):
+    options = ("--queries", collection, "--index", index_name, "--url", opensearch_url)
+    assert f"No index or alias '{index_name}'" in refused(1, *options)
+    load(run_path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
+    assert "'title'" in refused(1, *options, "--set", "index.field=title")
+    other = write_collection(collection.parent / "other", QUERIES, {("1", "elsewhere"): 1})
+    said = refused(1, "--queries", other, "--index", index_name, "--url", opensearch_url)
+    assert "has none of the 1 judged documents" in said
+
+
+def test_the_best_passage_of_a_document_stands_for_it(tmp_path, model, collection, opensearch_url, index_name, caplog):
+    run = make_run(tmp_path / "run", PASSAGES, fields=FIELDS_OF_PASSAGES, model=str(model), vocabulary=TOKENS,
+                   shard_rows=10, overflow="passages")  # fmt: skip
+    options = ("--queries", collection, "--per-query")
+    exact = evaluated(*options, "--run", run.path, "--stored", "--bm25", "--trec-run", tmp_path / "found.txt")
+    # exception finds seven passages of second and one of first.
+    lines = [line.split() for line in (tmp_path / "found.txt").read_text().splitlines()]
+    assert [line[:4] for line in lines] == [
+        ["1", "Q0", "first", "1"], ["2", "Q0", "second", "1"], ["2", "Q0", "first", "2"],
+    ]  # fmt: skip
+    assert exact["per_query"]["RR"] == {"1": 1.0, "2": 0.5, "3": 0.0}
+    assert "the best of each stands for it" in caplog.text
+    load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
+    found = evaluated(*options, "--index", index_name, "--url", opensearch_url)
+    for key in (*DEFAULT_MEASURES, "per_query", "flops"):
+        assert found[key] == exact[key], key
+    assert found["bm25"]["per_query"]["RR"] == exact["bm25"]["per_query"]["RR"] == {"1": 1.0, "2": 0.0, "3": 0.0}
+
+
+def test_judgements_of_passages_are_taken_as_they_are(tmp_path, model, caplog):
+    run = make_run(tmp_path / "run", PASSAGES, model=str(model), vocabulary=TOKENS, shard_rows=10, overflow="passages")
+    folder = write_collection(tmp_path / "of-passages", QUERIES, {("2", "second#6"): 1})
+    # second#7 comes first.
+    assert evaluated("--queries", folder, "--run", run.path)["RR"] == 0.5
+    assert "stands for it" not in caplog.text

@@ -1,0 +1,278 @@
+"""`--since` and `--delete-missing`: an index of an older run becomes that of a newer one, against the real server."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.changes import (
+    NEW,
+    NEW_TITLES,
+    OLD,
+    TITLES,
+    checked,
+    into,
+    made,
+    stamp,
+    there,
+    titles_in,
+    titles_of,
+)
+from support.faulty_proxy import faulty_proxy
+
+from sparse_ingest.cli import loading
+from sparse_ingest.cluster import indexes
+from sparse_ingest.cluster.client import Client, Connection
+from sparse_ingest.cluster.journal import open_journal
+from sparse_ingest.errors import ClusterError, Interrupted, RunError, UsageError
+from sparse_ingest.loading.publish import publish
+from sparse_ingest.pipeline import IndexSettings, Pipeline
+from sparse_ingest.runs.manifest import Run
+
+KILLED_LOAD = Path(__file__).parents[1] / "support" / "killed_load.py"
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Run:
+    return made(tmp_path / "old", OLD, shard_rows=6)
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> Run:
+    return made(tmp_path / "new", NEW, fields=NEW_TITLES)
+
+
+def test_since_sends_only_what_differs_and_delete_missing_deletes_the_rest(
+    client: Client, index_name: str, old: Run, new: Run
+) -> None:
+    into(client, index_name, old)
+    with faulty_proxy(client.address) as proxy:
+        report = into(client, index_name, new, url=proxy.url, since=old.path, delete_missing=True)
+    assert (report.documents, report.acknowledged, report.unchanged, report.deleted) == (20, 20, 15, 2)
+    assert (report.shards, report.loaded_shards) == (4, 4)
+    # Documents of about 70 bytes: five that differ and two to delete, not twenty.
+    assert sum(proxy.bulk_sizes) < 800
+    assert titles_in(client, index_name) == titles_of(NEW, NEW_TITLES)
+    found = checked(client, index_name, new)
+    assert found.same and (found.index_documents, found.expected_documents) == (20, 20)
+    now = stamp(client, index_name)
+    assert (now.run_id, now.load, now.only_run, now.runs) == (
+        new.manifest.run_id,
+        "done",
+        new.manifest.run_id,
+        (now.run_id,),
+    )
+
+
+def test_without_delete_missing_the_documents_that_are_gone_stay(
+    client: Client, index_name: str, old: Run, new: Run
+) -> None:
+    into(client, index_name, old)
+    assert into(client, index_name, new, since=old.path).deleted == 0
+    assert titles_in(client, index_name) == titles_of({**OLD, **NEW}, NEW_TITLES)
+    assert checked(client, index_name, new).same
+    assert stamp(client, index_name).only_run is None
+    # The same command with --delete-missing does what is left.
+    again = into(client, index_name, new, since=old.path, delete_missing=True)
+    assert (again.loaded_shards, again.deleted) == (0, 2)
+    found = checked(client, index_name, new)
+    assert found.same and found.expected_documents == 20
+
+
+def test_the_same_since_again_sends_and_deletes_nothing(client: Client, index_name: str, old: Run, new: Run) -> None:
+    into(client, index_name, old)
+    into(client, index_name, new, since=old.path, delete_missing=True)
+    for options in ({"since": old.path, "delete_missing": True}, {"since": old.path}, {}):
+        with faulty_proxy(client.address) as proxy:
+            report = into(client, index_name, new, url=proxy.url, **options)
+        assert (report.loaded_shards, report.deleted, report.acknowledged) == (0, 0, 20)
+        assert proxy.bulk_sizes == []
+    assert stamp(client, index_name).load == "done"
+
+
+def test_forth_and_back_and_forth_again(client: Client, index_name: str, old: Run, new: Run) -> None:
+    """The journals of earlier loads do not count once another run was loaded."""
+    into(client, index_name, old)
+    forth = (new, old, NEW, NEW_TITLES)
+    for run, before, documents, titles in (forth, (old, new, OLD, TITLES), forth):
+        report = into(client, index_name, run, since=before.path, delete_missing=True)
+        assert (report.unchanged, report.deleted) == (15, 2)
+        assert titles_in(client, index_name) == titles_of(documents, titles)
+        assert checked(client, index_name, run).same
+
+
+def test_a_run_that_is_loaded_again_after_another_one_is_sent_again(
+    client: Client, index_name: str, old: Run, new: Run
+) -> None:
+    into(client, index_name, old)
+    into(client, index_name, new)
+    assert into(client, index_name, old).loaded_shards == 4
+    assert checked(client, index_name, old).same
+    assert titles_in(client, index_name)["d19"] == "Title of d19"
+
+
+def test_documents_that_were_refused_of_the_older_run_are_sent_again(
+    client: Client, index_name: str, tmp_path: Path
+) -> None:
+    body = tmp_path / "body.json"
+    properties = {"sparse": {"type": "rank_features"}, "title": {"type": "integer", "ignore_malformed": False}}
+    body.write_text(json.dumps({"mappings": {"dynamic": False, "properties": properties}}))
+    titles: dict[str, dict[str, object]] = {doc_id: {"title": 1} for doc_id in {**OLD, **NEW}} | {
+        "d5": {"title": "word"}
+    }
+    old, new = made(tmp_path / "old", OLD, fields=titles), made(tmp_path / "new", NEW, fields=titles)
+    assert into(client, index_name, old, pipeline=Pipeline(index=IndexSettings(body=str(body)))).refused == 1
+    report = into(client, index_name, new, since=old.path, delete_missing=True)
+    # d5 is refused again and named again; d19 is the same here.
+    assert (report.unchanged, report.acknowledged, report.refused) == (15, 19, 1)
+    assert "d5" in Path(report.dead or "").read_text()
+    assert checked(client, index_name, new).same
+
+
+def test_a_document_that_is_refused_as_it_is_now_leaves_the_older_one_and_the_index_of_two_runs(
+    client: Client, index_name: str, tmp_path: Path
+) -> None:
+    body = tmp_path / "body.json"
+    properties = {"sparse": {"type": "rank_features"}, "title": {"type": "integer"}}
+    body.write_text(json.dumps({"mappings": {"dynamic": False, "properties": properties}}))
+    titles: dict[str, dict[str, object]] = {doc_id: {"title": 1} for doc_id in {**OLD, **NEW}}
+    old = made(tmp_path / "old", OLD, fields=titles)
+    new = made(tmp_path / "new", NEW, fields={**titles, "d5": {"title": "word"}})
+    into(client, index_name, old, pipeline=Pipeline(index=IndexSettings(body=str(body))))
+    report = into(client, index_name, new, since=old.path, delete_missing=True)
+    assert (report.refused, report.deleted) == (1, 2)
+    assert titles_in(client, index_name)["d5"] == 1
+    assert stamp(client, index_name).only_run is None
+    assert checked(client, index_name, new).same
+
+
+def refusals(
+    old: Run, new: Run, tmp_path: Path
+) -> list[tuple[Callable[[Client, str], Any], dict[str, Any], type, str]]:
+    """What is in the index, what is asked, and the sentence."""
+    other = made(tmp_path / "other", {"d1": {"river": 1.0}})
+
+    def unfinished(client: Client, index: str) -> None:
+        with pytest.raises(Interrupted):
+            into(client, index, old, stop=iter([False, True]).__next__)
+
+    def without_journal(client: Client, index: str) -> None:
+        into(client, index, old)
+        journal = open_journal(old.loads, client.cluster_uuid, there(client, index).uuid)
+        lines = (journal.dead_path.parent / "journal.jsonl").read_text().splitlines(keepends=True)
+        (journal.dead_path.parent / "journal.jsonl").write_text("".join(lines[:2]))
+
+    def of_somebody(client: Client, index: str) -> None:
+        client.call("PUT", f"/{index}", {"mappings": {"properties": {"sparse": {"type": "rank_features"}}}})
+
+    def held(client: Client, index: str, **settings: Any) -> None:
+        into(client, index, old, **settings)
+
+    since = {"since": old.path}
+    return [
+        (lambda client, index: None, since, ClusterError, "There is no index"),
+        (of_somebody, since, ClusterError, "its _meta names no run"),
+        (lambda client, index: into(client, index, other), since, ClusterError, "_meta names run [0-9a-f]{8}. Finish"),
+        (unfinished, since, ClusterError, "whose load is not finished"),
+        (without_journal, since, RunError, "no whole journal .* .2 of 4 shards"),
+        (held, {"since": new.path}, UsageError, "the run that is to be loaded"),
+        (lambda client, index: held(client, index, top_k=1), since, ClusterError, "was loaded .*; this load asks"),
+        (held, {**since, "update": True}, RunError, "was loaded without --update"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(8))
+def test_an_index_that_does_not_hold_the_older_run_is_refused_before_anything_changes(
+    client: Client, index_name: str, old: Run, new: Run, tmp_path: Path, case: int
+) -> None:
+    prepare, asked, error, message = refusals(old, new, tmp_path)[case]
+    prepare(client, index_name)
+    before = indexes.find_index(client, index_name)
+    with pytest.raises(error, match=message):
+        into(client, index_name, new, **asked)
+    assert indexes.find_index(client, index_name) == before
+    assert not (new.path / "load").exists()
+
+
+def test_an_unfinished_load_of_differences_is_not_ended_as_another_one(
+    client: Client, index_name: str, old: Run, new: Run
+) -> None:
+    into(client, index_name, old)
+    with pytest.raises(Interrupted):
+        into(client, index_name, new, since=old.path, delete_missing=True, stop=iter([False, True]).__next__)
+    for options in ({}, {"since": old.path}):
+        with pytest.raises(ClusterError, match="begun with --since OLD_RUN --delete-missing"):
+            into(client, index_name, new, **options)
+    report = into(client, index_name, new, since=old.path, delete_missing=True)
+    assert (report.acknowledged, report.deleted) == (20, 2)
+    assert checked(client, index_name, new).same
+
+
+def test_an_unfinished_run_deletes_nothing(client: Client, index_name: str, old: Run, tmp_path: Path) -> None:
+    into(client, index_name, old)
+    half = made(tmp_path / "half", {"d1": {"river": 1.0}}, complete=False)
+    with pytest.raises(RunError, match="would delete documents that it still lacks"):
+        into(client, index_name, half, since=old.path, delete_missing=True, partial=True)
+    assert len(titles_in(client, index_name)) == 20
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"delete_missing": True}, "belongs to --since OLD_RUN"),
+        ({"replace": True, "update": True}, "--replace deletes what"),
+        ({"replace": True, "since": "old"}, "--replace deletes what"),
+        ({"since": "old", "delete_missing": True, "update": True}, "would delete them"),
+    ],
+)
+def test_options_that_exclude_each_other(
+    client: Client, index_name: str, old: Run, new: Run, options: dict[str, Any], message: str
+) -> None:
+    options |= {"since": old.path} if "since" in options else {}
+    with pytest.raises(UsageError, match=message):
+        into(client, index_name, new, **options)
+    with pytest.raises(UsageError, match="--alias makes a new index"):
+        publish(new.path, alias=index_name, pipeline=Pipeline(), connection=Connection(client.address), update=True)
+
+
+def test_the_command_does_it_and_says_so(
+    client: Client, index_name: str, old: Run, new: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    into(client, index_name, old)
+    arguments = [new.path, "--index", index_name, "--url", client.address, "--since", old.path, "--delete-missing"]
+    assert loading.load.main([str(one) for one in arguments], standalone_mode=False) == 0
+    shown = capsys.readouterr().out
+    assert "20 of 20 documents" in shown and "15 of them did not differ" in shown and "2 documents that only" in shown
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 30))])
+def test_killed_at_random_requests_the_index_becomes_the_newer_run(
+    client: Client, index_name: str, tmp_path: Path, seed: int
+) -> None:
+    chance = random.Random(seed)
+    vectors = [{doc_id: {"river": chance.uniform(1, 2)} for doc_id in map(str, range(240))} for _ in range(2)]
+    same = set(chance.sample(sorted(vectors[0]), 120))
+    old = made(tmp_path / "old", vectors[0], shard_rows=20, fields={doc_id: {} for doc_id in vectors[0]})
+    wanted = {doc_id: vectors[doc_id not in same][doc_id] for doc_id in chance.sample(sorted(vectors[0]), 200)}
+    new = made(tmp_path / "new", wanted, shard_rows=20, fields={doc_id: {} for doc_id in vectors[0]})
+    into(client, index_name, old)
+    asked = [new.path, "--index", index_name, "--since", old.path, "--delete-missing", "--url", client.address]
+    codes = []
+    for _ in range(3):
+        # Of any number of requests, and a moment after it: in the middle of the shards, of the deletes, of the stamps.
+        moment = f"during:{chance.randrange(2, 34)}:{chance.uniform(0, 0.004):.6f}"
+        command = [sys.executable, KILLED_LOAD, moment, "load", *asked]
+        codes.append(subprocess.run([str(one) for one in command], capture_output=True, timeout=120).returncode)
+    assert set(codes) <= {0, -signal.SIGKILL} and -signal.SIGKILL in codes
+    report = into(client, index_name, new, since=old.path, delete_missing=True)
+    assert (report.acknowledged, report.refused, report.shards) == (200, 0, 10)
+    found = checked(client, index_name, new)
+    assert found.same and (found.index_documents, found.expected_documents, found.checked_documents) == (200, 200, 200)
+    assert stamp(client, index_name).load == "done"

@@ -1,0 +1,405 @@
+"""`load` end to end, against the real server: from nothing, again, after a kill, and with documents it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import pytest
+from support.faulty_proxy import faulty_proxy
+from support.loads import MANY, broken_titles, ids_in, into, run_with_bad_titles, stamped
+from support.runs import DOCUMENTS, make_run
+
+from sparse_ingest.cli import loading
+from sparse_ingest.cluster import indexes
+from sparse_ingest.cluster.client import Client, Connection
+from sparse_ingest.cluster.journal import open_journal
+from sparse_ingest.cluster.pacing import Pace
+from sparse_ingest.cluster.sending import Retries
+from sparse_ingest.errors import ClusterError, Interrupted, RunError, UsageError
+from sparse_ingest.loading.load import load
+from sparse_ingest.pipeline import IndexSettings, Pipeline
+from sparse_ingest.runs.ids import find_duplicates, remove_rows
+from sparse_ingest.runs.manifest import Run, SkippedRow
+from sparse_ingest.runs.shards import read_shard, shard_schema_of, write_shard
+from sparse_ingest.verification.verify import verify
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return make_run(tmp_path / "run")
+
+
+def test_a_missing_index_is_made_filled_and_stamped(client: Client, index_name: str, run: Run) -> None:
+    seen: list[int] = []
+    report = into(client, index_name, run, progress=seen.append)
+    assert (report.documents, report.acknowledged, report.refused) == (5, 5, 0)
+    assert (report.shards, report.loaded_shards, report.dead) == (2, 2, None)
+    assert seen[0] == 0
+    assert seen[-1] == 5
+    assert ids_in(client, index_name) == set(DOCUMENTS)
+    stamp = stamped(client, index_name)
+    assert (stamp.load, stamp.run_id, stamp.model) == ("done", run.manifest.run_id, run.manifest.model)
+    entry = client.call("GET", f"/{index_name}")[index_name]
+    assert entry["aliases"] == {}
+    hit = client.call("GET", f"/{index_name}/_doc/words")
+    assert hit["_source"] == {"title": "Title of words", "text": "Text of words."}
+
+
+def test_the_same_load_again_sends_nothing(client: Client, index_name: str, run: Run) -> None:
+    into(client, index_name, run)
+    with faulty_proxy(client.address) as proxy:
+        again = load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(proxy.url))
+    assert (again.loaded_shards, again.acknowledged) == (0, 5)
+    assert proxy.bulk_sizes == []
+
+
+def test_source_keep_leaves_the_vector_in_source(client: Client, index_name: str, run: Run) -> None:
+    into(client, index_name, run, pipeline=Pipeline(index=IndexSettings(source="keep", field="v")))
+    assert client.call("GET", f"/{index_name}/_doc/empty")["_source"]["v"] == {}
+    assert client.call("GET", f"/{index_name}/_doc/nasty")["_source"]["v"].keys() == DOCUMENTS["nasty"].keys()
+
+
+def test_a_mapping_that_does_not_fit_is_refused_before_anything_is_sent(
+    client: Client, index_name: str, run: Run
+) -> None:
+    client.call("PUT", f"/{index_name}", {"mappings": {"properties": {"sparse": {"type": "text"}}}})
+    with pytest.raises(ClusterError, match="is text; expected is rank_features"):
+        into(client, index_name, run)
+    assert not (run.path / "load").exists()
+
+
+def test_an_index_of_somebody_else_is_filled_and_keeps_its_meta(client: Client, index_name: str, run: Run) -> None:
+    properties = {"sparse": {"type": "rank_features"}}
+    client.call("PUT", f"/{index_name}", {"mappings": {"_meta": {"owner": "me"}, "properties": properties}})
+    client.call("PUT", f"/{index_name}/_doc/theirs", {"title": "x"})
+    into(client, index_name, run)
+    assert ids_in(client, index_name) == {*DOCUMENTS, "theirs"}
+    assert client.call("GET", f"/{index_name}")[index_name]["mappings"]["_meta"]["owner"] == "me"
+    assert stamped(client, index_name).only_run is None
+
+
+def test_a_run_of_another_model_is_refused_and_a_second_run_of_the_same_is_not(
+    client: Client, index_name: str, run: Run, tmp_path: Path
+) -> None:
+    into(client, index_name, run)
+    other = make_run(tmp_path / "other", model="another-model")
+    with pytest.raises(ClusterError, match="vectors of 'made-by-hand', this run is of 'another-model'"):
+        into(client, index_name, other)
+    more = make_run(tmp_path / "more", {"new": {"river": 1.0}})
+    assert into(client, index_name, more).acknowledged == 1
+    assert ids_in(client, index_name) == {*DOCUMENTS, "new"}
+    assert stamped(client, index_name).only_run is None
+
+
+def test_load_through_an_alias_reaches_its_index(client: Client, index_name: str, run: Run) -> None:
+    into(client, index_name, run)
+    alias = f"{index_name}-alias"
+    client.call("POST", "/_aliases", {"actions": [{"add": {"index": index_name, "alias": alias}}]})
+    report = into(client, alias, run)
+    assert (report.index, report.loaded_shards) == (index_name, 0)
+    with pytest.raises(UsageError, match="is an alias of"):
+        into(client, alias, run, replace=True)
+
+
+def test_an_unfinished_run_needs_partial_and_stays_unfinished(client: Client, index_name: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", complete=False)
+    with pytest.raises(RunError, match="is not complete: 2 shards are finished.*--partial"):
+        into(client, index_name, run)
+    assert indexes.find_index(client, index_name) is None
+    assert into(client, index_name, run, partial=True).acknowledged == 5
+    assert stamped(client, index_name).load == "loading"
+
+
+def test_a_carried_field_named_like_the_sparse_field_is_refused_before_an_index_is_made(
+    client: Client, index_name: str, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", fields={doc_id: {"sparse": "as hair"} for doc_id in DOCUMENTS})
+    with pytest.raises(RunError, match="carry a field 'sparse'"):
+        into(client, index_name, run)
+    assert indexes.find_index(client, index_name) is None
+
+
+def test_stop_ends_after_a_shard_and_the_next_load_goes_on(client: Client, index_name: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", MANY, shard_rows=20)
+    answers = iter([False, True])
+    with pytest.raises(Interrupted, match="continues with shard 1"):
+        into(client, index_name, run, stop=lambda: next(answers))
+    assert stamped(client, index_name).load == "loading"
+    report = into(client, index_name, run)
+    assert (report.loaded_shards, report.acknowledged) == (2, 60)
+    assert stamped(client, index_name).load == "done"
+
+
+def test_replace_deletes_a_finished_index_and_resumes_an_unfinished_load_of_this_run(
+    client: Client, index_name: str, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", MANY, shard_rows=20)
+    first = into(client, index_name, run)
+    second = into(client, index_name, run, replace=True)
+    assert second.uuid != first.uuid
+    assert second.loaded_shards == 3
+    with pytest.raises(Interrupted):
+        answers = iter([False, True])
+        into(client, index_name, run, replace=True, stop=lambda: next(answers))
+    third = into(client, index_name, run, replace=True)
+    assert (third.loaded_shards, third.acknowledged) == (2, 60)
+    with pytest.raises(Interrupted):
+        answers = iter([False, True])
+        into(client, index_name, run, replace=True, stop=lambda: next(answers))
+    fourth = into(client, index_name, run, replace=True, from_scratch=True)
+    assert fourth.loaded_shards == 3
+    with pytest.raises(UsageError, match="belongs to --replace"):
+        into(client, index_name, run, from_scratch=True)
+
+
+def test_an_index_that_is_deleted_during_the_load_stops_it(client: Client, index_name: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", MANY, shard_rows=20)
+    properties = {"sparse": {"type": "rank_features"}}
+
+    def delete_and_make_again(documents: int) -> None:
+        if documents == 20:
+            client.call("DELETE", f"/{index_name}")
+            client.call("PUT", f"/{index_name}", {"mappings": {"properties": properties}})
+
+    # Whichever notices first: the next request, whose alias is gone, or the end of the shard.
+    with pytest.raises(ClusterError, match="now has UUID|deleted or its alias removed"):
+        into(client, index_name, run, progress=delete_and_make_again)
+    report = into(client, index_name, run)
+    assert (report.loaded_shards, report.acknowledged) == (3, 60)
+    assert ids_in(client, index_name) == set(MANY)
+
+
+def test_of_an_index_that_is_gone_nothing_is_said_to_be_left(client: Client, index_name: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", MANY, shard_rows=20)
+    said: list[str] = []
+
+    def delete(documents: int) -> None:
+        if documents == 20:
+            client.call("DELETE", f"/{index_name}")
+
+    with pytest.raises(ClusterError, match="is gone|deleted or its alias removed"):
+        into(client, index_name, run, progress=delete, note=said.append)
+    assert [sentence for sentence in said if "--restore" in sentence] == []
+
+
+def test_refused_documents_become_dead_letters_and_exit_code_3(
+    client: Client, index_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_with_bad_titles(tmp_path / "run", ("words", "empty"))
+    report = into(client, index_name, run, pipeline=broken_titles(tmp_path))
+    assert (report.documents, report.acknowledged, report.refused) == (5, 3, 2)
+    letters = [json.loads(line) for line in Path(report.dead or "").read_text().splitlines()]
+    assert [(letter["id"], letter["shard"], letter["row"], letter["status"]) for letter in letters] == [
+        ("empty", 0, 1, 400),
+        ("words", 1, 2, 400),
+    ]
+    assert "mapper_parsing_exception" in letters[0]["reason"]
+    assert ids_in(client, index_name) == {*DOCUMENTS} - {"words", "empty"}
+    arguments = [str(run.path), "--index", index_name, "--url", client.address]
+    assert loading.load.main(arguments, standalone_mode=False) == 3
+    assert "OpenSearch refused 2 documents" in capsys.readouterr().err
+    checked = verify(run.path, index=index_name, connection=Connection(client.address))
+    assert checked.same
+    assert (checked.checked_documents, checked.refused_documents, checked.expected_documents) == (3, 2, 3)
+
+
+def test_a_shard_that_is_loaded_again_does_not_double_its_dead_letters(
+    client: Client, index_name: str, tmp_path: Path
+) -> None:
+    run = run_with_bad_titles(tmp_path / "run", ("words", "empty"))
+    report = into(client, index_name, run, pipeline=broken_titles(tmp_path))
+    journal = Path(report.journal) / "journal.jsonl"
+    journal.write_text(journal.read_text().splitlines(keepends=True)[0])
+    again = into(client, index_name, run)
+    assert (again.loaded_shards, again.refused, again.acknowledged) == (2, 2, 3)
+
+
+def test_faults_on_the_way_lose_and_double_nothing(client: Client, index_name: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", MANY, shard_rows=10)
+    faults = [429, None, "lost answer", "drop", "reject first", 503, "garbage", "reject first"]
+    with faulty_proxy(client.address, faults) as proxy:
+        report = load(
+            run.path,
+            index=index_name,
+            pipeline=Pipeline(),
+            connection=Connection(proxy.url),
+            retries=Retries(base_s=0.01, cap_s=0.05),
+        )
+    assert (report.acknowledged, report.refused) == (60, 0)
+    assert ids_in(client, index_name) == set(MANY)
+    assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).same
+
+
+# A shell lets what it runs in the background ignore SIGINT.
+LOAD = """
+import signal, sys
+from pathlib import Path
+from sparse_ingest.loading.load import load
+from sparse_ingest.cluster.client import Connection
+from sparse_ingest.pipeline import Pipeline
+signal.signal(signal.SIGINT, signal.default_int_handler)
+load(Path(sys.argv[1]), index=sys.argv[2], pipeline=Pipeline(), connection=Connection(sys.argv[3]))
+"""
+
+
+def start_loading(run: Run, index: str, url: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", LOAD, str(run.path), index, url], stderr=subprocess.PIPE)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_stops_promptly_while_the_cluster_does_not_answer(client: Client, index_name: str, run: Run) -> None:
+    with faulty_proxy(client.address, [503] * 1000) as proxy:
+        process = start_loading(run, index_name, proxy.url)
+        deadline = time.monotonic() + 30
+        while not proxy.bulk_sizes and time.monotonic() < deadline:
+            time.sleep(0.01)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+        assert time.monotonic() - started < 2
+    assert process.returncode != 0
+
+
+def test_two_loads_of_one_run_into_one_index_do_not_meet(client: Client, index_name: str, run: Run) -> None:
+    def second(documents: int) -> None:
+        with pytest.raises(RunError, match="Another process is loading"):
+            into(client, index_name, run)
+
+    into(client, index_name, run, progress=second)
+
+
+def test_the_command_prints_a_report(
+    client: Client, index_name: str, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(run.path), "--index", index_name, "--url", client.address, "--json"]
+    assert loading.load.main(arguments, standalone_mode=False) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["acknowledged"] == 5
+    assert loading.verify.main(arguments, standalone_mode=False) == 0
+    assert json.loads(capsys.readouterr().out)["same"] is True
+
+
+def test_a_shard_that_lost_a_row_to_another_is_not_trusted(client: Client, index_name: str, tmp_path: Path) -> None:
+    """Loaded in part, then a duplicate id left the later shard: its vector must not stay in the index."""
+    documents = {"a": {"river": 1.0}, "b": {"river": 2.0}, "c": {"river": 3.0}, "d": {"river": 4.0}}
+    run = make_run(tmp_path / "run", documents, shard_rows=2, complete=False)
+    parts = list(read_shard(run.shard_path(1)))
+    twice = [part._replace(vectors=part.vectors._replace(doc_ids=["a", "d"])) for part in parts]
+    schema = shard_schema_of(run.shard_path(1))
+    sha256 = write_shard(twice, scratch=run.scratch_path("part"), target=run.shard_path(1), schema=schema)
+    run.mark_done(1, {**(run.done(1) or {}), "sha256": sha256})
+    with pytest.raises(ClusterError, match="holds 3 documents, but 4.*ids stand twice"):
+        into(client, index_name, run, partial=True)
+    [duplicate] = find_duplicates(run)
+    remove_rows(run, 1, {duplicate.again[1]: SkippedRow(duplicate.again[1], "corpus.jsonl", 3, "duplicate id")})
+    run.mark_complete({"rows": 3, "shards": 2})
+    into(client, index_name, run)
+    report = verify(run.path, index=index_name, connection=Connection(client.address), sample=None)
+    assert report.same, report
+
+
+def test_pruned_vectors_are_loaded_noted_and_other_pruning_is_refused(
+    client: Client, index_name: str, run: Run
+) -> None:
+    report = into(client, index_name, run, top_k=2, max_ratio=0.4)
+    assert report.acknowledged == 5
+    assert stamped(client, index_name).pruning == {"top_k": 2, "max_ratio": 0.4}
+    query = {"query": {"neural_sparse": {"sparse": {"query_tokens": dict.fromkeys(DOCUMENTS["words"], 1.0)}}}}
+    hits = client.call("POST", f"/{index_name}/_search", query)["hits"]["hits"]
+    [words] = [hit["_score"] for hit in hits if hit["_id"] == "words"]
+    assert words == 1.5
+    with pytest.raises(ClusterError, match="was loaded pruned by top_k 2 and max_ratio 0.4; .* vectors unpruned"):
+        into(client, index_name, run)
+    assert into(client, index_name, run, top_k=2, max_ratio=0.4).loaded_shards == 0
+    assert into(client, index_name, run, replace=True, top_k=1).loaded_shards == 2
+
+
+def test_an_unfinished_load_goes_on_only_by_the_rules_of_its_journal(
+    client: Client, index_name: str, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", MANY, shard_rows=20)
+    answers = iter([False, True])
+    with pytest.raises(Interrupted):
+        into(client, index_name, run, top_k=1, stop=lambda: next(answers))
+    unpruned = replace(stamped(client, index_name), pruning=indexes.NO_PRUNING)
+    there = indexes.find_index(client, index_name)
+    assert there is not None
+    indexes.stamp_index(client, there, unpruned)
+    with pytest.raises(RunError, match="Shard 0 was loaded by the rules .*'top_k': 1.*, this load asks for"):
+        into(client, index_name, run)
+
+
+def test_dead_letters_are_sent_again_when_the_mapping_is_mended(
+    client: Client, index_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_with_bad_titles(tmp_path / "run", ("words", "empty"))
+    pipeline = broken_titles(tmp_path)
+    into(client, index_name, run, pipeline=pipeline)
+    arguments = [str(run.path), "--index", index_name, "--url", client.address, "--retry-dead", "--json"]
+    assert loading.load.main(arguments, standalone_mode=False) == 3
+    report = json.loads(capsys.readouterr().out)
+    assert (report["retried"], report["refused"], report["acknowledged"]) == (2, 2, 3)
+    mended = {"properties": {"title": {"type": "integer", "ignore_malformed": True}}}
+    client.call("PUT", f"/{index_name}/_mapping", mended)
+    assert loading.load.main(arguments, standalone_mode=False) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["retried"], report["refused"], report["acknowledged"], report["dead"]) == (2, 0, 5, None)
+    assert ids_in(client, index_name) == set(DOCUMENTS)
+    lines = open_journal(run.loads, client.cluster_uuid, report["uuid"]).finished().values()
+    assert [(line["acknowledged"], line["refused"]) for line in lines] == [(2, 0), (2, 0), (1, 0)]
+    assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).same
+
+
+def test_merge_leaves_one_segment_a_shard(client: Client, index_name: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", MANY, shard_rows=20)
+    into(client, index_name, run)
+    client.call("PUT", f"/{index_name}/_doc/d1", {"title": "again"}, params={"refresh": "true"})
+    client.call("DELETE", f"/{index_name}/_doc/d1", params={"refresh": "true"})
+    for path in run.path.glob("load/*/*/journal.jsonl"):
+        path.unlink()
+    report = into(client, index_name, run, merge=True)
+    assert (report.merged, report.acknowledged) == (True, 60)
+    shards = client.call("GET", f"/{index_name}/_segments")["indices"][index_name]["shards"]
+    assert [copy["num_search_segments"] for copies in shards.values() for copy in copies] == [1]
+
+
+def test_the_rate_reaches_the_pace(client: Client, index_name: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float | None] = []
+
+    class Watched(Pace):
+        def __init__(self, *, max_rate: float | None) -> None:
+            rates.append(max_rate)
+            super().__init__(max_rate=max_rate)
+
+    monkeypatch.setattr("sparse_ingest.loading.load.Pace", Watched)
+    arguments = [str(run.path), "--index", index_name, "--url", client.address, "--max-rate", "50"]
+    assert loading.load.main(arguments, standalone_mode=False) == 0
+    assert rates == [50.0]
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["RUN"], ["RUN", "--index", "a", "--alias", "b"], ["--index", "a"], ["--alias", "a", "--restore"],
+                  ["RUN", "--index", "a", "--to", "b"], ["RUN", "--index", "a", "--drop-old"],
+                  ["--alias", "a", "--to", "b", "--drop-old"]],
+)  # fmt: skip
+def test_a_command_line_without_one_target_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(click.UsageError):
+        loading.load.main(arguments, standalone_mode=False)
+
+
+def test_a_note_says_what_an_update_does_to_a_vector_outside_source(client: Client, index_name: str, run: Run) -> None:
+    said: list[str] = []
+    into(client, index_name, run, note=said.append)
+    assert [sentence for sentence in said if "_update loses its vector" in sentence] == said[:1]
+    said.clear()
+    keep = Pipeline(index=IndexSettings(source="keep"))
+    into(client, f"{index_name}-kept", run, pipeline=keep, note=said.append)
+    assert said == []

@@ -1,0 +1,162 @@
+"""`--update`: vectors added to documents that somebody else made, against the real server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.changes import (
+    ADDED,
+    NEW,
+    NEW_TITLES,
+    OLD,
+    checked,
+    into,
+    made,
+    there,
+    titles_in,
+)
+
+from sparse_ingest.cluster import indexes
+from sparse_ingest.cluster.client import Client
+from sparse_ingest.errors import ClusterError, RunError
+from sparse_ingest.pipeline import IndexSettings, Pipeline
+from sparse_ingest.runs.manifest import Run
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Run:
+    return made(tmp_path / "old", OLD, shard_rows=6)
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> Run:
+    return made(tmp_path / "new", NEW, fields=NEW_TITLES)
+
+
+def theirs(client: Client, index: str, **mappings: Any) -> None:
+    """An index that somebody else made, with the documents of OLD and no vectors."""
+    mappings.setdefault("properties", {"title": {"type": "text"}})
+    client.call("PUT", f"/{index}", {"mappings": mappings})
+    lines = [line for doc_id in OLD for line in ({"index": {"_id": doc_id}}, {"title": f"Their {doc_id}"})]
+    body = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    assert not client.call("POST", f"/{index}/_bulk", body, params={"refresh": "true"})["errors"]
+
+
+def source_of(client: Client, index: str, doc_id: str) -> dict[str, Any]:
+    return dict(client.call("GET", f"/{index}/_doc/{doc_id}")["_source"])
+
+
+def test_update_adds_the_vectors_to_documents_that_exist_and_nothing_else(
+    client: Client, index_name: str, new: Run
+) -> None:
+    theirs(client, index_name)
+    notes: list[str] = []
+    report = into(client, index_name, new, update=True, note=notes.append)
+    assert (report.documents, report.acknowledged, report.refused) == (20, 18, 2)
+    letters = [json.loads(line) for line in Path(report.dead or "").read_text().splitlines()]
+    assert {letter["id"]: letter["status"] for letter in letters} == dict.fromkeys(ADDED, 404)
+    assert all("document_missing_exception" in letter["reason"] for letter in letters)
+    client.call("POST", f"/{index_name}/_refresh")
+    assert titles_in(client, index_name) == {doc_id: f"Their {doc_id}" for doc_id in OLD}
+    found = checked(client, index_name, new)
+    assert found.same and found.refused_documents == 2 and found.expected_documents is None
+    assert "keeps the vectors in _source" in " ".join(notes)
+    assert source_of(client, index_name, "d3")["sparse"] == {"river": 9.0}
+
+
+@pytest.mark.parametrize("excludes", [[], ["sparse"], ["spar*"]])
+def test_a_second_update_replaces_every_token_of_the_first(
+    client: Client, index_name: str, tmp_path: Path, excludes: list[str]
+) -> None:
+    """A partial document is merged into _source by OpenSearch: a vector that stands there would keep its old tokens."""
+    theirs(client, index_name, _source={"excludes": excludes})
+    first = made(tmp_path / "first", {doc_id: {"river": 1.0, "cloud": 2.0} for doc_id in OLD})
+    second = made(tmp_path / "second", {doc_id: {"stone": 1.0} if doc_id != "d1" else {} for doc_id in OLD})
+    into(client, index_name, first, update=True)
+    report = into(client, index_name, second, update=True)
+    assert (report.acknowledged, report.refused) == (20, 0)
+    assert checked(client, index_name, second).same
+    assert titles_in(client, index_name)["d7"] == "Their d7"
+    assert source_of(client, index_name, "d7").get("sparse") == (None if excludes else {"stone": 1.0})
+
+
+def test_an_update_of_somebody_else_loses_a_vector_outside_source_and_keeps_one_inside(
+    client: Client, index_name: str, tmp_path: Path
+) -> None:
+    run = made(tmp_path / "run", OLD)
+    for name, excludes, differing in (("inside", [], 0), ("outside", ["sparse"], 2)):
+        index = f"{index_name}-{name}"
+        theirs(client, index, _source={"excludes": excludes})
+        notes: list[str] = []
+        into(client, index, run, update=True, note=notes.append)
+        assert ("loses its vector" in " ".join(notes)) == bool(excludes)
+        client.call("POST", f"/{index}/_update/d4", {"doc": {"title": "changed"}})
+        assert checked(client, index, run).differing == differing
+
+
+@pytest.mark.parametrize(
+    ("mappings", "message"),
+    [
+        ({"_source": {"enabled": False}}, "keeps no _source"),
+        ({"_source": {"excludes": ["embed*"]}}, "leaves embedding out of _source"),
+        ({"_source": {"excludes": ["*embedding"]}}, "leaves embedding, more.embedding out of _source"),
+        ({"_source": {"excludes": ["more"]}}, "leaves more.embedding out of _source"),
+        ({"_source": {"includes": ["title", "embedding", "sparse"]}}, "leaves more.embedding out of _source"),
+    ],
+)
+def test_update_is_refused_where_it_would_lose_a_field(
+    client: Client, index_name: str, new: Run, mappings: dict[str, Any], message: str
+) -> None:
+    vector = {"type": "rank_features"}
+    mappings = {**mappings, "properties": {"title": {"type": "text"}, "embedding": vector,
+                                           "more": {"properties": {"embedding": vector}}}}  # fmt: skip
+    client.call("PUT", f"/{index_name}", {"mappings": mappings})
+    before = there(client, index_name)
+    with pytest.raises(ClusterError, match=message):
+        into(client, index_name, new, update=True)
+    assert there(client, index_name) == before
+
+
+def test_update_needs_an_index(client: Client, index_name: str, new: Run) -> None:
+    with pytest.raises(ClusterError, match="There is no index .*; --update adds vectors to documents that exist"):
+        into(client, index_name, new, update=True)
+    assert indexes.find_index(client, index_name) is None
+
+
+def test_update_into_a_nested_name_and_since_on_top(client: Client, index_name: str, old: Run, new: Run) -> None:
+    theirs(client, index_name, _source={"excludes": ["vectors"]})
+    pipeline = Pipeline(index=IndexSettings(field="vectors.sparse"))
+    into(client, index_name, old, update=True, pipeline=pipeline)
+    report = into(client, index_name, new, update=True, since=old.path, pipeline=pipeline)
+    assert (report.unchanged, report.acknowledged, report.refused) == (15, 18, 2)
+    assert checked(client, index_name, new).same
+    with pytest.raises(RunError, match="loaded with --update"):
+        into(client, index_name, old, since=new.path, pipeline=pipeline)
+
+
+def test_update_into_a_sparse_vector_field_also_takes_vectors_away(
+    client: Client, index_name: str, tmp_path: Path
+) -> None:
+    """An empty sparse_vector is no value, and a partial document without one would change nothing."""
+    sparse = {"type": "sparse_vector", "method": {"name": "seismic"}}
+    mappings = {"_source": {"excludes": ["sparse"]}, "properties": {"title": {"type": "text"}, "sparse": sparse}}
+    client.call("PUT", f"/{index_name}", {"settings": {"index.sparse": True}, "mappings": mappings})
+    pipeline = Pipeline(index=IndexSettings(kind="sparse_vector"))
+    whole, fewer = (
+        made(tmp_path / name, {"d1": {"river": 1.0}, "d2": second})
+        for name, second in (("a", {"stone": 1.0}), ("b", {}))
+    )
+    into(client, index_name, whole, pipeline=pipeline)
+    into(client, index_name, fewer, pipeline=pipeline, update=True)
+    assert checked(client, index_name, fewer).same
+    assert titles_in(client, index_name) == {"d1": "Title of d1", "d2": "Title of d2"}
+    assert checked(client, index_name, whole).differing == 1
+
+
+def test_a_sparse_vector_field_cannot_be_added_later(client: Client, index_name: str, new: Run) -> None:
+    theirs(client, index_name)
+    with pytest.raises(ClusterError, match="a sparse_vector field needs index settings that only a new index takes"):
+        into(client, index_name, new, update=True, pipeline=Pipeline(index=IndexSettings(kind="sparse_vector")))

@@ -1,0 +1,279 @@
+"""The verb: what a plan predicts is what an index then shows, and its files hold what they promise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+from support.forked import command
+from support.plans import DOCUMENTS, made_plan
+from support.runs import make_run
+
+from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.sizes import posting_bytes
+from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError
+from sparse_ingest.evaluation.measures import measure
+from sparse_ingest.loading.load import load
+from sparse_ingest.pipeline import IndexSettings, Pipeline, read_pipeline
+from sparse_ingest.planning import drawing, outputs
+from sparse_ingest.planning.plan import PlanReport, plan
+from sparse_ingest.pruning import prune
+from sparse_ingest.runs.shards import read_documents
+from sparse_ingest.searching.query import weigh_many
+from sparse_ingest.searching.search import Engine, rank_index, rank_run
+
+Made = tuple[Any, Any, Any]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return made_plan(tmp_path_factory.mktemp("plan"))
+
+
+@pytest.fixture(scope="module")
+def judged(made: Made) -> PlanReport:
+    run, queries, qrels = made
+    return plan(run.path, queries, pipeline=Pipeline(), qrels=qrels, loss=0.05)
+
+
+@pytest.fixture(scope="module")
+def files(judged: PlanReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files") / "out"
+    written = outputs.write_outputs(judged, folder)
+    assert written == [folder / name for name in ("plan.json", "plan.png", "plan.html", "pipeline.toml")]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(opensearch_url: str) -> Iterator[Client]:
+    with closing(connect(Connection(opensearch_url))) as client:
+        yield client
+
+
+def into(client: Client, index: str, run: Any, rule: dict[str, Any], kind: Any = "rank_features") -> None:
+    pipeline = Pipeline(index=IndexSettings(kind=kind))
+    load(run.path, index=index, pipeline=pipeline, connection=Connection(client.address), merge=True, **rule)
+
+
+def posting_file_bytes(client: Client, index: str) -> int:
+    """What Lucene's files of documents and frequencies take."""
+    answer = client.call(
+        "GET", f"/{quote(index)}/_stats/segments", params={"include_segment_file_sizes": "true", "level": "shards"}
+    )
+    files = answer["_all"]["primaries"]["segments"]["file_sizes"]
+    return int(files["doc"]["size_in_bytes"])
+
+
+def test_the_chosen_point_is_what_the_index_then_shows(
+    made: Made, judged: PlanReport, client: Client, index_name: str
+) -> None:
+    run, queries, qrels = made
+    assert judged.choice
+    point = judged.choice.point
+    assert point.documents and point.loss <= 0.05 and point.postings < 0.7 * judged.points[0].postings
+    into(client, index_name, run, dict(point.documents))
+    asked = list(weigh_many(queries, judged.pipeline))
+    ranked = list(rank_index(client, index_name, asked, Engine(), size=10))
+    check_like_predicted(measure(ranked, qrels, ["nDCG@10"]).per_query["nDCG@10"], point, judged_order(queries))
+    # The ten scores are those of the run, bit for bit; of equal ones at the border the index gives other documents.
+    exact = rank_run(run, asked, size=11, stored=True, prune=lambda vectors: prune(vectors, **point.documents))
+    tied = 0
+    for here, there in zip(ranked, exact, strict=True):
+        assert here.scores == there.scores[:10]
+        if there.scores[9:10] == there.scores[10:]:
+            tied += 1
+        else:
+            assert set(here.doc_ids) == set(there.doc_ids[:10])
+    assert tied == point.tied > 0
+    # What a query visits is the number of documents that have its tokens, each once.
+    visited = [sum(_count(client, index_name, token) for token in weights) for _, weights in asked[:5]]
+    pruned = [
+        prune(vectors, **point.documents)
+        for shard in run.done_shards()
+        for vectors, _ in read_documents(run.shard_path(shard))
+    ]
+    number = {token: place for place, token in enumerate(run.vocabulary())}
+    together = np.bincount(np.concatenate([part.token_ids for part in pruned]), minlength=len(number))
+    assert visited == [sum(int(together[number[token]]) for token in weights) for _, weights in asked[:5]]
+    assert together.sum() == point.postings
+    everything = [np.mean([sum(together[number[token]] for token in weights) for _, weights in asked])]
+    assert everything == [pytest.approx(point.visited)]
+
+
+def judged_order(queries: list[Any]) -> list[str]:
+    """The ids of the queries in the order of a point's values."""
+    return sorted((query.id for query in queries), key=lambda name: hashlib.sha256(name.encode()).digest())
+
+
+def check_like_predicted(found: dict[str, float], point: Any, order: list[str]) -> None:
+    """Each query has the predicted quality, but for those with equal scores at the border of the ten best."""
+    same = [found[query_id] == value for query_id, value in zip(order, point.per_query.tolist(), strict=True)]
+    assert len(same) - sum(same) <= point.tied <= len(same) // 5
+
+
+def _count(client: Client, index: str, token: str) -> int:
+    query = {"neural_sparse": {"sparse": {"query_tokens": {token: 1.0}}}}
+    body = {"size": 0, "track_total_hits": True, "query": query}
+    return int(client.call("POST", f"/{index}/_search", body)["hits"]["total"]["value"])
+
+
+def test_postings_take_the_bytes_that_are_predicted(
+    made: Made, judged: PlanReport, client: Client, index_name: str
+) -> None:
+    run, _, _ = made
+    rules: list[dict[str, Any]] = [{}, {"max_ratio": 0.2}, {"top_k": 6}]
+    measured, predicted = [], []
+    for number, rule in enumerate(rules):
+        into(client, f"{index_name}-{number}", run, rule)
+        measured.append(posting_file_bytes(client, f"{index_name}-{number}"))
+        predicted.append(next(point.bytes for point in judged.points if point.documents == rule) if number < 2 else
+                         _predicted(run, rule))  # fmt: skip
+    # Differences, as the file holds the words of titles and texts besides.
+    for place in (1, 2):
+        assert predicted[0] - predicted[place] == pytest.approx(measured[0] - measured[place], rel=0.1)
+
+
+def _predicted(run: Any, rule: dict[str, Any]) -> int:
+    counts = np.zeros(len(run.vocabulary()), dtype=np.int64)
+    for shard in run.done_shards():
+        for vectors, _ in read_documents(run.shard_path(shard)):
+            counts += np.bincount(prune(vectors, **rule).token_ids, minlength=len(counts))
+    return round(posting_bytes(counts, DOCUMENTS))
+
+
+def test_without_judgements_quality_is_what_is_found_of_the_truth(made: Made) -> None:
+    run, queries, _ = made
+    report = plan(run.path, queries, pipeline=Pipeline(), loss=0.1)
+    assert (report.quality, report.full_quality) == ("overlap@10", 1.0)
+    assert report.points[0].loss == 0 and report.points[0].overlap_100 == 1.0
+    assert report.choice
+    point, whole = report.choice.point, list(weigh_many(queries, Pipeline(model=report.pipeline.model)))
+    # Each of equal scores at the border is right.
+    truth = [
+        {doc_id for doc_id, score in zip(one.doc_ids, one.scores, strict=True) if score >= one.scores[:10][-1]}
+        for one in rank_run(run, whole, size=100, stored=True)
+    ]
+    pruned = rank_run(
+        run, list(weigh_many(queries, report.pipeline)), size=10, stored=True,
+        prune=lambda vectors: prune(vectors, **point.documents),
+    )  # fmt: skip
+    shares = [len(right.intersection(one.doc_ids)) / 10 for right, one in zip(truth, pruned, strict=True)]
+    assert np.mean(shares) == pytest.approx(point.overlap_10)
+
+
+@pytest.mark.parametrize("kind", ["rank_features", "sparse_vector"])
+def test_an_index_is_planned_with_its_own_engines(made: Made, client: Client, index_name: str, kind: Any) -> None:
+    run, queries, qrels = made
+    rule = {"max_ratio": 0.03, "top_k": 40}
+    into(client, index_name, run, rule, kind)
+    report = plan(
+        run.path, queries[:10], pipeline=Pipeline(), qrels=qrels, index=index_name,
+        connection=Connection(client.address), loss=0.3,
+    )  # fmt: skip
+    engines = {point.engine for point in report.settings}
+    assert engines == ({"exact", "two-phase"} if kind == "rank_features" else {"seismic"})
+    assert all(point.documents == rule and point.latency_p50_ms for point in report.settings)
+    assert report.choice and report.choice.point in report.settings
+    assert report.choice.point.latency_p50_ms == min(
+        point.latency_p50_ms for point in report.settings if point == report.choice.point
+    )
+    if kind == "rank_features":
+        offline = next(point for point in report.points if point.documents == rule and not point.query)
+        exact = next(point for point in report.settings if point.engine == "exact" and not point.query)
+        assert exact.tied == offline.tied
+        differs = np.flatnonzero(exact.per_query != offline.per_query)
+        assert len(differs) <= offline.tied
+        assert abs(exact.overlap_10 - offline.overlap_10) <= 0.1 * offline.tied / 10
+    else:
+        chosen = report.pipeline.query
+        assert chosen.engine == "seismic" and chosen.seismic.keys() == {"top_n", "heap_factor", "k"}
+
+
+def test_an_index_of_another_run_is_refused(made: Made, client: Client, index_name: str, tmp_path: Path) -> None:
+    run, queries, _ = made
+    into(client, index_name, make_run(tmp_path / "other", model=run.manifest.model["document"]), {})
+    with pytest.raises(ClusterError, match=f"holds run .*, but the plan is for run {run.manifest.run_id[:8]}"):
+        plan(run.path, queries, pipeline=Pipeline(), index=index_name, connection=Connection(client.address))
+
+
+def test_the_files_hold_the_plan_and_ask_for_nothing(judged: PlanReport, files: Path) -> None:
+    assert (files / "plan.png").read_bytes().startswith(b"\x89PNG")
+    page = (files / "plan.html").read_text()
+    # No address but the names of XML vocabularies, and nothing that would load one.
+    assert not re.search(r"(src|href)=\"(?!#)", page) and "url(http" not in page and "@import" not in page
+    assert page.count("<svg") == 1 and "class=taken" in page
+    stored = json.loads((files / "plan.json").read_text())
+    inside = re.search(r'<script type="application/json" id="plan">(.*?)</script>', page, re.DOTALL)
+    assert inside and json.loads(inside[1]) == stored == json.loads(json.dumps(judged.as_json()))
+
+
+def test_files_that_are_there_stay(judged: PlanReport, tmp_path: Path) -> None:
+    (tmp_path / "pipeline.toml").write_text("mine")
+    with pytest.raises(UsageError, match="pipeline.toml is there already"):
+        outputs.write_outputs(judged, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipeline.toml"]
+
+
+def test_the_pipeline_file_is_read_back_as_the_choice(judged: PlanReport, files: Path) -> None:
+    assert judged.choice
+    point, read = judged.choice.point, read_pipeline(str(files / "pipeline.toml"))
+    assert read == judged.pipeline
+    encode = {name: getattr(read.encode, name) for name in ("top_k", "max_ratio", "alpha_mass")}
+    assert {name: value for name, value in encode.items() if value is not None} == dict(point.documents)
+    query = {"top_k": read.query.top_k, "max_ratio": read.query.max_ratio}
+    assert {name: value for name, value in query.items() if value is not None} == dict(point.query)
+    assert f"--index NAME{judged.load_flags}" in (files / "pipeline.toml").read_text()
+
+
+def test_the_frontier_holds_what_no_other_point_beats(judged: PlanReport) -> None:
+    best = [judged.points[place] for place in judged.frontier]
+    for point in best:
+        for other in judged.points:
+            pairs = [(other.loss, point.loss), (other.postings, point.postings), (other.bytes, point.bytes),
+                     (other.visited, point.visited)]  # fmt: skip
+            assert not (all(one <= two for one, two in pairs) and any(one < two for one, two in pairs))
+    assert judged.choice and judged.choice.point in judged.points
+    text = drawing.as_text(judged)
+    assert text.count("\n* ") == (judged.choice.point in best)
+
+
+@pytest.mark.parametrize(
+    ("queries", "qrels", "said"),
+    [
+        (5, None, "There are 5 queries with a weighted token; .* needs 10 or more"),
+        (40, {}, "There are 0 queries with judgements"),
+        (40, {f"q{number}": {"unknown": 1} for number in range(40)}, "belong to another corpus"),
+    ],
+)
+def test_what_is_no_sample_is_said(made: Made, queries: int, qrels: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        plan(made[0].path, made[1][:queries], pipeline=Pipeline(), qrels=qrels)
+
+
+def test_the_command_writes_the_files_and_prints_the_same(made: Made, tmp_path: Path) -> None:
+    run, queries, qrels = made
+    (tmp_path / "queries.tsv").write_text("".join(f"{query.id}\t{query.text}\n" for query in queries))
+    answer = command("plan", run.path, "--queries", tmp_path / "queries.tsv", "--json", "--loss", "0.2",
+                     "--out", tmp_path / "out")  # fmt: skip
+    assert answer.code == 0, answer.err
+    report = json.loads(answer.out)
+    assert report["choice"]["point"]["loss"] <= 0.2 and report["run_id"] == run.manifest.run_id
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(outputs.NAMES)
+
+
+def test_without_matplotlib_the_extra_is_named(
+    judged: PlanReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match='"evaluate"'):
+        outputs.write_outputs(judged, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

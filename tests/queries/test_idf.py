@@ -1,0 +1,203 @@
+"""The weights of tokens counted in a corpus, against a plain recount, and asked with afterwards."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import random
+import struct
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from support.tables import TOKENS, write_table
+from tokenizers import Tokenizer
+
+from sparse_ingest.cli.indexing import idf as command
+from sparse_ingest.corpora.files import FieldNames, open_corpus
+from sparse_ingest.errors import CheckpointError, CorpusError, UsageError
+from sparse_ingest.pipeline import ModelSettings
+from sparse_ingest.queries import idf
+from sparse_ingest.searching.query import query_encoder
+
+WORDS = ("catch", "an", "exception", "river", "stone", "[CLS]", "zebra", "EXCEPTION", "  ", "river,stone")
+NAMES = FieldNames(carry_text=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A plain layout without weights: queries need none."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write_table(folder)
+    (folder / "idf.json").unlink()
+    config = {"architectures": ["BertForMaskedLM"], "model_type": "bert", "vocab_size": len(TOKENS) + 2}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write_corpus(path: Path, texts: list[str]) -> str:
+    rows = (json.dumps({"_id": str(number), "text": text}) + "\n" for number, text in enumerate(texts))
+    path.write_text("".join(rows))
+    return str(path)
+
+
+def counted(folder: Path, spec: str, out: Path, **options) -> idf.IdfReport:
+    model = options.pop("model", ModelSettings(document=str(folder)))
+    return idf.write_idf(open_corpus([spec], fields=NAMES), out, model=model, **options)
+
+
+def float32(value: float) -> float:
+    return struct.unpack("<f", struct.pack("<f", value))[0]
+
+
+def recounted(tokenizer: Tokenizer, texts: list[str]) -> dict[str, float]:
+    """The formula and the counts once more, text by text, with nothing of ours."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    holding: Counter[str] = Counter()
+    total = 0
+    for text in texts:
+        tokens = set(tokenizer.encode(text, add_special_tokens=False).tokens) - special
+        holding.update(tokens)
+        total += bool(tokens)
+    return {token: math.log(1 + (total - count + 0.5) / (count + 0.5)) for token, count in holding.items()}
+
+
+def test_counts_are_exact_over_many_batches(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idf, "BATCH_TEXTS", 7)
+    chance = random.Random(3)
+    texts = [" ".join(chance.choices(WORDS, k=chance.randrange(9))) for _ in range(300)]
+    report = counted(folder, write_corpus(tmp_path / "c.jsonl", texts), tmp_path / "idf.json")
+    table = json.loads((tmp_path / "idf.json").read_bytes())
+    wanted = recounted(Tokenizer.from_file(str(folder / "tokenizer.json")), texts)
+    assert {token: weight for token, weight in table.items() if token in wanted} == {
+        token: float32(weight) for token, weight in wanted.items()
+    }
+    assert list(table) == TOKENS
+    assert {token for token, weight in table.items() if weight == 1.0} == set(TOKENS) - wanted.keys()
+    assert (report.documents + report.empty, report.seen, report.vocabulary) == (300, len(wanted), len(TOKENS))
+    assert report.empty > 0
+
+
+def test_the_formula_is_that_of_the_published_table() -> None:
+    """Its largest weight is that of a token in one of the 8,841,823 passages of MS MARCO."""
+    assert float32(idf.weight_of(1, 8_841_823)) == 15.58953857421875
+    assert idf.weight_of(10**9, 10**9) > 0
+
+
+def test_queries_weigh_by_the_table(folder: Path, tmp_path: Path) -> None:
+    texts = ["catch a river", "river", "an exception", "river stone"]
+    counted(folder, write_corpus(tmp_path / "c.jsonl", texts), folder / "idf.json")
+    weights = query_encoder(ModelSettings(document=str(folder))).encode(["Catch the river [CLS]"])[0]
+    assert weights == {"catch": float32(idf.weight_of(1, 4)), "river": float32(idf.weight_of(3, 4))}
+
+
+def test_a_text_is_not_cut_where_tokenizer_json_cuts(folder: Path, tmp_path: Path) -> None:
+    spec = write_corpus(tmp_path / "c.jsonl", ["an an an an an an stone", "river"])
+    counted(folder, spec, tmp_path / "idf.json")
+    table = json.loads((tmp_path / "idf.json").read_bytes())
+    assert table["stone"] == table["river"] == float32(idf.weight_of(1, 2))
+
+
+def test_title_and_text_are_one_document_and_lower_case_comes_first(folder: Path, tmp_path: Path) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**content, "normalizer": None}))
+    path = tmp_path / "c.jsonl.gz"
+    rows = [{"_id": "a", "title": "RIVER", "text": "stone"}, {"_id": "b", "text": "river"}]
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    settings = ModelSettings(document=str(folder), lower_case=True)
+    assert counted(folder, str(path), tmp_path / "idf.json", model=settings).documents == 2
+    assert json.loads((tmp_path / "idf.json").read_bytes())["river"] == float32(idf.weight_of(2, 2))
+
+
+def test_a_bad_document_ends_it_with_nothing_written_or_is_named_and_counted(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"_id": "a", "text": "river"}\n{"_id": "b"}\n{"_id": "c", "text": "stone"}\n')
+    out = tmp_path / "idf.json"
+    with pytest.raises(CorpusError, match=r"c\.jsonl line 2: no column"):
+        counted(folder, str(path), out)
+    assert not out.exists()
+    given = ["--model", str(folder), "--corpus", str(path), "--out", str(out), "--on-bad-document", "skip", "--json"]
+    shown = CliRunner().invoke(command, given, standalone_mode=False)
+    assert shown.return_value == 3
+    assert "Left out: c.jsonl line 2" in shown.stderr
+    report = json.loads(shown.stdout)
+    assert (report["documents"], report["skipped"], report["seen"]) == (2, 1, 2)
+    assert out.exists()
+
+
+def test_the_first_rows_alone_are_counted_when_asked(folder: Path, tmp_path: Path) -> None:
+    spec = write_corpus(tmp_path / "c.jsonl", ["river"] * 10)
+    assert counted(folder, spec, tmp_path / "idf.json", limit=4).documents == 4
+
+
+def test_a_file_that_is_there_stays_unless_forced(folder: Path, tmp_path: Path) -> None:
+    spec, out = write_corpus(tmp_path / "c.jsonl", ["river"]), tmp_path / "idf.json"
+    out.write_text("mine")
+    with pytest.raises(UsageError, match=r"is there already\. Give --force"):
+        counted(folder, spec, out)
+    assert out.read_text() == "mine"
+    counted(folder, spec, out, force=True)
+    assert json.loads(out.read_bytes())["river"] == float32(idf.weight_of(1, 1))
+    with pytest.raises(UsageError, match="There is no folder"):
+        counted(folder, spec, tmp_path / "nowhere" / "idf.json")
+    with pytest.raises(UsageError, match="Name a file"):
+        counted(folder, spec, tmp_path, force=True)
+
+
+def test_a_file_that_appears_meanwhile_stays(folder: Path, tmp_path: Path) -> None:
+    spec, out = write_corpus(tmp_path / "c.jsonl", ["river"]), tmp_path / "idf.json"
+    with pytest.raises(UsageError, match="made by somebody else meanwhile"):
+        counted(folder, spec, out, progress=lambda documents: out.write_text("theirs") and None)
+    assert out.read_text() == "theirs"
+
+
+def test_a_corpus_without_a_token_a_model_or_a_tokenizer_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+    spec = write_corpus(tmp_path / "c.jsonl", ["", "[CLS]"])
+    with pytest.raises(CorpusError, match="No document of the corpus has a token"):
+        counted(folder, spec, tmp_path / "idf.json")
+    with pytest.raises(UsageError, match="No model"):
+        counted(folder, spec, tmp_path / "idf.json", model=ModelSettings())
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="cannot be read as a tokenizer"):
+        counted(folder, spec, tmp_path / "idf.json")
+
+
+def test_no_more_than_a_batch_is_read_ahead(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idf, "BATCH_CHARACTERS", 60)
+    corpus = open_corpus([write_corpus(tmp_path / "c.jsonl", ["river stone"] * 200)], fields=NAMES)
+    rows, read, most = corpus.rows(), 0, 0
+
+    class Counting:
+        def rows(self):
+            nonlocal read
+            for row in rows:
+                read += 1
+                yield row
+
+    def done(documents: int) -> None:
+        nonlocal most, read
+        most = max(most, read)
+        read -= documents
+
+    idf.write_idf(Counting(), tmp_path / "idf.json", model=ModelSettings(document=str(folder)), progress=done)
+    assert 0 < most <= 7
+
+
+def test_it_needs_no_torch(folder: Path, tmp_path: Path) -> None:
+    spec = write_corpus(tmp_path / "c.jsonl", ["river"])
+    code = (
+        "import sys; from sparse_ingest.cli.main import cli; "
+        f"cli.main(['idf', '--model', {str(folder)!r}, '--corpus', {spec!r}, '--out', 'idf.json'], "
+        "standalone_mode=False); "
+        "print([name for name in ('torch', 'transformers', 'opensearchpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "weights of 10 tokens, 1 of which are in 1 documents" in done.stdout

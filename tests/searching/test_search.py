@@ -1,0 +1,188 @@
+"""The verb: the same query asked of an index and of a run folder gives the same bits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.indexes import assert_same_hits, bits, fill, filled, random_documents, random_queries
+from support.runs import DOCUMENTS, NASTY_TOKENS, make_run
+
+from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.explanations import explained_terms
+from sparse_ingest.cluster.requests import bm25_body, rank_feature_body
+from sparse_ingest.errors import ClusterError, UsageError
+from sparse_ingest.loading.load import load
+from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.queries.protocol import query_weights
+from sparse_ingest.runs.manifest import Run
+from sparse_ingest.searching.search import Hit, TermShare, search_index, search_run
+
+
+@pytest.fixture(scope="module")
+def client(opensearch_url: str) -> Client:
+    return connect(Connection(url=opensearch_url))
+
+
+@pytest.fixture(scope="module")
+def made(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, str]]:
+    """The documents of support.runs in a run and in an index."""
+    run = make_run(tmp_path_factory.mktemp("made") / "run")
+    with filled(client, run) as index:
+        yield run, index
+
+
+@pytest.mark.parametrize(("kind", "half"), [("float16", slice(25)), ("float32", slice(25, 50))])
+def test_fifty_queries_score_the_same_in_index_and_run_bit_for_bit(
+    tmp_path: Path, client: Client, opensearch_url: str, index_name: str, kind: Any, half: slice
+) -> None:
+    run = make_run(tmp_path / "run", random_documents(300), shard_rows=64, weights=kind)
+    load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
+    for number, weights in enumerate(random_queries(50)[half]):
+        size = (10, 400)[number % 2]
+        exact = [(hit.doc_id, hit.score) for hit in search_run(run, weights, size=size, stored=True)]
+        asked = search_index(client, index_name, weights, size=size)
+        assert_same_hits([(hit.doc_id, hit.score) for hit in asked], exact, size)
+        undotted = {token: weight for token, weight in weights.items() if "." not in token}
+        body = rank_feature_body(undotted, field="sparse", size=size)
+        answer = client.call("POST", f"/{index_name}/_search", body)
+        found = [(hit["_id"], hit["_score"]) for hit in answer["hits"]["hits"]]
+        exact = [(hit.doc_id, hit.score) for hit in search_run(run, undotted, size=size, stored=True)]
+        assert_same_hits(found, exact, size)
+
+
+def test_the_terms_of_a_hit_are_those_of_its_vector_and_sum_to_the_score(
+    tmp_path: Path, client: Client, index_name: str
+) -> None:
+    run = make_run(tmp_path / "run", random_documents(60))
+    fill(client, index_name, run)
+    for weights in random_queries(10):
+        exact = {hit.doc_id: hit for hit in search_run(run, weights, size=100, stored=True)}
+        for hit in search_index(client, index_name, weights, size=100):
+            assert hit.terms == exact[hit.doc_id].terms
+            assert bits(sum(term.contribution for term in hit.terms)) == bits(hit.score)
+            assert [term.contribution for term in hit.terms] == sorted(
+                (term.contribution for term in hit.terms), reverse=True
+            )
+
+
+def test_weights_above_64_give_the_true_scores(client: Client, made: tuple[Run, str]) -> None:
+    run, index = made
+    weights = query_weights([("river", 1000.0), ("stone", 0.3), ("lamp", 70.0)])
+    hits = search_index(client, index, weights, size=10)
+    exact = search_run(run, weights, size=10, stored=True)
+    assert [(hit.doc_id, hit.score, hit.terms) for hit in hits] == [(hit.doc_id, hit.score, hit.terms) for hit in exact]
+
+
+def test_a_query_without_weights_finds_nothing_anywhere(client: Client, made: tuple[Run, str]) -> None:
+    run, index = made
+    assert search_index(client, index, {}, size=10) == []
+    assert search_run(run, {}, size=10) == []
+
+
+def test_a_hit_of_an_index_has_the_documents_fields_without_the_vector(client: Client, made: tuple[Run, str]) -> None:
+    hit = search_index(client, made[1], {"lamp": 1.0}, size=1)[0]
+    assert hit.fields == {"title": "Title of words", "text": "Text of words."}
+
+
+def test_the_bm25_body_finds_words_of_the_text(client: Client, made: tuple[Run, str]) -> None:
+    answer = client.call("POST", f"/{made[1]}/_search", bm25_body("small", field="sparse", size=3))
+    assert [hit["_id"] for hit in answer["hits"]["hits"]] == ["small"]
+    assert "sparse" not in answer["hits"]["hits"][0]["_source"]
+
+
+def test_a_rank_feature_query_cannot_find_a_token_with_a_dot(client: Client, made: tuple[Run, str]) -> None:
+    """Why rank_feature_body refuses such tokens: the server would answer, and leave them out of the score."""
+    for token in ("a.b", ".", "b."):
+        clause = {"rank_feature": {"field": f"sparse.{token}", "linear": {}, "boost": 1.0}}
+        assert client.call("POST", f"/{made[1]}/_search", {"query": clause})["hits"]["hits"] == []
+        assert search_index(client, made[1], {token: 1.0}, size=1)[0].doc_id == "nasty"
+
+
+class WithoutNeuralSearch:
+    """A cluster without the plugin: the client of a real one, except that it does not know the query."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def call(self, method: str, path: str, body: Any = None, *, params: Any = None) -> Any:
+        if "neural_sparse" in json.dumps(body):
+            body = {"query": {"not_known_here": {}}}
+            with pytest.raises(ClusterError) as error:
+                self.client.call(method, path, body, params=params)
+            raise ClusterError(str(error.value).replace("not_known_here", "neural_sparse"))
+        return self.client.call(method, path, body, params=params)
+
+
+def test_without_the_plugin_the_scores_are_the_same_and_lost_tokens_are_told(
+    client: Client, made: tuple[Run, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    index = made[1]
+    without: Any = WithoutNeuralSearch(client)
+    weights = {"river": 1.5, "##ing": 0.3}
+    assert search_index(without, index, weights, size=5) == search_index(client, index, weights, size=5)
+    assert "plugin" not in caplog.text
+    hits = search_index(without, index, {**weights, "a.b": 9.0}, size=5)
+    assert hits == search_index(client, index, weights, size=5)
+    assert "'a.b'" in caplog.text
+
+
+def test_a_run_is_searched_with_its_own_weights_unless_told_otherwise(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {"a": {"river": 1.2345, "stone": 0.5}}, weights="float32")
+    [own] = search_run(run, {"river": 2.0}, size=10)
+    [kept] = search_run(run, {"river": 2.0}, size=10, stored=True)
+    weight = float(np.float32(1.2345))
+    assert own == Hit(
+        1, 2 * weight, "a", {"title": "Title of a", "text": "Text of a."}, [TermShare("river", 2.0, weight, 2 * weight)]
+    )
+    assert kept.score < own.score
+
+
+def test_hits_of_many_shards_bring_their_own_fields_and_ties_keep_source_order(tmp_path: Path) -> None:
+    documents = {str(number): {"river": 1.0 + number % 2} for number in range(10)}
+    run = make_run(tmp_path / "run", documents, shard_rows=3)
+    hits = search_run(run, {"river": 1.0}, size=7)
+    assert [hit.doc_id for hit in hits] == ["1", "3", "5", "7", "9", "0", "2"]
+    assert [hit.fields["title"] for hit in hits] == [f"Title of {hit.doc_id}" for hit in hits]
+    assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_an_unfinished_run_is_searched_and_said_to_be_unfinished(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(tmp_path / "run", complete=False)
+    assert search_run(run, {"river": 1.0}, size=1)
+    assert "unfinished" in caplog.text
+
+
+def test_tokens_of_another_vocabulary_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run(tmp_path / "run")
+    assert search_run(run, {"zebra": 1.0, "river": 0.5}, size=1)[0].terms[0].token == "river"
+    assert "'zebra'" in caplog.text
+
+
+def test_every_made_document_can_be_found_by_each_of_its_tokens(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for doc_id, terms in DOCUMENTS.items():
+        for token in terms:
+            assert doc_id in [hit.doc_id for hit in search_run(run, {token: 1.0}, size=10)]
+
+
+def test_an_explanation_names_every_nasty_token(client: Client, made: tuple[Run, str]) -> None:
+    weights = dict.fromkeys(NASTY_TOKENS, 1.0)
+    hit = next(hit for hit in search_index(client, made[1], weights, size=5) if hit.doc_id == "nasty")
+    assert {term.token for term in hit.terms} == set(NASTY_TOKENS)
+    assert list(explained_terms({"description": "sum of:", "details": []}, "sparse")) == []
+
+
+def test_more_tokens_than_the_cluster_allows_are_refused_before_they_are_sent(
+    client: Client, made: tuple[Run, str]
+) -> None:
+    index = made[1]
+    with pytest.raises(UsageError, match="query.top_k=1024"):
+        search_index(client, index, {str(number): 1.0 for number in range(1025)}, size=1)
+    assert search_index(client, index, {"river": 1.0, **{str(n): 1.0 for n in range(1023)}}, size=1)
