@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from support.checkpoints import make_masked_lm
 from support.forked import command, start
-from test_encode import contents, lasting
+from support.run_contents import contents, lasting
 
 from sparse_ingest.runs.manifest import open_run
 from sparse_ingest.runs.shards import read_doc_ids

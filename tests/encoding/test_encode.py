@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
@@ -15,14 +14,12 @@ import numpy as np
 import pytest
 from support.checkpoints import build_encoder, make_masked_lm
 from support.forked import Answer, command, start
+from support.run_contents import ROWS, VOLATILE, contents, documents, lasting, write
 
 from sparse_ingest.pruning import prune
 from sparse_ingest.records import SparseRows
 from sparse_ingest.runs.manifest import Run, SkippedRow, open_run
 from sparse_ingest.runs.shards import read_shard, store_weights, text_hash
-
-VOLATILE = {"versions", "device", "host", "seconds", "batch_tokens"}
-ROWS = [{"_id": f"d{place}", "text": f"the river stone {place} " * (place % 5), "year": place} for place in range(20)]
 
 
 @pytest.fixture(scope="session")
@@ -46,36 +43,6 @@ def encode(model: Path, tmp_path: Path, corpus: Path) -> Callable[..., Answer]:
         return command("encode", "--model", model, *named, "--out", tmp_path / out, *default, *options)
 
     return run
-
-
-def write(path: Path, rows: list) -> Path:
-    content = "".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(content.encode(), mtime=0) if path.suffix == ".gz" else content.encode())
-    return path
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def documents(run: Run) -> dict[str, tuple[int, dict, dict[int, float]]]:
-    """Id to source row, fields and terms."""
-    found = {}
-    for shard in run.done_shards():
-        for part in read_shard(run.shard_path(shard)):
-            for place, doc_id in enumerate(part.vectors.doc_ids):
-                terms = dict(zip(*(array.tolist() for array in part.vectors.row(place)), strict=True))
-                found[doc_id] = (int(part.rows[place]), json.loads(part.fields[place]), terms)
-    return found
-
-
-def lasting(run: Run) -> list[dict]:
-    """The records of done/ without what may differ from one machine to the next."""
-    return [
-        {key: value for key, value in (run.done(shard) or {}).items() if key not in VOLATILE}
-        for shard in run.done_shards()
-    ]
 
 
 # A whole run

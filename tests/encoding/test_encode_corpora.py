@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.checkpoints import make_masked_lm
 from support.forked import Answer, command
-from test_encode import contents, documents, lasting, write
+from support.run_contents import contents, documents, lasting, write
 
 from sparse_ingest.corpora.documents import FieldNames, document_of
 from sparse_ingest.encoding import estimate

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.checkpoints import make_masked_lm
 from support.forked import command, start
-from test_encode import contents, lasting
+from support.run_contents import contents, lasting
 
 from sparse_ingest.cli.encoding import EncodeProgress
 from sparse_ingest.corpora import sources as corpora

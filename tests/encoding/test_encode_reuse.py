@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support.checkpoints import make_masked_lm
 from support.forked import Answer, command
-from test_encode import contents, documents, lasting, write
+from support.run_contents import contents, documents, lasting, write
 
 from sparse_ingest.models.vectors import VectorMaker
 from sparse_ingest.runs.manifest import open_run

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.checkpoints import PACKAGED, WORDS, build_encoder, make_masked_lm
 from support.forked import Answer, command
+from support.run_contents import contents, documents, lasting, write
 from support.runs import make_run
-from test_encode import contents, documents, lasting, write
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.cluster.client import Connection, connect

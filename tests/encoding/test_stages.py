@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.checkpoints import make_masked_lm
 from support.forked import Answer, command, start
-from test_encode import contents, lasting, write
+from support.run_contents import contents, lasting, write
 
 from sparse_ingest.cli import progress
 from sparse_ingest.encoding import shard_maker as parts

@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.checkpoints import PACKAGED
 from support.forked import command
-from test_encode import contents
+from support.run_contents import contents
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.checkpoints.settings import resolve_settings

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from support.checkpoints import make_masked_lm
 from support.forked import Answer, command, start
+from support.run_contents import contents, lasting, write
 from support.stores import FaultyStore, stored
-from test_encode import contents, lasting, write
 
 from sparse_ingest.runs.manifest import open_run
 from sparse_ingest.storage.places import RemotePath

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from support.checkpoints import make_masked_lm
 from support.forked import command, start
+from support.run_contents import ROWS, contents, lasting, write
 from support.runs import make_run
 from support.stores import FaultyStore, put_folder, stored, web_server
-from test_encode import ROWS, contents, lasting, write
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.runs.checking import checked_parts

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from support.checkpoints import make_masked_lm
 from support.forked import Answer, command
+from support.run_contents import ROWS, write
 from support.runs import make_run
 from support.stores import FaultyStore, stored, web_server
-from test_encode import ROWS, write
 
 from sparse_ingest.runs.manifest import open_run
 from sparse_ingest.storage.places import RemotePath
