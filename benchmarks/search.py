@@ -44,12 +44,13 @@ from sparse_ingest.cluster.seismic import parameters_of
 from sparse_ingest.corpora.collections import read_queries
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.loading.load import load
+from sparse_ingest.models.encoder import query_encoder
 from sparse_ingest.pipeline import IndexSettings, Pipeline, packaged_folder
 from sparse_ingest.planning.engines import SIZE, Setting, Timed, measure
-from sparse_ingest.queries.protocol import QueryWeights
+from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.runs.manifest import Run, open_run
 from sparse_ingest.runs.shards import read_shard_vectors
-from sparse_ingest.searching.query import pipeline_of_run, query_encoder, token_keys, weigh_many
+from sparse_ingest.searching.query import pipeline_of_run, token_keys, weigh_many
 from sparse_ingest.searching.search import Engine, rank_index
 
 MODEL = "package:cognition/model"

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     )
     from sparse_ingest.corpora.files import FieldNames, open_corpus
     from sparse_ingest.errors import SparseIngestError
+    from sparse_ingest.models.encoder import query_encoder
     from sparse_ingest.pipeline import ModelSettings, Pipeline, read_pipeline
     from sparse_ingest.records import Document, Query, SparseRows
     from sparse_ingest.runs.manifest import open_run
     from sparse_ingest.runs.shards import read_shard
-    from sparse_ingest.searching.query import query_encoder, token_keys, weigh, weigh_many
+    from sparse_ingest.searching.query import token_keys, weigh, weigh_many
     from sparse_ingest.searching.search import engine_of, rank_index, rank_run, search_index, search_run
     from sparse_ingest.storage.places import place_of
 
@@ -59,7 +60,7 @@ _ROOM_OF = {
     "open_corpus": "corpora.files",
     "open_run": "runs.manifest",
     "place_of": "storage.places",
-    "query_encoder": "searching.query",
+    "query_encoder": "models.encoder",
     "rank_feature_body": "cluster.requests",
     "rank_index": "searching.search",
     "rank_run": "searching.search",

@@ -23,8 +23,8 @@ from sparse_ingest.errors import CheckpointError, MissingExtraError, UsageError
 from sparse_ingest.loading.load import LoadReport, load
 from sparse_ingest.local_server import process
 from sparse_ingest.local_server.download import bytes_to_download
+from sparse_ingest.models.encoder import query_encoder
 from sparse_ingest.pipeline import Pipeline, read_pipeline
-from sparse_ingest.searching.query import query_encoder
 from sparse_ingest.searching.search import Engine, Hit, search_index, search_words
 from sparse_ingest.verification.verify import VerifyReport, verify
 

@@ -16,7 +16,7 @@ from sparse_ingest.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.requests import Body, Engine
-    from sparse_ingest.queries.protocol import QueryWeights
+    from sparse_ingest.queries.weight_table import QueryWeights
 
 size_option = click.option(
     "-k", "--size", type=click.IntRange(min=1), default=10, show_default=True, help="How many documents to find"
@@ -125,8 +125,8 @@ def query(
 def _print_table(pipeline: Pipeline) -> None:
     from sparse_ingest.checkpoints.layouts import read_checkpoint
     from sparse_ingest.checkpoints.sides import WeightTableSide
+    from sparse_ingest.models.encoder import query_encoder
     from sparse_ingest.queries.weight_table import WeightTable
-    from sparse_ingest.searching.query import query_encoder
 
     model = pipeline.model
     name, revision = (model.query, model.query_revision) if model.query else (model.document, model.revision)

@@ -29,7 +29,7 @@ from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.client import Connection
-    from sparse_ingest.queries.protocol import QueryWeights
+    from sparse_ingest.queries.weight_table import QueryWeights
     from sparse_ingest.searching.hits import Hit, Ranked
 
 SHOWN_TERMS = 6

@@ -358,7 +358,7 @@ def _count_index_terms(client: Client, index: str, field: str, vocabulary: Seque
 def _vocabulary(pipeline: Pipeline) -> list[str | None]:
     """The tokens of the document side."""
     from sparse_ingest.checkpoints.layouts import read_checkpoint
-    from sparse_ingest.queries.token_ids import read_vocabulary
+    from sparse_ingest.queries.weight_table import read_vocabulary
 
     model = pipeline.model
     name, revision = (model.document, model.revision) if model.document else (model.query, model.query_revision)

@@ -12,7 +12,7 @@ from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.models.documents import DocumentEncoder
 from sparse_ingest.models.memory import until_it_fits
 from sparse_ingest.pipeline import ModelSettings
-from sparse_ingest.queries.protocol import QueryEncoder, QueryWeights
+from sparse_ingest.queries.weight_table import QueryEncoder, QueryWeights
 
 
 class MaskedLMQueryEncoder:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sparse_ingest.planning.rules import Rule
-from sparse_ingest.queries.protocol import QueryWeights
+from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.searching.search import Engine, Ranked, rank_index
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from sparse_ingest.planning.choice import Choice, Point, Values, candidates, cho
 from sparse_ingest.planning.held_index import HeldIndex, opened
 from sparse_ingest.planning.rules import ALL_TERMS, as_flags, document_families, query_rules
 from sparse_ingest.planning.sweep import Sweep
-from sparse_ingest.queries.protocol import QueryWeights
+from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.records import Query
 from sparse_ingest.runs.manifest import Run, open_run
 from sparse_ingest.runs.shards import read_doc_ids, read_shard_vectors

@@ -24,9 +24,7 @@ from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.corpora.sources import Corpus, bad_document
 from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.pipeline import ModelSettings
-from sparse_ingest.queries.protocol import to_float32
-from sparse_ingest.queries.token_ids import read_vocabulary
-from sparse_ingest.queries.weight_table import plain_tokenizer
+from sparse_ingest.queries.weight_table import plain_tokenizer, read_vocabulary, to_float32
 from sparse_ingest.records import in_batches
 from sparse_ingest.storage.durable import write_atomic
 

@@ -1,11 +1,16 @@
-"""Inference-free query weights: a tokenizer and a table of weights, no model.
+"""Query text to query weights without torch: a tokenizer and a table of weights, no model.
 
 In: tokenizer.json, and a table: idf.json (token string to weight), query_token_weights.txt (the same as lines), or
 the tensor `weight` by token id of a safetensors file. Out: each distinct token of the text once, with its weight from
 the table. As in sentence-transformers and in OpenSearch's own analyzers no special token is added. Special tokens that
-are typed in the text ("[CLS]") and the unknown token weigh what the table says, or nothing, as the settings of the
-checkpoint say (checkpoints/layouts.py). Not covered: which checkpoints bring such a table, pickled tables
-(models/pickles.py), and pruning.
+are typed in the text ("[CLS]") and the unknown token have the table's weight or zero, as the settings of the
+checkpoint say (checkpoints/layouts.py).
+
+Weights are keyed by token string and not by id, because a request to OpenSearch names features by string, and because
+a query side may number its tokens differently from the document side. `read_vocabulary` gives the ids, by which a
+sparse_vector field keys its weights.
+
+Not covered: which checkpoints bring such a table, pickled tables (models/pickles.py), and pruning.
 """
 
 from __future__ import annotations
@@ -13,23 +18,48 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tokenizers import Tokenizer, normalizers
 
-from sparse_ingest.checkpoints.files import read_tokenizer
+from sparse_ingest.checkpoints.files import read_header, read_tokenizer
 from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import CheckpointError
 from sparse_ingest.pipeline import ModelSettings
-from sparse_ingest.queries.protocol import QueryWeights, query_weights, to_float32
-from sparse_ingest.queries.tensors import read_vector
 
 BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 MAX_FLOAT32 = 3.4028234663852886e38
 logger = logging.getLogger(__name__)
+
+# Token string to weight above zero, each a float32 value; heaviest first, equal weights by token string.
+QueryWeights = dict[str, float]
+
+_FLOAT32 = struct.Struct("<f")
+# Type of a tensor to its name in `struct`; bfloat16 is the upper half of a float32.
+_TENSOR_FORMATS = {"F64": "d", "F32": "f", "F16": "e", "BF16": "H"}
+
+
+class QueryEncoder(Protocol):
+    """Turns query texts into query weights."""
+
+    def encode(self, texts: Sequence[str]) -> list[QueryWeights]:
+        """The weights of each text, in the order of the texts; a text without a weighted token gives an empty dict."""
+        ...
+
+
+def as_query_weights(weights: Iterable[tuple[str, float]]) -> QueryWeights:
+    """Return weights in the form of `QueryWeights`: float32 values above zero, heaviest first."""
+    rounded = ((token, to_float32(weight)) for token, weight in weights)
+    return dict(sorted((pair for pair in rounded if pair[1] > 0), key=lambda pair: (-pair[1], pair[0])))
+
+
+def to_float32(value: float) -> float:
+    """The float32 nearest to a value: what the server makes of a number in JSON."""
+    return float(_FLOAT32.unpack(_FLOAT32.pack(value))[0])
 
 
 class WeightTable:
@@ -114,7 +144,7 @@ class WeightTable:
 
     def _encode(self, text: str) -> QueryWeights:
         tokens = dict.fromkeys(self._tokenizer.encode(self._prompt + text, add_special_tokens=False).tokens)
-        weights = query_weights((token, self._weights.get(token, self._missing_weight)) for token in tokens)
+        weights = as_query_weights((token, self._weights.get(token, self._missing_weight)) for token in tokens)
         if self._max_active_dims is not None:
             weights = dict(list(weights.items())[: self._max_active_dims])
         return weights
@@ -185,3 +215,44 @@ def _by_token(weights: list[float], tokenizer: Tokenizer, path: Path) -> dict[st
                        "queries.", path, below)  # fmt: skip
     by_id = ((tokenizer.id_to_token(token_id), weight) for token_id, weight in enumerate(weights))
     return {token: weight for token, weight in by_id if token is not None}
+
+
+def read_vector(path: Path, name: str) -> list[float]:
+    """Return the vector `name` of a safetensors file, without numpy, torch or the safetensors library.
+
+    Raises:
+        CheckpointError: the file is damaged, or has no such vector of floating-point numbers.
+    """
+    numbers_begin, tensors = read_header(path)
+    try:
+        entry = tensors[name]
+        form, (start, end) = _TENSOR_FORMATS[entry["dtype"]], entry["data_offsets"]
+        [count] = entry["shape"]
+        with path.open("rb") as file:
+            file.seek(numbers_begin + start)
+            numbers = struct.unpack(f"<{count}{form}", file.read(end - start))
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise CheckpointError(
+            f"{path} must hold the vector {name!r} as safetensors ({type(error).__name__}: {error}). "
+            "Fetch the model again."
+        ) from error
+    if form == "H":
+        numbers = struct.unpack(f"<{count}f", b"".join(struct.pack("<HH", 0, upper) for upper in numbers))
+    return [float(number) for number in numbers]
+
+
+def read_vocabulary(folder: Path) -> list[str | None]:
+    """Return the token string of each id, None where an id has no token, as `encode` writes them into a run.
+
+    Raises:
+        CheckpointError: tokenizer.json or config.json cannot be read.
+    """
+    tokenizer, config = read_tokenizer(folder / "tokenizer.json"), folder / "config.json"
+    size = tokenizer.get_vocab_size()
+    if config.exists():
+        try:
+            # A model may have more rows than its tokenizer has tokens.
+            size = int(json.loads(config.read_bytes())["vocab_size"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{config} does not say vocab_size ({error!r}). Fetch the model again.") from error
+    return [tokenizer.id_to_token(token_id) for token_id in range(size)]

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from sparse_ingest.cluster.limits import MAX_CLAUSES, count_clauses, fit_weights
 from sparse_ingest.cluster.requests import Body, Engine, engine_body, rank_feature_body
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.queries.protocol import QueryWeights
+from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.searching.query import keyed, tell_of_lost
 
 if TYPE_CHECKING:

@@ -8,16 +8,16 @@ Not covered: the request (cluster/requests.py), what is found (search.py), wheth
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
-from sparse_ingest.errors import ClusterError, MissingExtraError, RunError, UsageError
+from sparse_ingest.errors import ClusterError, RunError, UsageError
+from sparse_ingest.models.encoder import query_encoder
 from sparse_ingest.pipeline import ModelSettings, Pipeline, QuerySettings
-from sparse_ingest.queries.protocol import QueryEncoder, QueryWeights, to_float32
+from sparse_ingest.queries.weight_table import QueryWeights, to_float32
 from sparse_ingest.searching.stamps import other_model
 
 if TYPE_CHECKING:
@@ -31,41 +31,6 @@ DEFAULT_FIELD = "sparse"
 QUERIES_AT_ONCE = 32  # texts that a model reads together
 NAMED_TOKENS = 20  # of those that are left out of queries
 logger = logging.getLogger(__name__)
-
-
-def query_encoder(model: ModelSettings) -> QueryEncoder:
-    """Build what turns query texts into weights: a weight table where the checkpoint has one, else a masked LM.
-
-    Raises:
-        UsageError: no model is named.
-        MissingExtraError: the checkpoint needs torch, which is not installed.
-    """
-    name = model.query or model.document
-    if not name:
-        raise UsageError("No model: give --model or --pipeline.")
-    from sparse_ingest.checkpoints.layouts import read_checkpoint
-    from sparse_ingest.checkpoints.settings import resolve_query_settings
-    from sparse_ingest.checkpoints.sides import WeightTableSide
-
-    revision = model.query_revision if model.query else model.revision
-    checkpoint = read_checkpoint(name, revision, code=model.trust_remote_code)
-    side = checkpoint.query
-    if isinstance(side, WeightTableSide):
-        from sparse_ingest.queries.weight_table import WeightTable
-
-        pickled = None
-        if side.weights.suffix == ".bin":
-            _require_torch(f"The weight table of {name}, a pickle that only torch reads safely,")
-            from sparse_ingest.models.pickles import read_table
-
-            pickled = read_table(side.weights)
-        settings = resolve_query_settings(model, checkpoint)
-        return WeightTable.from_side(side, settings, max_active_dims=checkpoint.max_active_dims, by_id=pickled)
-    _require_torch(f"The query side of {name}, a masked LM,")
-    from sparse_ingest.models.queries import build_query_encoder
-
-    encoder: QueryEncoder = build_query_encoder(checkpoint, resolve_query_settings(model, checkpoint))
-    return encoder
 
 
 def weigh(text: str, pipeline: Pipeline) -> QueryWeights:
@@ -198,7 +163,7 @@ def token_keys(pipeline: Pipeline, index: Index | None = None) -> dict[str, str]
     if pipeline.index.kind != "sparse_vector" or not name:
         return None
     from sparse_ingest.checkpoints.layouts import read_checkpoint
-    from sparse_ingest.queries.token_ids import read_vocabulary
+    from sparse_ingest.queries.weight_table import read_vocabulary
 
     model = pipeline.model
     revision = model.revision if model.document else None
@@ -226,12 +191,6 @@ def tell_of_lost(lost: Collection[str], why: str = "The vocabulary of the docume
         named = ", ".join(map(repr, islice(lost, NAMED_TOKENS)))
         rest = f" and {len(lost) - NAMED_TOKENS} more" if len(lost) > NAMED_TOKENS else ""
         logger.warning("%s; left out of the query: %s%s.", why, named, rest)
-
-
-def _require_torch(purpose: str) -> None:
-    # Looked for, not imported.
-    if not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")):
-        raise MissingExtraError("encode", purpose)
 
 
 def _model(asked: ModelSettings, stored: Mapping[str, Any]) -> ModelSettings | None:

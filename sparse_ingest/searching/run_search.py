@@ -14,7 +14,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from sparse_ingest.queries.protocol import QueryWeights, to_float32
+from sparse_ingest.queries.weight_table import QueryWeights, to_float32
 from sparse_ingest.records import document_id
 from sparse_ingest.searching.hits import Hit, Ranked, TermShare, heaviest_first
 

@@ -20,7 +20,7 @@ from sparse_ingest.cluster.requests import Engine, bm25_body, hybrid_body
 from sparse_ingest.cluster.two_phase import check_two_phase
 from sparse_ingest.errors import PipelineError
 from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.queries.protocol import QueryWeights, to_float32
+from sparse_ingest.queries.weight_table import QueryWeights, to_float32
 from sparse_ingest.searching.asking import Asker, send
 from sparse_ingest.searching.hits import Hit, Ranked, TermShare, heaviest_first, snippet
 from sparse_ingest.searching.query import DEFAULT_FIELD, keyed, tell_of_lost, token_keys

@@ -74,7 +74,7 @@ def other_model(
 
 def _vocabulary_hash(checkpoint: Checkpoint) -> str | None:
     from sparse_ingest.cluster.indexes import vocabulary_hash
-    from sparse_ingest.queries.token_ids import read_vocabulary
+    from sparse_ingest.queries.weight_table import read_vocabulary
 
     try:
         return vocabulary_hash(read_vocabulary(checkpoint.query.folder))

@@ -31,9 +31,9 @@ from sparse_ingest.cluster.index_admin import CreateOptions, create, drop, show
 from sparse_ingest.cluster.requests import neural_sparse_body
 from sparse_ingest.corpora.files import FieldNames, open_corpus
 from sparse_ingest.local_server import download, process
+from sparse_ingest.models.encoder import query_encoder
 from sparse_ingest.pipeline import EncodeSettings, IndexSettings, ModelSettings, Pipeline
 from sparse_ingest.queries.idf import write_idf
-from sparse_ingest.searching.query import query_encoder
 from sparse_ingest.verification.verify import verify
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"

@@ -18,9 +18,9 @@ from sparse_ingest.checkpoints.settings import resolve_pipeline
 from sparse_ingest.errors import CheckpointError, PipelineError, UsageError
 from sparse_ingest.models.body import Body
 from sparse_ingest.models.documents import choose_device
+from sparse_ingest.models.encoder import query_encoder
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.records import in_batches
-from sparse_ingest.searching.query import query_encoder
 
 # Enough documents of different lengths for several batches of 256 tokens.
 MANY = [" ".join(text.split()[: 3 + place % 11]) for place in range(12) for text in TEXTS]

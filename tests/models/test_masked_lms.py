@@ -20,9 +20,10 @@ from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.checkpoints.settings import document_identity, resolve_settings
 from sparse_ingest.cli.main import cli
 from sparse_ingest.errors import CheckpointError, MissingExtraError
+from sparse_ingest.models.encoder import query_encoder
 from sparse_ingest.models.pickles import read_table
 from sparse_ingest.pipeline import ModelSettings
-from sparse_ingest.searching.query import _model, query_encoder
+from sparse_ingest.searching.query import _model
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,8 @@ from support.checkpoints import (
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.checkpoints.sides import WeightTableSide
+from sparse_ingest.models.encoder import query_encoder
 from sparse_ingest.pipeline import ModelSettings
-from sparse_ingest.searching.query import query_encoder
 
 SPECIAL = ("[CLS] the [MASK] river [SEP] [UNK] zzz", "<s> the <mask> river </s>", "[PAD] stone <pad>")
 DOCUMENTS = (*TEXTS, *SPECIAL)

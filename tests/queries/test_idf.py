@@ -20,9 +20,9 @@ from tokenizers import Tokenizer
 from sparse_ingest.cli.indexing import idf as command
 from sparse_ingest.corpora.files import FieldNames, open_corpus
 from sparse_ingest.errors import CheckpointError, CorpusError, UsageError
+from sparse_ingest.models.encoder import query_encoder
 from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.queries import idf
-from sparse_ingest.searching.query import query_encoder
 
 WORDS = ("catch", "an", "exception", "river", "stone", "[CLS]", "zebra", "EXCEPTION", "  ", "river,stone")
 NAMES = FieldNames(carry_text=False)

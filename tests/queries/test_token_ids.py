@@ -9,7 +9,7 @@ import pytest
 from support.tables import TOKENS, write_table
 
 from sparse_ingest.errors import CheckpointError
-from sparse_ingest.queries.token_ids import read_vocabulary
+from sparse_ingest.queries.weight_table import read_vocabulary
 
 
 def test_the_vocabulary_is_the_tokenizers_and_as_long_as_the_models(tmp_path: Path) -> None:

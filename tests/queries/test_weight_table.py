@@ -18,10 +18,9 @@ from tokenizers import Tokenizer
 
 from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import CheckpointError
+from sparse_ingest.models.encoder import query_encoder
 from sparse_ingest.pipeline import ModelSettings
-from sparse_ingest.queries.tensors import read_vector
-from sparse_ingest.queries.weight_table import WeightTable
-from sparse_ingest.searching.query import query_encoder
+from sparse_ingest.queries.weight_table import WeightTable, read_vector
 
 BERT = Path(__file__).parents[2].parent / "shared" / "data" / "bert-uncased"
 needs_bert = pytest.mark.skipif(not BERT.is_dir(), reason="shared/data/bert-uncased is not there")
@@ -209,7 +208,7 @@ def test_an_absent_or_damaged_tokenizer_is_one_sentence(folder: Path, tmp_path: 
 def test_it_needs_neither_torch_nor_transformers_nor_numpy(folder: Path) -> None:
     """From the name of a checkpoint to the weights of a query."""
     code = (
-        "import sys; from sparse_ingest.searching.query import query_encoder; "
+        "import sys; from sparse_ingest.models.encoder import query_encoder; "
         "from sparse_ingest.pipeline import ModelSettings; "
         f"print(query_encoder(ModelSettings(document={str(folder)!r})).encode(['catch'])); "
         "print([name for name in ('torch', 'transformers', 'numpy', 'opensearchpy') if name in sys.modules])"

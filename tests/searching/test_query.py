@@ -19,8 +19,7 @@ from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.indexes import Stamp
 from sparse_ingest.errors import ClusterError, MissingExtraError, RunError, UsageError
 from sparse_ingest.pipeline import IndexSettings, ModelSettings, Pipeline, QuerySettings
-from sparse_ingest.queries.protocol import QueryWeights, query_weights
-from sparse_ingest.queries.weight_table import WeightTable
+from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, as_query_weights
 from sparse_ingest.records import Query
 from sparse_ingest.runs.manifest import open_run
 from sparse_ingest.searching.query import (
@@ -40,7 +39,7 @@ def client(opensearch_url: str) -> Client:
 
 
 def test_pruning_a_query_keeps_the_heaviest_and_breaks_ties_by_token_string() -> None:
-    weights = query_weights([("d", 4.0), ("b", 1.0), ("a", 1.0), ("c", 2.0), ("e", 0.5)])
+    weights = as_query_weights([("d", 4.0), ("b", 1.0), ("a", 1.0), ("c", 2.0), ("e", 0.5)])
     assert list(prune_query(weights, QuerySettings())) == ["d", "c", "a", "b", "e"]
     assert list(prune_query(weights, QuerySettings(top_k=3))) == ["d", "c", "a"]
     assert list(prune_query(weights, QuerySettings(max_ratio=0.25))) == ["d", "c", "a", "b"]

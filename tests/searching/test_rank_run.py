@@ -9,7 +9,7 @@ import pytest
 from support.runs import WORDS, make_run
 
 from sparse_ingest.pruning import prune
-from sparse_ingest.queries.protocol import query_weights
+from sparse_ingest.queries.weight_table import as_query_weights
 from sparse_ingest.searching import run_search as runs
 from sparse_ingest.searching.search import rank_run, search_run
 
@@ -30,7 +30,7 @@ def documents() -> dict[str, dict[str, float]]:
 def queries() -> list[tuple[str, dict[str, float]]]:
     random = np.random.default_rng(3)
     weights = [
-        query_weights((str(word), float(random.gamma(2.0))) for word in random.choice(WORDS, count, replace=False))
+        as_query_weights((str(word), float(random.gamma(2.0))) for word in random.choice(WORDS, count, replace=False))
         for count in (3, 1, 0, 6, 2)
     ]
     return [(f"q{number}", one) for number, one in enumerate(weights)]

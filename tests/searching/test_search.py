@@ -18,7 +18,7 @@ from sparse_ingest.cluster.requests import bm25_body, rank_feature_body
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.queries.protocol import query_weights
+from sparse_ingest.queries.weight_table import as_query_weights
 from sparse_ingest.runs.manifest import Run
 from sparse_ingest.searching.search import Hit, TermShare, search_index, search_run
 
@@ -72,7 +72,7 @@ def test_the_terms_of_a_hit_are_those_of_its_vector_and_sum_to_the_score(
 
 def test_weights_above_64_give_the_true_scores(client: Client, made: tuple[Run, str]) -> None:
     run, index = made
-    weights = query_weights([("river", 1000.0), ("stone", 0.3), ("lamp", 70.0)])
+    weights = as_query_weights([("river", 1000.0), ("stone", 0.3), ("lamp", 70.0)])
     hits = search_index(client, index, weights, size=10)
     exact = search_run(run, weights, size=10, stored=True)
     assert [(hit.doc_id, hit.score, hit.terms) for hit in hits] == [(hit.doc_id, hit.score, hit.terms) for hit in exact]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.checkpoints.settings import resolve_pipeline
 from sparse_ingest.pipeline import Pipeline, read_pipeline
-from sparse_ingest.queries.protocol import QueryWeights
+from sparse_ingest.queries.weight_table import QueryWeights
 
 DIMENSIONS = 30522
 BATCH = 256  # texts at a time
@@ -139,7 +139,7 @@ ACTIVE_DIMENSIONS = (
 
 def measure(pipeline: Pipeline, queries: list[str], documents: list[str]) -> Measured:
     """Encode queries and documents as the pipeline says, in float32 on the CPU."""
-    from sparse_ingest.searching.query import query_encoder
+    from sparse_ingest.models.encoder import query_encoder
 
     encoder = _document_encoder(pipeline)
     return Measured(
@@ -149,7 +149,7 @@ def measure(pipeline: Pipeline, queries: list[str], documents: list[str]) -> Mea
 
 def measure_active_dimensions(name: str, collection: str) -> tuple[float, float]:
     """Terms of a query and of a document of a packaged pipeline, on average over a collection of NanoBEIR."""
-    from sparse_ingest.searching.query import query_encoder
+    from sparse_ingest.models.encoder import query_encoder
 
     pipeline = read_pipeline(name)
     encoder, queries = _document_encoder(pipeline), _texts(collection, "queries")

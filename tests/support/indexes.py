@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sparse_ingest.cluster.client import Client
-from sparse_ingest.queries.protocol import QueryWeights, query_weights
+from sparse_ingest.queries.weight_table import QueryWeights, as_query_weights
 from sparse_ingest.runs.manifest import Run
 from sparse_ingest.runs.shards import read_shard
 from support.runs import NASTY_TOKENS
@@ -38,7 +38,7 @@ def random_documents(count: int) -> dict[str, dict[str, float]]:
 def random_queries(count: int) -> list[QueryWeights]:
     random = np.random.default_rng(12)
     return [
-        query_weights(
+        as_query_weights(
             (WORDS[place], float(random.gamma(2.0, 1.0)))
             for place in random.choice(len(WORDS), random.integers(1, 25), replace=False)
         )
