@@ -1,0 +1,100 @@
+"""Progress, notes, warnings and stop requests of a stage: one protocol, silent by default.
+
+A stage is given a `Reporter` and calls it; it never prints. cli/progress.py has the one for terminals, executors/
+the one that speaks through a pipe to another process. `reporter_of` turns the `progress=` of the Python API into one.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+
+class Reporter(Protocol):
+    """What a stage calls while it runs. The methods do nothing here, so that an implementation has only what it shows.
+
+    `advance` and `note` may be called from several threads.
+    """
+
+    def begin(self, unit: str, total: int | None = None) -> None:
+        """A stage begins that counts `unit`, such as "documents"; `total` is None where it is not known yet."""
+
+    def expect(self, total: int) -> None:
+        """Correct the number of units that the stage is believed to have."""
+
+    def advance(self, count: int, *, tokens: int = 0, detail: str = "") -> None:
+        """`count` more units, with `tokens` tokens, are done. `detail` is what else is worth a look now."""
+
+    def earlier(self, count: int) -> None:
+        """`count` units cost this start no work: an earlier one did them, or their vectors were copied."""
+
+    def note(self, message: str) -> None:
+        """Something that a user should read."""
+
+    def warn(self, message: str) -> None:
+        """Something that a user should read and may have to act on."""
+        self.note(message)
+
+    def stop_requested(self) -> bool:
+        """Whether the stage should end after its current shard. The stage raises `Interrupted` then."""
+        return False
+
+
+class SilentReporter(Reporter):
+    """Shows nothing and never asks to stop."""
+
+
+SILENT = SilentReporter()
+
+
+class TqdmReporter(Reporter):
+    """Progress as tqdm.auto shows it: a widget in a notebook, a bar on a terminal. Notes go to standard error."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
+    def begin(self, unit: str, total: int | None = None) -> None:
+        """Start a bar; the one before is finished."""
+        from tqdm.auto import tqdm
+
+        self.close()
+        self._bar = tqdm(total=total, unit=f" {unit}")
+
+    def expect(self, total: int) -> None:
+        """Correct the length of the bar."""
+        if self._bar is not None:
+            self._bar.total = total
+
+    def advance(self, count: int, *, tokens: int = 0, detail: str = "") -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(detail, refresh=False)
+            self._bar.update(count)
+
+    def earlier(self, count: int) -> None:
+        """Move the bar; `initial` keeps the rate right."""
+        if self._bar is not None:
+            self._bar.initial += count
+            self._bar.update(count)
+
+    def note(self, message: str) -> None:
+        """Write a line above the bar."""
+        from tqdm.auto import tqdm
+
+        tqdm.write(message, file=sys.stderr)
+
+    def close(self) -> None:
+        """Finish the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def reporter_of(progress: Reporter | bool) -> Reporter:
+    """Return the reporter that `progress=` means: itself, tqdm.auto for True, silence for False."""
+    if progress is True:
+        return TqdmReporter()
+    return SILENT if progress is False else progress
