@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_ingest.cli.options import connection_options, json_option, model_options, pipeline_options, print_json
-from sparse_ingest.cli.progress import Progress
+from sparse_ingest.cli.options import (
+    connection_options,
+    json_option,
+    model_options,
+    pipeline_options,
+    print_json,
+    stage_options,
+)
+from sparse_ingest.cli.progress import TerminalReporter
+from sparse_ingest.corpora.options import IdfOptions
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline
 
@@ -134,17 +142,9 @@ def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bo
 @click.option("--corpus", "specs", multiple=True, required=True, metavar="SPEC",
               help="As for encode: files, addresses, hf:NAME, - for standard input; may be repeated")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="F", help="The table to write, idf.json")
-@click.option("--force", is_flag=True, help="Replace a file that is there")
-@click.option("--format", "format_", metavar="FORMAT", help="Format of the corpus whatever its suffix")
-@click.option("--columns", metavar="A,B,C", help="Names of the columns of csv and tsv files that have no header")
-@click.option("--id-field", metavar="NAME", help="Column of the id; :row numbers the rows  [default: _id, else id]")
-@click.option("--text-field", metavar="NAME", help="Column of the text  [default: text]")
-@click.option("--title-field", metavar="NAME", help="Column of the title  [default: title, where there is one]")
-@click.option("--limit", type=click.IntRange(min=1), help="Count only the first rows")
-@click.option("--on-bad-document", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
-              help="Stop at a bad document, or leave it out and say so")  # fmt: skip
+@stage_options(IdfOptions, omitted=("keep", "no_text"))
 @json_option
-def idf(pipeline: Pipeline, specs: tuple[str, ...], out: Path, as_json: bool, **given: Any) -> int:
+def idf(pipeline: Pipeline, specs: tuple[str, ...], out: Path, options: IdfOptions, as_json: bool) -> int:
     """Write the weight of each token for inference-free queries, counted in a corpus.
 
     \b
@@ -156,23 +156,10 @@ def idf(pipeline: Pipeline, specs: tuple[str, ...], out: Path, as_json: bool, **
 
     Exit code 3: finished, but bad documents were left out.
     """
-    from sparse_ingest.corpora.files import FieldNames, open_corpus
     from sparse_ingest.queries.idf import write_idf
 
-    names = FieldNames(given["id_field"], given["text_field"], given["title_field"], (), carry_text=False)
-    columns = given["columns"].split(",") if given["columns"] is not None else None
-    corpus = open_corpus(specs, fields=names, format=given["format_"], columns=columns)
-    with Progress("documents") as progress:
-        report = write_idf(
-            corpus,
-            out,
-            model=pipeline.model,
-            limit=given["limit"],
-            on_bad_document=given["on_bad_document"],
-            force=given["force"],
-            progress=progress.advance,
-            note=progress.note,
-        )
+    with TerminalReporter() as reporter:
+        report = write_idf(specs, out, pipeline=pipeline, options=options, progress=reporter)
     if as_json:
         print_json({**report._asdict(), "out": str(report.out)})
     else:

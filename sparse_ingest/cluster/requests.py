@@ -10,18 +10,19 @@ Not covered: sending them (search.py), the limits that they keep (limits.py), th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import field as made_of
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-from sparse_ingest.cluster.limits import MAX_CLAUSES, check_clauses, check_seismic, fit_weights
+from sparse_ingest.cluster.limits import MAX_CLAUSES, FittedWeights, check_clauses, check_seismic, fit_weights
 from sparse_ingest.cluster.two_phase import check_two_phase, two_phase_split
-from sparse_ingest.errors import UsageError
-from sparse_ingest.pipeline import packaged_folder
+from sparse_ingest.errors import PipelineError, UsageError
+from sparse_ingest.pipeline import EngineName, QuerySettings, packaged_folder
 
 Body = dict[str, Any]
 Query = Mapping[str, Any]
+Weights = Mapping[str, float] | FittedWeights  # by token, or by what stands for it in the field
 # Above zero and below every score: hits without any token of the query have 0.
 _LEAST_SCORE = 1e-45
 _WORD_FIELDS = ["title", "text"]
@@ -37,7 +38,7 @@ class Engine:
     weights at, None where it is not known.
     """
 
-    name: Literal["exact", "two-phase", "seismic"] = "exact"
+    name: EngineName = "exact"
     field: str = "sparse"
     kind: str = "rank_features"
     keys: Mapping[str, str] | None = None
@@ -47,7 +48,7 @@ class Engine:
 
 
 def engine_body(
-    weights: Mapping[str, float],
+    weights: Weights,
     engine: Engine,
     *,
     size: int,
@@ -63,20 +64,21 @@ def engine_body(
     """
     common: dict[str, Any] = {"field": engine.field, "size": size, "filter": filter, "explain": explain}
     common["max_clauses"] = max_clauses
-    if engine.name == "seismic":
-        return seismic_body(weights, settings=engine.seismic, collapse=collapse, **common)
-    if engine.name == "exact":
-        return neural_sparse_body(weights, collapse=collapse, **common)
-    if collapse is not None:
+    rules = ENGINES[engine.name]
+    if rules.collapses:
+        common["collapse"] = collapse
+    elif collapse is not None:
         raise UsageError(
             "Two-phase search cannot collapse hits: OpenSearch refuses it beside a second phase. "
             "Leave out --collapse, or search with --engine exact."
         )
-    return two_phase_body(weights, settings=engine.two_phase, **common)
+    if rules.settings:
+        common["settings"] = getattr(engine, rules.settings)
+    return rules.body(weights, **common)
 
 
 def neural_sparse_body(
-    weights: Mapping[str, float],
+    weights: Weights,
     *,
     field: str,
     size: int,
@@ -100,7 +102,7 @@ def neural_sparse_body(
 
 
 def two_phase_body(
-    weights: Mapping[str, float],
+    weights: Weights,
     *,
     field: str,
     size: int,
@@ -119,20 +121,21 @@ def two_phase_body(
             no token to the first phase, which would find nothing.
     """
     full = check_two_phase(settings or {}, size=size)
-    if weights and not two_phase_split(weights, full)[0]:
-        raise UsageError(
-            f"With {full['prune_type']} and prune_ratio {full['prune_ratio']:g} no token of the query is left for the "
-            "first phase, so nothing can be found. Choose other [query] two_phase settings."
-        )
-    body = neural_sparse_body(weights, field=field, size=size, filter=filter, explain=explain, max_clauses=max_clauses)
+    fitted, ratio = fit_weights(weights, max_clauses=max_clauses), full["prune_ratio"]
     if full["prune_type"] == "abs_value":
         # A border among the weights moves with them.
-        full["prune_ratio"] = full["prune_ratio"] / fit_weights(weights, max_clauses=max_clauses).scale
+        full["prune_ratio"] = ratio / fitted.scale
+    if fitted.weights and not two_phase_split(fitted.weights, full)[0]:
+        raise UsageError(
+            f"With {full['prune_type']} and prune_ratio {ratio:g} no token of the query is left for the first phase, "
+            "so nothing can be found. Choose other [query] two_phase settings."
+        )
+    body = neural_sparse_body(fitted, field=field, size=size, filter=filter, explain=explain, max_clauses=max_clauses)
     return body | {"search_pipeline": _two_phase_pipeline(full)}
 
 
 def seismic_body(
-    weights: Mapping[str, float],
+    weights: Weights,
     *,
     field: str,
     size: int,
@@ -162,7 +165,7 @@ def seismic_body(
 
 
 def rank_feature_body(
-    weights: Mapping[str, float],
+    weights: Weights,
     *,
     field: str,
     size: int,
@@ -177,13 +180,13 @@ def rank_feature_body(
         UsageError: the weights do not fit (see `fit_weights`), or a token holds a dot: `rank_feature` takes what
             stands after the last dot of its field for the feature (tried on 3.6.0), so it can never find that token.
     """
-    dotted = [token for token in weights if "." in token]
+    fitted = fit_weights(weights, max_clauses=max_clauses).weights
+    dotted = [token for token in fitted if "." in token]
     if dotted:
         raise UsageError(
             f"The token {dotted[0]!r} holds a dot, which a rank_feature query cannot ask for. "
             "Leave it out, or use a cluster with the neural-search plugin."
         )
-    fitted = fit_weights(weights, max_clauses=max_clauses).weights
     clauses = [
         {"rank_feature": {"field": f"{field}.{token}", "linear": {}, "boost": weight}}
         for token, weight in fitted.items()
@@ -229,7 +232,7 @@ def server_side_body(
 
 def hybrid_body(
     text: str,
-    weights: Mapping[str, float],
+    weights: Weights,
     engine: Engine,
     *,
     size: int,
@@ -269,6 +272,47 @@ def hybrid_body(
 def bm25_body(text: str, *, field: str, size: int, filter: Query | None = None) -> Body:
     """The request of a BM25 search on title and text, for comparison; `field` is the sparse field to leave out."""
     return _body(_filtered(_words_clause(text), filter), field=field, size=size, explain=False)
+
+
+class EngineRules(NamedTuple):
+    """What an engine is to the rest: the kind of field that it searches, and how its request is made.
+
+    `settings` is its table in [query] and in `Engine`, which `check` refuses where the server would.
+    """
+
+    kind: str
+    body: Callable[..., Body]
+    collapses: bool = True
+    settings: str = ""
+    check: Callable[[Mapping[str, Any]], object] = dict
+
+
+# The first engine of a kind of field is taken when none is named. The two-phase processor refuses sparse_vector
+# fields, and their clusters never answer exactly.
+ENGINES: dict[EngineName, EngineRules] = {
+    "exact": EngineRules("rank_features", neural_sparse_body),
+    "two-phase": EngineRules("rank_features", two_phase_body, False, "two_phase", check_two_phase),
+    "seismic": EngineRules("sparse_vector", seismic_body, True, "seismic", check_seismic),
+}
+
+
+def choose_engine(settings: QuerySettings, kind: str) -> EngineName:
+    """Return the engine that [query] names for a kind of field, or the field's own.
+
+    Raises:
+        PipelineError: the kind of field does not have the engine, or a setting of any engine is unknown.
+    """
+    for rules in ENGINES.values():
+        if rules.settings:
+            rules.check(getattr(settings, rules.settings))
+    engines = [name for name, rules in ENGINES.items() if rules.kind == kind]
+    name = settings.engine or engines[0]
+    if name not in engines:
+        raise PipelineError(
+            f"The engine {name} cannot search a {kind} field; {' and '.join(engines)} can. "
+            "Leave out --engine (or engine in [query]), or load into a field of the other kind with load --kind."
+        )
+    return name
 
 
 def packaged_search_pipeline(name: str) -> Body:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sparse_ingest.searching.stamps import other_model
 from support.indexes import fill
 from support.runs import make_run
 from support.tables import TOKENS, write_table
@@ -20,7 +21,6 @@ from sparse_ingest.errors import ClusterError, RunError
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.runs.manifest import Run, open_run
 from sparse_ingest.searching.query import pipeline_of_index, pipeline_of_run
-from sparse_ingest.searching.stamps import other_model
 
 HASH = vocabulary_hash(TOKENS)
 
