@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.cluster.sizes import posting_bytes
+from sparse_ingest.cluster.scores import posting_bytes
 from sparse_ingest.errors import RunError, UsageError
 from sparse_ingest.pipeline import Pipeline, QuerySettings
 from sparse_ingest.planning.choice import Choice, Point, Values, candidates, choose, frontier, loss_of
