@@ -4,7 +4,7 @@ Every body for a rank_features field gives the same score: the sum over the quer
 weight. A sparse_vector field has a body of its own, whose tokens are ids. What a body needs of the server's search
 pipelines stands in it, so that nothing has to be installed. `body["query"]` alone can be put into a larger query; the
 two-phase processor finds it bare or in `bool.should` only.
-Not covered: sending them (search.py), the limits that they keep (limits.py), their explanations (explanations.py).
+Not covered: sending them (search.py), the limits that they keep (limits.py), their explanations (reading.py).
 """
 
 from __future__ import annotations

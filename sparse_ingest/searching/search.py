@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from sparse_ingest.cluster.explanations import explained_terms
 from sparse_ingest.cluster.limits import check_seismic
 from sparse_ingest.cluster.requests import Engine, bm25_body, hybrid_body
 from sparse_ingest.cluster.two_phase import check_two_phase
@@ -109,6 +108,8 @@ def search_index(
     that share its value, as passages share their `parent`, only the best is a hit. Documents without the field count
     as sharing one.
     """
+    from sparse_ingest.cluster.reading import explained_terms  # imports opensearchpy, which `search_run` does not need
+
     engine = engine or Engine()
     asker = Asker(client, index, engine)
     answer, scale = asker.ask(weights, size=size, filter=filter, explain=True, collapse=collapse)
