@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.bodies import BulkRequest, delete_requests
 from sparse_ingest.cluster.client import Client
-from sparse_ingest.cluster.durability import Durability
 from sparse_ingest.cluster.journal import DeadLetter, Journal
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import Retries, send
-from sparse_ingest.cluster.settling import patiently
+from sparse_ingest.cluster.settling import Durability, patiently
 from sparse_ingest.errors import ClusterError, Interrupted, RunError
 from sparse_ingest.loading.operations import Operations
 from sparse_ingest.records import Outcome

@@ -22,7 +22,6 @@ from urllib.parse import quote
 from sparse_ingest.cluster import indexes, mappings, seismic, settings_guard, settling, updates
 from sparse_ingest.cluster.bodies import BodyWriter
 from sparse_ingest.cluster.client import Client, Connection, ResponseError, UnreachableError, connect
-from sparse_ingest.cluster.durability import Durability
 from sparse_ingest.cluster.journal import Journal, open_journal
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import BLOCKED, Retries
@@ -175,7 +174,7 @@ def load(
                 _settings(client, target, wanted, note, finished=run_id if run.complete() else None) as confirms_early,
             ):
                 operations = _operations(run, target, plan, older if plan.missing else None)
-                durability = Durability(client, target) if confirms_early else None
+                durability = settling.Durability(client, target) if confirms_early else None
                 pace = Pace(max_rate=max_rate)
                 delivery = Delivery(client, target, alias, run, journal, operations, pace, retries, durability)
                 earlier = sum(map(documents_of, loaded_shards(run, journal).values()))
