@@ -47,7 +47,7 @@ from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import IndexSettings, Pipeline, packaged_folder
 from sparse_ingest.planning.engines import SIZE, Setting, Timed, measure
 from sparse_ingest.queries.protocol import QueryWeights
-from sparse_ingest.runs.manifest import Run, open_run
+from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.runs.shards import read_shard_vectors
 from sparse_ingest.searching.query import pipeline_of_run, query_encoder, token_keys, weigh_many
 from sparse_ingest.searching.search import Engine, rank_index

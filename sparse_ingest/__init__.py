@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sparse_ingest.errors import SparseIngestError
     from sparse_ingest.pipeline import ModelSettings, Pipeline, read_pipeline
     from sparse_ingest.records import Document, Query, SparseRows
-    from sparse_ingest.runs.manifest import open_run
+    from sparse_ingest.runs.run import open_run
     from sparse_ingest.runs.shards import read_shard
     from sparse_ingest.searching.query import query_encoder, token_keys, weigh, weigh_many
     from sparse_ingest.searching.search import engine_of, rank_index, rank_run, search_index, search_run
@@ -57,7 +57,7 @@ _ROOM_OF = {
     "msearch_lines": "cluster.requests",
     "neural_sparse_body": "cluster.requests",
     "open_corpus": "corpora.files",
-    "open_run": "runs.manifest",
+    "open_run": "runs.run",
     "place_of": "storage.places",
     "query_encoder": "searching.query",
     "rank_feature_body": "cluster.requests",

@@ -126,7 +126,7 @@ def _evaluate(
         measure_trec_run,
         read_collection,
     )
-    from sparse_ingest.runs.manifest import open_run
+    from sparse_ingest.runs.run import open_run
     from sparse_ingest.searching.query import pipeline_of_index, pipeline_of_run
     from sparse_ingest.searching.search import engine_of
 

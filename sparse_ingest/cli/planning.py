@@ -91,7 +91,7 @@ COMMANDS = [plan]
 
 
 def _rows(run: Place) -> int | None:
-    from sparse_ingest.runs.manifest import open_run
+    from sparse_ingest.runs.run import open_run
 
     complete = open_run(run).complete()
     return int(complete["rows"]) if complete else None

@@ -143,7 +143,7 @@ def _search_index(asked: Asked, text: str) -> tuple[QueryWeights, list[Hit]]:
 
 
 def _search_run(asked: Asked, text: str) -> tuple[QueryWeights, list[Hit]]:
-    from sparse_ingest.runs.manifest import open_run
+    from sparse_ingest.runs.run import open_run
     from sparse_ingest.searching.query import pipeline_of_run, weigh
     from sparse_ingest.searching.search import search_run
 
@@ -160,7 +160,7 @@ def _rank(asked: Asked, queries_path: Path) -> Iterator[Ranked]:
 
     queries = read_queries(queries_path)
     if asked.run_path is not None:
-        from sparse_ingest.runs.manifest import open_run
+        from sparse_ingest.runs.run import open_run
 
         run = open_run(asked.run_path)
         pipeline = pipeline_of_run(asked.pipeline, run, force=asked.force)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sparse_ingest.cluster.client import Client
     from sparse_ingest.pipeline import Pipeline
     from sparse_ingest.records import Query
-    from sparse_ingest.runs.manifest import Run
+    from sparse_ingest.runs.run import Run
 
 __all__ = [
     "Collection",

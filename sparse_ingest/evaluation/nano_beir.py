@@ -20,7 +20,7 @@ from sparse_ingest.encoding.encode import EncodeOptions, Progress, encode
 from sparse_ingest.evaluation.evaluate import Evaluation, evaluate_run, read_collection
 from sparse_ingest.evaluation.terms import Sparsity, TermCounts, flops, pooled, sparsity
 from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.run import open_run
 
 # What the cards print, in ir-measures' names: accuracy@k is Success@k, mrr is RR, map is AP.
 CARD_MEASURES = (

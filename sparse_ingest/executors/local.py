@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from sparse_ingest import errors
 from sparse_ingest.corpora.sources import Corpus, Position
 from sparse_ingest.errors import Interrupted, RunError, SparseIngestError, UsageError, first_line
-from sparse_ingest.runs.manifest import has_manifest, open_run
+from sparse_ingest.runs.run import has_manifest, open_run
 from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:

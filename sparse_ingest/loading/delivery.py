@@ -23,7 +23,7 @@ from sparse_ingest.cluster.settling import Durability, patiently
 from sparse_ingest.errors import ClusterError, Interrupted, RunError
 from sparse_ingest.loading.operations import Operations
 from sparse_ingest.records import Outcome
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 
 
 @dataclass

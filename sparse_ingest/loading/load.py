@@ -39,7 +39,7 @@ from sparse_ingest.loading.preparation import (
 )
 from sparse_ingest.loading.since import Since
 from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.runs.manifest import Run, open_run
+from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.storage.places import Place
 
 Note = Callable[[str], None]

@@ -17,7 +17,7 @@ from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.operations import rules_of
 from sparse_ingest.pruning import count_emptied, prune
 from sparse_ingest.runs.checking import CheckedPart, checked_parts
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 
 if TYPE_CHECKING:
     from sparse_ingest.loading.since import Since

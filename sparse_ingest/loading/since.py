@@ -18,7 +18,7 @@ from sparse_ingest.cluster.journal import Journal, open_journal
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.preparation import loaded_shards, refuse_incomplete, refuse_unfinished_since
 from sparse_ingest.runs.changes import Changes
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 
 
 @dataclass

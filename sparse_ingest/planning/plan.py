@@ -30,7 +30,7 @@ from sparse_ingest.planning.rules import ALL_TERMS, as_flags, document_families,
 from sparse_ingest.planning.sweep import Sweep
 from sparse_ingest.queries.protocol import QueryWeights
 from sparse_ingest.records import Query
-from sparse_ingest.runs.manifest import Run, open_run
+from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.runs.shards import read_doc_ids, read_shard_vectors
 from sparse_ingest.searching.exact import QueryVector
 from sparse_ingest.searching.query import pipeline_of_run, prune_query, weigh_many

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sparse_ingest.cluster.indexes import Index
     from sparse_ingest.cluster.mappings import Kind
     from sparse_ingest.records import Query
-    from sparse_ingest.runs.manifest import Run
+    from sparse_ingest.runs.run import Run
 
 DEFAULT_FIELD = "sparse"
 QUERIES_AT_ONCE = 32  # texts that a model reads together

@@ -28,7 +28,7 @@ from sparse_ingest.cluster.reading import StoredReader
 from sparse_ingest.cluster.seismic import EXPLAINED_SINCE, parameters_of
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.loading.preparation import loaded_shards, refuse_incomplete, run_stamp
-from sparse_ingest.runs.manifest import Run, open_run
+from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.storage.places import Place
 from sparse_ingest.verification.comparison import (
     Loaded,

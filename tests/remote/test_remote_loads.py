@@ -14,7 +14,7 @@ from support.stores import FaultyStore, put_folder, stored, web_server
 from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.cluster.journal import DeadLetter, open_journal
 from sparse_ingest.errors import StorageError
-from sparse_ingest.runs.manifest import Run, open_run
+from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.storage.places import RemotePath
 from sparse_ingest.verification.verify import verify
 

@@ -22,7 +22,7 @@ from sparse_ingest.pipeline import IndexSettings, ModelSettings, Pipeline, Query
 from sparse_ingest.queries.protocol import QueryWeights, query_weights
 from sparse_ingest.queries.weight_table import WeightTable
 from sparse_ingest.records import Query
-from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.run import open_run
 from sparse_ingest.searching.query import (
     pipeline_of_index,
     pipeline_of_run,
