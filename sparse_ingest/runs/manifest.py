@@ -1,7 +1,9 @@
-"""What makes two runs the same: an identity, its hash, and the differences between two of them.
+"""The manifest of a run: its identity, the hash of that, and the differences between two identities.
 
-In: a JSON object of everything that changes a number. Out: `run_id`, and named differences for the message that
-refuses to resume. Not covered: what is only recorded (versions, devices, paths, times); that lies in done/.
+In: every setting that changes a number, as a JSON object. Out: `run_id`, and named differences for the message that
+refuses to resume.
+
+Not covered: what is recorded but never compared (versions, devices, paths, times); done/ has that.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ Identity = dict[str, Any]
 class Manifest:
     """The content of manifest.json.
 
-    `model` names the checkpoint as it was given and what its settings resolved to, so that a search can use the
-    same one; `auto` says what each `auto` chose and why. Neither is part of the identity.
+    `model` names the checkpoint as the user gave it, and the values its settings resolved to, so that a search can use
+    the same one. `auto` records what each `auto` chose and why. Neither is part of the identity.
     """
 
     format: int
@@ -34,7 +36,7 @@ class Manifest:
 
 
 class Difference(NamedTuple):
-    """One setting that two identities disagree on; `None` stands for a setting that is not there."""
+    """A setting in which two identities differ. None: the identity lacks the setting."""
 
     setting: str
     stored: object
@@ -42,23 +44,23 @@ class Difference(NamedTuple):
 
 
 def canonical_json(value: object) -> str:
-    """The one spelling of a JSON value: sorted keys, no spaces, UTF-8 left as it is."""
+    """Return the canonical JSON of a value: sorted keys, no spaces, no escapes for non-ASCII characters."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def run_id(identity: Identity) -> str:
-    """SHA-256 of the canonical JSON, in hexadecimal."""
+    """Return the SHA-256 of the canonical JSON, in hexadecimal."""
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 
 
 def identity_of(content: dict[str, Any]) -> tuple[str, Identity]:
-    """Complete an identity with the format, as JSON will give it back; its hash comes first."""
+    """Add the format to an identity. Return its hash, and the identity as it will be read back from JSON."""
     identity: Identity = json.loads(canonical_json({"format": FORMAT, **content}))
     return run_id(identity), identity
 
 
 def differences(stored: Identity, asked: Identity) -> list[Difference]:
-    """The settings in which two identities differ, by dotted name, in order of name."""
+    """Return the settings in which two identities differ, by dotted name, sorted by name."""
     before, after = dict(_flatten(stored)), dict(_flatten(asked))
     names = sorted(before.keys() | after.keys())
     return [

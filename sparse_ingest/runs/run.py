@@ -1,13 +1,14 @@
-"""A run folder: its manifest, vocabulary, locks and markers of what is done.
+"""A run folder: manifest, vocabulary, locks, and the markers of finished shards.
 
-Every file appears under its final name complete: temporary name, fsync, rename. The manifest is created exclusively
-by the first process and never changed; a shard is done when its file in done/ is there. A lock is an `flock` on a
-file in locks/: the kernel releases it when its process dies, so a killed process leaves nothing to clean up.
+Every file appears under its final name complete: temporary name, fsync, rename. The first process creates the manifest
+with exclusive create, and nobody changes it afterwards. A shard is done when its file in done/ exists. A lock is an
+`flock` on a file in locks/: the kernel releases it when its process dies, so a killed process leaves nothing behind.
 
-A run may lie in a store (s3://bucket/prefix) too: each file is put there in one request, locks are leases (leases.py),
-and what is being made lies in a folder of this machine. On the web (https://) a run is for reading: it must be
-complete, since nothing tells which files are there, and journals of its loads are kept in this user's state folder.
-Not covered: the shards themselves (shards.py) and what the loader keeps under load/.
+A run can also be in a store (s3://bucket/prefix). Each file is written there in one request, locks are leases
+(leases.py), and unfinished files are in a scratch folder of this machine. A run on the web (https://) is read-only. It
+must be complete, since a web server lists no files; journals of its loads are kept in the user's state folder.
+
+Not covered: the content of shards (shards.py) and of load/ (cluster/journal.py).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from sparse_ingest.storage.scratch import ScratchFolder, state_folder
 
 
 class SkippedRow(NamedTuple):
-    """A source row that `--on-bad-document skip` left out; `line` counts from 1 within `file`."""
+    """A source row that `--on-bad-document skip` skipped. `line` counts from 1 within `file`."""
 
     row: int
     file: str
@@ -48,13 +49,13 @@ class Run:
 
     @property
     def loads(self) -> Place:
-        """The folder of what loads of this run have done."""
+        """The folder of the journals of this run's loads."""
         if isinstance(self.path, RemotePath) and not self.path.writable:
             return self._state / "load"
         return self.path / "load"
 
     def load_folders(self) -> Sequence[Place]:
-        """The folders of the journals of its loads, one for each index."""
+        """Return the folders of the journals, one for each index."""
         loads = self.loads
         if isinstance(loads, Path):
             return sorted(loads.glob("*/*/"))
@@ -62,7 +63,7 @@ class Run:
 
     @property
     def _state(self) -> Path:
-        """What is kept on this machine of a run that cannot be written."""
+        """The folder on this machine for a run that cannot be written."""
         return state_folder() / "runs" / self.manifest.run_id
 
     @cached_property
@@ -75,11 +76,11 @@ class Run:
         return Leases(self.path / "locks") if isinstance(self.path, RemotePath) and self.path.writable else None
 
     def shard_path(self, shard: int) -> Place:
-        """Where a shard lies under its final name."""
+        """Return the final path of a shard."""
         return self.path / "shards" / f"{part_name(shard)}.parquet"
 
     def scratch_path(self, name: str) -> Path:
-        """Where a file of this machine is made before it gets its final name; its maker holds a lock."""
+        """Return the path of a temporary file on this machine. Hold a lock while you write it."""
         if isinstance(self.path, RemotePath):
             return self._scratch.path / name
         folder = self.path / "tmp"
@@ -87,11 +88,11 @@ class Run:
         return folder / name
 
     def skipped_path(self, shard: int) -> Place:
-        """Where the rows that a shard left out are named."""
+        """Return the path of the list of rows that a shard skipped."""
         return self.path / "skipped" / f"{part_name(shard)}.jsonl"
 
     def write_skipped(self, shard: int, rows: Sequence[SkippedRow]) -> None:
-        """Name the rows that a shard leaves out; nothing lies there when it leaves out none."""
+        """Write the rows that a shard skipped. Without any, there is no file."""
         path = self.skipped_path(shard)
         if rows:
             write_atomic(path, "".join(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows).encode())
@@ -99,28 +100,28 @@ class Run:
             path.unlink(missing_ok=True)
 
     def skipped(self, shard: int) -> list[SkippedRow]:
-        """The rows that a shard left out."""
+        """Return the rows that a shard skipped."""
         path = self.skipped_path(shard)
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         return [SkippedRow(**json.loads(line)) for line in lines]
 
     def has_vocabulary(self) -> bool:
-        """False only for a run whose maker died between its first two files."""
+        """Return False only if the process that created the run died between its first two files."""
         return (self.path / "vocab.json").exists()
 
     def vocabulary(self) -> list[str | None]:
-        """The token string of each id; None where an id has no token. Read once: the file never changes."""
+        """Return the token string of each id, None where an id has no token. The file is read once: it never changes."""
         if self._vocabulary is None:
             self._vocabulary = cast(list[str | None], _read_json(self.path / "vocab.json"))
         return self._vocabulary
 
     def done(self, shard: int) -> dict[str, Any] | None:
-        """The record of a finished shard, or None; without its file a shard is not finished."""
+        """Return the record of a finished shard, or None if the record or the shard is missing."""
         record = _read_if_there(self.path / "done" / f"{part_name(shard)}.json")
         return record if record is not None and self.shard_path(shard).exists() else None
 
     def done_shards(self) -> list[int]:
-        """The numbers of the finished shards, ascending."""
+        """Return the numbers of the finished shards, ascending."""
         if isinstance(self.path, RemotePath) and not self.path.listable:
             complete = self.complete()
             if complete is None:
@@ -132,46 +133,46 @@ class Run:
         return sorted(int(path.stem.removeprefix("part-")) for path in (self.path / "done").glob("part-*.json"))
 
     def totals(self) -> dict[str, int]:
-        """The number of finished shards, and what their records count, summed."""
+        """Return the number of finished shards, and the sums of the counts in their records."""
         records = [record for shard in self.done_shards() if (record := self.done(shard))]
         counts = ("rows", "nnz", "empty", "truncated", "skipped", "underflow", "windows", "reused", "deduplicated")
         # Earlier releases did not count the last three.
         return {"shards": len(records), **{name: sum(record.get(name, 0) for record in records) for name in counts}}
 
     def refuse_lost(self) -> None:
-        """Refuse to go on under a lock that another process has taken over; see leases.py.
+        """Stop if another process has acquired a lock that this one held; see leases.py.
 
         Raises:
-            RunError: it is not ours any more.
+            RunError: a lock was lost.
         """
         if self._leases:
             self._leases.refuse_lost()
 
     def mark_done(self, shard: int, record: dict[str, Any]) -> None:
-        """Declare a shard finished; its file and skipped/ must be in place."""
+        """Mark a shard as finished. Its file, and the one in skipped/, must exist."""
         self.refuse_lost()
-        # In a store the first one stays: that of a process which has lost its lock right now may be of other bytes.
+        # In a store the first record stays: a process that has just lost its lock may have made other bytes.
         exclusive = isinstance(self.path, RemotePath)
         write_json(self.path / "done" / f"{part_name(shard)}.json", record, exclusive=exclusive)
 
     def unmark_done(self, shard: int) -> None:
-        """Declare a shard unfinished again, before it is replaced."""
+        """Mark a shard as unfinished, before it is replaced."""
         (self.path / "done" / f"{part_name(shard)}.json").unlink(missing_ok=True)
         sync_folder(self.path / "done")
 
     def complete(self) -> dict[str, Any] | None:
-        """The content of complete.json, or None while shards are missing."""
+        """Return the content of complete.json, or None while shards are missing."""
         return _read_if_there(self.path / "complete.json")
 
     def mark_complete(self, record: dict[str, Any]) -> None:
-        """Declare the run finished."""
+        """Mark the run as complete."""
         self.refuse_lost()
         write_json(self.path / "complete.json", record)
 
     def sweep(self) -> None:
-        """Remove unfinished files that killed processes left; every shard must be done, so that nobody writes any."""
+        """Remove unfinished files of killed processes. Every shard must be done, so that no process writes one."""
         if isinstance(self.path, RemotePath):
-            # Of shards whose maker died with its file in done/ written.
+            # A process that died after it wrote to done/ left its lock.
             for lock in (self.path / "locks").glob("part-*.lock"):
                 lock.unlink(missing_ok=True)
             return
@@ -180,12 +181,12 @@ class Run:
                 path.unlink(missing_ok=True)
 
     def unmark_complete(self) -> None:
-        """Declare the run unfinished again, before a shard that it lost is made."""
+        """Mark the run as incomplete, before a lost shard is encoded again."""
         (self.path / "complete.json").unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[bool]:
-        """Hold the lock `name` for the block if no other process does; yields whether it is held."""
+        """Hold the lock `name` for the block. Yield False if another process holds it."""
         if self._leases:
             held = self._leases.take(name)
             try:
@@ -206,12 +207,12 @@ class Run:
 
 
 def part_name(shard: int) -> str:
-    """`part-00000`, the name that a shard's files share."""
+    """Return the stem of a shard's files, such as `part-00000`."""
     return f"part-{shard:05d}"
 
 
 def has_manifest(path: Place) -> bool:
-    """Whether a run was begun in this folder."""
+    """Return whether this folder contains a run, finished or not."""
     return (path / "manifest.json").exists()
 
 
@@ -219,7 +220,7 @@ def open_run(path: Place) -> Run:
     """Open an existing run folder.
 
     Raises:
-        RunError: there is no manifest, it is damaged, or its format is newer than this release.
+        RunError: there is no manifest, it is damaged, or its format is not the one this release reads.
     """
     manifest = path / "manifest.json"
     if not has_manifest(path):
@@ -236,10 +237,10 @@ def open_run(path: Place) -> Run:
 
 
 def create_or_open_run(path: Place, manifest: Manifest, vocabulary: Sequence[str | None]) -> Run:
-    """Create a run folder, or open the one that is there when its identity is the same.
+    """Create a run folder, or open an existing one with the same identity.
 
     Raises:
-        RunError: the folder holds a run of another identity (each difference is named), or something else.
+        RunError: the folder contains a run of another identity (each difference is named), or other files.
     """
     refuse_strangers(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -255,10 +256,10 @@ def create_or_open_run(path: Place, manifest: Manifest, vocabulary: Sequence[str
 
 
 def refuse_strangers(path: Place) -> None:
-    """Refuse a place where something else than a run lies.
+    """Refuse a path that cannot become a run.
 
     Raises:
-        RunError: it is a file, or a folder that is not empty and has no manifest.
+        RunError: it is a file, a web address, or a folder with other files and no manifest.
     """
     if isinstance(path, RemotePath):
         if not path.writable:
@@ -277,10 +278,10 @@ def refuse_strangers(path: Place) -> None:
 
 
 def refuse_differences(run: Run, identity: Identity) -> None:
-    """Refuse to go on with a run that was begun with other settings.
+    """Refuse to continue a run with other settings.
 
     Raises:
-        RunError: with both values of each setting that differs.
+        RunError: names both values of each setting that differs.
     """
     found = differences(run.manifest.identity, identity)
     if found:
@@ -292,7 +293,7 @@ def refuse_differences(run: Run, identity: Identity) -> None:
 
 
 def write_json(path: Place, value: object, *, exclusive: bool = False) -> None:
-    """Write JSON so that `path` is never seen half written; see `write_atomic`."""
+    """Write JSON with `write_atomic`."""
     text = json.dumps(value, ensure_ascii=False, indent=None if isinstance(value, list) else 1)
     write_atomic(path, text.encode() + b"\n", exclusive=exclusive)
 
