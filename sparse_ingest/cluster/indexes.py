@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from dataclasses import field as made_of
 from typing import Any, Literal, NamedTuple
@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from sparse_ingest.cluster.client import Client, ResponseError
 from sparse_ingest.errors import ClusterError, UsageError
+from sparse_ingest.runs.run import Run
 
 META_KEY = "sparse_ingest"
 STAMP_FORMAT = 1
@@ -92,6 +93,12 @@ def vocabulary_hash(vocabulary: Sequence[str | None]) -> str:
     """SHA-256 of the vocabulary as one line of JSON without spaces."""
     text = json.dumps(list(vocabulary), ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_stamp(run: Run, field: str, pruning: Mapping[str, Any] = NO_PRUNING) -> Stamp:
+    """Return the stamp of an index that a load of this run creates."""
+    run_id, vocabulary_sha256 = run.manifest.run_id, vocabulary_hash(run.vocabulary())
+    return Stamp(run.manifest.model, vocabulary_sha256, field, run_id, run_id, runs=(run_id,), pruning=dict(pruning))
 
 
 def is_one_name(name: str) -> bool:

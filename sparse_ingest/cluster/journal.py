@@ -21,11 +21,12 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparse_ingest.errors import RunError
+from sparse_ingest.runs.run import Run
 from sparse_ingest.storage.durable import sync_folder
 from sparse_ingest.storage.places import Place, RemotePath
 from sparse_ingest.storage.scratch import ScratchFolder
@@ -178,6 +179,24 @@ class _Copy:
 def open_journal(loads: Place, cluster_uuid: str, index_uuid: str) -> Journal:
     """The journal of a run for one index; its folder is made with the first line."""
     return Journal(loads / cluster_uuid / index_uuid)
+
+
+def loaded_shards(run: Run, journal: Journal) -> dict[int, dict[str, Any]]:
+    """Return the journal line of each shard that the index holds as it is in the run now.
+
+    Returns none if any shard was encoded again after it was loaded: a row that this shard lost may have replaced the
+    document of another shard.
+    """
+    lines = journal.finished()
+    current = {shard: (run.done(shard) or {}).get("sha256") for shard in run.done_shards()}
+    if any(current.get(shard) != line.get("sha256") for shard, line in lines.items()):
+        return {}
+    return {shard: lines[shard] for shard in current if shard in lines}
+
+
+def documents_of(line: Mapping[str, Any]) -> int:
+    """Return how many documents a journal line counts: those sent, and those that the index had already."""
+    return int(line["rows"]) + int(line.get("unchanged", 0))
 
 
 def _line(letter: DeadLetter) -> dict[str, Any]:

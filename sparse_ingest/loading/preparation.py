@@ -8,80 +8,17 @@ Not covered: sending (delivery.py), settings and what comes after the last shard
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sparse_ingest.cluster import indexes, installed, mappings, preflight, seismic, updates
 from sparse_ingest.cluster.client import Client
-from sparse_ingest.cluster.journal import Journal, open_journal
-from sparse_ingest.errors import ClusterError, RunError, UsageError
+from sparse_ingest.cluster.journal import Journal, loaded_shards, open_journal
+from sparse_ingest.errors import RunError, UsageError
 from sparse_ingest.loading.operations import rules_of
+from sparse_ingest.loading.since import Since, refuse_unfinished_since
 from sparse_ingest.pruning import count_emptied, prune
 from sparse_ingest.runs.checking import CheckedPart, checked_parts
 from sparse_ingest.runs.run import Run
-
-if TYPE_CHECKING:
-    from sparse_ingest.loading.since import Since
-
-
-def refuse_incomplete(run: Run, partial: bool) -> None:
-    """Refuse a run without complete.json, or with fewer shards than that says.
-
-    Raises:
-        RunError: it has none and `partial` is false, or shards were lost since it was complete.
-    """
-    complete, shards = run.complete(), len(run.done_shards())
-    if complete is None and not partial:
-        raise RunError(
-            f"{run.path} is not complete: {shards} shards are finished, complete.json is missing. "
-            "Finish it with the same `sparse-ingest encode` command, or load what is there with --partial."
-        )
-    if complete is not None and complete.get("shards", shards) != shards:
-        raise RunError(
-            f"{run.path} has lost shards: {shards} are in done/, complete.json says {complete['shards']}. Copy the run "
-            "anew, or delete complete.json and finish it with the same `sparse-ingest encode` command."
-        )
-
-
-def run_stamp(run: Run, field: str, pruning: Mapping[str, Any] = indexes.NO_PRUNING) -> indexes.Stamp:
-    """What an index that this run's load creates is stamped with."""
-    run_id = run.manifest.run_id
-    vocabulary_sha256 = indexes.vocabulary_hash(run.vocabulary())
-    return indexes.Stamp(
-        run.manifest.model, vocabulary_sha256, field, run_id, run_id, runs=(run_id,), pruning=dict(pruning)
-    )
-
-
-def loaded_shards(run: Run, journal: Journal) -> dict[int, dict[str, Any]]:
-    """The journal's lines of the shards that are loaded as they are now.
-
-    When one was made anew since then, none counts: a row that it lost may have replaced another shard's document.
-    """
-    lines = journal.finished()
-    current = {shard: (run.done(shard) or {}).get("sha256") for shard in run.done_shards()}
-    if any(current.get(shard) != line.get("sha256") for shard, line in lines.items()):
-        return {}
-    return {shard: lines[shard] for shard in current if shard in lines}
-
-
-def refuse_unfinished_since(there: indexes.Index, run: Run) -> None:
-    """Refuse to end a load of differences as a load of everything: the deletes that it promised would be left out.
-
-    Raises:
-        ClusterError: the load of this run into the index was begun with --since and is not finished.
-    """
-    stamp = there.stamp
-    if stamp and stamp.run_id == run.manifest.run_id and stamp.load == "loading" and stamp.since:
-        options = "--since OLD_RUN" + (" --delete-missing" if stamp.since.get("delete_missing") else "")
-        raise ClusterError(
-            f"The load of {run.path} into index {there.name!r} was begun with {options} (run "
-            f"{str(stamp.since.get('run_id'))[:8]}) and is not finished. Start it again with these options, or begin "
-            "anew with --replace --from-scratch."
-        )
-
-
-def documents_of(line: Mapping[str, Any]) -> int:
-    """How many documents a line of the journal stands for: those sent, and those that the index had already."""
-    return int(line["rows"]) + int(line.get("unchanged", 0))
 
 
 class Plan(NamedTuple):

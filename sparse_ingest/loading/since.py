@@ -14,11 +14,10 @@ from functools import cached_property
 
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.indexes import Index, Stamp
-from sparse_ingest.cluster.journal import Journal, open_journal
+from sparse_ingest.cluster.journal import Journal, loaded_shards, open_journal
 from sparse_ingest.errors import ClusterError, RunError, UsageError
-from sparse_ingest.loading.preparation import loaded_shards, refuse_incomplete, refuse_unfinished_since
 from sparse_ingest.runs.changes import Changes
-from sparse_ingest.runs.run import Run
+from sparse_ingest.runs.run import Run, refuse_incomplete
 
 
 @dataclass
@@ -42,7 +41,7 @@ class Since:
         Raises:
             UsageError, RunError, ClusterError: what was found, and what the index must hold.
         """
-        refuse_incomplete(self.old, partial=False)
+        refuse_incomplete(self.old)
         whole = f"load {self.new.path} whole, without --since"
         if self.old.manifest.run_id == self.new.manifest.run_id:
             raise UsageError(
@@ -110,6 +109,22 @@ class Since:
                 f"{'with' if self.update else 'without'}. Give the same option, or {whole}."
             )
         self.refused = frozenset(letter.doc_id for letter in journal.dead())
+
+
+def refuse_unfinished_since(there: Index, run: Run) -> None:
+    """Refuse to finish a `--since` load without `--since`: its deletes would be skipped.
+
+    Raises:
+        ClusterError: the load of this run into the index was started with --since and is not finished.
+    """
+    stamp = there.stamp
+    if stamp and stamp.run_id == run.manifest.run_id and stamp.load == "loading" and stamp.since:
+        options = "--since OLD_RUN" + (" --delete-missing" if stamp.since.get("delete_missing") else "")
+        raise ClusterError(
+            f"The load of {run.path} into index {there.name!r} was begun with {options} (run "
+            f"{str(stamp.since.get('run_id'))[:8]}) and is not finished. Start it again with these options, or begin "
+            "anew with --replace --from-scratch."
+        )
 
 
 def _holds(stamp: Stamp, run: Run) -> bool:

@@ -110,7 +110,7 @@ class Run:
         return (self.path / "vocab.json").exists()
 
     def vocabulary(self) -> list[str | None]:
-        """Return the token string of each id, None where an id has no token. The file is read once: it never changes."""
+        """Return the token string of each id, None where an id has no token. The file is read only once."""
         if self._vocabulary is None:
             self._vocabulary = cast(list[str | None], _read_json(self.path / "vocab.json"))
         return self._vocabulary
@@ -289,6 +289,28 @@ def refuse_differences(run: Run, identity: Identity) -> None:
         raise RunError(
             f"{run.path} was begun with other settings and cannot be continued with these:{lines}\n"
             "Use the settings of the run, or another --out folder."
+        )
+
+
+def refuse_incomplete(run: Run, *, partial: bool = False) -> None:
+    """Refuse a run without complete.json, or with fewer shards than complete.json counts.
+
+    Args:
+        partial: accept a run without complete.json.
+
+    Raises:
+        RunError: the run is not complete, or has lost shards since it was.
+    """
+    complete, shards = run.complete(), len(run.done_shards())
+    if complete is None and not partial:
+        raise RunError(
+            f"{run.path} is not complete: {shards} shards are finished, complete.json is missing. "
+            "Finish it with the same `sparse-ingest encode` command, or load what is there with --partial."
+        )
+    if complete is not None and complete.get("shards", shards) != shards:
+        raise RunError(
+            f"{run.path} has lost shards: {shards} are in done/, complete.json says {complete['shards']}. Copy the run "
+            "anew, or delete complete.json and finish it with the same `sparse-ingest encode` command."
         )
 
 
