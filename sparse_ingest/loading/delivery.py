@@ -80,7 +80,7 @@ class Delivery:
             this = next(one for one in underway if one.shard == outcome.shard)
             this.answered += outcome.documents
             this.refused += len(outcome.refused)
-            self.journal.bury(_letters(outcome))
+            self.journal.record_dead(_letters(outcome))
             documents += outcome.documents
             documents += self._finish_answered(underway)
             progress(documents)

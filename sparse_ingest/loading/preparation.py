@@ -1,8 +1,8 @@
-"""What a load does before it sends: look at everything, refuse what cannot work, then make the index ready.
+"""Prepare a load: check everything, refuse what cannot work, then create or stamp the index.
 
-In: a run, the name of an index, what is asked. Out: a `Plan`, and the index that it leads to. Until the plan is made
-nothing is changed anywhere.
-Not covered: sending (delivery.py), settings and what comes after the last shard (load.py).
+In: a run, the name of an index, the options. Out: a `Plan`, and the index to load into. `make_plan` changes nothing.
+
+Not covered: sending (delivery.py), settings and what follows the last shard (load.py).
 """
 
 from __future__ import annotations
@@ -22,15 +22,21 @@ from sparse_ingest.runs.run import Run
 
 
 class Plan(NamedTuple):
-    """What will be done to which index. `there` is None when it is made, `doomed` one that is deleted before.
+    """What a load will do to which index.
 
-    `stale` is a journal of this run from before another run was loaded; `update` is true when documents are updated.
-    `emptied` counts the documents that pruning leaves without a term.
+    Attributes:
+        there: the index to load into; None if it will be created.
+        index_to_delete: the index that is deleted first.
+        missing: the shards to send.
+        fitted: a message about the method parameters that were fitted to the run.
+        stale: a journal of this run from before another run was loaded.
+        update: documents are updated, not indexed.
+        emptied: how many documents have no term left after pruning.
     """
 
     name: str
     there: indexes.Index | None
-    doomed: indexes.Index | None
+    index_to_delete: indexes.Index | None
     stamp: indexes.Stamp
     body: dict[str, Any]
     missing: list[int]
@@ -53,8 +59,12 @@ def make_plan(
     update: bool = False,
     since: Since | None = None,
 ) -> Plan:
-    """Look at everything and refuse what cannot work; nothing is changed."""
-    there, doomed = indexes.find_index(client, name), None
+    """Check everything without changing anything.
+
+    Raises:
+        RunError, UsageError, ClusterError: the load cannot work.
+    """
+    there, index_to_delete = indexes.find_index(client, name), None
     stale = None
     if there is not None and replace:
         if there.name != name:
@@ -64,7 +74,7 @@ def make_plan(
         begun = there.stamp
         unfinished = begun is not None and begun.run_id == stamp.run_id and begun.load == "loading"
         if from_scratch or not unfinished:
-            there, doomed = None, there
+            there, index_to_delete = None, there
     missing = run.done_shards()
     if since:
         since.check(client, name, there)
@@ -97,11 +107,11 @@ def make_plan(
     if there is None and kind == "sparse_vector":
         fit = seismic.fit(body, stamp.field, survey)
         body, fitted = fit.body, fit.sentence
-    return Plan(name, there, doomed, stamp, body, missing, fitted, stale, update, pruned.emptied)
+    return Plan(name, there, index_to_delete, stamp, body, missing, fitted, stale, update, pruned.emptied)
 
 
 class _Pruned:
-    """The parts of some shards as they are sent; `emptied` counts the documents that lose their last term."""
+    """The parts of some shards as they are sent. `emptied` counts the documents that lose their last term."""
 
     def __init__(self, run: Run, shards: list[int], pruning: Mapping[str, Any]) -> None:
         self._run, self._shards, self._pruning = run, shards, pruning
@@ -115,7 +125,7 @@ class _Pruned:
 
 
 def _refuse_other_rules(journal: Journal, loaded: Mapping[int, dict[str, Any]], rules: Mapping[str, Any]) -> None:
-    """Refuse to go on with a load whose shards were sent by other rules."""
+    """Refuse to continue a load whose shards were sent by other rules."""
     unpruned = {"pruning": indexes.NO_PRUNING}
     for shard, line in loaded.items():
         if line.get("rules", unpruned) != rules:
@@ -127,17 +137,17 @@ def _refuse_other_rules(journal: Journal, loaded: Mapping[int, dict[str, Any]], 
 
 
 def ready_index(client: Client, plan: Plan, note: Callable[[str], None]) -> indexes.Index:
-    """The index to load into: created, or stamped as one that this run is being loaded into."""
+    """Create the index to load into, or stamp it with the run that is being loaded. Return it."""
     if plan.fitted:
         note(plan.fitted)
     if plan.emptied:
         note(f"Pruning leaves {plan.emptied} documents without a term; no sparse query finds them.")
-    if plan.doomed:
-        indexes.delete_index(client, plan.doomed)
+    if old := plan.index_to_delete:
+        indexes.delete_index(client, old)
     if plan.there is None:
-        # Made with its alias in one step, as each change of a cluster's state takes a while.
+        # Index and alias in one request: each change of the cluster state takes a while.
         aliases = {**plan.body.get("aliases", {}), indexes.private_alias(plan.name, plan.stamp.run_id): {}}
-        body = installed.carried_over(plan.doomed, plan.body) if plan.doomed else plan.body
+        body = installed.carried_over(old, plan.body) if old else plan.body
         index = indexes.create_index(client, plan.name, {**body, "aliases": aliases})
         if plan.stamp.field in index.mappings.get("_source", {}).get("excludes", ()):
             note(

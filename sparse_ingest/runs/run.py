@@ -1,7 +1,7 @@
 """A run folder: manifest, vocabulary, locks, and the markers of finished shards.
 
 Every file appears under its final name complete: temporary name, fsync, rename. The first process creates the manifest
-with exclusive create, and nobody changes it afterwards. A shard is done when its file in done/ exists. A lock is an
+with exclusive create, and it never changes. A shard is done when its file in done/ exists. A lock is an
 `flock` on a file in locks/: the kernel releases it when its process dies, so a killed process leaves nothing behind.
 
 A run can also be in a store (s3://bucket/prefix). Each file is written there in one request, locks are leases

@@ -108,7 +108,7 @@ def test_a_journal_in_a_store_holds_what_one_on_a_disk_would(bucket: str, tmp_pa
         journal = open_journal(place, "CLUSTER", "INDEX")
         assert journal.finished() == {} and list(journal.dead()) == []
         journal.begin({0, 1})
-        journal.bury(letters)
+        journal.record_dead(letters)
         if isinstance(place, RemotePath):
             assert stored(place) == {}, "letters of a shard that is not finished stay here"
         journal.finish(0, {"rows": 20, "acknowledged": 18, "refused": 2})
