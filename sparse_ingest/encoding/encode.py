@@ -48,7 +48,7 @@ from sparse_ingest.runs.shards import shard_schema, write_shard
 from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:
-    from sparse_ingest.encoding.survey import Survey
+    from sparse_ingest.encoding.survey import CorpusSurvey
     from sparse_ingest.models.documents import DocumentEncoder
 
 
@@ -98,7 +98,7 @@ def encode(
 
 def dry_run(
     corpus: Corpus, *, pipeline: Pipeline, options: EncodeOptions, progress: Callable[[int, float | None], None]
-) -> Survey:
+) -> CorpusSurvey:
     """Read and check a whole corpus, and write nothing; where a model is named, count the tokens of a sample.
 
     Raises:

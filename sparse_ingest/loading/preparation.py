@@ -94,18 +94,12 @@ def make_plan(
         loaded = {} if stale else loaded_shards(run, journal)
         _refuse_other_rules(journal, loaded, rules_of(stamp.pruning, update))
         missing = [shard for shard in missing if shard not in loaded]
-    rules = preflight.Rules(
-        stamp.field,
-        run.vocabulary(),
-        there.mappings if there else body["mappings"],
-        kind,
-        preflight.request_limit(client),
-    )
+    limits = preflight.IndexLimits(stamp.field, run.vocabulary(), kind, preflight.request_limit(client))
     pruned = _Pruned(run, missing, stamp.pruning)
-    survey = preflight.inspect(pruned, rules)
+    report = preflight.check_documents(pruned, limits)
     fitted = None
     if there is None and kind == "sparse_vector":
-        fit = seismic.fit(body, stamp.field, survey)
+        fit = seismic.fit(body, stamp.field, report)
         body, fitted = fit.body, fit.sentence
     return Plan(name, there, index_to_delete, stamp, body, missing, fitted, stale, update, pruned.emptied)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from sparse_ingest.cluster.limits import MAX_CLAUSES, count_clauses, fit_weights
-from sparse_ingest.cluster.requests import Body, Engine, engine_body, rank_feature_body
+from sparse_ingest.cluster.requests import Engine, SearchBody, engine_body, rank_feature_body
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.queries.protocol import QueryWeights
 from sparse_ingest.searching.query import keyed, tell_of_lost
@@ -135,7 +135,7 @@ class Asker:
             ceiling * scale,
         )
 
-    def _send(self, body: Body, source: bool) -> Any:
+    def _send(self, body: SearchBody, source: bool) -> Any:
         body = body if source else {**body, "_source": False}
         return send(self._client, self._index, body)
 
@@ -150,7 +150,7 @@ class Asker:
         return self._max_clauses
 
 
-def send(client: Client, index: str, body: Body) -> Any:
+def send(client: Client, index: str, body: SearchBody) -> Any:
     """Send a `_search` body as it is.
 
     Raises:

@@ -23,7 +23,7 @@ from sparse_ingest.searching.stamps import other_model
 if TYPE_CHECKING:
     from sparse_ingest.cluster.client import Client
     from sparse_ingest.cluster.indexes import Index
-    from sparse_ingest.cluster.mappings import Kind
+    from sparse_ingest.cluster.mappings import FieldKind
     from sparse_ingest.records import Query
     from sparse_ingest.runs.run import Run
 
@@ -164,7 +164,7 @@ def pipeline_of_index(asked: Pipeline, client: Client, index: str, *, force: boo
     return replace(asked, model=model, index=replace(asked.index, field=field, kind=kind))
 
 
-def _kind_of_field(mappings: dict[str, Any], field: str, index: str, stamped: str) -> Kind:
+def _kind_of_field(mappings: dict[str, Any], field: str, index: str, stamped: str) -> FieldKind:
     """Of which kind a field is.
 
     Raises:
@@ -175,7 +175,7 @@ def _kind_of_field(mappings: dict[str, Any], field: str, index: str, stamped: st
     mapped = field_mapping(mappings, field)
     kind = (mapped or {}).get("type")
     if kind in ("rank_features", "sparse_vector"):
-        return cast("Kind", kind)
+        return cast("FieldKind", kind)
     found = f"the field {field!r} as {kind or 'object'}" if mapped else f"no field {field!r}"
     there = stamped if field != stamped and field_mapping(mappings, stamped) else sparse_field(mappings)
     way_out = f"it has {there!r}: give --set index.field={there}" if there else "it has none: load a run into it"

@@ -11,7 +11,7 @@ import pytest
 
 from sparse_ingest.cluster import indexes, mappings, seismic
 from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
-from sparse_ingest.cluster.preflight import Survey
+from sparse_ingest.cluster.preflight import PreflightReport
 from sparse_ingest.cluster.reading import StoredReader
 from sparse_ingest.cluster.requests import seismic_body
 from sparse_ingest.cluster.scores import stored_bytes, stored_weights, weight_codes
@@ -190,9 +190,9 @@ def test_unknown_seismic_settings_are_refused() -> None:
         seismic_body({"1": 1.0}, field="sparse", size=3, settings={"n": 5})
 
 
-def survey(weights: np.ndarray, documents: int) -> Survey:
+def survey(weights: np.ndarray, documents: int) -> PreflightReport:
     codes = np.bincount(weight_codes(weights), minlength=1 << 16)
-    return Survey(documents, len(weights), codes)
+    return PreflightReport(documents, len(weights), codes)
 
 
 def body(**parameters: object) -> dict[str, object]:
