@@ -190,7 +190,7 @@ COMMANDS = [load, verify]
 
 def _rows(run: Place) -> int | None:
     """How many documents a run has, None while it is not complete."""
-    from sparse_ingest.runs.manifest import open_run
+    from sparse_ingest.runs.run import open_run
 
     complete = open_run(run).complete()
     return int(complete["rows"]) if complete else None

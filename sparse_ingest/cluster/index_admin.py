@@ -169,8 +169,8 @@ def show(index: str, *, connection: Connection) -> IndexReport:
             segments=int(primaries["segments"]["count"]),
             primaries=int(there.setting("number_of_shards") or 1),
             replicas=int(there.setting("number_of_replicas") or 0),
-            search_pipeline=there.setting(installed.DEFAULTS["search"]),
-            ingest_pipeline=there.setting(installed.DEFAULTS["ingest"]),
+            search_pipeline=there.setting(installed.DEFAULT_PIPELINE_SETTINGS["search"]),
+            ingest_pipeline=there.setting(installed.DEFAULT_PIPELINE_SETTINGS["ingest"]),
             final_pipeline=there.setting("final_pipeline"),
             installed=[one.name for one in installed.made_of(there) or []],
         )
@@ -255,7 +255,7 @@ def _complete(body: dict[str, Any], pipelines: Sequence[Installed], options: Cre
     if options.default:
         settings = body.setdefault("settings", {})
         for one in pipelines:
-            settings[f"index.{installed.DEFAULTS[one.kind]}"] = one.name
+            settings[f"index.{installed.DEFAULT_PIPELINE_SETTINGS[one.kind]}"] = one.name
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ Every body for a rank_features field gives the same score: the sum over the quer
 weight. A sparse_vector field has a body of its own, whose tokens are ids. What a body needs of the server's search
 pipelines stands in it, so that nothing has to be installed. `body["query"]` alone can be put into a larger query; the
 two-phase processor finds it bare or in `bool.should` only.
-Not covered: sending them (search.py), the limits that they keep (limits.py), their explanations (explanations.py).
+Not covered: sending them (search.py), the limits that they keep (limits.py), their explanations (reading.py).
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def engine_body(
     engine: Engine,
     *,
     size: int,
-    filter: Query | None = None,
+    filter: QueryClause | None = None,
     explain: bool = False,
     collapse: str | None = None,
     max_clauses: int = MAX_CLAUSES,
-) -> Body:
+) -> SearchBody:
     """The request that an engine is asked with; `weights` are by token, or by `engine.keys` when it has them.
 
     Raises:
@@ -82,11 +82,11 @@ def neural_sparse_body(
     *,
     field: str,
     size: int,
-    filter: Query | None = None,
+    filter: QueryClause | None = None,
     explain: bool = False,
     collapse: str | None = None,
     max_clauses: int = MAX_CLAUSES,
-) -> Body:
+) -> SearchBody:
     """The request of a learned-sparse search; without any weight it asks for nothing, which is a valid request.
 
     `filter` is any query: documents that it does not match are no hits. `collapse` is a field of one value (keyword or
@@ -107,10 +107,10 @@ def two_phase_body(
     field: str,
     size: int,
     settings: Mapping[str, Any] | None = None,
-    filter: Query | None = None,
+    filter: QueryClause | None = None,
     explain: bool = False,
     max_clauses: int = MAX_CLAUSES,
-) -> Body:
+) -> SearchBody:
     """The same search in two phases: the heavy tokens find documents, the light ones raise the best of them.
 
     The processor stands in the request; `settings` are its prune_type, prune_ratio, expansion_rate, max_window_size.
@@ -140,11 +140,11 @@ def seismic_body(
     field: str,
     size: int,
     settings: Mapping[str, Any] | None = None,
-    filter: Query | None = None,
+    filter: QueryClause | None = None,
     explain: bool = False,
     collapse: str | None = None,
     max_clauses: int = MAX_CLAUSES,
-) -> Body:
+) -> SearchBody:
     """The search of a sparse_vector field; `weights` are by token id, `settings` are `top_n`, `heap_factor` and `k`.
 
     The server leaves the first two at 10 and 1.0, and gives no more than `k` hits of a segment, so k is at least
@@ -169,11 +169,11 @@ def rank_feature_body(
     *,
     field: str,
     size: int,
-    filter: Query | None = None,
+    filter: QueryClause | None = None,
     explain: bool = False,
     collapse: str | None = None,
     max_clauses: int = MAX_CLAUSES,
-) -> Body:
+) -> SearchBody:
     """The same search as `neural_sparse_body` for a cluster without the neural-search plugin.
 
     Raises:
@@ -204,9 +204,9 @@ def server_side_body(
     size: int,
     model_id: str | None = None,
     analyzer: str | None = None,
-    filter: Query | None = None,
+    filter: QueryClause | None = None,
     explain: bool = False,
-) -> Body:
+) -> SearchBody:
     """The request of a search whose text the server turns into weights, with a deployed model or an analyzer.
 
     Raises:
@@ -217,7 +217,7 @@ def server_side_body(
         raise UsageError("Name either a model_id or an analyzer, with which the server makes the weights of the query.")
     if not text.strip():
         raise UsageError("The query is empty, which OpenSearch refuses as query_text. Ask for some words.")
-    asked: Body = {"query_text": text}
+    asked: SearchBody = {"query_text": text}
     asked |= {"model_id": model_id} if model_id is not None else {"analyzer": analyzer}
     if engine.name == "seismic":
         asked["method_parameters"] = _method_parameters(size, engine.seismic, filter)
@@ -236,11 +236,11 @@ def hybrid_body(
     engine: Engine,
     *,
     size: int,
-    filter: Query | None = None,
+    filter: QueryClause | None = None,
     search_pipeline: str | None = None,
     depth: int | None = HYBRID_DEPTH,
     max_clauses: int = MAX_CLAUSES,
-) -> Body:
+) -> SearchBody:
     """The request of BM25 on title and text beside a learned-sparse search, whose scores the server combines.
 
     `search_pipeline` is the name of an installed pipeline with a normalization or score-ranker processor; left out,
@@ -262,14 +262,14 @@ def hybrid_body(
         sparse = _seismic_clause(fitted, engine.field, depth or size, engine.seismic, filter)
     else:
         sparse = _sparse_clause(fitted, engine.field)
-    parts: Body = {"queries": [_filtered(_words_clause(text), filter), _filtered(sparse, filter)]}
+    parts: SearchBody = {"queries": [_filtered(_words_clause(text), filter), _filtered(sparse, filter)]}
     query = {"hybrid": parts | ({"pagination_depth": depth} if depth is not None else {})}
     check_clauses(query, len(fitted), max_clauses=max_clauses)
     body = _body(query, field=engine.field, size=size, explain=False)
     return body | {"search_pipeline": search_pipeline or packaged_search_pipeline("hybrid")}
 
 
-def bm25_body(text: str, *, field: str, size: int, filter: Query | None = None) -> Body:
+def bm25_body(text: str, *, field: str, size: int, filter: QueryClause | None = None) -> SearchBody:
     """The request of a BM25 search on title and text, for comparison; `field` is the sparse field to leave out."""
     return _body(_filtered(_words_clause(text), filter), field=field, size=size, explain=False)
 
@@ -318,11 +318,11 @@ def choose_engine(settings: QuerySettings, kind: str) -> EngineName:
 def packaged_search_pipeline(name: str) -> Body:
     """A packaged search pipeline as a request can carry it."""
     path = packaged_folder() / "opensearch" / "search" / f"{name}.json"
-    content: Body = json.loads(path.read_bytes())
+    content: SearchBody = json.loads(path.read_bytes())
     return {key: value for key, value in content.items() if key != "description"}
 
 
-def msearch_lines(bodies: Iterable[Body], index: str | None = None) -> Iterator[Body]:
+def msearch_lines(bodies: Iterable[SearchBody], index: str | None = None) -> Iterator[SearchBody]:
     """The requests of one `_msearch` as the list that opensearch-py takes: a header before each body.
 
     Without `index` the URL must name it: `/INDEX/_msearch`.
@@ -332,26 +332,26 @@ def msearch_lines(bodies: Iterable[Body], index: str | None = None) -> Iterator[
         yield body
 
 
-def msearch_bytes(bodies: Iterable[Body], index: str | None = None) -> bytes:
+def msearch_bytes(bodies: Iterable[SearchBody], index: str | None = None) -> bytes:
     """The same as it goes over the wire: one JSON object a line (application/x-ndjson)."""
     lines = (json.dumps(line, ensure_ascii=False, separators=(",", ":")) for line in msearch_lines(bodies, index))
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _sparse_clause(fitted: Mapping[str, float], field: str) -> Body:
+def _sparse_clause(fitted: Mapping[str, float], field: str) -> SearchBody:
     return {"neural_sparse": {field: {"query_tokens": dict(fitted)}}} if fitted else {"match_none": {}}
 
 
 def _seismic_clause(
-    fitted: Mapping[str, float], field: str, size: int, settings: Mapping[str, Any], filter: Query | None
-) -> Body:
+    fitted: Mapping[str, float], field: str, size: int, settings: Mapping[str, Any], filter: QueryClause | None
+) -> SearchBody:
     if not fitted:
         return {"match_none": {}}
     parameters = _method_parameters(size, settings, filter)
     return {"neural_sparse": {field: {"query_tokens": dict(fitted), "method_parameters": parameters}}}
 
 
-def _method_parameters(size: int, settings: Mapping[str, Any], filter: Query | None) -> Body:
+def _method_parameters(size: int, settings: Mapping[str, Any], filter: QueryClause | None) -> SearchBody:
     parameters = {**settings, "k": max(size, settings.get("k", 0))}
     return parameters | {"filter": _single_terms(dict(filter))} if filter else parameters
 
@@ -372,16 +372,16 @@ def _single_terms(query: Any) -> Any:
     return query
 
 
-def _two_phase_pipeline(settings: Mapping[str, Any]) -> Body:
+def _two_phase_pipeline(settings: Mapping[str, Any]) -> SearchBody:
     processor = {"neural_sparse_two_phase_processor": {"enabled": True, "two_phase_parameter": dict(settings)}}
     return {"request_processors": [processor]}
 
 
-def _words_clause(text: str) -> Body:
+def _words_clause(text: str) -> SearchBody:
     return {"multi_match": {"query": text, "fields": _WORD_FIELDS, "type": "most_fields"}}
 
 
-def _filtered(query: Body, filter: Query | None) -> Body:
+def _filtered(query: SearchBody, filter: QueryClause | None) -> SearchBody:
     """The query, for those documents only that `filter` matches.
 
     It stands in `should`, where alone the two-phase processor looks for it, and must match: beside a filter a `should`
@@ -392,8 +392,8 @@ def _filtered(query: Body, filter: Query | None) -> Body:
     return {"bool": {"should": [query], "minimum_should_match": 1, "filter": [dict(filter)]}}
 
 
-def _body(query: Body, *, field: str, size: int, explain: bool, collapse: str | None = None) -> Body:
-    body: Body = {"size": size, "_source": {"excludes": [field]}, "query": query}
+def _body(query: SearchBody, *, field: str, size: int, explain: bool, collapse: str | None = None) -> SearchBody:
+    body: SearchBody = {"size": size, "_source": {"excludes": [field]}, "query": query}
     if collapse is not None:
         body["collapse"] = {"field": collapse}
     return body | {"explain": True} if explain else body

@@ -2,7 +2,7 @@
 
 In: the parts of shards as they are written. Out: one note, after the row group in which the 1,000th document is:
 within a row group the longest documents come first, so anything said before its end would be wrong. All is in
-proportion to the rows read so far; an index is the postings that cluster/sizes.py predicts, and its text.
+proportion to the rows read so far; an index is the postings that cluster/scores.py predicts, and its text.
 
 Not covered: progress from one minute to the next (cli/progress.py).
 """

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sparse_ingest.models.tokenizer import Tokenizer
 
 EXAMPLES = 10  # bad rows, and duplicates, that are named
-SAMPLE = 1000  # documents whose tokens are counted
+SAMPLE_DOCUMENTS = 1000  # documents whose tokens are counted
 _SAMPLE_CHARACTERS = 1 << 16  # of each of them; what stands behind is counted in proportion
 _RANGES, _RANGE_ROWS = 64, 1 << 20  # parts of the hash space, compared one after the other
 _PIECE_ROWS = 65536
@@ -153,8 +153,8 @@ class _Sample:
 
     def add(self, text: str) -> None:
         self._seen += 1
-        place = self._seen - 1 if self._seen <= SAMPLE else self._chance.randrange(self._seen)
-        if place < SAMPLE:
+        place = self._seen - 1 if self._seen <= SAMPLE_DOCUMENTS else self._chance.randrange(self._seen)
+        if place < SAMPLE_DOCUMENTS:
             self._texts[place : place + 1] = [(text[:_SAMPLE_CHARACTERS], len(text))]
 
     def tokens(self, tokenizer: Tokenizer) -> dict[str, float]:

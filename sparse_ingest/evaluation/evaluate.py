@@ -330,7 +330,7 @@ def _count_terms(run: Run, wanted: set[str]) -> _Counted:
 
 
 def _count_index_terms(client: Client, index: str, field: str, vocabulary: Sequence[str | None]) -> TermCounts | None:
-    from sparse_ingest.cluster.frequencies import count_documents, count_holding
+    from sparse_ingest.cluster.frequencies import count_holding, count_searchable
 
     try:
         holding = count_holding(client, index, field, [token for token in vocabulary if token is not None])
@@ -338,7 +338,7 @@ def _count_index_terms(client: Client, index: str, field: str, vocabulary: Seque
         # What was searched is worth more than how sparse it is.
         logger.warning("The terms of the documents are not counted. %s", error)
         return None
-    return TermCounts(count_documents(client, index), holding)
+    return TermCounts(count_searchable(client, index), holding)
 
 
 def _vocabulary(pipeline: Pipeline) -> list[str | None]:

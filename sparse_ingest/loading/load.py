@@ -22,25 +22,16 @@ from urllib.parse import quote
 from sparse_ingest.cluster import indexes, mappings, seismic, settings_guard, settling, updates
 from sparse_ingest.cluster.bodies import BodyWriter
 from sparse_ingest.cluster.client import Client, Connection, ResponseError, UnreachableError, connect
-from sparse_ingest.cluster.durability import Durability
-from sparse_ingest.cluster.journal import Journal, open_journal
+from sparse_ingest.cluster.journal import Journal, documents_of, loaded_shards, open_journal
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import BLOCKED, Retries
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.delivery import Delivery
 from sparse_ingest.loading.operations import ChangedDocuments, Operations, WholeDocuments
-from sparse_ingest.loading.preparation import (
-    Plan,
-    documents_of,
-    loaded_shards,
-    make_plan,
-    ready_index,
-    refuse_incomplete,
-    run_stamp,
-)
+from sparse_ingest.loading.preparation import Plan, make_plan, ready_index
 from sparse_ingest.loading.since import Since
 from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.runs.manifest import Run, open_run
+from sparse_ingest.runs.run import Run, open_run, refuse_incomplete
 from sparse_ingest.storage.places import Place
 
 Note = Callable[[str], None]
@@ -146,13 +137,13 @@ def load(
     """
     started = time.monotonic()
     run = open_run(run_path)
-    refuse_incomplete(run, partial)
+    refuse_incomplete(run, partial=partial)
     if from_scratch and not replace:
         raise UsageError("--from-scratch belongs to --replace: give both to delete the index and begin anew.")
     older = _older(run, since, replace=replace, update=update, delete_missing=delete_missing)
     # Indexes and journals of earlier releases do not know alpha_mass.
     pruning = {"top_k": top_k, "max_ratio": max_ratio} | ({} if alpha_mass is None else {"alpha_mass": alpha_mass})
-    stamp = run_stamp(run, pipeline.index.field, pruning)
+    stamp = indexes.run_stamp(run, pipeline.index.field, pruning)
     body = mappings.index_body(pipeline.index, stamp)
     wanted = settings_guard.LOADING | (settings_guard.ASYNC_TRANSLOG if async_translog else {})
     if async_translog:
@@ -175,7 +166,7 @@ def load(
                 _settings(client, target, wanted, note, finished=run_id if run.complete() else None) as confirms_early,
             ):
                 operations = _operations(run, target, plan, older if plan.missing else None)
-                durability = Durability(client, target) if confirms_early else None
+                durability = settling.Durability(client, target) if confirms_early else None
                 pace = Pace(max_rate=max_rate)
                 delivery = Delivery(client, target, alias, run, journal, operations, pace, retries, durability)
                 earlier = sum(map(documents_of, loaded_shards(run, journal).values()))

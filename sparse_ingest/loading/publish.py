@@ -20,7 +20,7 @@ from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.load import LoadOptions, LoadReport, load
 from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.run import open_run
 from sparse_ingest.storage.places import Place
 from sparse_ingest.verification.verify import verify
 

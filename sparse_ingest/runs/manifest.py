@@ -1,43 +1,30 @@
-"""A run folder: its manifest, vocabulary, locks and markers of what is done.
+"""The manifest of a run: its identity, the hash of that, and the differences between two identities.
 
-Every file appears under its final name complete: temporary name, fsync, rename. The manifest is created exclusively
-by the first process and never changed; a shard is done when its file in done/ is there. A lock is an `flock` on a
-file in locks/: the kernel releases it when its process dies, so a killed process leaves nothing to clean up.
+In: every setting that changes a number, as a JSON object. Out: `run_id`, and named differences for the message that
+refuses to resume.
 
-A run may lie in a store (s3://bucket/prefix) too: each file is put there in one request, locks are leases (leases.py),
-and what is being made lies in a folder of this machine. On the web (https://) a run is for reading: it must be
-complete, since nothing tells which files are there, and journals of its loads are kept in this user's state folder.
-Not covered: the shards themselves (shards.py) and what the loader keeps under load/.
+Not covered: what is recorded but never compared (versions, devices, paths, times); done/ has that.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple, cast
-
-from sparse_ingest.errors import RunError
-from sparse_ingest.runs.identity import Identity, canonical_json, differences, run_id
-from sparse_ingest.runs.leases import Leases
-from sparse_ingest.storage.durable import sync_folder, write_atomic
-from sparse_ingest.storage.places import Place, RemotePath
-from sparse_ingest.storage.scratch import ScratchFolder, state_folder
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 FORMAT = 1
 SHARD_ROWS = 65536
+Identity = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Manifest:
     """The content of manifest.json.
 
-    `model` names the checkpoint as it was given and what its settings resolved to, so that a search can use the
-    same one; `auto` says what each `auto` chose and why. Neither is part of the identity.
+    `model` names the checkpoint as the user gave it, and the values its settings resolved to, so that a search can use
+    the same one. `auto` records what each `auto` chose and why. Neither is part of the identity.
     """
 
     format: int
@@ -48,13 +35,12 @@ class Manifest:
     auto: dict[str, Any]
 
 
-class SkippedRow(NamedTuple):
-    """A source row that `--on-bad-document skip` left out; `line` counts from 1 within `file`."""
+class Difference(NamedTuple):
+    """A setting in which two identities differ. None: the identity lacks the setting."""
 
-    row: int
-    file: str
-    line: int
-    reason: str
+    setting: str
+    stored: object
+    asked: object
 
 
 @dataclass(frozen=True)
@@ -264,112 +250,29 @@ class Run:
             yield True
 
 
-def part_name(shard: int) -> str:
-    """`part-00000`, the name that a shard's files share."""
-    return f"part-{shard:05d}"
-
-
-def has_manifest(path: Place) -> bool:
-    """Whether a run was begun in this folder."""
-    return (path / "manifest.json").exists()
-
-
-def open_run(path: Place) -> Run:
-    """Open an existing run folder.
-
-    Raises:
-        RunError: there is no manifest, it is damaged, or its format is newer than this release.
-    """
-    manifest = path / "manifest.json"
-    if not has_manifest(path):
-        raise RunError(f"{path} is no run folder: it has no manifest.json. Make one with `sparse-ingest encode --out`.")
-    content = _read_json(manifest)
-    if not isinstance(content, dict) or not content.keys() >= {"format", "run_id", "identity", "shard_rows"}:
-        raise RunError(f"{manifest} is not the manifest of a run; it lacks format, run_id, identity or shard_rows.")
-    if content["format"] != FORMAT:
-        raise RunError(
-            f"{path} has run format {content['format']}; this release reads format {FORMAT}. "
-            "Use the release that made it, or a newer one."
-        )
-    return Run(path, Manifest(**{key: content.get(key, {}) for key in Manifest.__dataclass_fields__}))
-
-
-def create_or_open_run(path: Place, manifest: Manifest, vocabulary: Sequence[str | None]) -> Run:
-    """Create a run folder, or open the one that is there when its identity is the same.
-
-    Raises:
-        RunError: the folder holds a run of another identity (each difference is named), or something else.
-    """
-    refuse_strangers(path)
-    path.mkdir(parents=True, exist_ok=True)
-    if not has_manifest(path):
-        write_json(path / "manifest.json", asdict(manifest), exclusive=True)
-    run = open_run(path)
-    refuse_differences(run, manifest.identity)
-    for folder in ("shards", "done", "skipped"):
-        (path / folder).mkdir(exist_ok=True)
-    if not (path / "vocab.json").exists():
-        write_json(path / "vocab.json", list(vocabulary))
-    return run
-
-
-def refuse_strangers(path: Place) -> None:
-    """Refuse a place where something else than a run lies.
-
-    Raises:
-        RunError: it is a file, or a folder that is not empty and has no manifest.
-    """
-    if isinstance(path, RemotePath):
-        if not path.writable:
-            raise RunError(f"{path} is a web address, which is for reading. Give --out a folder, or an s3:// address.")
-        if path.is_file():
-            raise RunError(f"{path} is a file; a run is a folder. Give --out an empty or new folder.")
-    for place in (path, *path.parents) if isinstance(path, Path) else ():
-        if place.exists() and not place.is_dir():
-            raise RunError(f"{place} is a file; a run is a folder. Give --out an empty or new folder.")
-    if (isinstance(path, RemotePath) or path.is_dir()) and not has_manifest(path):
-        strangers = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".new-"))
-        if strangers:
-            raise RunError(
-                f"{path} is not empty and holds no run (found {strangers[0]}). Give --out an empty or new folder."
-            )
-
-
-def refuse_differences(run: Run, identity: Identity) -> None:
-    """Refuse to go on with a run that was begun with other settings.
-
-    Raises:
-        RunError: with both values of each setting that differs.
-    """
-    found = differences(run.manifest.identity, identity)
-    if found:
-        lines = "".join(f"\n  {d.setting}: the run has {d.stored!r}, asked is {d.asked!r}" for d in found)
-        raise RunError(
-            f"{run.path} was begun with other settings and cannot be continued with these:{lines}\n"
-            "Use the settings of the run, or another --out folder."
-        )
+def run_id(identity: Identity) -> str:
+    """Return the SHA-256 of the canonical JSON, in hexadecimal."""
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 
 
 def identity_of(content: dict[str, Any]) -> tuple[str, Identity]:
-    """Complete an identity with the format, as JSON will give it back; its hash comes first."""
+    """Add the format to an identity. Return its hash, and the identity as it will be read back from JSON."""
     identity: Identity = json.loads(canonical_json({"format": FORMAT, **content}))
     return run_id(identity), identity
 
 
-def write_json(path: Place, value: object, *, exclusive: bool = False) -> None:
-    """Write JSON so that `path` is never seen half written; see `write_atomic`."""
-    text = json.dumps(value, ensure_ascii=False, indent=None if isinstance(value, list) else 1)
-    write_atomic(path, text.encode() + b"\n", exclusive=exclusive)
+def differences(stored: Identity, asked: Identity) -> list[Difference]:
+    """Return the settings in which two identities differ, by dotted name, sorted by name."""
+    before, after = dict(_flatten(stored)), dict(_flatten(asked))
+    names = sorted(before.keys() | after.keys())
+    return [
+        Difference(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
+    ]
 
 
-def _read_if_there(path: Place) -> dict[str, Any] | None:
-    return cast(dict[str, Any] | None, _read_json(path, missing_ok=True))
-
-
-def _read_json(path: Place, *, missing_ok: bool = False) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        if missing_ok and isinstance(error, FileNotFoundError):
-            return None
-        raise RunError(f"{path} cannot be read: {error}. Restore it, or encode into a new folder.") from error
+def _flatten(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

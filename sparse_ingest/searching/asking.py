@@ -138,7 +138,7 @@ class Asker:
             ceiling * scale,
         )
 
-    def _send(self, body: Body, source: bool) -> Any:
+    def _send(self, body: SearchBody, source: bool) -> Any:
         body = body if source else {**body, "_source": False}
         return send(self._client, self._index, body)
 
@@ -153,7 +153,7 @@ class Asker:
         return self._max_clauses
 
 
-def send(client: Client, index: str, body: Body) -> Any:
+def send(client: Client, index: str, body: SearchBody) -> Any:
     """Send a `_search` body as it is.
 
     Raises:

@@ -22,8 +22,8 @@ from sparse_ingest.cluster.reading import Stored, StoredReader
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes, stored_weights
 from sparse_ingest.pruning import prune
 from sparse_ingest.records import SparseRows
-from sparse_ingest.runs.manifest import Run
 from sparse_ingest.runs.matching import Ledger, compare, row_fingerprints, term_fingerprints
+from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_shard
 
 NAMED = 20  # differences and ids that the report names

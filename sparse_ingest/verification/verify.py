@@ -22,13 +22,12 @@ import numpy as np
 
 from sparse_ingest.cluster import indexes, mappings
 from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
-from sparse_ingest.cluster.journal import open_journal
+from sparse_ingest.cluster.journal import loaded_shards, open_journal
 from sparse_ingest.cluster.postings import IndexScan, scan
 from sparse_ingest.cluster.reading import StoredReader
 from sparse_ingest.cluster.seismic import EXPLAINED_SINCE, parameters_of
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.loading.preparation import loaded_shards, refuse_incomplete, run_stamp
-from sparse_ingest.runs.manifest import Run, open_run
+from sparse_ingest.runs.run import Run, open_run, refuse_incomplete
 from sparse_ingest.storage.places import Place
 from sparse_ingest.verification.comparison import (
     Loaded,
@@ -72,7 +71,7 @@ def verify(
                 f"There is no index {index!r}. Load the run first: sparse-ingest load RUN --index {index}."
             )
         field = field or (there.stamp.field if there.stamp else "sparse")
-        mappings.check_fits(there, run_stamp(run, field))
+        mappings.check_fits(there, indexes.run_stamp(run, field))
         indexes.refresh(client, there)
         loaded, report = _begin(client, there, run)
         checker, of_features = _checker(client, there, field, run, report)
@@ -97,7 +96,7 @@ def _begin(client: Client, there: indexes.Index, run: Run) -> tuple[Loaded, Veri
     journal = open_journal(run.loads, client.cluster_uuid, there.uuid)
     lines = loaded_shards(run, journal)
     if not lines:
-        refuse_incomplete(run, partial=False)
+        refuse_incomplete(run)
     shards = [shard for shard in run.done_shards() if shard in lines or not lines]
     refused = frozenset(letter.doc_id for letter in journal.dead())
     rows = [int((run.done(shard) or {})["rows"]) for shard in shards]

@@ -21,7 +21,7 @@ from sparse_ingest.encoding.encode import EncodeOptions, encode
 from sparse_ingest.errors import RunError, UsageError
 from sparse_ingest.executors import local as devices
 from sparse_ingest.pipeline import ModelSettings, Pipeline
-from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.run import open_run
 
 ROWS = [{"_id": str(place), "text": f"the river stone {place} " * (place % 7)} for place in range(200)]
 TOGETHER = ("manifest.json", "vocab.json", "complete.json")

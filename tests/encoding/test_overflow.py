@@ -23,7 +23,7 @@ from sparse_ingest.errors import ClusterError, PipelineError
 from sparse_ingest.loading.load import load
 from sparse_ingest.models.tokenizer import Cut, Layout, Tokenizer, _Reading
 from sparse_ingest.pipeline import ModelSettings, Pipeline
-from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.run import open_run
 from sparse_ingest.runs.shards import PART_ROWS, read_shard, text_hash
 from sparse_ingest.searching.search import search_index, search_run
 

@@ -21,9 +21,9 @@ import pytest
 from support.forked import command
 
 from sparse_ingest.pipeline import ModelSettings
-from sparse_ingest.runs.identity import canonical_json
 from sparse_ingest.runs.ids import find_duplicates
-from sparse_ingest.runs.manifest import Run, open_run
+from sparse_ingest.runs.manifest import canonical_json
+from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.runs.shards import read_doc_ids, read_shard, text_hash
 
 HERE = Path(__file__).parent

@@ -21,7 +21,7 @@ from sparse_ingest.errors import ClusterError, MissingExtraError, RunError, Usag
 from sparse_ingest.pipeline import IndexSettings, ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, as_query_weights
 from sparse_ingest.records import Query
-from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.run import open_run
 from sparse_ingest.searching.query import (
     pipeline_of_index,
     pipeline_of_run,

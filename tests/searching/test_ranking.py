@@ -14,7 +14,7 @@ from support.runs import make_run
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.records import Query
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 from sparse_ingest.searching.search import Engine, rank_index, rank_words, search_index, search_run, search_words
 
 

@@ -11,7 +11,7 @@ from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.loading.load import LoadReport, load
 from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 from sparse_ingest.verification.verify import VerifyReport, verify
 from support.runs import make_run
 
