@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from dataclasses import replace as with_changes
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,16 +55,7 @@ def index() -> None:
 @click.option("--default", is_flag=True, help="Make them the pipelines of every search and document that names none")
 @connection_options
 @json_option
-def create(
-    index: str,
-    pipeline: Pipeline,
-    field: str | None,
-    kind: str | None,
-    body: str | None,
-    connection: Connection,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def create(index: str, pipeline: Pipeline, connection: Connection, as_json: bool, **given: Any) -> None:
     """Make an empty index that a load with the same settings accepts, with pipelines on the server.
 
     \b
@@ -75,13 +65,12 @@ def create(
     `load` goes past the ingest pipeline: what it sends has its vector. The ingest pipeline prunes by the rule
     in [encode].
     """
-    from sparse_ingest.cluster import index_admin as verb
+    from sparse_ingest.cluster.index_admin import CreateOptions, create_index
 
-    given: dict[str, Any] = {key: value for key, value in (("field", field), ("kind", kind), ("body", body)) if value}
-    pipeline = with_changes(pipeline, index=with_changes(pipeline.index, **given))
-    report = verb.create(
-        index, pipeline=pipeline, connection=connection, options=verb.CreateOptions(**options), note=_note
-    )
+    with TerminalReporter() as reporter:
+        report = create_index(
+            index, connection=connection, pipeline=pipeline, options=CreateOptions(**given), progress=reporter
+        )
     if as_json:
         print_json(asdict(report))
         return
@@ -99,9 +88,9 @@ def create(
 @json_option
 def show(index: str, connection: Connection, as_json: bool) -> None:
     """Show what an index or alias is and holds: field, model, load, documents, size, pipelines."""
-    from sparse_ingest.cluster import index_admin as verb
+    from sparse_ingest.cluster.index_admin import show_index
 
-    report = verb.show(index, connection=connection)
+    report = show_index(index, connection=connection)
     if as_json:
         print_json(asdict(report))
     else:
@@ -120,9 +109,9 @@ def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bo
 
     Nothing else is deleted: not a pipeline that somebody replaced or that another index uses, and no run folder.
     """
-    from sparse_ingest.cluster import index_admin as verb
+    from sparse_ingest.cluster.index_admin import drop_index
 
-    report = verb.drop(index, connection=connection, force=force, sure=(lambda _: True) if yes else _ask)
+    report = drop_index(index, connection=connection, force=force, sure=(lambda _: True) if yes else _ask)
     if report is None:
         click.echo("Nothing was deleted.", err=True)
         return 1
@@ -173,10 +162,6 @@ def idf(pipeline: Pipeline, specs: tuple[str, ...], out: Path, options: IdfOptio
 
 
 COMMANDS = [index, idf]
-
-
-def _note(sentence: str) -> None:
-    click.echo(sentence, err=True)
 
 
 def _ask(question: str) -> bool:

@@ -15,7 +15,7 @@ from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from sparse_ingest.cluster.requests import Body, Engine
+    from sparse_ingest.cluster.requests import Engine, SearchBody
     from sparse_ingest.queries.weight_table import QueryWeights
 
 size_option = click.option(
@@ -147,7 +147,7 @@ def _print_table(pipeline: Pipeline) -> None:
     )
 
 
-def bodies(asked: Iterable[tuple[str, QueryWeights]], engine: Engine, form: QueryForm) -> Iterator[Body]:
+def bodies(asked: Iterable[tuple[str, QueryWeights]], engine: Engine, form: QueryForm) -> Iterator[SearchBody]:
     """The bodies of some texts with their weights; says at the end what was left out or scaled."""
     from sparse_ingest.cluster.limits import fit_weights
     from sparse_ingest.searching.query import keyed, tell_of_lost
@@ -168,7 +168,7 @@ def bodies(asked: Iterable[tuple[str, QueryWeights]], engine: Engine, form: Quer
         click.echo(f"OpenSearch takes weights up to 64: {what} by {most}{scale:g}, and so are the scores.", err=True)
 
 
-def _body(text: str, weights: QueryWeights, engine: Engine, form: QueryForm) -> Body:
+def _body(text: str, weights: QueryWeights, engine: Engine, form: QueryForm) -> SearchBody:
     from sparse_ingest.cluster.requests import engine_body, hybrid_body, rank_feature_body, server_side_body
 
     settings: dict[str, Any] = {"size": form.size, "filter": form.filter}

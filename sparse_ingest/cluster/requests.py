@@ -20,8 +20,8 @@ from sparse_ingest.cluster.two_phase import check_two_phase, two_phase_split
 from sparse_ingest.errors import PipelineError, UsageError
 from sparse_ingest.pipeline import EngineName, QuerySettings, packaged_folder
 
-Body = dict[str, Any]
-Query = Mapping[str, Any]
+SearchBody = dict[str, Any]
+QueryClause = Mapping[str, Any]
 Weights = Mapping[str, float] | FittedWeights  # by token, or by what stands for it in the field
 # Above zero and below every score: hits without any token of the query have 0.
 _LEAST_SCORE = 1e-45
@@ -281,7 +281,7 @@ class EngineRules(NamedTuple):
     """
 
     kind: str
-    body: Callable[..., Body]
+    body: Callable[..., SearchBody]
     collapses: bool = True
     settings: str = ""
     check: Callable[[Mapping[str, Any]], object] = dict
@@ -315,7 +315,7 @@ def choose_engine(settings: QuerySettings, kind: str) -> EngineName:
     return name
 
 
-def packaged_search_pipeline(name: str) -> Body:
+def packaged_search_pipeline(name: str) -> SearchBody:
     """A packaged search pipeline as a request can carry it."""
     path = packaged_folder() / "opensearch" / "search" / f"{name}.json"
     content: SearchBody = json.loads(path.read_bytes())

@@ -19,6 +19,7 @@ from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError
 from sparse_ingest.cluster.indexes import Index, check_uuid, refresh
 from sparse_ingest.cluster.sending import BLOCKED, RETRIED, Retries
 from sparse_ingest.errors import ClusterError
+from sparse_ingest.reporting import Reporter
 
 _POLL_S = 2.0
 _STEP_S = 30.0  # timeout of one request for a merge; gateways cut longer ones
@@ -46,7 +47,7 @@ def patiently(ask: Callable[[], T], retries: Retries) -> T:
         attempt += 1
 
 
-def merge(client: Client, index: Index, progress: Callable[[str], None], *, step_s: float = _STEP_S) -> str | None:
+def merge(client: Client, index: Index, reporter: Reporter, *, step_s: float = _STEP_S) -> str | None:
     """Merge every shard into one segment. Return None if that succeeded, otherwise a message.
 
     Raises:
@@ -68,7 +69,7 @@ def merge(client: Client, index: Index, progress: Callable[[str], None], *, step
             if time.monotonic() - said > _SAY_S:
                 said = time.monotonic()
                 surplus_now = _surplus_segments(client, index)
-                progress(f"Merging index {index.name!r}: {surplus_now} segments more than one a shard.")
+                reporter.note(f"Merging index {index.name!r}: {surplus_now} segments more than one a shard.")
             time.sleep(_POLL_S)
         before, surplus = surplus, _surplus_segments(client, index)
         # Shards are merged one after another; between two of them nothing seems to happen.
@@ -84,7 +85,7 @@ def merge(client: Client, index: Index, progress: Callable[[str], None], *, step
 
 
 def wait_for_copies(
-    client: Client, index: Index, progress: Callable[[str], None], *, patience_s: float = 300.0, poll_s: float = _POLL_S
+    client: Client, index: Index, reporter: Reporter, *, patience_s: float = 300.0, poll_s: float = _POLL_S
 ) -> str | None:
     """Wait until all copies of the shards exist. Return a message if the cluster has too few nodes for them.
 
@@ -111,7 +112,7 @@ def wait_for_copies(
         state = (there, _recovered_bytes(client, index))
         if state != last:
             last, changed = state, time.monotonic()
-            progress(f"Index {index.name!r}: {there} of {copies} copies of its shards are there.")
+            reporter.note(f"Index {index.name!r}: {there} of {copies} copies of its shards are there.")
         elif time.monotonic() - changed > patience_s:
             raise ClusterError(
                 f"Index {index.name!r} has {there} of {copies} copies of its shards, and for {patience_s:g} s nothing "

@@ -21,7 +21,7 @@ from sparse_ingest.errors import UsageError
 from sparse_ingest.executors.local import Worker, run_on_devices
 from sparse_ingest.pipeline import ModelSettings, Pipeline, options_from, pipeline_of
 from sparse_ingest.reporting import Reporter, reporter_of
-from sparse_ingest.runs.manifest import Run, has_manifest, open_run
+from sparse_ingest.runs.run import Run, has_manifest, open_run
 from sparse_ingest.storage.places import Place, place_of
 
 if TYPE_CHECKING:

@@ -32,9 +32,9 @@ from sparse_ingest.executors.local import Worker
 from sparse_ingest.models.memory import BudgetLowered
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.reporting import SILENT, Reporter
-from sparse_ingest.runs.manifest import (
-    FORMAT,
-    Manifest,
+from sparse_ingest.runs.manifest import FORMAT, Manifest
+from sparse_ingest.runs.reuse import OldVectors, refuse_unlike
+from sparse_ingest.runs.run import (
     Run,
     create_or_open_run,
     has_manifest,
@@ -43,7 +43,6 @@ from sparse_ingest.runs.manifest import (
     refuse_differences,
     refuse_strangers,
 )
-from sparse_ingest.runs.reuse import OldVectors, refuse_unlike
 from sparse_ingest.runs.shards import shard_schema, write_shard
 from sparse_ingest.storage.places import Place, place_of
 

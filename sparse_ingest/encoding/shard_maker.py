@@ -41,7 +41,7 @@ from sparse_ingest.pipeline import EncodeSettings
 from sparse_ingest.pruning import prune
 from sparse_ingest.records import Document, SourceRow, SparseRows, passage_id
 from sparse_ingest.reporting import Reporter
-from sparse_ingest.runs.manifest import SkippedRow
+from sparse_ingest.runs.run import SkippedRow
 from sparse_ingest.runs.shards import PART_ROWS, ShardPart, store_weights, text_hash
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from sparse_ingest.evaluation.trec import read_trec_run, trec_lines, written
 from sparse_ingest.pipeline import options_from
 from sparse_ingest.records import PARENT, document_id, passage_number
 from sparse_ingest.reporting import Reporter, reporter_of
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 from sparse_ingest.searching.hits import Ranked
 from sparse_ingest.searching.query import QueryModel
 from sparse_ingest.searching.search import SearchableIndex, SearchableRun, open_run

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from sparse_ingest import errors
 from sparse_ingest.errors import Interrupted, RunError, SparseIngestError, first_line
 from sparse_ingest.reporting import Reporter, SilentReporter
-from sparse_ingest.runs.manifest import has_manifest, open_run
+from sparse_ingest.runs.run import has_manifest, open_run
 from sparse_ingest.storage.places import Place
 
 LOOK_S = 0.2  # between looks at stop requests, and at whether the run has begun

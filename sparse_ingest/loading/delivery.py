@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sparse_ingest.cluster import indexes
@@ -23,6 +23,7 @@ from sparse_ingest.cluster.settling import Durability, patiently
 from sparse_ingest.errors import ClusterError, Interrupted, RunError
 from sparse_ingest.loading.operations import Operations
 from sparse_ingest.records import Outcome
+from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.run import Run
 
 
@@ -52,22 +53,20 @@ class Delivery:
     retries: Retries
     durability: Durability | None
 
-    def load_shards(
-        self, missing: Sequence[int], documents: int, progress: Callable[[int], None], stop: Callable[[], bool]
-    ) -> None:
+    def load_shards(self, missing: Sequence[int], documents: int, reporter: Reporter) -> None:
         """Send the missing shards; `documents` of others have an outcome already.
 
         Raises:
-            Interrupted: `stop` said so; what was begun is finished.
+            Interrupted: `reporter` asked to stop; what was begun is finished.
         """
-        progress(documents)
+        reporter.earlier(documents)
         in_flight: deque[_ShardInFlight] = deque()
         begun: list[int] = []
         self.journal.begin(set(missing))
 
         def requests() -> Iterator[BulkRequest]:
             for shard in missing:
-                if stop():
+                if reporter.stop_requested():
                     return
                 begun.append(shard)
                 in_flight.append(this := _ShardInFlight(shard))
@@ -81,10 +80,8 @@ class Delivery:
             this.answered += outcome.documents
             this.refused += len(outcome.refused)
             self.journal.record_dead(_letters(outcome))
-            documents += outcome.documents
-            documents += self._finish_answered(in_flight)
-            progress(documents)
-        progress(documents + self._finish_answered(in_flight))
+            reporter.advance(outcome.documents + self._finish_answered(in_flight))
+        reporter.advance(self._finish_answered(in_flight))
         if len(begun) < len(missing):
             raise Interrupted(
                 f"Stopped after {len(begun)} shards; the same command continues with shard {missing[len(begun)]}."

@@ -1,27 +1,29 @@
 """Prepare a load: check everything, refuse what cannot work, then create or stamp the index.
 
-In: a run, the name of an index, the options. Out: a `Plan`, and the index to load into. `make_plan` changes nothing.
+In: a run, the name of an index, the options. Out: a `LoadPlan`, which changes nothing, and the index to load into.
 
 Not covered: sending (delivery.py), settings and what follows the last shard (load.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from sparse_ingest.cluster import indexes, installed, mappings, preflight, seismic, updates
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.journal import Journal, loaded_shards, open_journal
 from sparse_ingest.errors import RunError, UsageError
 from sparse_ingest.loading.operations import rules_of
+from sparse_ingest.loading.options import LoadOptions
 from sparse_ingest.loading.since import Since, refuse_unfinished_since
 from sparse_ingest.pruning import count_emptied, prune
+from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.checking import CheckedPart, checked_parts
 from sparse_ingest.runs.run import Run
 
 
-class Plan(NamedTuple):
+class LoadPlan(NamedTuple):
     """What a load will do to which index.
 
     Attributes:
@@ -52,28 +54,24 @@ def make_plan(
     name: str,
     stamp: indexes.Stamp,
     body: dict[str, Any],
-    kind: Literal["rank_features", "sparse_vector"],
-    *,
-    replace: bool,
-    from_scratch: bool,
-    update: bool = False,
+    options: LoadOptions,
     since: Since | None = None,
-) -> Plan:
+) -> LoadPlan:
     """Check everything without changing anything.
 
     Raises:
         RunError, UsageError, ClusterError: the load cannot work.
     """
-    there, index_to_delete = indexes.find_index(client, name), None
-    stale = None
-    if there is not None and replace:
+    there, index_to_delete, stale = indexes.find_index(client, name), None, None
+    kind, update = options.kind or "rank_features", options.update
+    if there is not None and options.replace:
         if there.name != name:
             raise UsageError(
                 f"--replace deletes an index, but {name!r} is an alias of {there.name!r}. Name the index itself."
             )
         begun = there.stamp
         unfinished = begun is not None and begun.run_id == stamp.run_id and begun.load == "loading"
-        if from_scratch or not unfinished:
+        if options.from_scratch or not unfinished:
             there, index_to_delete = None, there
     missing = run.done_shards()
     if since:
@@ -101,7 +99,7 @@ def make_plan(
     if there is None and kind == "sparse_vector":
         fit = seismic.fit(body, stamp.field, report)
         body, fitted = fit.body, fit.sentence
-    return Plan(name, there, index_to_delete, stamp, body, missing, fitted, stale, update, pruned.emptied)
+    return LoadPlan(name, there, index_to_delete, stamp, body, missing, fitted, stale, update, pruned.emptied)
 
 
 class _Pruned:
@@ -130,12 +128,12 @@ def _refuse_other_rules(journal: Journal, loaded: Mapping[int, dict[str, Any]], 
             )
 
 
-def ready_index(client: Client, plan: Plan, note: Callable[[str], None]) -> indexes.Index:
+def ready_index(client: Client, plan: LoadPlan, reporter: Reporter) -> indexes.Index:
     """Create the index to load into, or stamp it with the run that is being loaded. Return it."""
     if plan.fitted:
-        note(plan.fitted)
+        reporter.note(plan.fitted)
     if plan.emptied:
-        note(f"Pruning leaves {plan.emptied} documents without a term; no sparse query finds them.")
+        reporter.note(f"Pruning leaves {plan.emptied} documents without a term; no sparse query finds them.")
     if old := plan.index_to_delete:
         indexes.delete_index(client, old)
     if plan.there is None:
@@ -144,7 +142,7 @@ def ready_index(client: Client, plan: Plan, note: Callable[[str], None]) -> inde
         body = installed.carried_over(old, plan.body) if old else plan.body
         index = indexes.create_index(client, plan.name, {**body, "aliases": aliases})
         if plan.stamp.field in index.mappings.get("_source", {}).get("excludes", ()):
-            note(
+            reporter.note(
                 f"Index {index.name!r} keeps its vectors out of _source: a document that somebody changes with _update "
                 'loses its vector. Load it again then, or keep them with source = "keep" in [index].'
             )
@@ -153,7 +151,7 @@ def ready_index(client: Client, plan: Plan, note: Callable[[str], None]) -> inde
         plan.stale.clear()
     if plan.update:
         updates.add_field(client, plan.there, plan.stamp.field)
-        note(updates.notice(plan.there, plan.stamp.field))
+        reporter.note(updates.notice(plan.there, plan.stamp.field))
     before = plan.there.stamp
     if plan.missing or before is None or (before.run_id, before.since) != (plan.stamp.run_id, plan.stamp.since):
         indexes.stamp_index(client, plan.there, plan.stamp)

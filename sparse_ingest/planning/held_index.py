@@ -14,7 +14,7 @@ from urllib.parse import quote
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.pipeline import ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.planning.rules import PruningRule
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 
 if TYPE_CHECKING:
     from opensearchpy import OpenSearch

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from sparse_ingest.cluster.client import connection_of
 from sparse_ingest.cluster.requests import ENGINES
-from sparse_ingest.cluster.sizes import posting_bytes
+from sparse_ingest.cluster.scores import posting_bytes
 from sparse_ingest.corpora.collections import read_qrels, read_queries
 from sparse_ingest.errors import RunError, UsageError
 from sparse_ingest.pipeline import EncodeSettings, Pipeline, QuerySettings, options_from, pipeline_of
@@ -38,7 +38,7 @@ from sparse_ingest.planning.sweep import Sweep
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.records import Query
 from sparse_ingest.reporting import Reporter, reporter_of
-from sparse_ingest.runs.manifest import Run, open_run
+from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.runs.shards import read_doc_ids, read_shard_vectors
 from sparse_ingest.searching.exact import QueryVector
 from sparse_ingest.searching.hits import Ranked

@@ -17,7 +17,7 @@ import contextlib
 import fcntl
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -37,6 +37,28 @@ class SkippedRow(NamedTuple):
     file: str
     line: int
     reason: str
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a complete run holds, summed over its shards; `--json` prints these keys."""
+
+    run: str
+    run_id: str
+    shards: int
+    rows: int
+    terms: int
+    empty: int
+    truncated: int
+    skipped: int
+    underflow: int
+    windows: int = 0
+    reused: int = 0
+    deduplicated: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON has them."""
+        return asdict(self)
 
 
 class Run:
@@ -139,6 +161,11 @@ class Run:
         # Earlier releases did not count the last three.
         return {"shards": len(records), **{name: sum(record.get(name, 0) for record in records) for name in counts}}
 
+    def rows_done(self) -> int:
+        """Source rows of the finished shards, those that were skipped included."""
+        records = (record for shard in self.done_shards() if (record := self.done(shard)))
+        return sum(record["next"][-1] - record["first_row"] for record in records)
+
     def refuse_lost(self) -> None:
         """Stop if another process has acquired a lock that this one held; see leases.py.
 
@@ -163,6 +190,19 @@ class Run:
     def complete(self) -> dict[str, Any] | None:
         """Return the content of complete.json, or None while shards are missing."""
         return _read_if_there(self.path / "complete.json")
+
+    @property
+    def report(self) -> RunReport:
+        """What the run holds.
+
+        Raises:
+            RunError: it is not complete.
+        """
+        complete = self.complete()
+        if complete is None:
+            raise RunError(f"{self.path} is not complete. Finish it with the same `sparse-ingest encode` command.")
+        counted = {key: value for key, value in complete.items() if key in RunReport.__dataclass_fields__}
+        return RunReport(str(self.path), self.manifest.run_id, **counted)
 
     def mark_complete(self, record: dict[str, Any]) -> None:
         """Mark the run as complete."""

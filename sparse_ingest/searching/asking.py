@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from sparse_ingest.cluster.limits import MAX_CLAUSES, FittedWeights, count_clauses, fit_weights
-from sparse_ingest.cluster.requests import Body, Engine, engine_body, rank_feature_body
+from sparse_ingest.cluster.requests import Engine, SearchBody, engine_body, rank_feature_body
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.searching.query import keyed, tell_of_lost

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import ParamSpec
 
 from sparse_ingest.encoding.encode import encode as encode_corpus
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 from sparse_ingest.searching.search import SearchableRun
 
 P = ParamSpec("P")

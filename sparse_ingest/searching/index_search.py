@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sparse_ingest.cluster.explanations import explained_terms
+from sparse_ingest.cluster.reading import explained_terms
 from sparse_ingest.cluster.requests import Engine, bm25_body, hybrid_body
 from sparse_ingest.queries.weight_table import QueryWeights, to_float32
 from sparse_ingest.searching.asking import Asker, send

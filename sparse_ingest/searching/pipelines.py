@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from sparse_ingest.checkpoints.layouts import Checkpoint
     from sparse_ingest.cluster.client import Client
     from sparse_ingest.cluster.indexes import Index
-    from sparse_ingest.cluster.mappings import Kind
-    from sparse_ingest.runs.manifest import Run
+    from sparse_ingest.cluster.mappings import FieldKind
+    from sparse_ingest.runs.run import Run
 
 DEFAULT_FIELD = "sparse"
 WAY_OUT = "Leave out --model (and [model]) to search with the remembered one, or give --force."
@@ -123,7 +123,7 @@ def _ceiling(index: Index, field: str) -> float | None:
     return float(parameters_of(mapped)["quantization_ceiling_search"]) if mapped else None
 
 
-def _kind_of_field(mappings: dict[str, Any], field: str, index: str, stamped: str) -> Kind:
+def _kind_of_field(mappings: dict[str, Any], field: str, index: str, stamped: str) -> FieldKind:
     """Of which kind a field is.
 
     Raises:
@@ -134,7 +134,7 @@ def _kind_of_field(mappings: dict[str, Any], field: str, index: str, stamped: st
     mapped = field_mapping(mappings, field)
     kind = (mapped or {}).get("type")
     if kind in ("rank_features", "sparse_vector"):
-        return cast("Kind", kind)
+        return cast("FieldKind", kind)
     found = f"the field {field!r} as {kind or 'object'}" if mapped else f"no field {field!r}"
     there = stamped if field != stamped and field_mapping(mappings, stamped) else sparse_field(mappings)
     way_out = f"it has {there!r}: give --set index.field={there}" if there else "it has none: load a run into it"

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import ModelSettings, Pipeline, options_from, pipeline_of
 from sparse_ingest.queries.weight_table import QueryWeights
-from sparse_ingest.runs.manifest import Run
-from sparse_ingest.runs.manifest import open_run as open_run_folder
+from sparse_ingest.runs.run import Run
+from sparse_ingest.runs.run import open_run as open_run_folder
 from sparse_ingest.searching.hits import Hit, Ranked
 from sparse_ingest.searching.options import SearchOptions
 from sparse_ingest.searching.pipelines import engine_of_index, indexed, pipeline_of_index, pipeline_of_run

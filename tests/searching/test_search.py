@@ -19,7 +19,7 @@ from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.queries.weight_table import as_query_weights
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 from sparse_ingest.searching.search import Hit, TermShare, search_index, search_run
 
 
