@@ -21,7 +21,6 @@ from sparse_ingest.corpora.columns import Arrow, Parquet
 from sparse_ingest.corpora.documents import FieldNames as FieldNames
 from sparse_ingest.corpora.documents import needed_columns, without_carried
 from sparse_ingest.corpora.lines import JsonLines
-from sparse_ingest.corpora.options import CorpusOptions
 from sparse_ingest.corpora.remote import remote_files
 from sparse_ingest.corpora.sources import Corpus, Source
 from sparse_ingest.corpora.stored import PACKED, LocalFile, StandardInput, StoredFile, is_packed
@@ -47,12 +46,6 @@ HUB = "hf:"  # before the name of a Hugging Face dataset
 _CORPUS_SUFFIXES = (*(f".jsonl{packed}" for packed in ("", *PACKED)), ".parquet")
 _BEIR_CORPUS = tuple(f"corpus{suffix}" for suffix in _CORPUS_SUFFIXES)
 _MTEB_CORPUS = "corpus"  # a folder of files
-
-
-def corpus_of(corpus: object, options: CorpusOptions) -> Corpus:
-    """Return the corpus that a stage was given."""
-    specs = [str(one) for one in ([corpus] if isinstance(corpus, str) else corpus)]  # type: ignore[attr-defined]
-    return open_corpus(specs, fields=options.field_names, format=options.format, columns=options.columns)
 
 
 def open_corpus(

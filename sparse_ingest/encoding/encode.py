@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from sparse_ingest.corpora.cursor import Cursor
-from sparse_ingest.corpora.files import corpus_of
 from sparse_ingest.corpora.sources import Corpus
 from sparse_ingest.encoding.job import encode_alone
 from sparse_ingest.encoding.options import EncodeOptions, with_options
@@ -61,7 +60,7 @@ def encode(
     """
     chosen = options_from(EncodeOptions, options, settings, "encode")
     full, place, reporter = with_options(pipeline_of(model, pipeline), chosen), place_of(out), reporter_of(progress)
-    source = corpus_of(corpus, chosen)
+    source = chosen.open(corpus)
     devices = _devices(chosen.device, source, place, reporter)
     if len(devices) == 1:
         encode_alone(Worker(devices[0]), source, place, full, chosen, reporter)
@@ -100,7 +99,7 @@ def dry_run(
         from sparse_ingest.models.tokenizer import Tokenizer
 
         tokenizer = Tokenizer(checkpoint.transformer, full.model, window_stride=full.encode.window_stride)
-    cursor = Cursor(corpus_of(corpus, chosen), chosen.limit)
+    cursor = Cursor(chosen.open(corpus), chosen.limit)
     return survey(cursor, tokenizer, shard_rows=chosen.shard_rows, reporter=reporter_of(progress))
 
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from sparse_ingest.errors import LocalServerError, MissingExtraError
 from sparse_ingest.local_server.folders import Account, as_account, cache_home, locked, make_folder
-from sparse_ingest.reporting import Reporter
+from sparse_ingest.reporting import SILENT, Reporter
 
 OPENSEARCH_VERSION = "3.6.0"
 MIN_JAVA = 21
@@ -201,7 +201,7 @@ def _artifact(archive: Archive, reporter: Reporter) -> Any:
 
 
 def _is_cached(archive: Archive) -> bool:
-    path = Path(_artifact(archive, lambda _: None).cached_path)
+    path = Path(_artifact(archive, SILENT).cached_path)
     return path.is_file() and path.stat().st_size == archive.size_bytes
 
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
-from sparse_ingest.corpora.files import corpus_of
 from sparse_ingest.corpora.options import CorpusOptions, IdfOptions
 from sparse_ingest.corpora.sources import Corpus, bad_document
 from sparse_ingest.errors import CorpusError, UsageError
@@ -85,7 +84,7 @@ def write_idf(
     reporter.begin("documents")
     held: Counter[int] = Counter()
     documents, empty = 0, 0
-    texts = _Texts(corpus_of(corpus, chosen), chosen, reporter)
+    texts = _Texts(chosen.open(corpus), chosen, reporter)
     for batch in in_batches(texts, BATCH_TEXTS, BATCH_CHARACTERS):
         for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
             token_ids = set(encoding.ids) - special
