@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparse_ingest.corpora.files import FieldNames, open_corpus
+from sparse_ingest.corpora.documents import FieldNames
+from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.corpora.sources import START, Position, bad_document, refuse_repeated_ids
 from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.records import Document

@@ -13,7 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from sparse_ingest.corpora.files import FieldNames, open_corpus
+from sparse_ingest.corpora.documents import FieldNames
+from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.corpora.memory import corpus_of, memory_corpus
 from sparse_ingest.corpora.sources import Corpus
 from sparse_ingest.encoding.row_hash import RowHash

@@ -16,8 +16,10 @@ from support.run_contents import contents, lasting
 
 from sparse_ingest.cli.encoding import EncodeProgress
 from sparse_ingest.corpora import sources as corpora
-from sparse_ingest.corpora.files import FieldNames, open_corpus
-from sparse_ingest.encoding.encode import EncodeOptions, encode
+from sparse_ingest.corpora.documents import FieldNames
+from sparse_ingest.corpora.files import open_corpus
+from sparse_ingest.encoding.encode import encode
+from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.errors import RunError, UsageError
 from sparse_ingest.executors import local as devices
 from sparse_ingest.pipeline import ModelSettings, Pipeline

@@ -20,7 +20,9 @@ from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.queries.weight_table import as_query_weights
 from sparse_ingest.runs.run import Run
-from sparse_ingest.searching.search import Hit, TermShare, search_index, search_run
+from sparse_ingest.searching.hits import Hit, TermShare
+from sparse_ingest.searching.index_search import search_index
+from sparse_ingest.searching.run_search import search_run
 
 
 @pytest.fixture(scope="module")
