@@ -45,7 +45,8 @@ def corpus_of(
     """Return the corpus that a value stands for: named files and datasets, or rows in memory.
 
     Args:
-        corpus: a string or path, or a list or tuple of them (see `open_corpus`), or rows (see `memory_corpus`).
+        corpus: a string or path, or a list or tuple of them (see `open_corpus`), or rows (see `memory_corpus`), or what
+            `open_corpus` returns.
         fields: which columns make a document.
         format: the format of every file; not for rows in memory.
         columns: the names of the columns of csv and tsv files without a header; not for rows in memory.
@@ -53,6 +54,8 @@ def corpus_of(
     Raises:
         UsageError: the value is neither, or an empty list, or an option does not apply to it.
     """
+    if isinstance(corpus, Corpus):
+        return corpus
     if isinstance(corpus, (list, tuple)) and not corpus:
         raise UsageError("The corpus is an empty list. Give rows, or the names of files.")
     specs = corpus if isinstance(corpus, (list, tuple)) else [corpus]

@@ -92,7 +92,7 @@ def plan(
     chosen, reporter = options_from(PlanOptions, options, settings, "plan"), reporter_of(progress)
     if chosen.out:
         refuse_outputs(Path(chosen.out))
-    qrels = read_qrels(Path(chosen.qrels)) if chosen.qrels else None
+    qrels = read_qrels(Path(chosen.qrels)) if isinstance(chosen.qrels, str | Path) else chosen.qrels
     records = read_queries(Path(queries)) if isinstance(queries, str | Path) else queries
     folder = run if isinstance(run, Run) else open_run(place_of(run))
     if not folder.done_shards():
