@@ -47,7 +47,7 @@ def pipeline_of_run(given: Pipeline, run: Run, *, force: bool = False) -> Pipeli
     model = remembered_model(given.model, run.manifest.model)
     if model is None:
         raise RunError(f"{run.path} does not say which model made it. Give --model or --pipeline.")
-    difference = None if force else otherremembered_model(given.model, run.manifest.model, run.vocabulary)
+    difference = None if force else other_model(given.model, run.manifest.model, run.vocabulary)
     if difference:
         raise RunError(f"{run.path} was made with another model than the one asked for: {difference}")
     return replace(given, model=model)
@@ -82,7 +82,9 @@ def pipeline_of_index(given: Pipeline, index: Index, name: str, *, force: bool =
             f"The index {name!r} was not loaded by sparse-ingest and does not say which model made it. "
             "Give --model or --pipeline."
         )
-    difference = None if force or not stamp else otherremembered_model(given.model, stamp.model, stamp.vocabulary_sha256)
+    difference = (
+        None if force or not stamp else other_model(given.model, stamp.model, stamp.vocabulary_sha256)
+    )
     if difference:
         raise ClusterError(f"Index {name!r} was loaded with another model than the one asked for: {difference}")
     # The stamp is what the load did; a pipeline only has a say when it names another field than the default.
