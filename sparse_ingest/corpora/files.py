@@ -22,9 +22,9 @@ from sparse_ingest.corpora.documents import FieldNames as FieldNames
 from sparse_ingest.corpora.documents import needed_columns, without_carried
 from sparse_ingest.corpora.lines import JsonLines
 from sparse_ingest.corpora.remote import remote_files
-from sparse_ingest.corpora.sources import Corpus, Source
+from sparse_ingest.corpora.sources import ChooseColumns, Corpus, Source
 from sparse_ingest.corpora.stored import PACKED, LocalFile, StandardInput, StoredFile, is_packed
-from sparse_ingest.corpora.tables import Choice, TextTable
+from sparse_ingest.corpora.tables import TextTable
 from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.storage.places import place_of
 
@@ -80,7 +80,7 @@ def open_corpus(
     return Corpus(tuple(sources), fields)
 
 
-def _dataset(spec: str, choose: Choice) -> Source:
+def _dataset(spec: str, choose: ChooseColumns) -> Source:
     # Imported here: it asks a library that only the extra "encode" brings.
     from sparse_ingest.corpora.hub import hub_source
 
@@ -102,7 +102,7 @@ def _check_options(specs: Sequence[str], format: str | None, columns: Sequence[s
 
 def source_of(
     file: StoredFile,
-    choose: Choice,
+    choose: ChooseColumns,
     *,
     label: str,
     format: str | None = None,

@@ -10,13 +10,16 @@ Not covered: how a format is read (lines.py, tables.py, columns.py), and duplica
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from sparse_ingest.corpora.documents import BadRow, FieldNames, document_of, shown
 from sparse_ingest.errors import CorpusError
 from sparse_ingest.records import SourceRow
+
+# Names of a table's columns -> those to read, with what each is; see `needed_columns`.
+ChooseColumns = Callable[[Sequence[str]], Mapping[str, str]]
 
 
 class Position(NamedTuple):

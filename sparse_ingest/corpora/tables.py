@@ -13,15 +13,14 @@ Not covered: what makes a row a document.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from sparse_ingest.corpora.documents import BadRow, columns_there, shown, utf8
-from sparse_ingest.corpora.sources import Record
+from sparse_ingest.corpora.sources import ChooseColumns, Record
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, Lines, StoredFile
 from sparse_ingest.errors import CorpusError
 
 MSMARCO_COLUMNS = ("_id", "text")
-Choice = Callable[[Sequence[str]], Mapping[str, str]]  # names of a table's columns -> those to read; see needed_columns
 
 # Characters of one value. csv keeps four bytes for each while a quote is open, and OpenSearch takes no larger document.
 _MAX_VALUE = 1 << 27
@@ -34,7 +33,7 @@ class TextTable:
     unit = "line"
 
     def __init__(
-        self, file: StoredFile, label: str, choose: Choice, *, format: str, columns: Sequence[str] | None = None
+        self, file: StoredFile, label: str, choose: ChooseColumns, *, format: str, columns: Sequence[str] | None = None
     ) -> None:
         self.name, self.label, self.bytes = file.name, label, file.bytes
         self.rereadable = file.bytes is not None
