@@ -24,7 +24,7 @@ from sparse_ingest.corpora.lines import JsonLines
 from sparse_ingest.corpora.remote import remote_files
 from sparse_ingest.corpora.sources import ChooseColumns, Corpus, Source
 from sparse_ingest.corpora.stored import PACKED, LocalFile, StandardInput, StoredFile, is_packed
-from sparse_ingest.corpora.tables import TextTable
+from sparse_ingest.corpora.text_formats import TextTable
 from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.storage.places import place_of
 
