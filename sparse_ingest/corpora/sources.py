@@ -4,7 +4,7 @@ A `Source` gives records: the columns of each row, or the reason why there are n
 `Corpus` puts sources one behind the other and makes the columns documents (documents.py). Rows count from 0 over all
 sources and bad ones count too. A source that breaks off is no bad row but the end: `CorpusError`.
 
-Not covered: how a format is read (lines.py, tables.py, columns.py), and duplicates over more rows than
+Not covered: how a format is read (text_formats.py, columns.py), and duplicates over more rows than
 `refuse_repeated_ids` is given.
 """
 
