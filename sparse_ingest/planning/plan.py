@@ -28,12 +28,12 @@ from sparse_ingest.planning.choice import Choice, Point, Values, candidates, cho
 from sparse_ingest.planning.held_index import HeldIndex, opened
 from sparse_ingest.planning.rules import ALL_TERMS, as_flags, document_families, query_rules
 from sparse_ingest.planning.sweep import Sweep
-from sparse_ingest.queries.weight_table import QueryWeights
+from sparse_ingest.queries.weight_table import QueryWeights, prune_query
 from sparse_ingest.records import Query
 from sparse_ingest.runs.manifest import Run, open_run
 from sparse_ingest.runs.shards import read_doc_ids, read_shard_vectors
 from sparse_ingest.searching.exact import QueryVector
-from sparse_ingest.searching.query import pipeline_of_run, prune_query, weigh_many
+from sparse_ingest.searching.query import pipeline_of_run, weigh_many
 from sparse_ingest.searching.search import Ranked
 from sparse_ingest.storage.places import Place
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.models.encoder import query_encoder
-from sparse_ingest.pipeline import ModelSettings, Pipeline, QuerySettings
-from sparse_ingest.queries.weight_table import QueryWeights, to_float32
+from sparse_ingest.pipeline import ModelSettings, Pipeline
+from sparse_ingest.queries.weight_table import QueryWeights, prune_query
 from sparse_ingest.searching.stamps import other_model
 
 if TYPE_CHECKING:
@@ -69,19 +69,6 @@ def weigh_many(
         logger.warning(
             "%d of %d queries have no token with a weight, such as %r: they find nothing.", len(empty), asked, empty[0]
         )
-
-
-def prune_query(weights: QueryWeights, settings: QuerySettings) -> QueryWeights:
-    """Keep the `top_k` heaviest tokens that reach `max_ratio` of the heaviest.
-
-    Of equal weights the first token string stays: a query has no token ids, by which documents break ties.
-    """
-    ordered = sorted(weights.items(), key=lambda pair: (-pair[1], pair[0]))[: settings.top_k]
-    if not ordered or settings.max_ratio is None:
-        return dict(ordered)
-    # In float32, as pruning.py does it for documents.
-    least = to_float32(to_float32(settings.max_ratio) * ordered[0][1])
-    return {token: weight for token, weight in ordered if weight >= least}
 
 
 def pipeline_of_run(asked: Pipeline, run: Run, *, force: bool = False) -> Pipeline:
