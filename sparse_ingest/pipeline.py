@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from sparse_ingest.errors import PipelineError
+from sparse_ingest.errors import PipelineError, UsageError
 
 RANGES = {"max_ratio": (0, 1), "alpha_mass": (0, 1), "min_weight": (0, 65504), "missing_idf_weight": (0, 64)}
 SpecialTokens = Literal["keep", "zero"]
@@ -113,6 +113,42 @@ def read_pipeline(name: str) -> Pipeline:
         raise PipelineError(f"{path} is no TOML: {error}.") from error
     pipeline = _build(Pipeline, tables, str(path), "")
     return _with_resolved_paths(pipeline, path.parent)
+
+
+def pipeline_of(model: str | Path | ModelSettings | Pipeline) -> Pipeline:
+    """Return the pipeline that `model` names, or one of that model with no other setting.
+
+    A path that ends in `.toml`, and the name of a packaged pipeline, are read as pipeline files; a folder of that name
+    is a model all the same. Every other name is that of a model.
+
+    Raises:
+        PipelineError: the pipeline file cannot be read.
+        UsageError: `model` is of another type.
+    """
+    if isinstance(model, Pipeline):
+        return model
+    if isinstance(model, ModelSettings):
+        return Pipeline(model)
+    if not isinstance(model, str | Path):
+        raise UsageError(
+            f"model is {type(model).__name__}; expected a hub id, a folder, package:NAME/PATH, a pipeline file, the "
+            "name of a packaged pipeline, ModelSettings or Pipeline."
+        )
+    name = str(model)
+    is_packaged = "/" not in name and (packaged_folder() / f"{name}.toml").is_file()
+    if not Path(name).is_dir() and (is_packaged or name.endswith(".toml")):
+        return read_pipeline(name)
+    return Pipeline(ModelSettings(document=name))
+
+
+def refuse_lone_stride(settings: EncodeSettings) -> None:
+    """Refuse a `window_stride` where texts are not read in windows.
+
+    Raises:
+        PipelineError: it is given, and `overflow` is "truncate".
+    """
+    if settings.overflow == "truncate" and settings.window_stride is not None:
+        raise PipelineError('window_stride is for overflow = "windows" or "passages"; overflow is "truncate".')
 
 
 def override(pipeline: Pipeline, assignments: Sequence[str]) -> Pipeline:
