@@ -143,6 +143,11 @@ class WeightTable:
         weights = ((token, to_float32(self._weights.get(token, self._missing_weight))) for token, _ in by_id)
         return {token: weight for token, weight in weights if weight > 0}
 
+    @property
+    def vocabulary(self) -> list[str | None]:
+        """The token string of each id of its tokenizer, None where an id has no token."""
+        return [self._tokenizer.id_to_token(token_id) for token_id in range(self._tokenizer.get_vocab_size())]
+
     def reading(self) -> str:
         """How a text is read before its tokens are looked up, for who does so in another language."""
         limit = self._tokenizer.truncation
