@@ -206,7 +206,7 @@ def read_texts(corpus: str | None, count: int) -> list[str]:
     if corpus is None:
         from pydoc_data.topics import topics
 
-        from sparse_ingest.cli.demo_steps import passages
+        from sparse_ingest.cli.demo import passages
 
         texts = [f"{passage.title} {passage.text}" for passage in passages(topics)]
     else:

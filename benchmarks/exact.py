@@ -29,7 +29,7 @@ from large_run import make_large_run
 from scipy import sparse
 
 from sparse_ingest.records import SparseRows
-from sparse_ingest.runs.manifest import Run, open_run
+from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.runs.shards import read_shard_vectors
 from sparse_ingest.searching.exact import QueryVector, search_exact
 

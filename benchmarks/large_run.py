@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.records import SparseRows
-from sparse_ingest.runs.manifest import FORMAT, Manifest, Run, create_or_open_run, identity_of
+from sparse_ingest.runs.manifest import FORMAT, Manifest, identity_of
+from sparse_ingest.runs.run import Run, create_or_open_run
 from sparse_ingest.runs.shards import PART_ROWS, ShardPart, shard_schema, store_weights, text_hash, write_shard
 
 TOKENS = 30522

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 from large_run import make_large_run
 
+from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.local_server import process
@@ -279,7 +280,7 @@ def server(url: str | None, folder: Path, heap: str) -> Iterator[str]:
     data.chmod(0o755)
     port = process.free_port(9400)
     try:
-        yield process.start(port, data=data, heap=heap, note=lambda sentence: print(sentence, file=sys.stderr)).url
+        yield process.start(port, data=data, heap=heap, reporter=TerminalReporter()).url
     finally:
         process.stop(port)
 

@@ -32,7 +32,7 @@ from sparse_ingest.cluster.sending import send
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.pruning import prune
-from sparse_ingest.runs.manifest import Run, open_run
+from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.runs.shards import read_shard
 
 FIELD = "sparse"

@@ -37,9 +37,10 @@ import numpy as np
 from load import scratch, server
 from passages import make_corpus
 
+from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.indexes import find_index
-from sparse_ingest.cluster.requests import engine_body
+from sparse_ingest.cluster.requests import Engine, engine_body
 from sparse_ingest.cluster.seismic import parameters_of
 from sparse_ingest.corpora.collections import read_queries
 from sparse_ingest.errors import ClusterError
@@ -48,10 +49,11 @@ from sparse_ingest.models.encoder import query_encoder
 from sparse_ingest.pipeline import IndexSettings, Pipeline, packaged_folder
 from sparse_ingest.planning.engines import SIZE, Setting, Timed, measure
 from sparse_ingest.queries.weight_table import QueryWeights
-from sparse_ingest.runs.manifest import Run, open_run
+from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.runs.shards import read_shard_vectors
-from sparse_ingest.searching.query import pipeline_of_run, token_keys, weigh_many
-from sparse_ingest.searching.search import Engine, rank_index
+from sparse_ingest.searching.index_search import rank_index
+from sparse_ingest.searching.pipelines import pipeline_of_run, token_keys
+from sparse_ingest.searching.query import many_query_weights
 
 MODEL = "package:cognition/model"
 INDEX = "sparse-ingest-bench-search"
@@ -135,7 +137,7 @@ def fill(client: Client, folder: Path, room: Path, n_postings: int) -> None:
             settings = IndexSettings(kind=kind, body=str(room / "body.json"))
         load(
             folder / "run", index=index_of(kind, kept), pipeline=Pipeline(index=settings), merge=True,
-            connection=Connection(client.address), note=lambda sentence: print(sentence, file=sys.stderr),
+            url=client.address, progress=TerminalReporter(),
         )  # fmt: skip
 
 
@@ -144,7 +146,7 @@ def compare(client: Client, folder: Path, count: int, rounds: int, n_postings: i
     run = open_run(folder / "run")
     pipeline = pipeline_of_run(Pipeline(), run)
     queries = list(read_queries(folder / "queries.jsonl"))[:count]
-    asked = [pair for pair in weigh_many(queries, pipeline) if pair[1]]
+    asked = [pair for pair in many_query_weights(queries, pipeline) if pair[1]]
     keyed_pipeline = Pipeline(model=pipeline.model, index=IndexSettings(kind="sparse_vector"))
     keys = token_keys(keyed_pipeline, find_index(client, index_of("sparse_vector")))
     engine = Engine("seismic", "sparse", "sparse_vector", keys, {}, {})

@@ -1,8 +1,10 @@
-"""A pipeline file: one TOML file to one frozen `Pipeline`.
+"""Settings as frozen dataclasses, shared by the pipeline file, the command line and the Python API.
 
-Every key has one type and one place; an unknown key, table or value is an error that names what is allowed. A
-setting that is left out is None where the checkpoint decides it. Not covered: what a model's own files say
-(checkpoints/settings.py merges the two).
+In: a TOML file, `--set` assignments, or keywords. Out: a frozen `Pipeline`, or the options of one stage. Every setting
+has one type and one place; an unknown name or a value of the wrong kind is an error that lists what is allowed. A
+setting that is omitted is None where the checkpoint decides it. What `option` says beside a default becomes the option
+of the command line (cli/options.py). Not covered: what a model's own files say (checkpoints/settings.py merges the
+two).
 """
 
 from __future__ import annotations
@@ -13,13 +15,26 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sparse_ingest.errors import PipelineError, UsageError
 
-RANGES = {"max_ratio": (0, 1), "alpha_mass": (0, 1), "min_weight": (0, 65504), "missing_idf_weight": (0, 64)}
+T = TypeVar("T")
 SpecialTokens = Literal["keep", "zero"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int8-bfloat16"]
+EngineName = Literal["exact", "two-phase", "seismic"]
+
+
+def option(default: T, help: str = "", *, range: tuple[float, float] | None = None, metavar: str | None = None) -> T:
+    """Declare a setting: its default, the values it may have, and its help text on the command line.
+
+    Args:
+        help: without it the command line has no option of that name.
+        range: the smallest and largest number allowed. Whole numbers are above zero in any case.
+        metavar: what the help shows for the value.
+    """
+    found: T = field(default=default, metadata={"help": help, "range": range, "metavar": metavar})
+    return found
 
 
 @dataclass(frozen=True)
@@ -39,20 +54,33 @@ class ModelSettings:
     lower_case: bool | None = None
     document_special_tokens: SpecialTokens | None = None
     query_special_tokens: SpecialTokens | None = None
-    missing_idf_weight: float | None = None
+    missing_idf_weight: float | None = option(None, range=(0, 64))
 
 
 @dataclass(frozen=True)
-class EncodeSettings:
+class Pruning:
+    """Which terms of a document's vector are kept; None keeps all. pruning.py applies these rules."""
+
+    top_k: int | None = option(None, "Keep only the N heaviest terms of each document")
+    max_ratio: float | None = option(None, "Drop terms below this share of the document's heaviest", range=(0, 1))
+    min_weight: float | None = option(None, "Drop terms below this weight", range=(0, 65504))
+    alpha_mass: float | None = option(
+        None, "Keep only the heaviest terms of each document, up to this share of its sum of weights", range=(0, 1)
+    )
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """Every rule with its value, None where it is not applied."""
+        return {name: getattr(self, name) for name in Pruning.__dataclass_fields__}
+
+
+@dataclass(frozen=True)
+class EncodeSettings(Pruning):
     """How documents become vectors. `batch_tokens` counts padded tokens of one batch."""
 
     batch_tokens: int | None = None
     dtype: Dtype = "auto"
     weights: Literal["float16", "float32"] = "float16"
-    top_k: int | None = None
-    max_ratio: float | None = None
-    min_weight: float | None = None
-    alpha_mass: float | None = None
     overflow: Literal["truncate", "windows", "passages"] = "truncate"
     window_stride: int | None = None
 
@@ -72,8 +100,8 @@ class QuerySettings:
     """How queries are asked. `engine` None: that of the field, exact for rank_features, seismic for sparse_vector."""
 
     top_k: int | None = None
-    max_ratio: float | None = None
-    engine: Literal["exact", "two-phase", "seismic"] | None = None
+    max_ratio: float | None = option(None, range=(0, 1))
+    engine: EngineName | None = None
     two_phase: dict[str, Any] = field(default_factory=dict)
     seismic: dict[str, Any] = field(default_factory=dict)
 
@@ -115,7 +143,19 @@ def read_pipeline(name: str) -> Pipeline:
     return _with_resolved_paths(pipeline, path.parent)
 
 
-def pipeline_of(model: str | Path | ModelSettings | Pipeline) -> Pipeline:
+def pipeline_of(model: str | ModelSettings | None, pipeline: Pipeline | str | None) -> Pipeline:
+    """Return the pipeline that `pipeline=` names; with `model`, nothing of its own [model] table is left.
+
+    Raises:
+        PipelineError: as `read_pipeline`.
+    """
+    found = read_pipeline(pipeline) if isinstance(pipeline, str) else pipeline or Pipeline()
+    if model is None:
+        return found
+    return replace(found, model=ModelSettings(document=model) if isinstance(model, str) else model)
+
+
+def pipeline_named(model: str | Path | ModelSettings | Pipeline) -> Pipeline:
     """Return the pipeline that `model` names, or one of that model with no other setting.
 
     A path that ends in `.toml`, and the name of a packaged pipeline, are read as pipeline files; a folder of that name
@@ -175,6 +215,29 @@ def override(pipeline: Pipeline, assignments: Sequence[str]) -> Pipeline:
     return pipeline
 
 
+def options_from(kind: type[T], options: T | None, given: Mapping[str, object], stage: str) -> T:
+    """Return the options of a stage: `options` itself, or a new object from keywords, each checked.
+
+    Raises:
+        UsageError: both were given, or a keyword is unknown or has a value of the wrong kind.
+    """
+    if options is None:
+        built: T = _build(kind, given, f"{stage}()", "")
+        return built
+    if given:
+        raise UsageError(f"{stage}(): give options= or keywords such as {min(given)}=, not both.")
+    if not isinstance(options, kind):
+        raise UsageError(f"{stage}(): options= is of type {type(options).__name__}; expected {kind.__name__}.")
+    return options
+
+
+def changed(settings: Any, kind: type[Any] | None = None) -> dict[str, Any]:
+    """Return the settings that are not at their defaults; with `kind`, only those that this class has."""
+    default = type(settings)()
+    values = {entry.name: getattr(settings, entry.name) for entry in fields(kind or settings)}
+    return {name: value for name, value in values.items() if value != getattr(default, name)}
+
+
 def _build(kind: Any, table: Mapping[str, object], source: str, prefix: str) -> Any:
     """A settings dataclass from a TOML table, each value checked against the type of its field."""
     hints = get_type_hints(kind)
@@ -189,27 +252,46 @@ def _build(kind: Any, table: Mapping[str, object], source: str, prefix: str) -> 
             values[key] = _build(hints[key], value, source, f"{prefix}{key}.")
         else:
             values[key] = _checked(value, hints[key], source, prefix + key)
-    for key, (low, high) in RANGES.items():
-        if values.get(key) is not None and not low <= values[key] <= high:
-            raise PipelineError(f"{source}: {prefix}{key} = {values[key]}; expected a number from {low} to {high}.")
+    for entry in fields(kind):
+        limits, value = entry.metadata.get("range"), values.get(entry.name)
+        if limits is None or value is None:
+            continue
+        low, high = limits
+        if high == math.inf and value <= low:
+            raise PipelineError(f"{source}: {prefix}{entry.name} = {value}; expected a number above {low}.")
+        if not low <= value <= high:
+            raise PipelineError(f"{source}: {prefix}{entry.name} = {value}; expected a number from {low} to {high}.")
     return kind(**values)
 
 
 def _checked(value: object, hint: Any, source: str, name: str) -> object:
     """The value, when its type is one of those of the hint."""
+    if value is None and type(None) in _alternatives(hint):
+        return None
     choices = [choice for choice in _alternatives(hint) if choice is not type(None)]
     for choice in choices:
-        if get_origin(choice) is Literal:
-            if value in get_args(choice):
-                return value
-        elif choice is float:
-            if isinstance(value, int | float) and type(value) is not bool and math.isfinite(value):
-                return float(value)
-        elif choice is int and type(value) is int and value <= 0:
-            raise PipelineError(f"{source}: {name} = {value}; expected a whole number above zero.")
-        elif type(value) is (get_origin(choice) or choice):
-            return value
+        if (found := _as_kind(value, choice)) is not None:
+            return found
+    if int in choices and type(value) is int:
+        raise PipelineError(f"{source}: {name} = {value}; expected a whole number above zero.")
     raise PipelineError(f"{source}: {name} = {value!r}; expected {' or '.join(map(_in_words, choices))}.")
+
+
+def _as_kind(value: object, kind: Any) -> object:
+    """The value as one type of a hint has it; None when it is none of them."""
+    if get_origin(kind) is Literal:
+        fits = value in get_args(kind)
+    elif kind is float:
+        fits = isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
+        return float(value) if fits else None  # type: ignore[arg-type]
+    elif kind is int:
+        fits = type(value) is int and value > 0
+    elif get_origin(kind) is tuple:
+        fits = isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+        return tuple(value) if fits else None  # type: ignore[arg-type]
+    else:
+        fits = isinstance(value, get_origin(kind) or kind)
+    return value if fits else None
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -219,8 +301,10 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 def _in_words(choice: Any) -> str:
     if get_origin(choice) is Literal:
         return " or ".join(repr(word) for word in get_args(choice))
-    words = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", dict: "a table"}
-    return words[get_origin(choice) or choice]
+    words = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", dict: "a table",
+             tuple: "a list of strings"}  # fmt: skip
+    kind = get_origin(choice) or choice
+    return words.get(kind, f"a {kind.__name__}")
 
 
 def _with_resolved_paths(pipeline: Pipeline, folder: Path) -> Pipeline:

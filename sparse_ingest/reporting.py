@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 
 
 class Reporter(Protocol):
-    """What a stage calls while it runs. The methods do nothing here, so that an implementation has only what it shows.
-
-    `advance` and `note` may be called from several threads.
-    """
+    """What a stage calls while it runs. `advance`, `earlier` and `note` may be called from several threads."""
 
     def begin(self, unit: str, total: int | None = None) -> None:
         """A stage begins that counts `unit`, such as "documents"; `total` is None where it is not known yet."""
@@ -32,25 +29,45 @@ class Reporter(Protocol):
         """`count` units cost this start no work: an earlier one did them, or their vectors were copied."""
 
     def note(self, message: str) -> None:
-        """Something that a user should read."""
+        """Show a message that a user should read."""
 
     def warn(self, message: str) -> None:
-        """Something that a user should read and may have to act on."""
-        self.note(message)
+        """Show a message that a user should read and may have to act on."""
 
     def stop_requested(self) -> bool:
-        """Whether the stage should end after its current shard. The stage raises `Interrupted` then."""
-        return False
+        """Return whether the stage should end after its current shard. The stage raises `Interrupted` then."""
+        ...
 
 
 class SilentReporter(Reporter):
-    """Shows nothing and never asks to stop."""
+    """Shows nothing and never asks to stop. Other reporters override what they show."""
+
+    def begin(self, unit: str, total: int | None = None) -> None:  # noqa: D102 - see Reporter
+        pass
+
+    def expect(self, total: int) -> None:  # noqa: D102
+        pass
+
+    def advance(self, count: int, *, tokens: int = 0, detail: str = "") -> None:  # noqa: D102
+        pass
+
+    def earlier(self, count: int) -> None:  # noqa: D102
+        pass
+
+    def note(self, message: str) -> None:  # noqa: D102
+        pass
+
+    def warn(self, message: str) -> None:  # noqa: D102
+        self.note(message)
+
+    def stop_requested(self) -> bool:  # noqa: D102
+        return False
 
 
 SILENT = SilentReporter()
 
 
-class TqdmReporter(Reporter):
+class TqdmReporter(SilentReporter):
     """Progress as tqdm.auto shows it: a widget in a notebook, a bar on a terminal. Notes go to standard error."""
 
     def __init__(self) -> None:

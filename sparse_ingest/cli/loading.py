@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from dataclasses import replace as with_changes
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_ingest.cli.options import PLACE, connection_options, json_option, pipeline_options, print_json
-from sparse_ingest.cli.progress import Progress, asked_to_stop
+from sparse_ingest.cli.options import (
+    PLACE,
+    connection_options,
+    json_option,
+    pipeline_options,
+    print_json,
+    stage_options,
+)
+from sparse_ingest.cli.progress import TerminalReporter
+from sparse_ingest.loading.options import PublishOptions
 from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.client import Connection
     from sparse_ingest.loading.load import LoadReport
+    from sparse_ingest.loading.publish import PublishReport
     from sparse_ingest.pipeline import Pipeline
     from sparse_ingest.verification.verify import VerifyReport
 
@@ -27,27 +34,9 @@ _RUN = click.argument("run", type=PLACE)
 @click.option("--index", help="Index to load into; made when missing")
 @click.option("--alias", help="Load into ALIAS-<first 8 of the run's id>, verify it, then let this alias serve it")
 @click.option("--to", help="With --alias: let it serve this index, and load nothing (RUN is not read)")
-@click.option("--drop-old", is_flag=True, help="With --alias: delete the index that it served before")
 @click.option("--restore", is_flag=True, help="Put back the settings that a killed load left changed (RUN is not read)")
 @pipeline_options
-@click.option("--field", help="Name of the sparse field  [default: that of the pipeline, else sparse]")
-@click.option("--kind", type=click.Choice(["rank_features", "sparse_vector"]), help="Type of the sparse field")
-@click.option("--replace", is_flag=True, help="Delete the index first, unless it is an unfinished load of this run")
-@click.option("--from-scratch", is_flag=True, help="With --replace: delete that one too")
-@click.option("--partial", is_flag=True, help="Load the finished shards of an unfinished run")
-@click.option("--update", is_flag=True, help="Add the vectors to documents that exist; leave the rest of them alone")
-@click.option("--since", type=PLACE, metavar="OLD_RUN",
-              help="Send only what differs from this run, which the index holds")  # fmt: skip
-@click.option("--delete-missing", is_flag=True, help="With --since: delete what OLD_RUN has and RUN lacks")
-@click.option("--retry-dead", is_flag=True, help="Send the documents again that OpenSearch refused")
-@click.option("--merge", is_flag=True, help="Merge every shard into one segment at the end")
-@click.option("--max-rate", type=click.FloatRange(min=0, min_open=True), help="Documents a second at most")
-@click.option("--top-k", type=click.IntRange(min=1), help="Load the N heaviest terms of each document only")
-@click.option("--max-ratio", type=click.FloatRange(0, 1), help="Leave out terms below this share of the heaviest")
-@click.option("--alpha-mass", type=click.FloatRange(0, 1),
-              help="Load the heaviest terms of each document up to this share of its sum of weights only")  # fmt: skip
-@click.option("--tune", is_flag=True, help="Also stop refreshes and replicas of an index that others made or search")
-@click.option("--async-translog", is_flag=True, help="Let the server confirm writes 5 s early; others may lose theirs")
+@stage_options(PublishOptions)
 @connection_options
 @json_option
 def load(
@@ -55,14 +44,11 @@ def load(
     index: str | None,
     alias: str | None,
     to: str | None,
-    drop_old: bool,
     restore: bool,
     pipeline: Pipeline,
-    field: str | None,
-    kind: str | None,
+    options: PublishOptions,
     connection: Connection,
     as_json: bool,
-    **options: Any,
 ) -> int:
     """Load a run folder into an OpenSearch index; started again, it continues.
 
@@ -82,11 +68,11 @@ def load(
     """
     if (index is None) == (alias is None):
         raise click.UsageError("Name the target, either with --index or with --alias.")
-    if (to or drop_old) and not alias:
+    if (to or options.drop_old) and not alias:
         raise click.UsageError("--to and --drop-old belong to --alias.")
     if restore and not index:
         raise click.UsageError("--restore belongs to --index.")
-    if to and drop_old:
+    if to and options.drop_old:
         raise click.UsageError("--to deletes nothing: leave out --drop-old.")
     if to and alias:
         return _roll_back(alias, to, connection, as_json)
@@ -94,35 +80,35 @@ def load(
         return _restore(index, connection, as_json)
     if run is None:
         raise click.UsageError("Missing argument 'RUN'.")
-    given: dict[str, Any] = {name: value for name, value in (("field", field), ("kind", kind)) if value}
-    pipeline = with_changes(pipeline, index=with_changes(pipeline.index, **given))
-    with Progress("documents", _rows(run)) as progress, asked_to_stop() as stop:
-        options |= {"progress": progress.reach, "note": progress.note, "stop": stop}
+    how: dict[str, Any] = {"connection": connection, "pipeline": pipeline, "options": options}
+    with TerminalReporter(stoppable=True) as reporter:
         if alias:
-            return _publish(run, alias, pipeline, connection, as_json, drop_old=drop_old, **options)
-        from sparse_ingest.loading import load as verb
+            from sparse_ingest.loading.publish import publish
 
-        report = verb.load(run, index=str(index), pipeline=pipeline, connection=connection, **options)
+            published = publish(run, alias=alias, progress=reporter, **how)
+        else:
+            from sparse_ingest.loading.load import load as load_run
+
+            report = load_run(run, index=str(index), progress=reporter, **how)
+    if alias:
+        return _print_published(published, as_json)
     _print_load(report, as_json)
     return 3 if report.refused else 0
 
 
-def _publish(run: Place, alias: str, pipeline: Pipeline, connection: Connection, as_json: bool, **options: Any) -> int:
-    from sparse_ingest.loading.publish import publish
-
-    report = publish(run, alias=alias, pipeline=pipeline, connection=connection, **options)
+def _print_published(report: PublishReport, as_json: bool) -> int:
     if as_json:
-        print_json({**asdict(report.load), **{key: value for key, value in asdict(report).items() if key != "load"}})
+        print_json(report.to_dict())
     else:
         _print_load(report.load, as_json)
         if report.serves == report.load.index:
-            click.echo(f"Alias {alias!r} serves {report.serves!r}{' now' if report.moved else ' already'}.")
+            click.echo(f"Alias {report.alias!r} serves {report.serves!r}{' now' if report.moved else ' already'}.")
         if report.dropped:
             click.echo(f"Index {report.dropped!r} was deleted.")
         if report.previous:
             click.echo(
                 f"Index {report.previous!r}, which it served before, stays; --drop-old deletes it. Back to it: "
-                f"sparse-ingest load --alias {alias} --to {report.previous}"
+                f"sparse-ingest load --alias {report.alias} --to {report.previous}"
             )
     return 3 if report.load.refused else 0
 
@@ -130,7 +116,8 @@ def _publish(run: Place, alias: str, pipeline: Pipeline, connection: Connection,
 def _roll_back(alias: str, to: str, connection: Connection, as_json: bool) -> int:
     from sparse_ingest.loading.publish import roll_back
 
-    before = roll_back(alias, to, connection=connection, note=lambda sentence: click.echo(sentence, err=True))
+    with TerminalReporter() as reporter:
+        before = roll_back(alias, to, connection=connection, progress=reporter)
     if as_json:
         print_json({"alias": alias, "serves": to, "previous": before})
     else:
@@ -141,7 +128,8 @@ def _roll_back(alias: str, to: str, connection: Connection, as_json: bool) -> in
 def _restore(index: str, connection: Connection, as_json: bool) -> int:
     from sparse_ingest.loading.load import restore_settings
 
-    restored = restore_settings(index, connection=connection, note=lambda sentence: click.echo(sentence, err=True))
+    with TerminalReporter() as reporter:
+        restored = restore_settings(index, connection=connection, progress=reporter)
     if as_json:
         print_json({"index": index, "restored": restored})
     else:
@@ -166,39 +154,30 @@ def verify(
     are a difference only when nobody else wrote into the index.
     Exit code 1: something is missing, is too much or differs.
     """
-    from sparse_ingest.verification import verify as verb
+    from sparse_ingest.verification.verify import verify as verify_index
 
-    total = _rows(run)
-    with Progress("documents", total if all_documents else min(sample, total or sample)) as progress:
-        report = verb.verify(
+    with TerminalReporter() as reporter:
+        report = verify_index(
             run,
             index=index,
             connection=connection,
             sample=None if all_documents else sample,
             field=field,
-            progress=progress.reach,
+            progress=reporter,
         )
     if as_json:
-        print_json({"same": report.same, **_as_json(report)})
+        print_json(report.to_dict())
     else:
         _print_verify(report)
-    return 0 if report.same else 1
+    return 0 if report.ok else 1
 
 
 COMMANDS = [load, verify]
 
 
-def _rows(run: Place) -> int | None:
-    """How many documents a run has, None while it is not complete."""
-    from sparse_ingest.runs.manifest import open_run
-
-    complete = open_run(run).complete()
-    return int(complete["rows"]) if complete else None
-
-
 def _print_load(report: LoadReport, as_json: bool) -> None:
     if as_json:
-        print_json(asdict(report))
+        print_json(report.to_dict())
         return
     click.echo(
         f"{report.acknowledged} of {report.documents} documents are in index {report.index!r} "
@@ -216,10 +195,6 @@ def _print_load(report: LoadReport, as_json: bool) -> None:
             "mended, the same command with --retry-dead sends them again.",
             err=True,
         )
-
-
-def _as_json(report: VerifyReport) -> dict[str, object]:
-    return {**asdict(report), "differences": [difference._asdict() for difference in report.differences]}
 
 
 def _print_verify(report: VerifyReport) -> None:

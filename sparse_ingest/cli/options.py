@@ -1,18 +1,19 @@
-"""Options that several commands share, each group one decorator."""
+"""Options that several commands share, each group one decorator; those of a stage come from its dataclass."""
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import Field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import click
 
 from sparse_ingest.errors import UsageError, first_line
-from sparse_ingest.pipeline import ModelSettings, Pipeline, override, read_pipeline
+from sparse_ingest.pipeline import EngineName, ModelSettings, Pipeline, override, read_pipeline
 from sparse_ingest.storage.places import Place, place_of
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -27,10 +28,63 @@ class _PlaceType(click.ParamType):  # type: ignore[type-arg]  # generic in newer
         return place_of(value) if isinstance(value, str) else cast(Place, value)
 
 
+class _NamesType(click.ParamType):  # type: ignore[type-arg]
+    """Names with commas between them."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        return tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+
+
 PLACE = _PlaceType()
+_NAMES = _NamesType()
 _FILTER = '{"term": {"language": "en"}}'
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output")
+
+
+def stage_options(kind: type[Any], omitted: tuple[str, ...] = ()) -> Callable[[F], F]:
+    """One option for each setting of a dataclass that has a help text; the command receives the keyword `options`."""
+    hints = get_type_hints(kind)
+    entries = [entry for entry in fields(kind) if entry.metadata.get("help") and entry.name not in omitted]
+
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def with_options(*args: Any, **kwargs: Any) -> Any:
+            given = {entry.name: kwargs.pop(entry.name) for entry in entries}
+            return command(*args, options=kind(**given), **kwargs)
+
+        wrapped: Callable[..., Any] = with_options
+        for entry in reversed(entries):
+            wrapped = _option_of(entry, hints[entry.name])(wrapped)
+        return cast(F, wrapped)
+
+    return decorate
+
+
+def _option_of(entry: Field[Any], hint: Any) -> Callable[[Any], Any]:
+    """The option of one setting; its type decides what may be given."""
+    settings: dict[str, Any] = {"help": entry.metadata["help"], "metavar": entry.metadata["metavar"]}
+    kinds = [each for each in get_args(hint) or (hint,) if each is not type(None)]
+    if get_origin(hint) is Literal:
+        kinds = [hint]
+    if kinds == [bool]:
+        settings["is_flag"] = True
+    elif get_origin(kinds[0]) is Literal:
+        settings["type"] = click.Choice(get_args(kinds[0]))
+    elif get_origin(kinds[0]) is tuple or get_origin(hint) is tuple:
+        settings |= {"type": _NAMES} if entry.default is None else {"multiple": True}
+    elif Path in kinds:
+        settings["type"] = PLACE
+    elif kinds[0] is int:
+        settings["type"] = click.IntRange(min=1)
+    elif kinds[0] is float:
+        low, high = entry.metadata["range"]
+        settings["type"] = click.FloatRange(low, None if high == math.inf else high, min_open=high == math.inf)
+    if entry.default not in (None, False, ()):
+        settings |= {"default": entry.default, "show_default": True}
+    return click.option(f"--{entry.name.replace('_', '-')}", entry.name, **settings)
 
 
 def connection_options(command: F) -> F:
@@ -122,7 +176,7 @@ def engine_option(command: F) -> F:
 
     @click.option(
         "--engine",
-        type=click.Choice(["exact", "two-phase", "seismic"]),
+        type=click.Choice(get_args(EngineName)),
         help="How to ask the index  [default: exact; of a sparse_vector field seismic]",
     )
     @functools.wraps(command)

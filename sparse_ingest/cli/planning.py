@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sparse_ingest.cli.options import PLACE, connection_options, json_option, model_options, print_json
-from sparse_ingest.cli.progress import Progress
+from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("run", type=PLACE)
 @click.option("--queries", "queries_path", required=True, type=click.Path(path_type=Path), metavar="F",
               help="Queries: a file, or the folder of a collection")  # fmt: skip
-@click.option("--qrels", "qrels_path", type=click.Path(path_type=Path), metavar="F",
+@click.option("--qrels", type=click.Path(path_type=Path), metavar="F",
               help="Judgements: quality is nDCG@10 then, else the share of the ten best documents")  # fmt: skip
 @click.option("--index", metavar="NAME", help="Index that holds the run: its engines are measured, and one is chosen")
 @click.option("--loss", type=click.FloatRange(0, 1, max_open=True), default=0.01, show_default=True,
@@ -34,14 +34,11 @@ if TYPE_CHECKING:
 def plan(
     run: Place,
     queries_path: Path,
-    qrels_path: Path | None,
     index: str | None,
-    loss: float,
-    sample: int,
-    out: Path | None,
     pipeline: Pipeline,
     connection: Connection,
     as_json: bool,
+    **given: Any,
 ) -> int:
     """Find the cheapest pruning, or with --index the fastest engine, that loses no more than --loss.
 
@@ -54,44 +51,29 @@ def plan(
     queries chooses, the other half must confirm. The table shows what no other point beats; * is the one taken.
     Exit code 1: nothing loses as little as --loss.
     """
-    from sparse_ingest.corpora.collections import read_qrels, read_queries
-    from sparse_ingest.planning import plan as verb
     from sparse_ingest.planning.drawing import as_text
-    from sparse_ingest.planning.outputs import refuse_outputs, write_outputs
+    from sparse_ingest.planning.options import PlanOptions
+    from sparse_ingest.planning.plan import plan as plan_run
 
-    if out:
-        refuse_outputs(out)
-    qrels = read_qrels(qrels_path) if qrels_path else None
-    with Progress("documents", _rows(run)) as progress:
-        report = verb.plan(
+    with TerminalReporter() as reporter:
+        report = plan_run(
             run,
-            read_queries(queries_path),
-            pipeline=pipeline,
-            qrels=qrels,
+            queries_path,
             index=index,
             connection=connection,
-            loss=loss,
-            sample=sample,
-            progress=progress.reach,
-            note=progress.note,
+            pipeline=pipeline,
+            options=PlanOptions(**given),
+            progress=reporter,
         )
-    written = write_outputs(report, out) if out else []
     if as_json:
-        print_json(report.as_json())
+        print_json(report.to_dict())
     else:
         click.echo(as_text(report))
         if report.load_flags:
             click.echo(f"Load it so: sparse-ingest load {run} --index NAME{report.load_flags}")
-    for path in written:
+    for path in report.written:
         click.echo(f"Wrote {path}", err=True)
     return 0 if report.choice else 1
 
 
 COMMANDS = [plan]
-
-
-def _rows(run: Place) -> int | None:
-    from sparse_ingest.runs.manifest import open_run
-
-    complete = open_run(run).complete()
-    return int(complete["rows"]) if complete else None

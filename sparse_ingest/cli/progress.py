@@ -1,99 +1,113 @@
-"""Progress on standard error: a tqdm bar on a terminal, a plain line every 30 s elsewhere; and the wish to stop."""
+"""Progress on standard error: a tqdm bar on a terminal, otherwise one line every 30 s. SIGTERM is a stop request."""
 
 from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 import click
 from tqdm import tqdm
 
+from sparse_ingest.reporting import SilentReporter
+
 LINE_EVERY_S = 30.0
 
 
-class Progress:
-    """Counts what is done of a job; rates leave out what an earlier start did."""
+class TerminalReporter(SilentReporter):
+    """Counts what a stage does; rates leave out what an earlier start did. Use it in a `with` block.
 
-    def __init__(self, unit: str, total: int | None = None) -> None:
+    With `stoppable`, SIGTERM makes `stop_requested` true inside the block instead of ending the process.
+    """
+
+    def __init__(self, *, stoppable: bool = False) -> None:
         self._terminal = sys.stderr.isatty()
-        self._unit = unit
-        self._bar: tqdm[Any] = tqdm(
-            total=total, unit=f" {unit}", disable=not self._terminal, file=sys.stderr, smoothing=0.1, mininterval=0.2
-        )
-        self._total = total
-        self._done = 0
-        self._earlier = 0
-        self._extra: Callable[[float], str] = lambda seconds: ""
-        self._began = time.monotonic()
-        self._last_line = self._began
+        self._stoppable = stoppable
+        self._stopping = False
+        self._before: Any = None
+        self._lock = threading.RLock()
+        self._start("", None)
 
-    def __enter__(self) -> Progress:
+    def _start(self, unit: str, total: int | None) -> None:
+        self._unit, self._total = unit, total
+        self._bar: tqdm[Any] | None = None
+        if self._terminal and unit:
+            self._bar = tqdm(total=total, unit=f" {unit}", file=sys.stderr, smoothing=0.1, mininterval=0.2)
+        self._done = self._earlier = self._tokens = 0
+        self._began = self._last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._stoppable:
+            self._before = signal.signal(signal.SIGTERM, self._stop)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._bar.close()
+        if self._stoppable:
+            signal.signal(signal.SIGTERM, self._before)
+        self._close()
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = True
+        click.echo("Stopping after the current shard.", err=True)
+
+    def stop_requested(self) -> bool:
+        """Return whether SIGTERM came."""
+        return self._stopping
+
+    def begin(self, unit: str, total: int | None = None) -> None:
+        """Start a bar; the one before is finished."""
+        with self._lock:
+            self._close()
+            self._start(unit, total)
 
     def expect(self, total: int) -> None:
-        """Correct the number of units that the job is believed to have."""
-        self._total = self._bar.total = total
-
-    def describe(self, extra: Callable[[float], str]) -> None:
-        """Add a text to each line, made from the seconds since the start."""
-        self._extra = extra
+        """Correct the number of units that the stage is believed to have."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.total = total
 
     def earlier(self, count: int) -> None:
-        """`count` units were done before this start."""
-        self._earlier += count
-        self._done += count
-        self._bar.update(count)
+        """Count units in the progress and not in the rate."""
+        with self._lock:
+            self._earlier += count
+            self._done += count
+            if self._bar is not None:
+                self._bar.update(count)
 
-    def reach(self, done: int) -> None:
-        """`done` units are done in all."""
-        self.advance(done - self._done)
-
-    def advance(self, count: int) -> None:
-        """`count` more units are done."""
-        self._done += count
-        now = time.monotonic()
-        seconds = max(now - self._began, 1e-9)
-        if self._terminal:
-            self._bar.set_postfix_str(self._extra(seconds), refresh=False)
-            self._bar.update(count)
-        elif now - self._last_line >= LINE_EVERY_S:
-            self._last_line = now
-            self.note(self._line(seconds))
+    def advance(self, count: int, *, tokens: int = 0, detail: str = "") -> None:
+        """Move the bar, or print a line when the last one is 30 s old."""
+        with self._lock:
+            self._done += count
+            self._tokens += tokens
+            now = time.monotonic()
+            seconds = max(now - self._began, 1e-9)
+            rate = f"{self._tokens / seconds:,.0f} tokens/s" if self._tokens else ""
+            beside = ", ".join(part for part in (rate, detail) if part)
+            if self._bar is not None:
+                self._bar.set_postfix_str(beside, refresh=False)
+                self._bar.update(count)
+            elif now - self._last_line >= LINE_EVERY_S:
+                self._last_line = now
+                self.note(self._line(seconds, beside))
 
     def note(self, message: str) -> None:
         """Print one line without breaking the bar."""
-        if self._terminal:
+        if self._bar is not None:
             self._bar.clear()
         click.echo(message, err=True)
 
-    def _line(self, seconds: float) -> str:
+    def _line(self, seconds: float, beside: str) -> str:
         rate = (self._done - self._earlier) / seconds
-        parts = [f"{self._done:,} {self._unit}", f"{rate:,.1f} {self._unit}/s", self._extra(seconds)]
+        parts = [f"{self._done:,} {self._unit}", f"{rate:,.1f} {self._unit}/s", beside]
         if self._total and rate:
             parts[0] = f"{self._done:,} of about {self._total:,} {self._unit}"
             parts.append(f"{tqdm.format_interval(max(0, self._total - self._done) / rate)} left")
         return ", ".join(part for part in parts if part)
 
-
-@contextmanager
-def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM came: the job ends after the current shard."""
-    asked = False
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
-        click.echo("Stopping after the current shard.", err=True)
-
-    before = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -15,7 +15,7 @@ from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from sparse_ingest.cluster.requests import Body, Engine
+    from sparse_ingest.cluster.requests import Engine, SearchBody
     from sparse_ingest.queries.weight_table import QueryWeights
 
 size_option = click.option(
@@ -34,7 +34,7 @@ queries_option = click.option(
 
 
 @dataclass(frozen=True)
-class Form:
+class QueryForm:
     """Which body is asked for, as the options of `query` have it."""
 
     size: int
@@ -95,14 +95,14 @@ def query(
     service in any language needs.
     """
     from sparse_ingest.cluster.requests import msearch_bytes
-    from sparse_ingest.searching.search import engine_of
+    from sparse_ingest.searching.pipelines import engine_of
 
     if table:
         if text is not None or queries_path is not None:
             raise UsageError("--table is of the model, not of a text. Leave out TEXT and --queries.")
         _print_table(pipeline)
         return
-    form = Form(**options)
+    form = QueryForm(**options)
     form.refuse_conflicts()
     if (text is None) == (queries_path is None):
         raise UsageError("Give either TEXT or --queries F.")
@@ -147,7 +147,7 @@ def _print_table(pipeline: Pipeline) -> None:
     )
 
 
-def bodies(asked: Iterable[tuple[str, QueryWeights]], engine: Engine, form: Form) -> Iterator[Body]:
+def bodies(asked: Iterable[tuple[str, QueryWeights]], engine: Engine, form: QueryForm) -> Iterator[SearchBody]:
     """The bodies of some texts with their weights; says at the end what was left out or scaled."""
     from sparse_ingest.cluster.limits import fit_weights
     from sparse_ingest.searching.query import keyed, tell_of_lost
@@ -168,7 +168,7 @@ def bodies(asked: Iterable[tuple[str, QueryWeights]], engine: Engine, form: Form
         click.echo(f"OpenSearch takes weights up to 64: {what} by {most}{scale:g}, and so are the scores.", err=True)
 
 
-def _body(text: str, weights: QueryWeights, engine: Engine, form: Form) -> Body:
+def _body(text: str, weights: QueryWeights, engine: Engine, form: QueryForm) -> SearchBody:
     from sparse_ingest.cluster.requests import engine_body, hybrid_body, rank_feature_body, server_side_body
 
     settings: dict[str, Any] = {"size": form.size, "filter": form.filter}
@@ -183,25 +183,26 @@ def _body(text: str, weights: QueryWeights, engine: Engine, form: Form) -> Body:
     return engine_body(weights, engine, collapse=form.collapse, **settings)
 
 
-def _one(text: str, pipeline: Pipeline, form: Form) -> Iterator[tuple[str, QueryWeights]]:
-    from sparse_ingest.searching.query import weigh
+def _one(text: str, pipeline: Pipeline, form: QueryForm) -> Iterator[tuple[str, QueryWeights]]:
+    from sparse_ingest.searching.query import query_weights
 
-    yield text, {} if form.is_server_side else weigh(text, pipeline)
+    yield text, {} if form.is_server_side else query_weights(text, pipeline)
 
 
-def _many(path: Path, pipeline: Pipeline, form: Form) -> Iterator[tuple[str, QueryWeights]]:
+def _many(path: Path, pipeline: Pipeline, form: QueryForm) -> Iterator[tuple[str, QueryWeights]]:
     """The texts of a file of queries with their weights, as many at a time as the model takes."""
     from itertools import tee
 
     from sparse_ingest.corpora.collections import read_queries
-    from sparse_ingest.searching.query import weigh_many
+    from sparse_ingest.searching.query import many_query_weights
 
     queries, texts = tee(read_queries(path))
     if form.is_server_side:
         yield from ((query.text, {}) for query in queries)
     else:
         yield from (
-            (query.text, weights) for query, (_, weights) in zip(texts, weigh_many(queries, pipeline), strict=True)
+            (query.text, weights)
+            for query, (_, weights) in zip(texts, many_query_weights(queries, pipeline), strict=True)
         )
 
 

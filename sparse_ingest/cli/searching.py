@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,48 +25,16 @@ from sparse_ingest.cli.options import (
 from sparse_ingest.cli.querying import collapse_option, queries_option, size_option
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.searching.options import SearchOptions
 from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.client import Connection
-    from sparse_ingest.queries.weight_table import QueryWeights
     from sparse_ingest.searching.hits import Hit, Ranked
+    from sparse_ingest.searching.search import SearchableIndex, SearchableRun
 
 SHOWN_TERMS = 6
 MOST_AT_ONCE = 32
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is searched and how, as the options have it."""
-
-    index: str | None
-    run_path: Place | None
-    size: int
-    collapse: str | None
-    filter: dict[str, Any] | None
-    hybrid: bool
-    explain: bool
-    concurrency: int
-    force: bool
-    pipeline: Pipeline
-    connection: Connection
-
-    def refuse_conflicts(self, *, many: bool) -> None:
-        """Refuse options of which one would silently have no effect."""
-        if (self.index is None) == (self.run_path is None):
-            raise UsageError("Give either --index NAME or --run RUN.")
-        only_index = {"--filter": self.filter, "--hybrid": self.hybrid, "--engine": self.pipeline.query.engine}
-        if self.run_path is not None:
-            _refuse(only_index, "asks a server, and --run searches exactly without one")
-        if many:
-            _refuse(
-                {"--collapse": self.collapse, "--explain": self.explain, "--hybrid": self.hybrid}, "is for one TEXT"
-            )
-        elif self.concurrency > 1:
-            raise UsageError("--concurrency goes with --queries; one TEXT is one request.")
-        if self.hybrid:
-            _refuse({"--collapse": self.collapse, "--explain": self.explain}, "goes without --hybrid")
 
 
 @click.command()
@@ -92,32 +60,66 @@ class Asked:
 @model_options
 @engine_option
 @connection_options
-def search(text: str | None, queries_path: Path | None, trec: bool, as_json: bool, **options: Any) -> None:
+def search(
+    text: str | None,
+    queries_path: Path | None,
+    index: str | None,
+    run_path: Place | None,
+    trec: bool,
+    as_json: bool,
+    pipeline: Pipeline,
+    connection: Connection,
+    **given: Any,
+) -> None:
     """Search an index or a run folder for TEXT, and show which terms made each score.
 
     The model is the one that made the run or the index; --model or --pipeline may name it again, such as where it lies
     elsewhere. With --queries it prints a TREC run, or with --json a line a query, and says on standard error how long
     they took.
     """
-    asked = Asked(**options)
     if (text is None) == (queries_path is None):
         raise UsageError("Give either TEXT or --queries F.")
     if trec and as_json:
         raise UsageError("--trec and --json are two forms of the same answer. Give one of them.")
-    asked.refuse_conflicts(many=text is None)
-    if text is None:
-        _print_ranked(_rank(asked, queries_path or Path()), asked, as_json=as_json)
-        return
-    weights, hits = _search_index(asked, text) if asked.run_path is None else _search_run(asked, text)
+    _refuse_conflicts(index, run_path, pipeline, given, many=text is None)
+    explain, force = given.pop("explain"), given.pop("force")
+    options = SearchOptions(k=given.pop("size"), **given)
+    with _opened(index, run_path, pipeline, connection, force=force) as target:
+        if text is None:
+            from sparse_ingest.corpora.collections import read_queries
+
+            ranked = target.rank(read_queries(queries_path or Path()), options)
+            _print_ranked(ranked, run_path is None, options.concurrency, as_json=as_json)
+            return
+        weights = target.query_weights(text)
+        hits = target.search(text if options.hybrid else weights, options)
     if as_json:
         print_json({"query": weights, "hits": [_as_json(hit) for hit in hits]})
     elif trec:
         _print_trec(hits)
     else:
         for hit in hits:
-            click.echo(_as_text(hit, explain=asked.explain))
+            click.echo(_as_text(hit, explain=explain))
     if not hits and not as_json:
         click.echo("Nothing found.", err=True)
+
+
+def _refuse_conflicts(
+    index: str | None, run_path: Place | None, pipeline: Pipeline, given: dict[str, Any], *, many: bool
+) -> None:
+    """Refuse options of which one would silently have no effect."""
+    if (index is None) == (run_path is None):
+        raise UsageError("Give either --index NAME or --run RUN.")
+    collapse, explain, hybrid = ({f"--{name}": given[name]} for name in ("collapse", "explain", "hybrid"))
+    if run_path is not None:
+        only_index = {"--filter": given["filter"], **hybrid, "--engine": pipeline.query.engine}
+        _refuse(only_index, "asks a server, and --run searches exactly without one")
+    if many:
+        _refuse({**collapse, **explain, **hybrid}, "is for one TEXT")
+    elif given["concurrency"] > 1:
+        raise UsageError("--concurrency goes with --queries; one TEXT is one request.")
+    if given["hybrid"]:
+        _refuse({**collapse, **explain}, "goes without --hybrid")
 
 
 def _refuse(options: dict[str, Any], why: str) -> None:
@@ -125,64 +127,20 @@ def _refuse(options: dict[str, Any], why: str) -> None:
         raise UsageError(f"{name} {why}. Leave it out.")
 
 
-def _search_index(asked: Asked, text: str) -> tuple[QueryWeights, list[Hit]]:
-    from sparse_ingest.cluster.client import connect
-    from sparse_ingest.searching.query import pipeline_of_index, weigh
-    from sparse_ingest.searching.search import engine_of, search_hybrid, search_index
+@contextlib.contextmanager
+def _opened(
+    index: str | None, run_path: Place | None, pipeline: Pipeline, connection: Connection, *, force: bool
+) -> Iterator[SearchableRun | SearchableIndex]:
+    from sparse_ingest.searching.search import open_index, open_run
 
-    client, index = connect(asked.connection), str(asked.index)
-    pipeline = pipeline_of_index(asked.pipeline, client, index, force=asked.force)
-    engine = engine_of(pipeline, client, index)
-    weights = weigh(text, pipeline)
-    if asked.hybrid:
-        return weights, search_hybrid(client, index, text, weights, size=asked.size, engine=engine, filter=asked.filter)
-    hits = search_index(
-        client, index, weights, size=asked.size, engine=engine, filter=asked.filter, collapse=asked.collapse
-    )
-    return weights, hits
-
-
-def _search_run(asked: Asked, text: str) -> tuple[QueryWeights, list[Hit]]:
-    from sparse_ingest.runs.manifest import open_run
-    from sparse_ingest.searching.query import pipeline_of_run, weigh
-    from sparse_ingest.searching.search import search_run
-
-    run = open_run(asked.run_path or Path())
-    weights = weigh(text, pipeline_of_run(asked.pipeline, run, force=asked.force))
-    return weights, search_run(run, weights, size=asked.size, collapse=asked.collapse)
-
-
-def _rank(asked: Asked, queries_path: Path) -> Iterator[Ranked]:
-    """The rankings of a file of queries, in its order."""
-    from sparse_ingest.corpora.collections import read_queries
-    from sparse_ingest.searching.query import pipeline_of_index, pipeline_of_run, weigh_many
-    from sparse_ingest.searching.search import engine_of, rank_index, rank_run
-
-    queries = read_queries(queries_path)
-    if asked.run_path is not None:
-        from sparse_ingest.runs.manifest import open_run
-
-        run = open_run(asked.run_path)
-        pipeline = pipeline_of_run(asked.pipeline, run, force=asked.force)
-        yield from rank_run(run, weigh_many(queries, pipeline), size=asked.size)
+    if run_path is not None:
+        yield open_run(run_path, pipeline=pipeline, force=force)
         return
-    from sparse_ingest.cluster.client import connect
-
-    client, index = connect(asked.connection), str(asked.index)
-    pipeline = pipeline_of_index(asked.pipeline, client, index, force=asked.force)
-    engine = engine_of(pipeline, client, index)
-    yield from rank_index(
-        client,
-        index,
-        weigh_many(queries, pipeline),
-        engine,
-        size=asked.size,
-        filter=asked.filter,
-        concurrency=asked.concurrency,
-    )
+    with open_index(str(index), connection=connection, pipeline=pipeline, force=force) as opened:
+        yield opened
 
 
-def _print_ranked(ranked: Iterator[Ranked], asked: Asked, *, as_json: bool) -> None:
+def _print_ranked(ranked: Iterator[Ranked], by_server: bool, concurrency: int, *, as_json: bool) -> None:
     from sparse_ingest.evaluation.trec import trec_lines
 
     began = time.perf_counter()
@@ -201,19 +159,19 @@ def _print_ranked(ranked: Iterator[Ranked], asked: Asked, *, as_json: bool) -> N
             for text in trec_lines([one]):
                 click.echo(text, nl=False)
     seconds = time.perf_counter() - began
-    click.echo(_summary(latencies, took, seconds, empty, asked), err=True)
+    click.echo(_summary(latencies, took, seconds, empty, concurrency if by_server else None), err=True)
 
 
-def _summary(latencies: array[float], took: array[float], seconds: float, empty: int, asked: Asked) -> str:
-    """How many queries there were and how long they took, as sentences."""
+def _summary(latencies: array[float], took: array[float], seconds: float, empty: int, concurrency: int | None) -> str:
+    """How many queries there were and how long they took; `concurrency` is None where no server answered."""
     count = len(latencies)
     if not count:
         return "The file holds no query."
     found = f" {empty} of them found nothing." if empty else ""
     rate = f"{count} queries in {seconds:.2f} s, {count / seconds:.1f} a second, encoding included.{found}"
-    if asked.run_path is not None:
+    if concurrency is None:
         return rate
-    at_once = f" with {asked.concurrency} at once" if asked.concurrency > 1 else ""
+    at_once = f" with {concurrency} at once" if concurrency > 1 else ""
     return f"{rate} A request took {_percentiles(latencies)}{at_once}; the server says {_percentiles(took)}."
 
 
@@ -235,7 +193,7 @@ def _print_trec(hits: list[Hit]) -> None:
 
 
 def _as_json(hit: Hit) -> dict[str, Any]:
-    from sparse_ingest.searching.search import snippet
+    from sparse_ingest.searching.hits import snippet
 
     return {
         "rank": hit.rank,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparse_ingest.cli.options import json_option, print_json
+from sparse_ingest.cli.progress import TerminalReporter
 
 if TYPE_CHECKING:
     from sparse_ingest.local_server.process import Instance
@@ -51,7 +52,8 @@ def start(port: int, heap: str, data_folder: Path | None, with_ml: bool, as_json
     """
     from sparse_ingest.local_server import process
 
-    instance = process.start(port, data=data_folder, heap=heap, with_ml=with_ml, note=_note)
+    with TerminalReporter() as reporter:
+        instance = process.start(port, data=data_folder, heap=heap, with_ml=with_ml, reporter=reporter)
     if as_json:
         print_json({**_shown(instance), "already_running": instance.already_running})
     else:
@@ -94,10 +96,6 @@ def status(as_json: bool) -> None:
             f"{one['url']}  {one['health']}  documents {one['documents']}  pid {one['pid']}  "
             f"heap {one['heap']}  data {one['data']}" + ("  with ml" if one["with_ml"] else "")
         )
-
-
-def _note(text: str) -> None:
-    click.echo(text, err=True)
 
 
 def _shown(instance: Instance) -> dict[str, Any]:

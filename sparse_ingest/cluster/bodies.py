@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from json.encoder import encode_basestring
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ import pyarrow as pa
 from sparse_ingest.cluster.scores import DROPPED_BITS, LOWEST_WEIGHT, weight_codes
 from sparse_ingest.errors import PipelineError, RunError
 from sparse_ingest.records import SparseRows
+from sparse_ingest.runs.shards import ShardPart
 
 MAX_BYTES = 8 << 20  # managed services refuse requests from 10 MiB
 MAX_DOCUMENTS = 5000
@@ -32,18 +33,7 @@ _SLICE_TERMS = 1 << 18
 # And characters of fields: a part of 8192 articles has more bytes than Arrow counts in 31 bits.
 _SLICE_CHARACTERS = 8 << 20
 
-Operation = Literal["index", "update", "delete"]
-
-
-class Part(Protocol):
-    """Some documents of a shard: their source rows, vectors, and JSON objects of fields."""
-
-    @property
-    def rows(self) -> npt.NDArray[np.uint64]: ...  # noqa: D102
-    @property
-    def vectors(self) -> SparseRows: ...  # noqa: D102
-    @property
-    def fields(self) -> Sequence[str]: ...  # noqa: D102
+BulkOperation = Literal["index", "update", "delete"]
 
 
 class BulkRequest(NamedTuple):
@@ -54,7 +44,7 @@ class BulkRequest(NamedTuple):
     rows: npt.NDArray[np.uint64]
     doc_ids: Sequence[str]
     shard: int = 0
-    operation: Operation = "index"
+    operation: BulkOperation = "index"
 
     def part(self, places: Sequence[int]) -> BulkRequest:
         """The documents at these places as a request of their own."""
@@ -101,32 +91,32 @@ def shortest_between(lowest: float, highest: float) -> str:
         power -= 1
 
 
-FEATURES = Spelling(weight_codes, shortest_decimal)
+FEATURE_SPELLING = Spelling(weight_codes, shortest_decimal)
 
 
-class _Form(NamedTuple):
-    """An operation around a document's id, the fields and the vector, whose JSON object `{…}` stands before `end`."""
+class _OperationText(NamedTuple):
+    """The JSON of an operation around the id, the fields and the vector, whose object `{…}` precedes `end`."""
 
-    operation: Operation
+    operation: BulkOperation
     action: bytes  # with %b for the id
     opening: bytes  # behind the carried fields, if the operation has any
     end: bytes
     without: bytes  # instead of opening and end when the document has no vector
 
 
-def _form(operation: str, field: str) -> _Form:
+def _operation_text(operation: str, field: str) -> _OperationText:
     name = encode_basestring(field).encode()
     if operation == "index":
-        return _Form("index", b'{"index":{"_id":%b}}\n', name + b":{", b"}}\n", b"}\n")
+        return _OperationText("index", b'{"index":{"_id":%b}}\n', name + b":{", b"}}\n", b"}\n")
     # Without retry_on_conflict a request that is delivered twice answers 409 for some documents.
     action = b'{"update":{"_id":%b,"retry_on_conflict":3}}\n'
     # An update that brings nothing would be none: the vector that the index has would stay.
     remove = b'{"script":{"source":"ctx._source.remove(params.f)","params":{"f":%b}}}\n' % name
     if operation == "update":
-        return _Form("update", action, b'{"doc":{%b:{' % name, b"}}}\n", remove)
+        return _OperationText("update", action, b'{"doc":{%b:{' % name, b"}}}\n", remove)
     # A partial document is merged: the old tokens would stay beside the new ones where the vector is in _source.
     script = b'{"script":{"source":"ctx._source[params.f]=params.v","params":{"f":%b,"v":{' % name
-    return _Form("update", action, script, b"}}}}\n", remove)
+    return _OperationText("update", action, script, b"}}}}\n", remove)
 
 
 class BodyWriter:
@@ -144,7 +134,7 @@ class BodyWriter:
         keys: Sequence[str | None],
         field: str,
         *,
-        spelling: Spelling = FEATURES,
+        spelling: Spelling = FEATURE_SPELLING,
         operation: Literal["index", "update", "replace"] = "index",
         empty_field: bool = True,
     ) -> None:
@@ -152,8 +142,8 @@ class BodyWriter:
         self._name = encode_basestring(field)
         self._ascii_name = json.dumps(field) if json.dumps(field) != self._name else None
         self._spelling = spelling
-        self._form = _form(operation, field)
-        self._without = self._form.opening + self._form.end if empty_field else self._form.without
+        self._text = _operation_text(operation, field)
+        self._without = self._text.opening + self._text.end if empty_field else self._text.without
         self._no_token = np.array([key is None for key in keys], dtype=np.bool_)
         self._keys = _arrow([encode_basestring(key or "").encode() + b":" for key in keys])
         self._decimals: list[bytes] = []
@@ -165,7 +155,7 @@ class BodyWriter:
 
     def requests(
         self,
-        parts: Iterable[Part],
+        parts: Iterable[ShardPart],
         *,
         shard: int = 0,
         max_bytes: int | Callable[[], int] = MAX_BYTES,
@@ -207,10 +197,10 @@ class BodyWriter:
             np.concatenate([one.rows for one in written]),
             [doc_id for one in written for doc_id in one.doc_ids],
             shard,
-            self._form.operation,
+            self._text.operation,
         )
 
-    def _layouts(self, part: Part) -> Iterator[_Layout]:
+    def _layouts(self, part: ShardPart) -> Iterator[_Layout]:
         """The part's documents, some at a time."""
         vectors, start = part.vectors, 0
         characters = np.concatenate(([0], np.cumsum(np.fromiter(map(len, part.fields), dtype=np.int64))))
@@ -251,16 +241,16 @@ class BodyWriter:
 
     def _head(self, doc_id: str, carried: str, terms: int) -> bytes:
         """What stands before a document's terms; all of it when there are none."""
-        action = self._form.action % encode_basestring(doc_id).encode()
-        opening = self._form.opening if terms else self._without
-        if self._form.operation == "update":
+        action = self._text.action % encode_basestring(doc_id).encode()
+        opening = self._text.opening if terms else self._without
+        if self._text.operation == "update":
             return action + opening
         # Most often the two are one, and none is there: this is asked of every document.
         if self._name in carried or (self._ascii_name is not None and self._ascii_name in carried):
             refuse_clash(carried, self._field)
         # A line break between the parts of a JSON object is only white space, but it would end the operation.
         object_start = carried.strip().replace("\n", " ").encode()[:-1].rstrip()
-        comma = b"" if object_start == b"{" or opening == self._form.without else b","
+        comma = b"" if object_start == b"{" or opening == self._text.without else b","
         return b"%b%b%b%b" % (action, object_start, comma, opening)
 
     def _refuse_damage(self, vectors: SparseRows) -> None:
@@ -297,7 +287,7 @@ class BodyWriter:
     def _lay_out_pieces(self) -> None:
         """Keys, decimals before another key, decimals before a document's end."""
         inner = [decimal + b"," for decimal in self._decimals]
-        last = [decimal + self._form.end for decimal in self._decimals]
+        last = [decimal + self._text.end for decimal in self._decimals]
         self._pieces = pa.concat_arrays([self._keys, _arrow([*inner, *last])])
         self._lengths = np.diff(np.frombuffer(self._pieces.buffers()[1], dtype=np.int32)[: len(self._pieces) + 1])
 
@@ -364,7 +354,7 @@ def _joined(
     rows: npt.NDArray[np.uint64],
     doc_ids: Sequence[str],
     shard: int,
-    operation: Operation,
+    operation: BulkOperation,
 ) -> BulkRequest:
     body = bodies[0] if len(bodies) == 1 else b"".join(bodies)
     return BulkRequest(body, np.concatenate(([0], np.cumsum(sizes))), rows, doc_ids, shard, operation)

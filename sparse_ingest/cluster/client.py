@@ -9,7 +9,9 @@ Not covered: Serverless was tried through a stand-in only; what it lacks, it say
 
 from __future__ import annotations
 
+import copy
 import logging
+import os
 import re
 import time
 from collections.abc import Collection, Mapping
@@ -31,6 +33,12 @@ OLDEST_VERSION = (2, 11)  # the first with neural_sparse
 # The version of the tests. An older server refuses by itself what it does not know.
 NEWEST_TRIED = (3, 6, 0)
 _BUSY = frozenset({429, 502, 503, 504})  # statuses that come with Retry-After
+# Field of `Connection` to the variable that gives it where neither an option nor an argument does.
+VARIABLES = {
+    "url": "SPARSE_INGEST_URL", "user": "SPARSE_INGEST_USER", "password": "SPARSE_INGEST_PASSWORD",
+    "ca": "SPARSE_INGEST_CA", "client_cert": "SPARSE_INGEST_CLIENT_CERT", "client_key": "SPARSE_INGEST_CLIENT_KEY",
+    "aws_region": "AWS_REGION", "aws_service": "SPARSE_INGEST_AWS_SERVICE",
+}  # fmt: skip
 CONNECTIONS = 32  # kept open at most, as many as a search with --concurrency has requests in flight
 
 
@@ -143,8 +151,8 @@ def _retry_after_s(header: str | None) -> float | None:
 class Client:
     """One cluster, asked once for its version. Safe to use from several threads."""
 
-    def __init__(self, opensearch: OpenSearch, address: Address, who: Who) -> None:
-        self._opensearch = opensearch
+    def __init__(self, transport: opensearchpy.Transport, address: Address, who: Who, *, owned: bool = True) -> None:
+        self._transport, self._owned = transport, owned
         self._who = who
         self.address = str(address)
         self.version, self.cluster_uuid = self._asked_version()
@@ -166,7 +174,7 @@ class Client:
         """
         try:
             # A copy of params: opensearch-py takes keys out of the one it is given.
-            return self._opensearch.transport.perform_request(
+            return self._transport.perform_request(
                 method, path, params=dict(params or {}), body=body, timeout=timeout_s
             )
         except TransportError as error:
@@ -180,8 +188,9 @@ class Client:
             ) from error
 
     def close(self) -> None:
-        """Close the open connections."""
-        self._opensearch.transport.close()
+        """Close the open connections, unless they are those of an `OpenSearch` of the caller's."""
+        if self._owned:
+            self._transport.close()
 
     def _asked_version(self) -> tuple[tuple[int, int, int], str]:
         """Version and UUID of the cluster, or what stands for them where they are not told."""
@@ -217,13 +226,36 @@ class Client:
         return ResponseError(message, status=error.status_code, kind=kind, reason=reason, retry_after_s=after_s)
 
 
-def connect(connection: Connection) -> Client:
+def connection_of(url: str | None, connection: Connection | OpenSearch | None) -> Connection | OpenSearch:
+    """Return what `url=` and `connection=` of the Python API mean: one of them, or the SPARSE_INGEST_* variables.
+
+    Raises:
+        UsageError: both are given.
+    """
+    if url is not None and connection is not None:
+        raise UsageError("Give url= or connection=, not both.")
+    if connection is not None:
+        return connection
+    named = {name: os.environ.get(variable) for name, variable in VARIABLES.items()}
+    given = {name: value for name, value in named.items() if value}
+    return Connection(**given | ({"url": url} if url is not None else {}))
+
+
+def connect(connection: Connection | OpenSearch | None = None, *, url: str | None = None) -> Client:
     """Connect and check that an OpenSearch of a known version answers.
+
+    Args:
+        connection: How to reach the cluster. The transport of an `opensearchpy.OpenSearch` is used as it is, except
+            that it does not retry: what may be sent again is decided by the stage.
+        url: Its address, instead of `connection`. Without either, the SPARSE_INGEST_* variables.
 
     Raises:
         UsageError: the URL or a combination of options cannot be used.
         ClusterError: it cannot be reached, refuses, or is no OpenSearch of 2.11 or newer.
     """
+    connection = connection_of(url, connection)
+    if isinstance(connection, OpenSearch):
+        return _client_of(connection)
     address, user, password = parse_url(connection.url)
     user, password = connection.user or user, connection.password or password
     _refuse_conflicts(connection, address, user, password)
@@ -248,7 +280,22 @@ def connect(connection: Connection) -> Client:
         max_retries=0,
         **options,
     )
-    return Client(opensearch, address, Who(user, bool(connection.client_cert), connection.aws_service))
+    return Client(opensearch.transport, address, Who(user, bool(connection.client_cert), connection.aws_service))
+
+
+def _client_of(opensearch: OpenSearch) -> Client:
+    """A client over the connections of the caller's own, which stay open when it is closed."""
+    host = opensearch.transport.hosts[0] if opensearch.transport.hosts else {}
+    scheme = "https" if host.get("use_ssl") or host.get("scheme") == "https" else "http"
+    address = Address(scheme, host.get("host", "localhost"), int(host.get("port", 9200)), _prefix(host))
+    transport = copy.copy(opensearch.transport)
+    transport.max_retries = 0
+    return Client(transport, address, Who(None, False, None), owned=False)
+
+
+def _prefix(host: Mapping[str, Any]) -> str:
+    prefix = str(host.get("url_prefix") or "").strip("/")
+    return f"/{prefix}" if prefix else ""
 
 
 def _refuse_conflicts(connection: Connection, address: Address, user: str | None, password: str | None) -> None:

@@ -19,8 +19,8 @@ _SEARCHES = 500  # in one _msearch
 _IDS = 1000  # in one _count
 
 
-def count_documents(client: Client, index: str) -> int:
-    """How many documents an index has that a search can find."""
+def count_searchable(client: Client, index: str) -> int:
+    """Return how many documents a search can find. Shards that do not answer are not counted."""
     return int(client.call("POST", f"/{quote(index, safe='')}/_count", {"query": {"match_all": {}}})["count"])
 
 

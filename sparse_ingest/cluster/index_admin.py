@@ -1,4 +1,4 @@
-"""The verb `index`: make an empty index as `load` would, with pipelines on the server; look at one; drop one.
+"""`index`: make an empty index as `load` would, with pipelines on the server; look at one; drop one.
 
 In: the name of an index, `[index]` settings, names of packaged pipelines. Out: a report of what was made, found or
 deleted. An index that is made here fits a load with the same settings, and documents that the server itself encodes:
@@ -10,30 +10,36 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from sparse_ingest.cluster import indexes, installed, mappings, seismic
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.installed import Installed
 from sparse_ingest.errors import ClusterError, PipelineError, UsageError
-from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.pipeline import Pipeline, options_from, pipeline_of
+from sparse_ingest.reporting import Reporter, reporter_of
 
-Note = Callable[[str], None]
+if TYPE_CHECKING:
+    from opensearchpy import OpenSearch
 
 
 @dataclass(frozen=True)
 class CreateOptions:
     """The pipelines that an index gets: names of packaged ones, and the model that they run on the server.
 
-    `default` makes them those of every search and every document that names none itself.
+    `default` makes them those of every search and every document that names none itself. A field, kind or body that is
+    None is that of the pipeline.
     """
 
     search: tuple[str, ...] = ()
     ingest: str | None = None
     model_id: str | None = None
     default: bool = False
+    field: str | None = None
+    kind: Literal["rank_features", "sparse_vector"] | None = None
+    body: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,37 +97,51 @@ class DropReport:
     kept: list[str]
 
 
-def create(
+def create_index(
     index: str,
     *,
-    pipeline: Pipeline,
-    connection: Connection,
-    options: CreateOptions = CreateOptions(),  # noqa: B008 - frozen
-    note: Note = lambda sentence: None,
+    url: str | None = None,
+    connection: Connection | OpenSearch | None = None,
+    pipeline: Pipeline | str | None = None,
+    options: CreateOptions | None = None,
+    progress: Reporter | bool = False,
+    **settings: object,
 ) -> CreateReport:
-    """Make an empty index, and install its pipelines.
+    """Create an empty index that a load with the same pipeline accepts, and install its pipelines.
+
+    Args:
+        index: Its name.
+        url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
+        connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
+        pipeline: A `Pipeline`, a pipeline file or the name of a packaged one; its [index] table applies.
+        options: All options in one object, instead of single keywords.
+        progress: A `Reporter` for notes; silent by default.
+        **settings: Fields of `CreateOptions`, such as `search=("two-phase",)`.
 
     Raises:
         UsageError, PipelineError: options that do not go together, or no such body.
         ClusterError: the index or another pipeline of its name is there, or the server refuses.
     """
-    _refuse_model_of_nothing(options)
-    settings = pipeline.index
-    body = mappings.index_body(settings, None)
-    wanted = _pipelines(index, pipeline, options)
-    with contextlib.closing(connect(connection)) as client:
-        mappings.check_version(settings.kind, client.version)
+    chosen, reporter = options_from(CreateOptions, options, settings, "create_index"), reporter_of(progress)
+    full = pipeline_of(None, pipeline)
+    given = {name: value for name in ("field", "kind", "body") if (value := getattr(chosen, name))}
+    full = replace(full, index=replace(full.index, **given))
+    _refuse_model_of_nothing(chosen)
+    body = mappings.index_body(full.index, None)
+    wanted = _pipelines(index, full, chosen)
+    with contextlib.closing(connect(connection, url=url)) as client:
+        mappings.check_version(full.index.kind, client.version)
         there = indexes.find_index(client, index)
         if there is not None:
             what = "is there already" if there.name == index else f"is an alias of {there.name!r}"
             raise ClusterError(f"{index!r} {what}. `sparse-ingest index show --index {index}` says what it holds.")
-        _complete(body, [one for one, _ in wanted], options)
+        _complete(body, [one for one, _ in wanted], chosen)
         with _installing(client, index, wanted):
             made = indexes.create_index(client, index, body)
-    if settings.kind == "sparse_vector":
-        entry = mappings.field_mapping(made.mappings, settings.field) or {}
+    if full.index.kind == "sparse_vector":
+        entry = mappings.field_mapping(made.mappings, full.index.field) or {}
         parameters = seismic.parameters_of(entry)
-        note(
+        reporter.note(
             f"SEISMIC: index {index!r} clips weights above {parameters['quantization_ceiling_ingest']:g}, and builds "
             f"clusters in segments of {parameters['approximate_threshold']} documents or more. Neither can be changed; "
             "a load that makes its index itself fits both to the run."
@@ -130,21 +150,21 @@ def create(
     return CreateReport(
         made.name,
         made.uuid,
-        settings.field,
-        settings.kind,
+        full.index.field,
+        full.index.kind,
         names.get("search"),
         names.get("ingest"),
-        bool(names) and options.default,
+        bool(names) and chosen.default,
     )
 
 
-def show(index: str, *, connection: Connection) -> IndexReport:
-    """What an index is and holds.
+def show_index(index: str, *, url: str | None = None, connection: Connection | OpenSearch | None = None) -> IndexReport:
+    """Return what an index or alias is and holds.
 
     Raises:
         ClusterError: there is none.
     """
-    with contextlib.closing(connect(connection)) as client:
+    with contextlib.closing(connect(connection, url=url)) as client:
         there = _found(client, index)
         stamp = there.stamp
         field = stamp.field if stamp else mappings.sparse_field(there.mappings)
@@ -169,26 +189,35 @@ def show(index: str, *, connection: Connection) -> IndexReport:
             segments=int(primaries["segments"]["count"]),
             primaries=int(there.setting("number_of_shards") or 1),
             replicas=int(there.setting("number_of_replicas") or 0),
-            search_pipeline=there.setting(installed.DEFAULTS["search"]),
-            ingest_pipeline=there.setting(installed.DEFAULTS["ingest"]),
+            search_pipeline=there.setting(installed.DEFAULT_PIPELINE_SETTINGS["search"]),
+            ingest_pipeline=there.setting(installed.DEFAULT_PIPELINE_SETTINGS["ingest"]),
             final_pipeline=there.setting("final_pipeline"),
             installed=[one.name for one in installed.made_of(there) or []],
         )
 
 
-def drop(index: str, *, connection: Connection, force: bool = False, sure: Callable[[str], bool]) -> DropReport | None:
-    """Delete an index, and the pipelines that `create` installed for it; None when `sure` says no.
+def drop_index(
+    index: str,
+    *,
+    url: str | None = None,
+    connection: Connection | OpenSearch | None = None,
+    force: bool = False,
+    sure: Callable[[str], bool] = lambda question: True,
+) -> DropReport | None:
+    """Delete an index, and the pipelines that `create_index` installed for it; None when `sure` returns False.
 
     Args:
-        index: its own name; an alias is refused.
-        force: also one that is not ours, or that an alias serves.
-        sure: asked with a sentence that says what will be deleted.
+        index: Its own name; an alias is refused.
+        url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
+        connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
+        force: Also an index that sparse-ingest did not make, or that an alias serves.
+        sure: Asked with a question that names what will be deleted.
 
     Raises:
         UsageError: the name is an alias.
         ClusterError: there is none, it is not ours, or an alias serves it.
     """
-    with contextlib.closing(connect(connection)) as client:
+    with contextlib.closing(connect(connection, url=url)) as client:
         there = _found(client, index)
         if there.name != index:
             raise UsageError(f"{index!r} is an alias of {there.name!r}. Name the index itself.")
@@ -255,7 +284,7 @@ def _complete(body: dict[str, Any], pipelines: Sequence[Installed], options: Cre
     if options.default:
         settings = body.setdefault("settings", {})
         for one in pipelines:
-            settings[f"index.{installed.DEFAULTS[one.kind]}"] = one.name
+            settings[f"index.{installed.DEFAULT_PIPELINE_SETTINGS[one.kind]}"] = one.name
 
 
 @contextlib.contextmanager

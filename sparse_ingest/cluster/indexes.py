@@ -1,17 +1,18 @@
-"""The index: created when missing, found by its name or alias, stamped with what its vectors are.
+"""Indexes: create, find by name or alias, and stamp with a description of the vectors.
 
-In: a body (mappings.py), a `Stamp`. Out: an `Index` (concrete name, UUID, mappings). `sparse_ingest` is our key in the
-mapping's `_meta`; other keys are kept. Documents are sent to a private alias: with `require_alias` a deleted index is
-never made again by a bulk request with a dynamic mapping.
-Not covered: what a mapping must look like (mappings.py), index settings during a load (settings_guard.py), aliases
-that serve searches (aliases.py).
+In: an index body (mappings.py), a `Stamp`. Out: an `Index` (concrete name, UUID, mappings). The stamp is stored under
+the key `sparse_ingest` of the mapping's `_meta`; other keys are kept. Loads send to a private alias with
+`require_alias`, so a bulk request never creates a deleted index again with a dynamic mapping.
+
+Not covered: what a mapping must contain (mappings.py), index settings during a load (settings_guard.py), aliases that
+serve searches (aliases.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from dataclasses import field as made_of
 from typing import Any, Literal, NamedTuple
@@ -19,6 +20,7 @@ from urllib.parse import quote
 
 from sparse_ingest.cluster.client import Client, ResponseError
 from sparse_ingest.errors import ClusterError, UsageError
+from sparse_ingest.runs.run import Run
 
 META_KEY = "sparse_ingest"
 STAMP_FORMAT = 1
@@ -28,13 +30,16 @@ NO_PRUNING = {"top_k": None, "max_ratio": None}
 
 @dataclass(frozen=True)
 class Stamp:
-    """What our key in `_meta` says about the vectors of an index.
+    """The content of our key in `_meta`: what the vectors of an index are.
 
-    `created_by` is the run whose load made the index, `runs` those that were loaded since; None and empty when
-    somebody else made it. `pruning` says which terms of the runs were left out (the arguments of `prune`). `settings`
-    are those that a load has changed and not yet put back (settings_guard.py): name to what was there and what the
-    load set. `replaced` is the index that an alias served before this one: its name and UUID. `since` is there when
-    only what differs from an older run was sent: its `run_id`, and whether `delete_missing` was asked for.
+    Attributes:
+        created_by: the run whose load created the index; None if no load did.
+        runs: the runs that were loaded into it.
+        pruning: which terms of the runs were pruned, as the arguments of `prune`.
+        settings: the index settings that a load has changed and not yet restored (settings_guard.py): for each name
+            the value before, and the value during the load.
+        replaced: name and UUID of the index that an alias served before this one.
+        since: the `run_id` of the older run if only differences to it were sent, and `delete_missing`.
     """
 
     model: dict[str, Any]
@@ -51,17 +56,17 @@ class Stamp:
     format: int = STAMP_FORMAT
 
     def as_meta(self) -> dict[str, Any]:
-        """The JSON under our key."""
+        """Return the JSON object for `_meta`."""
         return {**asdict(self), "runs": list(self.runs), "load": {"state": self.load}}
 
     @property
     def only_run(self) -> str | None:
-        """The run that all documents of the index come from, as far as our loads know."""
+        """The run that all documents of the index come from, or None. Other clients' writes are not considered."""
         return self.created_by if set(self.runs) <= {self.created_by} else None
 
 
 class Index(NamedTuple):
-    """A concrete index as it was when it was looked at."""
+    """A concrete index, as it was when it was read."""
 
     name: str
     uuid: str
@@ -71,17 +76,17 @@ class Index(NamedTuple):
 
     @property
     def stamp(self) -> Stamp | None:
-        """Our stamp, or None."""
+        """The stamp; None if there is none, or it cannot be read."""
         meta = self.mappings.get("_meta", {}).get(META_KEY)
         return _stamp_from(meta) if isinstance(meta, dict) else None
 
     @property
     def serving_aliases(self) -> list[str]:
-        """The aliases that somebody may search: all but those that loads send to."""
+        """The aliases that searches may use: all except the private ones of loads."""
         return sorted(alias for alias in self.aliases if not alias.startswith(self.name + _PRIVATE))
 
     def setting(self, name: str) -> str | None:
-        """An index setting by its dotted name without `index.`; None when the index leaves it to its default."""
+        """Return an index setting by its dotted name without `index.`, or None if it has the default."""
         value: Any = self.settings
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
@@ -89,22 +94,28 @@ class Index(NamedTuple):
 
 
 def vocabulary_hash(vocabulary: Sequence[str | None]) -> str:
-    """SHA-256 of the vocabulary as one line of JSON without spaces."""
+    """Return the SHA-256 of the vocabulary as one line of JSON without spaces."""
     text = json.dumps(list(vocabulary), ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def run_stamp(run: Run, field: str, pruning: Mapping[str, Any] = NO_PRUNING) -> Stamp:
+    """Return the stamp of an index that a load of this run creates."""
+    run_id, vocabulary_sha256 = run.manifest.run_id, vocabulary_hash(run.vocabulary())
+    return Stamp(run.manifest.model, vocabulary_sha256, field, run_id, run_id, runs=(run_id,), pruning=dict(pruning))
+
+
 def is_one_name(name: str) -> bool:
-    """Whether a name can be that of an index or alias, and never stands for several."""
+    """Return whether a name is valid for one index or alias, without wildcards."""
     return name not in ("", ".", "..") and name[0] not in "-_+" and not any(sign in name for sign in '*?,/\\<>| "#:')
 
 
 def find_index(client: Client, name: str) -> Index | None:
-    """The concrete index behind a name: itself, or the write index of an alias. None when there is none.
+    """Return the index of this name, or the write index of the alias of this name. None if there is neither.
 
     Raises:
-        UsageError: the name stands for several indexes.
-        ClusterError: the index has no UUID.
+        UsageError: the name is invalid, a data stream, or an alias of several indexes without a write index.
+        ClusterError: the cluster does not return the UUID of the index.
     """
     if not is_one_name(name):
         raise UsageError(f"--index {name!r} is no index name; one index or alias is expected, without wildcards.")
@@ -138,7 +149,7 @@ def find_index(client: Client, name: str) -> Index | None:
 
 
 def create_index(client: Client, name: str, body: dict[str, Any]) -> Index:
-    """Create an index that is not there."""
+    """Create an index that does not exist."""
     client.call("PUT", f"/{quote(name, safe='')}", body)
     index = find_index(client, name)
     if index is None:
@@ -152,14 +163,14 @@ def delete_index(client: Client, index: Index) -> None:
 
 
 def stamp_index(client: Client, index: Index, stamp: Stamp) -> None:
-    """Write our stamp into `_meta`; everybody else's keys stay (a mapping update replaces `_meta` whole)."""
+    """Write the stamp into `_meta` and keep the other keys. (A mapping update replaces all of `_meta`.)"""
     there = check_uuid(client, index)
     meta = {**there.mappings.get("_meta", {}), META_KEY: stamp.as_meta()}
     client.call("PUT", f"/{quote(index.name, safe='')}/_mapping", {"_meta": meta})
 
 
 def update_stamp(client: Client, index: Index, change: Callable[[Stamp], Stamp]) -> None:
-    """Change our stamp as it is now; an index without one is left alone."""
+    """Apply a change to the current stamp. An index without a stamp is left unchanged."""
     there = check_uuid(client, index)
     stamp = there.stamp
     if stamp is not None and change(stamp) != stamp:
@@ -168,7 +179,7 @@ def update_stamp(client: Client, index: Index, change: Callable[[Stamp], Stamp])
 
 
 def continued_stamp(there: Stamp | None, stamp: Stamp) -> Stamp:
-    """The stamp of an index that was there before this load."""
+    """Return the stamp of a load into an index that exists, with what must be kept of its old stamp."""
     if there is None:
         return replace(stamp, created_by=None, runs=(stamp.run_id,))
     runs = there.runs if stamp.run_id in there.runs else (*there.runs, stamp.run_id)
@@ -181,7 +192,7 @@ def refuse_other_pruning(index: Index, stamp: Stamp) -> None:
     """Refuse an index that was loaded with other pruning: an index has one rule for all its vectors.
 
     Raises:
-        ClusterError: both rules.
+        ClusterError: names both rules.
     """
     there = index.stamp
     if there is not None and there.pruning != stamp.pruning:
@@ -193,10 +204,10 @@ def refuse_other_pruning(index: Index, stamp: Stamp) -> None:
 
 
 def check_uuid(client: Client, index: Index) -> Index:
-    """The index as it is now; stops when it was deleted, or deleted and made again, since it was looked at.
+    """Read the index again.
 
     Raises:
-        ClusterError: it was.
+        ClusterError: it was deleted, or deleted and created again, since `index` was read.
     """
     there = find_index(client, index.name)
     if there is None or there.uuid != index.uuid:
@@ -205,7 +216,7 @@ def check_uuid(client: Client, index: Index) -> Index:
 
 
 def changed_message(index: Index, found: str | None) -> str:
-    """The sentence for an index that is not the one that the load began with."""
+    """Return the message for an index that is no longer the one that the load started with."""
     what = f"now has UUID {found}" if found else "is gone"
     return (
         f"Index {index.name!r} {what}; the load began with UUID {index.uuid}. Somebody deleted it. "
@@ -214,7 +225,7 @@ def changed_message(index: Index, found: str | None) -> str:
 
 
 def add_private_alias(client: Client, index: Index, run_id: str) -> str:
-    """Make the alias that this run's documents are sent to; one that is there from a killed load is used again."""
+    """Create the alias that the documents of this run are sent to, unless a killed load left it. Return its name."""
     alias = private_alias(index.name, run_id)
     if alias not in index.aliases:
         client.call("POST", "/_aliases", {"actions": [{"add": {"index": index.name, "alias": alias}}]})
@@ -222,7 +233,7 @@ def add_private_alias(client: Client, index: Index, run_id: str) -> str:
 
 
 def private_alias(index: str, run_id: str) -> str:
-    """The name of the alias that a run's documents are sent to."""
+    """Return the name of the alias that the documents of a run are sent to."""
     return f"{index}{_PRIVATE}{run_id[:8]}"
 
 
@@ -233,15 +244,15 @@ def remove_alias(client: Client, index: Index, alias: str, *, timeout_s: float =
 
 
 def refresh(client: Client, index: Index) -> None:
-    """Make everything that was acknowledged searchable."""
+    """Make all acknowledged writes searchable."""
     client.call("POST", f"/{quote(index.name, safe='')}/_refresh", timeout_s=600)
 
 
 def count_documents(client: Client, index: Index) -> int:
-    """How many documents a search can see.
+    """Return how many documents a search can find.
 
     Raises:
-        ClusterError: a shard did not answer, so that the count would be too low.
+        ClusterError: a shard did not answer, so the count would be too low.
     """
     answer = client.call("GET", f"/{quote(index.name, safe='')}/_count")
     if answer["_shards"]["successful"] < answer["_shards"]["total"]:
@@ -253,9 +264,9 @@ def count_documents(client: Client, index: Index) -> int:
 
 
 def max_clauses(client: Client) -> int:
-    """How many clauses one query may have: `indices.query.bool.max_clause_count`, 1024 unless the cluster says so.
+    """Return how many clauses one query may have: `indices.query.bool.max_clause_count`.
 
-    A role without cluster rights may not ask; OpenSearch's default is taken then.
+    A role without cluster rights may not read it; this returns OpenSearch's default then, 1024.
     """
     name = "indices.query.bool.max_clause_count"
     try:
@@ -291,6 +302,6 @@ def _stamp_from(meta: dict[str, Any]) -> Stamp | None:
 
 
 def _pruning_words(pruning: dict[str, Any]) -> str:
-    """`unpruned`, or `pruned by top_k 100`."""
+    """Return `unpruned`, or such as `pruned by top_k 100`."""
     rules = [f"{name} {value:g}" for name, value in pruning.items() if value is not None]
     return f"pruned by {' and '.join(rules)}" if rules else "unpruned"

@@ -19,7 +19,7 @@ from sparse_ingest.cluster.indexes import Index
 from sparse_ingest.errors import ClusterError, PipelineError, UsageError
 from sparse_ingest.pipeline import EncodeSettings, packaged_folder
 
-Kind = Literal["search", "ingest"]
+PipelineKind = Literal["search", "ingest"]
 
 MADE_KEY = "sparse_ingest_made"  # in _meta, beside the stamp of loads
 SEARCH = ("two-phase", "neural-query-enricher", "hybrid", "rrf")
@@ -28,13 +28,13 @@ INGEST = ("sparse-encoding", "text-chunking")
 PASSAGES = "passage_vectors"
 _PATHS = {"search": "/_search/pipeline", "ingest": "/_ingest/pipeline"}
 # The index settings that name a pipeline.
-DEFAULTS = {"search": "search.default_pipeline", "ingest": "default_pipeline"}
+DEFAULT_PIPELINE_SETTINGS = {"search": "search.default_pipeline", "ingest": "default_pipeline"}
 
 
 class Installed(NamedTuple):
     """A pipeline of one index."""
 
-    kind: Kind
+    kind: PipelineKind
     name: str
 
 
@@ -186,14 +186,14 @@ def carried_over(old: Index, body: dict[str, Any]) -> dict[str, Any]:
         add_passages(content)
     settings = dict(body.get("settings", {}))
     for kind, name in pipelines:
-        if old.setting(DEFAULTS[kind]) == name:
-            settings.setdefault(f"index.{DEFAULTS[kind]}", name)
+        if old.setting(DEFAULT_PIPELINE_SETTINGS[kind]) == name:
+            settings.setdefault(f"index.{DEFAULT_PIPELINE_SETTINGS[kind]}", name)
     return {**body, "settings": settings, "mappings": content}
 
 
 def left_behind(old: Index, new: Index) -> dict[str, str]:
     """The settings by which `old` names its default pipelines and `new` names none."""
-    named = {name: old.setting(name) for name in DEFAULTS.values() if new.setting(name) is None}
+    named = {name: old.setting(name) for name in DEFAULT_PIPELINE_SETTINGS.values() if new.setting(name) is None}
     return {f"index.{name}": pipeline for name, pipeline in named.items() if pipeline not in (None, "_none")}
 
 
@@ -205,7 +205,7 @@ def add_passages(content: dict[str, Any]) -> None:
     content["_source"] = {**source, "excludes": [*source.get("excludes", []), PASSAGES]}
 
 
-def _packaged(kind: Kind, name: str, field: str, model_id: str | None) -> dict[str, Any]:
+def _packaged(kind: PipelineKind, name: str, field: str, model_id: str | None) -> dict[str, Any]:
     path = packaged_folder() / "opensearch" / kind / f"{name.replace('-', '_')}.json"
     if not path.is_file():
         known = ", ".join(SEARCH if kind == "search" else INGEST)

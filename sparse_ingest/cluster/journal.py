@@ -1,15 +1,18 @@
-"""What a load has done, as files that need no program to read.
+"""The journal of a load: JSON Lines files that show which shards an index has, and which documents it refused.
 
-RUN/load/CLUSTER_UUID/INDEX_UUID/journal.jsonl has one line per finished shard, dead.jsonl beside it one line per
-document that OpenSearch refused. Dead letters are on disk before the line of their shard, those of a shard without
-a line do not count, and a shard that is loaded again first loses its old ones, so the two never disagree. A line is
-complete when it ends with a line break: what a killed process left behind it is ignored, and cut off before the next
-line. dead.jsonl says how many documents are refused; the counts in the journal follow it. Neither file is ever held
-in memory whole, but for one number per shard.
+In: one record for each finished shard, the documents that OpenSearch refused. Out: journal.jsonl, one line for each
+shard, and dead.jsonl, one line for each refused document, in RUN/load/CLUSTER_UUID/INDEX_UUID/.
 
-The journal of a run in a store (s3://...) is worked on in a copy on this machine, and put there whole with each
-finished shard, the dead letters first: who looks sees what a killed process would have left on a disk.
-Not covered: sending dead letters again (load.py).
+The two files never disagree. Dead letters are on disk before the line of their shard; those of a shard without a line
+do not count, and a shard that is loaded again first loses its old ones. Where the counts in the journal differ,
+dead.jsonl is right, and the next load corrects them. A line is complete when it ends with a line break: a torn last
+line is ignored, and cut off before the next line is written. Neither file is read into memory as a whole, except for
+one number per shard.
+
+The journal of a run in a store (s3://...) is edited as a copy on this machine. After each finished shard both files
+are uploaded, dead letters first, so the store always holds what a killed process would have left on a disk.
+
+Not covered: sending dead letters again (loading/delivery.py).
 """
 
 from __future__ import annotations
@@ -21,16 +24,17 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparse_ingest.errors import RunError
+from sparse_ingest.runs.run import Run
 from sparse_ingest.storage.durable import sync_folder
 from sparse_ingest.storage.places import Place, RemotePath
 from sparse_ingest.storage.scratch import ScratchFolder
 
-_FILES = ("dead.jsonl", "journal.jsonl")  # in the order in which they are put in a store
+_FILES = ("dead.jsonl", "journal.jsonl")  # in order of upload
 
 
 class DeadLetter(NamedTuple):
@@ -54,34 +58,34 @@ class Journal:
         self._journal, self._dead = local / "journal.jsonl", local / "dead.jsonl"
 
     def finished(self) -> dict[int, dict[str, Any]]:
-        """The line of each finished shard; the last one counts."""
+        """Return the last line of each finished shard."""
         return {int(line["shard"]): line for line in _lines(self._journal)}
 
     def dead(self) -> Iterator[DeadLetter]:
-        """The dead letters of the finished shards."""
+        """Yield the dead letters of the finished shards."""
         finished = self.finished().keys()
         for line in _lines(self._dead):
             if line["shard"] in finished:
                 yield _letter(line)
 
     def dead_rows(self, shard: int) -> list[int]:
-        """The source rows of a shard's dead letters."""
+        """Return the source rows of a shard's dead letters."""
         return [line["row"] for line in _lines(self._dead) if line["shard"] == shard]
 
     def refused(self) -> dict[int, int]:
-        """How many documents of each finished shard are dead letters; shards without any are left out."""
+        """Return how many dead letters each finished shard has. Shards without any are omitted."""
         counts = Counter(letter.shard for letter in self.dead())
         return dict(sorted(counts.items()))
 
     def begin(self, shards: Collection[int]) -> None:
-        """Forget the dead letters of earlier attempts at these shards."""
+        """Delete the dead letters of earlier attempts at these shards."""
         self._dead.parent.mkdir(parents=True, exist_ok=True)
         if any(line["shard"] in shards for line in _lines(self._dead)):
             self._replace_dead(shards, ())
             self._publish()
 
     def clear(self) -> None:
-        """Forget all: another run was loaded into the index since, and may have replaced any document."""
+        """Delete both files, because another run was loaded since and may have replaced any document."""
         # Dead letters without the line of their shard do not count, so the lines go first.
         for path in (self._journal, self._dead):
             path.unlink(missing_ok=True)
@@ -89,28 +93,28 @@ class Journal:
                 sync_folder(path.parent)
             self._publish()
 
-    def bury(self, letters: Iterable[DeadLetter]) -> None:
-        """Add dead letters of a shard that is being loaded; they count once its line is there."""
+    def record_dead(self, letters: Iterable[DeadLetter]) -> None:
+        """Add dead letters of a shard that is being loaded. They count after `finish`."""
         lines = [_line(letter) for letter in letters]
         if lines:
             _append(self._dead, lines)
 
     def finish(self, shard: int, record: dict[str, Any]) -> None:
-        """Write a shard's line: from here on it is loaded."""
+        """Write the line of a shard, which marks it as loaded."""
         _append(self._journal, [{"shard": shard, **record}])
         self._publish()
 
     def retried(self, shard: int, letters: Iterable[DeadLetter]) -> None:
-        """A finished shard has these dead letters now; its line is written again with the new counts.
+        """Replace the dead letters of a finished shard, and write its line again with the new counts.
 
-        The letters are written as they come; when their iterator fails, the old ones stay.
+        The letters are written as they are produced. If the iterator fails, the old ones stay.
         """
         self._replace_dead({shard}, letters)
         self._publish()
         self.recount()
 
     def recount(self) -> None:
-        """Write the line of each shard again whose counts a killed process left behind dead.jsonl."""
+        """Write the line of each shard again whose counts differ from dead.jsonl, as after a kill."""
         refused = self.refused()
         for shard, line in self.finished().items():
             count = refused.get(shard, 0)
@@ -119,7 +123,7 @@ class Journal:
         self._publish()
 
     def _replace_dead(self, shards: Collection[int], letters: Iterable[DeadLetter]) -> None:
-        """Replace the dead letters of some shards in one step, a line at a time."""
+        """Replace the dead letters of some shards atomically, one line at a time."""
         others = (line for line in _lines(self._dead) if line["shard"] not in shards)
         handle, temporary = tempfile.mkstemp(prefix=".new-", dir=self._dead.parent)
         try:
@@ -142,7 +146,7 @@ class Journal:
 
 
 class _Copy:
-    """A journal's files on this machine, the truth being those at an address. One process writes them: load's lock."""
+    """A local copy of the files at an address. Only the process that holds the lock of the load writes them."""
 
     def __init__(self, place: RemotePath) -> None:
         self._place = place
@@ -156,7 +160,7 @@ class _Copy:
             self._published[name] = self._state(name)
 
     def publish(self) -> None:
-        """Make the address hold what the copy holds."""
+        """Upload each file that has changed, or delete it at the address."""
         for name in _FILES:
             state = self._state(name)
             if state == self._published[name]:
@@ -176,8 +180,26 @@ class _Copy:
 
 
 def open_journal(loads: Place, cluster_uuid: str, index_uuid: str) -> Journal:
-    """The journal of a run for one index; its folder is made with the first line."""
+    """Return the journal of a run for one index. The folder is created with the first line."""
     return Journal(loads / cluster_uuid / index_uuid)
+
+
+def loaded_shards(run: Run, journal: Journal) -> dict[int, dict[str, Any]]:
+    """Return the journal line of each shard that the index holds as it is in the run now.
+
+    Returns none if any shard was encoded again after it was loaded: a row that this shard lost may have replaced the
+    document of another shard.
+    """
+    lines = journal.finished()
+    current = {shard: (run.done(shard) or {}).get("sha256") for shard in run.done_shards()}
+    if any(current.get(shard) != line.get("sha256") for shard, line in lines.items()):
+        return {}
+    return {shard: lines[shard] for shard in current if shard in lines}
+
+
+def documents_of(line: Mapping[str, Any]) -> int:
+    """Return how many documents a journal line counts: those sent, and those that the index had already."""
+    return int(line["rows"]) + int(line.get("unchanged", 0))
 
 
 def _line(letter: DeadLetter) -> dict[str, Any]:
@@ -195,7 +217,7 @@ def _letter(line: dict[str, Any]) -> DeadLetter:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a file, none when it is missing."""
+    """Yield the complete lines of a file; none if there is no file."""
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -218,7 +240,7 @@ def _as_bytes(line: dict[str, Any]) -> bytes:
 
 
 def _append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Append lines and wait until the disk has them."""
+    """Append lines and flush them to disk."""
     new = not path.exists()
     with path.open("ab+") as file:
         file.truncate(_complete_bytes(path))
@@ -231,7 +253,7 @@ def _append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def _complete_bytes(path: Path) -> int:
-    """The length of a file without a torn last line."""
+    """Return the length of a file without a torn last line."""
     size = path.stat().st_size
     with path.open("rb") as file:
         end = size

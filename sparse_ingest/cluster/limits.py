@@ -27,12 +27,16 @@ class FittedWeights(NamedTuple):
     scale: float
 
 
-def fit_weights(weights: Mapping[str, float], *, max_clauses: int = MAX_CLAUSES) -> FittedWeights:
+def fit_weights(weights: Mapping[str, float] | FittedWeights, *, max_clauses: int = MAX_CLAUSES) -> FittedWeights:
     """Bring query weights into (0, 64] by one power of two for all, which changes no bit of a score but its exponent.
+
+    Weights that are fitted already are returned as they are.
 
     Raises:
         UsageError: a weight is not above zero or not finite, or there are more tokens than clauses allowed.
     """
+    if isinstance(weights, FittedWeights):
+        return weights
     _refuse_clauses(len(weights), 0, max_clauses)
     for token, weight in weights.items():
         if not 0 < weight < math.inf:

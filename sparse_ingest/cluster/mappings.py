@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sparse_ingest.cluster.bodies import FEATURES, Spelling
+from sparse_ingest.cluster.bodies import FEATURE_SPELLING, Spelling
 from sparse_ingest.cluster.indexes import META_KEY, Index, Stamp
 from sparse_ingest.cluster.seismic import MAX_VOCABULARY, ByteCodes, parameters_of
 from sparse_ingest.errors import ClusterError, PipelineError
 from sparse_ingest.pipeline import IndexSettings, packaged_folder
 
-Kind = Literal["rank_features", "sparse_vector"]
+FieldKind = Literal["rank_features", "sparse_vector"]
 SEISMIC_SINCE = (3, 3)
 
 
@@ -39,13 +39,13 @@ def wire(mappings: dict[str, Any], field: str, vocabulary: Sequence[str | None])
     """How documents are written for a field that `check_fits` found fitting."""
     entry = field_mapping(mappings, field) or {}
     if entry.get("type") != "sparse_vector":
-        return Wire(vocabulary, FEATURES, empty_field=True)
+        return Wire(vocabulary, FEATURE_SPELLING, empty_field=True)
     keys = [None if token is None else str(token_id) for token_id, token in enumerate(vocabulary)]
     codes = ByteCodes(float(parameters_of(entry)["quantization_ceiling_ingest"]))
     return Wire(keys, Spelling(codes.codes, codes.decimal), empty_field=False)
 
 
-def check_version(kind: Kind, version: tuple[int, int, int]) -> None:
+def check_version(kind: FieldKind, version: tuple[int, int, int]) -> None:
     """Refuse a kind of field that the server is too old for.
 
     Raises:
@@ -58,7 +58,7 @@ def check_version(kind: Kind, version: tuple[int, int, int]) -> None:
         )
 
 
-def check_vocabulary(kind: Kind, vocabulary: Sequence[str | None]) -> None:
+def check_vocabulary(kind: FieldKind, vocabulary: Sequence[str | None]) -> None:
     """Refuse a vocabulary that a kind of field cannot keep apart.
 
     Raises:
@@ -113,7 +113,7 @@ def index_body(settings: IndexSettings, stamp: Stamp | None) -> dict[str, Any]:
     return dict(body)
 
 
-def check_fits(index: Index, stamp: Stamp, kind: Kind | None = None) -> None:
+def check_fits(index: Index, stamp: Stamp, kind: FieldKind | None = None) -> None:
     """Refuse an index whose mapping or whose vectors do not fit.
 
     `kind` None: the field may be of either kind.

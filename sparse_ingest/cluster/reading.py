@@ -1,26 +1,29 @@
-"""Reading back what an index keeps of sparse vectors, which it hides from `_source`.
+"""Read back what an index keeps of sparse vectors, which it hides from `_source`.
 
-In: document ids and keys (tokens, or token ids on a sparse_vector field). Out: per document what is stored for each
-key, exactly. A neural_sparse query with every weight 1.0 scores a document with the sum of its stored weights, and its
-explanation names each key with the "feature value" S that was found: the nearest decimal of a float32, so parsing gives
-its bits back. neural_sparse is used because a `rank_feature` query takes everything before the last dot for the field:
-it finds no token that holds a dot, and says nothing. Segments with clusters explain the bytes instead; those come as
-uint8, features as float32. Needs the neural-search plugin; clusters are explained from 3.5 on.
-Not covered: tokens that are in no vocabulary; there is no request that lists the tokens of a document.
+In: document ids and keys (tokens, or token ids on a sparse_vector field). Out: for each document the stored value of
+each key, exactly. Also the terms in the explanation of a hit, for `search`.
+
+A neural_sparse query with every weight 1.0 scores a document with the sum of its stored weights. Its explanation names
+each key with the "feature value" S that was found: the nearest decimal of a float32, so parsing gives its bits back.
+A `rank_feature` query cannot be used: it takes everything before the last dot as the field, so it silently finds no
+token that contains a dot. Segments with clusters explain the bytes instead. Bytes are returned as uint8, features as
+float32. Requires the neural-search plugin, and OpenSearch 3.5 or newer for clusters.
+
+Not covered: tokens that are in no vocabulary. No request lists the tokens of a document.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.cluster.client import Client, error_of
-from sparse_ingest.cluster.explanations import CONTRIBUTION
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes
 from sparse_ingest.errors import ClusterError
 
@@ -29,13 +32,24 @@ _SPARE_CLAUSES = 8
 _SEARCHES = 50  # in one _msearch
 PIPELINE_IN_BODY_SINCE = (2, 18)
 _RAW_SCORE = "raw dot product score (quantized): "
+# How a segment with clusters explains one token of a score.
+_CONTRIBUTION = re.compile(r"token '(\d+)' contribution: query_weight=(\d+) \* doc_weight=(\d+)")
 
-# What is stored for a key: a float32 of 9 bits, or the byte of a segment with clusters.
+# The stored value of a key: a float32 of 9 bits, or the byte of a segment with clusters.
 Stored = np.float32 | np.uint8
 
 
+class ExplainedTerm(NamedTuple):
+    """What one token added to a score, as the server reports it: query weight, stored weight, their product."""
+
+    token: str
+    query_weight: float
+    stored_weight: float
+    contribution: float
+
+
 class StoredReader:
-    """Reads what one field of one index keeps; a sparse_vector field has a `ceiling_search`."""
+    """Reads the stored weights of one field of one index. Pass `ceiling_search` for a sparse_vector field."""
 
     def __init__(
         self, client: Client, index: str, field: str, max_clauses: int, *, ceiling_search: float | None = None
@@ -50,7 +64,7 @@ class StoredReader:
         self._query_byte = int(stored_bytes(np.array([self._weight]), ceiling_search or 1.0)[0])
 
     def weights(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Stored]]:
-        """What the index keeps of the wanted keys of each document; a document that is not there is left out."""
+        """Return the stored value of the wanted keys of each document. Documents that the index lacks are omitted."""
         questions = [
             (doc_id, keys[start : start + self._group])
             for doc_id, keys in wanted.items()
@@ -74,10 +88,12 @@ class StoredReader:
     def sums(
         self, doc_ids: Sequence[str], vocabulary: Sequence[str], *, of_bytes: Collection[str] = ()
     ) -> dict[str, npt.NDArray[np.float32]]:
-        """For each document the sum of what it keeps of each group of the vocabulary, as `groups` cuts it.
+        """Return for each document the sum of its stored values in each group of the vocabulary (see `groups`).
 
-        `of_bytes` are those documents whose bytes are summed. A weight that nobody expects shows in the sum, unless
-        it is below 2^-24 of it.
+        An unexpected weight shows in the sum, unless it is below 2^-24 of it.
+
+        Args:
+            of_bytes: the documents whose bytes are summed, instead of their features.
         """
         found: dict[str, npt.NDArray[np.float32]] = {}
         groups = self.groups(vocabulary)
@@ -96,7 +112,7 @@ class StoredReader:
         return found
 
     def groups(self, vocabulary: Sequence[str]) -> list[Sequence[str]]:
-        """The vocabulary in pieces of as many keys as one query may have."""
+        """Split the vocabulary into groups of as many keys as one query may have."""
         return [vocabulary[start : start + self._group] for start in range(0, len(vocabulary), self._group)]
 
     def _query(self, doc_ids: Sequence[str], keys: Sequence[str], *, named: int) -> dict[str, Any]:
@@ -104,7 +120,7 @@ class StoredReader:
         if self._seismic:
             # An explanation names the contributions of the `top_n` heaviest tokens of the query.
             asked["method_parameters"] = {"top_n": named, "k": 1}
-        # `should` beside `filter`: a document with none of the keys is found as well, with score 0.
+        # `should` beside `filter`: a document with none of the keys is also found, with score 0.
         return {
             "query": {
                 "bool": {
@@ -125,14 +141,12 @@ class StoredReader:
         return 0 if raw is None else int(raw["value"]) // self._query_byte
 
     def _features(self, explanation: Mapping[str, Any]) -> Iterator[tuple[str, Stored]]:
-        """Key and stored value of every clause that matched."""
-        opening, ending = f"Linear function on the {self._field} field for the ", " feature, computed as w * S from:"
-        description = str(explanation["description"])
-        if description.startswith(opening) and description.endswith(ending):
+        """Yield key and stored value of every clause that matched."""
+        if (token := _feature_token(explanation, self._field)) is not None:
             for part in explanation["details"]:
                 if part["description"].startswith("S, "):
-                    yield description[len(opening) : -len(ending)], np.float32(part["value"])
-        elif self._seismic and (named := CONTRIBUTION.fullmatch(description)):
+                    yield token, np.float32(part["value"])
+        elif self._seismic and (named := _CONTRIBUTION.fullmatch(str(explanation["description"]))):
             yield named[1], np.uint8(int(named[3]))
         else:
             for part in explanation.get("details", ()):
@@ -142,10 +156,10 @@ class StoredReader:
 def search_many(
     client: Client, path: str, bodies: Sequence[Mapping[str, Any]], index: str, *, filter_path: str | None = None
 ) -> Iterator[Any]:
-    """The answer to each search, asked in one request.
+    """Send several searches in one `_msearch` and yield their responses in order.
 
     Raises:
-        ClusterError: one was not answered whole.
+        ClusterError: a search failed, or a shard did not answer.
     """
     params = {"max_concurrent_searches": "2"}
     if filter_path is not None:
@@ -167,8 +181,47 @@ def search_many(
         yield response
 
 
+def explained_terms(explanation: Mapping[str, Any], field: str) -> Iterator[ExplainedTerm]:
+    """Yield the terms in the `_explanation` of a hit, for any body with sparse clauses.
+
+    The tree has one node for each matching token, below a node "sum of:" if the query has more than one. Such a node
+    reads "Linear function on the F field for the T feature, computed as w * S from:" and has two details: w, the
+    weight in the query, and S, the stored weight. Clusters of a sparse_vector field have another node, which names
+    only the `top_n` heaviest tokens of the query. Clauses that are not sparse are skipped.
+    """
+    if (token := _feature_token(explanation, field)) is not None:
+        weight, stored = (float(detail["value"]) for detail in explanation["details"])
+        yield ExplainedTerm(token, weight, stored, float(explanation["value"]))
+    elif explanation["description"].startswith("sparse_ann score for doc "):
+        yield from _clustered_terms(explanation["details"])
+    else:
+        for detail in explanation["details"]:
+            yield from explained_terms(detail, field)
+
+
+def _feature_token(explanation: Mapping[str, Any], field: str) -> str | None:
+    """Return the token that a node of an explanation is about, or None if it is about something else."""
+    description = str(explanation["description"])
+    before, after = f"Linear function on the {field} field for the ", " feature, computed as w * S from:"
+    # By prefix and suffix: a token may contain any character, even the words of the description.
+    if description.startswith(before) and description.endswith(after):
+        return description[len(before) : -len(after)]
+    return None
+
+
+def _clustered_terms(details: Sequence[Mapping[str, Any]]) -> Iterator[ExplainedTerm]:
+    """Yield the terms of a document in clusters, where weights are bytes relative to two ceilings."""
+    [raw] = (part for part in details if part["description"].startswith("raw dot product"))
+    [scaling] = (part for part in details if part["description"].startswith("quantization rescaling"))
+    boost, ceiling_ingest, ceiling_search, levels = (float(part["value"]) for part in scaling["details"])
+    for part in raw["details"]:
+        if named := _CONTRIBUTION.fullmatch(part["description"]):
+            requested, stored = int(named[2]) * boost * ceiling_search / levels, int(named[3]) * ceiling_ingest / levels
+            yield ExplainedTerm(named[1], requested, stored, float(part["value"]) * float(scaling["value"]))
+
+
 def _of_clusters(explanation: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The part of an explanation that a segment with clusters gives, or None."""
+    """Return the part of an explanation that a segment with clusters gives, or None."""
     if str(explanation["description"]).startswith(_RAW_SCORE):
         return explanation
     return next((found for part in explanation.get("details", ()) if (found := _of_clusters(part)) is not None), None)

@@ -4,24 +4,25 @@ Every body for a rank_features field gives the same score: the sum over the quer
 weight. A sparse_vector field has a body of its own, whose tokens are ids. What a body needs of the server's search
 pipelines stands in it, so that nothing has to be installed. `body["query"]` alone can be put into a larger query; the
 two-phase processor finds it bare or in `bool.should` only.
-Not covered: sending them (search.py), the limits that they keep (limits.py), their explanations (explanations.py).
+Not covered: sending them (search.py), the limits that they keep (limits.py), their explanations (reading.py).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import field as made_of
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-from sparse_ingest.cluster.limits import MAX_CLAUSES, check_clauses, check_seismic, fit_weights
+from sparse_ingest.cluster.limits import MAX_CLAUSES, FittedWeights, check_clauses, check_seismic, fit_weights
 from sparse_ingest.cluster.two_phase import check_two_phase, two_phase_split
-from sparse_ingest.errors import UsageError
-from sparse_ingest.pipeline import packaged_folder
+from sparse_ingest.errors import PipelineError, UsageError
+from sparse_ingest.pipeline import EngineName, QuerySettings, packaged_folder
 
-Body = dict[str, Any]
-Query = Mapping[str, Any]
+SearchBody = dict[str, Any]
+QueryClause = Mapping[str, Any]
+Weights = Mapping[str, float] | FittedWeights  # by token, or by what stands for it in the field
 # Above zero and below every score: hits without any token of the query have 0.
 _LEAST_SCORE = 1e-45
 _WORD_FIELDS = ["title", "text"]
@@ -37,7 +38,7 @@ class Engine:
     weights at, None where it is not known.
     """
 
-    name: Literal["exact", "two-phase", "seismic"] = "exact"
+    name: EngineName = "exact"
     field: str = "sparse"
     kind: str = "rank_features"
     keys: Mapping[str, str] | None = None
@@ -47,15 +48,15 @@ class Engine:
 
 
 def engine_body(
-    weights: Mapping[str, float],
+    weights: Weights,
     engine: Engine,
     *,
     size: int,
-    filter: Query | None = None,
+    filter: QueryClause | None = None,
     explain: bool = False,
     collapse: str | None = None,
     max_clauses: int = MAX_CLAUSES,
-) -> Body:
+) -> SearchBody:
     """The request that an engine is asked with; `weights` are by token, or by `engine.keys` when it has them.
 
     Raises:
@@ -63,28 +64,29 @@ def engine_body(
     """
     common: dict[str, Any] = {"field": engine.field, "size": size, "filter": filter, "explain": explain}
     common["max_clauses"] = max_clauses
-    if engine.name == "seismic":
-        return seismic_body(weights, settings=engine.seismic, collapse=collapse, **common)
-    if engine.name == "exact":
-        return neural_sparse_body(weights, collapse=collapse, **common)
-    if collapse is not None:
+    rules = ENGINES[engine.name]
+    if rules.collapses:
+        common["collapse"] = collapse
+    elif collapse is not None:
         raise UsageError(
             "Two-phase search cannot collapse hits: OpenSearch refuses it beside a second phase. "
             "Leave out --collapse, or search with --engine exact."
         )
-    return two_phase_body(weights, settings=engine.two_phase, **common)
+    if rules.settings:
+        common["settings"] = getattr(engine, rules.settings)
+    return rules.body(weights, **common)
 
 
 def neural_sparse_body(
-    weights: Mapping[str, float],
+    weights: Weights,
     *,
     field: str,
     size: int,
-    filter: Query | None = None,
+    filter: QueryClause | None = None,
     explain: bool = False,
     collapse: str | None = None,
     max_clauses: int = MAX_CLAUSES,
-) -> Body:
+) -> SearchBody:
     """The request of a learned-sparse search; without any weight it asks for nothing, which is a valid request.
 
     `filter` is any query: documents that it does not match are no hits. `collapse` is a field of one value (keyword or
@@ -100,15 +102,15 @@ def neural_sparse_body(
 
 
 def two_phase_body(
-    weights: Mapping[str, float],
+    weights: Weights,
     *,
     field: str,
     size: int,
     settings: Mapping[str, Any] | None = None,
-    filter: Query | None = None,
+    filter: QueryClause | None = None,
     explain: bool = False,
     max_clauses: int = MAX_CLAUSES,
-) -> Body:
+) -> SearchBody:
     """The same search in two phases: the heavy tokens find documents, the light ones raise the best of them.
 
     The processor stands in the request; `settings` are its prune_type, prune_ratio, expansion_rate, max_window_size.
@@ -119,29 +121,30 @@ def two_phase_body(
             no token to the first phase, which would find nothing.
     """
     full = check_two_phase(settings or {}, size=size)
-    if weights and not two_phase_split(weights, full)[0]:
-        raise UsageError(
-            f"With {full['prune_type']} and prune_ratio {full['prune_ratio']:g} no token of the query is left for the "
-            "first phase, so nothing can be found. Choose other [query] two_phase settings."
-        )
-    body = neural_sparse_body(weights, field=field, size=size, filter=filter, explain=explain, max_clauses=max_clauses)
+    fitted, ratio = fit_weights(weights, max_clauses=max_clauses), full["prune_ratio"]
     if full["prune_type"] == "abs_value":
         # A border among the weights moves with them.
-        full["prune_ratio"] = full["prune_ratio"] / fit_weights(weights, max_clauses=max_clauses).scale
+        full["prune_ratio"] = ratio / fitted.scale
+    if fitted.weights and not two_phase_split(fitted.weights, full)[0]:
+        raise UsageError(
+            f"With {full['prune_type']} and prune_ratio {ratio:g} no token of the query is left for the first phase, "
+            "so nothing can be found. Choose other [query] two_phase settings."
+        )
+    body = neural_sparse_body(fitted, field=field, size=size, filter=filter, explain=explain, max_clauses=max_clauses)
     return body | {"search_pipeline": _two_phase_pipeline(full)}
 
 
 def seismic_body(
-    weights: Mapping[str, float],
+    weights: Weights,
     *,
     field: str,
     size: int,
     settings: Mapping[str, Any] | None = None,
-    filter: Query | None = None,
+    filter: QueryClause | None = None,
     explain: bool = False,
     collapse: str | None = None,
     max_clauses: int = MAX_CLAUSES,
-) -> Body:
+) -> SearchBody:
     """The search of a sparse_vector field; `weights` are by token id, `settings` are `top_n`, `heap_factor` and `k`.
 
     The server leaves the first two at 10 and 1.0, and gives no more than `k` hits of a segment, so k is at least
@@ -162,28 +165,28 @@ def seismic_body(
 
 
 def rank_feature_body(
-    weights: Mapping[str, float],
+    weights: Weights,
     *,
     field: str,
     size: int,
-    filter: Query | None = None,
+    filter: QueryClause | None = None,
     explain: bool = False,
     collapse: str | None = None,
     max_clauses: int = MAX_CLAUSES,
-) -> Body:
+) -> SearchBody:
     """The same search as `neural_sparse_body` for a cluster without the neural-search plugin.
 
     Raises:
         UsageError: the weights do not fit (see `fit_weights`), or a token holds a dot: `rank_feature` takes what
             stands after the last dot of its field for the feature (tried on 3.6.0), so it can never find that token.
     """
-    dotted = [token for token in weights if "." in token]
+    fitted = fit_weights(weights, max_clauses=max_clauses).weights
+    dotted = [token for token in fitted if "." in token]
     if dotted:
         raise UsageError(
             f"The token {dotted[0]!r} holds a dot, which a rank_feature query cannot ask for. "
             "Leave it out, or use a cluster with the neural-search plugin."
         )
-    fitted = fit_weights(weights, max_clauses=max_clauses).weights
     clauses = [
         {"rank_feature": {"field": f"{field}.{token}", "linear": {}, "boost": weight}}
         for token, weight in fitted.items()
@@ -201,9 +204,9 @@ def server_side_body(
     size: int,
     model_id: str | None = None,
     analyzer: str | None = None,
-    filter: Query | None = None,
+    filter: QueryClause | None = None,
     explain: bool = False,
-) -> Body:
+) -> SearchBody:
     """The request of a search whose text the server turns into weights, with a deployed model or an analyzer.
 
     Raises:
@@ -214,7 +217,7 @@ def server_side_body(
         raise UsageError("Name either a model_id or an analyzer, with which the server makes the weights of the query.")
     if not text.strip():
         raise UsageError("The query is empty, which OpenSearch refuses as query_text. Ask for some words.")
-    asked: Body = {"query_text": text}
+    asked: SearchBody = {"query_text": text}
     asked |= {"model_id": model_id} if model_id is not None else {"analyzer": analyzer}
     if engine.name == "seismic":
         asked["method_parameters"] = _method_parameters(size, engine.seismic, filter)
@@ -229,15 +232,15 @@ def server_side_body(
 
 def hybrid_body(
     text: str,
-    weights: Mapping[str, float],
+    weights: Weights,
     engine: Engine,
     *,
     size: int,
-    filter: Query | None = None,
+    filter: QueryClause | None = None,
     search_pipeline: str | None = None,
     depth: int | None = HYBRID_DEPTH,
     max_clauses: int = MAX_CLAUSES,
-) -> Body:
+) -> SearchBody:
     """The request of BM25 on title and text beside a learned-sparse search, whose scores the server combines.
 
     `search_pipeline` is the name of an installed pipeline with a normalization or score-ranker processor; left out,
@@ -259,26 +262,67 @@ def hybrid_body(
         sparse = _seismic_clause(fitted, engine.field, depth or size, engine.seismic, filter)
     else:
         sparse = _sparse_clause(fitted, engine.field)
-    parts: Body = {"queries": [_filtered(_words_clause(text), filter), _filtered(sparse, filter)]}
+    parts: SearchBody = {"queries": [_filtered(_words_clause(text), filter), _filtered(sparse, filter)]}
     query = {"hybrid": parts | ({"pagination_depth": depth} if depth is not None else {})}
     check_clauses(query, len(fitted), max_clauses=max_clauses)
     body = _body(query, field=engine.field, size=size, explain=False)
     return body | {"search_pipeline": search_pipeline or packaged_search_pipeline("hybrid")}
 
 
-def bm25_body(text: str, *, field: str, size: int, filter: Query | None = None) -> Body:
+def bm25_body(text: str, *, field: str, size: int, filter: QueryClause | None = None) -> SearchBody:
     """The request of a BM25 search on title and text, for comparison; `field` is the sparse field to leave out."""
     return _body(_filtered(_words_clause(text), filter), field=field, size=size, explain=False)
 
 
-def packaged_search_pipeline(name: str) -> Body:
+class EngineRules(NamedTuple):
+    """What an engine is to the rest: the kind of field that it searches, and how its request is made.
+
+    `settings` is its table in [query] and in `Engine`, which `check` refuses where the server would.
+    """
+
+    kind: str
+    body: Callable[..., SearchBody]
+    collapses: bool = True
+    settings: str = ""
+    check: Callable[[Mapping[str, Any]], object] = dict
+
+
+# The first engine of a kind of field is taken when none is named. The two-phase processor refuses sparse_vector
+# fields, and their clusters never answer exactly.
+ENGINES: dict[EngineName, EngineRules] = {
+    "exact": EngineRules("rank_features", neural_sparse_body),
+    "two-phase": EngineRules("rank_features", two_phase_body, False, "two_phase", check_two_phase),
+    "seismic": EngineRules("sparse_vector", seismic_body, True, "seismic", check_seismic),
+}
+
+
+def choose_engine(settings: QuerySettings, kind: str) -> EngineName:
+    """Return the engine that [query] names for a kind of field, or the field's own.
+
+    Raises:
+        PipelineError: the kind of field does not have the engine, or a setting of any engine is unknown.
+    """
+    for rules in ENGINES.values():
+        if rules.settings:
+            rules.check(getattr(settings, rules.settings))
+    engines = [name for name, rules in ENGINES.items() if rules.kind == kind]
+    name = settings.engine or engines[0]
+    if name not in engines:
+        raise PipelineError(
+            f"The engine {name} cannot search a {kind} field; {' and '.join(engines)} can. "
+            "Leave out --engine (or engine in [query]), or load into a field of the other kind with load --kind."
+        )
+    return name
+
+
+def packaged_search_pipeline(name: str) -> SearchBody:
     """A packaged search pipeline as a request can carry it."""
     path = packaged_folder() / "opensearch" / "search" / f"{name}.json"
-    content: Body = json.loads(path.read_bytes())
+    content: SearchBody = json.loads(path.read_bytes())
     return {key: value for key, value in content.items() if key != "description"}
 
 
-def msearch_lines(bodies: Iterable[Body], index: str | None = None) -> Iterator[Body]:
+def msearch_lines(bodies: Iterable[SearchBody], index: str | None = None) -> Iterator[SearchBody]:
     """The requests of one `_msearch` as the list that opensearch-py takes: a header before each body.
 
     Without `index` the URL must name it: `/INDEX/_msearch`.
@@ -288,26 +332,26 @@ def msearch_lines(bodies: Iterable[Body], index: str | None = None) -> Iterator[
         yield body
 
 
-def msearch_bytes(bodies: Iterable[Body], index: str | None = None) -> bytes:
+def msearch_bytes(bodies: Iterable[SearchBody], index: str | None = None) -> bytes:
     """The same as it goes over the wire: one JSON object a line (application/x-ndjson)."""
     lines = (json.dumps(line, ensure_ascii=False, separators=(",", ":")) for line in msearch_lines(bodies, index))
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _sparse_clause(fitted: Mapping[str, float], field: str) -> Body:
+def _sparse_clause(fitted: Mapping[str, float], field: str) -> SearchBody:
     return {"neural_sparse": {field: {"query_tokens": dict(fitted)}}} if fitted else {"match_none": {}}
 
 
 def _seismic_clause(
-    fitted: Mapping[str, float], field: str, size: int, settings: Mapping[str, Any], filter: Query | None
-) -> Body:
+    fitted: Mapping[str, float], field: str, size: int, settings: Mapping[str, Any], filter: QueryClause | None
+) -> SearchBody:
     if not fitted:
         return {"match_none": {}}
     parameters = _method_parameters(size, settings, filter)
     return {"neural_sparse": {field: {"query_tokens": dict(fitted), "method_parameters": parameters}}}
 
 
-def _method_parameters(size: int, settings: Mapping[str, Any], filter: Query | None) -> Body:
+def _method_parameters(size: int, settings: Mapping[str, Any], filter: QueryClause | None) -> SearchBody:
     parameters = {**settings, "k": max(size, settings.get("k", 0))}
     return parameters | {"filter": _single_terms(dict(filter))} if filter else parameters
 
@@ -328,16 +372,16 @@ def _single_terms(query: Any) -> Any:
     return query
 
 
-def _two_phase_pipeline(settings: Mapping[str, Any]) -> Body:
+def _two_phase_pipeline(settings: Mapping[str, Any]) -> SearchBody:
     processor = {"neural_sparse_two_phase_processor": {"enabled": True, "two_phase_parameter": dict(settings)}}
     return {"request_processors": [processor]}
 
 
-def _words_clause(text: str) -> Body:
+def _words_clause(text: str) -> SearchBody:
     return {"multi_match": {"query": text, "fields": _WORD_FIELDS, "type": "most_fields"}}
 
 
-def _filtered(query: Body, filter: Query | None) -> Body:
+def _filtered(query: SearchBody, filter: QueryClause | None) -> SearchBody:
     """The query, for those documents only that `filter` matches.
 
     It stands in `should`, where alone the two-phase processor looks for it, and must match: beside a filter a `should`
@@ -348,8 +392,8 @@ def _filtered(query: Body, filter: Query | None) -> Body:
     return {"bool": {"should": [query], "minimum_should_match": 1, "filter": [dict(filter)]}}
 
 
-def _body(query: Body, *, field: str, size: int, explain: bool, collapse: str | None = None) -> Body:
-    body: Body = {"size": size, "_source": {"excludes": [field]}, "query": query}
+def _body(query: SearchBody, *, field: str, size: int, explain: bool, collapse: str | None = None) -> SearchBody:
+    body: SearchBody = {"size": size, "_source": {"excludes": [field]}, "query": query}
     if collapse is not None:
         body["collapse"] = {"field": collapse}
     return body | {"explain": True} if explain else body

@@ -4,7 +4,7 @@ Such a field keeps a weight twice. Segments with fewer documents than `approxima
 scores.py; larger ones from a byte, round(min(weight, ceiling) · 255 / ceiling). Method parameters can never be changed
 once the index is there (the server refuses it), so what depends on the run is fitted before the index is made: the
 ceiling, and a threshold that only the merged segment reaches, so that its clusters are built once. Keys are token ids.
-In: an index body, a `Survey` of the run's weights. Out: the body with its parameters; bytes; the spelling of a weight.
+In: an index body, the `PreflightReport` of a run. Out: the body with its parameters; bytes; the spelling of a weight.
 Not covered: query-time parameters (requests.py); n_postings, which the server fits to each segment when left out.
 """
 
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from sparse_ingest.cluster.bodies import shortest_between
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.indexes import Index
-from sparse_ingest.cluster.preflight import Survey
+from sparse_ingest.cluster.preflight import PreflightReport
 from sparse_ingest.cluster.scores import DROPPED_BITS, LEVELS, stored_bytes, weight_codes
 from sparse_ingest.errors import ClusterError, PipelineError
 
@@ -30,7 +30,7 @@ from sparse_ingest.errors import ClusterError, PipelineError
 MAX_VOCABULARY = 1 << 15
 EXPLAINED_SINCE = (3, 5)  # the first release that explains scores of segments with clusters
 # What the server takes for a parameter that is left out.
-DEFAULTS = {
+METHOD_DEFAULTS = {
     "cluster_ratio": 0.1,
     "summary_prune_ratio": 0.4,
     "approximate_threshold": 1_000_000,
@@ -42,7 +42,7 @@ _LARGEST_BITS = 0x7F7FFFFF  # of a finite float32
 
 def parameters_of(entry: dict[str, Any]) -> dict[str, Any]:
     """The method parameters of a mapped sparse_vector field, the server's own where the mapping names none."""
-    return {**DEFAULTS, **(entry.get("method", {}).get("parameters") or {})}
+    return {**METHOD_DEFAULTS, **(entry.get("method", {}).get("parameters") or {})}
 
 
 class ByteCodes:
@@ -92,7 +92,7 @@ class Fit(NamedTuple):
     sentence: str
 
 
-def fit(body: dict[str, Any], field: str, survey: Survey) -> Fit:
+def fit(body: dict[str, Any], field: str, report: PreflightReport) -> Fit:
     """Fill in the parameters that a body leaves to the run; what it names stays as it is.
 
     Raises:
@@ -109,18 +109,18 @@ def fit(body: dict[str, Any], field: str, survey: Survey) -> Fit:
         if isinstance(value, bool) or not isinstance(value, int | float) or not (0 <= value < math.inf):
             raise PipelineError(f"The index body says {name} = {value!r}; expected is a number above zero.")
     method["parameters"] = {
-        "approximate_threshold": fitted_threshold(survey.documents, _primaries(body)),
-        "quantization_ceiling_ingest": fitted_ceiling(survey.codes),
+        "approximate_threshold": fitted_threshold(report.documents, _primaries(body)),
+        "quantization_ceiling_ingest": fitted_ceiling(report.codes),
         **named,
     }
     parameters = parameters_of(entry)
     ceiling, threshold = parameters["quantization_ceiling_ingest"], parameters["approximate_threshold"]
-    values = _values(len(survey.codes))
-    clipped = int(survey.codes[values > np.float32(ceiling)].sum())
-    share = clipped / max(1, int(survey.codes.sum()))
+    values = _values(len(report.codes))
+    clipped = int(report.codes[values > np.float32(ceiling)].sum())
+    share = clipped / max(1, int(report.codes.sum()))
     sentence = (
         f"SEISMIC: weights are kept in steps of {ceiling / LEVELS:.4g} up to {ceiling:g}; {clipped} of "
-        f"{int(survey.codes.sum())} weights ({share:.3%}) are above it and clipped. Clusters are built in segments of "
+        f"{int(report.codes.sum())} weights ({share:.3%}) are above it and clipped. Clusters are built in segments of "
         f"{threshold} documents or more: merge after the load (--merge) to build them once; smaller segments are "
         "searched exactly. Neither can be changed in this index."
     )
@@ -134,7 +134,7 @@ def fitted_ceiling(codes: npt.NDArray[np.int64]) -> float:
     """
     held = np.flatnonzero(codes[: weight_codes(np.array([np.inf]))[0]])
     if not len(held):
-        return float(DEFAULTS["quantization_ceiling_ingest"])
+        return float(METHOD_DEFAULTS["quantization_ceiling_ingest"])
     counts, weights = codes[held].astype(np.float64), _values(len(codes))[held].astype(np.float64)
 
     def above(terms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -155,7 +155,7 @@ def fitted_threshold(documents: int, primaries: int) -> int:
     """
     mean = documents / primaries
     spread = 4 * math.sqrt(mean) if primaries > 1 else 0.0
-    return max(1, min(int(DEFAULTS["approximate_threshold"]), math.floor(0.9 * mean - spread)))
+    return max(1, min(int(METHOD_DEFAULTS["approximate_threshold"]), math.floor(0.9 * mean - spread)))
 
 
 def warm_up(client: Client, index: Index) -> str | None:

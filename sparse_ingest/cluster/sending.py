@@ -68,24 +68,24 @@ def send(
         ClusterError: something that concerns no single document stopped the load.
     """
     sender = _Sender(client, target, pace or Pace(), retries)
-    underway: deque[_Underway] = deque()
+    in_flight: deque[_InFlight] = deque()
     try:
         for request in requests:
-            while sender.is_full(underway):
-                yield from _outcomes(underway)
-                sender.wait_for_room(underway)
-            underway.append(sender.start(request))
+            while sender.is_full(in_flight):
+                yield from _outcomes(in_flight)
+                sender.wait_for_room(in_flight)
+            in_flight.append(sender.start(request))
             del request  # its bytes are needed no longer than its thread needs them
-            yield from _outcomes(underway)
-        while underway:
-            sender.wait_for_first(underway)
-            yield from _outcomes(underway)
+            yield from _outcomes(in_flight)
+        while in_flight:
+            sender.wait_for_first(in_flight)
+            yield from _outcomes(in_flight)
     finally:
         # Reached by Ctrl-C as well: threads that pause end now, those that wait for an answer die with the process.
         sender.stop()
 
 
-class _Underway:
+class _InFlight:
     """One request from the first attempt to its outcome, or to the error that stops the load."""
 
     def __init__(self) -> None:
@@ -106,11 +106,11 @@ class _Left(NamedTuple):
     halves: ResponseError | None = None
 
 
-def _outcomes(underway: deque[_Underway]) -> Iterator[Outcome]:
+def _outcomes(in_flight: deque[_InFlight]) -> Iterator[Outcome]:
     """Take the outcomes from the front that are there, and raise the first error that is anywhere."""
-    while underway and underway[0].outcome is not None:
-        yield underway.popleft().outcome  # type: ignore[misc]
-    for one in underway:
+    while in_flight and in_flight[0].outcome is not None:
+        yield in_flight.popleft().outcome  # type: ignore[misc]
+    for one in in_flight:
         if one.error is not None:
             raise one.error
 
@@ -128,9 +128,9 @@ class _Sender:
         self._changed = Condition()
         self._attempts = 0
 
-    def start(self, request: BulkRequest) -> _Underway:
+    def start(self, request: BulkRequest) -> _InFlight:
         """Send a request in a daemon thread: a thread pool is waited for at exit, and Ctrl-C would not be prompt."""
-        one = _Underway()
+        one = _InFlight()
 
         def run() -> None:
             try:
@@ -145,22 +145,22 @@ class _Sender:
         Thread(target=run, name="bulk request", daemon=True).start()
         return one
 
-    def is_full(self, underway: Iterable[_Underway]) -> bool:
+    def is_full(self, in_flight: Iterable[_InFlight]) -> bool:
         """Whether no other request may be started now."""
-        return sum(not one.ended for one in underway) >= self._pace.in_flight
+        return sum(not one.ended for one in in_flight) >= self._pace.in_flight
 
-    def wait_for_room(self, underway: deque[_Underway]) -> None:
+    def wait_for_room(self, in_flight: deque[_InFlight]) -> None:
         """Wait until another request may be started, the oldest has ended, or something stopped the load."""
         with self._changed:
-            self._changed.wait_for(lambda: not self.is_full(underway) or self._may_go_on(underway))
+            self._changed.wait_for(lambda: not self.is_full(in_flight) or self._may_go_on(in_flight))
 
-    def wait_for_first(self, underway: deque[_Underway]) -> None:
+    def wait_for_first(self, in_flight: deque[_InFlight]) -> None:
         """Wait until the oldest request has ended, or something stopped the load."""
         with self._changed:
-            self._changed.wait_for(lambda: self._may_go_on(underway))
+            self._changed.wait_for(lambda: self._may_go_on(in_flight))
 
-    def _may_go_on(self, underway: deque[_Underway]) -> bool:
-        return underway[0].ended or any(one.error for one in underway)
+    def _may_go_on(self, in_flight: deque[_InFlight]) -> bool:
+        return in_flight[0].ended or any(one.error for one in in_flight)
 
     def stop(self) -> None:
         """Wake every thread that pauses or waits for its turn; none sends anything any more."""

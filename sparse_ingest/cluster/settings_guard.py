@@ -9,13 +9,14 @@ Not covered: which settings pay (benchmarks/load.py), cluster settings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from urllib.parse import quote
 
 from sparse_ingest.cluster.client import Client, ResponseError
 from sparse_ingest.cluster.indexes import Index, Stamp, check_uuid, update_stamp
 from sparse_ingest.errors import ClusterError
+from sparse_ingest.reporting import Reporter
 
 # No refresh: no small segments that must be merged again. No replicas: each document is indexed once, copies are made
 # of finished files.
@@ -26,8 +27,6 @@ ASYNC_RISK = (
     "This load loses nothing (each shard is flushed before it counts), others who write into this index can."
 )
 
-Note = Callable[[str], None]
-
 
 def may_tune(index: Index, run_id: str) -> bool:
     """Whether a load may change settings unasked: the run's own load made the index, and no alias serves it."""
@@ -35,12 +34,12 @@ def may_tune(index: Index, run_id: str) -> bool:
     return stamp is not None and stamp.created_by == run_id and not index.serving_aliases
 
 
-def tune(client: Client, index: Index, wanted: Mapping[str, str], note: Note) -> None:
+def tune(client: Client, index: Index, wanted: Mapping[str, str], reporter: Reporter) -> None:
     """Give the index the settings for loading; what they were is in `_meta` first."""
     there = check_uuid(client, index)
     stamp = there.stamp
     if stamp is None:
-        note(f"Index {index.name!r} has no stamp to keep its settings in; they stay as they are.")
+        reporter.note(f"Index {index.name!r} has no stamp to keep its settings in; they stay as they are.")
         return
     if there.setting("auto_expand_replicas") not in (None, "false"):
         # The cluster itself decides how many there are, and would undo ours at once.
@@ -55,13 +54,13 @@ def tune(client: Client, index: Index, wanted: Mapping[str, str], note: Note) ->
     update_stamp(client, index, lambda stamp: replace(stamp, settings=kept))
     refused = _put(client, index, {name: entry["loading"] for name, entry in kept.items()})
     for name, why in refused.items():
-        note(f"Index {index.name!r} keeps its {name} during the load, the cluster refuses to change it: {why}")
+        reporter.note(f"Index {index.name!r} keeps its {name} during the load, the cluster refuses to change it: {why}")
     if refused:
         still = {name: entry for name, entry in kept.items() if name not in refused}
         update_stamp(client, index, lambda stamp: replace(stamp, settings=still))
 
 
-def restore(client: Client, index: Index, note: Note, *, finished: str | None = None) -> list[str]:
+def restore(client: Client, index: Index, reporter: Reporter, *, finished: str | None = None) -> list[str]:
     """Put back what loads have changed; the names put back. In the same step note that the load of a run is finished.
 
     The stamp stays at "loading" when it names another run: one whose load began meanwhile.
@@ -74,7 +73,7 @@ def restore(client: Client, index: Index, note: Note, *, finished: str | None = 
         if now == entry["loading"]:
             wanted[name] = entry["before"]
         elif now != entry["before"]:
-            note(f"Index {index.name!r}: somebody set {name} to {now} during the load; it stays.")
+            reporter.note(f"Index {index.name!r}: somebody set {name} to {now} during the load; it stays.")
     refused = _put(client, index, wanted)
     if refused:
         raise ClusterError(

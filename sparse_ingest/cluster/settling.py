@@ -1,9 +1,10 @@
-"""Wait until a cluster has done what was asked: it answers again, its segments are merged, its copies are there.
+"""Wait for a cluster: until it answers again, its segments are merged, its replicas exist, its writes are on disk.
 
-In: an index. Out: nothing, or a sentence about what stays undone. Every question is one about the index, so a role
-without rights on the cluster can ask it; what only the cluster knows makes the answers shorter when it may be asked.
-A merge goes on in the cluster when the connection that asked for it is cut, so it is watched, not waited for.
-Not covered: when to wait (load.py, publish.py).
+In: an index. Out: nothing, or a message about what was not done. Every request concerns the index, so a role without
+cluster rights may send it; details that need cluster rights are omitted from messages where they are refused. A merge
+continues in the cluster after the connection that asked for it is cut, so its state is polled.
+
+Not covered: when to wait (loading/).
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError
 from sparse_ingest.cluster.indexes import Index, check_uuid, refresh
 from sparse_ingest.cluster.sending import BLOCKED, RETRIED, Retries
 from sparse_ingest.errors import ClusterError
+from sparse_ingest.reporting import Reporter
 
 _POLL_S = 2.0
-_STEP_S = 30.0  # how long one request for a merge is waited for; gateways cut longer ones
+_STEP_S = 30.0  # timeout of one request for a merge; gateways cut longer ones
 _SAY_S = 30.0
 T = TypeVar("T")
 
 
 def patiently(ask: Callable[[], T], retries: Retries) -> T:
-    """The answer to a question that may be asked again, with the pauses of a bulk request.
+    """Call `ask` until it succeeds, with the pauses of a bulk request, and return its result. It must be repeatable.
 
     Raises:
-        ClusterError: the last attempt's.
+        ClusterError: the error of the last attempt.
     """
     attempt = 0
     while True:
@@ -45,8 +47,8 @@ def patiently(ask: Callable[[], T], retries: Retries) -> T:
         attempt += 1
 
 
-def merge(client: Client, index: Index, progress: Callable[[str], None], *, step_s: float = _STEP_S) -> str | None:
-    """Merge every shard into one segment; None when it is done, else a sentence.
+def merge(client: Client, index: Index, reporter: Reporter, *, step_s: float = _STEP_S) -> str | None:
+    """Merge every shard into one segment. Return None if that succeeded, otherwise a message.
 
     Raises:
         ClusterError: the index is gone, or the cluster refuses.
@@ -54,7 +56,7 @@ def merge(client: Client, index: Index, progress: Callable[[str], None], *, step
     path = f"/{quote(index.name, safe='')}"
     surplus, asked_in_vain = _surplus_segments(client, index), 0
     while surplus:
-        # Answered when it is done; cut off or timed out, it goes on, and asking again does not start it twice.
+        # The answer comes when the merge is done. After a timeout it continues, and asking again starts no second one.
         with contextlib.suppress(UnreachableError):
             try:
                 client.call("POST", f"{path}/_forcemerge", params={"max_num_segments": "1"}, timeout_s=step_s)
@@ -67,10 +69,10 @@ def merge(client: Client, index: Index, progress: Callable[[str], None], *, step
             if time.monotonic() - said > _SAY_S:
                 said = time.monotonic()
                 surplus_now = _surplus_segments(client, index)
-                progress(f"Merging index {index.name!r}: {surplus_now} segments more than one a shard.")
+                reporter.note(f"Merging index {index.name!r}: {surplus_now} segments more than one a shard.")
             time.sleep(_POLL_S)
         before, surplus = surplus, _surplus_segments(client, index)
-        # Shards are merged one after the other, and between two of them nothing seems to happen.
+        # Shards are merged one after another; between two of them nothing seems to happen.
         asked_in_vain = 0 if surplus < before else asked_in_vain + 1
         if asked_in_vain == 3:
             return (
@@ -83,15 +85,15 @@ def merge(client: Client, index: Index, progress: Callable[[str], None], *, step
 
 
 def wait_for_copies(
-    client: Client, index: Index, progress: Callable[[str], None], *, patience_s: float = 300.0, poll_s: float = _POLL_S
+    client: Client, index: Index, reporter: Reporter, *, patience_s: float = 300.0, poll_s: float = _POLL_S
 ) -> str | None:
-    """Wait until all copies of the index are there; a sentence when the cluster has too few nodes for them.
+    """Wait until all copies of the shards exist. Return a message if the cluster has too few nodes for them.
 
     Args:
-        patience_s: how long nothing at all may happen.
+        patience_s: give up after so many seconds without any change.
 
     Raises:
-        ClusterError: copies are missing, and nothing happens any more.
+        ClusterError: copies are missing, and nothing changed for `patience_s`.
     """
     last: object = None
     changed = time.monotonic()
@@ -110,7 +112,7 @@ def wait_for_copies(
         state = (there, _recovered_bytes(client, index))
         if state != last:
             last, changed = state, time.monotonic()
-            progress(f"Index {index.name!r}: {there} of {copies} copies of its shards are there.")
+            reporter.note(f"Index {index.name!r}: {there} of {copies} copies of its shards are there.")
         elif time.monotonic() - changed > patience_s:
             raise ClusterError(
                 f"Index {index.name!r} has {there} of {copies} copies of its shards, and for {patience_s:g} s nothing "
@@ -120,14 +122,51 @@ def wait_for_copies(
         time.sleep(poll_s)
 
 
+class Durability:
+    """Makes sure that every write an index has confirmed is on its disk.
+
+    Needed only with `translog.durability: async`, where a killed server loses writes that it has confirmed. After a
+    flush, everything confirmed is on the disk, unless a primary was restarted or moved since this object was created.
+    With `request`, the default, a confirmation is enough.
+    """
+
+    def __init__(self, client: Client, index: Index) -> None:
+        self._client = client
+        self._index = index
+        self._began = self._primaries()
+
+    def settle(self) -> None:
+        """Flush everything that was confirmed to disk.
+
+        Raises:
+            ClusterError: a primary was restarted or moved, so writes that it had confirmed may be lost.
+        """
+        answer = self._client.call("POST", f"/{quote(self._index.name, safe='')}/_flush", timeout_s=600)
+        if answer["_shards"]["failed"] or self._primaries() != self._began:
+            raise ClusterError(
+                f"A primary of index {self._index.name!r} was restarted or moved while the index confirmed writes "
+                "early (translog.durability is async): what it confirmed last may be lost. Start the same command "
+                "again: it sends every shard that is not in the journal, and only those."
+            )
+
+    def _primaries(self) -> list[tuple[int, int, str]]:
+        """Return shard, time of the last start and node of each primary that has started."""
+        answer = self._client.call("GET", f"/{quote(self._index.name, safe='')}/_recovery")
+        return sorted(
+            (int(shard["id"]), int(shard["start_time_in_millis"]), str(shard["target"]["id"]))
+            for shard in answer.get(self._index.name, {}).get("shards", [])
+            if shard["primary"]
+        )
+
+
 def _copies(client: Client, index: Index) -> tuple[int, int]:
-    """How many copies of shards the index should have, and how many there are; primaries count."""
+    """Return how many copies of shards the index should have, and how many exist. Primaries count."""
     answer = client.call("GET", f"/{quote(index.name, safe='')}/_stats/docs", params={"filter_path": "_shards"})
     return int(answer["_shards"]["total"]), int(answer["_shards"]["successful"])
 
 
 def _data_nodes(client: Client) -> int | None:
-    """How many nodes can hold a shard; None when the role may not ask."""
+    """Return how many nodes can hold a shard, or None if the role may not ask."""
     try:
         return int(client.call("GET", "/_cluster/health")["number_of_data_nodes"])
     except ResponseError as error:
@@ -137,7 +176,7 @@ def _data_nodes(client: Client) -> int | None:
 
 
 def _recovered_bytes(client: Client, index: Index) -> int:
-    """How much of the index's running recoveries is done."""
+    """Return how many bytes the running recoveries of the index have copied."""
     answer = client.call("GET", f"/{quote(index.name, safe='')}/_recovery", params={"active_only": "true"})
     shards = answer.get(index.name, {}).get("shards", [])
     return sum(int(shard["index"]["size"]["recovered_in_bytes"]) for shard in shards)
@@ -155,7 +194,7 @@ def _why_unassigned(client: Client, index: Index) -> str:
 
 
 def _surplus_segments(client: Client, index: Index) -> int:
-    """How many segments all copies have beyond one each, as a search would see them now."""
+    """Return how many segments all copies have beyond one each, as a search would see them now."""
     refresh(client, index)
     answer = client.call("GET", f"/{quote(index.name, safe='')}/_segments")
     copies = [copy for copies in answer["indices"][index.name]["shards"].values() for copy in copies]
@@ -164,5 +203,5 @@ def _surplus_segments(client: Client, index: Index) -> int:
 
 def _merging(client: Client, index: Index) -> bool:
     answer = client.call("GET", f"/{quote(index.name, safe='')}/_stats/merge")
-    # An index that was deleted meanwhile has no merges; whoever asks for its UUID next says so.
+    # An index that was deleted since has no merges; the next check of its UUID reports that.
     return int(answer["_all"]["total"].get("merges", {}).get("current", 0)) > 0

@@ -20,7 +20,7 @@ from sparse_ingest.cluster.mappings import field_mapping
 from sparse_ingest.errors import ClusterError
 
 # `update` merges objects: a vector in _source would keep its old tokens beside the new ones, so it is replaced.
-Operation = Literal["update", "replace"]
+UpdateOperation = Literal["update", "replace"]
 
 
 def with_field(index: Index | None, name: str, field: str, kind: str) -> Index:
@@ -62,7 +62,7 @@ def add_field(client: Client, index: Index, field: str) -> None:
         client.call("PUT", f"/{quote(index.name, safe='')}/_mapping", _new_field(field))
 
 
-def operation_for(index: Index, field: str) -> Operation:
+def operation_for(index: Index, field: str) -> UpdateOperation:
     """How a document gets its vector in this index."""
     return "replace" if _in_source(index.mappings.get("_source", {}), field) else "update"
 

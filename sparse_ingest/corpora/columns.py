@@ -139,7 +139,7 @@ class Arrow(ColumnTable):
         for place in range(start, self._batches):
             batch = checked(table.get_batch(place))
             base = place << _IN_BATCH
-            for row, record in enumerate(rows_of(_slices(batch), batch.schema.names, skip), skip + 1):
+            for row, record in enumerate(rows_of(slices_of(batch), batch.schema.names, skip), skip + 1):
                 following = base + row if row < batch.num_rows else (place + 1) << _IN_BATCH
                 reached[0] += 1
                 yield Record(*record, reached[0] - 1, following, reached[0])
@@ -153,7 +153,7 @@ class Arrow(ColumnTable):
         for batch in table:
             if first + batch.num_rows > offset:
                 batch_of_chosen = checked(batch.select(chosen))
-                records = rows_of(_slices(batch_of_chosen), batch_of_chosen.schema.names, offset - first)
+                records = rows_of(slices_of(batch_of_chosen), batch_of_chosen.schema.names, offset - first)
                 for row, record in enumerate(records, offset + 1):
                     reached[0] += 1
                     yield Record(*record, row, row, row + 1)
@@ -210,7 +210,8 @@ def _batch_rows(size: int, rows: int) -> int:
     return min(_BATCH_ROWS, max(1, _BATCH_BYTES * rows // max(1, size)))
 
 
-def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+def slices_of(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The batch in pieces of about 4 MB and at most 4096 rows; nothing is copied."""
     rows = _batch_rows(batch.nbytes, batch.num_rows)
     for start in range(0, batch.num_rows, rows):
         yield batch.slice(start, rows)

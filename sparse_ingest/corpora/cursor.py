@@ -75,6 +75,12 @@ class Cursor:
         return found
 
     @property
+    def expected_rows(self) -> int | None:
+        """About how many rows the corpus has, by what has been read; None where that is unknown."""
+        share = self.share
+        return round(self.position.row / share) if share else None
+
+    @property
     def share(self) -> float | None:
         """How much of the corpus has been read, by bytes; None where sizes or offsets do not tell."""
         return self._corpus.share(self.position)

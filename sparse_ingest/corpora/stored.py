@@ -24,10 +24,10 @@ from sparse_ingest.corpora.documents import printable
 from sparse_ingest.errors import CorpusError, first_line
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MAX_LINE = 1 << 28  # bytes; OpenSearch takes no document of half of it, and a file without line feeds is no line
 PACKED = (".gz", ".zst")  # suffixes of a compressed stream
 
 _BLOCK_BYTES = 1 << 20
-_MAX_LINE = 1 << 28  # bytes; OpenSearch takes no document of half of it, and a file without line feeds is no line
 _ZSTD_BYTES = 1 << 14
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
 
@@ -224,10 +224,10 @@ class Lines:
             raise read_once()
         with opened(self._file, lambda: f"after line {line - 1}") as self._opened:
             self._opened.skip(offset)
-            for raw in iter(partial(self._opened.content.readline, _MAX_LINE), b""):
-                if len(raw) == _MAX_LINE:
+            for raw in iter(partial(self._opened.content.readline, MAX_LINE), b""):
+                if len(raw) == MAX_LINE:
                     raise CorpusError(
-                        f"{self._file.place} line {line} is longer than {_MAX_LINE:,} bytes; one row a line was "
+                        f"{self._file.place} line {line} is longer than {MAX_LINE:,} bytes; one row a line was "
                         "expected. Cut it into lines, or name its true format with --format."
                     )
                 yield raw

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.encoding.row_hash import RowHash
-from sparse_ingest.runs.manifest import SkippedRow
+from sparse_ingest.runs.run import SkippedRow
 from sparse_ingest.runs.shards import ShardPart
 
 Numbers = npt.NDArray[np.int64]

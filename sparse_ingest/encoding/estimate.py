@@ -1,8 +1,8 @@
-"""What a run will cost, told once its first 1,000 documents are encoded: time left, size of the run, of an index.
+"""What a run will cost, reported once its first 1,000 documents are encoded: time left, size of run and index.
 
-In: the parts of shards as they are written. Out: one sentence, after the row group in which the 1,000th document is:
+In: the parts of shards as they are written. Out: one note, after the row group in which the 1,000th document is:
 within a row group the longest documents come first, so anything said before its end would be wrong. All is in
-proportion to the rows read so far; an index is the postings that cluster/sizes.py predicts, and its text.
+proportion to the rows read so far; an index is the postings that cluster/scores.py predicts, and its text.
 
 Not covered: progress from one minute to the next (cli/progress.py).
 """
@@ -10,12 +10,14 @@ Not covered: progress from one minute to the next (cli/progress.py).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from sparse_ingest.cluster.sizes import posting_bytes
+from sparse_ingest.cluster.scores import posting_bytes
+from sparse_ingest.corpora.cursor import Cursor
+from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.shards import ShardPart
 
 DOCUMENTS = 1000
@@ -26,21 +28,16 @@ BYTES_PER_FIELD_BYTE = 0.93
 
 
 class Estimate:
-    """Watches the parts that one process makes, of several at that speed. `say` is told once."""
+    """Watches the parts that one process makes, of several at that speed, and gives its note once."""
 
-    def __init__(self, limit: int | None, processes: int, say: Callable[[str], None]) -> None:
-        self._limit, self._processes, self._say = limit, processes, say
-        self._reached: tuple[int, float | None] = (0, None)
+    def __init__(self, cursor: Cursor, limit: int | None, processes: int, reporter: Reporter) -> None:
+        self._cursor, self._limit, self._processes, self._reporter = cursor, limit, processes, reporter
         self._row = 0  # up to which the parts reach
         self._documents = self._terms = self._field_bytes = 0
         self._frequencies = np.zeros(0, dtype=np.int64)  # of each token id
         self._read = self._run_bytes = 0
         self._seconds = 0.0
         self._told = False
-
-    def read(self, rows: int, share: float | None) -> None:
-        """`rows` of the corpus have been read, which is `share` of it; the parts come later."""
-        self._reached = rows, share
 
     def watch(self, parts: Iterator[ShardPart], file: Path, *, first_row: int) -> Iterator[ShardPart]:
         """The same parts of a shard; each is in `file` when the next one is asked for."""
@@ -66,9 +63,9 @@ class Estimate:
             self._seconds, began = self._seconds + now - began, now
             if self._documents >= DOCUMENTS and not self._told:
                 self._told = True
-                self._say(self.sentence())
+                self._reporter.note(self._message())
 
-    def sentence(self) -> str:
+    def _message(self) -> str:
         """What is known so far, and what follows for the whole corpus if its size is known."""
         terms, size = self._terms / self._documents, self._run_bytes / self._documents
         seconds = self._seconds / self._processes
@@ -94,9 +91,8 @@ class Estimate:
         return postings + self._field_bytes * scale * BYTES_PER_FIELD_BYTE
 
     def _rows(self) -> int | None:
-        """The rows of the whole corpus, as far as can be told."""
-        reached, share = self._reached
-        rows = round(reached / share) if share else None
+        """About how many rows the whole corpus has."""
+        rows = self._cursor.expected_rows
         if self._limit is None:
             return rows
         return self._limit if rows is None else min(rows, self._limit)

@@ -31,7 +31,7 @@ class RowHash:
 
     def add(self, row: SourceRow) -> None:
         """Add a row."""
-        # The bytes of runs.identity.canonical_json, five times as fast.
+        # The bytes of runs.manifest.canonical_json, five times as fast.
         content = (row.row, None) if row.document is None else (row.row, *row.document)
         self._lines += orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE)
         if len(self._lines) >= _BLOCK_BYTES:

@@ -6,37 +6,21 @@ identity of the run.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
 from sparse_ingest.checkpoints.settings import document_identity, resolve_pipeline
 from sparse_ingest.corpora.sources import Corpus
+from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.errors import MissingExtraError, PipelineError, UsageError
 from sparse_ingest.pipeline import EncodeSettings, Pipeline, refuse_lone_stride
 from sparse_ingest.records import PARENT
-from sparse_ingest.runs.manifest import SHARD_ROWS, identity_of
+from sparse_ingest.runs.manifest import identity_of
 from sparse_ingest.storage.places import Place
 
-
-@dataclass(frozen=True)
-class EncodeOptions:
-    """What is chosen at the command line and is no part of a pipeline file.
-
-    `reuse` is another run, whose vectors are copied where a text is the same. It is no part of the identity: a copied
-    vector is the one that the same settings computed, though in another batch, whose last bits may differ. `processes`
-    is set by executors/local.py in each of its processes.
-    """
-
-    device: str = "auto"
-    shard_rows: int = SHARD_ROWS
-    limit: int | None = None
-    on_bad_document: Literal["fail", "skip"] = "fail"
-    trust_corpus: bool = False
-    reuse: Place | None = None
-    dedup_text: Literal["off", "encode-once"] = "off"
-    processes: int = 1  # that make the run together, for the estimate of what it will cost
+_FIRST_RULES = ("top_k", "max_ratio", "min_weight")
 
 
 def resolve(pipeline: Pipeline) -> tuple[Checkpoint, Pipeline]:
@@ -77,16 +61,17 @@ def run_identity(
     corpus: Corpus, checkpoint: Checkpoint, *, pipeline: Pipeline, options: EncodeOptions, dtype: str
 ) -> tuple[str, dict[str, Any]]:
     """Everything that changes a byte of a shard, behind its hash."""
-    settings = asdict(pipeline.encode)
-    names = ["weights", "top_k", "max_ratio", "min_weight", "overflow"]
-    if pipeline.encode.overflow != "truncate":
-        names.append("window_stride")
-    if pipeline.encode.alpha_mass is not None:  # older runs do not know it
-        names.append("alpha_mass")
+    encode = pipeline.encode
+    # Rules newer than the first releases are part of it only where they are used.
+    rules = {name: value for name, value in encode.rules.items() if name in _FIRST_RULES or value is not None}
+    if encode.overflow != "truncate":
+        rules["window_stride"] = encode.window_stride
     return identity_of({
         "model": document_identity(checkpoint, pipeline.model),
         "dtype": dtype,
-        **{name: settings[name] for name in names},
+        "weights": encode.weights,
+        "overflow": encode.overflow,
+        **rules,
         "fields": asdict(corpus.fields),
         "corpus": corpus.identity(),
         "limit": options.limit,

@@ -6,10 +6,11 @@ windows (passages.py). A vector is computed, or copied: from another run (`--reu
 shard with the same text (`--dedup-text encode-once`, copies.py).
 
 Three threads read windows, tokenise them and compute their vectors, each at most one window ahead of the next
-(stages.py); the caller's thread prunes the vectors and writes them. Standard input is read, computed and written in
-turn. Vectors that are kept for equal texts are pruned where they are computed, because the next window may need them.
+(stages.py); the caller's thread prunes the vectors and writes them. Standard input is read, computed and written
+one after another. Vectors that are kept for equal texts are pruned where they are computed, because the next window
+may need them.
 
-Not covered: which rows make a shard, and its files (encode.py).
+Not covered: which rows make a shard, and its files (job.py).
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from operator import call
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ from sparse_ingest.corpora.cursor import Cursor
 from sparse_ingest.corpora.sources import bad_document
 from sparse_ingest.encoding.copies import Copies, Kept, together
 from sparse_ingest.encoding.counts import OF_ROWS, Counts
+from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.encoding.passages import Carried, PassageGroup, too_long
 from sparse_ingest.encoding.stages import Ahead, Stages, Stopped
 from sparse_ingest.errors import RunError
@@ -38,7 +40,8 @@ from sparse_ingest.models.tokenizer import Cut, Tokenized
 from sparse_ingest.pipeline import EncodeSettings
 from sparse_ingest.pruning import prune
 from sparse_ingest.records import Document, SourceRow, SparseRows, passage_id
-from sparse_ingest.runs.manifest import SkippedRow
+from sparse_ingest.reporting import Reporter
+from sparse_ingest.runs.run import SkippedRow
 from sparse_ingest.runs.shards import PART_ROWS, ShardPart, store_weights, text_hash
 
 if TYPE_CHECKING:
@@ -77,31 +80,6 @@ class Window(NamedTuple):
         return np.array([row.row for row in self.rows], dtype=np.uint64)
 
 
-class Progress(Protocol):
-    """What `encode` tells about its progress; `read` and `encoded` come from two threads."""
-
-    def stages(self, slowest: Callable[[], str]) -> None:
-        """`slowest` tells at any time which stage holds up the others."""
-
-    def note(self, message: str) -> None:
-        """Say one sentence."""
-
-    def estimate(self, sentence: str) -> None:
-        """Say what the run will cost."""
-
-    def read(self, rows: int, share: float | None) -> None:
-        """`rows` of the corpus have been read, which is `share` of it (None: unknown)."""
-
-    def earlier(self, rows: int) -> None:
-        """`rows` of a shard that is done were passed over."""
-
-    def copied(self, documents: int) -> None:
-        """Vectors of so many documents were copied, not computed."""
-
-    def encoded(self, documents: int, tokens: int) -> None:
-        """A batch is done."""
-
-
 class _Shard(NamedTuple):
     """A shard that is being made; `stopped` is set when nobody waits for its parts any more."""
 
@@ -113,33 +91,21 @@ class _Shard(NamedTuple):
 Finish = Callable[[], ShardPart]  # what is left to do of a part
 
 
-@dataclass
-class PartMaker:
-    """Makes the parts of shards, one shard after the other.
+@dataclass(frozen=True)
+class ShardMaker:
+    """Makes the row groups of shards, one shard after another.
 
-    `carry_text` says whether the documents' fields hold title and text; `moved` is called in the thread that moves the
-    cursor. The encoder, and the old vectors where some are reused, are built when they are first needed.
-    `copies_folder` is where vectors of equal texts wait; None: each text is computed.
+    `old` are vectors of another run that are reused. `copies_folder` is where vectors of equal texts are kept; None:
+    each text is computed.
     """
 
+    encoder: DocumentEncoder
     settings: EncodeSettings
-    carry_text: bool
-    on_bad_document: Literal["fail", "skip"]
-    progress: Progress
-    moved: Callable[[], None]
+    options: EncodeOptions
+    reporter: Reporter
     stages: Stages
-    build_encoder: Callable[[], DocumentEncoder]
-    open_old: Callable[[], OldVectors] | None = None
-    copies_folder: Callable[[], Path] | None = None
-
-    @cached_property
-    def encoder(self) -> DocumentEncoder:
-        """Built when the first shard is made: a run that is complete needs no model."""
-        return self.build_encoder()
-
-    @cached_property
-    def _old(self) -> OldVectors | None:
-        return self.open_old() if self.open_old else None
+    old: OldVectors | None = None
+    copies_folder: Path | None = None
 
     def parts(self, cursor: Cursor, shard_rows: int, counts: Counts) -> Generator[ShardPart, None, None]:
         """The row groups of the shard at the cursor's position, which stands behind it when all have been given.
@@ -147,23 +113,23 @@ class PartMaker:
         The stage `write` must be busy: this stops its clock while it waits. To be closed before the cursor is moved.
         """
         with ExitStack() as stack:
-            copies = stack.enter_context(closing(Copies(self.copies_folder()))) if self.copies_folder else None
+            copies = stack.enter_context(closing(Copies(self.copies_folder))) if self.copies_folder else None
             shard = _Shard(counts, copies, Event())
 
             def ahead(items: Iterable[T]) -> Iterable[T]:
                 # Ctrl-C ends a read of standard input, which may wait for ever, in the main thread alone.
                 return stack.enter_context(closing(Ahead(items))) if cursor.rereadable else items
 
-            read = ahead(self.stages.making("read", self._read(cursor.take(shard_rows), shard)))
+            read = ahead(self.stages.making("read", self._read(cursor, shard_rows, shard)))
             computed = ahead(self._compute(ahead(map(self._tokenise, read)), shard))
             stack.callback(shard.stopped.set)
             yield from map(counts.part, map(call, self.stages.waiting("write", computed)))
 
-    def _read(self, rows: Iterator[SourceRow], shard: _Shard) -> Iterator[list[tuple[SourceRow, Document]]]:
-        """The rows of a shard in windows that fit one row group. Bad ones are refused or noted."""
+    def _read(self, cursor: Cursor, shard_rows: int, shard: _Shard) -> Iterator[list[tuple[SourceRow, Document]]]:
+        """The rows of a shard in windows that fit one row group. Bad ones are refused or recorded."""
         window: list[tuple[SourceRow, Document]] = []
         size, seen = 0, 0
-        for row in rows:
+        for row in cursor.take(shard_rows):
             if shard.stopped.is_set():
                 raise Stopped
             seen += 1
@@ -174,12 +140,16 @@ class PartMaker:
                 window.append((row._replace(document=None), row.document))
                 size += len(row.document.text) + len(row.document.fields)
             if seen == PART_ROWS or size >= WINDOW_BYTES:
-                self.moved()
+                self._expect(cursor)
                 yield window
                 window, size, seen = [], 0, 0
         if seen:
-            self.moved()
+            self._expect(cursor)
             yield window
+
+    def _expect(self, cursor: Cursor) -> None:
+        if rows := cursor.expected_rows:
+            self.reporter.expect(rows)
 
     def _tokenise(self, rows: list[tuple[SourceRow, Document]]) -> Window:
         with self.stages.busy("tokenise"):
@@ -192,7 +162,7 @@ class PartMaker:
             return Window([row for row, _ in rows], documents, [text_hash(text) for text in texts], tokens)
 
     def _refuse_or_skip(self, row: SourceRow, counts: Counts) -> None:
-        if self.on_bad_document == "fail":
+        if self.options.on_bad_document == "fail":
             raise bad_document(row)
         counts.skipped.append(SkippedRow(row.row, row.file, row.line, row.reason or ""))
 
@@ -224,8 +194,8 @@ class PartMaker:
     def _documents(self, window: Window, shard: _Shard) -> Iterator[Finish]:
         """One row for each document; vectors of texts that are known already are not computed."""
         known, old = np.zeros(len(window.rows), dtype=np.bool_), None
-        if self._old:
-            known, old = self._old.find(window.hashes)
+        if self.old:
+            known, old = self.old.find(window.hashes)
         new = window.take(np.flatnonzero(~known)) if known.any() else window
         if shard.copies is None:
             computed: Encoded | Kept = self._computed(new, shard)
@@ -234,7 +204,7 @@ class PartMaker:
             computed = self._once(new, shard.copies, shard)
             copied = int(known.sum() + computed.of_rows["deduplicated"].sum())
         if copied:
-            self.progress.copied(copied)
+            self.reporter.earlier(copied)
         yield partial(self._part, window, known, old, computed, shard.counts)
 
     def _part(
@@ -284,10 +254,10 @@ class PartMaker:
         return vectors
 
     def _encoded(self, stopped: Event, documents: int, tokens: int) -> None:
-        """Told of each batch."""
+        """Report a batch."""
         if stopped.is_set():
             raise Stopped
-        self.progress.encoded(documents, tokens)
+        self.reporter.advance(documents, tokens=tokens, detail=self.stages.slowest())
 
     def _kept(self, encoded: Encoded) -> Kept:
         texts = [""] * (len(encoded.indptr) - 1)
@@ -314,7 +284,7 @@ class PartMaker:
                 break
             row, document = window.rows[passage.text], window.documents[passage.text]
             if passage.number == 0:
-                carried = Carried(document, carry_text=self.carry_text)
+                carried = Carried(document, carry_text=not self.options.no_text)
             start, end = cuts[passage.text].span(passage.number, len(document.text))
             doc_id, text = passage_id(document.id, passage.number), document.text[start:end]
             group.add(row.row, doc_id, text, passage.row, carried.fields(start, end))
@@ -335,13 +305,7 @@ class PartMaker:
     def _stored(self, vectors: SparseRows) -> tuple[SparseRows, npt.NDArray[np.int64]]:
         """The vectors as the run keeps them, pruned, in the type of its weights; and the underflow of each."""
         settings = self.settings
-        vectors = prune(
-            vectors,
-            top_k=settings.top_k,
-            max_ratio=settings.max_ratio,
-            min_weight=settings.min_weight,
-            alpha_mass=settings.alpha_mass,
-        )
+        vectors = prune(vectors, **settings.rules)
         try:
             stored, _ = store_weights(vectors, settings.weights)
         except ValueError as error:

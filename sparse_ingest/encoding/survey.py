@@ -14,7 +14,7 @@ import hashlib
 import heapq
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,6 +26,7 @@ from sparse_ingest.corpora.cursor import Cursor
 from sparse_ingest.corpora.documents import shown
 from sparse_ingest.corpora.sources import START
 from sparse_ingest.records import SourceRow
+from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.pieces import SortedPieces
 from sparse_ingest.runs.shards import text_hash
 
@@ -33,14 +34,14 @@ if TYPE_CHECKING:
     from sparse_ingest.models.tokenizer import Tokenizer
 
 EXAMPLES = 10  # bad rows, and duplicates, that are named
-SAMPLE = 1000  # documents whose tokens are counted
+SAMPLE_DOCUMENTS = 1000  # documents whose tokens are counted
 _SAMPLE_CHARACTERS = 1 << 16  # of each of them; what stands behind is counted in proportion
 _RANGES, _RANGE_ROWS = 64, 1 << 20  # parts of the hash space, compared one after the other
 _PIECE_ROWS = 65536
 
 
 @dataclass
-class Survey:
+class CorpusSurvey:
     """What a dry run found.
 
     `duplicates` are documents whose id an earlier one has. `equal_texts` counts documents whose text an earlier one
@@ -61,11 +62,10 @@ class Survey:
     examples: list[str] = field(default_factory=list)
 
 
-def survey(
-    cursor: Cursor, tokenizer: Tokenizer | None, *, shard_rows: int, progress: Callable[[int, float | None], None]
-) -> Survey:
-    """Read the whole corpus. `progress` is told the rows read, and which share of the corpus they are."""
-    found, sample = Survey(), _Sample(random.Random(0))  # the same sample on every start
+def survey(cursor: Cursor, tokenizer: Tokenizer | None, *, shard_rows: int, reporter: Reporter) -> CorpusSurvey:
+    """Read the whole corpus."""
+    reporter.begin("rows")
+    found, sample = CorpusSurvey(), _Sample(random.Random(0))  # the same sample on every start
     ids, texts = _Hashes(), _Hashes()
     for row in cursor.rows():
         found.rows += 1
@@ -83,7 +83,9 @@ def survey(
             if tokenizer:
                 sample.add(text)
         if found.rows % _PIECE_ROWS == 0:
-            progress(found.rows, cursor.share)
+            if rows := cursor.expected_rows:
+                reporter.expect(rows)
+            reporter.advance(_PIECE_ROWS)
     found.shards = -(-found.rows // shard_rows)
     lowest: list[tuple[int, int]] = []
     for again in ids.repeated():
@@ -151,8 +153,8 @@ class _Sample:
 
     def add(self, text: str) -> None:
         self._seen += 1
-        place = self._seen - 1 if self._seen <= SAMPLE else self._chance.randrange(self._seen)
-        if place < SAMPLE:
+        place = self._seen - 1 if self._seen <= SAMPLE_DOCUMENTS else self._chance.randrange(self._seen)
+        if place < SAMPLE_DOCUMENTS:
             self._texts[place : place + 1] = [(text[:_SAMPLE_CHARACTERS], len(text))]
 
     def tokens(self, tokenizer: Tokenizer) -> dict[str, float]:

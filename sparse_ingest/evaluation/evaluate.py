@@ -1,10 +1,9 @@
-"""The verb `evaluate`: how good and how costly a search is, on a collection with judgements.
+"""`evaluate`: how good and how costly a search is, on a collection with relevance judgments (qrels).
 
-In: queries, judgements, and what is searched: a run folder (exactly, also with the weights that an index would keep)
+In: queries, qrels, and what is searched: a run folder (exactly, also with the weights that an index would keep)
 or an index (with any engine). Out: measures by query and together, active dimensions, sparsity, FLOPS, latency; BM25
 beside them. Queries stream through: encoded in batches, searched, measured in blocks.
-Where judgements name documents and passages were encoded, the best passage of a document stands for it.
-Queries without judgements are not asked. Judged queries that the file lacks have no part in any mean.
+Where qrels name documents and passages were encoded, the best passage of a document stands for it.
 Not covered: collections on a hub (nano_beir.py).
 """
 
@@ -14,61 +13,38 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from sparse_ingest.corpora.collections import read_qrels, read_queries
 from sparse_ingest.errors import ClusterError, CorpusError, UsageError
-from sparse_ingest.evaluation.measures import Measured, Qrels, compare, depth_of, measure, parse_measures
+from sparse_ingest.evaluation.collection import Collection, check_judged, collection_of
+from sparse_ingest.evaluation.measures import (
+    DEFAULT_MEASURES,
+    Comparison,
+    Measured,
+    compare,
+    depth_of,
+    measure,
+)
+from sparse_ingest.evaluation.options import EvaluateOptions
 from sparse_ingest.evaluation.terms import QueryTerms, Sparsity, TermCounts, flops, sparsity
-from sparse_ingest.evaluation.trec import read_trec_run, trec_lines
+from sparse_ingest.evaluation.trec import read_trec_run, trec_lines, written
+from sparse_ingest.pipeline import options_from
 from sparse_ingest.records import PARENT, document_id, passage_number
-from sparse_ingest.searching.query import weigh_many
-from sparse_ingest.searching.search import Engine, Ranked, rank_index, rank_run, rank_words
+from sparse_ingest.reporting import Reporter, reporter_of
+from sparse_ingest.runs.run import Run
+from sparse_ingest.searching.hits import Ranked
+from sparse_ingest.searching.query import QueryModel
+from sparse_ingest.searching.search import SearchableIndex, SearchableRun, open_run
+from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.client import Client
     from sparse_ingest.pipeline import Pipeline
     from sparse_ingest.records import Query
-    from sparse_ingest.runs.manifest import Run
 
-__all__ = [
-    "Collection",
-    "Evaluation",
-    "Latency",
-    "Row",
-    "compare",
-    "depth_of",
-    "evaluate_index",
-    "evaluate_run",
-    "measure",
-    "measure_trec_run",
-    "parse_measures",
-    "read_collection",
-]
 logger = logging.getLogger(__name__)
-
-
-class Collection(NamedTuple):
-    """Queries and their judgements: `asked` queries of the file are judged, `unjudged` are not.
-
-    `missing` counts the judged queries that the file lacks.
-    """
-
-    path: Path
-    qrels: Qrels
-    asked: int
-    unjudged: int
-    missing: int
-
-    def queries(self) -> Iterator[Query]:
-        """The judged queries, read again each time."""
-        return (query for query in read_queries(self.path) if query.id in self.qrels)
-
-    def judged_documents(self) -> set[str]:
-        """The ids of all documents that a query of the file has a judgement for."""
-        return {doc_id for query in self.queries() for doc_id in self.qrels[query.id]}
 
 
 class Latency(NamedTuple):
@@ -94,7 +70,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found out: the search itself, BM25 or None, and how many queries and documents hold each token.
+    """What was measured: the search itself, BM25 or None, and how many queries and documents hold each token.
 
     `document_terms` is None where they cannot be counted: in the clusters of a sparse_vector field, or without the
     neural-search plugin.
@@ -105,6 +81,7 @@ class Evaluation:
     query_terms: TermCounts
     document_terms: TermCounts | None
     vocabulary: int
+    comparisons: list[Comparison] = field(default_factory=list)
 
     @property
     def queries(self) -> Sparsity:
@@ -121,123 +98,161 @@ class Evaluation:
         """The terms that a query and a document share, on average (evaluation/terms.py)."""
         return flops(self.query_terms, self.document_terms) if self.document_terms else None
 
+    @property
+    def measures(self) -> dict[str, float]:
+        """The mean of each measure, such as {"nDCG@10": 0.41}."""
+        return dict(self.search.measured.mean)
 
-def read_collection(queries: Path, qrels: Path) -> Collection:
-    """Read the judgements, and look which queries they are for; either path may be a folder of BEIR's or MTEB's layout.
-
-    Raises:
-        CorpusError: a file cannot be read, or no query has a judgement.
-    """
-    judgements = read_qrels(qrels)
-    if not judgements:
-        raise CorpusError(f"{qrels} holds no judgement. Give lines of query, document and score.")
-    asked = unjudged = 0
-    example = None
-    for query in read_queries(queries):
-        example = example or query.id
-        if query.id in judgements:
-            asked += 1
-        else:
-            unjudged += 1
-    if not asked:
-        found = f"{queries} has {example!r}" if example else f"{queries} holds no query"
-        raise CorpusError(
-            f"The judgements in {qrels} are for no query there is: they name {next(iter(judgements))!r}, and {found}. "
-            "Give the queries and the judgements of one collection."
-        )
-    collection = Collection(queries, judgements, asked, unjudged, len(judgements) - asked)
-    if unjudged:
-        logger.warning("%d of %d queries have no judgement and are not asked.", unjudged, asked + unjudged)
-    if collection.missing:
-        logger.warning(
-            "%d of %d judged queries are not in %s: the figures are those of the other %d.",
-            collection.missing,
-            len(judgements),
-            queries,
-            asked,
-        )
-    return collection
+    def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
+        """Return what `--json` prints, with `per_query` the values of each query, too."""
+        found = {
+            **_row_as_dict(self.search, per_query),
+            "queries": asdict(self.queries),
+            "documents": asdict(self.documents) if self.documents else None,
+            "flops": self.flops,
+            "bm25": _row_as_dict(self.bm25, per_query) if self.bm25 else None,
+        }
+        if self.comparisons:
+            found["comparison"] = [comparison._asdict() for comparison in self.comparisons]
+        return found
 
 
-def evaluate_run(
-    run: Run,
-    collection: Collection,
-    pipeline: Pipeline,
+def _row_as_dict(row: Row, per_query: bool) -> dict[str, Any]:
+    values = {**row.measured.mean, "engine": row.name, "latency": row.latency._asdict()}
+    return values | {"per_query": row.measured.per_query} if per_query else values
+
+
+def evaluate(
+    target: SearchableIndex | Run | Place | str,
     *,
-    measures: Sequence[str],
-    size: int,
-    stored: bool = False,
-    bm25: bool = False,
-    trec: TextIO | None = None,
+    queries: Path | str | None = None,
+    qrels: Path | str | None = None,
+    options: EvaluateOptions | None = None,
+    progress: Reporter | bool = False,
+    **settings: object,
 ) -> Evaluation:
-    """Search a run folder exactly; `stored`: with the 9 bits that an index keeps of its weights.
+    """Measure how well an index or a run answers queries that have relevance judgments.
 
-    `trec` receives the lines of a TREC run file. `bm25` searches the texts that the run carries, all at once in memory.
+    Args:
+        target: What `open_index` or `open_run` returns, or a run folder.
+        queries: A file of queries, or the folder of a BEIR or MTEB collection.
+        qrels: A file of qrels, or the folder; by default that of `queries`.
+        options: All options in one object, instead of single keywords.
+        progress: True for a tqdm bar, or a `Reporter`; silent by default.
+        **settings: Fields of `EvaluateOptions`, such as `measures=["Success@1"]` or `k=1000`.
+
+    Returns:
+        The measures (means in `.measures`), sparsity and latency.
 
     Raises:
-        CorpusError: the run has none of the judged documents.
+        CorpusError: a file cannot be read, or none of the judged documents is there.
+        UsageError: options that do not go together.
     """
+    chosen, reporter = options_from(EvaluateOptions, options, settings, "evaluate"), reporter_of(progress)
+    # Read before the search, which may be long.
+    collection = collection_of(queries, qrels)
+    # Each once, in this order.
+    names = list(dict.fromkeys([*DEFAULT_MEASURES, *chosen.measures]))
+    other = measure_trec_run(Path(chosen.compare), collection, names) if chosen.compare else None
+    size = chosen.k or depth_of(names)
+    reporter.begin("queries", collection.asked)
+    with written(chosen.trec_run) as trec:
+        found = _Measuring(collection, names, size, reporter, trec)
+        if isinstance(target, SearchableIndex):
+            evaluation = _evaluate_index(target, found, chosen)
+        else:
+            evaluation = _evaluate_run(_searchable(target), found, chosen)
+    if other:
+        evaluation.comparisons.extend(compare(evaluation.search.measured.per_query, other.per_query))
+    return evaluation
+
+
+def _searchable(target: Run | Place | str) -> SearchableRun:
+    if isinstance(target, SearchableRun):
+        return target
+    return SearchableRun(target) if isinstance(target, Run) else open_run(target)
+
+
+class _Measuring(NamedTuple):
+    """How rankings are measured: the collection, the measures, how many documents are found, and who is told."""
+
+    collection: Collection
+    measures: Sequence[str]
+    size: int
+    reporter: Reporter
+    trec: TextIO | None
+
+    def row(self, name: str, ranked: Iterable[Ranked], *, first: bool = True) -> Row:
+        """Measure one way to search; the `first` is the one that is written and reported."""
+        latencies: list[tuple[float, float | None]] = []
+
+        def passing() -> Iterator[Ranked]:
+            for one in ranked:
+                latencies.append((one.latency_s, one.took_ms))
+                if first and self.trec is not None:
+                    self.trec.writelines(trec_lines([one]))
+                if first:
+                    self.reporter.advance(1)
+                yield one
+
+        measured = measure(passing(), self.collection.qrels, self.measures)
+        return Row(name, measured, _latency(latencies))
+
+
+def _evaluate_run(run: SearchableRun, found: _Measuring, options: EvaluateOptions) -> Evaluation:
+    """Search a run folder exactly. BM25 searches the texts that the run carries, all at once in memory."""
+    from sparse_ingest.searching.run_search import rank_run
+
+    if options.concurrency:
+        raise UsageError("--concurrency is for --index: a run folder answers all queries at once.")
+    if run.pipeline.query.engine not in (None, "exact"):
+        raise UsageError(f"The engine {run.pipeline.query.engine} needs --index: a run folder is searched exactly.")
+    collection = found.collection
     counted = _count_terms(run, collection.judged_documents())
     passages = _of_passages(counted.known, counted.known_parents)
-    _check_judged(collection, counted.known_parents if passages else counted.known, f"The run {run.path}")
+    check_judged(collection, counted.known_parents if passages else counted.known, f"The run {run.path}")
     terms = QueryTerms()
-    weights = terms.passing(weigh_many(collection.queries(), pipeline))
-    name = "exact, 9 bits" if stored else "exact"
-    ranked = rank_run(run, weights, size=size, stored=stored, passages=passages)
-    search = _measured(name, ranked, collection, measures, trec)
+    weights = terms.passing(QueryModel(run.pipeline).many(collection.queries()))
+    ranked = rank_run(run, weights, size=found.size, stored=options.stored, passages=passages)
+    search = found.row("exact, 9 bits" if options.stored else "exact", ranked)
     baseline = None
-    if bm25:
+    if options.bm25:
         most = counted.most_passages if passages else 0
-        baseline = _measured("BM25", _rank_texts(run, list(collection.queries()), size, most), collection, measures)
+        by_words = _rank_texts(run, list(collection.queries()), found.size, most)
+        baseline = found.row("BM25", by_words, first=False)
     return Evaluation(search, baseline, terms.counts(), counted.terms, len(run.vocabulary()))
 
 
-def evaluate_index(
-    client: Client,
-    index: str,
-    collection: Collection,
-    pipeline: Pipeline,
-    engine: Engine,
-    *,
-    measures: Sequence[str],
-    size: int,
-    concurrency: int = 1,
-    bm25: bool = True,
-    trec: TextIO | None = None,
-) -> Evaluation:
-    """Ask an index with an engine, and with BM25 on the same index; `trec` receives the lines of a TREC run file.
+def _evaluate_index(index: SearchableIndex, found: _Measuring, options: EvaluateOptions) -> Evaluation:
+    """Ask an index with its engine, and with BM25 on the same index.
 
     Raises:
-        CorpusError: the index has none of the judged documents.
-        UsageError: it has them as passages, and the engine is two-phase.
+        UsageError: it has the judged documents as passages, and the engine cannot collapse them.
     """
     from sparse_ingest.cluster.frequencies import count_known, count_parents
+    from sparse_ingest.cluster.requests import ENGINES
+    from sparse_ingest.searching.index_search import rank_index, rank_words
 
+    if options.stored:
+        raise UsageError("--stored is for --run: an index always has the weights that it stores.")
+    client, name, engine, collection = index.client, index.name, index.engine, found.collection
     judged = collection.judged_documents()
-    known = count_known(client, index, judged)
-    parents = 0 if known else count_parents(client, index, judged)
+    known = count_known(client, name, judged)
+    parents = 0 if known else count_parents(client, name, judged)
     collapse = PARENT if _of_passages(known, parents) else None
-    _check_judged(collection, known or parents, f"The index {index!r}")
-    if collapse and engine.name == "two-phase":
+    check_judged(collection, known or parents, f"The index {name!r}")
+    if collapse and not ENGINES[engine.name].collapses:
         raise UsageError("OpenSearch cannot take the best passage of each document in two phases. Give --engine exact.")
-    vocabulary = _vocabulary(pipeline)
+    vocabulary = _vocabulary(index.pipeline)
     terms = QueryTerms()
-    weights = terms.passing(weigh_many(collection.queries(), pipeline))
-    ranked = rank_index(client, index, weights, engine, size=size, collapse=collapse, concurrency=concurrency)
-    search = _measured(engine.name, ranked, collection, measures, trec)
+    weights = terms.passing(QueryModel(index.pipeline).many(collection.queries()))
+    how: dict[str, Any] = {"size": found.size, "collapse": collapse, "concurrency": options.concurrency or 1}
+    search = found.row(engine.name, rank_index(client, name, weights, engine, **how))
     baseline = None
-    if bm25:
-        by_words = rank_words(
-            client,
-            index,
-            collection.queries(),
-            field=engine.field,
-            size=size,
-            collapse=collapse,
-            concurrency=concurrency,
-        )
-        baseline = _measured("BM25", by_words, collection, measures)
-    documents = _count_index_terms(client, index, engine.field, vocabulary) if engine.keys is None else None
+    if options.bm25 is not False:
+        by_words = rank_words(client, name, collection.queries(), field=engine.field, **how)
+        baseline = found.row("BM25", by_words, first=False)
+    documents = _count_index_terms(client, name, engine.field, vocabulary) if engine.keys is None else None
     return Evaluation(search, baseline, terms.counts(), documents, len(vocabulary))
 
 
@@ -263,22 +278,6 @@ def measure_trec_run(path: Path, collection: Collection, measures: Sequence[str]
     )
 
 
-def _measured(
-    name: str, ranked: Iterable[Ranked], collection: Collection, measures: Sequence[str], trec: TextIO | None = None
-) -> Row:
-    latencies: list[tuple[float, float | None]] = []
-
-    def passing() -> Iterator[Ranked]:
-        for one in ranked:
-            latencies.append((one.latency_s, one.took_ms))
-            if trec is not None:
-                trec.writelines(trec_lines([one]))
-            yield one
-
-    measured = measure(passing(), collection.qrels, measures)
-    return Row(name, measured, _latency(latencies))
-
-
 def _latency(latencies: Sequence[tuple[float, float | None]]) -> Latency:
     import numpy as np
 
@@ -296,19 +295,6 @@ def _of_passages(known: int, parents: int) -> bool:
         return False
     logger.warning("The judgements name documents, of which passages are searched: the best of each stands for it.")
     return True
-
-
-def _check_judged(collection: Collection, known: int, place: str) -> None:
-    judged = collection.judged_documents()
-    if not known:
-        raise CorpusError(
-            f"{place} has none of the {len(judged):,} judged documents, such as {min(judged)!r}. "
-            "Give the judgements of the corpus that was encoded."
-        )
-    if known < len(judged):
-        logger.warning(
-            "%s has %d of the %d judged documents: the others can never be found.", place, known, len(judged)
-        )
 
 
 class _Counted(NamedTuple):
@@ -344,7 +330,7 @@ def _count_terms(run: Run, wanted: set[str]) -> _Counted:
 
 
 def _count_index_terms(client: Client, index: str, field: str, vocabulary: Sequence[str | None]) -> TermCounts | None:
-    from sparse_ingest.cluster.frequencies import count_documents, count_holding
+    from sparse_ingest.cluster.frequencies import count_holding, count_searchable
 
     try:
         holding = count_holding(client, index, field, [token for token in vocabulary if token is not None])
@@ -352,7 +338,7 @@ def _count_index_terms(client: Client, index: str, field: str, vocabulary: Seque
         # What was searched is worth more than how sparse it is.
         logger.warning("The terms of the documents are not counted. %s", error)
         return None
-    return TermCounts(count_documents(client, index), holding)
+    return TermCounts(count_searchable(client, index), holding)
 
 
 def _vocabulary(pipeline: Pipeline) -> list[str | None]:

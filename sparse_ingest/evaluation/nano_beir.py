@@ -1,4 +1,4 @@
-"""The verb `evaluate` over NanoBEIR: a model on up to 13 small collections, as model cards print it.
+"""`evaluate` over NanoBEIR: a model on up to 13 small collections, as model cards print it.
 
 In: a pipeline, names of collections. Out: an `Evaluation` for each, and the means over them. Each collection is
 encoded into a run folder of its own in float32, then searched exactly. Measures are averaged over collections, terms
@@ -9,18 +9,18 @@ by all of them, sentence-transformers by 100.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sparse_ingest.corpora.files import FieldNames, open_corpus
 from sparse_ingest.corpora.nano_beir import DATA_SET, write_nano_beir
-from sparse_ingest.encoding.encode import EncodeOptions, Progress, encode
-from sparse_ingest.evaluation.evaluate import Evaluation, evaluate_run, read_collection
+from sparse_ingest.encoding.encode import encode
+from sparse_ingest.evaluation.evaluate import Evaluation, evaluate
+from sparse_ingest.evaluation.options import EvaluateOptions
 from sparse_ingest.evaluation.terms import Sparsity, TermCounts, flops, pooled, sparsity
 from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.reporting import Reporter, reporter_of
+from sparse_ingest.searching.search import open_run
 
 # What the cards print, in ir-measures' names: accuracy@k is Success@k, mrr is RR, map is AP.
 CARD_MEASURES = (
@@ -34,19 +34,16 @@ def evaluate_nano_beir(
     folder: Path,
     *,
     pipeline: Pipeline,
-    measures: Sequence[str],
-    size: int,
-    progress: Callable[[], AbstractContextManager[Progress]],
-    note: Callable[[str], None],
+    options: EvaluateOptions,
     data_set: str = DATA_SET,
-    bm25: bool = False,
     device: str = "auto",
+    progress: Reporter | bool = False,
 ) -> Iterator[tuple[str, Evaluation]]:
-    """Evaluate on one collection after the other; what is made lies in `folder`.
+    """Evaluate on one collection after another, with run folders in `folder`.
 
     All are fetched before the first is encoded, so that what cannot be read stops no long work.
     """
-    settings = replace(pipeline.encode, weights="float32")
+    settings, reporter = replace(pipeline.encode, weights="float32"), reporter_of(progress)
     if settings.dtype == "auto":
         # The cards' figures are those of float32.
         settings = replace(settings, dtype="float32")
@@ -54,40 +51,26 @@ def evaluate_nano_beir(
     for name in names:
         write_nano_beir(name, folder / f"Nano{name}", data_set)
     for place, name in enumerate(names, start=1):
-        note(f"{place}/{len(names)}  Nano{name}")
+        reporter.note(f"{place}/{len(names)}  Nano{name}")
         collection = folder / f"Nano{name}"
-        with progress() as shown:
-            encode(
-                open_corpus([str(collection / "corpus.jsonl")], fields=FieldNames()),
-                collection / "run",
-                pipeline=pipeline,
-                options=EncodeOptions(device=device),
-                progress=shown,
-            )
-        yield (
-            f"Nano{name}",
-            evaluate_run(
-                open_run(collection / "run"),
-                read_collection(collection, collection),
-                pipeline,
-                measures=measures,
-                size=size,
-                bm25=bm25,
-            ),
+        encode(
+            str(collection / "corpus.jsonl"), collection / "run", pipeline=pipeline, device=device, progress=reporter
         )
+        run = open_run(collection / "run", pipeline=pipeline, force=True)
+        yield f"Nano{name}", evaluate(run, queries=collection, qrels=collection, options=options)
 
 
-def figures(evaluation: Evaluation) -> dict[str, float]:
+def figures(evaluation: Evaluation, measures: Sequence[str]) -> dict[str, float]:
     """The figures of one collection, by the names that they are printed under."""
-    found = dict(evaluation.search.measured.mean)
+    found = {name: evaluation.measures[name] for name in measures}
     if evaluation.bm25:
-        found.update({f"BM25 {name}": value for name, value in evaluation.bm25.measured.mean.items()})
+        found.update({f"BM25 {name}": evaluation.bm25.measured.mean[name] for name in measures})
     return found | _terms(evaluation.query_terms, _documents(evaluation), evaluation.vocabulary)
 
 
-def mean_figures(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+def mean_figures(evaluations: Sequence[Evaluation], measures: Sequence[str]) -> dict[str, float]:
     """The figures of all collections together."""
-    each = [figures(evaluation) for evaluation in evaluations]
+    each = [figures(evaluation, measures) for evaluation in evaluations]
     found = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
     queries, documents = pooled(one.query_terms for one in evaluations), pooled(map(_documents, evaluations))
     return found | _terms(queries, documents, evaluations[0].vocabulary)

@@ -6,10 +6,14 @@ the rank, so scores are written with the nine digits that tell any two float32 v
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
-from sparse_ingest.errors import CorpusError
+from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.evaluation.measures import Ranking
 
 TAG = "sparse-ingest"
@@ -56,3 +60,28 @@ def read_trec_run(path: Path, wanted: Container[str]) -> dict[str, dict[str, flo
             if query_id in wanted:
                 found.setdefault(query_id, {})[doc_id] = value
     return found
+
+
+@contextlib.contextmanager
+def written(path: Path | str | None) -> Iterator[TextIO | None]:
+    """Open a file that gets its name when the block is done, complete or not at all; None without a path.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    if path is None:
+        yield None
+        return
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise UsageError(f"--trec-run {path}: there is no folder {path.parent}. Make it first.")
+    handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

@@ -10,25 +10,25 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.bodies import BulkRequest, delete_requests
 from sparse_ingest.cluster.client import Client
-from sparse_ingest.cluster.durability import Durability
 from sparse_ingest.cluster.journal import DeadLetter, Journal
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import Retries, send
-from sparse_ingest.cluster.settling import patiently
+from sparse_ingest.cluster.settling import Durability, patiently
 from sparse_ingest.errors import ClusterError, Interrupted, RunError
 from sparse_ingest.loading.operations import Operations
 from sparse_ingest.records import Outcome
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.reporting import Reporter
+from sparse_ingest.runs.run import Run
 
 
 @dataclass
-class _Underway:
+class _ShardInFlight:
     """A shard of which something was sent."""
 
     shard: int
@@ -53,39 +53,35 @@ class Delivery:
     retries: Retries
     durability: Durability | None
 
-    def load_shards(
-        self, missing: Sequence[int], documents: int, progress: Callable[[int], None], stop: Callable[[], bool]
-    ) -> None:
+    def load_shards(self, missing: Sequence[int], documents: int, reporter: Reporter) -> None:
         """Send the missing shards; `documents` of others have an outcome already.
 
         Raises:
-            Interrupted: `stop` said so; what was begun is finished.
+            Interrupted: `reporter` asked to stop; what was begun is finished.
         """
-        progress(documents)
-        underway: deque[_Underway] = deque()
+        reporter.earlier(documents)
+        in_flight: deque[_ShardInFlight] = deque()
         begun: list[int] = []
         self.journal.begin(set(missing))
 
         def requests() -> Iterator[BulkRequest]:
             for shard in missing:
-                if stop():
+                if reporter.stop_requested():
                     return
                 begun.append(shard)
-                underway.append(this := _Underway(shard))
+                in_flight.append(this := _ShardInFlight(shard))
                 for request in self.operations.requests(shard, max_bytes=self.pace.max_bytes):
                     this.sent += len(request.rows)
                     yield request
                 this.whole = True
 
         for outcome in self._send(requests()):
-            this = next(one for one in underway if one.shard == outcome.shard)
+            this = next(one for one in in_flight if one.shard == outcome.shard)
             this.answered += outcome.documents
             this.refused += len(outcome.refused)
-            self.journal.bury(_letters(outcome))
-            documents += outcome.documents
-            documents += self._finish_answered(underway)
-            progress(documents)
-        progress(documents + self._finish_answered(underway))
+            self.journal.record_dead(_letters(outcome))
+            reporter.advance(outcome.documents + self._finish_answered(in_flight))
+        reporter.advance(self._finish_answered(in_flight))
         if len(begun) < len(missing):
             raise Interrupted(
                 f"Stopped after {len(begun)} shards; the same command continues with shard {missing[len(begun)]}."
@@ -134,14 +130,14 @@ class Delivery:
     def _send(self, requests: Iterator[BulkRequest]) -> Iterator[Outcome]:
         return send(self.client, requests, target=self.alias, pace=self.pace, retries=self.retries)
 
-    def _finish_answered(self, underway: deque[_Underway]) -> int:
+    def _finish_answered(self, in_flight: deque[_ShardInFlight]) -> int:
         """Write the lines of the shards, in order, of which everything was sent and answered.
 
         Gives how many of their documents were not sent, since the index has them.
         """
         not_sent = 0
-        while underway and underway[0].whole and underway[0].answered == underway[0].sent:
-            this = underway[0]
+        while in_flight and in_flight[0].whole and in_flight[0].answered == in_flight[0].sent:
+            this = in_flight[0]
             self._make_sure()
             unchanged = self.operations.unchanged(this.shard)
             not_sent += unchanged
@@ -155,7 +151,7 @@ class Delivery:
                 "seconds": round(time.monotonic() - this.began, 3),
             }
             self.journal.finish(this.shard, line)
-            underway.popleft()
+            in_flight.popleft()
         return not_sent
 
     def _make_sure(self) -> None:

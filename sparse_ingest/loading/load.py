@@ -13,37 +13,31 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from dataclasses import replace as with_changes
-from typing import TypedDict
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from sparse_ingest.cluster import indexes, mappings, seismic, settings_guard, settling, updates
 from sparse_ingest.cluster.bodies import BodyWriter
-from sparse_ingest.cluster.client import Client, Connection, ResponseError, UnreachableError, connect
-from sparse_ingest.cluster.durability import Durability
-from sparse_ingest.cluster.journal import Journal, open_journal
+from sparse_ingest.cluster.client import Client, Connection, ResponseError, UnreachableError, connect, connection_of
+from sparse_ingest.cluster.journal import Journal, documents_of, loaded_shards, open_journal
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import BLOCKED, Retries
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.delivery import Delivery
 from sparse_ingest.loading.operations import ChangedDocuments, Operations, WholeDocuments
-from sparse_ingest.loading.preparation import (
-    Plan,
-    documents_of,
-    loaded_shards,
-    make_plan,
-    ready_index,
-    refuse_incomplete,
-    run_stamp,
-)
+from sparse_ingest.loading.options import LoadOptions
+from sparse_ingest.loading.preparation import LoadPlan, make_plan, ready_index
 from sparse_ingest.loading.since import Since
-from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.runs.manifest import Run, open_run
-from sparse_ingest.storage.places import Place
+from sparse_ingest.pipeline import Pipeline, options_from, pipeline_of
+from sparse_ingest.reporting import SILENT, Reporter, reporter_of
+from sparse_ingest.runs.run import Run, open_run, refuse_incomplete
+from sparse_ingest.storage.places import Place, place_of
 
-Note = Callable[[str], None]
+if TYPE_CHECKING:
+    from opensearchpy import OpenSearch
 
 
 @dataclass(frozen=True)
@@ -72,178 +66,177 @@ class LoadReport:
     journal: str
     dead: str | None
 
-
-class LoadOptions(TypedDict, total=False):
-    """The options of `load`, for those that pass them on."""
-
-    replace: bool
-    from_scratch: bool
-    partial: bool
-    tune: bool
-    async_translog: bool
-    merge: bool
-    retry_dead: bool
-    update: bool
-    since: Place | None
-    delete_missing: bool
-    max_rate: float | None
-    top_k: int | None
-    max_ratio: float | None
-    alpha_mass: float | None
-    progress: Callable[[int], None]
-    note: Note
-    stop: Callable[[], bool]
-    retries: Retries
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as `--json` prints them."""
+        return asdict(self)
 
 
 def load(
-    run_path: Place,
+    run: Run | Place | str,
     *,
     index: str,
-    pipeline: Pipeline,
-    connection: Connection,
-    replace: bool = False,
-    from_scratch: bool = False,
-    partial: bool = False,
-    tune: bool = False,
-    async_translog: bool = False,
-    merge: bool = False,
-    retry_dead: bool = False,
-    update: bool = False,
-    since: Place | None = None,
-    delete_missing: bool = False,
-    max_rate: float | None = None,
-    top_k: int | None = None,
-    max_ratio: float | None = None,
-    alpha_mass: float | None = None,
-    progress: Callable[[int], None] = lambda documents: None,
-    note: Note = lambda sentence: None,
-    stop: Callable[[], bool] = lambda: False,
+    url: str | None = None,
+    connection: Connection | OpenSearch | None = None,
+    pipeline: Pipeline | str | None = None,
+    options: LoadOptions | None = None,
+    progress: Reporter | bool = False,
     retries: Retries = Retries(),  # noqa: B008 - frozen
+    **settings: object,
 ) -> LoadReport:
     """Load the finished shards of a run that the index's journal does not have yet.
 
     Args:
-        replace: delete the index first, unless it is an unfinished load of this very run.
-        from_scratch: with `replace`, delete that one too.
-        partial: load a run that is not complete.
-        tune: change settings for the load also on an index that others made or that an alias serves.
-        async_translog: let the server confirm before its disk has it; see settings_guard.py for what that risks.
-        merge: merge every shard into one segment at the end.
-        retry_dead: send the documents again that OpenSearch refused.
-        update: add the vector to documents that exist, and leave the rest of them alone.
-        since: send only what differs from this run, which the index holds.
-        delete_missing: with `since`, delete the documents of that run that this one lacks.
-        max_rate: documents a second at most.
-        top_k, max_ratio, alpha_mass: leave terms out, by the rules of pruning.py.
-        progress: called with the number of documents that have an outcome, those of earlier attempts included.
-        note: called with sentences that a user should read.
-        stop: asked after each shard; true ends the load there.
+        run: A run folder, or what `encode` or `open_run` returns.
+        index: The index to load into; created if it does not exist.
+        url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
+        connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
+        pipeline: A `Pipeline`, a pipeline file or the name of a packaged one; its [index] table applies.
+        options: All options in one object, instead of single keywords.
+        progress: True for a tqdm bar, or a `Reporter`; silent by default.
+        retries: How often and how patiently requests are sent again.
+        **settings: Fields of `LoadOptions`, such as `top_k=200` or `merge=True`.
+
+    Returns:
+        What is in the index of the run, and what this start did.
 
     Raises:
         RunError, UsageError, ClusterError: refused before work, or stopped; what was finished is kept.
-        Interrupted: `stop` said so.
+        Interrupted: the reporter asked to stop.
     """
     started = time.monotonic()
-    run = open_run(run_path)
-    refuse_incomplete(run, partial)
-    if from_scratch and not replace:
-        raise UsageError("--from-scratch belongs to --replace: give both to delete the index and begin anew.")
-    older = _older(run, since, replace=replace, update=update, delete_missing=delete_missing)
-    # Indexes and journals of earlier releases do not know alpha_mass.
-    pruning = {"top_k": top_k, "max_ratio": max_ratio} | ({} if alpha_mass is None else {"alpha_mass": alpha_mass})
-    stamp = run_stamp(run, pipeline.index.field, pruning)
-    body = mappings.index_body(pipeline.index, stamp)
-    wanted = settings_guard.LOADING | (settings_guard.ASYNC_TRANSLOG if async_translog else {})
-    if async_translog:
-        note(settings_guard.ASYNC_RISK)
-    kind, vocabulary, run_id = pipeline.index.kind, run.vocabulary(), run.manifest.run_id
-    mappings.check_vocabulary(kind, vocabulary)
-    with _connected(connection, index) as client:
-        mappings.check_version(kind, client.version)
-        with _alone(client, run, index):
-            how = {"replace": replace, "from_scratch": from_scratch, "update": update}
-            plan = make_plan(client, run, index, stamp, body, kind, since=older, **how)
-            target = ready_index(client, plan, note)
-            journal = open_journal(run.loads, client.cluster_uuid, target.uuid)
-            journal.recount()
-            dead = sorted(loaded_shards(run, journal).keys() & journal.refused().keys()) if retry_dead else []
-            if not plan.missing or not (tune or settings_guard.may_tune(target, run_id)):
-                wanted = {}
-            with (
-                _private_alias(client, target, run_id) as alias,
-                _settings(client, target, wanted, note, finished=run_id if run.complete() else None) as confirms_early,
-            ):
-                operations = _operations(run, target, plan, older if plan.missing else None)
-                durability = Durability(client, target) if confirms_early else None
-                pace = Pace(max_rate=max_rate)
-                delivery = Delivery(client, target, alias, run, journal, operations, pace, retries, durability)
-                earlier = sum(map(documents_of, loaded_shards(run, journal).values()))
-                delivery.load_shards(plan.missing, earlier, progress, stop)
-                retried = sum(map(delivery.retry_dead, dead))
-                deleted = 0
-                if older and plan.there and older.deletes(plan.there):
-                    deleted = delivery.delete(older.changes.missing_ids())
-                    # A document that was refused as it is now may still be there as it was.
-                    if not journal.refused():
-                        indexes.update_stamp(client, target, older.deleted)
-                report = _report(run, target, journal, len(plan.missing), retried, deleted)
-                _compare_counts(client, run, target, report, retries)
-                merged = _merged(client, target, note) if merge else None
-                if kind == "sparse_vector" and (sentence := seismic.warm_up(client, target)):
-                    note(sentence)
-    return with_changes(report, merged=merged, seconds=round(time.monotonic() - started, 3))
+    chosen, reporter = options_from(LoadOptions, options, settings, "load"), reporter_of(progress)
+    folder = run if isinstance(run, Run) else open_run(place_of(run))
+    refuse_incomplete(folder, partial=chosen.partial)
+    older = _older(folder, chosen)
+    if chosen.async_translog:
+        reporter.warn(settings_guard.ASYNC_RISK)
+    table = pipeline_of(None, pipeline).index
+    table = with_changes(table, field=chosen.field or table.field, kind=chosen.kind or table.kind)
+    chosen = with_changes(chosen, field=table.field, kind=table.kind)
+    mappings.check_vocabulary(table.kind, folder.vocabulary())
+    stamp = indexes.run_stamp(folder, table.field, chosen.pruning)
+    body = mappings.index_body(table, stamp)
+    with _connected(connection_of(url, connection), index) as client:
+        mappings.check_version(table.kind, client.version)
+        with _alone(client, folder, index):
+            plan = make_plan(client, folder, index, stamp, body, chosen, older)
+            report = _Load(client, folder, plan, older, chosen, reporter, retries).finish()
+    return with_changes(report, seconds=round(time.monotonic() - started, 3))
 
 
-def _operations(run: Run, target: indexes.Index, plan: Plan, older: Since | None) -> Operations:
-    """What is sent for the shards of a run, in the words of the index that is there now."""
-    field, pruning = plan.stamp.field, plan.stamp.pruning
-    wire = mappings.wire(target.mappings, field, run.vocabulary())
-    writer = BodyWriter(
-        wire.keys,
-        field,
-        spelling=wire.spelling,
-        operation=updates.operation_for(target, field) if plan.update else "index",
-        empty_field=wire.empty_field,
-    )
-    if older:
-        return ChangedDocuments(run, writer, pruning, plan.update, changes=older.changes)
-    return WholeDocuments(run, writer, pruning, plan.update)
+@dataclass(frozen=True)
+class _Load:
+    """A load that was checked, from the index to the report."""
+
+    client: Client
+    run: Run
+    plan: LoadPlan
+    older: Since | None
+    options: LoadOptions
+    reporter: Reporter
+    retries: Retries
+
+    def finish(self) -> LoadReport:
+        """Send what is missing, and put the index right."""
+        client, run, plan, options = self.client, self.run, self.plan, self.options
+        complete, run_id = run.complete(), run.manifest.run_id
+        self.reporter.begin("documents", complete["rows"] if complete else None)
+        target = ready_index(client, plan, self.reporter)
+        journal = open_journal(run.loads, client.cluster_uuid, target.uuid)
+        journal.recount()
+        dead = sorted(loaded_shards(run, journal).keys() & journal.refused().keys()) if options.retry_dead else []
+        wanted = settings_guard.LOADING | (settings_guard.ASYNC_TRANSLOG if options.async_translog else {})
+        if not plan.missing or not (options.tune or settings_guard.may_tune(target, run_id)):
+            wanted = {}
+        with (
+            _private_alias(client, target, run_id) as alias,
+            _settings(client, target, wanted, self.reporter, finished=run_id if complete else None) as confirms_early,
+        ):
+            durability = settling.Durability(client, target) if confirms_early else None
+            operations, pace = self._operations(target), Pace(max_rate=options.max_rate)
+            delivery = Delivery(client, target, alias, run, journal, operations, pace, self.retries, durability)
+            earlier = sum(map(documents_of, loaded_shards(run, journal).values()))
+            delivery.load_shards(plan.missing, earlier, self.reporter)
+            retried = sum(map(delivery.retry_dead, dead))
+            deleted = self._delete_missing(delivery, target, journal)
+            report = _report(run, target, journal, len(plan.missing), retried, deleted)
+            _compare_counts(client, run, target, report, self.retries)
+            merged = _merged(client, target, self.reporter) if options.merge else None
+            if options.kind == "sparse_vector" and (message := seismic.warm_up(client, target)):
+                self.reporter.note(message)
+        return with_changes(report, merged=merged)
+
+    def _operations(self, target: indexes.Index) -> Operations:
+        """What is sent for the shards of a run, in the words of the index that is there now."""
+        plan = self.plan
+        field, pruning = plan.stamp.field, plan.stamp.pruning
+        wire = mappings.wire(target.mappings, field, self.run.vocabulary())
+        writer = BodyWriter(
+            wire.keys,
+            field,
+            spelling=wire.spelling,
+            operation=updates.operation_for(target, field) if plan.update else "index",
+            empty_field=wire.empty_field,
+        )
+        if self.older and plan.missing:
+            return ChangedDocuments(self.run, writer, pruning, plan.update, changes=self.older.changes)
+        return WholeDocuments(self.run, writer, pruning, plan.update)
+
+    def _delete_missing(self, delivery: Delivery, target: indexes.Index, journal: Journal) -> int:
+        """Delete what only the older run has; how many documents that were."""
+        older, there = self.older, self.plan.there
+        if not (older and there and older.deletes(there)):
+            return 0
+        deleted = delivery.delete(older.changes.missing_ids())
+        # A document that was refused as it is now may still be there as it was.
+        if not journal.refused():
+            indexes.update_stamp(self.client, target, older.deleted)
+        return deleted
 
 
-def _older(run: Run, since: Place | None, *, replace: bool, update: bool, delete_missing: bool) -> Since | None:
+def _older(run: Run, options: LoadOptions) -> Since | None:
     """The run whose differences are sent, if that is asked for.
 
     Raises:
         UsageError: options that exclude each other.
     """
-    if replace and (update or since):
+    if options.from_scratch and not options.replace:
+        raise UsageError("--from-scratch belongs to --replace: give both to delete the index and begin anew.")
+    if options.replace and (options.update or options.since):
         raise UsageError("--replace deletes what --update and --since build on. Leave it out, or leave them out.")
-    if delete_missing and since is None:
+    if options.delete_missing and options.since is None:
         raise UsageError(
             "--delete-missing belongs to --since OLD_RUN: that run says which documents were there before. Without it, "
             "those that others wrote would be deleted too."
         )
-    if delete_missing and update:
+    if options.delete_missing and options.update:
         raise UsageError("--update is for documents that others made; --delete-missing would delete them. Give one.")
-    return Since(open_run(since), run, delete_missing, update) if since else None
+    if options.since is None:
+        return None
+    return Since(open_run(place_of(options.since)), run, options.delete_missing, options.update)
 
 
-def restore_settings(index: str, *, connection: Connection, note: Note = lambda sentence: None) -> list[str]:
-    """Put back the settings that a load has left changed; their names. Needs no run.
+def restore_settings(
+    index: str,
+    *,
+    url: str | None = None,
+    connection: Connection | OpenSearch | None = None,
+    progress: Reporter | bool = False,
+) -> list[str]:
+    """Put back the settings that a killed load has left changed, and return their names. Needs no run.
 
     Raises:
         ClusterError: there is no such index, or it refuses.
     """
-    with _connected(connection, index) as client:
+    with _connected(connection_of(url, connection), index) as client:
         there = indexes.find_index(client, index)
         if there is None:
             raise ClusterError(f"There is no index {index!r}. Check --index and --url.")
-        return settings_guard.restore(client, there, note)
+        return settings_guard.restore(client, there, reporter_of(progress))
 
 
 @contextlib.contextmanager
-def _connected(connection: Connection, index: str) -> Iterator[Client]:
+def _connected(connection: Connection | OpenSearch, index: str) -> Iterator[Client]:
     """A client of a cluster that has started; a block on the index is told from a missing right."""
     with contextlib.closing(connect(connection)) as client:
         if client.cluster_uuid == "_na_":
@@ -284,7 +277,7 @@ def _private_alias(client: Client, index: indexes.Index, run_id: str) -> Iterato
 
 @contextlib.contextmanager
 def _settings(
-    client: Client, index: indexes.Index, wanted: Mapping[str, str], note: Note, *, finished: str | None
+    client: Client, index: indexes.Index, wanted: Mapping[str, str], reporter: Reporter, *, finished: str | None
 ) -> Iterator[bool]:
     """The index with settings for loading, and afterwards with its own; yields whether it confirms writes early.
 
@@ -293,26 +286,26 @@ def _settings(
     """
     try:
         if wanted:
-            settings_guard.tune(client, index, wanted, note)
+            settings_guard.tune(client, index, wanted, reporter)
         else:
-            _put_back_earlier(client, index, note)
+            _put_back_earlier(client, index, reporter)
         yield settings_guard.confirms_early(indexes.check_uuid(client, index))
     except BaseException as error:
         if wanted and not _put_back(client, index, error):
-            note(
+            reporter.note(
                 f"Index {index.name!r} keeps its settings for loading ({', '.join(sorted(wanted))}) until the next "
                 f"load puts them back, or `sparse-ingest load --index {index.name} --restore` does."
             )
         raise
-    settings_guard.restore(client, index, note, finished=finished)
+    settings_guard.restore(client, index, reporter, finished=finished)
 
 
-def _put_back_earlier(client: Client, index: indexes.Index, note: Note) -> None:
+def _put_back_earlier(client: Client, index: indexes.Index, reporter: Reporter) -> None:
     """Put back what an earlier load has left; a role that may not do it can load all the same."""
     try:
-        settings_guard.restore(client, index, note)
+        settings_guard.restore(client, index, reporter)
     except ClusterError as error:
-        note(str(error))
+        reporter.note(str(error))
 
 
 def _put_back(client: Client, index: indexes.Index, stopped_by: BaseException) -> bool:
@@ -322,7 +315,7 @@ def _put_back(client: Client, index: indexes.Index, stopped_by: BaseException) -
     try:
         # A cluster that hangs must not hold up Ctrl-C.
         client.call("GET", f"/{quote(index.name, safe='')}", timeout_s=5)
-        settings_guard.restore(client, index, lambda sentence: None)
+        settings_guard.restore(client, index, SILENT)
     except ResponseError as error:
         # An index that is gone keeps nothing.
         return error.status == 404
@@ -370,8 +363,8 @@ def _compare_counts(client: Client, run: Run, index: indexes.Index, report: Load
         )
 
 
-def _merged(client: Client, index: indexes.Index, note: Note) -> bool:
-    undone = settling.merge(client, index, note)
+def _merged(client: Client, index: indexes.Index, reporter: Reporter) -> bool:
+    undone = settling.merge(client, index, reporter)
     if undone:
-        note(undone)
+        reporter.note(undone)
     return undone is None

@@ -15,7 +15,7 @@ import numpy as np
 from sparse_ingest.cluster.bodies import BodyWriter, BulkRequest
 from sparse_ingest.pruning import prune
 from sparse_ingest.runs.changes import Changes
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import ShardPart, read_shard, take_rows
 
 

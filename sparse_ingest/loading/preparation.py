@@ -1,99 +1,44 @@
-"""What a load does before it sends: look at everything, refuse what cannot work, then make the index ready.
+"""Prepare a load: check everything, refuse what cannot work, then create or stamp the index.
 
-In: a run, the name of an index, what is asked. Out: a `Plan`, and the index that it leads to. Until the plan is made
-nothing is changed anywhere.
-Not covered: sending (delivery.py), settings and what comes after the last shard (load.py).
+In: a run, the name of an index, the options. Out: a `LoadPlan`, which changes nothing, and the index to load into.
+
+Not covered: sending (delivery.py), settings and what follows the last shard (load.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from sparse_ingest.cluster import indexes, installed, mappings, preflight, seismic, updates
 from sparse_ingest.cluster.client import Client
-from sparse_ingest.cluster.journal import Journal, open_journal
-from sparse_ingest.errors import ClusterError, RunError, UsageError
+from sparse_ingest.cluster.journal import Journal, loaded_shards, open_journal
+from sparse_ingest.errors import RunError, UsageError
 from sparse_ingest.loading.operations import rules_of
+from sparse_ingest.loading.options import LoadOptions
+from sparse_ingest.loading.since import Since, refuse_unfinished_since
 from sparse_ingest.pruning import count_emptied, prune
+from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.checking import CheckedPart, checked_parts
-from sparse_ingest.runs.manifest import Run
-
-if TYPE_CHECKING:
-    from sparse_ingest.loading.since import Since
+from sparse_ingest.runs.run import Run
 
 
-def refuse_incomplete(run: Run, partial: bool) -> None:
-    """Refuse a run without complete.json, or with fewer shards than that says.
+class LoadPlan(NamedTuple):
+    """What a load will do to which index.
 
-    Raises:
-        RunError: it has none and `partial` is false, or shards were lost since it was complete.
-    """
-    complete, shards = run.complete(), len(run.done_shards())
-    if complete is None and not partial:
-        raise RunError(
-            f"{run.path} is not complete: {shards} shards are finished, complete.json is missing. "
-            "Finish it with the same `sparse-ingest encode` command, or load what is there with --partial."
-        )
-    if complete is not None and complete.get("shards", shards) != shards:
-        raise RunError(
-            f"{run.path} has lost shards: {shards} are in done/, complete.json says {complete['shards']}. Copy the run "
-            "anew, or delete complete.json and finish it with the same `sparse-ingest encode` command."
-        )
-
-
-def run_stamp(run: Run, field: str, pruning: Mapping[str, Any] = indexes.NO_PRUNING) -> indexes.Stamp:
-    """What an index that this run's load creates is stamped with."""
-    run_id = run.manifest.run_id
-    vocabulary_sha256 = indexes.vocabulary_hash(run.vocabulary())
-    return indexes.Stamp(
-        run.manifest.model, vocabulary_sha256, field, run_id, run_id, runs=(run_id,), pruning=dict(pruning)
-    )
-
-
-def loaded_shards(run: Run, journal: Journal) -> dict[int, dict[str, Any]]:
-    """The journal's lines of the shards that are loaded as they are now.
-
-    When one was made anew since then, none counts: a row that it lost may have replaced another shard's document.
-    """
-    lines = journal.finished()
-    current = {shard: (run.done(shard) or {}).get("sha256") for shard in run.done_shards()}
-    if any(current.get(shard) != line.get("sha256") for shard, line in lines.items()):
-        return {}
-    return {shard: lines[shard] for shard in current if shard in lines}
-
-
-def refuse_unfinished_since(there: indexes.Index, run: Run) -> None:
-    """Refuse to end a load of differences as a load of everything: the deletes that it promised would be left out.
-
-    Raises:
-        ClusterError: the load of this run into the index was begun with --since and is not finished.
-    """
-    stamp = there.stamp
-    if stamp and stamp.run_id == run.manifest.run_id and stamp.load == "loading" and stamp.since:
-        options = "--since OLD_RUN" + (" --delete-missing" if stamp.since.get("delete_missing") else "")
-        raise ClusterError(
-            f"The load of {run.path} into index {there.name!r} was begun with {options} (run "
-            f"{str(stamp.since.get('run_id'))[:8]}) and is not finished. Start it again with these options, or begin "
-            "anew with --replace --from-scratch."
-        )
-
-
-def documents_of(line: Mapping[str, Any]) -> int:
-    """How many documents a line of the journal stands for: those sent, and those that the index had already."""
-    return int(line["rows"]) + int(line.get("unchanged", 0))
-
-
-class Plan(NamedTuple):
-    """What will be done to which index. `there` is None when it is made, `doomed` one that is deleted before.
-
-    `stale` is a journal of this run from before another run was loaded; `update` is true when documents are updated.
-    `emptied` counts the documents that pruning leaves without a term.
+    Attributes:
+        there: the index to load into; None if it will be created.
+        index_to_delete: the index that is deleted first.
+        missing: the shards to send.
+        fitted: a message about the method parameters that were fitted to the run.
+        stale: a journal of this run from before another run was loaded.
+        update: documents are updated, not indexed.
+        emptied: how many documents have no term left after pruning.
     """
 
     name: str
     there: indexes.Index | None
-    doomed: indexes.Index | None
+    index_to_delete: indexes.Index | None
     stamp: indexes.Stamp
     body: dict[str, Any]
     missing: list[int]
@@ -109,25 +54,25 @@ def make_plan(
     name: str,
     stamp: indexes.Stamp,
     body: dict[str, Any],
-    kind: Literal["rank_features", "sparse_vector"],
-    *,
-    replace: bool,
-    from_scratch: bool,
-    update: bool = False,
+    options: LoadOptions,
     since: Since | None = None,
-) -> Plan:
-    """Look at everything and refuse what cannot work; nothing is changed."""
-    there, doomed = indexes.find_index(client, name), None
-    stale = None
-    if there is not None and replace:
+) -> LoadPlan:
+    """Check everything without changing anything.
+
+    Raises:
+        RunError, UsageError, ClusterError: the load cannot work.
+    """
+    there, index_to_delete, stale = indexes.find_index(client, name), None, None
+    kind, update = options.kind or "rank_features", options.update
+    if there is not None and options.replace:
         if there.name != name:
             raise UsageError(
                 f"--replace deletes an index, but {name!r} is an alias of {there.name!r}. Name the index itself."
             )
         begun = there.stamp
         unfinished = begun is not None and begun.run_id == stamp.run_id and begun.load == "loading"
-        if from_scratch or not unfinished:
-            there, doomed = None, there
+        if options.from_scratch or not unfinished:
+            there, index_to_delete = None, there
     missing = run.done_shards()
     if since:
         since.check(client, name, there)
@@ -147,24 +92,18 @@ def make_plan(
         loaded = {} if stale else loaded_shards(run, journal)
         _refuse_other_rules(journal, loaded, rules_of(stamp.pruning, update))
         missing = [shard for shard in missing if shard not in loaded]
-    rules = preflight.Rules(
-        stamp.field,
-        run.vocabulary(),
-        there.mappings if there else body["mappings"],
-        kind,
-        preflight.request_limit(client),
-    )
+    limits = preflight.IndexLimits(stamp.field, run.vocabulary(), kind, preflight.request_limit(client))
     pruned = _Pruned(run, missing, stamp.pruning)
-    survey = preflight.inspect(pruned, rules)
+    report = preflight.check_documents(pruned, limits)
     fitted = None
     if there is None and kind == "sparse_vector":
-        fit = seismic.fit(body, stamp.field, survey)
+        fit = seismic.fit(body, stamp.field, report)
         body, fitted = fit.body, fit.sentence
-    return Plan(name, there, doomed, stamp, body, missing, fitted, stale, update, pruned.emptied)
+    return LoadPlan(name, there, index_to_delete, stamp, body, missing, fitted, stale, update, pruned.emptied)
 
 
 class _Pruned:
-    """The parts of some shards as they are sent; `emptied` counts the documents that lose their last term."""
+    """The parts of some shards as they are sent. `emptied` counts the documents that lose their last term."""
 
     def __init__(self, run: Run, shards: list[int], pruning: Mapping[str, Any]) -> None:
         self._run, self._shards, self._pruning = run, shards, pruning
@@ -178,7 +117,7 @@ class _Pruned:
 
 
 def _refuse_other_rules(journal: Journal, loaded: Mapping[int, dict[str, Any]], rules: Mapping[str, Any]) -> None:
-    """Refuse to go on with a load whose shards were sent by other rules."""
+    """Refuse to continue a load whose shards were sent by other rules."""
     unpruned = {"pruning": indexes.NO_PRUNING}
     for shard, line in loaded.items():
         if line.get("rules", unpruned) != rules:
@@ -189,21 +128,21 @@ def _refuse_other_rules(journal: Journal, loaded: Mapping[int, dict[str, Any]], 
             )
 
 
-def ready_index(client: Client, plan: Plan, note: Callable[[str], None]) -> indexes.Index:
-    """The index to load into: created, or stamped as one that this run is being loaded into."""
+def ready_index(client: Client, plan: LoadPlan, reporter: Reporter) -> indexes.Index:
+    """Create the index to load into, or stamp it with the run that is being loaded. Return it."""
     if plan.fitted:
-        note(plan.fitted)
+        reporter.note(plan.fitted)
     if plan.emptied:
-        note(f"Pruning leaves {plan.emptied} documents without a term; no sparse query finds them.")
-    if plan.doomed:
-        indexes.delete_index(client, plan.doomed)
+        reporter.note(f"Pruning leaves {plan.emptied} documents without a term; no sparse query finds them.")
+    if old := plan.index_to_delete:
+        indexes.delete_index(client, old)
     if plan.there is None:
-        # Made with its alias in one step, as each change of a cluster's state takes a while.
+        # Index and alias in one request: each change of the cluster state takes a while.
         aliases = {**plan.body.get("aliases", {}), indexes.private_alias(plan.name, plan.stamp.run_id): {}}
-        body = installed.carried_over(plan.doomed, plan.body) if plan.doomed else plan.body
+        body = installed.carried_over(old, plan.body) if old else plan.body
         index = indexes.create_index(client, plan.name, {**body, "aliases": aliases})
         if plan.stamp.field in index.mappings.get("_source", {}).get("excludes", ()):
-            note(
+            reporter.note(
                 f"Index {index.name!r} keeps its vectors out of _source: a document that somebody changes with _update "
                 'loses its vector. Load it again then, or keep them with source = "keep" in [index].'
             )
@@ -212,7 +151,7 @@ def ready_index(client: Client, plan: Plan, note: Callable[[str], None]) -> inde
         plan.stale.clear()
     if plan.update:
         updates.add_field(client, plan.there, plan.stamp.field)
-        note(updates.notice(plan.there, plan.stamp.field))
+        reporter.note(updates.notice(plan.there, plan.stamp.field))
     before = plan.there.stamp
     if plan.missing or before is None or (before.run_id, before.since) != (plan.stamp.run_id, plan.stamp.since):
         indexes.stamp_index(client, plan.there, plan.stamp)

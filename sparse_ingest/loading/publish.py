@@ -10,25 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from dataclasses import replace as with_changes
-from typing import Unpack
+from typing import TYPE_CHECKING, Any
 
 from sparse_ingest.cluster import aliases, indexes, installed, settling
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client, Connection, connect, connection_of
 from sparse_ingest.errors import ClusterError, RunError, UsageError
-from sparse_ingest.loading.load import LoadOptions, LoadReport, load
-from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.runs.manifest import open_run
-from sparse_ingest.storage.places import Place
+from sparse_ingest.loading.load import LoadReport, load
+from sparse_ingest.loading.options import PublishOptions
+from sparse_ingest.pipeline import Pipeline, options_from
+from sparse_ingest.reporting import Reporter, reporter_of
+from sparse_ingest.runs.run import Run, open_run
+from sparse_ingest.storage.places import Place, place_of
 from sparse_ingest.verification.verify import verify
 
-Note = Callable[[str], None]
-
-
-def _quiet(_: str) -> None:
-    """The default `note`: say nothing."""
+if TYPE_CHECKING:
+    from opensearchpy import OpenSearch
 
 
 @dataclass(frozen=True)
@@ -47,75 +45,95 @@ class PublishReport:
     verified: int
     dropped: str | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as `--json` prints them: those of the load first."""
+        return {**self.load.to_dict(), **{name: value for name, value in asdict(self).items() if name != "load"}}
+
 
 def publish(
-    run_path: Place,
+    run: Run | Place | str,
     *,
     alias: str,
-    pipeline: Pipeline,
-    connection: Connection,
-    drop_old: bool = False,
-    copies_patience_s: float = 300.0,
-    **options: Unpack[LoadOptions],
+    url: str | None = None,
+    connection: Connection | OpenSearch | None = None,
+    pipeline: Pipeline | str | None = None,
+    options: PublishOptions | None = None,
+    progress: Reporter | bool = False,
+    **settings: object,
 ) -> PublishReport:
-    """Load a run into its own index, and let the alias serve it when it is proven.
+    """Load a run into its own index, and let the alias serve it when a verification found no difference.
 
     Documents that OpenSearch refused keep the alias where it is.
 
     Args:
-        drop_old: delete the index that the alias served before.
-        copies_patience_s: how long nothing at all may happen while replicas are made.
+        run: A run folder, or what `encode` or `open_run` returns.
+        alias: The alias that searches use.
+        url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
+        connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
+        pipeline: A `Pipeline`, a pipeline file or the name of a packaged one; its [index] table applies.
+        options: All options in one object, instead of single keywords.
+        progress: True for a tqdm bar, or a `Reporter`; silent by default.
+        **settings: Fields of `PublishOptions`, such as `drop_old=True`.
 
     Raises:
         UsageError: the name is an index, or an alias of several.
-        ClusterError: copies are missing, or the index differs from the run; the alias stays where it is.
+        ClusterError: replicas are missing, or the index differs from the run; the alias stays where it is.
     """
-    note: Note = options.get("note", _quiet)
-    if options.get("partial"):
+    chosen, reporter = options_from(PublishOptions, options, settings, "publish"), reporter_of(progress)
+    if chosen.partial:
         raise UsageError("--alias serves whole runs: finish the run, or load what is there with --index and --partial.")
-    if options.get("update") or options.get("since") or options.get("delete_missing"):
+    if chosen.update or chosen.since or chosen.delete_missing:
         raise UsageError("--alias makes a new index, in which there is nothing to change. Give --index instead.")
-    run_id = open_run(run_path).manifest.run_id
+    folder, target_cluster = run if isinstance(run, Run) else open_run(place_of(run)), connection_of(url, connection)
+    run_id = folder.manifest.run_id
     name = f"{alias}-{run_id[:8]}"
-    with contextlib.closing(connect(connection)) as client:
+    with contextlib.closing(connect(target_cluster)) as client:
         served = aliases.served_by(client, alias)
         _refuse_strangers(client, name, alias, run_id)
-        if served.concrete == name and options.get("replace"):
+        if served.concrete == name and chosen.replace:
             raise UsageError(
                 f"Alias {alias!r} serves {name!r}, which --replace would delete. Leave --replace out, or move the "
                 "alias to another index first (--to)."
             )
-    report = load(run_path, index=name, pipeline=pipeline, connection=connection, **options)
-    with contextlib.closing(connect(connection)) as client:
+    report = load(folder, index=name, pipeline=pipeline, connection=target_cluster, options=chosen, progress=reporter)
+    with contextlib.closing(connect(target_cluster)) as client:
         target = _found(client, name)
         served = aliases.served_by(client, alias)
         if served.concrete == name:
             return _with_old_dropped(
-                client, target, PublishReport(report, alias, name, None, False, 0, None), drop_old, note
+                client, target, PublishReport(report, alias, name, None, False, 0, None), chosen.drop_old, reporter
             )
         if report.refused:
-            note(
+            reporter.note(
                 f"Alias {alias!r} stays at {served.concrete or 'nothing'}: OpenSearch refused {report.refused} "
                 f"documents ({report.dead}). Mend the cause and give --retry-dead, or serve the index without them: "
                 f"sparse-ingest load --alias {alias} --to {name}"
             )
             return PublishReport(report, alias, served.concrete, None, False, 0, None)
-        if sentence := settling.wait_for_copies(client, target, note, patience_s=copies_patience_s):
-            note(sentence)
-        verified = _verified(run_path, name, alias, connection)
-        _move(client, served, target, note)
+        if message := settling.wait_for_copies(client, target, reporter, patience_s=chosen.replica_patience_s):
+            reporter.note(message)
+        verified = _verified(folder, name, alias, target_cluster)
+        _move(client, served, target, reporter)
         done = PublishReport(report, alias, name, served.concrete, True, verified, None)
-        return _with_old_dropped(client, target, done, drop_old, note)
+        return _with_old_dropped(client, target, done, chosen.drop_old, reporter)
 
 
-def roll_back(alias: str, to: str, *, connection: Connection, note: Note = _quiet) -> str | None:
-    """Let the alias serve the index `to`, in one request; the index that it served before. Needs no run.
+def roll_back(
+    alias: str,
+    to: str,
+    *,
+    url: str | None = None,
+    connection: Connection | OpenSearch | None = None,
+    progress: Reporter | bool = False,
+) -> str | None:
+    """Let the alias serve the index `to`, in one request, and return the index that it served before. Needs no run.
 
     Raises:
         UsageError: the name is an index, or an alias of several.
         ClusterError: there is no index `to`, or its load is not finished.
     """
-    with contextlib.closing(connect(connection)) as client:
+    reporter = reporter_of(progress)
+    with contextlib.closing(connect(connection, url=url)) as client:
         served = aliases.served_by(client, alias)
         target = _found(client, to)
         if target.name != to:
@@ -125,9 +143,9 @@ def roll_back(alias: str, to: str, *, connection: Connection, note: Note = _quie
                 f"Index {to!r} holds an unfinished load. Finish it with the same `sparse-ingest load`, or name another."
             )
         if served.concrete == to:
-            note(f"Alias {alias!r} serves {to!r} already.")
+            reporter.note(f"Alias {alias!r} serves {to!r} already.")
         else:
-            _move(client, served, target, note)
+            _move(client, served, target, reporter)
         return served.concrete
 
 
@@ -153,18 +171,18 @@ def _found(client: Client, name: str) -> indexes.Index:
     return there
 
 
-def _verified(run_path: Place, name: str, alias: str, connection: Connection) -> int:
+def _verified(run: Run, name: str, alias: str, connection: Connection | OpenSearch) -> int:
     """Compare a sample of the index with the run; the number of documents compared."""
-    checked = verify(run_path, index=name, connection=connection)
+    checked = verify(run, index=name, connection=connection)
     if not checked.same:
         raise RunError(
-            f"Index {name!r} differs from {run_path}, so alias {alias!r} stays where it is. See what differs with "
-            f"`sparse-ingest verify {run_path} --index {name}`, and load anew with --replace --from-scratch."
+            f"Index {name!r} differs from {run.path}, so alias {alias!r} stays where it is. See what differs with "
+            f"`sparse-ingest verify {run.path} --index {name}`, and load anew with --replace --from-scratch."
         )
     return checked.checked_documents
 
 
-def _move(client: Client, served: aliases.Served, target: indexes.Index, note: Note) -> None:
+def _move(client: Client, served: aliases.Served, target: indexes.Index, reporter: Reporter) -> None:
     """Move the alias; what it served before is noted in the target first, so that it can be dropped later.
 
     Default pipelines do not move along, as they may not fit the new field: what searches and documents lose is told.
@@ -174,7 +192,7 @@ def _move(client: Client, served: aliases.Served, target: indexes.Index, note: N
         replaced = {"index": old.name, "uuid": old.uuid}
         indexes.update_stamp(client, target, lambda stamp: with_changes(stamp, replaced=replaced))
         if lost := installed.left_behind(old, target):
-            note(
+            reporter.note(
                 f"Index {old.name!r} has default pipelines that {target.name!r} lacks. If they are wanted: "
                 f"PUT /{target.name}/_settings {json.dumps(lost)}"
             )
@@ -182,7 +200,7 @@ def _move(client: Client, served: aliases.Served, target: indexes.Index, note: N
 
 
 def _with_old_dropped(
-    client: Client, target: indexes.Index, report: PublishReport, drop_old: bool, note: Note
+    client: Client, target: indexes.Index, report: PublishReport, drop_old: bool, reporter: Reporter
 ) -> PublishReport:
     """The report, after the index that the alias served before was deleted if that is wished."""
     stamp = indexes.check_uuid(client, target).stamp
@@ -193,7 +211,7 @@ def _with_old_dropped(
     if not drop_old:
         return with_changes(report, previous=old.name)
     if old.serving_aliases:
-        note(f"Index {old.name!r} was not dropped: it serves {', '.join(old.serving_aliases)}.")
+        reporter.note(f"Index {old.name!r} was not dropped: it serves {', '.join(old.serving_aliases)}.")
         return with_changes(report, previous=old.name)
     indexes.delete_index(client, old)
     return with_changes(report, previous=None, dropped=old.name)

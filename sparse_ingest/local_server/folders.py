@@ -11,14 +11,13 @@ from __future__ import annotations
 import fcntl
 import os
 import pwd
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparse_ingest.errors import LocalServerError
-
-Note = Callable[[str], None]
+from sparse_ingest.reporting import Reporter
 
 
 class Account(NamedTuple):
@@ -96,13 +95,13 @@ def require_reachable(folder: Path, account: Account | None) -> None:
 
 
 @contextmanager
-def locked(path: Path, note: Note, busy: str) -> Iterator[None]:
+def locked(path: Path, reporter: Reporter, busy: str) -> Iterator[None]:
     """Hold the lock file `path`; `busy` is said when another process holds it. The system frees it when we die."""
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            note(busy)
+            reporter.note(busy)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

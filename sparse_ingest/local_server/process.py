@@ -19,7 +19,6 @@ import secrets
 import socket
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,7 @@ from sparse_ingest.local_server.launch import (
     wait_until_healthy,
     write_configuration,
 )
+from sparse_ingest.reporting import SILENT, Reporter
 
 DEFAULT_PORT = 9200
 STOP_GRACE_S = 30.0
@@ -66,10 +66,6 @@ class Instance:
     already_running: bool = False
 
 
-def _quiet(_: str) -> None:
-    """The default `note`: say nothing."""
-
-
 def start(
     port: int = DEFAULT_PORT,
     *,
@@ -77,7 +73,7 @@ def start(
     heap: str = "1g",
     with_ml: bool = False,
     timeout_s: float = 120,
-    note: Callable[[str], None] = _quiet,
+    reporter: Reporter = SILENT,
 ) -> Instance:
     """Start OpenSearch on `port` and return when it is healthy; success as well when it is running already.
 
@@ -88,7 +84,7 @@ def start(
         heap: Size of the Java heap, such as 512m or 2g.
         with_ml: With the machine-learning plugin; one that runs already must have it.
         timeout_s: How long to wait for the cluster to be healthy.
-        note: Receives sentences about what is going on.
+        reporter: Receives notes about what is going on.
 
     Raises:
         LocalServerError: Something else answers there, our own runs otherwise than asked, or the server ended or was
@@ -98,12 +94,12 @@ def start(
     _psutil()
     account = server_account()
     home = make_folder(_instance_folder(port))
-    with locked(home / "lock", note, f"Waiting for another process that is starting a server on port {port}"):
+    with locked(home / "lock", reporter, f"Waiting for another process that is starting a server on port {port}"):
         running = _find(port)
         if running is not None:
-            return _reuse(running, data, with_ml, timeout_s, note)
+            return _reuse(running, data, with_ml, timeout_s, reporter)
         if _state_file(port).exists():
-            note(f"The server recorded for port {port} no longer runs; starting a new one")
+            reporter.note(f"The server recorded for port {port} no longer runs; starting a new one")
             _state_file(port).unlink()
         if not _is_free(port):
             raise LocalServerError(
@@ -112,13 +108,13 @@ def start(
             )
         folder = _data_folder(port, data)
         _refuse_shared_data(folder)
-        distribution = ensure_distribution(note, with_ml)
-        java = ensure_java(account, note)
+        distribution = ensure_distribution(reporter, with_ml)
+        java = ensure_java(account, reporter)
         require_reachable(distribution, account)
         write_configuration(home, port, folder, with_ml=with_ml)
         for path in (home / "config", home / "tmp", folder):
             hand_over(path, account)
-        note(f"Starting OpenSearch {OPENSEARCH_VERSION} on port {port}, data in {folder}")
+        reporter.note(f"Starting OpenSearch {OPENSEARCH_VERSION} on port {port}, data in {folder}")
         instance = replace(_new_instance(port, folder, heap), with_ml=with_ml)
         command = java_command(java, home, distribution, heap=heap, token=instance.token)
         return _launch(command, distribution, account, instance, timeout_s)
@@ -237,9 +233,7 @@ def _refuse_shared_data(folder: Path) -> None:
             )
 
 
-def _reuse(
-    instance: Instance, data: Path | None, with_ml: bool, timeout_s: float, note: Callable[[str], None]
-) -> Instance:
+def _reuse(instance: Instance, data: Path | None, with_ml: bool, timeout_s: float, reporter: Reporter) -> Instance:
     if data is not None and _data_folder(instance.port, data) != instance.data:
         raise LocalServerError(
             f"Our server on port {instance.port} runs with the data folder {instance.data}, not "
@@ -250,7 +244,7 @@ def _reuse(
             f"Our server on port {instance.port} runs without the machine-learning plugin. Stop it first "
             f"(`sparse-ingest server stop --port {instance.port}`; its data stays), or give another --port."
         )
-    note(f"Our server on port {instance.port} is running already")
+    reporter.note(f"Our server on port {instance.port} is running already")
     _wait(instance, None, timeout_s)
     return replace(instance, already_running=True)
 

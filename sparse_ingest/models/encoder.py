@@ -27,7 +27,7 @@ from sparse_ingest.models.text_windows import (
     refuse_if_stopped,
     reporting,
 )
-from sparse_ingest.pipeline import Dtype, ModelSettings, Pipeline, pipeline_of, refuse_lone_stride
+from sparse_ingest.pipeline import Dtype, ModelSettings, Pipeline, pipeline_named, refuse_lone_stride
 from sparse_ingest.queries.weight_table import QueryEncoder, QueryWeights, WeightTable, prune_query, read_vocabulary
 from sparse_ingest.records import in_batches
 from sparse_ingest.reporting import Reporter
@@ -82,7 +82,7 @@ class SparseEncoder:
         max_length: int | None = None,
         batch_tokens: int | None = None,
     ) -> None:
-        pipeline = pipeline_of(model)
+        pipeline = pipeline_named(model)
         asked, encode = pipeline.model, pipeline.encode
         if not (asked.document or asked.query):
             raise UsageError("The pipeline names no model. Set [model] document.")

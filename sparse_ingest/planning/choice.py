@@ -11,69 +11,14 @@ Not covered: where the qualities come from (sweep.py, engines.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from statistics import NormalDist
-from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from sparse_ingest.planning.rules import Rule
+from sparse_ingest.planning.report import Choice, Point, Values
 
 MISSES = 0.05  # of all plans may predict an interval that does not hold
-
-Values = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Point:
-    """One way to prune and to search, what it finds and what it costs; None is what was not measured.
-
-    `overlap_10` and `overlap_100` are the shares of the ten and hundred best documents of the whole vectors that it
-    finds. `terms` are those of a document, `visited` the postings that an exact search of a query reads, `bytes` the
-    predicted size of all postings. `tied` queries have an eleventh document with the score of the tenth: which of such
-    documents an index gives, nobody can predict. `per_query` is the quality of each query.
-    """
-
-    documents: Rule
-    query: Rule
-    engine: str
-    parameters: Mapping[str, Any]
-    overlap_10: float
-    overlap_100: float | None
-    ndcg_10: float | None
-    terms: float
-    postings: int
-    emptied: int
-    bytes: int | None
-    visited: float | None
-    tied: int
-    latency_p50_ms: float | None
-    latency_p95_ms: float | None
-    loss: float
-    per_query: Values = field(repr=False, compare=False)
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything but the single queries."""
-        return {name: value for name, value in asdict(self).items() if name != "per_query"}
-
-
-class Choice(NamedTuple):
-    """The point to take. `loss` is that of the half of the queries that confirmed it, within `interval` (95%).
-
-    `chosen_by` is the loss on the half that chose it; `passed_over` points were cheaper, but not confirmed.
-    """
-
-    point: Point
-    loss: float
-    interval: tuple[float, float]
-    chosen_by: float
-    passed_over: int
-
-    def as_json(self) -> dict[str, Any]:
-        """As `--json` prints it."""
-        return {**self._asdict(), "point": self.point.as_json()}
 
 
 def loss_of(values: Values, full: Values) -> float:

@@ -10,14 +10,11 @@ import html
 import io
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparse_ingest.errors import MissingExtraError
-from sparse_ingest.planning.choice import Point
+from sparse_ingest.planning.report import PlanReport, Point
 from sparse_ingest.planning.rules import in_words
-
-if TYPE_CHECKING:
-    from sparse_ingest.planning.plan import PlanReport
 
 SHOWN_LOSS = 0.1  # a table leaves out what loses more
 Column = tuple[str, Callable[[Point], str]]
@@ -145,7 +142,7 @@ def as_html(report: PlanReport) -> str:
         drawing=drawing,
         tables=tables,
         # The one sequence that could end the element.
-        numbers=json.dumps(report.as_json()).replace("</", "<\\/"),
+        numbers=json.dumps(report.to_dict()).replace("</", "<\\/"),
     )
 
 

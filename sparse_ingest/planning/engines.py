@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sparse_ingest.planning.rules import Rule
+from sparse_ingest.cluster.requests import Engine
+from sparse_ingest.planning.rules import PruningRule
 from sparse_ingest.queries.weight_table import QueryWeights
-from sparse_ingest.searching.search import Engine, Ranked, rank_index
+from sparse_ingest.searching.hits import Ranked
+from sparse_ingest.searching.index_search import rank_index
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.client import Client
@@ -34,7 +36,7 @@ class Setting(NamedTuple):
 
     engine: Engine
     parameters: Mapping[str, Any]
-    query: Rule
+    query: PruningRule
 
 
 class Timed(NamedTuple):
@@ -48,7 +50,7 @@ class Timed(NamedTuple):
         return float(np.quantile([one.latency_s for one in self.ranked], share)) * 1000
 
 
-def settings_of(engine: Engine, query_rules: Sequence[Rule]) -> Iterator[Setting]:
+def settings_of(engine: Engine, query_rules: Sequence[PruningRule]) -> Iterator[Setting]:
     """What there is to try on the field of an engine."""
     for rule in query_rules:
         if engine.kind == "sparse_vector":

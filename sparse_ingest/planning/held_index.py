@@ -13,12 +13,15 @@ from urllib.parse import quote
 
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.pipeline import ModelSettings, Pipeline, QuerySettings
-from sparse_ingest.planning.rules import Rule
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.planning.rules import PruningRule
+from sparse_ingest.runs.run import Run
 
 if TYPE_CHECKING:
+    from opensearchpy import OpenSearch
+
     from sparse_ingest.cluster.client import Client, Connection
-    from sparse_ingest.searching.search import Engine
+    from sparse_ingest.cluster.requests import Engine
+    from sparse_ingest.searching.search import SearchableIndex
 
 
 class HeldIndex(NamedTuple):
@@ -26,16 +29,16 @@ class HeldIndex(NamedTuple):
 
     client: Client
     name: str
-    pruning: Rule
+    pruning: PruningRule
     bytes: int
     engine: Engine
 
 
 @contextlib.contextmanager
-def opened(
-    run: Run, pipeline: Pipeline, index: str | None, connection: Connection | None
+def held_index(
+    run: Run, pipeline: Pipeline, index: str | None, connection: Connection | OpenSearch | None
 ) -> Iterator[HeldIndex | None]:
-    """The index for the block; None when none was named.
+    """Open the index for the block; None when none is named.
 
     Raises:
         ClusterError: there is none of that name, or it holds other vectors than the run's.
@@ -43,28 +46,23 @@ def opened(
     if index is None or connection is None:
         yield None
         return
-    from sparse_ingest.cluster.client import connect
-
-    with contextlib.closing(connect(connection)) as client:
-        yield _look_at(client, run, pipeline, index)
-
-
-def _look_at(client: Client, run: Run, pipeline: Pipeline, name: str) -> HeldIndex:
-    from sparse_ingest.cluster.indexes import find_index
-    from sparse_ingest.searching.query import pipeline_of_index
-    from sparse_ingest.searching.search import engine_of
+    from sparse_ingest.searching.search import open_index
 
     # The run's model is the index's when the run is; settings of engines are what is to be found out.
-    pipeline = pipeline_of_index(replace(pipeline, model=ModelSettings(), query=QuerySettings()), client, name)
-    found = find_index(client, name)
-    stamp = found.stamp if found else None
-    if found is None or stamp is None or stamp.run_id != run.manifest.run_id:
+    bare = replace(pipeline, model=ModelSettings(), query=QuerySettings())
+    with open_index(index, connection=connection, pipeline=bare) as opened:
+        yield _look_at(opened, run)
+
+
+def _look_at(opened: SearchableIndex, run: Run) -> HeldIndex:
+    found, stamp = opened.index, opened.index.stamp
+    if stamp is None or stamp.run_id != run.manifest.run_id:
         of = f"run {stamp.run_id[:8]}" if stamp else "no run that it names"
         raise ClusterError(
-            f"Index {name!r} holds {of}, but the plan is for run {run.manifest.run_id[:8]} ({run.path}). Load that run "
-            "into it, or name an index that holds it."
+            f"Index {opened.name!r} holds {of}, but the plan is for run {run.manifest.run_id[:8]} ({run.path}). Load "
+            "that run into it, or name an index that holds it."
         )
-    stats = client.call("GET", f"/{quote(found.name, safe='')}/_stats/store")
+    stats = opened.client.call("GET", f"/{quote(found.name, safe='')}/_stats/store")
     pruning = {rule: value for rule, value in stamp.pruning.items() if value is not None}
     size = int(stats["_all"]["primaries"]["store"]["size_in_bytes"])
-    return HeldIndex(client, found.name, pruning, size, engine_of(pipeline, client, found.name))
+    return HeldIndex(opened.client, found.name, pruning, size, opened.engine)

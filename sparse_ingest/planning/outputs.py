@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sparse_ingest.errors import UsageError
 from sparse_ingest.planning.drawing import as_html, as_png, figure_class, sentences
 from sparse_ingest.planning.pipeline_file import pipeline_text
+from sparse_ingest.planning.report import PlanReport
 from sparse_ingest.storage.durable import write_atomic
-
-if TYPE_CHECKING:
-    from sparse_ingest.planning.plan import PlanReport
 
 NAMES = ("plan.json", "plan.png", "plan.html", "pipeline.toml")
 
@@ -44,7 +41,7 @@ def write_outputs(report: PlanReport, folder: Path) -> list[Path]:
     """
     refuse_outputs(folder)
     contents = {
-        "plan.json": json.dumps(report.as_json(), ensure_ascii=False, indent=1).encode() + b"\n",
+        "plan.json": json.dumps(report.to_dict(), ensure_ascii=False, indent=1).encode() + b"\n",
         "plan.png": as_png(report),
         "plan.html": as_html(report).encode(),
     }

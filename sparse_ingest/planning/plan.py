@@ -1,4 +1,4 @@
-"""The verb `plan`: how much can be pruned, and how fast can be searched, before the results change.
+"""`plan`: how much can be pruned, and how fast can be searched, before the results change.
 
 In: a run folder, a sample of queries, with or without judgements, and an index that holds the run, if there is one.
 Out: a `PlanReport`: for every rule of pruning and every setting of an engine what is found and what it costs, and the
@@ -15,34 +15,43 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.cluster.sizes import posting_bytes
+from sparse_ingest.cluster.client import connection_of
+from sparse_ingest.cluster.requests import ENGINES
+from sparse_ingest.cluster.scores import posting_bytes
+from sparse_ingest.corpora.collections import read_qrels, read_queries
 from sparse_ingest.errors import RunError, UsageError
-from sparse_ingest.pipeline import Pipeline, QuerySettings
-from sparse_ingest.planning.choice import Choice, Point, Values, candidates, choose, frontier, loss_of
-from sparse_ingest.planning.held_index import HeldIndex, opened
+from sparse_ingest.pipeline import EncodeSettings, Pipeline, QuerySettings, options_from, pipeline_of
+from sparse_ingest.planning.choice import candidates, choose, frontier, loss_of
+from sparse_ingest.planning.held_index import HeldIndex, held_index
+from sparse_ingest.planning.options import PlanOptions
+from sparse_ingest.planning.outputs import refuse_outputs, write_outputs
+from sparse_ingest.planning.report import PlanReport, Point, Values
 from sparse_ingest.planning.rules import ALL_TERMS, as_flags, document_families, query_rules
 from sparse_ingest.planning.sweep import Sweep
 from sparse_ingest.queries.weight_table import QueryWeights, prune_query
 from sparse_ingest.records import Query
-from sparse_ingest.runs.manifest import Run, open_run
+from sparse_ingest.reporting import Reporter, reporter_of
+from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.runs.shards import read_doc_ids, read_shard_vectors
 from sparse_ingest.searching.exact import QueryVector
-from sparse_ingest.searching.query import pipeline_of_run, weigh_many
-from sparse_ingest.searching.search import Ranked
-from sparse_ingest.storage.places import Place
+from sparse_ingest.searching.hits import Ranked
+from sparse_ingest.searching.pipelines import pipeline_of_run
+from sparse_ingest.searching.query import many_query_weights
+from sparse_ingest.storage.places import Place, place_of
 
 if TYPE_CHECKING:
+    from opensearchpy import OpenSearch
+
     from sparse_ingest.cluster.client import Connection
     from sparse_ingest.planning.engines import Timed
 
-SAMPLE = 200
-LOSS = 0.01
 LEAST_QUERIES = 10
 DEPTH = 100
 MEASURE = "nDCG@10"
@@ -51,75 +60,57 @@ Qrels = Mapping[str, Mapping[str, int]]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class PlanReport:
-    """What a plan found; `--json` prints these keys.
-
-    `points` are rules on the run, `settings` those of an index, each with its frontier (places in the list).
-    `index_bytes` is the size of the index as it is. `pipeline` has the chosen settings.
-    """
-
-    run: str
-    run_id: str
-    documents: int
-    queries: int
-    quality: str
-    full_quality: float
-    allowed_loss: float
-    points: list[Point]
-    frontier: list[int]
-    index: str | None
-    index_bytes: int | None
-    settings: list[Point]
-    settings_frontier: list[int]
-    choice: Choice | None
-    load_flags: str
-    pipeline: Pipeline
-
-    def as_json(self) -> dict[str, Any]:
-        """As `--json` prints it."""
-        return {
-            **{name: value for name, value in vars(self).items() if name not in ("pipeline", "choice")},
-            "points": [point.as_json() for point in self.points],
-            "settings": [point.as_json() for point in self.settings],
-            "choice": self.choice.as_json() if self.choice else None,
-            "pipeline": asdict(self.pipeline),
-        }
-
-
 def plan(
-    run_path: Place,
-    queries: Iterable[Query],
+    run: Run | Place | str,
+    queries: Path | str | Iterable[Query],
     *,
-    pipeline: Pipeline,
-    qrels: Qrels | None = None,
     index: str | None = None,
-    connection: Connection | None = None,
-    loss: float = LOSS,
-    sample: int = SAMPLE,
-    progress: Callable[[int], None] = lambda documents: None,
-    note: Callable[[str], None] = lambda sentence: None,
+    url: str | None = None,
+    connection: Connection | OpenSearch | None = None,
+    pipeline: Pipeline | str | None = None,
+    options: PlanOptions | None = None,
+    progress: Reporter | bool = False,
+    **settings: object,
 ) -> PlanReport:
-    """Try all rules on a run, and all settings on an index that holds it.
+    """Try all rules of pruning on a run, and all engine settings on an index that holds it.
+
+    Args:
+        run: A run folder, or what `open_run` returns.
+        queries: A file of queries, the folder of a collection, or `Query` records.
+        index: An index that holds the run; its engines are measured, and one is chosen.
+        url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
+        connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
+        pipeline: A pipeline whose model and settings apply; by default the run's own model.
+        options: All options in one object, instead of single keywords.
+        progress: True for a tqdm bar, or a `Reporter`; silent by default.
+        **settings: Fields of `PlanOptions`, such as `qrels=...` or `out="plan/"`.
 
     Raises:
         RunError, ClusterError: there is no such run or index, or they do not belong together.
-        UsageError: the queries are too few, or say nothing about the run.
+        UsageError: the queries are too few, or do not match the run.
     """
-    run = open_run(run_path)
-    if not run.done_shards():
-        raise RunError(f"{run.path} has no finished shard to plan with. Finish it with `sparse-ingest encode`.")
-    if run.complete() is None:
-        note(f"{run.path} is not complete: the plan is for its finished shards.")
-    pipeline = _as_encoded(pipeline_of_run(pipeline, run), run)
-    whole = replace(pipeline, query=replace(pipeline.query, top_k=None, max_ratio=None))
-    with opened(run, pipeline, index, connection) as there:
-        asked = _sampled(queries, qrels, sample)
-        weighed = [(query_id, weights) for query_id, weights in weigh_many(asked, whole) if weights]
-        _refuse_few(len(weighed), qrels)
-        job = _Job(run, weighed, qrels, there, loss)
-        job.read(progress)
-        return job.report(pipeline, note)
+    chosen, reporter = options_from(PlanOptions, options, settings, "plan"), reporter_of(progress)
+    if chosen.out:
+        refuse_outputs(Path(chosen.out))
+    qrels = read_qrels(Path(chosen.qrels)) if isinstance(chosen.qrels, str | Path) else chosen.qrels
+    records = read_queries(Path(queries)) if isinstance(queries, str | Path) else queries
+    folder = run if isinstance(run, Run) else open_run(place_of(run))
+    if not folder.done_shards():
+        raise RunError(f"{folder.path} has no finished shard to plan with. Finish it with `sparse-ingest encode`.")
+    if folder.complete() is None:
+        reporter.note(f"{folder.path} is not complete: the plan is for its finished shards.")
+    as_encoded = _as_encoded(pipeline_of_run(pipeline_of(None, pipeline), folder), folder)
+    whole = replace(as_encoded, query=replace(as_encoded.query, top_k=None, max_ratio=None))
+    target = connection_of(url, connection) if index else None
+    with held_index(folder, as_encoded, index, target) as held:
+        sampled = _sampled(records, qrels, chosen.sample)
+        weighted = [(query_id, weights) for query_id, weights in many_query_weights(sampled, whole) if weights]
+        _refuse_few(len(weighted), qrels)
+        job = _Job(folder, weighted, qrels, held, chosen.loss)
+        reporter.begin("documents", folder.totals()["rows"])
+        job.read(reporter)
+        report = job.report(as_encoded, reporter)
+    return replace(report, written=write_outputs(report, Path(chosen.out))) if chosen.out else report
 
 
 class _Job:
@@ -128,20 +119,20 @@ class _Job:
     def __init__(
         self,
         run: Run,
-        weighed: Sequence[tuple[str, QueryWeights]],
+        weighted: Sequence[tuple[str, QueryWeights]],
         qrels: Qrels | None,
         index: HeldIndex | None,
         loss: float,
     ) -> None:
-        self.run, self.weighed, self.qrels, self.index, self.loss = run, weighed, qrels, index, loss
+        self.run, self.weighted, self.qrels, self.index, self.loss = run, weighted, qrels, index, loss
         number = {token: token_id for token_id, token in enumerate(run.vocabulary()) if token is not None}
-        if not any(number.keys() & weights.keys() for _, weights in weighed):
+        if not any(number.keys() & weights.keys() for _, weights in weighted):
             raise UsageError(f"No token of any query is in the vocabulary of {run.path}: they are another model's.")
-        self.query_rules = query_rules(float(np.mean([len(weights) for _, weights in weighed])))
+        self.query_rules = query_rules(float(np.mean([len(weights) for _, weights in weighted])))
         # Many rules leave a short query as it is: each form of a query is searched once.
         self.vectors: list[QueryVector] = []
         self.forms: list[list[int]] = []
-        for _, weights in weighed:
+        for _, weights in weighted:
             seen: dict[tuple[str, ...], int] = {}
             forms = []
             for rule in self.query_rules:
@@ -160,12 +151,12 @@ class _Job:
             families.append((index.pruning,))
         self.sweep = Sweep(families, self.vectors, len(run.vocabulary()), depth=DEPTH)
 
-    def read(self, progress: Callable[[int], None]) -> None:
-        """Pass over the run once."""
+    def read(self, reporter: Reporter) -> None:
+        """Read the run once."""
         for shard in self.run.done_shards():
             for vectors in read_shard_vectors(self.run.shard_path(shard)):
                 self.sweep.add(vectors)
-                progress(self.sweep.documents)
+                reporter.advance(len(vectors.doc_ids))
         self.ids = _ids_at(self.run, self.sweep.all_places()) if self.qrels or self.index else {}
         self.truth: list[set[int]] = []
         self.right: list[set[int]] = []  # the ten best of them
@@ -186,7 +177,7 @@ class _Job:
                 "judgements, belong to another corpus."
             )
 
-    def report(self, pipeline: Pipeline, note: Callable[[str], None]) -> PlanReport:
+    def report(self, pipeline: Pipeline, reporter: Reporter) -> PlanReport:
         """Everything that was found."""
         points = [
             self._point(rule, query) for query in range(len(self.query_rules)) for rule in range(len(self.sweep.rules))
@@ -203,12 +194,14 @@ class _Job:
         if choice:
             chosen = _with_choice(pipeline, choice.point)
         else:
-            note(f"Nothing loses {self.loss:.2%} or less on both halves of the queries; the settings stay as they are.")
+            reporter.note(
+                f"Nothing loses {self.loss:.2%} or less on both halves of the queries; the settings stay as they are."
+            )
         return PlanReport(
             run=str(self.run.path),
             run_id=self.run.manifest.run_id,
             documents=self.sweep.documents,
-            queries=len(self.weighed),
+            queries=len(self.weighted),
             quality=MEASURE if self.qrels else "overlap@10",
             full_quality=float(self.full.mean()),
             allowed_loss=self.loss,
@@ -269,7 +262,7 @@ class _Job:
                     0.0,
                     None,
                 )
-                for (query_id, _), forms, one in zip(self.weighed, self.forms, found, strict=True)
+                for (query_id, _), forms, one in zip(self.weighted, self.forms, found, strict=True)
             )
         return values, float(at_10.mean()), float(at_100.mean())
 
@@ -278,7 +271,7 @@ class _Job:
 
         assert self.qrels is not None
         values = measure(ranked, self.qrels, [MEASURE]).per_query[MEASURE]
-        return np.array([values[query_id] for query_id, _ in self.weighed])
+        return np.array([values[query_id] for query_id, _ in self.weighted])
 
     def _tied(self, rule: int, query: int) -> int:
         """How many queries have an eleventh document with the score of the tenth."""
@@ -320,7 +313,7 @@ class _Job:
         rules = [ALL_TERMS] + ([pruned.query] if pruned and pruned.query else [])
         settings = list(settings_of(self.index.engine, rules))
         asked = [
-            [(query_id, prune_query(weights, QuerySettings(**one.query))) for query_id, weights in self.weighed]
+            [(query_id, prune_query(weights, QuerySettings(**one.query))) for query_id, weights in self.weighted]
             for one in settings
         ]
         timed = measure(self.index.client, self.index.name, settings, asked)
@@ -344,7 +337,7 @@ class _Job:
 
 def _as_encoded(pipeline: Pipeline, run: Run) -> Pipeline:
     """The pipeline with what the run says of its own making."""
-    settings = ("weights", "overflow", "window_stride", "top_k", "max_ratio", "min_weight", "alpha_mass")
+    settings = [name for name in EncodeSettings.__dataclass_fields__ if name not in ("dtype", "batch_tokens")]
     known = {name: run.manifest.identity[name] for name in settings if name in run.manifest.identity}
     return replace(pipeline, encode=replace(pipeline.encode, **known))
 
@@ -352,10 +345,10 @@ def _as_encoded(pipeline: Pipeline, run: Run) -> Pipeline:
 def _with_choice(pipeline: Pipeline, point: Point) -> Pipeline:
     """The pipeline with the settings of a point."""
     query = replace(pipeline.query, **{"top_k": None, "max_ratio": None, **point.query})
-    if point.engine == "two-phase":
-        query = replace(query, engine="two-phase", two_phase={**query.two_phase, **point.parameters})
-    elif point.engine == "seismic":
-        query = replace(query, engine="seismic", seismic={**query.seismic, **point.parameters})
+    table = ENGINES[point.engine].settings
+    if table:
+        changes: dict[str, Any] = {table: {**getattr(query, table), **point.parameters}}
+        query = replace(query, engine=point.engine, **changes)
     else:
         query = replace(query, engine=None)
     return replace(pipeline, encode=replace(pipeline.encode, **point.documents), query=query)

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-Rule = Mapping[str, Any]  # the arguments of `prune`; empty: all terms
-Family = tuple[Rule, ...]
+PruningRule = Mapping[str, Any]  # the arguments of `prune`; empty: all terms
+Family = tuple[PruningRule, ...]
 
-ALL_TERMS: Rule = {}
+ALL_TERMS: PruningRule = {}
 _SHARES_OF_TERMS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15)
 _DOCUMENT_RATIOS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 _MASSES = (0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.5)
@@ -30,18 +30,18 @@ def document_families(mean_terms: float) -> list[Family]:
     ]
 
 
-def query_rules(mean_tokens: float) -> list[Rule]:
+def query_rules(mean_tokens: float) -> list[PruningRule]:
     """What is tried on queries of so many tokens; the first keeps all."""
     counts = [{"top_k": count} for count in _counts(mean_tokens)]
     return [ALL_TERMS, *counts, *({"max_ratio": ratio} for ratio in _QUERY_RATIOS)]
 
 
-def in_words(rule: Rule) -> str:
+def in_words(rule: PruningRule) -> str:
     """A rule as a table shows it."""
     return " and ".join(f"{name} {value:g}" for name, value in rule.items()) or "all"
 
 
-def as_flags(rule: Rule) -> str:
+def as_flags(rule: PruningRule) -> str:
     """A rule as the options of `load`."""
     return "".join(f" --{name.replace('_', '-')} {value:g}" for name, value in rule.items())
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.cluster.scores import stored_weights
-from sparse_ingest.planning.rules import ALL_TERMS, Family, Rule
+from sparse_ingest.planning.rules import ALL_TERMS, Family, PruningRule
 from sparse_ingest.pruning import Ranking
 from sparse_ingest.records import SparseRows
 from sparse_ingest.searching.exact import QueryVector
@@ -31,7 +31,7 @@ class Sweep:
     def __init__(
         self, families: Sequence[Family], queries: Sequence[QueryVector], vocabulary_size: int, *, depth: int
     ) -> None:
-        self.rules: list[Rule] = [ALL_TERMS, *(rule for family in families for rule in family)]
+        self.rules: list[PruningRule] = [ALL_TERMS, *(rule for family in families for rule in family)]
         self.documents = 0
         self.frequencies = np.zeros((len(self.rules), vocabulary_size), dtype=np.int64)
         self.emptied = np.zeros(len(self.rules), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The verb `idf`: a corpus and a tokenizer in, the weight of each token out, for queries that need no model.
+"""`idf`: a corpus and a tokenizer in, the weight of each token out, for queries that need no model.
 
 The weight of a token is Lucene's inverse document frequency, as OpenSearch's published tables have it:
 ln(1 + (N - n + 0.5) / (n + 0.5)) for a token that n of N documents hold. (The largest weight in the table of the
@@ -15,17 +15,19 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
+from sparse_ingest.corpora.options import CorpusOptions, IdfOptions
 from sparse_ingest.corpora.sources import Corpus, bad_document
 from sparse_ingest.errors import CorpusError, UsageError
-from sparse_ingest.pipeline import ModelSettings
+from sparse_ingest.pipeline import ModelSettings, Pipeline, options_from, pipeline_of
 from sparse_ingest.queries.weight_table import plain_tokenizer, read_vocabulary, to_float32
 from sparse_ingest.records import in_batches
+from sparse_ingest.reporting import Reporter, reporter_of
 from sparse_ingest.storage.durable import write_atomic
 
 UNSEEN_WEIGHT = 1.0
@@ -46,45 +48,50 @@ class IdfReport(NamedTuple):
 
 
 def write_idf(
-    corpus: Corpus,
+    corpus: object,
     out: Path,
     *,
-    model: ModelSettings,
-    limit: int | None = None,
-    on_bad_document: Literal["fail", "skip"] = "fail",
-    force: bool = False,
-    progress: Callable[[int], None] = lambda documents: None,
-    note: Callable[[str], None] = lambda sentence: None,
+    model: str | ModelSettings | None = None,
+    pipeline: Pipeline | str | None = None,
+    options: IdfOptions | None = None,
+    progress: Reporter | bool = False,
+    **settings: object,
 ) -> IdfReport:
-    """Count a corpus and write the table, whole or not at all.
+    """Count a corpus and write the table, complete or not at all.
 
     Args:
-        model: its `document` side's tokenizer is taken, lower-cased before where it says so.
-        limit: count the first rows only.
-        force: replace a file that is there.
-        progress: called with the number of documents of each batch.
+        corpus: As for `encode`.
+        out: The file to write, idf.json.
+        model: Its `document` side's tokenizer is used, with lower-casing where the settings have it.
+        pipeline: May stand in for `model`.
+        options: All options in one object, instead of single keywords.
+        progress: True for a tqdm bar, or a `Reporter`; silent by default.
+        **settings: Fields of `IdfOptions`.
 
     Raises:
-        UsageError: no model, or the file is there already.
+        UsageError: no model, or the file exists.
         CorpusError: a bad document (unless these are skipped), or no document with a token.
     """
-    if not model.document:
+    chosen, reporter = options_from(IdfOptions, options, settings, "write_idf"), reporter_of(progress)
+    named = pipeline_of(model, pipeline).model
+    if not named.document:
         raise UsageError("No model: give --model or --pipeline.")
-    _refuse_out(out, force)
-    folder = read_checkpoint(model.document, model.revision).transformer
+    _refuse_out(out, chosen.force)
+    folder = read_checkpoint(named.document, named.revision).transformer
     vocabulary = read_vocabulary(folder)
-    tokenizer = plain_tokenizer(folder, lower_case=bool(model.lower_case))
+    tokenizer = plain_tokenizer(folder, lower_case=bool(named.lower_case))
     special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    reporter.begin("documents")
     held: Counter[int] = Counter()
     documents, empty = 0, 0
-    texts = _Texts(corpus, limit, on_bad_document, note)
+    texts = _Texts(chosen.open(corpus), chosen, reporter)
     for batch in in_batches(texts, BATCH_TEXTS, BATCH_CHARACTERS):
         for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
             token_ids = set(encoding.ids) - special
             held.update(token_ids)
             documents += bool(token_ids)
             empty += not token_ids
-        progress(len(batch))
+        reporter.advance(len(batch))
     if not documents:
         raise CorpusError(
             f"No document of the corpus has a token ({empty} are without, {texts.skipped} bad ones were left out), so "
@@ -95,7 +102,7 @@ def write_idf(
         for token_id, token in enumerate(vocabulary)
         if token is not None
     }
-    _write(out, table, force)
+    _write(out, table, chosen.force)
     seen = sum(token is not None and held[token_id] > 0 for token_id, token in enumerate(vocabulary))
     return IdfReport(out, documents, empty, texts.skipped, len(table), seen)
 
@@ -108,22 +115,20 @@ def weight_of(holding: int, documents: int) -> float:
 class _Texts:
     """The texts of a corpus; bad documents are refused, or named and counted in `skipped`."""
 
-    def __init__(
-        self, corpus: Corpus, limit: int | None, on_bad_document: Literal["fail", "skip"], note: Callable[[str], None]
-    ) -> None:
-        self._corpus, self._limit, self._on_bad_document, self._note = corpus, limit, on_bad_document, note
+    def __init__(self, corpus: Corpus, options: CorpusOptions, reporter: Reporter) -> None:
+        self._corpus, self._options, self._reporter = corpus, options, reporter
         self.skipped = 0
 
     def __iter__(self) -> Iterator[str]:
-        for row, _ in islice(self._corpus.rows(), self._limit):
+        for row, _ in islice(self._corpus.rows(), self._options.limit):
             if row.document is not None:
                 yield row.document.text
-            elif self._on_bad_document == "fail":
+            elif self._options.on_bad_document == "fail":
                 raise bad_document(row)
             else:
                 self.skipped += 1
                 if self.skipped <= NAMED_BAD:
-                    self._note(f"Left out: {row.place}: {row.reason}")
+                    self._reporter.note(f"Left out: {row.place}: {row.reason}")
 
 
 def _refuse_out(out: Path, force: bool) -> None:

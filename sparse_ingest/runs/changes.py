@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.errors import RunError
-from sparse_ingest.runs.manifest import Run
 from sparse_ingest.runs.pieces import Numbers, SortedPieces, mapped
+from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import ShardPart, read_doc_ids, read_shard, take_rows
 
 RANGE_ROWS = 200_000  # rows of both runs merged at a time: 6 MB, five times that while they are sorted

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_documents
 
 

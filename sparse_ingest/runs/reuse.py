@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows
-from sparse_ingest.runs.identity import Identity, differences
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.manifest import Identity, differences
 from sparse_ingest.runs.pieces import Numbers, SortedPieces, mapped
+from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_text_hashes, read_vectors, shard_schema_of
 
 RANGE_ROWS = 1_000_000  # rows sorted at a time: 24 MB, three times that while they are sorted

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-from sparse_ingest.cluster.limits import MAX_CLAUSES, count_clauses, fit_weights
-from sparse_ingest.cluster.requests import Body, Engine, engine_body, rank_feature_body
+from sparse_ingest.cluster.limits import MAX_CLAUSES, FittedWeights, count_clauses, fit_weights
+from sparse_ingest.cluster.requests import Engine, SearchBody, engine_body, rank_feature_body
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.searching.query import keyed, tell_of_lost
@@ -94,11 +94,12 @@ class Asker:
         settings["max_clauses"] = limit
         if self._engine.keys is not None:
             weights = keyed(weights, self._engine.keys, self._unknown)
-        scale = fit_weights(weights, max_clauses=limit).scale
-        self._tell_of_ceiling(weights, scale)
+        fitted = fit_weights(weights, max_clauses=limit)
+        scale = fitted.scale
+        self._warn_of_ceiling(weights, scale)
         if not self._without_plugin:
             try:
-                return Answer(self._send(engine_body(weights, self._engine, **settings), source), scale)
+                return Answer(self._send(engine_body(fitted, self._engine, **settings), source), scale)
             except ClusterError as error:
                 if "unknown query [neural_sparse]" not in str(error):
                     raise
@@ -108,7 +109,9 @@ class Asker:
                         "needs. Install it, or search a rank_features field with --engine exact."
                     ) from error
                 self._without_plugin = True
-        body = rank_feature_body(self._undotted(weights), field=self._engine.field, **settings)
+        body = rank_feature_body(
+            FittedWeights(self._undotted(fitted.weights), scale), field=self._engine.field, **settings
+        )
         return Answer(self._send(body, source), scale)
 
     def tell_of_lost(self) -> None:
@@ -122,7 +125,7 @@ class Asker:
         self._dotted.update(dict.fromkeys(token for token in weights if "." in token))
         return {token: weight for token, weight in weights.items() if "." not in token}
 
-    def _tell_of_ceiling(self, weights: QueryWeights, scale: float) -> None:
+    def _warn_of_ceiling(self, weights: QueryWeights, scale: float) -> None:
         """Say, once, that clusters take a query weight for a smaller one."""
         ceiling = self._engine.ceiling
         if ceiling is None or self._told_of_ceiling or max(weights.values(), default=0) <= ceiling * scale:
@@ -135,7 +138,7 @@ class Asker:
             ceiling * scale,
         )
 
-    def _send(self, body: Body, source: bool) -> Any:
+    def _send(self, body: SearchBody, source: bool) -> Any:
         body = body if source else {**body, "_source": False}
         return send(self._client, self._index, body)
 
@@ -150,7 +153,7 @@ class Asker:
         return self._max_clauses
 
 
-def send(client: Client, index: str, body: Body) -> Any:
+def send(client: Client, index: str, body: SearchBody) -> Any:
     """Send a `_search` body as it is.
 
     Raises:

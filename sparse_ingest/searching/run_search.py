@@ -20,7 +20,7 @@ from sparse_ingest.searching.hits import Hit, Ranked, TermShare, heaviest_first
 
 if TYPE_CHECKING:
     from sparse_ingest.records import SparseRows
-    from sparse_ingest.runs.manifest import Run
+    from sparse_ingest.runs.run import Run
     from sparse_ingest.runs.shards import ShardPart
     from sparse_ingest.searching.exact import ExactHits, QueryVector
 

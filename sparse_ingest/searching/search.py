@@ -1,240 +1,213 @@
-"""The verb `search`: query weights to explained hits, or many queries to rankings.
+"""`open_run` and `open_index`: what can be searched, with the model and settings that it remembers.
 
-Two things can be searched: an index, which is asked with the request that `query` prints, and a run folder, which is
-searched exactly and needs no server. Both give the same `Hit`s; on the weights that an index keeps
-(`search_run(..., stored=True)`) also the same scores, bit for bit. Not covered: text to query weights (query.py),
-measures (evaluate.py).
+In: a run folder, or the name of an index and where the cluster is. Out: an object with `search` for one text, and
+`rank` for many queries. A run is searched exactly and needs no server; on the weights that an index keeps (`stored`)
+its scores are the index's, bit for bit.
 """
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+import contextlib
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
-from sparse_ingest.cluster.explanations import explained_terms
-from sparse_ingest.cluster.limits import check_seismic
-from sparse_ingest.cluster.requests import Engine, bm25_body, hybrid_body
-from sparse_ingest.cluster.two_phase import check_two_phase
-from sparse_ingest.errors import PipelineError
-from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.queries.weight_table import QueryWeights, to_float32
-from sparse_ingest.searching.asking import Asker, send
-from sparse_ingest.searching.hits import Hit, Ranked, TermShare, heaviest_first, snippet
-from sparse_ingest.searching.query import DEFAULT_FIELD, keyed, tell_of_lost, token_keys
+from sparse_ingest.errors import UsageError
+from sparse_ingest.pipeline import ModelSettings, Pipeline, options_from, pipeline_of
+from sparse_ingest.queries.weight_table import QueryWeights
+from sparse_ingest.runs.run import Run
+from sparse_ingest.runs.run import open_run as open_run_folder
+from sparse_ingest.searching.hits import Hit, Ranked
+from sparse_ingest.searching.options import SearchOptions
+from sparse_ingest.searching.pipelines import engine_of_index, indexed, pipeline_of_index, pipeline_of_run
+from sparse_ingest.searching.query import QueryModel
 from sparse_ingest.searching.run_search import rank_run, search_run
+from sparse_ingest.storage.places import Place, place_of
 
 if TYPE_CHECKING:
-    from sparse_ingest.cluster.client import Client
+    from opensearchpy import OpenSearch
+
+    from sparse_ingest.cluster.client import Client, Connection
     from sparse_ingest.cluster.indexes import Index
     from sparse_ingest.records import Query
 
-__all__ = [
-    "Engine",
-    "Hit",
-    "Ranked",
-    "TermShare",
-    "engine_of",
-    "rank_index",
-    "rank_run",
-    "rank_words",
-    "search_hybrid",
-    "search_index",
-    "search_run",
-    "search_words",
-    "snippet",
-]
 
-# By kind of field; the first is its own, which is taken when nobody names one. The two-phase processor refuses
-# sparse_vector fields, and their clusters never answer exactly.
-ENGINES_OF: dict[str, tuple[Literal["exact", "two-phase", "seismic"], ...]] = {
-    "rank_features": ("exact", "two-phase"),
-    "sparse_vector": ("seismic",),
-}
-Asked = TypeVar("Asked")
+class SearchableRun(Run):
+    """A run that can be searched with its own model, or with the one that `pipeline` names."""
+
+    def __init__(self, run: Run, given: Pipeline = Pipeline(), *, force: bool = False) -> None:  # noqa: B008 - frozen
+        super().__init__(run.path, run.manifest)
+        self._given, self._force = given, force
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """What the run is searched with."""
+        return pipeline_of_run(self._given, self, force=self._force)
+
+    @cached_property
+    def _model(self) -> QueryModel:
+        return QueryModel(self.pipeline)
+
+    def query_weights(self, text: str) -> QueryWeights:
+        """Return the weights of a query by token string, heaviest first."""
+        return self._model.weights(text)
+
+    def search(self, query: str | QueryWeights, options: SearchOptions | None = None, **settings: object) -> list[Hit]:
+        """Search the finished shards exactly.
+
+        Args:
+            query: A text, or weights by token string.
+            options: All options in one object, instead of single keywords.
+            **settings: Fields of `SearchOptions`, such as `k=10`.
+
+        Raises:
+            UsageError: an option needs a server.
+            RunError: the model is not the run's.
+        """
+        chosen = _for_run(options_from(SearchOptions, options, settings, "search"))
+        weights = self.query_weights(query) if isinstance(query, str) else query
+        return search_run(self, weights, size=chosen.k, stored=chosen.stored, collapse=chosen.collapse)
+
+    def rank(
+        self, queries: Iterable[Query], options: SearchOptions | None = None, **settings: object
+    ) -> Iterator[Ranked]:
+        """Yield the ranking of each query, in their order. The run is read once for every 4,096 queries."""
+        chosen = _for_run(options_from(SearchOptions, options, settings, "rank"))
+        return rank_run(self, self._model.many(queries), size=chosen.k, stored=chosen.stored)
 
 
-def engine_of(pipeline: Pipeline, client: Client | None = None, index: str | None = None) -> Engine:
-    """The engine that [query] and [index] of a pipeline name; with an index, its keys are checked against its stamp.
+class SearchableIndex:
+    """An index with the model, field and settings of its `_meta`. Safe to use from several threads."""
+
+    def __init__(self, client: Client, name: str, index: Index, pipeline: Pipeline) -> None:
+        self.client, self.name, self.index, self.pipeline = client, name, index, pipeline
+        self.engine = engine_of_index(pipeline, index)
+        self._model = QueryModel(pipeline)
+
+    def query_weights(self, text: str) -> QueryWeights:
+        """Return the weights of a query by token string, heaviest first."""
+        return self._model.weights(text)
+
+    def search(self, query: str | QueryWeights, options: SearchOptions | None = None, **settings: object) -> list[Hit]:
+        """Ask the index, and explain the score of each hit.
+
+        Args:
+            query: A text, or weights by token string.
+            options: All options in one object, instead of single keywords.
+            **settings: Fields of `SearchOptions`, such as `k=10` or `filter={"term": {"lang": "en"}}`.
+
+        Raises:
+            UsageError: options or weights do not fit.
+            ClusterError: the server cannot answer.
+        """
+        from sparse_ingest.searching.index_search import search_hybrid, search_index
+
+        chosen = _for_index(options_from(SearchOptions, options, settings, "search"))
+        weights = self.query_weights(query) if isinstance(query, str) else query
+        asked: dict[str, Any] = {"size": chosen.k, "engine": self.engine, "filter": chosen.filter}
+        if not chosen.hybrid:
+            return search_index(self.client, self.name, weights, collapse=chosen.collapse, **asked)
+        if not isinstance(query, str) or chosen.collapse:
+            raise UsageError("A hybrid search needs the text of the query, for BM25, and goes without collapse.")
+        return search_hybrid(self.client, self.name, query, weights, **asked)
+
+    def rank(
+        self, queries: Iterable[Query], options: SearchOptions | None = None, **settings: object
+    ) -> Iterator[Ranked]:
+        """Yield the ranking of each query, in their order; neither documents nor explanations are fetched."""
+        from sparse_ingest.searching.index_search import rank_index
+
+        chosen = _for_index(options_from(SearchOptions, options, settings, "rank"))
+        if chosen.hybrid:
+            raise UsageError("hybrid is for one text. Leave it out.")
+        return rank_index(
+            self.client,
+            self.name,
+            self._model.many(queries),
+            self.engine,
+            size=chosen.k,
+            filter=chosen.filter,
+            collapse=chosen.collapse,
+            concurrency=chosen.concurrency,
+        )
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def open_run(
+    path: Place | str,
+    *,
+    model: str | ModelSettings | None = None,
+    pipeline: Pipeline | str | None = None,
+    force: bool = False,
+) -> SearchableRun:
+    """Open a run folder, for reading and for searching it.
+
+    Args:
+        path: The run folder, or an address such as s3://bucket/prefix.
+        model: The model of the queries; by default the one that made the run.
+        pipeline: A pipeline whose [query] settings apply; may stand in for `model`.
+        force: Search with another model than the run's.
 
     Raises:
-        PipelineError: the kind of field does not have the engine, or a setting of it is unknown.
-        ClusterError: the index was loaded with another vocabulary.
+        RunError: there is no run, it is damaged, or its format is newer than this release.
     """
-    settings, kind = pipeline.query, pipeline.index.kind
-    check_two_phase(settings.two_phase)
-    check_seismic(settings.seismic)
-    engines = ENGINES_OF[kind]
-    name = settings.engine or engines[0]
-    if name not in engines:
-        raise PipelineError(
-            f"The engine {name} cannot search a {kind} field; {' and '.join(engines)} can. "
-            "Leave out --engine (or engine in [query]), or load into a field of the other kind with load --kind."
-        )
-    found = None
-    if client and index and kind == "sparse_vector":
-        from sparse_ingest.cluster.indexes import find_index
-
-        found = find_index(client, index)
-    keys = token_keys(pipeline, found)
-    ceiling = _ceiling(found, pipeline.index.field) if found else None
-    return Engine(name, pipeline.index.field, kind, keys, settings.two_phase, settings.seismic, ceiling)
+    return SearchableRun(open_run_folder(place_of(path)), pipeline_of(model, pipeline), force=force)
 
 
-def _ceiling(index: Index, field: str) -> float | None:
-    from sparse_ingest.cluster.mappings import field_mapping
-    from sparse_ingest.cluster.seismic import parameters_of
-
-    mapped = field_mapping(index.mappings, field)
-    return float(parameters_of(mapped)["quantization_ceiling_search"]) if mapped else None
-
-
-def search_index(
-    client: Client,
-    index: str,
-    weights: QueryWeights,
+def open_index(
+    name: str,
     *,
-    size: int,
-    engine: Engine | None = None,
-    filter: Mapping[str, Any] | None = None,
-    collapse: str | None = None,
-) -> list[Hit]:
-    """Ask an index; the terms of each hit come from the server's own explanation of its score.
+    url: str | None = None,
+    connection: Connection | OpenSearch | None = None,
+    model: str | ModelSettings | None = None,
+    pipeline: Pipeline | str | None = None,
+    force: bool = False,
+) -> SearchableIndex:
+    """Open an index or alias for searching it; model, field and settings come from its `_meta`.
 
-    Without an `engine` it is the exact search of the rank_features field `sparse`. A hit of the clusters of a
-    sparse_vector field names the `top_n` heaviest tokens of the query only.
-    `filter` is any query: documents that it does not match are no hits. `collapse` names a field: of the documents
-    that share its value, as passages share their `parent`, only the best is a hit. Documents without the field count
-    as sharing one.
+    Args:
+        name: An index, or an alias of one.
+        url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
+        connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
+        model: The model of the queries, where `_meta` names none.
+        pipeline: A pipeline whose [query] and [index] settings apply; may stand in for `model`.
+        force: Search with another model than that of `_meta`.
+
+    Raises:
+        UsageError: the name stands for several indexes, or both `url` and `connection` are given.
+        ClusterError: the cluster cannot be reached, or there is no such index or sparse field, or no model is named.
+        PipelineError: the field cannot be searched with the engine of [query].
     """
-    engine = engine or Engine()
-    asker = Asker(client, index, engine)
-    answer, scale = asker.ask(weights, size=size, filter=filter, explain=True, collapse=collapse)
-    asker.tell_of_lost()
-    tokens = {key: token for token, key in engine.keys.items()} if engine.keys else {}
-    hits = []
-    for rank, found in enumerate(answer["hits"]["hits"], start=1):
-        shares = (
-            TermShare(
-                tokens.get(term.token, term.token),
-                to_float32(term.query_weight) * scale,
-                to_float32(term.stored_weight),
-                to_float32(term.contribution) * scale,
-            )
-            for term in explained_terms(found["_explanation"], engine.field)
-        )
-        # JSON prints the shortest decimal of a float32; the value behind it is what two scores are compared by.
-        score = to_float32(found["_score"]) * scale
-        hits.append(Hit(rank, score, found["_id"], found.get("_source", {}), heaviest_first(shares)))
-    return hits
+    from sparse_ingest.cluster.client import connect
+
+    given, client = pipeline_of(model, pipeline), connect(connection, url=url)
+    with contextlib.ExitStack() as stack:
+        stack.callback(client.close)
+        index = indexed(client, name)
+        opened = SearchableIndex(client, name, index, pipeline_of_index(given, index, name, force=force))
+        stack.pop_all()
+        return opened
 
 
-def search_hybrid(
-    client: Client,
-    index: str,
-    text: str,
-    weights: QueryWeights,
-    *,
-    size: int,
-    engine: Engine | None = None,
-    filter: Mapping[str, Any] | None = None,
-) -> list[Hit]:
-    """Ask an index with BM25 on title and text beside learned-sparse search.
-
-    A score is what the packaged pipeline makes of both; hits have no terms.
-    """
-    engine = engine or Engine()
-    if engine.keys is not None:
-        lost: dict[str, None] = {}
-        weights = keyed(weights, engine.keys, lost)
-        tell_of_lost(lost)
-    return _hits_without_terms(send(client, index, hybrid_body(text, weights, engine, size=size, filter=filter)))
+def _for_run(options: SearchOptions) -> SearchOptions:
+    """Refuse options that would have no effect on a run."""
+    for name in ("filter", "hybrid"):
+        if getattr(options, name):
+            raise UsageError(f"{name} asks a server, and a run is searched exactly without one. Leave it out.")
+    return options
 
 
-def search_words(client: Client, index: str, text: str, *, field: str = DEFAULT_FIELD, size: int) -> list[Hit]:
-    """Ask an index with BM25 on title and text, which learned-sparse search is compared with; hits have no terms."""
-    return _hits_without_terms(send(client, index, bm25_body(text, field=field, size=size)))
-
-
-def _hits_without_terms(answer: Any) -> list[Hit]:
-    return [
-        Hit(rank, found["_score"], found["_id"], found.get("_source", {}), [])
-        for rank, found in enumerate(answer["hits"]["hits"], start=1)
-    ]
-
-
-def rank_index(
-    client: Client,
-    index: str,
-    queries: Iterable[tuple[str, QueryWeights]],
-    engine: Engine,
-    *,
-    size: int,
-    filter: Mapping[str, Any] | None = None,
-    collapse: str | None = None,
-    concurrency: int = 1,
-) -> Iterator[Ranked]:
-    """Ask an index many queries, given with their ids; rankings come in the order of the queries.
-
-    Neither documents nor explanations are fetched. `concurrency` requests are on their way at once. With `collapse`,
-    the values of that field stand for the ids: each comes once, with its best document.
-    """
-    asker = Asker(client, index, engine)
-
-    def ask(query: tuple[str, QueryWeights]) -> Ranked:
-        began = time.perf_counter()
-        answer, scale = asker.ask(query[1], size=size, filter=filter, collapse=collapse, source=False)
-        return _ranked(query[0], answer, scale, time.perf_counter() - began, collapse)
-
-    yield from _in_order(ask, queries, concurrency)
-    asker.tell_of_lost()
-
-
-def rank_words(
-    client: Client,
-    index: str,
-    queries: Iterable[Query],
-    *,
-    field: str,
-    size: int,
-    collapse: str | None = None,
-    concurrency: int = 1,
-) -> Iterator[Ranked]:
-    """Ask an index many queries with BM25 on title and text; `field` is its sparse field, the rest as `rank_index`."""
-    also = {"_source": False} | ({"collapse": {"field": collapse}} if collapse else {})
-
-    def ask(query: Query) -> Ranked:
-        began = time.perf_counter()
-        answer = send(client, index, {**bm25_body(query.text, field=field, size=size), **also})
-        return _ranked(query.id, answer, 1.0, time.perf_counter() - began, collapse)
-
-    return _in_order(ask, queries, concurrency)
-
-
-def _ranked(query_id: str, answer: Any, scale: float, latency_s: float, collapse: str | None) -> Ranked:
-    found = answer["hits"]["hits"]
-    # Documents without the field count as sharing one; they keep their ids.
-    ids = [hit.get("fields", {}).get(collapse, [hit["_id"]])[0] for hit in found]
-    scores = [to_float32(hit["_score"]) * scale for hit in found]
-    return Ranked(query_id, ids, scores, latency_s, float(answer["took"]))
-
-
-def _in_order(ask: Callable[[Asked], Ranked], queries: Iterable[Asked], concurrency: int) -> Iterator[Ranked]:
-    """Ask from `concurrency` threads; few queries are taken ahead, however many there are."""
-    if concurrency == 1:
-        yield from map(ask, queries)
-        return
-    waiting: deque[Future[Ranked]] = deque()
-    with ThreadPoolExecutor(concurrency) as pool:
-        try:
-            for query in queries:
-                waiting.append(pool.submit(ask, query))
-                if len(waiting) >= 2 * concurrency:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+def _for_index(options: SearchOptions) -> SearchOptions:
+    """Refuse options that would have no effect on an index."""
+    if options.stored:
+        raise UsageError("stored is for a run: an index always has the weights that it stores. Leave it out.")
+    return options

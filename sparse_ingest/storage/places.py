@@ -39,8 +39,10 @@ _VERSIONS = ("ETag", "etag", "md5Hash", "LastModified", "Last-Modified", "mtime"
 T = TypeVar("T")
 
 
-def place_of(spec: str) -> Place:
-    """What a user's words stand for: an address if they have a scheme, else a path of this machine."""
+def place_of(spec: str | Place) -> Place:
+    """Return the place that a user named: an address if it has a scheme, otherwise a path of this machine."""
+    if not isinstance(spec, str):
+        return spec
     if not _ADDRESS.match(spec):
         return Path(spec)
     if spec.lower().startswith("file://"):

@@ -30,7 +30,11 @@ class ScratchFolder:
             # Another process may have removed it before it had its lock.
             if lock is not None and self.path.exists():
                 break
-        self._end = weakref.finalize(self, _remove, self.path, lock)
+        self._end = weakref.finalize(self, _remove_own, self.path, lock, os.getpid())
+
+    def remove(self) -> None:
+        """Remove it now."""
+        self._end()
 
 
 def state_folder() -> Path:
@@ -53,6 +57,12 @@ def _locked(folder: Path) -> int | None:
         os.close(handle)
         return None
     return handle
+
+
+def _remove_own(folder: Path, lock: int, owner: int) -> None:
+    # A forked child holds a copy of the object; the folder belongs to its parent.
+    if os.getpid() == owner:
+        _remove(folder, lock)
 
 
 def _remove(folder: Path, lock: int) -> None:

@@ -9,7 +9,7 @@ Not covered: which index and which run (verify.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,14 +22,14 @@ from sparse_ingest.cluster.reading import Stored, StoredReader
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes, stored_weights
 from sparse_ingest.pruning import prune
 from sparse_ingest.records import SparseRows
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.matching import Ledger, compare, row_fingerprints, term_fingerprints
+from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_shard
 
 NAMED = 20  # differences and ids that the report names
 _BATCH = 200
 _Places = npt.NDArray[np.int64]
-Progress = Callable[[int], None]
 
 
 class WeightDifference(NamedTuple):
@@ -73,8 +73,17 @@ class VerifyReport:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def same(self) -> bool:
+    def ok(self) -> bool:
         """Whether nothing differs."""
+        return self.same
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        return {"same": self.same, **asdict(self), "differences": [one._asdict() for one in self.differences]}
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs; `ok` is the same."""
         if self.differing or self.missing or self.doubled or self.unloaded_shards:
             return False
         return self.expected_documents is None or (self.expected_documents == self.index_documents and not self.extra)
@@ -244,7 +253,7 @@ def compare_all(
     checker: WeightChecker,
     report: VerifyReport,
     folder: Path,
-    progress: Progress,
+    reporter: Reporter,
 ) -> None:
     """Note the ids that only one side has, and every weight that differs."""
     expected, found = Ledger(folder / "expected"), Ledger(folder / "found")
@@ -265,12 +274,13 @@ def compare_all(
     places = np.ascontiguousarray(entries["place"])
     fingerprints = np.zeros(len(places), dtype=np.uint64)
     questions, numbers, likely = _questions(vocabulary, documents, checker.groups)
-    asked = 0
+    asked = reached = 0
     for page in whole.weights(name, questions, likely):
         at = np.searchsorted(places, page.places)
         fingerprints[at] += term_fingerprints(numbers[page.question], page.weights.view(np.uint32))
         asked += len(page.places)
-        progress(min(len(terms_of), len(terms_of) * asked // max(1, total)))
+        before, reached = reached, min(len(terms_of), len(terms_of) * asked // max(1, total))
+        reporter.advance(reached - before)
     entries["fingerprint"] = fingerprints
     gone, differing = _note_mismatches(whole, loaded, report, expected, found)
     # What differs is counted when it is explained.
@@ -347,17 +357,18 @@ def _batches(documents: Iterator[Expected]) -> Iterator[list[Expected]]:
 
 
 def check_sample(
-    loaded: Loaded, places: _Places, checker: WeightChecker, report: VerifyReport, progress: Progress, *, ids_too: bool
+    loaded: Loaded, places: _Places, checker: WeightChecker, report: VerifyReport, reporter: Reporter, *, ids_too: bool
 ) -> None:
     """Compare the weights of the documents at some places; `ids_too`: note those that are not there as well."""
     for batch in _batches(loaded.documents(places)):
+        before = report.checked_documents
         absent = checker.check(batch).absent
         for doc_id in absent if ids_too else ():
             if doc_id not in loaded.refused:
                 report.missing += 1
                 if len(report.missing_ids) < NAMED:
                     report.missing_ids.append(doc_id)
-        progress(report.checked_documents)
+        reporter.advance(report.checked_documents - before)
 
 
 def _between(places: _Places, low: int, high: int) -> _Places:

@@ -15,21 +15,22 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparse_ingest.cluster import indexes, mappings
 from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
-from sparse_ingest.cluster.journal import open_journal
+from sparse_ingest.cluster.journal import loaded_shards, open_journal
 from sparse_ingest.cluster.postings import IndexScan, scan
 from sparse_ingest.cluster.reading import StoredReader
 from sparse_ingest.cluster.seismic import EXPLAINED_SINCE, parameters_of
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.loading.preparation import loaded_shards, refuse_incomplete, run_stamp
-from sparse_ingest.runs.manifest import Run, open_run
-from sparse_ingest.storage.places import Place
+from sparse_ingest.reporting import Reporter, reporter_of
+from sparse_ingest.runs.run import Run, open_run, refuse_incomplete
+from sparse_ingest.storage.places import Place, place_of
 from sparse_ingest.verification.comparison import (
     Loaded,
     VerifyReport,
@@ -40,6 +41,9 @@ from sparse_ingest.verification.comparison import (
     compare_ids,
 )
 
+if TYPE_CHECKING:
+    from opensearchpy import OpenSearch
+
 __all__ = ["SAMPLE", "VerifyReport", "WeightDifference", "verify"]
 
 SAMPLE = 200
@@ -48,45 +52,57 @@ _TOKENS_A_DOCUMENT = 15
 
 
 def verify(
-    run_path: Place,
+    run: Run | Place | str,
     *,
     index: str,
-    connection: Connection,
+    url: str | None = None,
+    connection: Connection | OpenSearch | None = None,
     sample: int | None = SAMPLE,
     field: str | None = None,
-    progress: Callable[[int], None] = lambda documents: None,
+    progress: Reporter | bool = False,
 ) -> VerifyReport:
-    """Check counts and ids, and the weights of `sample` documents spread evenly over the run (None: of all).
+    """Compare an index with the run that was loaded into it: counts, ids, and weights bit for bit.
 
-    `field` is the sparse field; left out, the one that the index is stamped with.
+    Args:
+        run: A run folder, or what `encode` or `open_run` returns.
+        index: The index to compare with.
+        url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
+        connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
+        sample: How many documents' weights to compare, spread evenly over the run; None: all.
+        field: The sparse field; by default that of the index's `_meta`.
+        progress: True for a tqdm bar, or a `Reporter`; silent by default.
+
+    Returns:
+        What was compared and what differs; `.ok` when nothing does.
 
     Raises:
         RunError, ClusterError, UsageError: the two cannot be compared.
     """
-    started = time.monotonic()
-    run = open_run(run_path)
-    with contextlib.closing(connect(connection)) as client, tempfile.TemporaryDirectory() as folder:
+    started, reporter = time.monotonic(), reporter_of(progress)
+    run = run if isinstance(run, Run) else open_run(place_of(run))
+    with contextlib.closing(connect(connection, url=url)) as client, tempfile.TemporaryDirectory() as folder:
         there = indexes.find_index(client, index)
         if there is None:
             raise ClusterError(
                 f"There is no index {index!r}. Load the run first: sparse-ingest load RUN --index {index}."
             )
         field = field or (there.stamp.field if there.stamp else "sparse")
-        mappings.check_fits(there, run_stamp(run, field))
+        mappings.check_fits(there, indexes.run_stamp(run, field))
         indexes.refresh(client, there)
         loaded, report = _begin(client, there, run)
         checker, of_features = _checker(client, there, field, run, report)
         total = sum(loaded.rows)
         everything = sample is None or sample >= total
+        reporter.begin("documents", total if sample is None else min(sample, total))
         with _held(client, there, report) as whole:
             by_token = everything and of_features and _TOKENS_A_DOCUMENT * total >= len(run.vocabulary())
             if whole is not None and by_token:
-                compare_all(whole, field, loaded, checker, report, Path(folder), progress)
+                compare_all(whole, field, loaded, checker, report, Path(folder), reporter)
             else:
                 if whole is not None:
                     compare_ids(whole, loaded, report, Path(folder))
                 places = np.arange(total) if everything else np.linspace(0, total - 1, sample or 1).astype(np.int64)
-                check_sample(loaded, np.unique(places), checker, report, progress, ids_too=whole is None)
+                check_sample(loaded, np.unique(places), checker, report, reporter, ids_too=whole is None)
     report.seconds = round(time.monotonic() - started, 3)
     return report
 
@@ -97,7 +113,7 @@ def _begin(client: Client, there: indexes.Index, run: Run) -> tuple[Loaded, Veri
     journal = open_journal(run.loads, client.cluster_uuid, there.uuid)
     lines = loaded_shards(run, journal)
     if not lines:
-        refuse_incomplete(run, partial=False)
+        refuse_incomplete(run)
     shards = [shard for shard in run.done_shards() if shard in lines or not lines]
     refused = frozenset(letter.doc_id for letter in journal.dead())
     rows = [int((run.done(shard) or {})["rows"]) for shard in shards]

@@ -114,7 +114,7 @@ def test_a_hub_id_is_fetched_once_and_only_what_is_read(hub: Hub, tmp_path: Path
 def test_a_text_is_encoded_with_a_model_of_the_hub(hub: Hub, card: Path, tmp_path: Path) -> None:
     from support.checkpoints import build_encoder
 
-    from sparse_ingest.runs.manifest import open_run
+    from sparse_ingest.runs.run import open_run
     from sparse_ingest.runs.shards import read_shard
 
     text = "the river and the stone"

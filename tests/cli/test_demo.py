@@ -9,7 +9,7 @@ from pydoc_data.topics import topics
 import pytest
 from click.testing import CliRunner
 
-from sparse_ingest.cli.demo_steps import PASSAGE_WORDS, QUESTIONS, passages, run_demo
+from sparse_ingest.cli.demo import PASSAGE_WORDS, QUESTIONS, passages, run_demo
 from sparse_ingest.cli.main import cli
 from sparse_ingest.errors import UsageError
 from sparse_ingest.local_server import process

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from fractions import Fraction
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,27 +23,26 @@ from sparse_ingest.cluster.bodies import (
 from sparse_ingest.cluster.scores import stored_weights, weight_codes
 from sparse_ingest.errors import PipelineError, RunError
 from sparse_ingest.records import SparseRows
-from sparse_ingest.runs.shards import read_shard
+from sparse_ingest.runs.shards import ShardPart, read_shard
 
 
-def part(vectors: SparseRows, fields: list[str] | None = None, first_row: int = 0) -> SimpleNamespace:
+def part(vectors: SparseRows, fields: list[str] | None = None, first_row: int = 0) -> ShardPart:
     count = len(vectors.doc_ids)
-    return SimpleNamespace(
-        rows=np.arange(first_row, first_row + count, dtype=np.uint64), vectors=vectors, fields=fields or ["{}"] * count
-    )
+    rows = np.arange(first_row, first_row + count, dtype=np.uint64)
+    return ShardPart(rows, [bytes(16)] * count, vectors, fields or ["{}"] * count)
 
 
-def one(weights: list[float], token_ids: list[int], fields: str = "{}") -> SimpleNamespace:
+def one(weights: list[float], token_ids: list[int], fields: str = "{}") -> ShardPart:
     indptr = np.array([0, len(weights)], dtype=np.int64)
     vectors = SparseRows(["a"], indptr, np.array(token_ids, dtype=np.uint32), np.array(weights, dtype=np.float32))
     return part(vectors, [fields])
 
 
-def written(writer: BodyWriter, *parts: SimpleNamespace) -> str:
+def written(writer: BodyWriter, *parts: ShardPart) -> str:
     return b"".join(request.body for request in writer.requests(parts)).decode()
 
 
-def some_documents(count: int, first_row: int = 0) -> SimpleNamespace:
+def some_documents(count: int, first_row: int = 0) -> ShardPart:
     """Documents d0, d1, … of about 60 bytes, those with a number divisible by 5 without terms."""
     terms = np.array([0 if row % 5 == 0 else row % 3 + 1 for row in range(first_row, first_row + count)])
     vectors = SparseRows(
@@ -113,7 +111,7 @@ def test_a_field_that_takes_no_empty_vector_is_left_out(operation, expected) -> 
 def test_pandas_stays_out_of_memory(tmp_path) -> None:
     run = make_run(tmp_path / "run", shard_rows=100)
     script = (
-        "import sys; from pathlib import Path; from sparse_ingest.runs.shards import read_shard; "
+        "import sys; from pathlib import Path; from sparse_ingest.runs.shards import ShardPart, read_shard; "
         "from sparse_ingest.cluster.bodies import BodyWriter; "
         "requests = list(BodyWriter(['t'] * 999, 's').requests(read_shard(Path(sys.argv[1])))); "
         "assert requests and 'pandas' not in sys.modules"

@@ -17,7 +17,7 @@ from support.secure_proxy import secure_proxy
 from sparse_ingest.cli.indexing import index as group
 from sparse_ingest.cluster import indexes, installed
 from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
-from sparse_ingest.cluster.index_admin import CreateOptions, create, drop, show
+from sparse_ingest.cluster.index_admin import CreateOptions, create_index, drop_index, show_index
 from sparse_ingest.cluster.installed import Installed
 from sparse_ingest.errors import ClusterError, PipelineError, UsageError
 from sparse_ingest.pipeline import EncodeSettings, IndexSettings, Pipeline, packaged_folder
@@ -44,17 +44,17 @@ def made(client: Client, index_name: str) -> Iterator[str]:
 
 
 def made_with(client: Client, name: str, pipeline: Pipeline | None = None, **options):
-    return create(
+    return create_index(
         name, pipeline=pipeline or Pipeline(), connection=Connection(client.address), options=CreateOptions(**options)
     )
 
 
 def shown(client: Client, name: str):
-    return show(name, connection=Connection(client.address))
+    return show_index(name, connection=Connection(client.address))
 
 
 def dropped(client: Client, name: str, **options):
-    return drop(name, connection=Connection(client.address), **{**YES, **options})
+    return drop_index(name, connection=Connection(client.address), **{**YES, **options})
 
 
 def bodies() -> list[Path]:
@@ -214,13 +214,15 @@ def test_bodies_are_filled_with_field_model_and_the_pruning_of_encode() -> None:
 )
 def test_options_that_do_not_go_together_are_refused_before_the_server_is_asked(options, sentence) -> None:
     with pytest.raises(UsageError, match=sentence):
-        create("x", pipeline=Pipeline(), connection=Connection("http://127.0.0.1:1"), options=CreateOptions(**options))
+        create_index(
+            "x", pipeline=Pipeline(), connection=Connection("http://127.0.0.1:1"), options=CreateOptions(**options)
+        )
 
 
 def test_two_phase_is_refused_for_a_sparse_vector_field() -> None:
     pipeline = Pipeline(index=IndexSettings(kind="sparse_vector"))
     with pytest.raises(PipelineError, match="searches rank_features fields"):
-        create(
+        create_index(
             "x", pipeline=pipeline, connection=Connection("http://127.0.0.1:1"), options=CreateOptions(("two-phase",))
         )
 
@@ -329,16 +331,16 @@ def test_the_server_takes_each_of_our_rules(client: Client, made: str, rule: str
 def test_without_pipelines_no_right_on_the_cluster_is_needed(opensearch_url: str, index_name: str) -> None:
     with secure_proxy(opensearch_url, cluster_rights=False) as proxy:
         connection = Connection(proxy.url)
-        create(index_name, pipeline=Pipeline(), connection=connection)
-        assert show(index_name, connection=connection).ours
-        assert drop(index_name, connection=connection, **YES).documents == 0
+        create_index(index_name, pipeline=Pipeline(), connection=connection)
+        assert show_index(index_name, connection=connection).ours
+        assert drop_index(index_name, connection=connection, **YES).documents == 0
 
 
 def test_who_may_not_see_other_indexes_leaves_the_pipeline(client: Client, opensearch_url: str, made: str) -> None:
     made_with(client, made, search=("two-phase",))
     forbidden = {"error": {"type": "security_exception", "reason": "no permissions for [indices:monitor/settings/get]"}}
     with secure_proxy(opensearch_url, check=lambda one: (403, forbidden) if "/_all/" in one.path else None) as proxy:
-        report = drop(made, connection=Connection(proxy.url), **YES)
+        report = drop_index(made, connection=Connection(proxy.url), **YES)
     assert report.pipelines == []
     assert "stays: " in report.kept[0]
     assert "grant the right" in report.kept[0]

@@ -21,7 +21,7 @@ def journal(tmp_path: Path) -> Journal:
 
 def load(journal: Journal, shard: int, rows: int, dead: list[DeadLetter]) -> None:
     journal.begin({shard})
-    journal.bury(dead)
+    journal.record_dead(dead)
     journal.finish(shard, {"rows": rows, "acknowledged": rows - len(dead), "refused": len(dead)})
 
 
@@ -67,7 +67,7 @@ def test_a_file_that_is_one_torn_line_becomes_empty(journal: Journal) -> None:
 
 def test_letters_of_a_shard_without_a_line_do_not_count_and_go_when_it_begins_again(journal: Journal) -> None:
     load(journal, 1, 4, OTHER)
-    journal.bury(DEAD)
+    journal.record_dead(DEAD)
     assert list(journal.dead()) == OTHER
     load(journal, 0, 3, DEAD[:1])
     assert sorted(journal.dead()) == sorted(OTHER + DEAD[:1])

@@ -6,31 +6,33 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from sparse_ingest.cluster.client import Client, Connection, connect
-from sparse_ingest.cluster.preflight import MAX_REQUEST_BYTES, Rules, Survey, clashes, inspect, request_limit
+from sparse_ingest.cluster.preflight import (
+    MAX_REQUEST_BYTES,
+    IndexLimits,
+    PreflightReport,
+    check_documents,
+    clashes,
+    request_limit,
+)
 from sparse_ingest.cluster.scores import LOWEST_WEIGHT, weight_codes
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows
+from sparse_ingest.runs.checking import CheckedPart
 
 VOCABULARY = ["zero", "one", None, "three", "four"]
-RULES = Rules("sparse", VOCABULARY, {})
-
-
-class Part(NamedTuple):
-    vectors: SparseRows
-    fields: Sequence[str]
+LIMITS = IndexLimits("sparse", VOCABULARY)
 
 
 def part(
     documents: dict[str, list[tuple[int, float]]], fields: Sequence[str] | None = None, weights: type = np.float32
-) -> Part:
+) -> CheckedPart:
     rows = list(documents.values())
-    return Part(
+    return CheckedPart(
         SparseRows(
             list(documents),
             np.cumsum([0, *map(len, rows)], dtype=np.int64),
@@ -41,10 +43,10 @@ def part(
     )
 
 
-def refusal(*parts: Part, rules: Rules = RULES) -> list[str]:
+def refusal(*parts: CheckedPart, limits: IndexLimits = LIMITS) -> list[str]:
     """The lines of the error, without the first and the last."""
     with pytest.raises(RunError) as caught:
-        inspect(parts, rules)
+        check_documents(parts, limits)
     lines = str(caught.value).split("\n")
     assert lines[0] == "OpenSearch would refuse documents of this run, so nothing was sent."
     return [line.strip() for line in lines[1:-1]]
@@ -58,20 +60,21 @@ def client(opensearch_url: str) -> Iterator[Client]:
 
 def test_a_sound_run_gives_its_counts_and_a_histogram_of_its_weights() -> None:
     for kind in (np.float16, np.float32):
-        survey = inspect(
-            [part({"a": [(0, 0.5), (1, 1.5)], "empty": []}, weights=kind), part({"b": [(0, 0.5)]}, weights=kind)], RULES
+        report = check_documents(
+            [part({"a": [(0, 0.5), (1, 1.5)], "empty": []}, weights=kind), part({"b": [(0, 0.5)]}, weights=kind)],
+            LIMITS,
         )
-        assert isinstance(survey, Survey)
-        assert (survey.documents, survey.terms) == (3, 3)
+        assert isinstance(report, PreflightReport)
+        assert (report.documents, report.terms) == (3, 3)
         codes = weight_codes(np.array([0.5, 1.5]))
-        assert survey.codes[codes].tolist() == [2, 1]
-        assert survey.codes.sum() == 3
+        assert report.codes[codes].tolist() == [2, 1]
+        assert report.codes.sum() == 3
 
 
 @pytest.mark.parametrize("doc_id", ["", "x" * 513, "é" * 257, "😀" * 129])
 def test_ids_that_opensearch_refuses_are_named(doc_id: str) -> None:
     fitting = {"x" * 512: [(0, 1.0)], "😀" * 128: [(0, 1.0)]}
-    inspect([part(fitting)], RULES)
+    check_documents([part(fitting)], LIMITS)
     [line] = refusal(part({**fitting, doc_id: [(0, 1.0)]}))
     assert line.startswith(f"ids that are empty or longer than 512 bytes: '{doc_id[:80]}")
 
@@ -79,13 +82,13 @@ def test_ids_that_opensearch_refuses_are_named(doc_id: str) -> None:
 @pytest.mark.parametrize("weight", [0.0, -0.0, -1.0, 1e-40, np.nan, -np.nan, np.inf, -np.inf])
 def test_weights_that_opensearch_refuses_are_named_with_document_and_token(weight: float) -> None:
     good = [(0, LOWEST_WEIGHT), (1, 3.4e38)]
-    inspect([part({"a": good})], RULES)
+    check_documents([part({"a": good})], LIMITS)
     [line] = refusal(part({"a": good, "b": [(0, 1.0), (3, weight)]}))
     assert line == f"weights that are no finite numbers from 1.1754944e-38: 'b' token id 3 ({np.float32(weight):g})"
 
 
 def test_subnormal_float16_weights_are_fine() -> None:
-    inspect([part({"a": [(0, 6e-8)]}, weights=np.float16)], RULES)
+    check_documents([part({"a": [(0, 6e-8)]}, weights=np.float16)], LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -101,31 +104,31 @@ def test_weights_for_what_is_no_token_are_named(token: int, says: str) -> None:
 
 
 def test_a_token_twice_in_a_document_is_named_and_a_row_may_begin_with_any_id() -> None:
-    inspect([part({"a": [(3, 1.0), (4, 1.0)], "empty": [], "b": [(0, 1.0)], "c": [(0, 1.0)]})], RULES)
+    check_documents([part({"a": [(3, 1.0), (4, 1.0)], "empty": [], "b": [(0, 1.0)], "c": [(0, 1.0)]})], LIMITS)
     assert refusal(part({"a": [(3, 1.0)], "b": [(0, 1.0), (0, 2.0)], "c": [(3, 1.0), (1, 1.0)]})) == [
         "token ids that are not ascending, or stand twice in a document: 'b' (id 0), 'c' (id 1)"
     ]
 
 
 def test_two_ids_of_one_token_string_are_refused_except_where_ids_are_the_keys() -> None:
-    rules = replace(RULES, vocabulary=["zero", "same", "same"])
-    assert refusal(part({"a": [(0, 1.0)]}), rules=rules) == ["token strings that stand for two ids: 'same'"]
-    inspect([part({"a": [(1, 1.0), (2, 1.0)]})], replace(rules, kind="sparse_vector"))
+    limits = replace(LIMITS, vocabulary=["zero", "same", "same"])
+    assert refusal(part({"a": [(0, 1.0)]}), limits=limits) == ["token strings that stand for two ids: 'same'"]
+    check_documents([part({"a": [(1, 1.0), (2, 1.0)]})], replace(limits, kind="sparse_vector"))
 
 
 def test_a_token_longer_than_lucene_takes_is_refused_only_when_a_document_has_it() -> None:
-    rules = replace(RULES, vocabulary=["zero", "x" * 32_766, "x" * 32_767])
-    inspect([part({"a": [(0, 1.0), (1, 1.0)]})], rules)
-    assert refusal(part({"a": [(2, 1.0)]}), rules=rules) == ["tokens longer than 32766 bytes: 'a' (id 2)"]
+    limits = replace(LIMITS, vocabulary=["zero", "x" * 32_766, "x" * 32_767])
+    check_documents([part({"a": [(0, 1.0), (1, 1.0)]})], limits)
+    assert refusal(part({"a": [(2, 1.0)]}), limits=limits) == ["tokens longer than 32766 bytes: 'a' (id 2)"]
 
 
 def test_more_terms_than_lucene_can_add_up_are_refused() -> None:
     """Also tried on the server: 200,000 weights of 1.0 are refused, "too many tokens for field"."""
-    rules = replace(RULES, vocabulary=list(map(str, range(150_000))))
+    limits = replace(LIMITS, vocabulary=list(map(str, range(150_000))))
     code = int(weight_codes(np.array([1.0]))[0])
     most = (2**31 - 1) // code
-    inspect([part({"a": [(token, 1.0) for token in range(most)]})], rules)
-    [line] = refusal(part({"a": [(token, 1.0) for token in range(most + 1)]}), rules=rules)
+    check_documents([part({"a": [(token, 1.0) for token in range(most)]})], limits)
+    [line] = refusal(part({"a": [(token, 1.0) for token in range(most + 1)]}), limits=limits)
     assert line == f"documents with more terms than OpenSearch can add up: 'a' ({most + 1} terms)"
 
 
@@ -147,20 +150,22 @@ def test_a_carried_field_of_the_sparse_fields_name_is_a_clash(
 ) -> None:
     assert clashes(carried, field) is expected
     some = part({"a": [(0, 1.0)], "b": []}, ['{"text":"x"}', json.dumps(carried)])
-    rules = replace(RULES, field=field)
+    limits = replace(LIMITS, field=field)
     if expected:
-        [line] = refusal(some, rules=rules)
+        [line] = refusal(some, limits=limits)
         assert line.startswith(f"documents that carry a field {field!r}, the name of the sparse field")
         assert line.endswith(": 'b'")
     else:
-        inspect([some], rules)
+        check_documents([some], limits)
 
 
 def test_a_document_larger_than_a_request_may_be_is_named_with_its_size() -> None:
-    rules = replace(RULES, max_bytes=10_000)
+    limits = replace(LIMITS, max_bytes=10_000)
     text = json.dumps({"text": "x" * 9_900})
-    inspect([part({"a": [(0, 1.0)]}, [text])], rules)
-    [line] = refusal(part({"a": [(0, 1.0)], "b": [(0, 1.0)]}, [text, json.dumps({"text": "x" * 10_000})]), rules=rules)
+    check_documents([part({"a": [(0, 1.0)]}, [text])], limits)
+    [line] = refusal(
+        part({"a": [(0, 1.0)], "b": [(0, 1.0)]}, [text, json.dumps({"text": "x" * 10_000})]), limits=limits
+    )
     assert line == ("documents that are larger than the 10000 bytes that a request may have: 'b' (10021 bytes or more)")
 
 
@@ -178,7 +183,7 @@ def test_arrays_that_do_not_belong_together_are_a_damaged_run() -> None:
     broken = part({"a": [(0, 1.0), (1, 1.0)]})
     broken = broken._replace(vectors=broken.vectors._replace(weights=broken.vectors.weights[:1]))
     with pytest.raises(RunError, match="2 token ids and 1 weights for 1 documents. The run is damaged"):
-        inspect([broken], RULES)
+        check_documents([broken], LIMITS)
 
 
 def test_the_request_limit_is_the_clusters(client: Client) -> None:

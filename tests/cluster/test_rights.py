@@ -17,7 +17,7 @@ from sparse_ingest.cluster.client import Connection, ResponseError, connect
 from sparse_ingest.loading.load import load
 from sparse_ingest.loading.publish import publish, roll_back
 from sparse_ingest.pipeline import IndexSettings, Pipeline
-from sparse_ingest.searching.search import search_index
+from sparse_ingest.searching.index_search import search_index
 from sparse_ingest.verification.verify import verify
 
 DOCUMENTS = {f"d{number}": {"river": 0.5 + number / 8, "stone": 1.0} for number in range(7)}

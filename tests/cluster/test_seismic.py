@@ -11,12 +11,12 @@ import pytest
 
 from sparse_ingest.cluster import indexes, mappings, seismic
 from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
-from sparse_ingest.cluster.preflight import Survey
+from sparse_ingest.cluster.preflight import PreflightReport
 from sparse_ingest.cluster.reading import StoredReader
-from sparse_ingest.cluster.requests import seismic_body
+from sparse_ingest.cluster.requests import Engine, seismic_body
 from sparse_ingest.cluster.scores import stored_bytes, stored_weights, weight_codes
 from sparse_ingest.errors import PipelineError, UsageError
-from sparse_ingest.searching.search import Engine, search_index
+from sparse_ingest.searching.index_search import search_index
 
 CEILING, CEILING_SEARCH = 2.5, 16.0
 
@@ -190,9 +190,9 @@ def test_unknown_seismic_settings_are_refused() -> None:
         seismic_body({"1": 1.0}, field="sparse", size=3, settings={"n": 5})
 
 
-def survey(weights: np.ndarray, documents: int) -> Survey:
+def report_of(weights: np.ndarray, documents: int) -> PreflightReport:
     codes = np.bincount(weight_codes(weights), minlength=1 << 16)
-    return Survey(documents, len(weights), codes)
+    return PreflightReport(documents, len(weights), codes)
 
 
 def body(**parameters: object) -> dict[str, object]:
@@ -203,7 +203,7 @@ def body(**parameters: object) -> dict[str, object]:
 
 def test_the_ceiling_with_the_smallest_error_is_chosen() -> None:
     weights = np.random.default_rng(0).gamma(1.2, 0.6, 100_000).astype(np.float32)
-    ceiling = seismic.fit(body(), "sparse", survey(weights, 1000)).parameters["quantization_ceiling_ingest"]
+    ceiling = seismic.fit(body(), "sparse", report_of(weights, 1000)).parameters["quantization_ceiling_ingest"]
 
     def error(ceiling: float) -> float:
         return float(((stored_bytes(weights, ceiling) * ceiling / 255 - weights) ** 2).sum())
@@ -215,7 +215,7 @@ def test_the_ceiling_with_the_smallest_error_is_chosen() -> None:
 
 def test_what_is_clipped_is_counted_and_said() -> None:
     weights = np.array([0.5] * 99_990 + [40.0] * 10, dtype=np.float32)
-    fitted = seismic.fit(body(quantization_ceiling_ingest=3.0), "sparse", survey(weights, 1000))
+    fitted = seismic.fit(body(quantization_ceiling_ingest=3.0), "sparse", report_of(weights, 1000))
     assert fitted.parameters["quantization_ceiling_ingest"] == 3.0
     assert (fitted.clipped, fitted.clipped_share) == (10, 1e-4)
     assert "10 of 100000 weights (0.010%) are above it and clipped" in fitted.sentence
@@ -223,7 +223,9 @@ def test_what_is_clipped_is_counted_and_said() -> None:
 
 def test_what_the_body_names_stays_and_the_rest_is_fitted() -> None:
     weights = np.ones(100, dtype=np.float32)
-    fitted = seismic.fit(body(approximate_threshold=7, n_postings=9, cluster_ratio=0.2), "sparse", survey(weights, 10))
+    fitted = seismic.fit(
+        body(approximate_threshold=7, n_postings=9, cluster_ratio=0.2), "sparse", report_of(weights, 10)
+    )
     assert fitted.parameters == {
         "n_postings": 9,
         "cluster_ratio": 0.2,
@@ -233,9 +235,9 @@ def test_what_the_body_names_stays_and_the_rest_is_fitted() -> None:
         "quantization_ceiling_search": 16.0,
     }
     with pytest.raises(PipelineError, match="quantization_ceiling_ingest = 'much'"):
-        seismic.fit(body(quantization_ceiling_ingest="much"), "sparse", survey(weights, 10))
+        seismic.fit(body(quantization_ceiling_ingest="much"), "sparse", report_of(weights, 10))
     with pytest.raises(PipelineError, match="number_of_shards = 'two'"):
-        seismic.fit(body() | {"settings": {"number_of_shards": "two"}}, "sparse", survey(weights, 10))
+        seismic.fit(body() | {"settings": {"number_of_shards": "two"}}, "sparse", report_of(weights, 10))
 
 
 @pytest.mark.parametrize(("documents", "primaries"), [(1, 1), (100, 1), (100, 5), (1_000_000, 8), (10**9, 3)])

@@ -10,8 +10,8 @@ import pytest
 
 from sparse_ingest.cluster import indexes, settling
 from sparse_ingest.cluster.client import Client, Connection, ResponseError, UnreachableError, connect
-from sparse_ingest.cluster.durability import Durability
 from sparse_ingest.cluster.sending import BLOCKED, Retries
+from sparse_ingest.cluster.settling import Durability
 from sparse_ingest.errors import ClusterError
 
 FAST = Retries(attempts=4, base_s=0.001, cap_s=0.002)

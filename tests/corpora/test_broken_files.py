@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from support.forms import PACKED, STREAMED, content_of, packed
 
-from sparse_ingest.corpora.files import FieldNames, open_corpus
+from sparse_ingest.corpora.documents import FieldNames
+from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.corpora.sources import bad_document
 from sparse_ingest.errors import CorpusError
 

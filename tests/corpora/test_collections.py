@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparse_ingest.corpora.collections import read_qrels, read_queries
-from sparse_ingest.corpora.files import FieldNames, open_corpus
+from sparse_ingest.corpora.documents import FieldNames
+from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.errors import CorpusError
 from sparse_ingest.records import Query
 

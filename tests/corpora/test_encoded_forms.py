@@ -11,7 +11,7 @@ from support.checkpoints import make_masked_lm
 from support.forked import command
 from support.forms import FORMS, write_form
 
-from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.run import open_run
 
 WORDS = "the river stone cloud lamp sparse vector tree house bird ü é 日 本".split()
 

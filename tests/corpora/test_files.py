@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparse_ingest.corpora.files import FieldNames, open_corpus
+from sparse_ingest.corpora.documents import FieldNames
+from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.corpora.sources import START, Position, bad_document, refuse_repeated_ids
 from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.records import Document
@@ -515,7 +516,7 @@ def test_limit_small_has_46_documents():
 
 
 def test_a_file_without_line_feeds_is_refused_before_it_fills_the_memory(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("sparse_ingest.corpora.stored._MAX_LINE", 64)
+    monkeypatch.setattr("sparse_ingest.corpora.stored.MAX_LINE", 64)
     good = '{"_id": "1", "text": "' + "x" * 40 + '"}'
     assert len(good) == 64
     path = tmp_path / "c.jsonl"

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.forms import FORMS, INDEXED, STREAMED, write_form
 
-from sparse_ingest.corpora.files import FieldNames, open_corpus
+from sparse_ingest.corpora.documents import FieldNames
+from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.corpora.sources import START, Corpus, Position
 from sparse_ingest.corpora.stored import LocalFile
 from sparse_ingest.encoding.row_hash import RowHash

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from support.forms import packed
 
-from sparse_ingest.corpora.files import FieldNames, open_corpus
+from sparse_ingest.corpora.documents import FieldNames
+from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.errors import CorpusError, UsageError
 
 

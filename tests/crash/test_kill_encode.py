@@ -18,7 +18,7 @@ from support.checkpoints import make_masked_lm
 from support.forked import command, start
 from support.run_contents import contents, lasting
 
-from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.run import open_run
 from sparse_ingest.runs.shards import read_doc_ids
 
 SHARD_ROWS = 20

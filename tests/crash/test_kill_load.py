@@ -26,7 +26,7 @@ from sparse_ingest.loading.load import LoadReport, load, restore_settings
 from sparse_ingest.loading.publish import publish
 from sparse_ingest.local_server import process
 from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 from sparse_ingest.verification.verify import verify
 
 PROGRAM = Path(__file__).parents[1] / "support" / "killed_load.py"

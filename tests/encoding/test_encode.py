@@ -18,7 +18,7 @@ from support.run_contents import ROWS, VOLATILE, contents, documents, lasting, w
 
 from sparse_ingest.pruning import prune
 from sparse_ingest.records import SparseRows
-from sparse_ingest.runs.manifest import Run, SkippedRow, open_run
+from sparse_ingest.runs.run import Run, SkippedRow, open_run
 from sparse_ingest.runs.shards import read_shard, store_weights, text_hash
 
 

@@ -22,8 +22,8 @@ from sparse_ingest.encoding.row_hash import RowHash
 from sparse_ingest.models.documents import DocumentEncoder
 from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge
 from sparse_ingest.records import Document, SourceRow
-from sparse_ingest.runs.identity import canonical_json
-from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.manifest import canonical_json
+from sparse_ingest.runs.run import open_run
 
 ROWS = [{"_id": f"d{place}", "text": f"the river stone {place % 7} " * (place % 7)} for place in range(40)]
 LONG = "river stone cloud " * 30

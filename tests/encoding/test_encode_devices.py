@@ -16,12 +16,14 @@ from support.run_contents import contents, lasting
 
 from sparse_ingest.cli.encoding import EncodeProgress
 from sparse_ingest.corpora import sources as corpora
-from sparse_ingest.corpora.files import FieldNames, open_corpus
-from sparse_ingest.encoding.encode import EncodeOptions, encode
+from sparse_ingest.corpora.documents import FieldNames
+from sparse_ingest.corpora.files import open_corpus
+from sparse_ingest.encoding.encode import encode
+from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.errors import RunError, UsageError
 from sparse_ingest.executors import local as devices
 from sparse_ingest.pipeline import ModelSettings, Pipeline
-from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.run import open_run
 
 ROWS = [{"_id": str(place), "text": f"the river stone {place} " * (place % 7)} for place in range(200)]
 TOGETHER = ("manifest.json", "vocab.json", "complete.json")

@@ -13,7 +13,7 @@ from support.forked import Answer, command
 from support.run_contents import contents, documents, lasting, write
 
 from sparse_ingest.models.vectors import VectorMaker
-from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.run import open_run
 from sparse_ingest.runs.shards import read_shard
 
 ROWS = [{"_id": f"d{place}", "text": f"the river stone {place} " * (place % 9), "year": place} for place in range(40)]

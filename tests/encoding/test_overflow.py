@@ -23,9 +23,10 @@ from sparse_ingest.errors import ClusterError, PipelineError
 from sparse_ingest.loading.load import load
 from sparse_ingest.models.tokenizer import Cut, Layout, Tokenizer, _Reading
 from sparse_ingest.pipeline import ModelSettings, Pipeline
-from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.run import open_run
 from sparse_ingest.runs.shards import PART_ROWS, read_shard, text_hash
-from sparse_ingest.searching.search import search_index, search_run
+from sparse_ingest.searching.index_search import search_index
+from sparse_ingest.searching.run_search import search_run
 
 LONG = " ".join(WORDS[place * 7 % len(WORDS)] for place in range(150))
 TEXTS = ["the river stone", LONG, "", "bird " * 62, "bird " * 63, LONG[::-1], "lamp"]

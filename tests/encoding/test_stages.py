@@ -24,7 +24,7 @@ from sparse_ingest.encoding.stages import Ahead, Stages
 from sparse_ingest.models.documents import DocumentEncoder
 from sparse_ingest.models.memory import BudgetLowered
 from sparse_ingest.models.vectors import NotFinite, VectorMaker
-from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.run import open_run
 
 ROWS = [{"_id": f"d{place}", "text": f"the river stone {place % 9} " * (place % 7)} for place in range(60)]
 

@@ -26,7 +26,7 @@ from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.loading.load import LoadReport, load
 from sparse_ingest.pipeline import IndexSettings, Pipeline, packaged_folder
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 from sparse_ingest.verification.verify import verify
 
 Kind = Literal["rank_features", "sparse_vector"]

@@ -12,7 +12,7 @@ from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.cluster.journal import open_journal
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.pipeline import Pipeline, override
-from sparse_ingest.searching.search import search_index
+from sparse_ingest.searching.index_search import search_index
 from sparse_ingest.verification.verify import verify
 
 DOCUMENTS = {

@@ -34,7 +34,7 @@ from sparse_ingest.cluster.journal import open_journal
 from sparse_ingest.errors import ClusterError, Interrupted, RunError, UsageError
 from sparse_ingest.loading.publish import publish
 from sparse_ingest.pipeline import IndexSettings, Pipeline
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 
 KILLED_LOAD = Path(__file__).parents[1] / "support" / "killed_load.py"
 

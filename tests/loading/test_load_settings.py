@@ -13,7 +13,7 @@ from sparse_ingest.cluster import indexes, settings_guard
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.errors import ClusterError, Interrupted
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.load import load
 from sparse_ingest.loading.publish import PublishReport, publish, roll_back
 from sparse_ingest.pipeline import IndexSettings, Pipeline
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 
 
 @pytest.fixture

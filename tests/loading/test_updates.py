@@ -23,7 +23,7 @@ from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.errors import ClusterError, RunError
 from sparse_ingest.pipeline import IndexSettings, Pipeline
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 
 
 @pytest.fixture

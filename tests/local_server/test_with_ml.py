@@ -27,9 +27,10 @@ from support.servers import environment, random_free_port, server_home
 
 from sparse_ingest.cli.server import server
 from sparse_ingest.cluster.client import Client, Connection, connect
-from sparse_ingest.cluster.index_admin import CreateOptions, create, drop, show
+from sparse_ingest.cluster.index_admin import CreateOptions, create_index, drop_index, show_index
 from sparse_ingest.cluster.requests import neural_sparse_body
-from sparse_ingest.corpora.files import FieldNames, open_corpus
+from sparse_ingest.corpora.documents import FieldNames
+from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.local_server import download, process
 from sparse_ingest.models.encoder import query_encoder
 from sparse_ingest.pipeline import EncodeSettings, IndexSettings, ModelSettings, Pipeline
@@ -229,7 +230,7 @@ def test_what_the_server_encodes_meets_what_is_loaded(
     index = f"meets-{kind.replace('_', '-')}"
     pipeline = Pipeline(index=IndexSettings(kind=kind))
     options = CreateOptions(ingest="sparse-encoding", model_id=model_id, default=True)
-    create(index, pipeline=pipeline, connection=Connection(client.address), options=options)
+    create_index(index, pipeline=pipeline, connection=Connection(client.address), options=options)
     for doc_id, document in {
         "both": {"title": "Boundary layers", "text": "of a flat plate"},
         "text": {"text": "boundary layers of a flat plate"},
@@ -249,17 +250,19 @@ def test_what_the_server_encodes_meets_what_is_loaded(
     scores = {hit["_id"]: hit["_score"] for hit in hits}
     assert scores.keys() == {"both", "text", "loaded"}
     assert scores["both"] == scores["text"] == pytest.approx(scores["loaded"], rel=2**-7)
-    found = show(index, connection=Connection(client.address))
+    found = show_index(index, connection=Connection(client.address))
     assert (found.documents, found.ingest_pipeline) == (4, f"{index}-ingest")
     assert verify(run.path, index=index, connection=Connection(client.address), sample=None).same
-    assert drop(index, connection=Connection(client.address), sure=lambda _: True).pipelines == [f"{index}-ingest"]
+    assert drop_index(index, connection=Connection(client.address), sure=lambda _: True).pipelines == [
+        f"{index}-ingest"
+    ]
 
 
 def test_the_server_prunes_as_encode_says(client: Client, ours, model_id: str) -> None:
     index = "pruned"
     pipeline = Pipeline(encode=EncodeSettings(top_k=3), index=IndexSettings(source="keep"))
     options = CreateOptions(ingest="sparse-encoding", model_id=model_id)
-    create(index, pipeline=pipeline, connection=Connection(client.address), options=options)
+    create_index(index, pipeline=pipeline, connection=Connection(client.address), options=options)
     text = "experimental study of a wing in a propeller slipstream"
     client.call("PUT", f"/{index}/_doc/a", {"text": text}, params={"pipeline": f"{index}-ingest"})
     kept = client.call("GET", f"/{index}/_doc/a")["_source"]
@@ -272,7 +275,7 @@ def test_long_texts_become_passages_that_a_nested_query_finds(client: Client, ou
     index = f"passages-{kind.replace('_', '-')}"
     pipeline = Pipeline(index=IndexSettings(kind=kind))
     options = CreateOptions(ingest="text-chunking", model_id=model_id, default=True)
-    create(index, pipeline=pipeline, connection=Connection(client.address), options=options)
+    create_index(index, pipeline=pipeline, connection=Connection(client.address), options=options)
     long = " ".join(["boundary layer flow over a plate"] * 120 + ["helicopter"])
     for doc_id, text in (("long", long), ("short", "helicopter rotors"), ("empty", "")):
         client.call("PUT", f"/{index}/_doc/{doc_id}", {"text": text}, params={"refresh": "true"})
@@ -284,13 +287,13 @@ def test_long_texts_become_passages_that_a_nested_query_finds(client: Client, ou
     source = next(hit["_source"] for hit in found if hit["_id"] == "long")
     assert len(source["passages"]) > 1
     assert "passage_vectors" not in source
-    assert show(index, connection=Connection(client.address)).documents == 3
+    assert show_index(index, connection=Connection(client.address)).documents == 3
 
 
 def test_the_enricher_names_the_model_of_a_query_by_text(client: Client, ours, model_id: str) -> None:
     index = "enriched"
     options = CreateOptions(search=("neural-query-enricher", "two-phase"), model_id=model_id, default=True)
-    create(index, pipeline=Pipeline(), connection=Connection(client.address), options=options)
+    create_index(index, pipeline=Pipeline(), connection=Connection(client.address), options=options)
     weights = ours.encode(["wing flutter"])[0]
     client.call("PUT", f"/{index}/_doc/a", {"sparse": weights}, params={"refresh": "true"})
     by_text = {"neural_sparse": {"sparse": {"query_text": "wing flutter"}}}

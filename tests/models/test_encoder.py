@@ -26,6 +26,7 @@ from support.checkpoints import (
 )
 from support.families import DOCUMENTS, QUERIES, TWINS, Twin, assert_same, changed, reference_of
 from support.forked import command
+from support.reporters import Recorder
 from support.run_contents import documents, write
 from support.tables import write_table
 
@@ -33,9 +34,8 @@ from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.errors import CheckpointError, Interrupted, PipelineError, UsageError
 from sparse_ingest.models.encoder import SparseEncoder, query_encoder
 from sparse_ingest.pipeline import EncodeSettings, ModelSettings, Pipeline, QuerySettings
-from sparse_ingest.reporting import Reporter
-from sparse_ingest.runs.manifest import open_run
-from sparse_ingest.searching.query import weigh
+from sparse_ingest.runs.run import open_run
+from sparse_ingest.searching.query import query_weights
 
 shared = functools.cache(SparseEncoder)
 
@@ -287,7 +287,7 @@ def test_queries_are_pruned_as_search_prunes_them(plain: str, inference_free: st
         pipeline = Pipeline(ModelSettings(document=model), query=QuerySettings(top_k=3, max_ratio=0.1))
         text = "the river and the stone of water"
         encoder = SparseEncoder(pipeline)
-        assert encoder.encode_query(text) == weigh(text, pipeline) and len(encoder.encode_query(text)) <= 3
+        assert encoder.encode_query(text) == query_weights(text, pipeline) and len(encoder.encode_query(text)) <= 3
         assert len(encoder.encode_query(text, max_active_dims=4)) == 4
 
 
@@ -394,49 +394,35 @@ def test_documents_and_queries_may_be_encoded_at_the_same_time(plain: str) -> No
 # Progress
 
 
-class Heard(Reporter):
-    """What a stage reported; asks to stop after so many calls of `advance`."""
+class Heard(Recorder):
+    """Remembers what was begun, and the size of each step."""
 
-    def __init__(self, stop_after: int | None = None) -> None:
+    def __init__(self, *, stop_at: int | None = None) -> None:
+        super().__init__(self._add, stop_at=stop_at)
         self.begun: list[tuple[str, int | None]] = []
-        self.counts: list[int] = []
-        self.tokens = 0
-        self._stop_after = stop_after
+        self.steps: list[int] = []
 
     def begin(self, unit: str, total: int | None = None) -> None:
         self.begun.append((unit, total))
 
-    def expect(self, total: int) -> None:
-        raise AssertionError("the number of texts is known")
-
-    def advance(self, count: int, *, tokens: int = 0, detail: str = "") -> None:
-        self.counts.append(count)
-        self.tokens += tokens
-
-    def earlier(self, count: int) -> None:
-        raise AssertionError("nothing was done earlier")
-
-    def note(self, message: str) -> None:
-        raise AssertionError(message)
-
-    def stop_requested(self) -> bool:
-        return self._stop_after is not None and len(self.counts) >= self._stop_after
+    def _add(self, done: int) -> None:
+        self.steps.append(done)
 
 
 def test_a_reporter_hears_of_every_text(plain: str) -> None:
     encoder, heard = SparseEncoder(plain, batch_tokens=64), Heard()
     encoder.encode_document(TEXTS, progress=heard)
-    assert heard.begun == [("documents", len(TEXTS))]
-    assert sum(heard.counts) == len(TEXTS) and len(heard.counts) > 2 and heard.tokens > 150
+    assert heard.begun == [("documents", len(TEXTS))] and heard.notes == []
+    assert heard.done == len(TEXTS) and len(heard.steps) > 2
     encoder.encode_query(TEXTS, progress=heard)
-    assert heard.begun[1] == ("queries", len(TEXTS)) and sum(heard.counts) == 2 * len(TEXTS)
+    assert heard.begun[1] == ("queries", len(TEXTS)) and heard.done == 2 * len(TEXTS)
 
 
 def test_a_reporter_may_ask_to_stop(plain: str) -> None:
-    encoder, heard = SparseEncoder(plain, batch_tokens=64), Heard(stop_after=1)
+    encoder, heard = SparseEncoder(plain, batch_tokens=64), Heard(stop_at=1)
     with pytest.raises(Interrupted, match="Stopped on request"):
         encoder.encode_document(TEXTS, progress=heard)
-    assert len(heard.counts) == 1
+    assert len(heard.steps) == 1
     with pytest.raises(Interrupted, match="Stopped on request"):
         encoder.encode_query(TEXTS, progress=heard)
 

@@ -23,7 +23,7 @@ from sparse_ingest.errors import CheckpointError, MissingExtraError
 from sparse_ingest.models.encoder import query_encoder
 from sparse_ingest.models.pickles import read_table
 from sparse_ingest.pipeline import ModelSettings
-from sparse_ingest.searching.query import _model
+from sparse_ingest.searching.pipelines import _model
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from support.run_contents import contents
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.checkpoints.settings import resolve_settings
-from sparse_ingest.cli.demo_steps import passages
+from sparse_ingest.cli.demo import passages
 from sparse_ingest.cluster.scores import weight_codes
 from sparse_ingest.models.documents import DocumentEncoder
 from sparse_ingest.models.heads.compaction import Rules, Transfer

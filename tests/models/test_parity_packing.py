@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.checkpoints import ARCHITECTURES, PACKAGED, build_encoder, make_masked_lm
 
-from sparse_ingest.cli.demo_steps import passages
+from sparse_ingest.cli.demo import passages
 from sparse_ingest.cluster.scores import weight_codes
 from sparse_ingest.models.cpu import has_vnni
 

@@ -12,8 +12,8 @@ from support.checkpoints import make_masked_lm, make_router
 from sparse_ingest.cli.main import cli
 from sparse_ingest.models.encoder import query_encoder
 from sparse_ingest.pipeline import Pipeline, read_pipeline
-from sparse_ingest.runs.manifest import open_run
-from sparse_ingest.searching.query import pipeline_of_run
+from sparse_ingest.runs.run import open_run
+from sparse_ingest.searching.pipelines import pipeline_of_run
 
 TEXTS = ("the river and the stone", "a bird of fire", "water " * 60)
 QUERIES = ("river stone", "the Bird [UNK] \U0001f600", "water " * 60 + "stone")

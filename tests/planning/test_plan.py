@@ -19,17 +19,20 @@ from support.plans import DOCUMENTS, made_plan
 from support.runs import make_run
 
 from sparse_ingest.cluster.client import Client, Connection, connect
-from sparse_ingest.cluster.sizes import posting_bytes
+from sparse_ingest.cluster.requests import Engine
+from sparse_ingest.cluster.scores import posting_bytes
 from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError
 from sparse_ingest.evaluation.measures import measure
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import IndexSettings, Pipeline, read_pipeline
 from sparse_ingest.planning import drawing, outputs
-from sparse_ingest.planning.plan import PlanReport, plan
+from sparse_ingest.planning.plan import plan
+from sparse_ingest.planning.report import PlanReport
 from sparse_ingest.pruning import prune
 from sparse_ingest.runs.shards import read_documents
-from sparse_ingest.searching.query import weigh_many
-from sparse_ingest.searching.search import Engine, rank_index, rank_run
+from sparse_ingest.searching.index_search import rank_index
+from sparse_ingest.searching.query import many_query_weights
+from sparse_ingest.searching.run_search import rank_run
 
 Made = tuple[Any, Any, Any]
 
@@ -81,7 +84,7 @@ def test_the_chosen_point_is_what_the_index_then_shows(
     point = judged.choice.point
     assert point.documents and point.loss <= 0.05 and point.postings < 0.7 * judged.points[0].postings
     into(client, index_name, run, dict(point.documents))
-    asked = list(weigh_many(queries, judged.pipeline))
+    asked = list(many_query_weights(queries, judged.pipeline))
     ranked = list(rank_index(client, index_name, asked, Engine(), size=10))
     check_like_predicted(measure(ranked, qrels, ["nDCG@10"]).per_query["nDCG@10"], point, judged_order(queries))
     # The ten scores are those of the run, bit for bit; of equal ones at the border the index gives other documents.
@@ -156,14 +159,14 @@ def test_without_judgements_quality_is_what_is_found_of_the_truth(made: Made) ->
     assert (report.quality, report.full_quality) == ("overlap@10", 1.0)
     assert report.points[0].loss == 0 and report.points[0].overlap_100 == 1.0
     assert report.choice
-    point, whole = report.choice.point, list(weigh_many(queries, Pipeline(model=report.pipeline.model)))
+    point, whole = report.choice.point, list(many_query_weights(queries, Pipeline(model=report.pipeline.model)))
     # Each of equal scores at the border is right.
     truth = [
         {doc_id for doc_id, score in zip(one.doc_ids, one.scores, strict=True) if score >= one.scores[:10][-1]}
         for one in rank_run(run, whole, size=100, stored=True)
     ]
     pruned = rank_run(
-        run, list(weigh_many(queries, report.pipeline)), size=10, stored=True,
+        run, list(many_query_weights(queries, report.pipeline)), size=10, stored=True,
         prune=lambda vectors: prune(vectors, **point.documents),
     )  # fmt: skip
     shares = [len(right.intersection(one.doc_ids)) / 10 for right, one in zip(truth, pruned, strict=True)]

@@ -18,7 +18,8 @@ from support.tables import TOKENS, write_table
 from tokenizers import Tokenizer
 
 from sparse_ingest.cli.indexing import idf as command
-from sparse_ingest.corpora.files import FieldNames, open_corpus
+from sparse_ingest.corpora.documents import FieldNames
+from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.errors import CheckpointError, CorpusError, UsageError
 from sparse_ingest.models.encoder import query_encoder
 from sparse_ingest.pipeline import ModelSettings

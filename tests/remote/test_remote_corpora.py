@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from support.stores import SECRET, FaultyStore, put_folder, web_server
 
-from sparse_ingest.corpora.files import FieldNames, open_corpus
+from sparse_ingest.corpora.documents import FieldNames
+from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.corpora.sources import Corpus
 from sparse_ingest.errors import CorpusError, StorageError
 from sparse_ingest.storage.places import RemotePath

@@ -16,7 +16,7 @@ from support.forked import Answer, command, start
 from support.run_contents import contents, lasting, write
 from support.stores import FaultyStore, stored
 
-from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.run import open_run
 from sparse_ingest.storage.places import RemotePath
 from sparse_ingest.storage.scratch import ScratchFolder
 

@@ -14,7 +14,7 @@ from support.stores import FaultyStore, put_folder, stored, web_server
 from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.cluster.journal import DeadLetter, open_journal
 from sparse_ingest.errors import StorageError
-from sparse_ingest.runs.manifest import Run, open_run
+from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.storage.places import RemotePath
 from sparse_ingest.verification.verify import verify
 
@@ -108,7 +108,7 @@ def test_a_journal_in_a_store_holds_what_one_on_a_disk_would(bucket: str, tmp_pa
         journal = open_journal(place, "CLUSTER", "INDEX")
         assert journal.finished() == {} and list(journal.dead()) == []
         journal.begin({0, 1})
-        journal.bury(letters)
+        journal.record_dead(letters)
         if isinstance(place, RemotePath):
             assert stored(place) == {}, "letters of a shard that is not finished stay here"
         journal.finish(0, {"rows": 20, "acknowledged": 18, "refused": 2})

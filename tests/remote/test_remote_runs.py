@@ -17,9 +17,9 @@ from support.stores import FaultyStore, put_folder, stored, web_server
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.runs.checking import checked_parts
-from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.run import open_run
 from sparse_ingest.runs.shards import read_doc_ids, read_vectors
-from sparse_ingest.searching.search import search_run
+from sparse_ingest.searching.run_search import search_run
 from sparse_ingest.storage.places import RemotePath
 
 KEPT = ("manifest.json", "vocab.json", "complete.json", "shards/", "skipped/")

@@ -18,7 +18,7 @@ from support.run_contents import ROWS, write
 from support.runs import make_run
 from support.stores import FaultyStore, stored, web_server
 
-from sparse_ingest.runs.manifest import open_run
+from sparse_ingest.runs.run import open_run
 from sparse_ingest.storage.places import RemotePath
 
 HIDDEN = "hidden-3f9c"

@@ -15,7 +15,7 @@ from sparse_ingest.cluster.client import Connection, connect
 from sparse_ingest.errors import SparseIngestError
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import IndexSettings, Pipeline
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 
 SPARSE_VECTOR = Pipeline(index=IndexSettings(kind="sparse_vector"))
 

@@ -10,7 +10,7 @@ from support.runs import DOCUMENTS, make_run
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.runs.checking import checked_parts
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ import pytest
 from support.forked import command
 
 from sparse_ingest.pipeline import ModelSettings
-from sparse_ingest.runs.identity import canonical_json
 from sparse_ingest.runs.ids import find_duplicates
-from sparse_ingest.runs.manifest import Run, open_run
+from sparse_ingest.runs.manifest import canonical_json
+from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.runs.shards import read_doc_ids, read_shard, text_hash
 
 HERE = Path(__file__).parent
@@ -108,7 +108,7 @@ def test_text_hashes_are_those_of_the_corpus() -> None:
 
 def test_it_is_searched(run: Run) -> None:
     from sparse_ingest.models.encoder import query_encoder
-    from sparse_ingest.searching.search import search_run
+    from sparse_ingest.searching.run_search import search_run
 
     encoder = query_encoder(ModelSettings(document="package:cognition/model"))
     for question, doc_id in (

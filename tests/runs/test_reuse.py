@@ -14,8 +14,8 @@ from support.runs import WORDS, make_run
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows
 from sparse_ingest.runs import reuse, shards
-from sparse_ingest.runs.manifest import Run
 from sparse_ingest.runs.reuse import OldVectors, refuse_unlike
+from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_shard, shard_schema_of, text_hash, write_shard
 
 MANY = {

@@ -15,7 +15,7 @@ from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows
 from sparse_ingest.runs import changes
 from sparse_ingest.runs.changes import ChangeCounts, Changes
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_shard, shard_schema, shard_schema_of, take_rows, write_shard
 
 IDS = [f"doc {place} é" for place in range(12)]

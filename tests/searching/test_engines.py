@@ -31,8 +31,10 @@ from sparse_ingest.cluster.two_phase import two_phase_split, two_phase_window
 from sparse_ingest.errors import ClusterError, PipelineError, UsageError
 from sparse_ingest.pipeline import IndexSettings, Pipeline, QuerySettings
 from sparse_ingest.queries.weight_table import QueryWeights
-from sparse_ingest.runs.manifest import Run
-from sparse_ingest.searching.search import engine_of, rank_index, search_hybrid, search_index, search_run, search_words
+from sparse_ingest.runs.run import Run
+from sparse_ingest.searching.index_search import rank_index, search_hybrid, search_index, search_words
+from sparse_ingest.searching.pipelines import engine_of
+from sparse_ingest.searching.run_search import search_run
 
 SHARP = {"prune_type": "max_ratio", "prune_ratio": 0.4}
 EVEN = {"term": {"tag": "even"}}

@@ -18,18 +18,14 @@ from support.tables import TOKENS, write_table
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.indexes import Stamp
 from sparse_ingest.errors import ClusterError, MissingExtraError, RunError, UsageError
+from sparse_ingest.models.encoder import query_encoder
 from sparse_ingest.pipeline import IndexSettings, ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable
 from sparse_ingest.records import Query
-from sparse_ingest.runs.manifest import open_run
-from sparse_ingest.searching.query import (
-    pipeline_of_index,
-    pipeline_of_run,
-    query_encoder,
-    weigh,
-    weigh_many,
-)
-from sparse_ingest.searching.search import search_index
+from sparse_ingest.runs.run import open_run
+from sparse_ingest.searching.index_search import search_index
+from sparse_ingest.searching.pipelines import pipeline_of_index, pipeline_of_run
+from sparse_ingest.searching.query import many_query_weights, query_weights
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +45,13 @@ def test_a_checkpoint_with_a_table_is_asked_without_a_model(tmp_path: Path) -> N
 def test_weigh_prunes_and_tells_of_an_empty_query(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_table(tmp_path)
     pipeline = Pipeline(ModelSettings(document=str(tmp_path)), query=QuerySettings(top_k=1))
-    assert weigh("catch an exception", pipeline) == {"except": 4.75}
+    assert query_weights("catch an exception", pipeline) == {"except": 4.75}
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
-        assert weigh(TOKENS[2], pipeline) == {}
+        assert query_weights(TOKENS[2], pipeline) == {}
     assert "nothing can be found" in caplog.text
     with pytest.raises(UsageError, match="The query is empty"):
-        weigh(" \n", pipeline)
+        query_weights(" \n", pipeline)
 
 
 def test_many_queries_keep_their_order_and_the_empty_ones_are_told_at_the_end(
@@ -65,7 +61,7 @@ def test_many_queries_keep_their_order_and_the_empty_ones_are_told_at_the_end(
     pipeline = Pipeline(ModelSettings(document=str(tmp_path)), query=QuerySettings(top_k=1))
     texts = ["catch an exception", "zebra", "river", "", "catch"]
     queries = (Query(f"q{place}", text) for place, text in enumerate(texts))
-    weighed = list(weigh_many(queries, pipeline, batch=2))
+    weighed = list(many_query_weights(queries, pipeline, batch=2))
     assert weighed == [("q0", {"except": 4.75}), ("q1", {}), ("q2", {"river": 1.0}), ("q3", {}), ("q4", {"catch": 2.5})]
     assert "2 of 5 queries have no token with a weight, such as 'q1'" in caplog.text
 
@@ -101,7 +97,7 @@ def test_a_checkpoint_without_a_table_of_its_own_declaring_is_a_masked_lm(
     queries = ModuleType("sparse_ingest.models.queries")
     monkeypatch.setattr(queries, "build_query_encoder", lambda checkpoint, settings: FixedWeights(), raising=False)
     monkeypatch.setitem(sys.modules, "sparse_ingest.models.queries", queries)
-    assert weigh("any", Pipeline(ModelSettings(document=str(tmp_path)))) == {"river": 2.0}
+    assert query_weights("any", Pipeline(ModelSettings(document=str(tmp_path)))) == {"river": 2.0}
 
 
 def test_a_masked_lm_without_torch_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from support.runs import WORDS, make_run
 from sparse_ingest.pruning import prune
 from sparse_ingest.queries.weight_table import as_query_weights
 from sparse_ingest.searching import run_search as runs
-from sparse_ingest.searching.search import rank_run, search_run
+from sparse_ingest.searching.run_search import rank_run, search_run
 
 
 @pytest.fixture

@@ -12,10 +12,12 @@ from support.indexes import assert_same_hits, filled, random_documents, random_q
 from support.runs import make_run
 
 from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.requests import Engine
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.records import Query
-from sparse_ingest.runs.manifest import Run
-from sparse_ingest.searching.search import Engine, rank_index, rank_words, search_index, search_run, search_words
+from sparse_ingest.runs.run import Run
+from sparse_ingest.searching.index_search import rank_index, rank_words, search_index, search_words
+from sparse_ingest.searching.run_search import search_run
 
 
 @pytest.fixture(scope="module")

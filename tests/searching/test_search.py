@@ -13,14 +13,16 @@ from support.indexes import assert_same_hits, bits, fill, filled, random_documen
 from support.runs import DOCUMENTS, NASTY_TOKENS, make_run
 
 from sparse_ingest.cluster.client import Client, Connection, connect
-from sparse_ingest.cluster.explanations import explained_terms
+from sparse_ingest.cluster.reading import explained_terms
 from sparse_ingest.cluster.requests import bm25_body, rank_feature_body
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.queries.weight_table import as_query_weights
-from sparse_ingest.runs.manifest import Run
-from sparse_ingest.searching.search import Hit, TermShare, search_index, search_run
+from sparse_ingest.runs.run import Run
+from sparse_ingest.searching.hits import Hit, TermShare
+from sparse_ingest.searching.index_search import search_index
+from sparse_ingest.searching.run_search import search_run
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,11 @@ from support.runs import make_run
 from support.servers import environment, random_free_port, server_home
 
 from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.requests import Engine
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.local_server import download, process
-from sparse_ingest.searching.search import Engine, rank_index, search_hybrid, search_index, search_run
+from sparse_ingest.searching.index_search import rank_index, search_hybrid, search_index
+from sparse_ingest.searching.run_search import search_run
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,9 @@ from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.loading.load import LoadReport, load
 from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.runs.manifest import Run
-from sparse_ingest.verification.verify import VerifyReport, verify
+from sparse_ingest.runs.run import Run
+from sparse_ingest.verification.comparison import VerifyReport
+from sparse_ingest.verification.verify import verify
 from support.runs import make_run
 
 FAST = Retries(base_s=0.01, cap_s=0.1)

@@ -16,7 +16,7 @@ import numpy as np
 
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.queries.weight_table import QueryWeights, as_query_weights
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_shard
 from support.runs import NASTY_TOKENS
 

@@ -9,7 +9,7 @@ from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.loading.load import LoadReport, load
 from sparse_ingest.pipeline import IndexSettings, Pipeline
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 from support.runs import DOCUMENTS, make_run
 
 MANY = {f"d{number}": {"river": 0.5 + number / 64, "stone": 1 / (number + 1)} for number in range(60)}

@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from sparse_ingest.records import Query
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 from support.runs import make_run
 
 WORDS = [f"w{number}" for number in range(800)]

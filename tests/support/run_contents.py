@@ -6,7 +6,7 @@ import gzip
 import json
 from pathlib import Path
 
-from sparse_ingest.runs.manifest import Run
+from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_shard
 
 VOLATILE = {"versions", "device", "host", "seconds", "batch_tokens"}

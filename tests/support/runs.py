@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from sparse_ingest.records import SparseRows
-from sparse_ingest.runs.manifest import FORMAT, Manifest, Run, create_or_open_run, identity_of
+from sparse_ingest.runs.manifest import FORMAT, Manifest, identity_of
+from sparse_ingest.runs.run import Run, create_or_open_run
 from sparse_ingest.runs.shards import (
     PART_ROWS,
     ShardPart,

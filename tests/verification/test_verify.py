@@ -15,8 +15,9 @@ from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.errors import ClusterError, Interrupted, RunError
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import IndexSettings, Pipeline
-from sparse_ingest.runs.manifest import Run
-from sparse_ingest.verification.verify import VerifyReport, verify
+from sparse_ingest.runs.run import Run
+from sparse_ingest.verification.comparison import VerifyReport
+from sparse_ingest.verification.verify import verify
 
 TERMS = sum(len(terms) for terms in DOCUMENTS.values())
 

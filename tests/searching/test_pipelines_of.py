@@ -18,9 +18,8 @@ from sparse_ingest.cluster.client import Connection, connect
 from sparse_ingest.cluster.indexes import Stamp, vocabulary_hash
 from sparse_ingest.errors import ClusterError, RunError
 from sparse_ingest.pipeline import ModelSettings, Pipeline
-from sparse_ingest.runs.manifest import Run, open_run
-from sparse_ingest.searching.query import pipeline_of_index, pipeline_of_run
-from sparse_ingest.searching.stamps import other_model
+from sparse_ingest.runs.run import Run, open_run
+from sparse_ingest.searching.pipelines import other_model, pipeline_of_index, pipeline_of_run
 
 HASH = vocabulary_hash(TOKENS)
 

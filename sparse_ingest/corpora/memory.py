@@ -1,0 +1,192 @@
+"""Corpora in memory: the rows of a Python object, spooled to a file that other processes can read.
+
+In: an iterable of mappings, a DataFrame, an Arrow table or reader, or a `datasets` Dataset (containers.py). Out: a
+`Corpus` of one source. The rows are read once, in pieces, and written to a temporary file; memory stays flat. The file
+is in the folder for temporary files (TMPDIR) and is removed with the corpus, or when the process exits. A corpus can be
+pickled: other processes of this machine can read the file for as long as the first process keeps the corpus.
+
+The documents are those that the same rows give as a file of JSON lines. json_values.py lists how values that JSON lacks
+are converted; a value that cannot be converted makes a bad row.
+
+The identity is the number of rows and a SHA-256, which do not depend on the container. The hash covers one line for
+each row, in UTF-8 with a line feed: a JSON object (as `json_line` writes it) of the columns that documents are made of,
+sorted by name, or `null` for a row without one, since the text of a reason may change between releases. Other columns
+are not read and not hashed: adding one does not change the identity.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from sparse_ingest.corpora.containers import Choose, Column, Row, rows_in
+from sparse_ingest.corpora.documents import BadRow, FieldNames, json_object, needed_columns, shown, without_carried
+from sparse_ingest.corpora.files import open_corpus
+from sparse_ingest.corpora.json_values import Unreadable, json_line
+from sparse_ingest.corpora.sources import Corpus, Record
+from sparse_ingest.corpora.stored import MAX_LINE, Lines, LocalFile
+from sparse_ingest.errors import CorpusError, UsageError
+from sparse_ingest.storage.scratch import ScratchFolder
+
+_BLOCK_BYTES = 1 << 20  # of lines that are written at one time
+_LAYOUTS = 256  # different lists of column names that are cached; every mapping may have its own
+
+
+def corpus_of(
+    corpus: object, *, fields: FieldNames, format: str | None = None, columns: Sequence[str] | None = None
+) -> Corpus:
+    """Return the corpus that a value stands for: named files and datasets, or rows in memory.
+
+    Args:
+        corpus: a string or path, or a list or tuple of them (see `open_corpus`), or rows (see `memory_corpus`), or what
+            `open_corpus` returns.
+        fields: which columns make a document.
+        format: the format of every file; not for rows in memory.
+        columns: the names of the columns of csv and tsv files without a header; not for rows in memory.
+
+    Raises:
+        UsageError: the value is neither, or an empty list, or an option does not apply to it.
+    """
+    if isinstance(corpus, Corpus):
+        return corpus
+    if isinstance(corpus, (list, tuple)) and not corpus:
+        raise UsageError("The corpus is an empty list. Give rows, or the names of files.")
+    specs = corpus if isinstance(corpus, (list, tuple)) else [corpus]
+    if all(isinstance(spec, (str, os.PathLike)) for spec in specs):
+        names = [os.fsdecode(cast("str | os.PathLike[str]", spec)) for spec in specs]
+        return open_corpus(names, fields=fields, format=format, columns=columns)
+    if format is not None or columns is not None:
+        option = "format" if format is not None else "columns"
+        raise UsageError(f"{option} is for files; rows in memory have their own columns. Omit it.")
+    return memory_corpus(corpus, fields=fields)
+
+
+def memory_corpus(rows: object, *, fields: FieldNames) -> Corpus:
+    """Write rows to a temporary file and return the corpus that reads and owns it.
+
+    Args:
+        rows: an iterable of mappings, a pandas or polars DataFrame, an Arrow table, batch or reader (whatever has
+            `__arrow_c_stream__`), or a `datasets` Dataset or IterableDataset. They are read once; exceptions of the
+            iterable are not caught.
+        fields: which columns make a document.
+
+    Raises:
+        UsageError: `rows` is none of these.
+        CorpusError: the file cannot be written.
+    """
+    fields = without_carried(fields)
+    found = rows_in(rows, _choice(fields))
+    folder = ScratchFolder()
+    try:
+        path = folder.path / "rows.jsonl"
+        count, digest = _spool(found, path)
+        return Corpus((SpooledRows(LocalFile.found(path), count, digest, folder),), fields)
+    except BaseException:
+        folder.remove()  # now: the traceback keeps a reference to it
+        raise
+
+
+class SpooledRows:
+    """Rows in a file of this module's own format: one JSON object per line, or a string, the reason of a bad row.
+
+    An offset is a byte of the file. `owner` removes the file when it is collected; a pickled copy has none.
+    """
+
+    name = label = "memory"
+    unit = "row"
+    rereadable = True
+
+    def __init__(self, file: LocalFile, rows: int, sha256: str, owner: ScratchFolder | None = None) -> None:
+        self.bytes: int | None = file.bytes
+        self._file, self._rows, self._sha256, self._owner = file, rows, sha256, owner
+        self._lines = Lines(file)
+
+    def __reduce__(self) -> tuple[type[SpooledRows], tuple[LocalFile, int, str]]:
+        return SpooledRows, (self._file, self._rows, self._sha256)
+
+    def identity(self) -> dict[str, object]:
+        """The number of rows, and their hash."""
+        return {"name": self.name, "rows": self._rows, "sha256": self._sha256}
+
+    def passed(self, offset: int) -> int | None:
+        """The bytes of the file before the row at `offset`."""
+        return self._lines.passed(offset)
+
+    def records(self, offset: int, line: int) -> Iterator[Record]:
+        """Every row from `offset` on."""
+        for raw in self._lines.read(offset, line):
+            offset += len(raw)
+            line += 1
+            try:
+                columns, reason = (None, json.loads(raw)) if raw.startswith(b'"') else (json_object(raw), None)
+            except BadRow as bad:  # nested too deeply for the stack of this reader
+                columns, reason = None, str(bad)
+            yield Record(columns, reason, line - 1, offset, line, b"\\" not in raw)
+
+
+def _choice(fields: FieldNames) -> Choose:
+    """The columns of a row that are read, sorted by name."""
+
+    @functools.lru_cache(_LAYOUTS)
+    def choose(columns: tuple[object, ...]) -> list[Column] | Unreadable:
+        names = [str.__str__(name) if isinstance(name, str) else str(name) for name in columns]
+        kept = tuple(name for name in fields.keep if name in names)  # optional, as in JSON lines
+        try:
+            needed = needed_columns(names, replace(fields, keep=kept))
+        except BadRow as bad:
+            return Unreadable(str(bad))
+        for name in needed:
+            if (times := names.count(name)) > 1:
+                return Unreadable(f"the column {shown(name)} is there {times} times")
+        return [Column(name, names.index(name)) for name in sorted(needed)]
+
+    return choose
+
+
+def _spool(rows: Iterable[Row], path: Path) -> tuple[int, str]:
+    """Write the rows to a new file; return their number and their hash."""
+    digest = hashlib.sha256()
+    block = bytearray()
+    count = 0
+    with path.open("xb", buffering=0) as file:
+        for count, row in enumerate(rows, 1):  # noqa: B007
+            try:
+                line = _line_of(row)
+                digest.update(line)
+            except BadRow as bad:
+                line = json.dumps(str(bad)).encode() + b"\n"
+                digest.update(b"null\n")
+            block += line
+            if len(block) >= _BLOCK_BYTES:
+                _write(file, block)
+                block.clear()
+        _write(file, block)
+    return count, digest.hexdigest()
+
+
+def _line_of(row: Row) -> bytes:
+    if isinstance(row, Unreadable):
+        raise BadRow(row.reason)
+    line = json_line(row)
+    if len(line) >= MAX_LINE:
+        raise BadRow(f"the row has {len(line):,} bytes as JSON; less than {MAX_LINE:,} were expected")
+    return line
+
+
+def _write(file: io.FileIO, block: bytes | bytearray) -> None:
+    with memoryview(block) as left:
+        written = 0
+        try:
+            while written < len(left):
+                written += file.write(left[written:])
+        except OSError as error:
+            raise CorpusError(
+                f"{file.name!s} cannot be written: {error.strerror}. Free space there, or set TMPDIR to another folder."
+            ) from error

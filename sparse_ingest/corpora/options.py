@@ -1,0 +1,57 @@
+"""How a corpus is read: one frozen dataclass for the command line and the Python API."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from sparse_ingest.corpora.documents import FieldNames
+from sparse_ingest.pipeline import option
+
+if TYPE_CHECKING:
+    from sparse_ingest.corpora.sources import Corpus
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """Which columns make a document, and which rows are read. None: the column that the help text names."""
+
+    format: str | None = option(
+        None, "Format of the corpus whatever its suffix: jsonl, csv, tsv, msmarco, parquet or arrow", metavar="FORMAT"
+    )
+    columns: tuple[str, ...] | None = option(
+        None, "Names of the columns of csv and tsv files that have no header", metavar="A,B,C"
+    )
+    id_field: str | None = option(
+        None, "Column of the id; :row numbers the rows  [default: _id, else id]", metavar="NAME"
+    )
+    text_field: str | None = option(None, "Column of the text  [default: text]", metavar="NAME")
+    title_field: str | None = option(None, "Column of the title  [default: title, where there is one]", metavar="NAME")
+    keep: tuple[str, ...] = option((), "Carry this column into the run; may be repeated", metavar="FIELD")
+    no_text: bool = option(False, "Carry neither title nor text into the run")
+    limit: int | None = option(None, "Read only the first N rows")
+    on_bad_document: Literal["fail", "skip"] = option(
+        "fail", "Stop at a bad document, or omit it and name it in skipped/"
+    )
+
+    @property
+    def field_names(self) -> FieldNames:
+        """Which columns make a document."""
+        return FieldNames(self.id_field, self.text_field, self.title_field, self.keep, carry_text=not self.no_text)
+
+    def open(self, corpus: object) -> Corpus:
+        """Return the corpus that a stage was given: files and addresses, or rows in memory.
+
+        Raises:
+            CorpusError, UsageError: see `corpus_of`.
+        """
+        from sparse_ingest.corpora.memory import corpus_of
+
+        return corpus_of(corpus, fields=self.field_names, format=self.format, columns=self.columns)
+
+
+@dataclass(frozen=True)
+class IdfOptions(CorpusOptions):
+    """Options of `idf`: how the corpus is read, and whether a file that exists is replaced."""
+
+    force: bool = option(False, "Replace a file that exists")

@@ -1,0 +1,51 @@
+"""What a load is asked for: one frozen dataclass for the command line and the Python API."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sparse_ingest.pipeline import Pruning, option
+from sparse_ingest.storage.places import RemotePath
+
+# The rules that the first releases knew: they are in every stamp and journal line, others only where they are used.
+_FIRST_RULES = ("top_k", "max_ratio")
+
+
+@dataclass(frozen=True)
+class LoadOptions(Pruning):
+    """Options of `load`; the inherited ones prune the documents on their way into the index.
+
+    A field, kind or rule that is None is that of the pipeline.
+    """
+
+    field: str | None = option(None, "Name of the sparse field  [default: that of the pipeline, else sparse]")
+    kind: Literal["rank_features", "sparse_vector"] | None = option(None, "Type of the sparse field")
+    replace: bool = option(False, "Delete the index first, unless it is an unfinished load of this run")
+    from_scratch: bool = option(False, "With --replace: delete that one too")
+    partial: bool = option(False, "Load the finished shards of an unfinished run")
+    update: bool = option(False, "Add the vectors to documents that exist; leave the rest of them alone")
+    since: Path | RemotePath | str | None = option(
+        None, "Send only what differs from this run, which the index holds", metavar="OLD_RUN"
+    )
+    delete_missing: bool = option(False, "With --since: delete what OLD_RUN has and RUN lacks")
+    retry_dead: bool = option(False, "Send the documents that OpenSearch refused again")
+    merge: bool = option(False, "Merge every shard into one segment at the end")
+    max_rate: float | None = option(None, "Send at most this many documents/s", range=(0, math.inf))
+    tune: bool = option(False, "Also stop refreshes and replicas of an index that others made or search")
+    async_translog: bool = option(False, "Let the server confirm writes 5 s early; others may lose theirs")
+
+    @property
+    def pruning(self) -> dict[str, int | float | None]:
+        """The rules of this load, as `_meta` and the journal keep them."""
+        return {name: value for name, value in self.rules.items() if name in _FIRST_RULES or value is not None}
+
+
+@dataclass(frozen=True)
+class PublishOptions(LoadOptions):
+    """Options of a load behind an alias."""
+
+    drop_old: bool = option(False, "With --alias: delete the index that it served before")
+    replica_patience_s: float = 300.0

@@ -1,0 +1,373 @@
+"""A run folder: manifest, vocabulary, locks, and the markers of finished shards.
+
+Every file appears under its final name complete: temporary name, fsync, rename. The first process creates the manifest
+with exclusive create, and it never changes. A shard is done when its file in done/ exists. A lock is an
+`flock` on a file in locks/: the kernel releases it when its process dies, so a killed process leaves nothing behind.
+
+A run can also be in a store (s3://bucket/prefix). Each file is written there in one request, locks are leases
+(leases.py), and unfinished files are in a scratch folder of this machine. A run on the web (https://) is read-only. It
+must be complete, since a web server lists no files; journals of its loads are kept in the user's state folder.
+
+Not covered: the content of shards (shards.py) and of load/ (cluster/journal.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from sparse_ingest.errors import RunError
+from sparse_ingest.runs.leases import Leases
+from sparse_ingest.runs.manifest import FORMAT, Identity, Manifest, differences
+from sparse_ingest.storage.durable import sync_folder, write_atomic
+from sparse_ingest.storage.places import Place, RemotePath
+from sparse_ingest.storage.scratch import ScratchFolder, state_folder
+
+
+class SkippedRow(NamedTuple):
+    """A source row that `--on-bad-document skip` skipped. `line` counts from 1 within `file`."""
+
+    row: int
+    file: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a complete run holds, summed over its shards; `--json` prints these keys."""
+
+    run: str
+    run_id: str
+    shards: int
+    rows: int
+    terms: int
+    empty: int
+    truncated: int
+    skipped: int
+    underflow: int
+    windows: int = 0
+    reused: int = 0
+    deduplicated: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON has them."""
+        return asdict(self)
+
+
+class Run:
+    """A run folder that has a manifest."""
+
+    def __init__(self, path: Place, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._vocabulary: list[str | None] | None = None
+
+    @property
+    def loads(self) -> Place:
+        """The folder of the journals of this run's loads."""
+        if isinstance(self.path, RemotePath) and not self.path.writable:
+            return self._state / "load"
+        return self.path / "load"
+
+    def load_folders(self) -> Sequence[Place]:
+        """Return the folders of the journals, one for each index."""
+        loads = self.loads
+        if isinstance(loads, Path):
+            return sorted(loads.glob("*/*/"))
+        return [folder for cluster in loads.iterdir() for folder in cluster.iterdir()]
+
+    @property
+    def _state(self) -> Path:
+        """The folder on this machine for a run that cannot be written."""
+        return state_folder() / "runs" / self.manifest.run_id
+
+    @cached_property
+    def _scratch(self) -> ScratchFolder:
+        return ScratchFolder()
+
+    @cached_property
+    def _leases(self) -> Leases | None:
+        """The locks of a run in a store."""
+        return Leases(self.path / "locks") if isinstance(self.path, RemotePath) and self.path.writable else None
+
+    def shard_path(self, shard: int) -> Place:
+        """Return the final path of a shard."""
+        return self.path / "shards" / f"{part_name(shard)}.parquet"
+
+    def scratch_path(self, name: str) -> Path:
+        """Return the path of a temporary file on this machine. Hold a lock while you write it."""
+        if isinstance(self.path, RemotePath):
+            return self._scratch.path / name
+        folder = self.path / "tmp"
+        folder.mkdir(exist_ok=True)
+        return folder / name
+
+    def skipped_path(self, shard: int) -> Place:
+        """Return the path of the list of rows that a shard skipped."""
+        return self.path / "skipped" / f"{part_name(shard)}.jsonl"
+
+    def write_skipped(self, shard: int, rows: Sequence[SkippedRow]) -> None:
+        """Write the rows that a shard skipped. Without any, there is no file."""
+        path = self.skipped_path(shard)
+        if rows:
+            write_atomic(path, "".join(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows).encode())
+        else:
+            path.unlink(missing_ok=True)
+
+    def skipped(self, shard: int) -> list[SkippedRow]:
+        """Return the rows that a shard skipped."""
+        path = self.skipped_path(shard)
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        return [SkippedRow(**json.loads(line)) for line in lines]
+
+    def has_vocabulary(self) -> bool:
+        """Return False only if the process that created the run died between its first two files."""
+        return (self.path / "vocab.json").exists()
+
+    def vocabulary(self) -> list[str | None]:
+        """Return the token string of each id, None where an id has no token. The file is read only once."""
+        if self._vocabulary is None:
+            self._vocabulary = cast(list[str | None], _read_json(self.path / "vocab.json"))
+        return self._vocabulary
+
+    def done(self, shard: int) -> dict[str, Any] | None:
+        """Return the record of a finished shard, or None if the record or the shard is missing."""
+        record = _read_if_there(self.path / "done" / f"{part_name(shard)}.json")
+        return record if record is not None and self.shard_path(shard).exists() else None
+
+    def done_shards(self) -> list[int]:
+        """Return the numbers of the finished shards, ascending."""
+        if isinstance(self.path, RemotePath) and not self.path.listable:
+            complete = self.complete()
+            if complete is None:
+                raise RunError(
+                    f"{self.path} is not complete, and a web server does not say which shards are there. Copy the run "
+                    "to a folder, or wait until it is complete."
+                )
+            return list(range(complete["shards"]))
+        return sorted(int(path.stem.removeprefix("part-")) for path in (self.path / "done").glob("part-*.json"))
+
+    def totals(self) -> dict[str, int]:
+        """Return the number of finished shards, and the sums of the counts in their records."""
+        records = [record for shard in self.done_shards() if (record := self.done(shard))]
+        counts = ("rows", "nnz", "empty", "truncated", "skipped", "underflow", "windows", "reused", "deduplicated")
+        # Earlier releases did not count the last three.
+        return {"shards": len(records), **{name: sum(record.get(name, 0) for record in records) for name in counts}}
+
+    def rows_done(self) -> int:
+        """Source rows of the finished shards, those that were skipped included."""
+        records = (record for shard in self.done_shards() if (record := self.done(shard)))
+        return sum(record["next"][-1] - record["first_row"] for record in records)
+
+    def refuse_lost(self) -> None:
+        """Stop if another process has acquired a lock that this one held; see leases.py.
+
+        Raises:
+            RunError: a lock was lost.
+        """
+        if self._leases:
+            self._leases.refuse_lost()
+
+    def mark_done(self, shard: int, record: dict[str, Any]) -> None:
+        """Mark a shard as finished. Its file, and the one in skipped/, must exist."""
+        self.refuse_lost()
+        # In a store the first record stays: a process that has just lost its lock may have made other bytes.
+        exclusive = isinstance(self.path, RemotePath)
+        write_json(self.path / "done" / f"{part_name(shard)}.json", record, exclusive=exclusive)
+
+    def unmark_done(self, shard: int) -> None:
+        """Mark a shard as unfinished, before it is replaced."""
+        (self.path / "done" / f"{part_name(shard)}.json").unlink(missing_ok=True)
+        sync_folder(self.path / "done")
+
+    def complete(self) -> dict[str, Any] | None:
+        """Return the content of complete.json, or None while shards are missing."""
+        return _read_if_there(self.path / "complete.json")
+
+    @property
+    def report(self) -> RunReport:
+        """What the run holds.
+
+        Raises:
+            RunError: it is not complete.
+        """
+        complete = self.complete()
+        if complete is None:
+            raise RunError(f"{self.path} is not complete. Finish it with the same `sparse-ingest encode` command.")
+        counted = {key: value for key, value in complete.items() if key in RunReport.__dataclass_fields__}
+        return RunReport(str(self.path), self.manifest.run_id, **counted)
+
+    def mark_complete(self, record: dict[str, Any]) -> None:
+        """Mark the run as complete."""
+        self.refuse_lost()
+        write_json(self.path / "complete.json", record)
+
+    def sweep(self) -> None:
+        """Remove unfinished files of killed processes. Every shard must be done, so that no process writes one."""
+        if isinstance(self.path, RemotePath):
+            # A process that died after it wrote to done/ left its lock.
+            for lock in (self.path / "locks").glob("part-*.lock"):
+                lock.unlink(missing_ok=True)
+            return
+        for folder in (self.path, self.path / "done", self.path / "skipped"):
+            for path in folder.glob(".new-*"):
+                path.unlink(missing_ok=True)
+
+    def unmark_complete(self) -> None:
+        """Mark the run as incomplete, before a lost shard is encoded again."""
+        (self.path / "complete.json").unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[bool]:
+        """Hold the lock `name` for the block. Yield False if another process holds it."""
+        if self._leases:
+            held = self._leases.take(name)
+            try:
+                yield held
+            finally:
+                if held:
+                    self._leases.release(name)
+            return
+        folder = (self._state if isinstance(self.path, RemotePath) else self.path) / "locks"
+        folder.mkdir(exist_ok=True, parents=isinstance(self.path, RemotePath))
+        with (folder / f"{name}.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+
+def part_name(shard: int) -> str:
+    """Return the stem of a shard's files, such as `part-00000`."""
+    return f"part-{shard:05d}"
+
+
+def has_manifest(path: Place) -> bool:
+    """Return whether this folder contains a run, finished or not."""
+    return (path / "manifest.json").exists()
+
+
+def open_run(path: Place) -> Run:
+    """Open an existing run folder.
+
+    Raises:
+        RunError: there is no manifest, it is damaged, or its format is not the one this release reads.
+    """
+    manifest = path / "manifest.json"
+    if not has_manifest(path):
+        raise RunError(f"{path} is no run folder: it has no manifest.json. Make one with `sparse-ingest encode --out`.")
+    content = _read_json(manifest)
+    if not isinstance(content, dict) or not content.keys() >= {"format", "run_id", "identity", "shard_rows"}:
+        raise RunError(f"{manifest} is not the manifest of a run; it lacks format, run_id, identity or shard_rows.")
+    if content["format"] != FORMAT:
+        raise RunError(
+            f"{path} has run format {content['format']}; this release reads format {FORMAT}. "
+            "Use the release that made it, or a newer one."
+        )
+    return Run(path, Manifest(**{key: content.get(key, {}) for key in Manifest.__dataclass_fields__}))
+
+
+def create_or_open_run(path: Place, manifest: Manifest, vocabulary: Sequence[str | None]) -> Run:
+    """Create a run folder, or open an existing one with the same identity.
+
+    Raises:
+        RunError: the folder contains a run of another identity (each difference is named), or other files.
+    """
+    refuse_strangers(path)
+    path.mkdir(parents=True, exist_ok=True)
+    if not has_manifest(path):
+        write_json(path / "manifest.json", asdict(manifest), exclusive=True)
+    run = open_run(path)
+    refuse_differences(run, manifest.identity)
+    for folder in ("shards", "done", "skipped"):
+        (path / folder).mkdir(exist_ok=True)
+    if not (path / "vocab.json").exists():
+        write_json(path / "vocab.json", list(vocabulary))
+    return run
+
+
+def refuse_strangers(path: Place) -> None:
+    """Refuse a path that cannot become a run.
+
+    Raises:
+        RunError: it is a file, a web address, or a folder with other files and no manifest.
+    """
+    if isinstance(path, RemotePath):
+        if not path.writable:
+            raise RunError(f"{path} is a web address, which is for reading. Give --out a folder, or an s3:// address.")
+        if path.is_file():
+            raise RunError(f"{path} is a file; a run is a folder. Give --out an empty or new folder.")
+    for place in (path, *path.parents) if isinstance(path, Path) else ():
+        if place.exists() and not place.is_dir():
+            raise RunError(f"{place} is a file; a run is a folder. Give --out an empty or new folder.")
+    if (isinstance(path, RemotePath) or path.is_dir()) and not has_manifest(path):
+        strangers = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".new-"))
+        if strangers:
+            raise RunError(
+                f"{path} is not empty and holds no run (found {strangers[0]}). Give --out an empty or new folder."
+            )
+
+
+def refuse_differences(run: Run, identity: Identity) -> None:
+    """Refuse to continue a run with other settings.
+
+    Raises:
+        RunError: names both values of each setting that differs.
+    """
+    found = differences(run.manifest.identity, identity)
+    if found:
+        lines = "".join(f"\n  {d.setting}: the run has {d.stored!r}, asked is {d.asked!r}" for d in found)
+        raise RunError(
+            f"{run.path} was begun with other settings and cannot be continued with these:{lines}\n"
+            "Use the settings of the run, or another --out folder."
+        )
+
+
+def refuse_incomplete(run: Run, *, partial: bool = False) -> None:
+    """Refuse a run without complete.json, or with fewer shards than complete.json counts.
+
+    Args:
+        partial: accept a run without complete.json.
+
+    Raises:
+        RunError: the run is not complete, or has lost shards since it was.
+    """
+    complete, shards = run.complete(), len(run.done_shards())
+    if complete is None and not partial:
+        raise RunError(
+            f"{run.path} is not complete: {shards} shards are finished, complete.json is missing. "
+            "Finish it with the same `sparse-ingest encode` command, or load what is there with --partial."
+        )
+    if complete is not None and complete.get("shards", shards) != shards:
+        raise RunError(
+            f"{run.path} has lost shards: {shards} are in done/, complete.json says {complete['shards']}. Copy the run "
+            "anew, or delete complete.json and finish it with the same `sparse-ingest encode` command."
+        )
+
+
+def write_json(path: Place, value: object, *, exclusive: bool = False) -> None:
+    """Write JSON with `write_atomic`."""
+    text = json.dumps(value, ensure_ascii=False, indent=None if isinstance(value, list) else 1)
+    write_atomic(path, text.encode() + b"\n", exclusive=exclusive)
+
+
+def _read_if_there(path: Place) -> dict[str, Any] | None:
+    return cast(dict[str, Any] | None, _read_json(path, missing_ok=True))
+
+
+def _read_json(path: Place, *, missing_ok: bool = False) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        if missing_ok and isinstance(error, FileNotFoundError):
+            return None
+        raise RunError(f"{path} cannot be read: {error}. Restore it, or encode into a new folder.") from error

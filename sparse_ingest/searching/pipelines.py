@@ -1,0 +1,237 @@
+"""The model, field and engine that an index or a run is searched with.
+
+In: what a user asked for, and what the index's `_meta` or the run's manifest remembers. Out: a pipeline, and the
+engine of the index's field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from sparse_ingest.cluster.requests import Engine, choose_engine
+from sparse_ingest.errors import CheckpointError, ClusterError, RunError
+from sparse_ingest.pipeline import ModelSettings, Pipeline
+
+if TYPE_CHECKING:
+    from sparse_ingest.checkpoints.layouts import Checkpoint
+    from sparse_ingest.cluster.client import Client
+    from sparse_ingest.cluster.indexes import Index
+    from sparse_ingest.cluster.mappings import FieldKind
+    from sparse_ingest.runs.run import Run
+
+DEFAULT_FIELD = "sparse"
+WAY_OUT = "Leave out --model (and [model]) to search with the remembered one, or give --force."
+
+
+class QuerySide(NamedTuple):
+    """The checkpoint that queries are made with, as it is remembered."""
+
+    name: str
+    revision: str | None
+    sha256: str | None
+
+    def __str__(self) -> str:
+        if self.revision:
+            return f"{self.name} at revision {self.revision[:12]}"
+        return f"{self.name} (sha256 {self.sha256[:12]})" if self.sha256 else self.name
+
+
+def pipeline_of_run(given: Pipeline, run: Run, *, force: bool = False) -> Pipeline:
+    """Return the pipeline to search a run with: the run's own model unless another was given.
+
+    Raises:
+        RunError: no model is named, or, without `force`, another than the run's.
+    """
+    model = _model(given.model, run.manifest.model)
+    if model is None:
+        raise RunError(f"{run.path} does not say which model made it. Give --model or --pipeline.")
+    difference = None if force else other_model(given.model, run.manifest.model, run.vocabulary)
+    if difference:
+        raise RunError(f"{run.path} was made with another model than the one asked for: {difference}")
+    return replace(given, model=model)
+
+
+def indexed(client: Client, name: str) -> Index:
+    """Return the index that a name or alias stands for.
+
+    Raises:
+        UsageError: the name stands for several indexes.
+        ClusterError: there is none.
+    """
+    from sparse_ingest.cluster.indexes import find_index
+
+    found = find_index(client, name)
+    if found is None:
+        raise ClusterError(f"No index or alias {name!r} at {client.address}. Make it with `sparse-ingest load`.")
+    return found
+
+
+def pipeline_of_index(given: Pipeline, index: Index, name: str, *, force: bool = False) -> Pipeline:
+    """Return the pipeline to search an index with: model and field as its `_meta` has them unless others were given.
+
+    Raises:
+        ClusterError: there is no such sparse field, or no model is named, or, without `force`, another than that of
+            `_meta`.
+    """
+    stamp = index.stamp
+    model = _model(given.model, stamp.model if stamp else {})
+    if model is None:
+        raise ClusterError(
+            f"The index {name!r} was not loaded by sparse-ingest and does not say which model made it. "
+            "Give --model or --pipeline."
+        )
+    difference = None if force or not stamp else other_model(given.model, stamp.model, stamp.vocabulary_sha256)
+    if difference:
+        raise ClusterError(f"Index {name!r} was loaded with another model than the one asked for: {difference}")
+    # The stamp is what the load did; a pipeline only has a say when it names another field than the default.
+    stamped = stamp.field if stamp else DEFAULT_FIELD
+    field = given.index.field if given.index.field != DEFAULT_FIELD else stamped
+    kind = _kind_of_field(index.mappings, field, name, stamped)
+    return replace(given, model=model, index=replace(given.index, field=field, kind=kind))
+
+
+def engine_of(pipeline: Pipeline, client: Client | None = None, index: str | None = None) -> Engine:
+    """Return the engine that [query] and [index] name; with an index, its keys are checked against its stamp.
+
+    Raises:
+        PipelineError: the kind of field does not have the engine, or a setting of it is unknown.
+        ClusterError: the index was loaded with another vocabulary.
+    """
+    found = None
+    if client and index and pipeline.index.kind == "sparse_vector":
+        from sparse_ingest.cluster.indexes import find_index
+
+        found = find_index(client, index)
+    return engine_of_index(pipeline, found)
+
+
+def engine_of_index(pipeline: Pipeline, index: Index | None) -> Engine:
+    """Return the engine as `engine_of` does, for an index that was fetched already, or for none."""
+    settings, field, kind = pipeline.query, pipeline.index.field, pipeline.index.kind
+    name = choose_engine(settings, kind)
+    ceiling = _ceiling(index, field) if index and kind == "sparse_vector" else None
+    return Engine(name, field, kind, token_keys(pipeline, index), settings.two_phase, settings.seismic, ceiling)
+
+
+def _ceiling(index: Index, field: str) -> float | None:
+    from sparse_ingest.cluster.mappings import field_mapping
+    from sparse_ingest.cluster.seismic import parameters_of
+
+    mapped = field_mapping(index.mappings, field)
+    return float(parameters_of(mapped)["quantization_ceiling_search"]) if mapped else None
+
+
+def _kind_of_field(mappings: dict[str, Any], field: str, index: str, stamped: str) -> FieldKind:
+    """Of which kind a field is.
+
+    Raises:
+        ClusterError: it is none that a learned-sparse search can ask.
+    """
+    from sparse_ingest.cluster.mappings import field_mapping, sparse_field
+
+    mapped = field_mapping(mappings, field)
+    kind = (mapped or {}).get("type")
+    if kind in ("rank_features", "sparse_vector"):
+        return cast("FieldKind", kind)
+    found = f"the field {field!r} as {kind or 'object'}" if mapped else f"no field {field!r}"
+    there = stamped if field != stamped and field_mapping(mappings, stamped) else sparse_field(mappings)
+    way_out = f"it has {there!r}: give --set index.field={there}" if there else "it has none: load a run into it"
+    raise ClusterError(
+        f"Index {index!r} has {found}; a learned-sparse search needs a rank_features or sparse_vector field, and "
+        f"{way_out}."
+    )
+
+
+def token_keys(pipeline: Pipeline, index: Index | None = None) -> dict[str, str] | None:
+    """The key of each token in a sparse_vector field, its id on the document side; None for rank_features.
+
+    With an index, its stamp must name the same vocabulary.
+
+    Raises:
+        CheckpointError: the tokenizer of the document side cannot be read.
+        ClusterError: the index was loaded with another vocabulary, in which the ids mean other tokens.
+    """
+    name = pipeline.model.document or pipeline.model.query
+    if pipeline.index.kind != "sparse_vector" or not name:
+        return None
+    from sparse_ingest.checkpoints.layouts import read_checkpoint
+    from sparse_ingest.queries.weight_table import read_vocabulary
+
+    model = pipeline.model
+    revision = model.revision if model.document else None
+    vocabulary = read_vocabulary(read_checkpoint(name, revision, code=model.trust_remote_code).transformer)
+    if index and index.stamp:
+        from sparse_ingest.cluster.indexes import vocabulary_hash
+
+        if index.stamp.vocabulary_sha256 != vocabulary_hash(vocabulary):
+            raise ClusterError(
+                f"Index {index.name!r} is keyed by the token ids of another vocabulary than that of {name!r}, so a "
+                "query would ask for other words. Give the --model that the index was made with."
+            )
+    return {token: str(token_id) for token_id, token in enumerate(vocabulary) if token is not None}
+
+
+def _model(asked: ModelSettings, stored: Mapping[str, Any]) -> ModelSettings | None:
+    """The model that was asked for, or else the stored one, with single settings that were asked for on top."""
+    if asked.document:
+        return asked
+    # An index cannot grant trust in remote code to whoever searches it.
+    known = {field.name for field in fields(ModelSettings)} - {"trust_remote_code"}
+    if asked.query:  # what is stored of queries is another model's
+        stored = {key: stored[key] for key in ("document", "revision") if key in stored}
+    else:
+        stored = {**stored, **(stored.get("query_side") or {})}
+    model = ModelSettings(**{key: value for key, value in stored.items() if key in known})
+    default = asdict(ModelSettings())
+    model = replace(model, **{key: value for key, value in asdict(asked).items() if value != default[key]})
+    return model if model.document or model.query else None
+
+
+def remembered_side(stored: Mapping[str, Any]) -> QuerySide | None:
+    """The query side in a stamp or a manifest; None where it names no model."""
+    if stored.get("query"):
+        of_queries = stored.get("query_side") or {}
+        return QuerySide(str(stored["query"]), stored.get("query_revision"), of_queries.get("sha256"))
+    if stored.get("document"):
+        return QuerySide(str(stored["document"]), stored.get("revision"), stored.get("sha256"))
+    return None
+
+
+def other_model(
+    given: ModelSettings, stored: Mapping[str, Any], vocabulary: str | Callable[[], Sequence[str | None]]
+) -> str | None:
+    """What is different, with both models named; None when they are the same, or when only one is named at all.
+
+    `vocabulary` is that of the documents, or its hash.
+    """
+    name, there = given.query or given.document, remembered_side(stored)
+    if not name or there is None:
+        return None
+    from sparse_ingest.checkpoints.layouts import read_checkpoint
+
+    revision = given.query_revision if given.query else given.revision
+    checkpoint = read_checkpoint(name, revision, code=given.trust_remote_code)
+    if checkpoint.revision and (checkpoint.name, checkpoint.revision) == (there.name, there.revision):
+        return None
+    # The same files may lie in a folder here and on the hub there.
+    if there.sha256 in (checkpoint.sha256, None) and (there.sha256 or checkpoint.name == there.name):
+        return None
+    from sparse_ingest.cluster.indexes import vocabulary_hash
+
+    here = QuerySide(checkpoint.name, checkpoint.revision, checkpoint.sha256)
+    of_documents = vocabulary if isinstance(vocabulary, str) else vocabulary_hash(vocabulary())
+    same = _vocabulary_hash(checkpoint) == of_documents
+    rest = "its files are others" if same else "even its vocabulary is another, so its tokens mean other words"
+    return f"remembered is {there}, given is {here}; {rest}. {WAY_OUT}"
+
+
+def _vocabulary_hash(checkpoint: Checkpoint) -> str | None:
+    from sparse_ingest.cluster.indexes import vocabulary_hash
+    from sparse_ingest.queries.weight_table import read_vocabulary
+
+    try:
+        return vocabulary_hash(read_vocabulary(checkpoint.query.folder))
+    except CheckpointError:
+        return None

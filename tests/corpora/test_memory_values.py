@@ -1,0 +1,312 @@
+"""Values of rows in memory: JSON values stay, others are converted or make a bad row."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import json
+import subprocess
+import sys
+import uuid
+from decimal import Decimal
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sparse_ingest.corpora.documents import FieldNames
+from sparse_ingest.corpora.files import open_corpus
+from sparse_ingest.corpora.memory import memory_corpus
+from sparse_ingest.corpora.sources import Corpus
+
+FIELDS = FieldNames(keep=("kept",))
+
+
+class Color(enum.StrEnum):
+    RED = "red"
+
+
+class Size(enum.IntEnum):
+    BIG = 3
+
+
+def kept(rows: object) -> list:
+    """The kept field of each row as JSON text; the reason of a bad row."""
+    return [
+        row.document.fields.partition('"kept":')[2].removesuffix("}") if row.document else row.reason
+        for row, _ in memory_corpus(rows, fields=FIELDS).rows()
+    ]
+
+
+def row(value: object) -> dict[str, Any]:
+    return {"_id": "1", "text": "a", "kept": value}
+
+
+JULY = dt.datetime(2026, 7, 5, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (float("nan"), "null"),
+        (np.float32("nan"), "null"),
+        (pd.NA, "null"),
+        (pd.NaT, "null"),
+        (np.datetime64("NaT", "ns"), "null"),
+        (Decimal("NaN"), "null"),
+        ([1.5, float("nan"), {"a": pd.NA}], '[1.5,null,{"a":null}]'),
+        (np.int8(-3), "-3"),
+        (np.uint64(2**64 - 1), "18446744073709551615"),
+        (np.float64(0.1), "0.1"),
+        (np.float32(0.1), "0.10000000149011612"),
+        (np.bool_(True), "true"),
+        (np.str_("é"), '"é"'),
+        (np.array([[1, 2], [3, 4]]), "[[1,2],[3,4]]"),
+        (np.array([1.5, np.nan]), "[1.5,null]"),
+        (np.array(["a", None, 2**70], dtype=object), '["a",null,1180591620717411303424]'),
+        (np.array(["2026-07-05", "NaT"], dtype="datetime64[ns]"), '["2026-07-05T00:00:00",null]'),
+        (np.array(7), "7"),
+        (1.0, "1.0"),
+        (2**100, str(2**100)),
+        (JULY.date(), '"2026-07-05"'),
+        (JULY, '"2026-07-05T01:02:03"'),
+        (JULY.replace(microsecond=500, tzinfo=dt.UTC), '"2026-07-05T01:02:03.000500+00:00"'),
+        (pd.Timestamp(JULY, tz="Europe/Berlin"), '"2026-07-05T01:02:03+02:00"'),
+        (pd.Timestamp("2026-07-05T01:02:03.000000001"), '"2026-07-05T01:02:03.000000001"'),
+        (np.datetime64("1926-07-05T01:02:03.000000001"), '"1926-07-05T01:02:03.000000001"'),
+        (np.datetime64("2026-07-05"), '"2026-07-05"'),
+        (Decimal("27.90"), "27.9"),
+        (Decimal("-12345678901234567890123"), "-12345678901234567890123"),
+        (Decimal("1E+3"), "1000.0"),
+        ((1, "a"), '[1,"a"]'),
+        (Color.RED, '"red"'),
+        (Size.BIG, "3"),
+        ({1: {np.int64(2): []}}, '{"1":{"2":[]}}'),
+    ],
+)
+def test_a_value_that_json_lacks_is_converted(value: object, expected: str) -> None:
+    assert kept([row(value)]) == [expected]
+    if not isinstance(value, (list, dict, tuple)):
+        assert kept(pd.DataFrame({"_id": ["1"], "text": ["a"], "kept": pd.Series([value], dtype=object)})) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (b"raw", "a value of type bytes, which JSON does not have; make it a string or a number"),
+        (np.bytes_(b"raw"), "a value of type numpy.bytes_,"),
+        ([{"a": [b"raw"]}], "a value of type bytes,"),
+        ({1, 2}, "a value of type set,"),
+        (1j, "a value of type complex,"),
+        (uuid.UUID(int=1), "a value of type uuid.UUID,"),
+        (dt.time(1), "a value of type datetime.time,"),
+        (dt.timedelta(1), "a value of type datetime.timedelta,"),
+        (pd.Timedelta("1s"), "Timedelta,"),
+        (np.timedelta64(1, "s"), "a value of type numpy.timedelta64,"),
+        (np.array([(1, 2)], dtype="i4,i4"), "a value of type numpy.void,"),
+        (np.datetime64(10**15, "D"), "which datetime cannot hold"),
+        (pd.Period("2026"), "Period,"),
+        (float("inf"), "infinity, which JSON does not have"),
+        (np.array([-np.inf]), "infinity, which JSON does not have"),
+        (Decimal("1E+999"), '"1E+999", which is not a number in JSON, or beyond float64'),
+        ({1: "a", "1": "b"}, 'an object with the key "1" twice'),
+        ({True: "a"}, "an object with a key of type bool; strings or whole numbers were expected"),
+        (Decimal("7" * 5000), "a number that is too long: Exceeds the limit"),
+        ([10**5000], "a number that is too long: Exceeds the limit"),
+        (int.__lshift__, "which JSON does not have"),
+    ],
+)
+def test_a_value_that_cannot_be_converted_makes_a_bad_row_that_names_column_and_type(value: object, found: str) -> None:
+    good = row("good")
+    before, reason, after = kept([good, row(value), good])
+    assert (before, after) == ('"good"', '"good"')
+    assert reason.startswith('the column "kept" holds ') and found in reason
+
+
+def test_a_list_that_contains_itself_makes_a_bad_row() -> None:
+    value: list = []
+    value.append(value)
+    assert kept([row(value)]) == ['the column "kept" holds a value that is nested too deeply']
+
+
+def test_an_id_may_be_a_whole_number_of_any_kind() -> None:
+    rows = [{"_id": value, "text": "a"} for value in (7, np.int32(7), np.uint64(2**64 - 1), 2**70, True, 7.0, np.nan)]
+    read = [
+        (row.document and row.document.id, row.reason) for row, _ in memory_corpus(rows, fields=FieldNames()).rows()
+    ]
+    assert [doc_id for doc_id, _ in read] == ["7", "7", str(2**64 - 1), str(2**70), None, None, None]
+    assert read[5][1] == 'the id in "_id" is 7.0; a non-empty string or a whole number was expected'
+
+
+# Any JSON
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+numbers = st.integers(-(1 << 70), 1 << 70) | finite | st.sampled_from([-0.0, 1e16, 1e-7, 2**63, 2**64, -(2**63) - 1])
+strings = st.text(st.characters(), max_size=8)  # with halves of surrogate pairs
+values = st.recursive(
+    st.none() | st.booleans() | numbers | strings,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(strings, inner, max_size=3),
+    max_leaves=6,
+)
+json_rows = st.lists(
+    st.fixed_dictionaries(
+        {}, optional={"_id": strings | numbers | st.none(), "title": values, "text": strings | values, "kept": values}
+    ),
+    max_size=6,
+)
+
+
+def all_rows(corpus: Corpus) -> list:
+    return [(row.row, row.document, row.reason) for row, _ in corpus.rows()]
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=json_rows)
+def test_json_values_give_the_documents_that_their_lines_give(tmp_path: Path, rows: list) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    # Among several faults of a row either may be named.
+    expected = [document for _, document, _ in all_rows(open_corpus([str(path)], fields=FIELDS))]
+    assert [document for _, document, _ in all_rows(memory_corpus(rows, fields=FIELDS))] == expected
+
+
+# Types of columns
+
+
+def test_a_column_of_whole_numbers_with_gaps_is_what_pandas_holds() -> None:
+    frame = pd.DataFrame({"_id": ["1", "2"], "text": ["a", "b"], "kept": [1, None]})
+    assert kept(frame) == ["1.0", "null"]
+    assert kept(frame.astype({"kept": "Int64"})) == ["1", "null"]
+    assert kept(frame.astype({"kept": "category"})) == ["1.0", "null"]
+
+
+TYPED = {
+    "date": (pa.date32(), [JULY.date(), None], ['"2026-07-05"', "null"]),
+    "moment": (pa.timestamp("us"), [JULY, None], ['"2026-07-05T01:02:03"', "null"]),
+    "zoned": (
+        pa.timestamp("ns", "Europe/Berlin"),
+        [JULY.replace(tzinfo=dt.UTC), None],
+        ['"2026-07-05T03:02:03+02:00"', "null"],
+    ),
+    "nanoseconds": (pa.timestamp("ns"), [1, None], ['"1970-01-01T00:00:00.000000001"', "null"]),
+    "decimal": (pa.decimal128(30, 2), [Decimal("27.90"), None], ["27.9", "null"]),
+    "float": (pa.float32(), [0.1, float("nan")], ["0.10000000149011612", "null"]),
+    "structs": (
+        pa.list_(pa.struct({"a": pa.timestamp("s")})),
+        [[{"a": JULY}, None], []],
+        ['[{"a":"2026-07-05T01:02:03"},null]', "[]"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_typed_columns_mean_the_same_in_every_container(name: str) -> None:
+    type_, content, expected = TYPED[name]
+    table = pa.table({"_id": ["1", "2"], "text": ["a", "b"], "kept": pa.array(content, type_)})
+    forms = [table, table.to_pandas(types_mapper=pd.ArrowDtype), datasets.Dataset(table), table.to_pylist()]
+    if name != "structs":  # which pandas holds as arrays
+        forms.append(table.to_pandas())
+    if find_spec("polars"):
+        forms.append(import_module("polars").from_arrow(table))
+    for form in forms:
+        assert kept(form) == expected, type(form)
+    assert len({str(memory_corpus(form, fields=FIELDS).identity()) for form in forms}) == 1
+
+
+def test_maps_of_arrow_are_objects() -> None:
+    inner = pa.map_(pa.string(), pa.list_(pa.int64()))
+    type_ = pa.struct({"m": pa.list_(pa.map_(pa.int32(), inner))})
+    content = [{"m": [[(7, [("a", [1]), ("b", None)])], []]}, {"m": None}, None]
+    table = pa.table({"_id": ["1", "2", "3"], "text": ["a", "b", "c"], "kept": pa.array(content, type_)})
+    expected = ['{"m":[{"7":{"a":[1],"b":null}},{}]}', '{"m":null}', "null"]
+    assert kept(table) == expected
+    assert kept(table.to_pandas(types_mapper=pd.ArrowDtype)) == expected
+
+
+def test_a_map_that_cannot_be_an_object_makes_a_bad_row() -> None:
+    for type_, content, found in [
+        (pa.map_(pa.string(), pa.int64()), [[("a", 1), ("a", 2)]], "a map with a key that is there twice"),
+        (pa.map_(pa.float64(), pa.int64()), [[(1.5, 1)]], "a key of type float"),
+        (pa.map_(pa.struct({"a": pa.int64()}), pa.int64()), [[({"a": 1}, 1)]], "whose keys JSON does not have"),
+    ]:
+        table = pa.table({"_id": ["1"], "text": ["a"], "kept": pa.array(content, type_)})
+        (reason,) = kept(table)
+        assert found in reason
+
+
+def test_a_value_of_arrow_that_python_cannot_read_makes_a_bad_row() -> None:
+    moments = pa.array([0, 10**18, None], pa.timestamp("s"))
+    table = pa.table({"_id": ["1", "2", "3"], "text": ["a", "b", "c"], "kept": moments})
+    first, reason, last = kept(table)
+    assert (first, last) == ('"1970-01-01T00:00:00"', "null")
+    assert reason.startswith('the column "kept" holds a value of type timestamp[s] that Python cannot read: ')
+    raw = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
+    first, reason, last = kept(table.set_column(2, "kept", raw))
+    assert (first, last) == ('"a"', '"c"')
+    assert reason.startswith('the column "kept" holds a value of type string that Python cannot read: ')
+
+
+def test_every_type_of_strings_is_read() -> None:
+    content = {
+        "dictionary": pa.array(["x", "y", "x"]).dictionary_encode(),
+        "view": pa.array(["x", "y", "x"], pa.string_view()),
+        "large": pa.array(["x", "y", "x"], pa.large_string()),
+    }
+    for array in content.values():
+        table = pa.table({"_id": ["1", "2", "3"], "text": ["a", "b", "c"], "kept": array})
+        assert kept(table) == ['"x"', '"y"', '"x"']
+
+
+def test_columns_of_polars_that_arrow_lacks_are_read() -> None:
+    polars = pytest.importorskip("polars")
+    frame = {"_id": polars.Series([7, "007"], dtype=polars.Object), "text": ["a", "b"]}
+    frame = polars.DataFrame({**frame, "kept": polars.Series([2**100, None], dtype=polars.Int128)})
+    assert kept(frame) == [str(2**100), "null"]
+    rows = memory_corpus(frame, fields=FieldNames()).rows()
+    assert [row.document.id for row, _ in rows] == ["7", "007"]
+    assert kept(polars.DataFrame({"_id": ["1"], "text": ["a"], "kept": [b"raw"]}))[0].startswith(
+        'the column "kept" holds a value of type bytes'
+    )
+
+
+def test_a_json_feature_of_a_dataset_is_its_value() -> None:
+    if not hasattr(datasets, "Json"):
+        pytest.skip("this release of datasets has no Json feature")
+    text = datasets.Value("string")
+    features = datasets.Features({"_id": text, "text": text, "kept": datasets.Json()})
+    rows = [row({"a": 1}), row([1, "b"])]
+    assert kept(datasets.Dataset.from_list(rows, features=features)) == ['{"a":1}', '[1,"b"]']
+
+
+def test_a_generated_dataset_may_hold_values_of_several_types() -> None:
+    rows = [row(1), row("x"), row({"a": None}), {"_id": "4", "text": "d"}]
+    generated = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    assert kept(generated) == ["1", '"x"', '{"a":null}', ""]
+
+
+@pytest.mark.parametrize(
+    ("container", "libraries"),
+    [
+        ("rows", {"pandas", "polars", "datasets", "torch"}),
+        ("pyarrow.Table.from_pylist(rows)", {"polars", "datasets", "torch"}),  # pyarrow imports pandas
+    ],
+)
+def test_libraries_whose_containers_are_not_used_are_not_imported(container: str, libraries: set) -> None:
+    program = (
+        "import sys, pyarrow\n"
+        "from sparse_ingest.corpora.files import FieldNames\n"
+        "from sparse_ingest.corpora.memory import memory_corpus\n"
+        "rows = [{'_id': '1', 'text': 'a', 'kept': float('nan')}]\n"
+        f"memory_corpus({container}, fields=FieldNames(keep=('kept',)))\n"
+        f"print(set(sys.modules) & {libraries})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -1,0 +1,36 @@
+"""A reporter that remembers what a stage reported, and calls the test back while the stage runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sparse_ingest.reporting import SilentReporter
+
+
+class Recorder(SilentReporter):
+    """`notes` are the messages, `done` the units so far, those of earlier starts included.
+
+    `meanwhile` is called with `done` after each step; `stop_at` asks to stop when so many units are done.
+    """
+
+    def __init__(self, meanwhile: Callable[[int], object] | None = None, *, stop_at: int | None = None) -> None:
+        self.notes: list[str] = []
+        self.done = 0
+        self._meanwhile, self._stop_at = meanwhile, stop_at
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def earlier(self, count: int) -> None:
+        self._step(count)
+
+    def advance(self, count: int, *, tokens: int = 0, detail: str = "") -> None:
+        self._step(count)
+
+    def stop_requested(self) -> bool:
+        return self._stop_at is not None and self.done >= self._stop_at
+
+    def _step(self, count: int) -> None:
+        self.done += count
+        if self._meanwhile is not None:
+            self._meanwhile(self.done)
