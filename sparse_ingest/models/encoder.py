@@ -1,4 +1,4 @@
-"""Texts to sparse vectors in memory: `SparseEncoder`, and `query_encoder`, which turns queries into weights.
+"""`SparseEncoder`: texts to sparse vectors in memory.
 
 In: a model, and texts. Out: `SparseVectors` (sparse_vectors.py), or a dictionary from token to weight. A weight table
 needs no torch; a masked LM is built when it is first used. A corpus is encoded into a run by encoding/encode.py.
@@ -6,19 +6,20 @@ needs no torch; a masked LM is built when it is first used. A corpus is encoded 
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args, overload
 
+import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
 from sparse_ingest.checkpoints.settings import resolve_pipeline, resolve_query_settings
 from sparse_ingest.checkpoints.sides import WeightTableSide
-from sparse_ingest.errors import CheckpointError, MissingExtraError, UsageError
+from sparse_ingest.errors import CheckpointError, UsageError
+from sparse_ingest.models.query_encoders import build_weight_table, query_checkpoint, require_torch
 from sparse_ingest.models.sparse_vectors import SparseVectors, Vectors, as_vectors, similarity, whole_number
 from sparse_ingest.models.text_windows import (
     WINDOW_CHARACTERS,
@@ -28,13 +29,11 @@ from sparse_ingest.models.text_windows import (
     reporting,
 )
 from sparse_ingest.pipeline import Dtype, ModelSettings, Pipeline, pipeline_named, refuse_lone_stride
-from sparse_ingest.queries.weight_table import QueryEncoder, QueryWeights, WeightTable, prune_query, read_vocabulary
+from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, prune_query, read_vocabulary
 from sparse_ingest.records import in_batches
 from sparse_ingest.reporting import Reporter
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from sparse_ingest.models.queries import MaskedLMQueryEncoder
 
 QUERIES_AT_ONCE = 256  # texts between two reports of progress
@@ -256,7 +255,7 @@ class SparseEncoder:
         return self._queries
 
     def _build_documents(self) -> DocumentSide:
-        _require_torch("Encoding documents")
+        require_torch("Encoding documents")
         from sparse_ingest.models.documents import DocumentEncoder, choose_device
 
         checkpoint = self._read_checkpoint()
@@ -273,15 +272,15 @@ class SparseEncoder:
 
     def _build_queries(self) -> _QuerySide:
         model = self._pipeline.model
-        checkpoint = _query_checkpoint(model) if model.query else self._read_checkpoint()
+        checkpoint = query_checkpoint(model) if model.query else self._read_checkpoint()
         # The limit of the checkpoint is applied here, where a call may replace it.
         unlimited = replace(checkpoint, max_active_dims=None)
         settings = resolve_query_settings(model, checkpoint)
         encoder: WeightTable | MaskedLMQueryEncoder
         if isinstance(checkpoint.query, WeightTableSide):
-            encoder = _weight_table(unlimited, settings)
+            encoder = build_weight_table(unlimited, settings)
         else:
-            _require_torch(f"The query side of {checkpoint.name}, a masked LM,")
+            require_torch(f"The query side of {checkpoint.name}, a masked LM,")
             encoder = self._build_masked_lm(unlimited, settings)
         return _QuerySide(encoder, checkpoint, None if model.query else checkpoint.transformer)
 
@@ -340,45 +339,3 @@ class _QuerySide:
             return own
         weighted = set(self.encoder.table()) if isinstance(self.encoder, WeightTable) else {*own} - {None}
         return of_documents if weighted.issubset(of_documents) else own
-
-
-def query_encoder(model: ModelSettings) -> QueryEncoder:
-    """Build the query encoder of a model: its weight table where the checkpoint has one, otherwise its masked LM.
-
-    Raises:
-        UsageError: no model is named.
-        MissingExtraError: the checkpoint needs torch, which is not installed.
-    """
-    checkpoint = _query_checkpoint(model)
-    if isinstance(checkpoint.query, WeightTableSide):
-        return _weight_table(checkpoint, resolve_query_settings(model, checkpoint))
-    _require_torch(f"The query side of {checkpoint.name}, a masked LM,")
-    from sparse_ingest.models.queries import build_query_encoder
-
-    return build_query_encoder(checkpoint, resolve_query_settings(model, checkpoint))
-
-
-def _query_checkpoint(model: ModelSettings) -> Checkpoint:
-    name = model.query or model.document
-    if not name:
-        raise UsageError("No model: give --model or --pipeline.")
-    revision = model.query_revision if model.query else model.revision
-    return read_checkpoint(name, revision, code=model.trust_remote_code)
-
-
-def _weight_table(checkpoint: Checkpoint, settings: ModelSettings) -> WeightTable:
-    side = checkpoint.query
-    assert isinstance(side, WeightTableSide)
-    pickled = None
-    if side.weights.suffix == ".bin":
-        _require_torch(f"The weight table of {checkpoint.name}, a pickle that only torch reads safely,")
-        from sparse_ingest.models.pickles import read_table
-
-        pickled = read_table(side.weights)
-    return WeightTable.from_side(side, settings, max_active_dims=checkpoint.max_active_dims, by_id=pickled)
-
-
-def _require_torch(purpose: str) -> None:
-    # Looked for, not imported.
-    if not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")):
-        raise MissingExtraError("encode", purpose)

@@ -14,7 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from sparse_ingest.errors import UsageError
-from sparse_ingest.models.encoder import query_encoder
+from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.queries.weight_table import QueryEncoder, QueryWeights, prune_query
 

@@ -32,7 +32,8 @@ from support.tables import write_table
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.errors import CheckpointError, Interrupted, PipelineError, UsageError
-from sparse_ingest.models.encoder import SparseEncoder, query_encoder
+from sparse_ingest.models.encoder import SparseEncoder
+from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import EncodeSettings, ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.runs.run import open_run
 from sparse_ingest.searching.query import query_weights

@@ -31,7 +31,7 @@ from support.families import (
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.checkpoints.sides import WeightTableSide
-from sparse_ingest.models.encoder import query_encoder
+from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import ModelSettings
 
 IDF_ALONE = Path(__file__).parents[2].parent / "shared" / "data" / "bert-uncased"

@@ -21,7 +21,7 @@ from sparse_ingest.cli.indexing import idf as command
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.errors import CheckpointError, CorpusError, UsageError
-from sparse_ingest.models.encoder import query_encoder
+from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.queries import idf
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import CheckpointError
-from sparse_ingest.models.encoder import query_encoder
+from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import ModelSettings, QuerySettings
 from sparse_ingest.queries.weight_table import WeightTable, as_query_weights, prune_query, read_vector
 
@@ -208,7 +208,7 @@ def test_an_absent_or_damaged_tokenizer_is_one_sentence(folder: Path, tmp_path: 
 def test_it_needs_neither_torch_nor_transformers_nor_numpy(folder: Path) -> None:
     """From the name of a checkpoint to the weights of a query."""
     code = (
-        "import sys; from sparse_ingest.models.encoder import query_encoder; "
+        "import sys; from sparse_ingest.models.query_encoders import query_encoder; "
         "from sparse_ingest.pipeline import ModelSettings; "
         f"print(query_encoder(ModelSettings(document={str(folder)!r})).encode(['catch'])); "
         "print([name for name in ('torch', 'transformers', 'numpy', 'opensearchpy') if name in sys.modules])"

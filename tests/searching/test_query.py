@@ -18,7 +18,7 @@ from support.tables import TOKENS, write_table
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.indexes import Stamp
 from sparse_ingest.errors import ClusterError, MissingExtraError, RunError, UsageError
-from sparse_ingest.models.encoder import query_encoder
+from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import IndexSettings, ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable
 from sparse_ingest.records import Query
