@@ -20,8 +20,7 @@ from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import ModelMeta
 
-from sparse_ingest.models.encoder import SparseEncoder
-from sparse_ingest.models.sparse_vectors import SparseVectors
+import sparse_ingest as si
 
 if TYPE_CHECKING:
     from mteb.types import CorpusDatasetType, QueryDatasetType, RetrievalOutputType
@@ -43,12 +42,7 @@ QUERIES = {
     "q4": "why do birds migrate",
 }
 # How relevant a document is for a query; the others are not.
-RELEVANCE = {
-    "q1": {"rise": 2, "salt": 1},
-    "q2": {"sourdough": 2},
-    "q3": {"dams": 2, "rivers": 1},
-    "q4": {"birds": 2},
-}
+RELEVANCE = {"q1": {"rise": 2, "salt": 1}, "q2": {"sourdough": 2}, "q3": {"dams": 2, "rivers": 1}, "q4": {"birds": 2}}
 
 
 class BakingRetrieval(AbsTaskRetrieval):
@@ -84,13 +78,13 @@ class SparseSearch:
     """A `SparseEncoder` as mteb's `SearchProtocol`: the corpus is encoded once, and each query scores all of it."""
 
     def __init__(self, model: str) -> None:
-        self._encoder = SparseEncoder(model)
+        self._encoder = si.SparseEncoder(model)
         name = model if "/" in model and ":" not in model else f"local/{model.rpartition('/')[2]}"
         self.mteb_model_meta = ModelMeta.create_empty(
             {"name": name, "revision": "local", "model_type": ["sparse"], "similarity_fn_name": "dot"}
         )
         self._doc_ids: list[str] = []
-        self._documents: SparseVectors | None = None
+        self._documents: si.SparseVectors | None = None
 
     def index(self, corpus: CorpusDatasetType, **kwargs: Any) -> None:
         """Encode a corpus with the columns id, text and title."""

@@ -15,14 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparse_ingest.checkpoints.locate import fingerprint, locate
-from sparse_ingest.checkpoints.modules import (
-    Module,
-    declared_by_splade,
-    is_splade,
-    prompts,
-    read_json,
-    read_modules,
-)
+from sparse_ingest.checkpoints.modules import Module, declared_by_splade, is_splade, prompts, read_json, read_modules
 from sparse_ingest.checkpoints.routers import read_router
 from sparse_ingest.checkpoints.sides import MaskedLMSide, Sides, WeightTableSide
 from sparse_ingest.errors import CheckpointError

@@ -34,14 +34,7 @@ POSITIONS_BEHIND_PADDING = (
     "xlm-roberta", "xlm-roberta-xl", "xmod",
 )  # fmt: skip
 # Settings that change the numbers of a document; the rest belongs to the query side or only names things.
-DOCUMENT_SETTINGS = (
-    "activation",
-    "pooling",
-    "max_length",
-    "document_prompt",
-    "lower_case",
-    "document_special_tokens",
-)
+DOCUMENT_SETTINGS = ("activation", "pooling", "max_length", "document_prompt", "lower_case", "document_special_tokens")
 QUERY_SETTINGS = ("query_prompt", "query_special_tokens", "missing_idf_weight")
 # What decides a query: these and, for a masked LM, its activation, pooling, max_length and lower_case.
 RECORDED_OF_QUERIES = ("activation", "pooling", "max_length", "lower_case", *QUERY_SETTINGS)

@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_ingest.cli.options import (
-    PLACE,
-    connection_options,
-    engine_option,
-    json_option,
-    model_options,
-    print_json,
-)
+from sparse_ingest.cli.options import PLACE, connection_options, engine_option, json_option, model_options, print_json
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.errors import UsageError
 from sparse_ingest.evaluation.options import EvaluateOptions

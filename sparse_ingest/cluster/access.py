@@ -58,9 +58,7 @@ class AwsSigner:
     def __init__(self, region: str | None, service: str) -> None:
         try:
             import boto3  # type: ignore[import-untyped, import-not-found, unused-ignore]
-            from botocore.exceptions import (  # type: ignore[import-untyped, import-not-found, unused-ignore]
-                BotoCoreError,
-            )
+            from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped, import-not-found, unused-ignore]
         except ImportError as error:
             raise MissingExtraError("aws", "--aws-service") from error
         # At DEBUG botocore logs what it signs, and opensearch-py the answer, in which AWS repeats it.

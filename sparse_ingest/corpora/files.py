@@ -101,12 +101,7 @@ def _check_options(specs: Sequence[str], format: str | None, columns: Sequence[s
 
 
 def source_of(
-    file: StoredFile,
-    choose: Choice,
-    *,
-    label: str,
-    format: str | None = None,
-    columns: Sequence[str] | None = None,
+    file: StoredFile, choose: Choice, *, label: str, format: str | None = None, columns: Sequence[str] | None = None
 ) -> Source:
     """A file in its format, which its suffix tells unless `format` does; standard input is JSON lines."""
     format = format or ("jsonl" if file.bytes is None else format_of(file.name, file.place))

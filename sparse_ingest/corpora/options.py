@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.pipeline import option
 
 if TYPE_CHECKING:
+    from sparse_ingest.corpora.documents import FieldNames
     from sparse_ingest.corpora.sources import Corpus
 
 
@@ -37,6 +37,8 @@ class CorpusOptions:
     @property
     def field_names(self) -> FieldNames:
         """Which columns make a document."""
+        from sparse_ingest.corpora.documents import FieldNames
+
         return FieldNames(self.id_field, self.text_field, self.title_field, self.keep, carry_text=not self.no_text)
 
     def open(self, corpus: object) -> Corpus:

@@ -63,13 +63,7 @@ class _Job:
     """One process's work on one run folder."""
 
     def __init__(
-        self,
-        worker: Worker,
-        corpus: Corpus,
-        out: Place,
-        pipeline: Pipeline,
-        options: EncodeOptions,
-        reporter: Reporter,
+        self, worker: Worker, corpus: Corpus, out: Place, pipeline: Pipeline, options: EncodeOptions, reporter: Reporter
     ) -> None:
         self.worker, self.corpus, self.options, self.reporter = worker, corpus, options, reporter
         self.cursor = Cursor(corpus, options.limit)

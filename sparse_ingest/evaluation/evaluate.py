@@ -19,14 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from sparse_ingest.errors import ClusterError, CorpusError, UsageError
 from sparse_ingest.evaluation.collection import Collection, check_judged, collection_of
-from sparse_ingest.evaluation.measures import (
-    DEFAULT_MEASURES,
-    Comparison,
-    Measured,
-    compare,
-    depth_of,
-    measure,
-)
+from sparse_ingest.evaluation.measures import DEFAULT_MEASURES, Comparison, Measured, compare, depth_of, measure
 from sparse_ingest.evaluation.options import EvaluateOptions
 from sparse_ingest.evaluation.terms import QueryTerms, Sparsity, TermCounts, flops, sparsity
 from sparse_ingest.evaluation.trec import read_trec_run, trec_lines, written

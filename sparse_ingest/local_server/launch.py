@@ -138,12 +138,7 @@ def spawn(command: list[str], distribution: Path, account: Account | None, log: 
 
 
 def wait_until_healthy(
-    url: str,
-    log: Path,
-    *,
-    still_runs: Callable[[], bool],
-    child: subprocess.Popen[bytes] | None,
-    timeout_s: float,
+    url: str, log: Path, *, still_runs: Callable[[], bool], child: subprocess.Popen[bytes] | None, timeout_s: float
 ) -> None:
     """Wait until the cluster is yellow or green; `child` is None when another process started it.
 

@@ -291,11 +291,7 @@ def _write_state(instance: Instance) -> None:
 
 def _wait(instance: Instance, child: subprocess.Popen[bytes] | None, timeout_s: float) -> None:
     wait_until_healthy(
-        instance.url,
-        instance.log,
-        still_runs=lambda: _process(instance) is not None,
-        child=child,
-        timeout_s=timeout_s,
+        instance.url, instance.log, still_runs=lambda: _process(instance) is not None, child=child, timeout_s=timeout_s
     )
 
 

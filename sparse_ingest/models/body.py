@@ -23,15 +23,7 @@ from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.errors import CheckpointError, first_line
 from sparse_ingest.models.linear import pack_linear_layers
 from sparse_ingest.models.masked_lms import build_masked_lm, without_report
-from sparse_ingest.models.packing import (
-    PACKED,
-    Packing,
-    ordinal_positions,
-    pack,
-    positions_behind,
-    register,
-    to_device,
-)
+from sparse_ingest.models.packing import PACKED, Packing, ordinal_positions, pack, positions_behind, register, to_device
 from sparse_ingest.models.tokenizer import TokenIds
 
 # How far packed and unpacked hidden states may be apart, in shares of the largest one.

@@ -219,9 +219,7 @@ class _Job:
     def _point(self, rule: int, query: int) -> Point:
         values, overlap_10, overlap_100 = self._quality(rule, query)
         return replace(
-            self._bare(rule, query, values, overlap_10),
-            overlap_100=overlap_100,
-            visited=self._visited(rule, query),
+            self._bare(rule, query, values, overlap_10), overlap_100=overlap_100, visited=self._visited(rule, query)
         )
 
     def _bare(self, rule: int, query: int, values: Values, overlap_10: float) -> Point:

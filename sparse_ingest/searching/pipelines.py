@@ -44,7 +44,7 @@ def pipeline_of_run(given: Pipeline, run: Run, *, force: bool = False) -> Pipeli
     Raises:
         RunError: no model is named, or, without `force`, another than the run's.
     """
-    model = _model(given.model, run.manifest.model)
+    model = remembered_model(given.model, run.manifest.model)
     if model is None:
         raise RunError(f"{run.path} does not say which model made it. Give --model or --pipeline.")
     difference = None if force else other_model(given.model, run.manifest.model, run.vocabulary)
@@ -76,13 +76,15 @@ def pipeline_of_index(given: Pipeline, index: Index, name: str, *, force: bool =
             `_meta`.
     """
     stamp = index.stamp
-    model = _model(given.model, stamp.model if stamp else {})
+    model = remembered_model(given.model, stamp.model if stamp else {})
     if model is None:
         raise ClusterError(
             f"The index {name!r} was not loaded by sparse-ingest and does not say which model made it. "
             "Give --model or --pipeline."
         )
-    difference = None if force or not stamp else other_model(given.model, stamp.model, stamp.vocabulary_sha256)
+    difference = (
+        None if force or not stamp else other_model(given.model, stamp.model, stamp.vocabulary_sha256)
+    )
     if difference:
         raise ClusterError(f"Index {name!r} was loaded with another model than the one asked for: {difference}")
     # The stamp is what the load did; a pipeline only has a say when it names another field than the default.
@@ -173,19 +175,19 @@ def token_keys(pipeline: Pipeline, index: Index | None = None) -> dict[str, str]
     return {token: str(token_id) for token_id, token in enumerate(vocabulary) if token is not None}
 
 
-def _model(asked: ModelSettings, stored: Mapping[str, Any]) -> ModelSettings | None:
-    """The model that was asked for, or else the stored one, with single settings that were asked for on top."""
-    if asked.document:
-        return asked
+def remembered_model(given: ModelSettings, stored: Mapping[str, Any]) -> ModelSettings | None:
+    """The model that was given for, or else the stored one, with single settings that were given for on top."""
+    if given.document:
+        return given
     # An index cannot grant trust in remote code to whoever searches it.
     known = {field.name for field in fields(ModelSettings)} - {"trust_remote_code"}
-    if asked.query:  # what is stored of queries is another model's
+    if given.query:  # what is stored of queries is another model's
         stored = {key: stored[key] for key in ("document", "revision") if key in stored}
     else:
         stored = {**stored, **(stored.get("query_side") or {})}
     model = ModelSettings(**{key: value for key, value in stored.items() if key in known})
     default = asdict(ModelSettings())
-    model = replace(model, **{key: value for key, value in asdict(asked).items() if value != default[key]})
+    model = replace(model, **{key: value for key, value in asdict(given).items() if value != default[key]})
     return model if model.document or model.query else None
 
 

@@ -48,8 +48,8 @@ SEARCHED = """
 import json, sys
 from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.models.query_encoders import query_encoder
-from sparse_ingest.searching.query import _model
-model = _model(ModelSettings(), json.loads(sys.argv[1]))
+from sparse_ingest.searching.pipelines import remembered_model
+model = remembered_model(ModelSettings(), json.loads(sys.argv[1]))
 print(json.dumps([model.revision, query_encoder(model).encode(["catch"])[0]]))
 """
 COMMAND = "from sparse_ingest.cli.main import main; main()"

@@ -13,14 +13,7 @@ from threading import Thread
 
 import pytest
 
-from sparse_ingest.cluster.client import (
-    Connection,
-    ResponseError,
-    UnreachableError,
-    connect,
-    error_of,
-    parse_url,
-)
+from sparse_ingest.cluster.client import Connection, ResponseError, UnreachableError, connect, error_of, parse_url
 from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError
 
 

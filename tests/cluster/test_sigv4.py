@@ -198,8 +198,7 @@ def test_a_session_that_ends_stops_with_a_sentence_and_is_not_taken_for_a_lost_c
     answer = {"Version": 1, "AccessKeyId": "K", "SecretAccessKey": SECRET, "SessionToken": TOKEN, "Expiration": ended}
     once = tmp_path / "once"
     write_process(
-        aws,
-        f"[ -e {once} ] && {{ echo 'sign in again' >&2; exit 1; }}\ntouch {once}\necho '{json.dumps(answer)}'\n",
+        aws, f"[ -e {once} ] && {{ echo 'sign in again' >&2; exit 1; }}\ntouch {once}\necho '{json.dumps(answer)}'\n"
     )
     with secure_proxy(opensearch_url, check=AwsCheck("es")) as proxy:
         with pytest.raises(ClusterError, match="boto3 cannot get AWS credentials: .*sign in again") as caught:

@@ -163,11 +163,7 @@ def test_a_kept_column_may_be_missing_from_some_rows() -> None:
 
 def test_ids_of_an_object_column_keep_their_types() -> None:
     frame = pd.DataFrame({"_id": [7, "007", 2**70], "text": ["a", "b", "c"]}, dtype=object)
-    assert [row.document.id for row, _ in memory_corpus(frame, fields=FieldNames()).rows()] == [
-        "7",
-        "007",
-        str(2**70),
-    ]
+    assert [row.document.id for row, _ in memory_corpus(frame, fields=FieldNames()).rows()] == ["7", "007", str(2**70)]
 
 
 def test_a_dataset_with_a_transform_gives_what_the_transform_makes() -> None:

@@ -517,7 +517,7 @@ def test_a_process_waits_for_the_one_that_checks_the_ids(encode, tmp_path, monke
         waited.append(seconds)
         other.__exit__(None, None, None)
 
-    monkeypatch.setattr("sparse_ingest.encoding.encode.time.sleep", wait)
+    monkeypatch.setattr("sparse_ingest.encoding.job.time.sleep", wait)
     assert encode().code == 0
     assert waited == [1.0] and run.complete() == totals
 

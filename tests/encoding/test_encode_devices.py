@@ -14,7 +14,6 @@ from support.checkpoints import make_masked_lm
 from support.forked import command, start
 from support.run_contents import contents, lasting
 
-from sparse_ingest.cli.encoding import EncodeProgress
 from sparse_ingest.corpora import sources as corpora
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
@@ -205,8 +204,8 @@ def test_an_error_that_nobody_expects_is_named_with_its_device(corpus: Corpus, t
     found = open_corpus([str(corpus.file)], fields=FieldNames())
     pipeline = Pipeline(model=ModelSettings(document=str(corpus.model)))
     broken, options = Broken(found.sources, found.fields), EncodeOptions(device="cpu,cpu")
-    with pytest.raises(RunError) as caught, EncodeProgress() as progress:
-        encode(broken, tmp_path / "run", pipeline=pipeline, options=options, progress=progress)
+    with pytest.raises(RunError) as caught:
+        encode(broken, tmp_path / "run", pipeline=pipeline, options=options)
     died = "the process on cpu died: RuntimeError: CUDA error: an illegal memory access was encountered"
     assert str(caught.value).startswith(f"No process is left: {died}; {died}. ")
 

@@ -146,7 +146,7 @@ def test_overlap_changes_no_byte(options: tuple, encode, tmp_path: Path, monkeyp
 def test_what_is_read_ahead_is_bounded(encode, monkeypatch) -> None:
     """While a row group is written, at most three windows lie between it and the corpus."""
     read, written, most = 0, 0, 0
-    true_read, true_write = parts.PartMaker._read, pq.ParquetWriter.write_batch
+    true_read, true_write = parts.ShardMaker._read, pq.ParquetWriter.write_batch
 
     def counted(self, *arguments):
         nonlocal read
@@ -161,7 +161,7 @@ def test_what_is_read_ahead_is_bounded(encode, monkeypatch) -> None:
         most = max(most, read - written)
         return true_write(self, *arguments, **named)
 
-    monkeypatch.setattr(parts.PartMaker, "_read", counted)
+    monkeypatch.setattr(parts.ShardMaker, "_read", counted)
     monkeypatch.setattr(pq.ParquetWriter, "write_batch", write_batch)
     assert encode("run").code == 0
     assert (read, written, most) == (15, 15, 3)

@@ -15,11 +15,7 @@ from sparse_ingest.pipeline import Pipeline, override
 from sparse_ingest.searching.index_search import search_index
 from sparse_ingest.verification.verify import verify
 
-DOCUMENTS = {
-    "three": {"river": 3.0, "stone": 2.0, "lamp": 1.0},
-    "one": {"lamp": 1.0},
-    "none": {},
-}
+DOCUMENTS = {"three": {"river": 3.0, "stone": 2.0, "lamp": 1.0}, "one": {"lamp": 1.0}, "none": {}}
 
 
 def test_load_prunes_by_alpha_mass_and_says_what_is_empty_then(tmp_path: Path, client: Client, index_name: str) -> None:

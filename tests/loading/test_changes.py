@@ -12,19 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.changes import (
-    NEW,
-    NEW_TITLES,
-    OLD,
-    TITLES,
-    checked,
-    into,
-    made,
-    stamp,
-    there,
-    titles_in,
-    titles_of,
-)
+from support.changes import NEW, NEW_TITLES, OLD, TITLES, checked, into, made, stamp, there, titles_in, titles_of
 from support.faulty_proxy import faulty_proxy
 
 from sparse_ingest.cli import loading

@@ -7,17 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.changes import (
-    ADDED,
-    NEW,
-    NEW_TITLES,
-    OLD,
-    checked,
-    into,
-    made,
-    there,
-    titles_in,
-)
+from support.changes import ADDED, NEW, NEW_TITLES, OLD, checked, into, made, there, titles_in
 
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import Client

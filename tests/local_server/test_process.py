@@ -65,10 +65,7 @@ def stand_in(home: Path) -> Iterator[Callable[[int], Instance]]:
 
 def request(url: str, body: object = None, method: str | None = None) -> dict:
     sent = urllib.request.Request(
-        url,
-        None if body is None else json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-        method=method,
+        url, None if body is None else json.dumps(body).encode(), {"Content-Type": "application/json"}, method=method
     )
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(sent, timeout=30) as answer:
         return json.load(answer)

@@ -16,14 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.checkpoints import (
-    PACKAGED,
-    TEXTS,
-    make_masked_lm,
-    make_router,
-    make_splade_card,
-    write_idf,
-)
+from support.checkpoints import PACKAGED, TEXTS, make_masked_lm, make_router, make_splade_card, write_idf
 from support.families import DOCUMENTS, QUERIES, TWINS, Twin, assert_same, changed, reference_of
 from support.forked import command
 from support.reporters import Recorder

@@ -157,10 +157,7 @@ def with_code(own: Path, tmp_path: Path) -> Path:
 
 
 def test_remote_code_is_refused_with_what_would_run(with_code: Path, tmp_path: Path) -> None:
-    for build in (
-        lambda: build_encoder(with_code),
-        lambda: query_encoder(ModelSettings(document=str(with_code))),
-    ):
+    for build in (lambda: build_encoder(with_code), lambda: query_encoder(ModelSettings(document=str(with_code)))):
         with pytest.raises(CheckpointError) as caught:
             build()
         message = str(caught.value)

@@ -16,14 +16,7 @@ from support.largest_output import LargestOutput
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.models import linear
 from sparse_ingest.models.body import Body
-from sparse_ingest.models.packing import (
-    PADDING,
-    Packing,
-    ordinal_positions,
-    pack,
-    packed_attention,
-    positions_behind,
-)
+from sparse_ingest.models.packing import PADDING, Packing, ordinal_positions, pack, packed_attention, positions_behind
 
 CPU = torch.device("cpu")
 lengths_of = st.lists(st.integers(1, 40), min_size=1, max_size=12).map(tuple)

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from support.reporters import Recorder
 from support.tables import TOKENS, write_table
 from tokenizers import Tokenizer
 
 from sparse_ingest.cli.indexing import idf as command
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
+from sparse_ingest.corpora.sources import START, Corpus
 from sparse_ingest.errors import CheckpointError, CorpusError, UsageError
 from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import ModelSettings
@@ -155,7 +157,7 @@ def test_a_file_that_is_there_stays_unless_forced(folder: Path, tmp_path: Path) 
 def test_a_file_that_appears_meanwhile_stays(folder: Path, tmp_path: Path) -> None:
     spec, out = write_corpus(tmp_path / "c.jsonl", ["river"]), tmp_path / "idf.json"
     with pytest.raises(UsageError, match="made by somebody else meanwhile"):
-        counted(folder, spec, out, progress=lambda documents: out.write_text("theirs") and None)
+        counted(folder, spec, out, progress=Recorder(lambda documents: out.write_text("theirs")))
     assert out.read_text() == "theirs"
 
 
@@ -173,21 +175,23 @@ def test_a_corpus_without_a_token_a_model_or_a_tokenizer_is_one_sentence(folder:
 def test_no_more_than_a_batch_is_read_ahead(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idf, "BATCH_CHARACTERS", 60)
     corpus = open_corpus([write_corpus(tmp_path / "c.jsonl", ["river stone"] * 200)], fields=NAMES)
-    rows, read, most = corpus.rows(), 0, 0
+    read = done_before = most = 0
 
-    class Counting:
-        def rows(self):
+    class Counting(Corpus):
+        def rows(self, start=START):
             nonlocal read
-            for row in rows:
+            for row in super().rows(start):
                 read += 1
                 yield row
 
-    def done(documents: int) -> None:
-        nonlocal most, read
-        most = max(most, read)
-        read -= documents
+    def look(done: int) -> None:
+        nonlocal done_before, most
+        most, done_before = max(most, read - done_before), done
 
-    idf.write_idf(Counting(), tmp_path / "idf.json", model=ModelSettings(document=str(folder)), progress=done)
+    counting = Counting(corpus.sources, corpus.fields)
+    model, reporter = ModelSettings(document=str(folder)), Recorder(look)
+    idf.write_idf(counting, tmp_path / "idf.json", model=model, progress=reporter)
+    assert reporter.done == 200
     assert 0 < most <= 7
 
 

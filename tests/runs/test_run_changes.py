@@ -93,8 +93,7 @@ CORPUS: Corpus = {doc_id: (place % len(VECTORS), place % 2) for place, doc_id in
 def test_another_text_with_the_same_vector_and_fields_differs(tmp_path: Path) -> None:
     old = run_of(tmp_path / "old", CORPUS, 5)
     new = rewritten(
-        run_of(tmp_path / "new", CORPUS, 5),
-        lambda part: part._replace(text_hashes=[b"x" * 16, *part.text_hashes[1:]]),
+        run_of(tmp_path / "new", CORPUS, 5), lambda part: part._replace(text_hashes=[b"x" * 16, *part.text_hashes[1:]])
     )
     assert sent(Changes(old, new, tmp_path), new) == [IDS[0], IDS[5], IDS[10]]
 

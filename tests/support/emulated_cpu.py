@@ -56,10 +56,7 @@ def _copy_tile(name: str, *, load: bool) -> str:
             f"%m{row} = getelementptr i8, ptr %memory, i64 %j{row}",
         ]
         source, target = (f"%m{row}", f"%i{row}") if load else (f"%i{row}", f"%m{row}")
-        lines += [
-            f"%v{row} = load <64 x i8>, ptr {source}, align 1",
-            f"store <64 x i8> %v{row}, ptr {target}, align 1",
-        ]
+        lines += [f"%v{row} = load <64 x i8>, ptr {source}, align 1", f"store <64 x i8> %v{row}, ptr {target}, align 1"]
     return "\n".join([*lines, "ret void", "}"])
 
 

@@ -56,9 +56,7 @@ class Measured(NamedTuple):
 EXAMPLES = (
     Example(
         "splade-distilbert-mrl",
-        [
-            "meaning of the name bernard",
-        ],
+        ["meaning of the name bernard"],
         [
             "English Meaning: The name Bernard is an English baby name. In English the meaning of the name "
             "Bernard is: Strong as a bear. See also Bjorn. American Meaning: The name Bernard is an "
@@ -75,9 +73,7 @@ EXAMPLES = (
     ),
     Example(
         "splade-mini",
-        [
-            "definition of fermentation in the lab",
-        ],
+        ["definition of fermentation in the lab"],
         [
             "Fermentation is a metabolic pathway that produce ATP molecules under anaerobic conditions "
             "(only undergoes glycolysis), NAD+ is used directly in glycolysis to form ATP molecules, which "
@@ -94,9 +90,7 @@ EXAMPLES = (
     ),
     Example(
         "opensearch-doc-v3-gte-limit",
-        [
-            "Which planet is known as the Red Planet?",
-        ],
+        ["Which planet is known as the Red Planet?"],
         [
             "Venus is often called Earth's twin because of its similar size and proximity.",
             "Mars, known for its reddish appearance, is often referred to as the Red Planet.",
@@ -106,9 +100,7 @@ EXAMPLES = (
     ),
     Example(
         "inference-free-distilbert-nq",
-        [
-            "is send in the clowns from a musical",
-        ],
+        ["is send in the clowns from a musical"],
         [
             'Send In the Clowns "Send In the Clowns" is a song written by Stephen Sondheim for the 1973 '
             "musical A Little Night Music, an adaptation of Ingmar Bergman's film Smiles of a Summer "
