@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     from sparse_ingest.loading.load import load, restore_settings
     from sparse_ingest.loading.options import LoadOptions, PublishOptions
     from sparse_ingest.loading.publish import publish, roll_back
-    from sparse_ingest.models.encoder import SparseEncoder, query_encoder
+    from sparse_ingest.models.encoder import SparseEncoder
+    from sparse_ingest.models.query_encoders import query_encoder
     from sparse_ingest.models.sparse_vectors import SparseVectors
     from sparse_ingest.pipeline import (
         EncodeSettings,
@@ -138,7 +139,7 @@ _MODULE_OF = {
     "place_of": "storage.places",
     "plan": "planning.plan",
     "publish": "loading.publish",
-    "query_encoder": "models.encoder",
+    "query_encoder": "models.query_encoders",
     "query_weights": "searching.query",
     "rank_feature_body": "cluster.requests",
     "rank_index": "searching.index_search",

@@ -35,7 +35,7 @@ from sparse_ingest.planning.outputs import refuse_outputs, write_outputs
 from sparse_ingest.planning.report import PlanReport, Point, Values
 from sparse_ingest.planning.rules import ALL_TERMS, as_flags, document_families, query_rules
 from sparse_ingest.planning.sweep import Sweep
-from sparse_ingest.queries.weight_table import QueryWeights
+from sparse_ingest.queries.weight_table import QueryWeights, prune_query
 from sparse_ingest.records import Query
 from sparse_ingest.reporting import Reporter, reporter_of
 from sparse_ingest.runs.run import Run, open_run
@@ -43,7 +43,7 @@ from sparse_ingest.runs.shards import read_doc_ids, read_shard_vectors
 from sparse_ingest.searching.exact import QueryVector
 from sparse_ingest.searching.hits import Ranked
 from sparse_ingest.searching.pipelines import pipeline_of_run
-from sparse_ingest.searching.query import many_query_weights, prune_query
+from sparse_ingest.searching.query import many_query_weights
 from sparse_ingest.storage.places import Place, place_of
 
 if TYPE_CHECKING:

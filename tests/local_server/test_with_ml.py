@@ -32,7 +32,7 @@ from sparse_ingest.cluster.requests import neural_sparse_body
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.local_server import download, process
-from sparse_ingest.models.encoder import query_encoder
+from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import EncodeSettings, IndexSettings, ModelSettings, Pipeline
 from sparse_ingest.queries.idf import write_idf
 from sparse_ingest.verification.verify import verify

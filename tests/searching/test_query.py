@@ -18,28 +18,19 @@ from support.tables import TOKENS, write_table
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.indexes import Stamp
 from sparse_ingest.errors import ClusterError, MissingExtraError, RunError, UsageError
-from sparse_ingest.models.encoder import query_encoder
+from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import IndexSettings, ModelSettings, Pipeline, QuerySettings
-from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, as_query_weights
+from sparse_ingest.queries.weight_table import QueryWeights, WeightTable
 from sparse_ingest.records import Query
 from sparse_ingest.runs.run import open_run
 from sparse_ingest.searching.index_search import search_index
 from sparse_ingest.searching.pipelines import indexed, pipeline_of_index, pipeline_of_run
-from sparse_ingest.searching.query import many_query_weights, prune_query, query_weights
+from sparse_ingest.searching.query import many_query_weights, query_weights
 
 
 @pytest.fixture(scope="module")
 def client(opensearch_url: str) -> Client:
     return connect(Connection(url=opensearch_url))
-
-
-def test_pruning_a_query_keeps_the_heaviest_and_breaks_ties_by_token_string() -> None:
-    weights = as_query_weights([("d", 4.0), ("b", 1.0), ("a", 1.0), ("c", 2.0), ("e", 0.5)])
-    assert list(prune_query(weights, QuerySettings())) == ["d", "c", "a", "b", "e"]
-    assert list(prune_query(weights, QuerySettings(top_k=3))) == ["d", "c", "a"]
-    assert list(prune_query(weights, QuerySettings(max_ratio=0.25))) == ["d", "c", "a", "b"]
-    assert list(prune_query(weights, QuerySettings(top_k=1, max_ratio=0.5))) == ["d"]
-    assert prune_query({}, QuerySettings(top_k=1, max_ratio=0.5)) == {}
 
 
 def test_a_checkpoint_with_a_table_is_asked_without_a_model(tmp_path: Path) -> None:
