@@ -19,7 +19,7 @@ from sparse_ingest.cluster.indexes import Stamp, vocabulary_hash
 from sparse_ingest.errors import ClusterError, RunError
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.runs.run import Run, open_run
-from sparse_ingest.searching.pipelines import other_model, pipeline_of_index, pipeline_of_run
+from sparse_ingest.searching.pipelines import indexed, other_model, pipeline_of_index, pipeline_of_run
 
 HASH = vocabulary_hash(TOKENS)
 
