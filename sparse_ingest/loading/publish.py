@@ -21,8 +21,7 @@ from sparse_ingest.loading.load import LoadReport, load
 from sparse_ingest.loading.options import PublishOptions
 from sparse_ingest.pipeline import Pipeline, options_from
 from sparse_ingest.reporting import Reporter, reporter_of
-from sparse_ingest.runs.run import Run, open_run
-from sparse_ingest.storage.places import Place, place_of
+from sparse_ingest.runs.run import Run, RunLike, open_run
 from sparse_ingest.verification.verify import verify
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class PublishReport:
 
 
 def publish(
-    run: Run | Place | str,
+    run: RunLike,
     *,
     alias: str,
     url: str | None = None,
@@ -84,7 +83,7 @@ def publish(
         raise UsageError("--alias serves whole runs: finish the run, or load what is there with --index and --partial.")
     if chosen.update or chosen.since or chosen.delete_missing:
         raise UsageError("--alias makes a new index, in which there is nothing to change. Give --index instead.")
-    folder, target_cluster = run if isinstance(run, Run) else open_run(place_of(run)), connection_of(url, connection)
+    folder, target_cluster = open_run(run), connection_of(url, connection)
     run_id = folder.manifest.run_id
     name = f"{alias}-{run_id[:8]}"
     with contextlib.closing(connect(target_cluster)) as client:
