@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.loads import MANY, into
+from support.loads import MANY, StopBefore, into
 from support.opened_files import counted_opens
 from support.runs import make_run
 
@@ -38,11 +38,9 @@ def test_a_shard_is_opened_once_to_check_it_and_once_to_send_it(
 
 
 def test_a_load_that_continues_opens_only_the_missing_shards(client: Client, index_name: str, run: Run) -> None:
-    answers = iter([False, True])
-
     def stopped() -> None:
         with pytest.raises(Interrupted):
-            into(client, index_name, run, stop=lambda: next(answers))
+            into(client, index_name, run, progress=StopBefore(1))
 
     assert opens_of(run, stopped) == [2, 1, 1], "all were checked, the first one was sent"
     assert opens_of(run, lambda: into(client, index_name, run)) == [0, 2, 2]
