@@ -222,7 +222,10 @@ def options_from(kind: type[T], options: T | None, given: Mapping[str, object], 
         UsageError: both were given, or a keyword is unknown or has a value of the wrong kind.
     """
     if options is None:
-        built: T = _build(kind, given, f"{stage}()", "")
+        try:
+            built: T = _build(kind, given, f"{stage}()", "")
+        except PipelineError as error:
+            raise UsageError(str(error)) from None
         return built
     if given:
         raise UsageError(f"{stage}(): give options= or keywords such as {min(given)}=, not both.")

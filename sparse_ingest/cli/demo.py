@@ -116,7 +116,7 @@ def _as_text(answers: Answers) -> list[str]:
 
 
 def _title(hit: Hit) -> str:
-    title = f"{hit.doc_id}  {hit.fields.get('title', '')}"
+    title = f"{hit.id}  {hit.fields.get('title', '')}"
     return title if len(title) <= COLUMN else title[: COLUMN - 1] + "…"
 
 
@@ -134,8 +134,8 @@ def _as_json(report: DemoReport) -> dict[str, Any]:
         "answers": [
             {
                 "question": answers.question,
-                "sparse": [{"id": hit.doc_id, "score": hit.score} for hit in answers.sparse],
-                "bm25": [{"id": hit.doc_id, "score": hit.score} for hit in answers.bm25],
+                "sparse": [{"id": hit.id, "score": hit.score} for hit in answers.sparse],
+                "bm25": [{"id": hit.id, "score": hit.score} for hit in answers.bm25],
             }
             for answers in report.answers
         ],

@@ -69,6 +69,10 @@ class Run:
         self.manifest = manifest
         self._vocabulary: list[str | None] | None = None
 
+    def __repr__(self) -> str:
+        state = f"{complete['rows']:,} rows" if (complete := self.complete()) else "not complete"
+        return f"<{type(self).__name__} {self.path}: {state}, run_id {self.manifest.run_id[:8]}>"
+
     @property
     def loads(self) -> Place:
         """The folder of the journals of this run's loads."""
