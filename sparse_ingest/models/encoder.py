@@ -42,10 +42,10 @@ QUERIES_AT_ONCE = 256  # texts between two reports of progress
 class SparseEncoder:
     """A learned-sparse model: texts to sparse vectors in memory.
 
-    Nothing is read or downloaded before the first call of `encode_document` or `encode_query`, and each builds only
-    its own side. Queries of an inference-free model need neither torch nor transformers. A masked LM that serves both
-    sides is built once. Threads may share an encoder: weight tables are looked up at the same time, a masked LM
-    computes one call after another.
+    A model is read, and downloaded if it is on the hub, at the first call of `encode_document` or `encode_query`.
+    Queries of an inference-free model need neither torch nor transformers. A masked LM that serves both sides is built
+    once. Threads may share an encoder: weight tables are looked up at the same time, a masked LM computes one call
+    after another.
 
     `encode_document` applies `[model]` and `[encode]` of a pipeline as `encode` does, except that weights stay
     float32: `[encode] weights` is how a run stores them. `encode_query` applies `[query] top_k` and `max_ratio`, as
