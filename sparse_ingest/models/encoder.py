@@ -42,10 +42,10 @@ QUERIES_AT_ONCE = 256  # texts between two reports of progress
 class SparseEncoder:
     """A learned-sparse model: texts to sparse vectors in memory.
 
-    Nothing is read or downloaded before the first call of `encode_document` or `encode_query`, and each builds only
-    its own side. Queries of an inference-free model need neither torch nor transformers. A masked LM that serves both
-    sides is built once. Threads may share an encoder: weight tables are looked up at the same time, a masked LM
-    computes one call after another.
+    A model is read, and downloaded if it is on the hub, at the first call of `encode_document` or `encode_query`.
+    Queries of an inference-free model need neither torch nor transformers. A masked LM that serves both sides is built
+    once. Threads may share an encoder: weight tables are looked up at the same time, a masked LM computes one call
+    after another.
 
     `encode_document` applies `[model]` and `[encode]` of a pipeline as `encode` does, except that weights stay
     float32: `[encode] weights` is how a run stores them. `encode_query` applies `[query] top_k` and `max_ratio`, as
@@ -82,16 +82,16 @@ class SparseEncoder:
         batch_tokens: int | None = None,
     ) -> None:
         pipeline = pipeline_named(model)
-        asked, encode = pipeline.model, pipeline.encode
-        if not (asked.document or asked.query):
+        given, encode = pipeline.model, pipeline.encode
+        if not (given.document or given.query):
             raise UsageError("The pipeline names no model. Set [model] document.")
-        if revision and not asked.document:
+        if revision and not given.document:
             raise UsageError("revision is that of the document model, and there is none. Set [model] query_revision.")
         settings = replace(
-            asked,
-            trust_remote_code=trust_remote_code or asked.trust_remote_code,
-            revision=revision or asked.revision,
-            max_length=whole_number("max_length", max_length) or asked.max_length,
+            given,
+            trust_remote_code=trust_remote_code or given.trust_remote_code,
+            revision=revision or given.revision,
+            max_length=whole_number("max_length", max_length) or given.max_length,
         )
         if dtype not in get_args(Dtype):
             raise UsageError(f"dtype is {dtype!r}; expected one of {', '.join(get_args(Dtype))}.")
@@ -289,14 +289,12 @@ class SparseEncoder:
         from sparse_ingest.models.documents import choose_device
         from sparse_ingest.models.queries import MaskedLMQueryEncoder, as_documents, build_query_encoder
 
-        asked = self._pipeline
-        if not asked.model.query and checkpoint.query.folder == checkpoint.transformer:
-            documents, wanted = self._document_side(), as_documents(settings)
-            if asked.encode.dtype == "float32" and documents.computes_as(wanted):
-                return MaskedLMQueryEncoder(documents.encoder.on_same_weights(wanted))
-        return build_query_encoder(
-            checkpoint, settings, device=choose_device(self._device), batch_tokens=asked.encode.batch_tokens
-        )
+        encode, wanted = self._pipeline.encode, as_documents(settings)
+        is_own_model = not self._pipeline.model.query and checkpoint.query.folder == checkpoint.transformer
+        if is_own_model and encode.dtype == "float32" and (documents := self._document_side()).computes_as(wanted):
+            return MaskedLMQueryEncoder(documents.encoder.on_same_weights(wanted))
+        device = choose_device(self._device)
+        return build_query_encoder(checkpoint, settings, device=device, batch_tokens=encode.batch_tokens)
 
     def _read_checkpoint(self) -> Checkpoint:
         """Read the checkpoint of the documents, once."""

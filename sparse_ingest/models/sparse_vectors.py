@@ -54,15 +54,15 @@ class SparseVectors:
         terms, rows = len(self.weights), len(self.indptr) - 1
         if rows < 0 or self.indptr[0] != 0 or self.indptr[-1] != terms or len(self.token_ids) != terms:
             raise UsageError(
-                f"No CSR arrays: indptr of length {len(self.indptr)}, {len(self.token_ids)} token ids and {terms} "
-                "weights. indptr must begin with 0 and end with the number of token ids and weights."
+                f"These are no CSR arrays: indptr has length {len(self.indptr)}, token_ids {len(self.token_ids)} and "
+                f"weights {terms}. indptr must begin with 0 and end with the number of token ids and of weights."
             )
         if self.doc_ids is not None and len(self.doc_ids) != rows:
             raise UsageError(f"{len(self.doc_ids)} document ids for {rows} rows; expected one for each row.")
         if terms and not 0 <= self.token_ids.min() <= self.token_ids.max() < len(self.vocabulary):
             raise UsageError(
                 f"Token ids from {self.token_ids.min()} to {self.token_ids.max()}, but the vocabulary has "
-                f"{len(self.vocabulary)} tokens. Pass the vocabulary of the model that made the vectors."
+                f"{len(self.vocabulary)} tokens. Pass the vocabulary of the model that encoded the texts."
             )
 
     @classmethod
@@ -216,15 +216,15 @@ def similarity(queries: Vectors, documents: Vectors) -> npt.NDArray[np.float32]:
     Raises:
         UsageError: either argument holds no sparse vectors.
     """
-    asked, scored = as_vectors(queries), as_vectors(documents)
-    token_ids = _ids_in(scored.vocabulary, asked)
-    scores = np.empty((len(asked), len(scored)), dtype=np.float32)
-    for first in range(0, len(scored), DOCUMENTS_AT_ONCE):
-        block = slice(first, min(first + DOCUMENTS_AT_ONCE, len(scored)))
-        postings = _postings(scored, block, token_ids)
-        for row in range(len(asked)):
-            terms = slice(int(asked.indptr[row]), int(asked.indptr[row + 1]))
-            scores[row, block] = postings.dot(token_ids[terms], asked.weights[terms])
+    left, right = as_vectors(queries), as_vectors(documents)
+    token_ids = _ids_in(right.vocabulary, left)
+    scores = np.empty((len(left), len(right)), dtype=np.float32)
+    for first in range(0, len(right), DOCUMENTS_AT_ONCE):
+        block = slice(first, min(first + DOCUMENTS_AT_ONCE, len(right)))
+        postings = _postings(right, block, token_ids)
+        for row in range(len(left)):
+            terms = slice(int(left.indptr[row]), int(left.indptr[row + 1]))
+            scores[row, block] = postings.dot(token_ids[terms], left.weights[terms])
     return scores
 
 
@@ -267,13 +267,13 @@ def _ids_in(vocabulary: Sequence[str | None], vectors: SparseVectors) -> npt.NDA
     return np.array(renumbered, dtype=np.int32)[vectors.token_ids]
 
 
-def _postings(vectors: SparseVectors, block: slice, asked: npt.NDArray[np.int32]) -> _Postings:
-    """Return those terms of some rows whose token is one of `asked`."""
+def _postings(vectors: SparseVectors, block: slice, of_queries: npt.NDArray[np.int32]) -> _Postings:
+    """Return those terms of a block of rows whose token a query has."""
     indptr = vectors.indptr[block.start : block.stop + 1]
     terms = slice(int(indptr[0]), int(indptr[-1]))
-    is_asked = np.zeros(len(vectors.vocabulary), dtype=np.bool_)
-    is_asked[asked[asked >= 0]] = True
-    wanted = is_asked[vectors.token_ids[terms]]
+    in_queries = np.zeros(len(vectors.vocabulary), dtype=np.bool_)
+    in_queries[of_queries[of_queries >= 0]] = True
+    wanted = in_queries[vectors.token_ids[terms]]
     token_ids = vectors.token_ids[terms][wanted]
     documents = len(indptr) - 1
     rows = np.repeat(np.arange(documents), np.diff(indptr))[wanted]
