@@ -70,7 +70,7 @@ def test_a_newer_run_in_a_store_is_loaded_as_its_differences(
     report = json.loads(answer.out)
     assert (report["deleted"], report["unchanged"]) == (1, 58)
     assert ids_in(client, index_name) == set(newer)
-    assert verify(new.path, index=index_name, connection=Connection(client.address)).same
+    assert verify(new.path, index=index_name, connection=Connection(client.address)).ok
 
 
 def test_a_shard_in_a_store_is_fetched_once_to_check_it_and_once_to_send_it(
@@ -102,7 +102,7 @@ def test_a_run_on_the_web_is_loaded_and_verified(
         assert (report.documents, report.refused) == (5, 0)
         assert Path(report.journal).is_relative_to(tmp_path / "home")
         assert into(client, index_name, run).loaded_shards == 0
-        assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).same
+        assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).ok
     assert sorted((tmp_path / "served").rglob("*")) == before
 
 
@@ -130,7 +130,7 @@ def test_a_store_that_fails_while_a_run_is_loaded_loses_nothing(
     spoiled.spoil("none")
     report = into(client, index_name, run)
     assert (report.documents, report.loaded_shards) == (len(MANY), 2)
-    assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).same
+    assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).ok
 
 
 def test_a_journal_in_a_store_holds_what_one_on_a_disk_would(bucket: str, tmp_path: Path) -> None:
