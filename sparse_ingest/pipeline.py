@@ -234,13 +234,6 @@ def options_from(kind: type[T], options: T | None, given: Mapping[str, object], 
     return options
 
 
-def changed(settings: Any, kind: type[Any] | None = None) -> dict[str, Any]:
-    """Return the settings that are not at their defaults; with `kind`, only those that this class has."""
-    default = type(settings)()
-    values = {entry.name: getattr(settings, entry.name) for entry in fields(kind or settings)}
-    return {name: value for name, value in values.items() if value != getattr(default, name)}
-
-
 def _build(kind: Any, table: Mapping[str, object], source: str, prefix: str) -> Any:
     """A settings dataclass from a TOML table, each value checked against the type of its field."""
     hints = get_type_hints(kind)
