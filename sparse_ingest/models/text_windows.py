@@ -79,15 +79,8 @@ class DocumentSide:
                 progress.restart(str(lowered))
 
     def _pruned(self, encoded: Encoded, max_active_dims: int | None) -> SparseRows:
-        settings = self._settings
         rows = SparseRows([""] * (len(encoded.indptr) - 1), encoded.indptr, encoded.token_ids, encoded.weights)
-        return prune(
-            rows,
-            top_k=max_active_dims or settings.top_k,
-            max_ratio=settings.max_ratio,
-            min_weight=settings.min_weight,
-            alpha_mass=settings.alpha_mass,
-        )
+        return prune(rows, **self._settings.rules | {"top_k": max_active_dims or self._settings.top_k})
 
 
 class _Progress:
