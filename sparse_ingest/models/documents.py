@@ -87,8 +87,9 @@ class DocumentEncoder:
         self.device = torch.device(device)
         self.rules: Rules = NO_RULES
         self._folder = checkpoint.transformer
-        self._tokenizer = Tokenizer(self._folder, settings, window_stride=window_stride)
+        # transformers imports its parts when they are first used, which two threads cannot do at the same time.
         with TORCH_STATE, _on(self.device):
+            self._tokenizer = Tokenizer(self._folder, settings, window_stride=window_stride)
             self._maker = VectorMaker(checkpoint, settings, self._tokenizer, device=self.device, dtype=dtype)
         width = self._maker.body.weight.shape[1]
         self.batch_tokens = batch_tokens or usual_batch_tokens(self.device.type, width)
