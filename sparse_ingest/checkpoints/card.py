@@ -6,17 +6,21 @@ Not covered: settings (settings.py).
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparse_ingest.checkpoints.files import read_header, read_tokenizer
+from tokenizers import Tokenizer
+
 from sparse_ingest.checkpoints.hub import CARD, PICKLES
 from sparse_ingest.checkpoints.modules import read_json
+from sparse_ingest.errors import CheckpointError
 
 SPECIAL_TOKENS = ("cls_token", "sep_token", "bos_token", "eos_token", "unk_token", "pad_token", "mask_token")
+MAX_HEADER_BYTES = 100_000_000  # as the safetensors library has it
 
 
 class Card(NamedTuple):
@@ -105,6 +109,41 @@ def read_vocabulary(folder: Path, size: int | None = None) -> Vocabulary | None:
     counted = Counter(token for token in tokens if token is not None)
     shared = [token for token, times in counted.items() if times > 1]
     return Vocabulary(model, tokens, shared, _special_tokens(folder))
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json.
+
+    Raises:
+        CheckpointError: the file is absent or malformed.
+    """
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # `tokenizers` raises bare Exception for either
+        raise CheckpointError(f"{path} cannot be read as a tokenizer: {error}. Fetch the model again.") from error
+
+
+def read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Where the numbers of a safetensors file begin, and what it says of each tensor: eight bytes of length, then JSON.
+
+    Raises:
+        CheckpointError: the file has no such header, or is shorter than its header says.
+    """
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length) if length <= MAX_HEADER_BYTES else b"")
+        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"{path} is no safetensors file: its header cannot be read. Fetch the model again."
+        ) from error
+    if (size := path.stat().st_size) < end:
+        raise CheckpointError(
+            f"{path} has {size:,} bytes; a safetensors file with its header takes {end:,}. Fetch the model again."
+        )
+    return 8 + length, tensors
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sparse_ingest.checkpoints.card import Vocabulary, count_parameters, has_pickle, read_card, read_vocabulary
-from sparse_ingest.checkpoints.layouts import TABLE_ALONE, Checkpoint, read_checkpoint, remote_code
+from sparse_ingest.checkpoints.layouts import TABLE_ALONE, Checkpoint, WeightTableSide, read_checkpoint, remote_code
 from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.checkpoints.settings import resolve_query_settings, resolve_settings
-from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import CheckpointError, UsageError
 from sparse_ingest.pipeline import ModelSettings
 

@@ -13,9 +13,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from sparse_ingest.checkpoints.layouts import TABLE_ALONE, Checkpoint, read_checkpoint, trusted_code
+from sparse_ingest.checkpoints.layouts import (
+    TABLE_ALONE,
+    Checkpoint,
+    MaskedLMSide,
+    WeightTableSide,
+    read_checkpoint,
+    trusted_code,
+)
 from sparse_ingest.checkpoints.modules import read_json
-from sparse_ingest.checkpoints.sides import MaskedLMSide, WeightTableSide
 from sparse_ingest.errors import CheckpointError, PipelineError
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_ingest.checkpoints.layouts import read_checkpoint
-from sparse_ingest.checkpoints.sides import WeightTableSide
+from sparse_ingest.checkpoints.layouts import WeightTableSide, read_checkpoint
 from sparse_ingest.errors import CheckpointError
 
 CONFIG = {"architectures": ["BertForMaskedLM"], "model_type": "bert", "max_position_embeddings": 64}
