@@ -1,7 +1,7 @@
-"""What a model folder tells of itself without being loaded: licence and languages of its card, sizes, its tokenizer.
+"""The model card, the tokenizer and the safetensors headers of a model folder, read without loading the model.
 
-In: a folder. Out: facts for people; no number that we compute depends on them. Only headers of weight files are read.
-Not covered: settings (settings.py).
+In: a folder. Out: license, languages, number of parameters, vocabulary. Not covered: settings (settings.py), pickles
+(models/pickles.py).
 """
 
 from __future__ import annotations
@@ -56,16 +56,15 @@ def read_card(folder: Path) -> Card:
 
     path = folder / CARD
     try:
-        front = metadata_load(path) if path.is_file() else None
+        said = (metadata_load(path) if path.is_file() else None) or {}
     except Exception:  # errors of YAML, of the encoding, of what people write between the dashes
-        front = None
-    said = front or {}
-    licence = said.get("license")
-    if licence == "other":
-        licence = said.get("license_name") or licence
+        said = {}
+    license = said.get("license")
+    if license == "other":
+        license = said.get("license_name") or license
     language = said.get("language") or []
     languages = [language] if isinstance(language, str) else list(language)
-    return Card(None if licence is None else str(licence), [str(one) for one in languages])
+    return Card(None if license is None else str(license), [str(one) for one in languages])
 
 
 def count_parameters(folder: Path) -> int | None:
@@ -112,7 +111,7 @@ def read_vocabulary(folder: Path, size: int | None = None) -> Vocabulary | None:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json.
+    """Read a tokenizer.json.
 
     Raises:
         CheckpointError: the file is absent or malformed.
@@ -124,7 +123,9 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Where the numbers of a safetensors file begin, and what it says of each tensor: eight bytes of length, then JSON.
+    """Return the byte at which the numbers of a safetensors file begin, and its entry for each tensor.
+
+    The file begins with eight bytes of length; the header, which is JSON, follows.
 
     Raises:
         CheckpointError: the file has no such header, or is shorter than its header says.
