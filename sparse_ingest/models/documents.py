@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from itertools import groupby
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ from sparse_ingest.models.batches import usual_batch_tokens
 from sparse_ingest.models.heads.compaction import Rules
 from sparse_ingest.models.memory import BudgetLowered, DidNotFit, DocumentTooLarge
 from sparse_ingest.models.tokenizer import Cut, TokenIds, Tokenized, Tokenizer
-from sparse_ingest.models.vectors import NO_RULES, NOTHING, Answer, Progress, Row, VectorMaker
+from sparse_ingest.models.vectors import NO_RULES, NOTHING, TORCH_STATE, Answer, Progress, Row, VectorMaker
 from sparse_ingest.pipeline import ModelSettings
 
 # Windows encoded together beyond the first of each text, and their tokens: what they hold in memory is bounded by it.
@@ -85,12 +86,23 @@ class DocumentEncoder:
     ) -> None:
         self.device = torch.device(device)
         self.rules: Rules = NO_RULES
-        self._tokenizer = Tokenizer(checkpoint.transformer, settings, window_stride=window_stride)
-        with _on(self.device):
+        self._folder = checkpoint.transformer
+        self._tokenizer = Tokenizer(self._folder, settings, window_stride=window_stride)
+        with TORCH_STATE, _on(self.device):
             self._maker = VectorMaker(checkpoint, settings, self._tokenizer, device=self.device, dtype=dtype)
         width = self._maker.body.weight.shape[1]
         self.batch_tokens = batch_tokens or usual_batch_tokens(self.device.type, width)
         self.vocabulary = self._maker.vocabulary
+
+    def on_same_weights(self, settings: ModelSettings) -> DocumentEncoder:
+        """Return an encoder with another prompt, length limit or case that computes with the weights of this one.
+
+        Activation and special tokens stay those of this encoder, whatever `settings` says.
+        """
+        other = copy(self)
+        other.rules = NO_RULES
+        other._tokenizer = Tokenizer(self._folder, settings)
+        return other
 
     def encode(self, texts: Sequence[str], progress: Progress = lambda documents, tokens: None) -> Encoded:
         """Encode texts, cut at max_length; `progress` is told the documents and tokens of each finished batch."""

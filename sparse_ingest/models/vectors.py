@@ -3,11 +3,13 @@
 In: token ids of any number of inputs. Out: token ids and weights above zero of each, in their order. Batches run
 longest first on a few single-threaded workers on the CPU (two workers of one thread beat one of two); on a GPU the next
 batch is begun before the terms of the one before are read. Results do not depend on how many workers there are.
+Calls from several threads run one after another.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -33,6 +35,9 @@ DTYPES = {
     "int8": torch.float32, "int8-bfloat16": torch.bfloat16,
 }  # fmt: skip
 NO_RULES = Rules()
+# Held while a model is read or computes: torch keeps the number of threads, and transformers while it reads a model the
+# default dtype, for the complete process. One that calls back from within a batch may enter again.
+TORCH_STATE = threading.RLock()
 
 Row = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]  # token ids ascending, weights above zero
 NOTHING: Row = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
@@ -75,12 +80,16 @@ class VectorMaker:
 
     def make(
         self, token_ids: Sequence[TokenIds], batch_tokens: int, progress: Progress, rules: Rules = NO_RULES
-    ) -> tuple[list[Row], int]:
+    ) -> Answer:
         """The vectors of these inputs in their order, and how many weights were on ids without a token.
 
         Raises:
             DidNotFit: the memory did not suffice for a batch.
         """
+        with TORCH_STATE:
+            return self._made(token_ids, batch_tokens, progress, rules)
+
+    def _made(self, token_ids: Sequence[TokenIds], batch_tokens: int, progress: Progress, rules: Rules) -> Answer:
         lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
         # An empty text has no token at all where the tokenizer adds none of its own.
         filled = np.flatnonzero(lengths)
