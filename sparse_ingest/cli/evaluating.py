@@ -104,7 +104,7 @@ def _refuse_conflicts(given: dict[str, Any]) -> None:
 def _nano_beir(pipeline: Pipeline, options: EvaluateOptions, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Evaluate collections of NanoBEIR; the figures as JSON and as lines."""
     from sparse_ingest.corpora.nano_beir import DATA_SET, collections_named
-    from sparse_ingest.evaluation.nano_beir import CARD_MEASURES, evaluate_nano_beir, figures, mean_figures
+    from sparse_ingest.evaluation.nano_beir import CARD_MEASURES, evaluate_nano_beir, figures
 
     if not pipeline.model.document:
         raise UsageError("--nano-beir needs the model to evaluate: give --model or --pipeline.")
@@ -121,8 +121,8 @@ def _nano_beir(pipeline: Pipeline, options: EvaluateOptions, given: dict[str, An
                 progress=reporter,
             )
         )
-    rows = {name: figures(evaluation, names) for name, evaluation in found.items()}
-    mean = mean_figures(list(found.values()), names)
+    rows = {name: figures([evaluation], names) for name, evaluation in found.items()}
+    mean = figures(list(found.values()), names)
     # As the cards have it: a line for each measure, a column for each collection.
     columns = {**rows, "mean": mean}
     lines = _figures(["", *columns], ((key, [row[key] for row in columns.values()]) for key in mean))
