@@ -25,15 +25,19 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int8-bfloat16
 EngineName = Literal["exact", "two-phase", "seismic"]
 
 
-def option(default: T, help: str = "", *, range: tuple[float, float] | None = None, metavar: str | None = None) -> T:
+def option(
+    default: T, help: str = "", *, range: tuple[float, float] | None = None, metavar: str | None = None, flags: str = ""
+) -> T:
     """Declare a setting: its default, the values it may have, and its help text on the command line.
 
     Args:
         help: without it the command line has no option of that name.
         range: the smallest and largest number allowed. Whole numbers are above zero in any case.
         metavar: what the help shows for the value.
+        flags: the names on the command line, such as "-k --size"; "" for that of the setting.
     """
-    found: T = field(default=default, metadata={"help": help, "range": range, "metavar": metavar})
+    metadata = {"help": help, "range": range, "metavar": metavar, "flags": flags}
+    found: T = field(default=default, metadata=metadata)
     return found
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TextIO
 
 from sparse_ingest.errors import CorpusError, UsageError
-from sparse_ingest.evaluation.measures import Ranking
+from sparse_ingest.searching.hits import Ranked
 
 TAG = "sparse-ingest"
 
 
-def trec_lines(ranked: Iterable[Ranking], tag: str = TAG) -> Iterator[str]:
+def trec_lines(ranked: Iterable[Ranked], tag: str = TAG) -> Iterator[str]:
     """The lines of rankings, each with its end of line.
 
     Raises:

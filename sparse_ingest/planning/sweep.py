@@ -6,7 +6,7 @@ rules of a family are nested, a term has one level in it, the number of rules th
 (document, level) and adding levels up gives the scores of all rules of the family from one reading of the postings.
 Scores are those of searching/exact.py on the 9 bits that an index keeps (tests/planning/test_sweep.py compares). Memory
 is that of one part, of a count for each rule and token, and of the hits: up to 0.2 MB a query.
-Not covered: what is made of the hits (choice.py).
+Not covered: what is made of the hits (report.py).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Not covered: what an index keeps of a weight; pass vectors that went through clu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,12 @@ class QueryVector(NamedTuple):
 
     token_ids: npt.NDArray[np.uint32]
     weights: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, weights: Mapping[str, float], token_ids: Mapping[str, int]) -> QueryVector:
+        """Return the vector of weights by token string; tokens without an id are omitted."""
+        known = {token_ids[token]: weight for token, weight in weights.items() if token in token_ids}
+        return cls(np.fromiter(known, np.uint32, len(known)), np.fromiter(known.values(), np.float32, len(known)))
 
 
 class ExactHits(NamedTuple):
