@@ -29,7 +29,7 @@ from sparse_ingest.corpora.documents import (
     utf8,
 )
 from sparse_ingest.corpora.files import FORMAT_OF_SUFFIX, source_of
-from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, PACKED, LocalFile, is_packed, read_lines
+from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, PACKED, FoundFile, LineSource, is_packed
 from sparse_ingest.errors import CorpusError
 from sparse_ingest.records import Query
 
@@ -105,13 +105,6 @@ def _unit(path: Path) -> str:
     return "row" if _format(path) in ("parquet", "arrow") else "line"
 
 
-def _stored(path: Path) -> LocalFile:
-    try:
-        return LocalFile.found(path)
-    except OSError as error:
-        raise CorpusError(f"{path} cannot be read: {error.strerror}. Check the name.") from error
-
-
 def _rows(path: Path, wanted: Mapping[str, str] | None) -> Iterator[tuple[int, Mapping[str, object]]]:
     """Line and columns of each row; `wanted` are those to read with what they are, None for a query's."""
 
@@ -122,7 +115,7 @@ def _rows(path: Path, wanted: Mapping[str, str] | None) -> Iterator[tuple[int, M
             _check_column(name, dict.fromkeys(names))
         return wanted
 
-    source = source_of(_stored(path), choose, label=str(path))
+    source = source_of(FoundFile.found(path), choose, label=str(path))
     for record in source.records(0, 1):
         if record.columns is None:
             raise CorpusError(f"{path} {source.unit} {record.line}: {record.reason}")
@@ -136,7 +129,7 @@ def _check_column(name: str, columns: Mapping[str, object]) -> None:
 
 def _texts(path: Path) -> Iterator[tuple[int, str]]:
     """Number and text of each line that is not blank."""
-    for line, raw in enumerate(read_lines(_stored(path)), 1):
+    for line, raw in enumerate(LineSource(FoundFile.found(path), str(path)).lines(), 1):
         try:
             text = utf8(raw.removeprefix(BYTE_ORDER_MARK) if line == 1 else raw).rstrip("\r\n")
         except BadRow as bad:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 
 from sparse_ingest.corpora.documents import BadRow, columns_there, json_object, shown, utf8
 from sparse_ingest.corpora.sources import ChooseColumns, Record
-from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, Lines, StoredFile
+from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, LineSource, StoredFile
 from sparse_ingest.errors import CorpusError
 
 MSMARCO_COLUMNS = ("_id", "text")
@@ -29,32 +29,17 @@ _MAX_VALUE = 1 << 27
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
 
 
-class JsonLines:
-    """A file of JSON lines. An offset is a byte of its content."""
-
-    unit = "line"
-
-    def __init__(self, file: StoredFile, label: str) -> None:
-        self.name, self.label, self.bytes = file.name, label, file.bytes
-        self.rereadable = file.bytes is not None
-        self._lines = Lines(file)
-
-    def identity(self) -> dict[str, object]:
-        """The name, and the size where there is one."""
-        return {"name": self.name} if self.bytes is None else {"name": self.name, "bytes": self.bytes}
-
-    def passed(self, offset: int) -> int | None:
-        """How many stored bytes lie before the row at `offset`."""
-        return self._lines.passed(offset)
+class JsonLines(LineSource):
+    """A file of JSON lines."""
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
-        """Every line from `offset` on that is not blank."""
-        for raw in self._lines.read(offset, line):
+        """Yield every line from `offset` on that is not blank."""
+        for raw in self.lines(offset, line):
             content = raw.removeprefix(BYTE_ORDER_MARK) if offset == 0 else raw
             offset += len(raw)
             line += 1
             try:
-                columns = json_object(content)
+                columns = self._columns(content)
             except BadRow as bad:
                 yield Record(None, str(bad), line - 1, offset, line)
                 continue
@@ -62,38 +47,31 @@ class JsonLines:
                 # A line without a backslash holds no string that needs one: writing it again is a copy.
                 yield Record(columns, None, line - 1, offset, line, b"\\" not in raw)
 
+    def _columns(self, raw: bytes) -> dict[str, object] | None:
+        return json_object(raw)
 
-class TextTable:
-    """A file of rows of text. An offset is a byte of its content."""
 
-    unit = "line"
+class TextTable(LineSource):
+    """A file of rows of text."""
 
     def __init__(
         self, file: StoredFile, label: str, choose: ChooseColumns, *, format: str, columns: Sequence[str] | None = None
     ) -> None:
-        self.name, self.label, self.bytes = file.name, label, file.bytes
-        self.rereadable = file.bytes is not None
-        self._file, self._choose, self._format, self._given = file, choose, format, columns
-        if format == "msmarco":
-            self._given = columns or MSMARCO_COLUMNS
-        self._lines = Lines(file)
+        super().__init__(file, label)
+        self._choose, self._format = choose, format
+        self._given = columns or (MSMARCO_COLUMNS if format == "msmarco" else None)
 
     def identity(self) -> dict[str, object]:
-        """Name and size, the format, and the columns where they are not in the file."""
-        size = {} if self.bytes is None else {"bytes": self.bytes}
+        """Return name and size, the format, and the columns if they are not in the file."""
         columns = {"columns": list(self._given)} if self._given else {}
-        return {"name": self.name, **size, "format": self._format, **columns}
-
-    def passed(self, offset: int) -> int | None:
-        """How many stored bytes lie before the row at `offset`."""
-        return self._lines.passed(offset)
+        return {**super().identity(), "format": self._format, **columns}
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
-        """Every row from `offset` on."""
-        rows = _Rows(self._lines.read(offset, line), offset, line, self._format)
+        """Yield every row from `offset` on."""
+        rows = _Rows(self.lines(offset, line), offset, line, self._format)
         names = self._given
         if names is None:
-            names = self._header(_Rows(Lines(self._file).read(), 0, 1, self._format) if offset else rows)
+            names = self._header(_Rows(self.lines(), 0, 1, self._format) if offset else rows)
         if names is None:
             return
         try:
