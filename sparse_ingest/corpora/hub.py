@@ -155,7 +155,7 @@ class SavedDataset:
         self._named, self._table, self._choose = named, dataset.with_format("arrow"), choose
         files = [os.path.relpath(file["filename"], named.path) for file in dataset.cache_files]
         self._files = _sizes(named.path, files)
-        self.bytes = sum(self._files.values())
+        self.bytes: int | None = sum(self._files.values())
 
     def identity(self) -> dict[str, object]:
         """Split, and the names and sizes of the files."""
@@ -163,7 +163,7 @@ class SavedDataset:
 
     def passed(self, offset: int) -> int | None:
         """Rows are taken for equally long."""
-        return self.bytes * offset // max(1, len(self._table))
+        return sum(self._files.values()) * offset // max(1, len(self._table))
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
         """Every row from `offset` on."""

@@ -235,7 +235,11 @@ def test_a_map_that_cannot_be_an_object_makes_a_bad_row() -> None:
     for type_, content, found in [
         (pa.map_(pa.string(), pa.int64()), [[("a", 1), ("a", 2)]], "duplicate keys"),
         (pa.map_(pa.float64(), pa.int64()), [[(1.5, 1)]], "a key of type float"),
-        (pa.map_(pa.struct({"a": pa.int64()}), pa.int64()), [[({"a": 1}, 1)]], "that Python cannot read: unhashable type"),
+        (
+            pa.map_(pa.struct({"a": pa.int64()}), pa.int64()),
+            [[({"a": 1}, 1)]],
+            "that Python cannot read: unhashable type",
+        ),
     ]:
         table = pa.table({"_id": ["1"], "text": ["a"], "kept": pa.array(content, type_)})
         (reason,) = kept(table)
