@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from sparse_ingest.models.cpu import has_fast_bfloat16, has_vnni
 from sparse_ingest.models.documents import DocumentEncoder, Encoded
+from sparse_ingest.models.linear import has_fast_bfloat16, has_vnni
 from sparse_ingest.models.memory import DocumentTooLarge, until_it_fits
 from sparse_ingest.models.vectors import NotFinite
 

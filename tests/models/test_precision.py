@@ -9,9 +9,9 @@ import pytest
 import torch
 from support.checkpoints import TEXTS, build_encoder
 
-from sparse_ingest.models import cpu, precision
-from sparse_ingest.models.cpu import has_amx, has_fast_bfloat16, has_vnni, vendor
+from sparse_ingest.models import linear, precision
 from sparse_ingest.models.documents import Encoded
+from sparse_ingest.models.linear import has_amx, has_fast_bfloat16, has_vnni, vendor
 from sparse_ingest.models.memory import DocumentTooLarge
 from sparse_ingest.models.precision import SAMPLE, candidates, choose_dtype
 
@@ -164,7 +164,7 @@ def test_bfloat16_is_fast_with_amx_and_on_amd(
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    monkeypatch.setattr(cpu, "vendor", lambda: made_by)
+    monkeypatch.setattr(linear, "vendor", lambda: made_by)
     assert has_fast_bfloat16() == fast
 
 
