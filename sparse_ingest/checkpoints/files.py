@@ -1,6 +1,6 @@
 """The files of a model folder that are no plain JSON, read without the libraries that wrote them.
 
-In: a path. Out: a tokenizer, or the header of a safetensors file. Not covered: pickles (models/pickles.py).
+In: a path. Out: a tokenizer, or the header of a safetensors file. Not covered: pickles (models/masked_lms.py).
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def query_encoder(model: ModelSettings) -> QueryEncoder:
         pickled = None
         if side.weights.suffix == ".bin":
             _require_torch(f"The weight table of {name}, a pickle that only torch reads safely,")
-            from sparse_ingest.models.pickles import read_table
+            from sparse_ingest.models.masked_lms import read_table
 
             pickled = read_table(side.weights)
         settings = resolve_query_settings(model, checkpoint)

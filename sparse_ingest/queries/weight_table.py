@@ -10,7 +10,7 @@ Weights are keyed by token string and not by id, because a request to OpenSearch
 a query side may number its tokens differently from the document side. `read_vocabulary` gives the ids, by which a
 sparse_vector field keys its weights.
 
-Not covered: which checkpoints bring such a table, pickled tables (models/pickles.py), and pruning.
+Not covered: which checkpoints bring such a table, pickled tables (models/masked_lms.py), and pruning.
 """
 
 from __future__ import annotations

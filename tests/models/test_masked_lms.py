@@ -21,7 +21,7 @@ from sparse_ingest.checkpoints.settings import document_identity, resolve_settin
 from sparse_ingest.cli.main import cli
 from sparse_ingest.errors import CheckpointError, MissingExtraError
 from sparse_ingest.models.encoder import query_encoder
-from sparse_ingest.models.pickles import read_table
+from sparse_ingest.models.masked_lms import read_table
 from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.searching.pipelines import _model
 
