@@ -45,7 +45,7 @@ from sparse_ingest.cluster.seismic import parameters_of
 from sparse_ingest.corpora.collections import read_queries
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.loading.load import load
-from sparse_ingest.models.encoder import query_encoder
+from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import IndexSettings, Pipeline, packaged_folder
 from sparse_ingest.planning.engines import SIZE, Setting, Timed, measure
 from sparse_ingest.queries.weight_table import QueryWeights

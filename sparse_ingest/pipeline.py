@@ -155,6 +155,42 @@ def pipeline_of(model: str | ModelSettings | None, pipeline: Pipeline | str | No
     return replace(found, model=ModelSettings(document=model) if isinstance(model, str) else model)
 
 
+def pipeline_named(model: str | Path | ModelSettings | Pipeline) -> Pipeline:
+    """Return the pipeline that `model` names, or one of that model with no other setting.
+
+    A path that ends in `.toml`, and the name of a packaged pipeline, are read as pipeline files; a folder of that name
+    is a model all the same. Every other name is that of a model.
+
+    Raises:
+        PipelineError: the pipeline file cannot be read.
+        UsageError: `model` is of another type.
+    """
+    if isinstance(model, Pipeline):
+        return model
+    if isinstance(model, ModelSettings):
+        return Pipeline(model)
+    if not isinstance(model, str | Path):
+        raise UsageError(
+            f"model is {type(model).__name__}; expected a hub id, a folder, package:NAME/PATH, a pipeline file, the "
+            "name of a packaged pipeline, ModelSettings or Pipeline."
+        )
+    name = str(model)
+    is_packaged = "/" not in name and (packaged_folder() / f"{name}.toml").is_file()
+    if not Path(name).is_dir() and (is_packaged or name.endswith(".toml")):
+        return read_pipeline(name)
+    return Pipeline(ModelSettings(document=name))
+
+
+def refuse_lone_stride(settings: EncodeSettings) -> None:
+    """Refuse a `window_stride` where texts are not read in windows.
+
+    Raises:
+        PipelineError: it is given, and `overflow` is "truncate".
+    """
+    if settings.overflow == "truncate" and settings.window_stride is not None:
+        raise PipelineError('window_stride is for overflow = "windows" or "passages"; overflow is "truncate".')
+
+
 def override(pipeline: Pipeline, assignments: Sequence[str]) -> Pipeline:
     """Apply `--set table.key=value` assignments; the value is TOML, a bare word counts as a string.
 
@@ -186,20 +222,16 @@ def options_from(kind: type[T], options: T | None, given: Mapping[str, object], 
         UsageError: both were given, or a keyword is unknown or has a value of the wrong kind.
     """
     if options is None:
-        built: T = _build(kind, given, f"{stage}()", "")
+        try:
+            built: T = _build(kind, given, f"{stage}()", "")
+        except PipelineError as error:
+            raise UsageError(str(error)) from None
         return built
     if given:
         raise UsageError(f"{stage}(): give options= or keywords such as {min(given)}=, not both.")
     if not isinstance(options, kind):
         raise UsageError(f"{stage}(): options= is of type {type(options).__name__}; expected {kind.__name__}.")
     return options
-
-
-def changed(settings: Any, kind: type[Any] | None = None) -> dict[str, Any]:
-    """Return the settings that are not at their defaults; with `kind`, only those that this class has."""
-    default = type(settings)()
-    values = {entry.name: getattr(settings, entry.name) for entry in fields(kind or settings)}
-    return {name: value for name, value in values.items() if value != getattr(default, name)}
 
 
 def _build(kind: Any, table: Mapping[str, object], source: str, prefix: str) -> Any:

@@ -16,7 +16,7 @@ from sparse_ingest.checkpoints.inspect import inspect_model
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.checkpoints.settings import resolve_pipeline
 from sparse_ingest.models.documents import DocumentEncoder
-from sparse_ingest.models.encoder import query_encoder
+from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import Pipeline, override, packaged_folder, read_pipeline
 
 DOCUMENT = "The stone in the river: searching for water!"

@@ -1,22 +1,62 @@
-"""The public names are there, and importing the package brings nothing heavy."""
+"""The public names are there, the old ones still are, and importing the package is quick and imports nothing heavy."""
 
 from __future__ import annotations
 
+import inspect
+import logging
 import subprocess
 import sys
 
+import pytest
+
 import sparse_ingest
 
+# What the first edition exported.
+FIRST_EDITION = (
+    "Connection", "Document", "Engine", "FieldNames", "ModelSettings", "Pipeline", "Query", "SparseIngestError",
+    "SparseRows", "bm25_body", "connect", "engine_body", "engine_of", "fit_weights", "hybrid_body", "inspect_model",
+    "msearch_bytes", "msearch_lines", "neural_sparse_body", "open_corpus", "open_run", "place_of", "query_encoder",
+    "rank_feature_body", "rank_index", "rank_run", "read_pipeline", "read_shard", "search_index", "search_run",
+    "seismic_body", "server_side_body", "token_keys", "two_phase_body", "weigh", "weigh_many",
+)  # fmt: skip
+RENAMED = {"weigh": "query_weights", "weigh_many": "many_query_weights"}
 
-def test_every_public_name_is_there():
-    assert sorted(sparse_ingest._ROOM_OF) == sparse_ingest.__all__
+
+def test_every_public_name_is_there() -> None:
+    assert sorted(set(sparse_ingest.__all__)) == sparse_ingest.__all__ == dir(sparse_ingest)
     for name in sparse_ingest.__all__:
         assert getattr(sparse_ingest, name).__name__ == name
 
 
-def test_importing_the_package_brings_nothing_heavy():
+@pytest.mark.parametrize("name", FIRST_EDITION)
+def test_names_of_the_first_edition_are_there(name: str) -> None:
+    if name in RENAMED:
+        with pytest.warns(DeprecationWarning, match=f"sparse_ingest.{name} is now {RENAMED[name]}"):
+            assert getattr(sparse_ingest, name) is getattr(sparse_ingest, RENAMED[name])
+    else:
+        assert callable(getattr(sparse_ingest, name))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="attribute encoder"):
+        sparse_ingest.encoder  # noqa: B018
+
+
+def test_every_public_function_and_class_has_a_docstring() -> None:
+    public = [getattr(sparse_ingest, name) for name in sparse_ingest.__all__]
+    assert [one.__name__ for one in public if not inspect.getdoc(one)] == []
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
     code = (
-        "import sys, sparse_ingest; sparse_ingest.read_pipeline;"
-        "print([m for m in ('torch', 'opensearchpy', 'pyarrow', 'numpy') if m in sys.modules])"
+        "import sys, time; began = time.perf_counter(); import sparse_ingest; sparse_ingest.read_pipeline;"
+        "print([m for m in ('torch', 'opensearchpy', 'pyarrow', 'numpy', 'click') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_warnings_of_the_library_go_to_logging_and_are_silent_by_default() -> None:
+    code = "import logging, sparse_ingest; logging.getLogger('sparse_ingest.searching').warning('nothing found')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert any(isinstance(one, logging.NullHandler) for one in logging.getLogger("sparse_ingest").handlers)

@@ -49,12 +49,23 @@ def test_the_readme_commands_run(opensearch_url: str, index_name: str, tmp_path:
     assert done.returncode == 0, done.stderr
     assert "The index holds what the run says." in done.stdout
     assert done.stdout.count("Sourdough") >= 3
-    [code] = blocks("python")
-    for before, after in (("http://127.0.0.1:9200", opensearch_url), ("articles", index_name), ("splade-mini", "demo")):
+    stages, with_client = blocks("python")
+    assert "Sourdough" in ran_code(with_client, index_name, opensearch_url, tmp_path, environment).splitlines()[0]
+    shown = ran_code(stages, index_name, opensearch_url, tmp_path, environment).splitlines()
+    assert shown[0].startswith("{'")
+    assert shown[2] == "True"
+    assert shown[3].startswith("1 ")
+
+
+def ran_code(code: str, index: str, url: str, folder: Path, environment: dict[str, str]) -> str:
+    """What a block of Python prints, with another index, address and model."""
+    changes = [("http://127.0.0.1:9200", url), ('"articles"', f'"{index}"')]
+    changes += [("rasyosef/splade-mini", "package:cognition/model"), ("splade-mini", "demo")]
+    for before, after in changes:
         code = code.replace(before, after)
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=tmp_path,
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
@@ -62,4 +73,4 @@ def test_the_readme_commands_run(opensearch_url: str, index_name: str, tmp_path:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "Sourdough" in done.stdout.splitlines()[0]
+    return done.stdout

@@ -66,13 +66,17 @@ class Inspection:
     warnings: list[str]
 
 
-def inspect_model(model: ModelSettings) -> Inspection:
-    """Look at a model without loading its weights.
+def inspect_model(model: ModelSettings | str) -> Inspection:
+    """Return what a model is, without loading its weights.
+
+    Args:
+        model: Settings, or the name of a model: a hub id, a folder, or package:NAME/PATH.
 
     Raises:
         UsageError: no model is named.
         CheckpointError: it cannot be found, or its family is unknown.
     """
+    model = ModelSettings(document=model) if isinstance(model, str) else model
     if model.document is None:
         raise UsageError("No model: give MODEL or --pipeline.")
     warnings: list[str] = []

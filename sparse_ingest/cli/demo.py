@@ -26,8 +26,8 @@ from sparse_ingest.pipeline import Pipeline, read_pipeline
 if TYPE_CHECKING:
     from sparse_ingest.loading.load import LoadReport
     from sparse_ingest.reporting import Reporter
-    from sparse_ingest.runs.run import RunReport
     from sparse_ingest.searching.hits import Hit
+    from sparse_ingest.searching.search import SearchableRun
     from sparse_ingest.verification.verify import VerifyReport
 
 COLUMN = 52  # characters of one engine's column
@@ -58,8 +58,7 @@ class DemoReport(NamedTuple):
     url: str
     server_started: bool
     corpus: Path
-    run: Path
-    encoded: RunReport
+    run: SearchableRun
     loaded: LoadReport
     verified: VerifyReport
     answers: list[Answers]
@@ -99,7 +98,7 @@ def demo(folder: Path, keep_server: bool, as_json: bool) -> None:
         click.echo(f'  sparse-ingest search --url {report.url} --index {report.loaded.index} "what is a decorator"')
         click.echo("  sparse-ingest server stop")
     else:
-        click.echo(f'  sparse-ingest search --run {report.run} "what is a decorator"      (no server needed)')
+        click.echo(f'  sparse-ingest search --run {report.run.path} "what is a decorator"      (no server needed)')
         click.echo("  sparse-ingest demo --keep-server                                  (and then search --index)")
 
 
@@ -117,7 +116,7 @@ def _as_text(answers: Answers) -> list[str]:
 
 
 def _title(hit: Hit) -> str:
-    title = f"{hit.doc_id}  {hit.fields.get('title', '')}"
+    title = f"{hit.id}  {hit.fields.get('title', '')}"
     return title if len(title) <= COLUMN else title[: COLUMN - 1] + "…"
 
 
@@ -125,9 +124,9 @@ def _as_json(report: DemoReport) -> dict[str, Any]:
     return {
         "url": report.url,
         "corpus": str(report.corpus),
-        "run": str(report.run),
-        "documents": report.encoded.rows,
-        "terms": report.encoded.terms,
+        "run": str(report.run.path),
+        "documents": report.run.report.rows,
+        "terms": report.run.report.terms,
         "loaded": report.loaded.acknowledged,
         "refused": report.loaded.refused,
         "weights_checked": report.verified.checked_weights,
@@ -135,8 +134,8 @@ def _as_json(report: DemoReport) -> dict[str, Any]:
         "answers": [
             {
                 "question": answers.question,
-                "sparse": [{"id": hit.doc_id, "score": hit.score} for hit in answers.sparse],
-                "bm25": [{"id": hit.doc_id, "score": hit.score} for hit in answers.bm25],
+                "sparse": [{"id": hit.id, "score": hit.score} for hit in answers.sparse],
+                "bm25": [{"id": hit.id, "score": hit.score} for hit in answers.bm25],
             }
             for answers in report.answers
         ],
@@ -148,10 +147,10 @@ def run_demo(folder: Path, *, reporter: Reporter, keep_server: bool) -> DemoRepo
 
     A server that runs already is used and left running; one that is started here is stopped unless `keep_server`.
     """
-    from sparse_ingest.encoding.encode import encode
     from sparse_ingest.loading.load import load
     from sparse_ingest.local_server import process
     from sparse_ingest.local_server.download import bytes_to_download
+    from sparse_ingest.searching.encoded import encode
     from sparse_ingest.verification.verify import verify
 
     pipeline = read_pipeline("demo")
@@ -184,7 +183,7 @@ def run_demo(folder: Path, *, reporter: Reporter, keep_server: bool) -> DemoRepo
     finally:
         if not server.already_running and not keep_server:
             process.stop(server.port)
-    return DemoReport(server.url, not server.already_running, corpus, run_folder, encoded, loaded, verified, answers)
+    return DemoReport(server.url, not server.already_running, corpus, run, loaded, verified, answers)
 
 
 def ask(questions: tuple[str, ...], url: str, *, k: int = 3) -> Iterator[Answers]:

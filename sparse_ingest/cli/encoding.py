@@ -98,7 +98,7 @@ def _dry_run(specs: tuple[str, ...], pipeline: Pipeline, options: EncodeOptions,
 @json_option
 def status(run: Place, as_json: bool) -> None:
     """Show what a run folder holds: settings, shards, documents, and where it was loaded."""
-    from sparse_ingest.runs.run import open_run
+    from sparse_ingest.searching.search import open_run
 
     opened = open_run(run)
     manifest = opened.manifest

@@ -40,15 +40,7 @@ _RUN = click.argument("run", type=PLACE)
 @connection_options
 @json_option
 def load(
-    run: Place | None,
-    index: str | None,
-    alias: str | None,
-    to: str | None,
-    restore: bool,
-    pipeline: Pipeline,
-    options: PublishOptions,
-    connection: Connection,
-    as_json: bool,
+    run: Place | None, pipeline: Pipeline, options: PublishOptions, connection: Connection, as_json: bool, **target: Any
 ) -> int:
     """Load a run folder into an OpenSearch index; started again, it continues.
 
@@ -66,6 +58,7 @@ def load(
 
     Exit code 3: finished, but OpenSearch refused documents; dead.jsonl beside the journal names them.
     """
+    index, alias, to, restore = (target[name] for name in ("index", "alias", "to", "restore"))
     if (index is None) == (alias is None):
         raise click.UsageError("Name the target, either with --index or with --alias.")
     if (to or options.drop_old) and not alias:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from importlib.metadata import version
 
@@ -28,22 +29,40 @@ for group in (inspecting, encoding, indexing, loading, planning, searching, eval
         cli.add_command(command)
 
 
+class _WarningsOnStderr(logging.Handler):
+    """Shows the warnings of the library, which is silent without a handler."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        click.echo(self.format(record), err=True)
+
+
 def main() -> None:
-    """Run the command line; a `SparseIngestError` becomes one sentence and its exit code."""
+    """Run the command line; a `SparseIngestError` becomes one message and its exit code."""
+    logger, handler = logging.getLogger("sparse_ingest"), _WarningsOnStderr(logging.WARNING)
+    logger.addHandler(handler)
     try:
-        code = cli.main(standalone_mode=False)
+        code = _run()
+    finally:
+        logger.removeHandler(handler)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _run() -> object:
+    """Run the command, and return its exit code."""
+    try:
+        return cli.main(standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("Interrupted; what was finished is kept.", err=True)
-        code = 130
+        return 130
     except click.ClickException as error:
         error.show()
-        code = error.exit_code
+        return error.exit_code
     except SparseIngestError as error:
         click.echo(f"Error: {error}", err=True)
-        code = error.exit_code
+        return error.exit_code
     except BrokenPipeError:
-        code = 1  # the reader of a pipe has enough
+        return 1  # the reader of a pipe has enough
     except OSError as error:
         click.echo(f"Error: {error.filename or 'The system'}: {error.strerror or error}.", err=True)
-        code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+        return 1

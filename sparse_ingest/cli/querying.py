@@ -125,7 +125,7 @@ def query(
 def _print_table(pipeline: Pipeline) -> None:
     from sparse_ingest.checkpoints.layouts import read_checkpoint
     from sparse_ingest.checkpoints.sides import WeightTableSide
-    from sparse_ingest.models.encoder import query_encoder
+    from sparse_ingest.models.query_encoders import query_encoder
     from sparse_ingest.queries.weight_table import WeightTable
 
     model = pipeline.model

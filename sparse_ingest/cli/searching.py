@@ -187,7 +187,7 @@ def _print_trec(hits: list[Hit]) -> None:
     from sparse_ingest.searching.hits import Ranked
 
     # One query has no id of its own.
-    ranked = Ranked("1", [hit.doc_id for hit in hits], [hit.score for hit in hits], 0.0, None)
+    ranked = Ranked("1", [hit.id for hit in hits], [hit.score for hit in hits], 0.0, None)
     for line in trec_lines([ranked]):
         click.echo(line, nl=False)
 
@@ -198,7 +198,7 @@ def _as_json(hit: Hit) -> dict[str, Any]:
     return {
         "rank": hit.rank,
         "score": hit.score,
-        "id": hit.doc_id,
+        "id": hit.id,
         "snippet": snippet(hit),
         "fields": hit.fields,
         "terms": [term._asdict() for term in hit.terms],
@@ -211,7 +211,7 @@ def _as_text(hit: Hit, *, explain: bool) -> str:
     title = " ".join(str(hit.fields.get("title") or "").split())
     # Styles show on a terminal only.
     text = marked(snippet(hit), hit, lambda word: click.style(word, bold=True))
-    lines = [f"{hit.rank:>3}  {hit.score:.4f}  {hit.doc_id}  {title}".rstrip(), text]
+    lines = [f"{hit.rank:>3}  {hit.score:.4f}  {hit.id}  {title}".rstrip(), text]
     if explain:
         lines += _explained(hit)
     else:

@@ -14,6 +14,7 @@ Not covered: the corpus (files.py), and whether queries, judgements and corpus f
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -29,7 +30,6 @@ from sparse_ingest.corpora.documents import (
 )
 from sparse_ingest.corpora.files import FORMAT_OF_SUFFIX, source_of
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, PACKED, LocalFile, is_packed, read_lines
-from sparse_ingest.corpora.topics import begins_topic, topics
 from sparse_ingest.errors import CorpusError
 from sparse_ingest.records import Query
 
@@ -42,6 +42,8 @@ _QUERIES = (
 )
 _QRELS = ("qrels/test.tsv", "qrels.jsonl", "qrels.jsonl.gz", "qrels/test.jsonl", "qrels.parquet", "qrels/test*.parquet")
 _HEADER = ["query-id", "corpus-id", "score"]
+_TAG = re.compile(r"<(/?[a-z]+)>", re.IGNORECASE)
+_LABEL = re.compile(r"^(number|topic)\s*:", re.IGNORECASE)
 
 
 def read_queries(path: Path) -> Iterator[Query]:
@@ -155,8 +157,8 @@ def _queries_of(path: Path) -> Iterator[tuple[int, Query]]:
             return
         texts = _texts(path)
         for line, text in texts:
-            if begins_topic(text):
-                for at, query in topics(itertools.chain([(line, text)], texts)):
+            if _begins_topic(text):
+                for at, query in _topics(itertools.chain([(line, text)], texts)):
                     if isinstance(query, BadRow):
                         raise CorpusError(f"{path} line {at}: {query}")
                     yield at, query
@@ -167,6 +169,50 @@ def _queries_of(path: Path) -> Iterator[tuple[int, Query]]:
             yield line, Query(id_in({"id": query_id}, "id"), words)
     except BadRow as bad:
         raise CorpusError(f"{path} {_unit(path)} {line}: {bad}") from bad
+
+
+# TREC's topics, in the classic form: <top>, <num>, <title>, more that is not read, </top>. The query is the title, with
+# one blank between its words. Labels before the values (<num> Number: 301, <title> Topic: ...) are dropped, and closing
+# tags may be missing. Topics in XML are not read.
+
+
+def _begins_topic(text: str) -> bool:
+    """Return whether a line begins a topic."""
+    return text.lstrip().lower().startswith("<top>")
+
+
+def _topics(texts: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Query | BadRow]]:
+    """Yield the line where each topic begins, and its query or what is wrong with it. `texts` has no blank lines."""
+    for start, text in texts:
+        if not _begins_topic(text):
+            yield start, BadRow(f"<top> was expected, found {shown(text)}")
+            return
+        lines = [text]
+        while "</top>" not in lines[-1].lower():
+            _, text = next(texts, (0, "<top>"))
+            if _begins_topic(text):
+                yield start, BadRow("the topic that begins here has no </top>; is the file cut off?")
+                return
+            lines.append(text)
+        try:
+            yield start, _query_of_topic(" ".join(lines))
+        except BadRow as bad:
+            yield start, bad
+
+
+def _query_of_topic(topic: str) -> Query:
+    _, *parts = _TAG.split(topic)
+    values: dict[str, str] = {}
+    for tag, text in zip(parts[::2], parts[1::2], strict=True):
+        if tag.lower() == "/top" and text.strip():
+            raise BadRow(f"something follows </top>: {shown(text.strip())}")
+        if (name := tag.lower()) in values:
+            raise BadRow(f"the topic has <{name}> twice")
+        values[name] = " ".join(_LABEL.sub("", text.strip()).split())
+    for name in ("num", "title"):
+        if not values.get(name):
+            raise BadRow(f"the topic has no <{name}>, which was expected")
+    return Query(id_in(values, "num"), values["title"])
 
 
 # Judgements

@@ -23,9 +23,8 @@ import pyarrow.parquet as pq
 import pyarrow.types as types
 
 from sparse_ingest.corpora.documents import BadRow
-from sparse_ingest.corpora.sources import Record
-from sparse_ingest.corpora.stored import Opened, StoredFile, damaged, opened, read_once
-from sparse_ingest.corpora.tables import Choice
+from sparse_ingest.corpora.sources import ChooseColumns, Record
+from sparse_ingest.corpora.stored import Opened, StoredFile, damaged, open_stored, read_once
 from sparse_ingest.errors import CorpusError
 
 _BATCH_BYTES = 4 << 20  # of the rows that are Python objects at one time
@@ -40,7 +39,7 @@ class ColumnTable:
     format: str
     unit = "row"
 
-    def __init__(self, file: StoredFile, label: str, choose: Choice) -> None:
+    def __init__(self, file: StoredFile, label: str, choose: ChooseColumns) -> None:
         self.name, self.label, self.bytes = file.name, label, file.bytes
         self.rereadable = file.bytes is not None
         self._file, self._choose = file, choose
@@ -55,7 +54,7 @@ class ColumnTable:
         """The file; what Arrow says against it is a `CorpusError` that names the last row that was given."""
         if self._file.bytes is None and line[0] > 1:
             raise read_once()
-        with opened(self._file, lambda: f"after row {line[0] - 1}") as each:
+        with open_stored(self._file, lambda: f"after row {line[0] - 1}") as each:
             try:
                 yield each
             except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter for names of columns

@@ -5,7 +5,7 @@ kept fields. Out: a `Corpus`, whose sources are these files in order; nothing is
 
 A folder or a glob stands for its files in byte order of their names; the folder of a BEIR collection for its corpus.
 
-Not covered: how a format is read (lines.py, tables.py, columns.py), and what makes a row a document (documents.py).
+Not covered: how a format is read (text_formats.py, columns.py), and what makes a row a document (documents.py).
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from pathlib import Path
 from sparse_ingest.corpora.columns import Arrow, Parquet
 from sparse_ingest.corpora.documents import FieldNames as FieldNames
 from sparse_ingest.corpora.documents import needed_columns, without_carried
-from sparse_ingest.corpora.lines import JsonLines
 from sparse_ingest.corpora.remote import remote_files
-from sparse_ingest.corpora.sources import Corpus, Source
+from sparse_ingest.corpora.sources import ChooseColumns, Corpus, Source
 from sparse_ingest.corpora.stored import PACKED, LocalFile, StandardInput, StoredFile, is_packed
-from sparse_ingest.corpora.tables import Choice, TextTable
+from sparse_ingest.corpora.text_formats import JsonLines, TextTable
 from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.storage.places import place_of
 
@@ -80,7 +79,7 @@ def open_corpus(
     return Corpus(tuple(sources), fields)
 
 
-def _dataset(spec: str, choose: Choice) -> Source:
+def _dataset(spec: str, choose: ChooseColumns) -> Source:
     # Imported here: it asks a library that only the extra "encode" brings.
     from sparse_ingest.corpora.hub import hub_source
 
@@ -101,7 +100,12 @@ def _check_options(specs: Sequence[str], format: str | None, columns: Sequence[s
 
 
 def source_of(
-    file: StoredFile, choose: Choice, *, label: str, format: str | None = None, columns: Sequence[str] | None = None
+    file: StoredFile,
+    choose: ChooseColumns,
+    *,
+    label: str,
+    format: str | None = None,
+    columns: Sequence[str] | None = None,
 ) -> Source:
     """A file in its format, which its suffix tells unless `format` does; standard input is JSON lines."""
     format = format or ("jsonl" if file.bytes is None else format_of(file.name, file.place))

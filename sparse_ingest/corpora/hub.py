@@ -27,9 +27,8 @@ import pyarrow.parquet as pq
 from sparse_ingest.corpora.columns import refuse_types, rows_of
 from sparse_ingest.corpora.documents import BadRow
 from sparse_ingest.corpora.hub_names import FORM, Named, finding, parse, reading
-from sparse_ingest.corpora.sources import Record, Source
+from sparse_ingest.corpora.sources import ChooseColumns, Record, Source
 from sparse_ingest.corpora.stored import changed
-from sparse_ingest.corpora.tables import Choice
 from sparse_ingest.errors import CorpusError, MissingExtraError
 
 _BATCH_ROWS = 512  # that are Python objects at one time
@@ -37,7 +36,7 @@ _ROW_BITS = 40  # of an offset; the data file stands above them
 _COMMIT = re.compile(r"@([0-9a-f]{40})(?:/|$)")
 
 
-def hub_source(spec: str, choose: Choice) -> Source:
+def hub_source(spec: str, choose: ChooseColumns) -> Source:
     """The split that `spec` names.
 
     Raises:
@@ -70,7 +69,7 @@ class StreamedDataset:
     unit = "row"
 
     def __init__(
-        self, named: Named, stream: Any, choose: Choice, *, commit: str | None, files: dict[str, tuple[str, int]]
+        self, named: Named, stream: Any, choose: ChooseColumns, *, commit: str | None, files: dict[str, tuple[str, int]]
     ) -> None:
         self.name, self.label = named.name, named.label
         self._paths = list(files)
@@ -154,7 +153,7 @@ class SavedDataset:
     rereadable = True
     unit = "row"
 
-    def __init__(self, named: Named, dataset: Any, choose: Choice) -> None:
+    def __init__(self, named: Named, dataset: Any, choose: ChooseColumns) -> None:
         self.name, self.label = named.name, named.label
         self._named, self._table, self._choose = named, dataset.with_format("arrow"), choose
         files = [os.path.relpath(file["filename"], named.path) for file in dataset.cache_files]
@@ -185,7 +184,7 @@ class SavedDataset:
 # Finding a split
 
 
-def _streamed(named: Named, choose: Choice) -> Source:
+def _streamed(named: Named, choose: ChooseColumns) -> Source:
     from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
     with finding(named):
@@ -218,7 +217,7 @@ def _builder(named: Named) -> Any:
         raise
 
 
-def _read_less(builder: Any, features: Any, choose: Choice, label: str) -> None:
+def _read_less(builder: Any, features: Any, choose: ChooseColumns, label: str) -> None:
     """Of Parquet only the columns that documents are made of, and no whole row group at once."""
     if features and builder.config.columns is None:
         builder.config.columns = _chosen(features.arrow_schema, choose, label)
@@ -242,7 +241,7 @@ def _data_files(named: Named, builder: Any, split: str) -> dict[str, tuple[str, 
     return found
 
 
-def _saved(named: Named, choose: Choice) -> Source:
+def _saved(named: Named, choose: ChooseColumns) -> Source:
     import datasets
 
     with finding(named):
@@ -263,7 +262,7 @@ def _is_saved(folder: Path) -> bool:
     return one or (folder / "dataset_dict.json").is_file()
 
 
-def _chosen(schema: pa.Schema, choose: Choice, label: str) -> list[str]:
+def _chosen(schema: pa.Schema, choose: ChooseColumns, label: str) -> list[str]:
     """The columns to read, whose types fit. Raises `CorpusError`, which lists those there are."""
     try:
         chosen = choose(schema.names)

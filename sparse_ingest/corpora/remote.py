@@ -17,7 +17,7 @@ from sparse_ingest.corpora.stored import changed
 from sparse_ingest.errors import CorpusError
 from sparse_ingest.storage.places import RemotePath, without_secrets
 
-Choose = Callable[[Sequence[str], str], list[str]]
+ChooseFiles = Callable[[Sequence[str], str], list[str]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class RemoteStoredFile:
             raise changed(self.place, "it was replaced by another of the same size")
 
 
-def remote_files(spec: str, choose: Choose) -> list[RemoteStoredFile]:
+def remote_files(spec: str, choose: ChooseFiles) -> list[RemoteStoredFile]:
     """The files that an address stands for; `choose` says which of the names in a folder are the corpus."""
     path = RemotePath.at(spec)
     about = path.about() if not spec.endswith("/") or not path.listable else {"type": "directory"}

@@ -4,19 +4,22 @@ A `Source` gives records: the columns of each row, or the reason why there are n
 `Corpus` puts sources one behind the other and makes the columns documents (documents.py). Rows count from 0 over all
 sources and bad ones count too. A source that breaks off is no bad row but the end: `CorpusError`.
 
-Not covered: how a format is read (lines.py, tables.py, columns.py), and duplicates over more rows than
+Not covered: how a format is read (text_formats.py, columns.py), and duplicates over more rows than
 `refuse_repeated_ids` is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from sparse_ingest.corpora.documents import BadRow, FieldNames, document_of, shown
 from sparse_ingest.errors import CorpusError
 from sparse_ingest.records import SourceRow
+
+# Names of a table's columns -> those to read, with what each is; see `needed_columns`.
+ChooseColumns = Callable[[Sequence[str]], Mapping[str, str]]
 
 
 class Position(NamedTuple):

@@ -185,7 +185,7 @@ class _ZstdBlocks(io.RawIOBase):
 
 
 @contextmanager
-def opened(file: StoredFile, progress: Callable[[], str]) -> Iterator[Opened]:
+def open_stored(file: StoredFile, progress: Callable[[], str]) -> Iterator[Opened]:
     """A file's content; what is wrong with its bytes is a `CorpusError` that names the file and its `progress`."""
     each: Opened | None = None
     try:
@@ -222,7 +222,7 @@ class Lines:
         # Standard input is refused in its middle before anything is taken from it.
         if offset and self._file.bytes is None:
             raise read_once()
-        with opened(self._file, lambda: f"after line {line - 1}") as self._opened:
+        with open_stored(self._file, lambda: f"after line {line - 1}") as self._opened:
             self._opened.skip(offset)
             for raw in iter(partial(self._opened.content.readline, MAX_LINE), b""):
                 if len(raw) == MAX_LINE:

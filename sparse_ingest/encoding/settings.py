@@ -15,7 +15,7 @@ from sparse_ingest.checkpoints.settings import document_identity, resolve_pipeli
 from sparse_ingest.corpora.sources import Corpus
 from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.errors import MissingExtraError, PipelineError, UsageError
-from sparse_ingest.pipeline import EncodeSettings, Pipeline
+from sparse_ingest.pipeline import EncodeSettings, Pipeline, refuse_lone_stride
 from sparse_ingest.records import PARENT
 from sparse_ingest.runs.manifest import identity_of
 from sparse_ingest.storage.places import Place
@@ -31,8 +31,7 @@ def resolve(pipeline: Pipeline) -> tuple[Checkpoint, Pipeline]:
     model = pipeline.model
     if model.document is None:
         raise PipelineError("No model: name one with --model, or [model] document in the pipeline file.")
-    if pipeline.encode.overflow == "truncate" and pipeline.encode.window_stride is not None:
-        raise PipelineError('window_stride is for overflow = "windows" or "passages"; overflow is "truncate".')
+    refuse_lone_stride(pipeline.encode)
     checkpoint = read_checkpoint(model.document, model.revision, code=model.trust_remote_code)
     return checkpoint, resolve_pipeline(pipeline, checkpoint)
 

@@ -26,15 +26,13 @@ from sparse_ingest.evaluation.trec import read_trec_run, trec_lines, written
 from sparse_ingest.pipeline import options_from
 from sparse_ingest.records import PARENT, document_id, passage_number
 from sparse_ingest.reporting import Reporter, reporter_of
-from sparse_ingest.runs.run import Run
+from sparse_ingest.runs.run import Run, RunLike
 from sparse_ingest.searching.hits import Ranked
 from sparse_ingest.searching.query import QueryModel
 from sparse_ingest.searching.search import SearchableIndex, SearchableRun, open_run
-from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.client import Client
-    from sparse_ingest.pipeline import Pipeline
     from sparse_ingest.records import Query
 
 logger = logging.getLogger(__name__)
@@ -116,7 +114,7 @@ def _row_as_dict(row: Row, per_query: bool) -> dict[str, Any]:
 
 
 def evaluate(
-    target: SearchableIndex | Run | Place | str,
+    target: SearchableIndex | RunLike,
     *,
     queries: Path | str | None = None,
     qrels: Path | str | None = None,
@@ -160,7 +158,7 @@ def evaluate(
     return evaluation
 
 
-def _searchable(target: Run | Place | str) -> SearchableRun:
+def _searchable(target: RunLike) -> SearchableRun:
     if isinstance(target, SearchableRun):
         return target
     return SearchableRun(target) if isinstance(target, Run) else open_run(target)
@@ -236,7 +234,7 @@ def _evaluate_index(index: SearchableIndex, found: _Measuring, options: Evaluate
     check_judged(collection, known or parents, f"The index {name!r}")
     if collapse and not ENGINES[engine.name].collapses:
         raise UsageError("OpenSearch cannot take the best passage of each document in two phases. Give --engine exact.")
-    vocabulary = _vocabulary(index.pipeline)
+    vocabulary = index.vocabulary()
     terms = QueryTerms()
     weights = terms.passing(QueryModel(index.pipeline).many(collection.queries()))
     how: dict[str, Any] = {"size": found.size, "collapse": collapse, "concurrency": options.concurrency or 1}
@@ -332,16 +330,6 @@ def _count_index_terms(client: Client, index: str, field: str, vocabulary: Seque
         logger.warning("The terms of the documents are not counted. %s", error)
         return None
     return TermCounts(count_searchable(client, index), holding)
-
-
-def _vocabulary(pipeline: Pipeline) -> list[str | None]:
-    """The tokens of the document side."""
-    from sparse_ingest.checkpoints.layouts import read_checkpoint
-    from sparse_ingest.queries.weight_table import read_vocabulary
-
-    model = pipeline.model
-    name, revision = (model.document, model.revision) if model.document else (model.query, model.query_revision)
-    return read_vocabulary(read_checkpoint(str(name), revision, code=model.trust_remote_code).transformer)
 
 
 def _rank_texts(run: Run, queries: Sequence[Query], size: int, most_passages: int) -> Iterator[Ranked]:

@@ -28,8 +28,7 @@ from typing import Any, NamedTuple
 from sparse_ingest import errors
 from sparse_ingest.errors import Interrupted, RunError, SparseIngestError, first_line
 from sparse_ingest.reporting import Reporter, SilentReporter
-from sparse_ingest.runs.run import has_manifest, open_run
-from sparse_ingest.storage.places import Place
+from sparse_ingest.runs.run import RunLike, is_begun
 
 LOOK_S = 0.2  # between looks at stop requests, and at whether the run has begun
 REPORT_S = 0.1  # between two messages about batches
@@ -46,7 +45,7 @@ class Worker(NamedTuple):
 
 
 def run_on_devices(
-    devices: Sequence[str], task: str, arguments: Sequence[Any], *, out: Place, reporter: Reporter
+    devices: Sequence[str], task: str, arguments: Sequence[Any], *, out: RunLike, reporter: Reporter
 ) -> None:
     """Run a task that completes the run `out` in a process for each device, until one of them returns.
 
@@ -64,7 +63,7 @@ def run_on_devices(
 class _Team:
     """The processes of one run."""
 
-    def __init__(self, task: str, arguments: Sequence[Any], out: Place, reporter: Reporter) -> None:
+    def __init__(self, task: str, arguments: Sequence[Any], out: RunLike, reporter: Reporter) -> None:
         self._task, self._arguments, self._out, self._reporter = task, arguments, out, reporter
         self._children: list[_Child] = []  # those that have not ended
         self._shown: set[str] = set()  # notes, which all processes give alike
@@ -76,7 +75,7 @@ class _Team:
         cores = sorted(os.sched_getaffinity(0))
         waiting = [(device, cores[place :: len(devices)] or cores) for place, device in enumerate(devices)]
         while waiting or self._children:
-            if waiting and (not self._children or self._is_begun()):
+            if waiting and (not self._children or is_begun(self._out)):
                 device, share = waiting.pop(0)
                 worker = Worker(device, len(devices) - len(waiting) - 1, len(devices))
                 self._children.append(_Child(worker, share, self._task, self._arguments))
@@ -103,9 +102,6 @@ class _Team:
         for child in self._children:
             child.wait(END_S)
         self._children.clear()
-
-    def _is_begun(self) -> bool:
-        return has_manifest(self._out) and open_run(self._out).has_vocabulary()
 
     def _stop(self) -> None:
         """Ask each to stop after its shard."""

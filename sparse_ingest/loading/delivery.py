@@ -1,8 +1,9 @@
-"""Shards on their way: sent as one stream of requests, each noted in the journal when all its documents are answered.
+"""Send the shards of a load as one stream of requests, and journal each shard when all its documents are answered.
 
-In: the operations of a load, an index, a journal. Out: journal lines and dead letters. The next shard begins before
-the last one is answered, so the connections never run empty; a line is written once the index is known to be the one
-that the load began with, and to have the shard's documents on its disk.
+In: the operations of a load, an index, a journal. Out: journal lines and dead letters. The next shard starts before the
+last one is answered, so the connections never run empty. A line is written only after a check that the index is still
+the one that the load started with, and that the shard's documents are on its disk.
+
 Not covered: which shards are missing, and what the index needs before and after (load.py).
 """
 
@@ -29,19 +30,19 @@ from sparse_ingest.runs.run import Run
 
 @dataclass
 class _ShardInFlight:
-    """A shard of which something was sent."""
+    """A shard that is being sent."""
 
     shard: int
     began: float = field(default_factory=time.monotonic)
     sent: int = 0
     answered: int = 0
     refused: int = 0
-    whole: bool = False  # nothing of it is left to send
+    all_sent: bool = False
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """Where and how the shards of one load are sent. `durability` is None when a confirmed write is on the disk."""
+    """Sends the shards of one load. `durability` is None if a confirmed write is on disk."""
 
     client: Client
     index: indexes.Index
@@ -73,7 +74,7 @@ class Delivery:
                 for request in self.operations.requests(shard, max_bytes=self.pace.max_bytes):
                     this.sent += len(request.rows)
                     yield request
-                this.whole = True
+                this.all_sent = True
 
         for outcome in self._send(requests()):
             this = next(one for one in in_flight if one.shard == outcome.shard)
@@ -88,9 +89,9 @@ class Delivery:
             )
 
     def retry_dead(self, shard: int) -> int:
-        """Send the documents of a finished shard again that were refused; how many they are.
+        """Send the refused documents of a finished shard again. Return how many they are.
 
-        Dead letters and counts change in one step, when all have an answer.
+        Dead letters and counts are replaced atomically, after all are answered.
         """
         rows = self.journal.dead_rows(shard)
 
@@ -111,10 +112,10 @@ class Delivery:
         return len(rows)
 
     def delete(self, ids: Iterable[str]) -> int:
-        """Delete documents; how many were asked for. One that is not there counts as deleted.
+        """Delete documents. Return how many ids were given; ids that the index lacks count as deleted.
 
         Raises:
-            ClusterError: the index refuses one.
+            ClusterError: the index refuses to delete one.
         """
         deleted = 0
         for outcome in self._send(delete_requests((0, doc_id) for doc_id in ids)):
@@ -131,12 +132,12 @@ class Delivery:
         return send(self.client, requests, target=self.alias, pace=self.pace, retries=self.retries)
 
     def _finish_answered(self, in_flight: deque[_ShardInFlight]) -> int:
-        """Write the lines of the shards, in order, of which everything was sent and answered.
+        """Write the journal lines of the first shards that are sent and answered completely.
 
-        Gives how many of their documents were not sent, since the index has them.
+        Return how many of their documents were not sent, because the index has them.
         """
         not_sent = 0
-        while in_flight and in_flight[0].whole and in_flight[0].answered == in_flight[0].sent:
+        while in_flight and in_flight[0].all_sent and in_flight[0].answered == in_flight[0].sent:
             this = in_flight[0]
             self._make_sure()
             unchanged = self.operations.unchanged(this.shard)
@@ -155,7 +156,7 @@ class Delivery:
         return not_sent
 
     def _make_sure(self) -> None:
-        """Stop unless the index is still the same and keeps what it has confirmed, and the load is still ours."""
+        """Stop unless this process still holds the lock, confirmed writes are on disk, and the index is the same."""
         self.run.refuse_lost()
         if self.durability:
             self.durability.settle()

@@ -33,8 +33,7 @@ from sparse_ingest.loading.preparation import LoadPlan, make_plan, ready_index
 from sparse_ingest.loading.since import Since
 from sparse_ingest.pipeline import Pipeline, options_from, pipeline_of
 from sparse_ingest.reporting import SILENT, Reporter, reporter_of
-from sparse_ingest.runs.run import Run, open_run, refuse_incomplete
-from sparse_ingest.storage.places import Place, place_of
+from sparse_ingest.runs.run import Run, RunLike, open_run, refuse_incomplete
 
 if TYPE_CHECKING:
     from opensearchpy import OpenSearch
@@ -72,7 +71,7 @@ class LoadReport:
 
 
 def load(
-    run: Run | Place | str,
+    run: RunLike,
     *,
     index: str,
     url: str | None = None,
@@ -105,7 +104,7 @@ def load(
     """
     started = time.monotonic()
     chosen, reporter = options_from(LoadOptions, options, settings, "load"), reporter_of(progress)
-    folder = run if isinstance(run, Run) else open_run(place_of(run))
+    folder = open_run(run)
     refuse_incomplete(folder, partial=chosen.partial)
     older = _older(folder, chosen)
     if chosen.async_translog:
@@ -213,7 +212,7 @@ def _older(run: Run, options: LoadOptions) -> Since | None:
         raise UsageError("--update is for documents that others made; --delete-missing would delete them. Give one.")
     if options.since is None:
         return None
-    return Since(open_run(place_of(options.since)), run, options.delete_missing, options.update)
+    return Since(open_run(options.since), run, options.delete_missing, options.update)
 
 
 def restore_settings(

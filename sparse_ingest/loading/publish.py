@@ -21,8 +21,7 @@ from sparse_ingest.loading.load import LoadReport, load
 from sparse_ingest.loading.options import PublishOptions
 from sparse_ingest.pipeline import Pipeline, options_from
 from sparse_ingest.reporting import Reporter, reporter_of
-from sparse_ingest.runs.run import Run, open_run
-from sparse_ingest.storage.places import Place, place_of
+from sparse_ingest.runs.run import Run, RunLike, open_run
 from sparse_ingest.verification.verify import verify
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class PublishReport:
 
 
 def publish(
-    run: Run | Place | str,
+    run: RunLike,
     *,
     alias: str,
     url: str | None = None,
@@ -80,11 +79,8 @@ def publish(
         ClusterError: replicas are missing, or the index differs from the run; the alias stays where it is.
     """
     chosen, reporter = options_from(PublishOptions, options, settings, "publish"), reporter_of(progress)
-    if chosen.partial:
-        raise UsageError("--alias serves whole runs: finish the run, or load what is there with --index and --partial.")
-    if chosen.update or chosen.since or chosen.delete_missing:
-        raise UsageError("--alias makes a new index, in which there is nothing to change. Give --index instead.")
-    folder, target_cluster = run if isinstance(run, Run) else open_run(place_of(run)), connection_of(url, connection)
+    _refuse_options(chosen)
+    folder, target_cluster = open_run(run), connection_of(url, connection)
     run_id = folder.manifest.run_id
     name = f"{alias}-{run_id[:8]}"
     with contextlib.closing(connect(target_cluster)) as client:
@@ -99,23 +95,28 @@ def publish(
     with contextlib.closing(connect(target_cluster)) as client:
         target = _found(client, name)
         served = aliases.served_by(client, alias)
-        if served.concrete == name:
-            return _with_old_dropped(
-                client, target, PublishReport(report, alias, name, None, False, 0, None), chosen.drop_old, reporter
-            )
-        if report.refused:
+        done = PublishReport(report, alias, served.concrete, None, moved=False, verified=0, dropped=None)
+        if report.refused and served.concrete != name:
             reporter.note(
                 f"Alias {alias!r} stays at {served.concrete or 'nothing'}: OpenSearch refused {report.refused} "
                 f"documents ({report.dead}). Mend the cause and give --retry-dead, or serve the index without them: "
                 f"sparse-ingest load --alias {alias} --to {name}"
             )
-            return PublishReport(report, alias, served.concrete, None, False, 0, None)
-        if message := settling.wait_for_copies(client, target, reporter, patience_s=chosen.replica_patience_s):
-            reporter.note(message)
-        verified = _verified(folder, name, alias, target_cluster)
-        _move(client, served, target, reporter)
-        done = PublishReport(report, alias, name, served.concrete, True, verified, None)
+            return done
+        if served.concrete != name:
+            if message := settling.wait_for_copies(client, target, reporter, patience_s=chosen.replica_patience_s):
+                reporter.note(message)
+            verified = _verified(folder, name, alias, target_cluster)
+            _move(client, served, target, reporter)
+            done = with_changes(done, serves=name, previous=served.concrete, moved=True, verified=verified)
         return _with_old_dropped(client, target, done, chosen.drop_old, reporter)
+
+
+def _refuse_options(options: PublishOptions) -> None:
+    if options.partial:
+        raise UsageError("--alias serves whole runs: finish the run, or load what is there with --index and --partial.")
+    if options.update or options.since or options.delete_missing:
+        raise UsageError("--alias makes a new index, in which there is nothing to change. Give --index instead.")
 
 
 def roll_back(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from itertools import groupby
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from sparse_ingest.models.tokenizer import Cut, TokenIds, Tokenized, Tokenizer
 from sparse_ingest.models.vectors import (
     NO_RULES,
     NOTHING,
+    TORCH_STATE,
     BatchVectors,
     OnBatch,
     Vector,
@@ -88,12 +90,23 @@ class DocumentEncoder:
     ) -> None:
         self.device = torch.device(device)
         self.rules = NO_RULES
-        self._tokenizer = Tokenizer(checkpoint.transformer, settings, window_stride=window_stride)
-        with _on(self.device):
+        self._folder = checkpoint.transformer
+        self._tokenizer = Tokenizer(self._folder, settings, window_stride=window_stride)
+        with TORCH_STATE, _on(self.device):
             self._maker = VectorMaker(checkpoint, settings, self._tokenizer, device=self.device, dtype=dtype)
         width = self._maker.body.weight.shape[1]
         self.batch_tokens = batch_tokens or usual_batch_tokens(self.device.type, width)
         self.vocabulary = self._maker.vocabulary
+
+    def on_same_weights(self, settings: ModelSettings) -> DocumentEncoder:
+        """Return an encoder with another prompt, length limit or case that computes with the weights of this one.
+
+        Activation and special tokens stay those of this encoder, whatever `settings` says.
+        """
+        other = copy(self)
+        other.rules = NO_RULES
+        other._tokenizer = Tokenizer(self._folder, settings)
+        return other
 
     def encode(self, texts: Sequence[str], progress: OnBatch = lambda documents, tokens: None) -> Encoded:
         """Encode texts, truncated at max_length; `progress` gets the documents and tokens of each finished batch."""

@@ -1,49 +1,339 @@
-"""Choose what turns query texts into weights: a weight table, which needs no torch, or a masked LM.
+"""`SparseEncoder`: texts to sparse vectors in memory.
 
-Not covered: weight tables themselves (queries/weight_table.py), documents (documents.py).
+In: a model, and texts. Out: `SparseVectors` (sparse_vectors.py), or a dictionary from token to weight. A weight table
+needs no torch; a masked LM is built when it is first used. A corpus is encoded into a run by encoding/encode.py.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args, overload
 
-from sparse_ingest.checkpoints.layouts import read_checkpoint
-from sparse_ingest.checkpoints.settings import resolve_query_settings
+import numpy as np
+import numpy.typing as npt
+
+from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
+from sparse_ingest.checkpoints.settings import resolve_pipeline, resolve_query_settings
 from sparse_ingest.checkpoints.sides import WeightTableSide
-from sparse_ingest.errors import MissingExtraError, UsageError
-from sparse_ingest.pipeline import ModelSettings
-from sparse_ingest.queries.weight_table import QueryEncoder, WeightTable
+from sparse_ingest.errors import CheckpointError, UsageError
+from sparse_ingest.models.query_encoders import build_weight_table, query_checkpoint, require_torch
+from sparse_ingest.models.sparse_vectors import SparseVectors, Vectors, as_vectors, similarity, whole_number
+from sparse_ingest.models.text_windows import (
+    WINDOW_CHARACTERS,
+    DocumentSide,
+    checked_texts,
+    refuse_if_stopped,
+    reporting,
+)
+from sparse_ingest.pipeline import Dtype, ModelSettings, Pipeline, pipeline_named, refuse_lone_stride
+from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, prune_query, read_vocabulary
+from sparse_ingest.records import in_batches
+from sparse_ingest.reporting import Reporter
+
+if TYPE_CHECKING:
+    from sparse_ingest.models.queries import MaskedLMQueryEncoder
+
+QUERIES_AT_ONCE = 256  # texts between two reports of progress
 
 
-def query_encoder(model: ModelSettings) -> QueryEncoder:
-    """Build the query encoder of a model: its weight table where the checkpoint has one, otherwise its masked LM.
+class SparseEncoder:
+    """A learned-sparse model: texts to sparse vectors in memory.
+
+    A model is read, and downloaded if it is on the hub, at the first call of `encode_document` or `encode_query`.
+    Queries of an inference-free model need neither torch nor transformers. A masked LM that serves both sides is built
+    once. Threads may share an encoder: weight tables are looked up at the same time, a masked LM computes one call
+    after another.
+
+    `encode_document` applies `[model]` and `[encode]` of a pipeline as `encode` does, except that weights stay
+    float32: `[encode] weights` is how a run stores them. `encode_query` applies `[query] top_k` and `max_ratio`, as
+    `query` does.
+
+    Args:
+        model: a hub id, a folder, `package:NAME/PATH`, the path of a pipeline file (`.toml`), the name of a packaged
+            pipeline, a `ModelSettings` or a `Pipeline`. A folder of that name is preferred over a packaged pipeline.
+        device: where masked LMs compute: "auto" (the first GPU that torch sees, otherwise the CPU), "cpu", "cuda" or
+            "cuda:N".
+        dtype: number type of the document model: "float32", "bfloat16", "float16", "int8" or "int8-bfloat16". "auto"
+            is the pipeline's, and float32 where it has none: `encode` tries faster types on its corpus, nothing is
+            tried here. Queries are always computed in float32.
+        trust_remote_code: whether to run Python code that the model brings.
+        revision: branch, tag or commit of a model on the hub.
+        max_length: tokens after which a text is cut, special tokens included; None: as the model declares. A weight
+            table cuts queries where its own tokenizer says.
+        batch_tokens: padded tokens of one batch of a masked LM; None: a number that suits the device.
 
     Raises:
-        UsageError: no model is named.
-        MissingExtraError: the checkpoint needs torch, which is not installed.
+        UsageError: an option has no such value, or the pipeline says `overflow = "passages"`.
+        PipelineError: the pipeline file cannot be read.
     """
-    name = model.query or model.document
-    if not name:
-        raise UsageError("No model: give --model or --pipeline.")
-    revision = model.query_revision if model.query else model.revision
-    checkpoint = read_checkpoint(name, revision, code=model.trust_remote_code)
-    side = checkpoint.query
-    if isinstance(side, WeightTableSide):
-        pickled = None
-        if side.weights.suffix == ".bin":
-            _require_torch(f"The weight table of {name}, a pickle that only torch reads safely,")
-            from sparse_ingest.models.masked_lms import read_table
 
-            pickled = read_table(side.weights)
+    def __init__(
+        self,
+        model: str | Path | ModelSettings | Pipeline,
+        *,
+        device: str = "auto",
+        dtype: Dtype = "auto",
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+    ) -> None:
+        pipeline = pipeline_named(model)
+        given, encode = pipeline.model, pipeline.encode
+        if not (given.document or given.query):
+            raise UsageError("The pipeline names no model. Set [model] document.")
+        if revision and not given.document:
+            raise UsageError("revision is that of the document model, and there is none. Set [model] query_revision.")
+        settings = replace(
+            given,
+            trust_remote_code=trust_remote_code or given.trust_remote_code,
+            revision=revision or given.revision,
+            max_length=whole_number("max_length", max_length) or given.max_length,
+        )
+        if dtype not in get_args(Dtype):
+            raise UsageError(f"dtype is {dtype!r}; expected one of {', '.join(get_args(Dtype))}.")
+        if dtype == "auto":
+            dtype = "float32" if encode.dtype == "auto" else encode.dtype
+        if encode.overflow == "passages":
+            raise UsageError(
+                'overflow = "passages" makes several vectors of a text, and encode_document one. Use encode(), or '
+                'overflow = "windows".'
+            )
+        refuse_lone_stride(encode)
+        batch_tokens = whole_number("batch_tokens", batch_tokens) or encode.batch_tokens
+        encode = replace(encode, dtype=dtype, batch_tokens=batch_tokens)
+        self._pipeline = replace(pipeline, model=settings, encode=encode)
+        self._device = device
+        # Held while a side is built. A side that is built is read without it.
+        self._building = threading.RLock()
+        self._checkpoint: Checkpoint | None = None
+        self._documents: DocumentSide | None = None
+        self._queries: _QuerySide | None = None
+
+    def __repr__(self) -> str:
+        model = self._pipeline.model
+        query = f", query={model.query!r}" if model.query else ""
+        return f"<SparseEncoder: {model.document!r}{query}, device={self._device!r}, {self._pipeline.encode.dtype}>"
+
+    @overload
+    def encode_document(  # type: ignore[overload-overlap]  # a string is a sequence of strings
+        self, texts: str, *, max_active_dims: int | None = None, progress: bool | Reporter = False
+    ) -> QueryWeights: ...
+
+    @overload
+    def encode_document(
+        self, texts: Iterable[str], *, max_active_dims: int | None = None, progress: bool | Reporter = False
+    ) -> SparseVectors: ...
+
+    def encode_document(
+        self, texts: str | Iterable[str], *, max_active_dims: int | None = None, progress: bool | Reporter = False
+    ) -> QueryWeights | SparseVectors:
+        """Encode documents.
+
+        Args:
+            texts: one text, or any number of them. An empty text is a document too.
+            max_active_dims: how many of its heaviest tokens a vector keeps, in place of the number that the pipeline
+                or the model declares; None: that number, and all tokens where there is none.
+            progress: True for a progress bar, or a `Reporter`.
+
+        Returns:
+            For one text a dictionary from token to weight, heaviest first; otherwise `SparseVectors` in the order of
+            the texts, with the vocabulary of the document model.
+
+        Raises:
+            UsageError: a text is no string, or max_active_dims no whole number above zero.
+            CheckpointError: the model cannot be found or built.
+            MissingExtraError: torch or transformers is not installed.
+            Interrupted: the reporter asked to stop.
+        """
+        chosen, limit = checked_texts(texts), whole_number("max_active_dims", max_active_dims)
+        side = self._document_side()
+        with reporting(progress) as reporter:
+            vectors = side.encode(chosen, limit, reporter)
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    @overload
+    def encode_query(  # type: ignore[overload-overlap]
+        self, texts: str, *, max_active_dims: int | None = None, progress: bool | Reporter = False
+    ) -> QueryWeights: ...
+
+    @overload
+    def encode_query(
+        self, texts: Iterable[str], *, max_active_dims: int | None = None, progress: bool | Reporter = False
+    ) -> SparseVectors: ...
+
+    def encode_query(
+        self, texts: str | Iterable[str], *, max_active_dims: int | None = None, progress: bool | Reporter = False
+    ) -> QueryWeights | SparseVectors:
+        """Encode queries.
+
+        Args:
+            texts: one text, or any number of them. A text without a weighted token gives an empty vector.
+            max_active_dims: how many of its heaviest tokens a query keeps, in place of the number that the pipeline
+                or the model declares; None: that number, and all tokens where there is none.
+            progress: True for a progress bar, or a `Reporter`.
+
+        Returns:
+            For one text a dictionary from token to weight, heaviest first; otherwise `SparseVectors` in the order of
+            the texts. They have the vocabulary of the documents, so that both have the same width, unless the queries
+            have a model of their own (`ModelSettings.query`) or tokens that the documents lack.
+
+        Raises:
+            UsageError: as encode_document.
+            CheckpointError: the model cannot be found or built.
+            MissingExtraError: the query side is a masked LM, and torch or transformers is not installed.
+            Interrupted: the reporter asked to stop.
+        """
+        chosen, limit = checked_texts(texts), whole_number("max_active_dims", max_active_dims)
+        side = self._query_side()
+        rules = self._pipeline.query if limit is None else replace(self._pipeline.query, top_k=None)
+        found: list[QueryWeights] = []
+        with reporting(progress) as reporter:
+            reporter.begin("queries", len(chosen))
+            for some in in_batches(chosen, QUERIES_AT_ONCE, WINDOW_CHARACTERS):
+                refuse_if_stopped(reporter)
+                for weights in side.encoder.encode(some):
+                    kept = dict(list(weights.items())[: limit or side.max_active_dims])
+                    found.append(prune_query(kept, rules) if rules.top_k or rules.max_ratio else kept)
+                reporter.advance(len(some))
+        return found[0] if isinstance(texts, str) else SparseVectors.from_dicts(found, side.vocabulary())
+
+    def similarity(self, queries: Vectors, documents: Vectors) -> npt.NDArray[np.float32]:
+        """Return the dot product of each query with each document, as sparse_vectors.py computes it.
+
+        Args:
+            queries: SparseVectors, a dictionary from token to weight, or a list of such dictionaries.
+            documents: the same. Weights are matched by token string where the vocabularies differ.
+
+        Returns:
+            float32 `[queries, documents]`.
+
+        Raises:
+            UsageError: either argument holds no sparse vectors.
+        """
+        return similarity(queries, documents)
+
+    @overload
+    def decode(self, vectors: Mapping[str, float], top_k: int | None = None) -> list[tuple[str, float]]: ...
+
+    @overload
+    def decode(
+        self, vectors: SparseVectors | Sequence[Mapping[str, float]], top_k: int | None = None
+    ) -> list[list[tuple[str, float]]]: ...
+
+    def decode(
+        self, vectors: Vectors, top_k: int | None = None
+    ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
+        """Return tokens and weights, heaviest first.
+
+        Args:
+            vectors: SparseVectors, a dictionary from token to weight, or a list of such dictionaries.
+            top_k: how many of a vector; None for all.
+
+        Returns:
+            For a dictionary one list of (token, weight); otherwise such a list for each row, also where there is one.
+
+        Raises:
+            UsageError: `vectors` holds no sparse vectors, or top_k is no whole number above zero.
+        """
+        decoded = as_vectors(vectors).decode(top_k)
+        return decoded[0] if isinstance(vectors, Mapping) else decoded
+
+    def _document_side(self) -> DocumentSide:
+        if self._documents is None:
+            with self._building:
+                self._documents = self._documents or self._build_documents()
+        return self._documents
+
+    def _query_side(self) -> _QuerySide:
+        if self._queries is None:
+            with self._building:
+                self._queries = self._queries or self._build_queries()
+        return self._queries
+
+    def _build_documents(self) -> DocumentSide:
+        require_torch("Encoding documents")
+        from sparse_ingest.models.documents import DocumentEncoder, choose_device
+
+        checkpoint = self._read_checkpoint()
+        resolved = resolve_pipeline(self._pipeline, checkpoint)
+        encoder = DocumentEncoder(
+            checkpoint,
+            resolved.model,
+            device=choose_device(self._device),
+            dtype=resolved.encode.dtype,
+            batch_tokens=resolved.encode.batch_tokens,
+            window_stride=resolved.encode.window_stride,
+        )
+        return DocumentSide(encoder, resolved)
+
+    def _build_queries(self) -> _QuerySide:
+        model = self._pipeline.model
+        checkpoint = query_checkpoint(model) if model.query else self._read_checkpoint()
+        # The limit of the checkpoint is applied here, where a call may replace it.
+        unlimited = replace(checkpoint, max_active_dims=None)
         settings = resolve_query_settings(model, checkpoint)
-        return WeightTable.from_side(side, settings, max_active_dims=checkpoint.max_active_dims, by_id=pickled)
-    _require_torch(f"The query side of {name}, a masked LM,")
-    from sparse_ingest.models.queries import build_query_encoder
+        encoder: WeightTable | MaskedLMQueryEncoder
+        if isinstance(checkpoint.query, WeightTableSide):
+            encoder = build_weight_table(unlimited, settings)
+        else:
+            require_torch(f"The query side of {checkpoint.name}, a masked LM,")
+            encoder = self._build_masked_lm(unlimited, settings)
+        return _QuerySide(encoder, checkpoint, None if model.query else checkpoint.transformer)
 
-    return build_query_encoder(checkpoint, resolve_query_settings(model, checkpoint))
+    def _build_masked_lm(self, checkpoint: Checkpoint, settings: ModelSettings) -> MaskedLMQueryEncoder:
+        """Build the masked LM of the queries, on the weights of the documents' where it is the same model."""
+        from sparse_ingest.models.documents import choose_device
+        from sparse_ingest.models.queries import MaskedLMQueryEncoder, as_documents, build_query_encoder
+
+        encode, wanted = self._pipeline.encode, as_documents(settings)
+        is_own_model = not self._pipeline.model.query and checkpoint.query.folder == checkpoint.transformer
+        if is_own_model and encode.dtype == "float32" and (documents := self._document_side()).computes_as(wanted):
+            return MaskedLMQueryEncoder(documents.encoder.on_same_weights(wanted))
+        device = choose_device(self._device)
+        return build_query_encoder(checkpoint, settings, device=device, batch_tokens=encode.batch_tokens)
+
+    def _read_checkpoint(self) -> Checkpoint:
+        """Read the checkpoint of the documents, once."""
+        with self._building:
+            if self._checkpoint is None:
+                model = self._pipeline.model
+                if not model.document:
+                    raise UsageError(f"{model.query!r} is a model of queries alone. Set [model] document too.")
+                self._checkpoint = read_checkpoint(model.document, model.revision, code=model.trust_remote_code)
+            return self._checkpoint
 
 
-def _require_torch(purpose: str) -> None:
-    # Looked for, not imported.
-    if not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")):
-        raise MissingExtraError("encode", purpose)
+class _QuerySide:
+    """A query encoder, and the vocabulary that its vectors have.
+
+    `transformer` is the folder of the document model that the vocabulary is shared with, None for one of its own.
+    """
+
+    def __init__(
+        self, encoder: WeightTable | MaskedLMQueryEncoder, checkpoint: Checkpoint, transformer: Path | None
+    ) -> None:
+        self.encoder = encoder
+        self.max_active_dims = checkpoint.max_active_dims
+        self._transformer = transformer
+        self._vocabulary: list[str | None] | None = None
+
+    def vocabulary(self) -> list[str | None]:
+        """Return the vocabulary of the documents, or the queries' own where that lacks one of their tokens."""
+        if self._vocabulary is None:  # two threads may both read it, and read the same
+            self._vocabulary = self._read_vocabulary()
+        return self._vocabulary
+
+    def _read_vocabulary(self) -> list[str | None]:
+        own = self.encoder.vocabulary
+        if self._transformer is None:
+            return own
+        try:
+            of_documents = read_vocabulary(self._transformer)
+        except CheckpointError:  # a tokenizer without tokenizer.json
+            return own
+        weighted = set(self.encoder.table()) if isinstance(self.encoder, WeightTable) else {*own} - {None}
+        return of_documents if weighted.issubset(of_documents) else own

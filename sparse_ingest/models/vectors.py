@@ -4,12 +4,13 @@ In: token ids of any number of inputs. Out: token ids and weights above zero of 
 longest first on a few single-threaded workers on the CPU (two workers of one thread are faster than one of two). On a
 GPU the next batch is started before the terms of the previous one are read. Results do not depend on the number of
 workers, and which inputs share a batch depends on their lengths and the budget alone, so a run that is resumed
-elsewhere has the same batches.
+elsewhere has the same batches. Calls from several threads run one after another.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -42,11 +43,15 @@ CPU_TOKENS = 2048
 GPU_NUMBERS = 1 << 25
 # Documents of a batch: each has a dense row of the complete vocabulary until it is compacted.
 BATCH_DOCUMENTS = {"cpu": 64, "cuda": 1024}
+# Held while a model is read or computes: torch keeps the number of threads, and transformers while it reads a model the
+# default dtype, for the complete process. One that calls back from within a batch may enter again.
+TORCH_STATE = threading.RLock()
 
 Vector = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]  # token ids ascending, weights above zero
 NOTHING: Vector = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
 Batch = npt.NDArray[np.int64]  # which inputs share a forward pass
 BatchVectors = tuple[list[Vector], int]  # the vectors of a batch, and how many weights were on ids without a token
+Batches = Generator[BatchVectors, None, None]
 OnBatch = Callable[[int, int], None]  # called with the documents and tokens of each finished batch
 
 
@@ -96,25 +101,17 @@ class VectorMaker:
         batches = [filled[batch] for batch in plan]
         rows: list[Vector] = [NOTHING] * len(token_ids)
         without_token = 0
-        # One thread per worker also fixes the order of every sum on any machine.
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         results = self._on_workers if self.device.type == "cpu" else self._ahead
-        try:
-            # Closed as soon as `progress` raises: batches that have not started are then not computed.
-            with closing(results(token_ids, batches, rules)) as answers:
-                for batch, (vectors, dropped) in zip(batches, answers, strict=True):
-                    for place, vector in zip(batch, vectors, strict=True):
-                        rows[place] = vector
-                    without_token += dropped
-                    progress(len(batch), int(lengths[batch].sum()))
-        finally:
-            torch.set_num_threads(threads)
+        # Closed as soon as `progress` raises: batches that have not started are then not computed.
+        with _one_thread(), closing(results(token_ids, batches, rules)) as answers:
+            for batch, (vectors, dropped) in zip(batches, answers, strict=True):
+                for place, vector in zip(batch, vectors, strict=True):
+                    rows[place] = vector
+                without_token += dropped
+                progress(len(batch), int(lengths[batch].sum()))
         return rows, without_token
 
-    def _on_workers(
-        self, token_ids: Sequence[TokenIds], batches: list[Batch], _: DeviceRules
-    ) -> Generator[BatchVectors, None, None]:
+    def _on_workers(self, token_ids: Sequence[TokenIds], batches: list[Batch], _: DeviceRules) -> Batches:
         """Yield the batches in their order, computed by the workers of a CPU. The caller applies the rules."""
         pool = ThreadPoolExecutor(self.workers)
         try:
@@ -123,9 +120,7 @@ class VectorMaker:
             # After Ctrl-C, or a batch that failed, do not wait for batches that have not started.
             pool.shutdown(cancel_futures=True)
 
-    def _ahead(
-        self, token_ids: Sequence[TokenIds], batches: list[Batch], rules: DeviceRules
-    ) -> Generator[BatchVectors, None, None]:
+    def _ahead(self, token_ids: Sequence[TokenIds], batches: list[Batch], rules: DeviceRules) -> Batches:
         """Yield the batches in their order; each is started before the terms of the previous one are waited for."""
         before: tuple[Batch, Transfer] | None = None
         for batch in [*batches, None]:
@@ -184,6 +179,18 @@ class VectorMaker:
             if not is_out_of_memory(error):
                 raise
             raise DidNotFit(places.tolist(), max(map(len, token_ids))) from error
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let each worker compute on one thread, which also fixes the order of every sum on any machine."""
+    with TORCH_STATE:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 def usual_batch_tokens(device: str, width: int) -> int:

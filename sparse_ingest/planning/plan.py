@@ -35,16 +35,15 @@ from sparse_ingest.planning.outputs import refuse_outputs, write_outputs
 from sparse_ingest.planning.report import PlanReport, Point, Values
 from sparse_ingest.planning.rules import ALL_TERMS, as_flags, document_families, query_rules
 from sparse_ingest.planning.sweep import Sweep
-from sparse_ingest.queries.weight_table import QueryWeights
+from sparse_ingest.queries.weight_table import QueryWeights, prune_query
 from sparse_ingest.records import Query
 from sparse_ingest.reporting import Reporter, reporter_of
-from sparse_ingest.runs.run import Run, open_run
+from sparse_ingest.runs.run import Run, RunLike, open_run
 from sparse_ingest.runs.shards import read_doc_ids, read_shard_vectors
 from sparse_ingest.searching.exact import QueryVector
 from sparse_ingest.searching.hits import Ranked
 from sparse_ingest.searching.pipelines import pipeline_of_run
-from sparse_ingest.searching.query import many_query_weights, prune_query
-from sparse_ingest.storage.places import Place, place_of
+from sparse_ingest.searching.query import many_query_weights
 
 if TYPE_CHECKING:
     from opensearchpy import OpenSearch
@@ -61,7 +60,7 @@ T = TypeVar("T")
 
 
 def plan(
-    run: Run | Place | str,
+    run: RunLike,
     queries: Path | str | Iterable[Query],
     *,
     index: str | None = None,
@@ -94,7 +93,7 @@ def plan(
         refuse_outputs(Path(chosen.out))
     qrels = read_qrels(Path(chosen.qrels)) if isinstance(chosen.qrels, str | Path) else chosen.qrels
     records = read_queries(Path(queries)) if isinstance(queries, str | Path) else queries
-    folder = run if isinstance(run, Run) else open_run(place_of(run))
+    folder = open_run(run)
     if not folder.done_shards():
         raise RunError(f"{folder.path} has no finished shard to plan with. Finish it with `sparse-ingest encode`.")
     if folder.complete() is None:

@@ -10,7 +10,7 @@ Weights are keyed by token string and not by id, because a request to OpenSearch
 a query side may number its tokens differently from the document side. `read_vocabulary` gives the ids, by which a
 sparse_vector field keys its weights.
 
-Not covered: which checkpoints bring such a table, pickled tables (models/masked_lms.py), and pruning.
+Not covered: which checkpoints bring such a table, and pickled tables (models/masked_lms.py).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sparse_ingest.checkpoints.files import read_header, read_tokenizer
 from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import CheckpointError
-from sparse_ingest.pipeline import ModelSettings
+from sparse_ingest.pipeline import ModelSettings, QuerySettings
 
 BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 MAX_FLOAT32 = 3.4028234663852886e38
@@ -55,6 +55,19 @@ def as_query_weights(weights: Iterable[tuple[str, float]]) -> QueryWeights:
     """Return weights in the form of `QueryWeights`: float32 values above zero, heaviest first."""
     rounded = ((token, to_float32(weight)) for token, weight in weights)
     return dict(sorted((pair for pair in rounded if pair[1] > 0), key=lambda pair: (-pair[1], pair[0])))
+
+
+def prune_query(weights: QueryWeights, settings: QuerySettings) -> QueryWeights:
+    """Keep the `top_k` heaviest tokens whose weight is at least `max_ratio` times the largest one.
+
+    Of equal weights the first token string stays: a query has no token ids, by which documents break ties.
+    """
+    ordered = sorted(weights.items(), key=lambda pair: (-pair[1], pair[0]))[: settings.top_k]
+    if not ordered or settings.max_ratio is None:
+        return dict(ordered)
+    # In float32, as pruning.py does it for documents.
+    least = to_float32(to_float32(settings.max_ratio) * ordered[0][1])
+    return {token: weight for token, weight in ordered if weight >= least}
 
 
 def to_float32(value: float) -> float:
@@ -129,6 +142,11 @@ class WeightTable:
         by_id = sorted(self._tokenizer.get_vocab().items(), key=lambda pair: pair[1])
         weights = ((token, to_float32(self._weights.get(token, self._missing_weight))) for token, _ in by_id)
         return {token: weight for token, weight in weights if weight > 0}
+
+    @property
+    def vocabulary(self) -> list[str | None]:
+        """The token string of each id of its tokenizer, None where an id has no token."""
+        return [self._tokenizer.id_to_token(token_id) for token_id in range(self._tokenizer.get_vocab_size())]
 
     def reading(self) -> str:
         """How a text is read before its tokens are looked up, for who does so in another language."""

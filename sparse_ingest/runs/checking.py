@@ -1,54 +1,89 @@
-"""The finished shards of a run read whole, and refused when they are not what the run says they are.
+"""Check finished shards against their records in done/, and read them, in one pass.
 
-In: a run, some of its shards. Out: their parts, in order. A shard whose SHA-256 or number of rows is another than that
-of its file in done/ was damaged, or comes from somewhere else.
-Not covered: what the parts hold (an index has its own rules for that).
+In: a run, some of its shards. Out: their parts, in order. Each shard is opened once: it is hashed and decoded through
+one open file, so its bytes come from the disk once and from the page cache afterwards. A shard at an address is
+downloaded to a scratch file first, one at a time. Memory is bounded by a row group.
+
+Not covered: whether an index accepts the documents (cluster/preflight.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import shutil
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
+
+import pyarrow as pa
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.shards import read_documents
+from sparse_ingest.runs.shards import read_doc_ids, read_documents
+from sparse_ingest.storage.places import Place, RemotePath
 
 
 class CheckedPart(NamedTuple):
-    """One row group without what only encode needs."""
+    """One row group without the columns that only `encode` needs."""
 
     vectors: SparseRows
     fields: list[str]
 
 
 def checked_parts(run: Run, shards: Iterable[int]) -> Iterator[CheckedPart]:
-    """The parts of some finished shards.
+    """Yield the parts of some finished shards. A shard is hashed before its first part.
 
     Raises:
-        RunError: a shard is damaged.
+        RunError: a shard is missing, or its SHA-256 or number of rows differs from its record in done/.
+        StorageError: a shard cannot be fetched, or a web server does not support the range requests of sending.
     """
-    for shard in shards:
+    for number, shard in enumerate(shards):
         path, record = run.shard_path(shard), run.done(shard)
         if record is None:
             raise RunError(f"{path} is missing, its file in done/ is there. Delete that file and encode again.")
         if not {"sha256", "rows"} <= record.keys():
             raise RunError(f"The file of {path} in done/ names no sha256 or rows. Delete that file and encode again.")
-        with path.open("rb") as file:
+        if number == 0 and isinstance(path, RemotePath) and not path.listable:
+            _try_ranges(path)
+        with _local_file(run, path) as local, pa.OSFile(str(local)) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != record["sha256"]:
-            raise RunError(
-                f"{path} has SHA-256 {digest[:12]}, its file in done/ says {str(record['sha256'])[:12]}. "
-                "The shard is damaged: delete that file and encode again, or copy the run anew."
-            )
-        rows = 0
-        for part in map(CheckedPart._make, read_documents(path)):
-            rows += len(part.fields)
-            yield part
+            if digest != record["sha256"]:
+                raise RunError(
+                    f"{path} has SHA-256 {digest[:12]}, its file in done/ says {str(record['sha256'])[:12]}. "
+                    "The shard is damaged: delete that file and encode again, or copy the run anew."
+                )
+            rows = 0
+            for part in map(CheckedPart._make, read_documents(path, file)):
+                rows += len(part.fields)
+                yield part
         if rows != record["rows"]:
             raise RunError(
                 f"{path} holds {rows} documents, its file in done/ says {record['rows']}. "
                 "The run is damaged: delete that file and encode again."
             )
+
+
+@contextlib.contextmanager
+def _local_file(run: Run, path: Place) -> Iterator[Path]:
+    """The file of a shard on this machine, downloaded for the block if it is remote."""
+    if isinstance(path, Path):
+        yield path
+        return
+    copy = run.scratch_path(path.name)
+    try:
+        with path.open() as source, copy.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def _try_ranges(path: RemotePath) -> None:
+    """Read a little of a shard by ranges, as sending will: not every web server supports that.
+
+    Raises:
+        StorageError: this one does not.
+    """
+    next(read_doc_ids(path), None)

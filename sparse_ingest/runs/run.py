@@ -20,13 +20,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.runs.leases import Leases
 from sparse_ingest.runs.manifest import FORMAT, Identity, Manifest, differences
 from sparse_ingest.storage.durable import sync_folder, write_atomic
-from sparse_ingest.storage.places import Place, RemotePath
+from sparse_ingest.storage.places import Place, RemotePath, place_of
 from sparse_ingest.storage.scratch import ScratchFolder, state_folder
 
 
@@ -68,6 +68,10 @@ class Run:
         self.path = path
         self.manifest = manifest
         self._vocabulary: list[str | None] | None = None
+
+    def __repr__(self) -> str:
+        state = f"{complete['rows']:,} rows" if (complete := self.complete()) else "not complete"
+        return f"<{type(self).__name__} {self.path}: {state}, run_id {self.manifest.run_id[:8]}>"
 
     @property
     def loads(self) -> Place:
@@ -256,12 +260,18 @@ def has_manifest(path: Place) -> bool:
     return (path / "manifest.json").exists()
 
 
-def open_run(path: Place) -> Run:
+RunLike: TypeAlias = "Run | Place | str"  # a run, or where it is: a folder, or an address such as s3://bucket/prefix
+
+
+def open_run(run: RunLike) -> Run:
     """Open an existing run folder.
 
     Raises:
         RunError: there is no manifest, it is damaged, or its format is not the one this release reads.
     """
+    if isinstance(run, Run):
+        return run
+    path = place_of(run)
     manifest = path / "manifest.json"
     if not has_manifest(path):
         raise RunError(f"{path} is no run folder: it has no manifest.json. Make one with `sparse-ingest encode --out`.")
@@ -274,6 +284,11 @@ def open_run(path: Place) -> Run:
             "Use the release that made it, or a newer one."
         )
     return Run(path, Manifest(**{key: content.get(key, {}) for key in Manifest.__dataclass_fields__}))
+
+
+def is_begun(run: RunLike) -> bool:
+    """Return whether a run has its manifest and vocabulary, so that other processes can work on it."""
+    return isinstance(run, Run) or (has_manifest(place_of(run)) and open_run(run).has_vocabulary())
 
 
 def create_or_open_run(path: Place, manifest: Manifest, vocabulary: Sequence[str | None]) -> Run:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -147,13 +147,16 @@ def read_shard_vectors(path: Place) -> Iterator[SparseRows]:
             yield _vectors(file.read_row_group(group, columns=["doc_id", "token_ids", "weights"]).combine_chunks())
 
 
-def read_documents(path: Place) -> Iterator[tuple[SparseRows, list[str]]]:
-    """What a load sends of each row group of a shard: ids and vectors, and fields.
+def read_documents(path: Place, opened: pa.NativeFile | None = None) -> Iterator[tuple[SparseRows, list[str]]]:
+    """Yield what a load sends of each row group of a shard: ids and vectors, and fields.
+
+    Args:
+        opened: the content of the shard, if it is open already. `path` is used in messages only then.
 
     Raises:
         RunError: as `read_shard`.
     """
-    with _opened(path) as file:
+    with _opened(path, opened) as file:
         for table in _tables(file, ["doc_id", "token_ids", "weights", "fields"]):
             yield _vectors(table), table.column("fields").to_pylist()
 
@@ -176,19 +179,23 @@ def _tables(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Table]:
 
 
 @contextmanager
-def _opened(path: Place) -> Iterator[pq.ParquetFile]:
-    """A shard's file for the block; what goes wrong with it there becomes a `RunError`."""
+def _opened(path: Place, opened: pa.NativeFile | None = None) -> Iterator[pq.ParquetFile]:
+    """Open the Parquet file of a shard for the block. Errors in the block become a `RunError`."""
+    remote = opened is None and isinstance(path, RemotePath)
     try:
-        with closing(path.open_ranges()) if isinstance(path, RemotePath) else nullcontext(path) as source:
+        with nullcontext(opened) if opened else _source(path) as source:
             # With a buffer pages are read as they are needed, not a column of a row group at once. At an address each
-            # read is a request: there the wanted columns of a row group come together.
-            remote = isinstance(path, RemotePath)
+            # read is a request, so the wanted columns of a row group are fetched together.
             with pq.ParquetFile(source, buffer_size=0 if remote else 1 << 20, pre_buffer=remote) as file:
                 yield file
     except (OSError, pa.ArrowException, KeyError) as error:
         raise RunError(
             f"{path} cannot be read as a shard: {first_line(error)}. Delete its file in done/ and encode again."
         ) from error
+
+
+def _source(path: Place) -> AbstractContextManager[Any]:
+    return closing(path.open_ranges()) if isinstance(path, RemotePath) else nullcontext(path)
 
 
 def drop_bits(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:

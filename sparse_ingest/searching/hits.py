@@ -29,9 +29,14 @@ class Hit(NamedTuple):
 
     rank: int
     score: float
-    doc_id: str
+    id: str
     fields: dict[str, Any]
     terms: list[TermShare]
+
+    @property
+    def doc_id(self) -> str:
+        """The name of `id` in the first edition."""
+        return self.id
 
 
 class Ranked(NamedTuple):

@@ -82,9 +82,7 @@ def pipeline_of_index(given: Pipeline, index: Index, name: str, *, force: bool =
             f"The index {name!r} was not loaded by sparse-ingest and does not say which model made it. "
             "Give --model or --pipeline."
         )
-    difference = (
-        None if force or not stamp else other_model(given.model, stamp.model, stamp.vocabulary_sha256)
-    )
+    difference = None if force or not stamp else other_model(given.model, stamp.model, stamp.vocabulary_sha256)
     if difference:
         raise ClusterError(f"Index {name!r} was loaded with another model than the one asked for: {difference}")
     # The stamp is what the load did; a pipeline only has a say when it names another field than the default.
@@ -158,12 +156,7 @@ def token_keys(pipeline: Pipeline, index: Index | None = None) -> dict[str, str]
     name = pipeline.model.document or pipeline.model.query
     if pipeline.index.kind != "sparse_vector" or not name:
         return None
-    from sparse_ingest.checkpoints.layouts import read_checkpoint
-    from sparse_ingest.queries.weight_table import read_vocabulary
-
-    model = pipeline.model
-    revision = model.revision if model.document else None
-    vocabulary = read_vocabulary(read_checkpoint(name, revision, code=model.trust_remote_code).transformer)
+    vocabulary = document_vocabulary(pipeline.model)
     if index and index.stamp:
         from sparse_ingest.cluster.indexes import vocabulary_hash
 
@@ -175,8 +168,21 @@ def token_keys(pipeline: Pipeline, index: Index | None = None) -> dict[str, str]
     return {token: str(token_id) for token_id, token in enumerate(vocabulary) if token is not None}
 
 
+def document_vocabulary(model: ModelSettings) -> list[str | None]:
+    """Return the token string of each id of the document side.
+
+    Raises:
+        CheckpointError: its tokenizer cannot be read.
+    """
+    from sparse_ingest.checkpoints.layouts import read_checkpoint
+    from sparse_ingest.queries.weight_table import read_vocabulary
+
+    name, revision = (model.document, model.revision) if model.document else (model.query, model.query_revision)
+    return read_vocabulary(read_checkpoint(str(name), revision, code=model.trust_remote_code).transformer)
+
+
 def remembered_model(given: ModelSettings, stored: Mapping[str, Any]) -> ModelSettings | None:
-    """The model that was given for, or else the stored one, with single settings that were given for on top."""
+    """Return the model that was given, otherwise the stored one, with single settings that were given on top."""
     if given.document:
         return given
     # An index cannot grant trust in remote code to whoever searches it.

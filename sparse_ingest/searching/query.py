@@ -14,9 +14,9 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from sparse_ingest.errors import UsageError
-from sparse_ingest.models.encoder import query_encoder
-from sparse_ingest.pipeline import Pipeline, QuerySettings
-from sparse_ingest.queries.weight_table import QueryEncoder, QueryWeights, to_float32
+from sparse_ingest.models.query_encoders import query_encoder
+from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.queries.weight_table import QueryEncoder, QueryWeights, prune_query
 
 if TYPE_CHECKING:
     from sparse_ingest.records import Query
@@ -89,19 +89,6 @@ def many_query_weights(
 ) -> Iterator[tuple[str, QueryWeights]]:
     """Yield the ids and weights of many queries; see `QueryModel.many`."""
     return QueryModel(pipeline).many(queries, batch=batch)
-
-
-def prune_query(weights: QueryWeights, settings: QuerySettings) -> QueryWeights:
-    """Keep the `top_k` heaviest tokens that reach `max_ratio` of the heaviest.
-
-    Of equal weights the first token string stays: a query has no token ids, by which documents break ties.
-    """
-    ordered = sorted(weights.items(), key=lambda pair: (-pair[1], pair[0]))[: settings.top_k]
-    if not ordered or settings.max_ratio is None:
-        return dict(ordered)
-    # In float32, as pruning.py does it for documents.
-    least = to_float32(to_float32(settings.max_ratio) * ordered[0][1])
-    return {token: weight for token, weight in ordered if weight >= least}
 
 
 def keyed(weights: QueryWeights, keys: Mapping[str, str], lost: dict[str, None]) -> QueryWeights:

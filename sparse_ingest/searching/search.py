@@ -15,14 +15,19 @@ from typing import TYPE_CHECKING, Any, Self
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import ModelSettings, Pipeline, options_from, pipeline_of
 from sparse_ingest.queries.weight_table import QueryWeights
-from sparse_ingest.runs.run import Run
+from sparse_ingest.runs.run import Run, RunLike
 from sparse_ingest.runs.run import open_run as open_run_folder
 from sparse_ingest.searching.hits import Hit, Ranked
 from sparse_ingest.searching.options import SearchOptions
-from sparse_ingest.searching.pipelines import engine_of_index, indexed, pipeline_of_index, pipeline_of_run
+from sparse_ingest.searching.pipelines import (
+    document_vocabulary,
+    engine_of_index,
+    indexed,
+    pipeline_of_index,
+    pipeline_of_run,
+)
 from sparse_ingest.searching.query import QueryModel
 from sparse_ingest.searching.run_search import rank_run, search_run
-from sparse_ingest.storage.places import Place, place_of
 
 if TYPE_CHECKING:
     from opensearchpy import OpenSearch
@@ -88,6 +93,10 @@ class SearchableIndex:
         """Return the weights of a query by token string, heaviest first."""
         return self._model.weights(text)
 
+    def vocabulary(self) -> list[str | None]:
+        """Return the token string of each id of the document side."""
+        return document_vocabulary(self.pipeline.model)
+
     def search(self, query: str | QueryWeights, options: SearchOptions | None = None, **settings: object) -> list[Hit]:
         """Ask the index, and explain the score of each hit.
 
@@ -143,7 +152,7 @@ class SearchableIndex:
 
 
 def open_run(
-    path: Place | str,
+    path: RunLike,
     *,
     model: str | ModelSettings | None = None,
     pipeline: Pipeline | str | None = None,
@@ -160,7 +169,7 @@ def open_run(
     Raises:
         RunError: there is no run, it is damaged, or its format is newer than this release.
     """
-    return SearchableRun(open_run_folder(place_of(path)), pipeline_of(model, pipeline), force=force)
+    return SearchableRun(open_run_folder(path), pipeline_of(model, pipeline), force=force)
 
 
 def open_index(

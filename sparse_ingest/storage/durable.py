@@ -1,6 +1,7 @@
-"""Files that survive a kill and a power cut: whole under their final name, or not there.
+"""Atomic writes that survive a kill and a power cut: under its final name, a file is complete or absent.
 
-At an address (s3://...) that is what the store does: an object is seen when it is complete.
+In: a local path or an address, and its content. Locally, a temporary file is synced and renamed; at an address
+(s3://...) the store makes the write atomic.
 """
 
 from __future__ import annotations
@@ -18,10 +19,7 @@ _ATTEMPTS = 5
 
 
 def write_atomic(path: Place, content: bytes, *, exclusive: bool = False) -> None:
-    """Write a file under a temporary name, fsync it, and give it its final name.
-
-    With `exclusive`, a file that is already there stays as it is.
-    """
+    """Write a file atomically. With `exclusive`, an existing file is kept."""
     if isinstance(path, RemotePath):
         with contextlib.suppress(FileExistsError):
             path.write_whole(content, exclusive=exclusive)
@@ -34,7 +32,7 @@ def write_atomic(path: Place, content: bytes, *, exclusive: bool = False) -> Non
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         if exclusive:
-            # A hard link fails when the name exists, so of two processes one wins with a whole file.
+            # A hard link fails if the name exists, so one of two processes wins, with a complete file.
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, path)
         else:
@@ -45,9 +43,9 @@ def write_atomic(path: Place, content: bytes, *, exclusive: bool = False) -> Non
 
 
 def move_whole(scratch: Path, target: Place, before: Callable[[], None]) -> None:
-    """Give a file that is complete and synced its final name, which may lie in a store.
+    """Move a complete, synced file to its final name, which may be an address.
 
-    `before` is called before anything changes there, and may refuse.
+    `before` is called before each change there, and may raise to prevent it.
     """
     before()
     if isinstance(target, RemotePath):
@@ -59,21 +57,21 @@ def move_whole(scratch: Path, target: Place, before: Callable[[], None]) -> None
 
 
 def _create(source: Path, target: RemotePath, before: Callable[[], None]) -> None:
-    """Upload a file. One that is there is removed first and never replaced: a request that is late, from a process
-    that `before` would refuse by now, must find it and fail.
+    """Upload a file. An existing file is deleted first, never overwritten: a delayed request of a process that `before`
+    would stop by now then finds the new file, and fails.
     """
     for _ in range(_ATTEMPTS):
         try:
             return target.upload(source, exclusive=True)
         except FileExistsError:
-            # Left by a process that was killed, or our own, if the answer was lost.
+            # From a killed process, or from this one if the answer was lost.
             before()
             target.unlink(missing_ok=True)
     raise StorageError(f"{target} is written by another process again and again. Stop that one, and start again.")
 
 
 def sync_folder(folder: Place) -> None:
-    """Make a rename in `folder` survive a power cut."""
+    """Sync a folder, so that a rename in it survives a power cut. Does nothing at an address."""
     if isinstance(folder, RemotePath):
         return
     handle = os.open(folder, os.O_RDONLY)

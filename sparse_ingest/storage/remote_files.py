@@ -1,69 +1,85 @@
 """The content of a file at an address, fetched in pieces: what pyarrow, gzip and `for line in` read.
 
-In: a way to open it with fsspec, and how a request is made (again). Out: a raw binary file. A server that gives no
-ranges is read from the start, so that what lies behind must come after what lies before.
+In: a way to open it with fsspec, and how a request is sent and repeated. Out: a raw binary file. A server without range
+requests is read from its start, and only forward.
 
 Not covered: which file (places.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from threading import Lock
+from typing import Any, Protocol, TypeVar
 
 from sparse_ingest.errors import StorageError
 
-_FIRST_BYTES = 256 << 10  # of the block after a jump: often a header or an index; each following one is twice as long
-Asked = Callable[[str, Callable[[], bytes]], bytes]
+T = TypeVar("T")
+
+
+class Request(Protocol):
+    """How a request is sent: repeated where that may help, and with errors whose messages are for users."""
+
+    def __call__(self, done: str, ask: Callable[[], T], /) -> T:
+        """Return what `ask` returns; `done` is what a message says of the file, such as "read"."""
+
+
+class _NoRanges(StorageError):
+    """The server answers a request for a range with the complete file."""
 
 
 class RemoteFile(io.RawIOBase):
-    """A file that is fetched as it is read.
+    """A file that is fetched as it is read. Blocks are kept and fetched ahead by fsspec's `BackgroundBlockCache`.
+
+    The fetch below the cache is ours: fsspec's web files do not repeat a request that failed, and the cache fails every
+    later read once a fetch ahead has failed. fsspec's `AdaptiveReadaheadCache` needs 2026.9, and logs the traceback of
+    every error. That an object was replaced is noticed by fsspec's S3 file (If-Match), and by the corpus after reading.
 
     Args:
-        opened: opens it for ranges (False) or as one stream (True).
-        asked: makes a request, and turns what goes wrong into a sentence.
-        name: its address, for messages.
-        block_bytes: what is fetched at a time at most, when `ahead` is not 0.
-        ahead: how many blocks are fetched before they are asked for.
+        open_file: Open the file with fsspec, for ranges (False) or as one stream (True).
+        request: Send a request.
+        name: The address, for messages.
+        block_bytes: Size of a block.
+        kept_blocks: How many blocks are kept, besides one that is fetched ahead. With 0, only what is read is fetched.
     """
 
-    def __init__(self, opened: Callable[[bool], Any], asked: Asked, name: str, *, block_bytes: int, ahead: int) -> None:
+    def __init__(
+        self, open_file: Callable[[bool], Any], request: Request, name: str, *, block_bytes: int, kept_blocks: int
+    ) -> None:
         super().__init__()
-        self._opened, self._asked, self._name = opened, asked, name
-        self._block_bytes, self._ahead = block_bytes, ahead
-        self._file: Any = None
-        self._streamed: int | None = None  # bytes read of a stream; None while ranges are given
+        self._open_file, self._request, self._name = open_file, request, name
+        self._block_bytes = block_bytes
         self._position = 0
-        self._block, self._block_start = b"", 0
-        self._coming: deque[Future[bytes]] = deque()
-        self._coming_end, self._next_bytes = 0, _FIRST_BYTES
-        self._worker: ThreadPoolExecutor | None = None
-        self._size: int | None = None
-        asked("opened", self._reopen)
-        # A stream without a length is read to its end.
-        file: Any = self._file
-        self._size = getattr(file, "size", None)
-        if self._size is None or not file.seekable():
-            self._streamed = 0
+        self._file: Any = None
+        self._file = request("opened", lambda: open_file(False))
+        self._size: int | None = getattr(self._file, "size", None)
+        # Bytes read of a stream; None while ranges are read. A stream of unknown length is read to its end.
+        self._streamed = 0 if self._size is None or not self._file.seekable() else None
+        self._one_fetch = Lock()  # the reader's thread and the cache's share the position of `_file`
+        self._recent: deque[tuple[int, int]] = deque(maxlen=kept_blocks)  # starts and ends of the last reads
+        self._cache: Any = None
+        if kept_blocks and self._streamed is None:
+            from fsspec.caching import BackgroundBlockCache
+
+            self._cache = BackgroundBlockCache(block_bytes, self._fetch, self._size, kept_blocks)
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Always; on a stream, going back fails when something is read."""
+        """Return True. On a stream, the read after a seek backwards fails."""
         return True
 
     def tell(self) -> int:
-        """Where the next byte comes from."""
+        """Return the position of the next byte."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a byte; nothing is fetched yet."""
+        """Set the position of the next byte; nothing is fetched yet."""
         if whence == io.SEEK_CUR:
             offset += self._position
         elif whence == io.SEEK_END:
@@ -74,89 +90,67 @@ class RemoteFile(io.RawIOBase):
         return offset
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as the file goes."""
+        """Fill a buffer with the bytes at the position, of one block at most where blocks are kept."""
         view = memoryview(buffer).cast("B")
-        wanted = len(view) if self._size is None else max(0, min(len(view), self._size - self._position))
+        start, wanted = self._position, len(view)
+        if self._size is not None:
+            wanted = max(0, min(wanted, self._size - start))
+        if self._cache:
+            # A read over more blocks than are kept would make the cache fetch each of them twice.
+            wanted = min(wanted, self._block_bytes - start % self._block_bytes)
         if not wanted:
             return 0
-        content = self._from_block(wanted) if self._ahead else self._fetch(self._position, wanted)
+        content = self._read(start, wanted)
+        if self._size is not None and len(content) < wanted:
+            raise StorageError(
+                f"{self._name} ended after {start + len(content)} bytes, it had {self._size} when it was opened. "
+                "Did somebody replace it? Start again."
+            )
         view[: len(content)] = content
         self._position += len(content)
         return len(content)
 
     def close(self) -> None:
-        """Close it; what is still coming is dropped."""
+        """Close the file, after the fetch that is running."""
         if not self.closed:
-            self._coming.clear()
-            if self._worker:
-                # Not awaited: the collector may close a file in the very thread that fetches for it.
-                self._worker.shutdown(wait=False, cancel_futures=True)
-            if self._file is not None:
-                self._file.close()
+            self._close_cache()
+            self._close_file()
         super().close()
 
-    def _from_block(self, wanted: int) -> bytes:
-        """Bytes of the block that the position lies in; the next blocks are on their way meanwhile."""
-        end = self._block_start + len(self._block)
-        if not self._block_start <= self._position < end:
-            if not (self._position == end and self._coming):
-                self._forget()
-                self._coming_end = self._position
-                # Somebody who goes on reading where the last block ended will do so again.
-                self._next_bytes = self._next_bytes if self._position == end and end else _FIRST_BYTES
-                self._request()
-            try:
-                self._block, self._block_start = self._coming.popleft().result(), self._position
-            except BaseException:
-                # What comes behind the gap is not what a next read asks for.
-                self._forget()
-                raise
-        while len(self._coming) < self._ahead and self._next_bytes > 2 * _FIRST_BYTES and self._more_follows():
-            self._request()
-        start = self._position - self._block_start
-        return self._block[start : start + wanted]
-
-    def _more_follows(self) -> bool:
-        return bool(self._block) if self._size is None else self._coming_end < self._size
-
-    def _request(self) -> None:
-        if self._worker is None:
-            # One: the file below has one position.
-            self._worker = ThreadPoolExecutor(1, thread_name_prefix="fetch")
-        self._coming.append(self._worker.submit(self._fetch, self._coming_end, self._next_bytes))
-        self._coming_end += self._next_bytes
-        self._next_bytes = min(2 * self._next_bytes, self._block_bytes)
-
-    def _forget(self) -> None:
-        for one in self._coming:
-            one.cancel()
-        self._coming.clear()
-
-    def _fetch(self, start: int, length: int) -> bytes:
-        """These bytes, fewer only at the end of the file."""
-        if self._size is not None:
-            length = min(length, self._size - start)
-        content = self._asked("read", lambda: self._try(start, length))
-        if self._size is not None and len(content) < length:
-            raise StorageError(
-                f"{self._name} ended after {start + len(content)} bytes, it had {self._size} when it was opened. "
-                "Did somebody replace it? Start again."
-            )
-        return content
-
-    def _try(self, start: int, length: int) -> bytes:
+    def _read(self, start: int, length: int) -> bytes:
         if self._streamed is None:
             try:
-                self._file.seek(start)
-                return bytes(self._file.read(length))
-            except ValueError as error:
-                if "range requests" not in str(error):
-                    raise
+                return self._read_ranges(start, length)
+            except _NoRanges:
                 self._streamed = 0
-                self._reopen()
-        return self._from_stream(start, length)
+                self._close_cache()
+                self._close_file()
+        return self._request("read", lambda: self._read_stream(start, length))
 
-    def _from_stream(self, start: int, length: int) -> bytes:
+    def _read_ranges(self, start: int, length: int) -> bytes:
+        # For a header, an index or the first read after a jump, the cache would fetch two blocks. It is used once the
+        # reader goes on from there; a table is read column by column, so that several readings go on in turns.
+        goes_on = any(first < start <= last for first, last in self._recent)
+        self._recent.append((start, start + length))
+        read = self._cache._fetch if self._cache and goes_on else self._fetch
+        content: bytes = read(start, start + length)
+        return content
+
+    def _fetch(self, start: int, end: int) -> bytes:
+        end = min(end, self._size or end)  # the cache's last block goes beyond it
+        with self._one_fetch:
+            return self._request("read", lambda: self._range(start, end - start))
+
+    def _range(self, start: int, length: int) -> bytes:
+        try:
+            self._file.seek(start)
+            return bytes(self._file.read(length))
+        except ValueError as error:
+            if "range requests" in str(error):
+                raise _NoRanges from None
+            raise
+
+    def _read_stream(self, start: int, length: int) -> bytes:
         if start < (self._streamed or 0):
             raise StorageError(
                 f"{self._name} can be read only from its start: its server gives no ranges. Download it, and name the "
@@ -164,6 +158,8 @@ class RemoteFile(io.RawIOBase):
             )
         content = bytearray()
         try:
+            if self._file is None:
+                self._file = self._open_file(True)
             while (passed := self._streamed or 0) < start + length:
                 some = self._file.read(min(self._block_bytes, (start if passed < start else start + length) - passed))
                 if not some:
@@ -172,14 +168,20 @@ class RemoteFile(io.RawIOBase):
                 if passed >= start:
                     content += some
         except Exception:
-            # The next attempt reads what lies before once more.
+            # The next attempt begins a new stream, and drops what comes before `start`.
             self._streamed = 0
-            self._reopen()
+            self._close_file()
             raise
         return bytes(content)
 
-    def _reopen(self) -> bytes:
-        if self._file is not None:
-            self._file.close()
-        self._file = self._opened(self._streamed is not None)
-        return b""
+    def _close_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def _close_cache(self) -> None:
+        cache, self._cache = self._cache, None
+        if cache is not None:
+            # The garbage collector may close a file in the very thread that fetches for it.
+            with contextlib.suppress(RuntimeError):
+                cache.close()

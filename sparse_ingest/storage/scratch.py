@@ -1,7 +1,7 @@
-"""Folders of this machine for what is made before it goes to a store, and for what a run on the web cannot keep.
+"""Local folders: scratch space for files before their upload, and the state of runs that cannot be written (web).
 
-A scratch folder belongs to the process that holds a lock on it; one whose process was killed is removed by the next
-process that makes one.
+A scratch folder belongs to the process that holds its lock. The folder of a killed process is deleted by the next
+process that creates one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PREFIX = "sparse-ingest-scratch-"
 
 
 class ScratchFolder:
-    """A new folder, removed with this object or at the end of the process."""
+    """A new folder, deleted with this object or at the end of the process."""
 
     def __init__(self) -> None:
         prefix = f"{_PREFIX}{os.getuid()}-"
@@ -27,7 +27,7 @@ class ScratchFolder:
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=prefix))
             lock = _locked(self.path)
-            # Another process may have removed it before it had its lock.
+            # Another process may have deleted it before it was locked.
             if lock is not None and self.path.exists():
                 break
         self._end = weakref.finalize(self, _remove_own, self.path, lock, os.getpid())
@@ -38,7 +38,7 @@ class ScratchFolder:
 
 
 def state_folder() -> Path:
-    """Where this user's state lies: SPARSE_INGEST_HOME, else the user's state folder."""
+    """Return the folder of this user's state: SPARSE_INGEST_HOME, otherwise `sparse-ingest` in XDG_STATE_HOME."""
     if own := os.environ.get("SPARSE_INGEST_HOME"):
         return Path(own).absolute()
     base = os.environ.get("XDG_STATE_HOME")
@@ -46,7 +46,7 @@ def state_folder() -> Path:
 
 
 def _locked(folder: Path) -> int | None:
-    """A folder opened and locked; None where another process has locked it, or it is gone."""
+    """Open and lock a folder, and return its handle; None if another process has the lock, or the folder is gone."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except (FileNotFoundError, PermissionError):

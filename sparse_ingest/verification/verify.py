@@ -29,8 +29,7 @@ from sparse_ingest.cluster.reading import StoredReader
 from sparse_ingest.cluster.seismic import EXPLAINED_SINCE, parameters_of
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.reporting import Reporter, reporter_of
-from sparse_ingest.runs.run import Run, open_run, refuse_incomplete
-from sparse_ingest.storage.places import Place, place_of
+from sparse_ingest.runs.run import Run, RunLike, open_run, refuse_incomplete
 from sparse_ingest.verification.comparison import (
     Loaded,
     VerifyReport,
@@ -52,7 +51,7 @@ _TOKENS_A_DOCUMENT = 15
 
 
 def verify(
-    run: Run | Place | str,
+    run: RunLike,
     *,
     index: str,
     url: str | None = None,
@@ -79,7 +78,7 @@ def verify(
         RunError, ClusterError, UsageError: the two cannot be compared.
     """
     started, reporter = time.monotonic(), reporter_of(progress)
-    run = run if isinstance(run, Run) else open_run(place_of(run))
+    run = open_run(run)
     with contextlib.closing(connect(connection, url=url)) as client, tempfile.TemporaryDirectory() as folder:
         there = indexes.find_index(client, index)
         if there is None:

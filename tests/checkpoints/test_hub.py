@@ -47,7 +47,7 @@ print(json.dumps(model_record(checkpoint, resolve_settings(asked, checkpoint), a
 SEARCHED = """
 import json, sys
 from sparse_ingest.pipeline import ModelSettings
-from sparse_ingest.models.encoder import query_encoder
+from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.searching.pipelines import remembered_model
 model = remembered_model(ModelSettings(), json.loads(sys.argv[1]))
 print(json.dumps([model.revision, query_encoder(model).encode(["catch"])[0]]))

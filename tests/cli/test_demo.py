@@ -13,6 +13,7 @@ from sparse_ingest.cli.demo import PASSAGE_WORDS, QUESTIONS, passages, run_demo
 from sparse_ingest.cli.main import cli
 from sparse_ingest.errors import UsageError
 from sparse_ingest.local_server import process
+from sparse_ingest.reporting import SILENT
 
 
 def test_passages_lose_no_word_of_the_topics():
@@ -40,7 +41,7 @@ def test_passages_have_unique_ids_titles_and_a_bounded_length():
 def test_a_folder_that_the_demo_did_not_make_is_left_alone(tmp_path: Path):
     (tmp_path / "corpus.jsonl").write_text("mine")
     with pytest.raises(UsageError, match="not the demo's own"):
-        run_demo(tmp_path, progress=None, keep_server=False, note=print)  # type: ignore[arg-type]
+        run_demo(tmp_path, reporter=SILENT, keep_server=False)
     assert (tmp_path / "corpus.jsonl").read_text() == "mine"
 
 

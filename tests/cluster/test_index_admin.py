@@ -88,7 +88,7 @@ def test_a_made_index_has_the_body_of_a_load_and_a_load_fills_it(client: Client,
     kept = {key: value for key, value in other.mappings.items() if key != "_meta"}
     assert {key: value for key, value in there.mappings.items() if key != "_meta"} == kept
     assert into(client, made, run).acknowledged == len(DOCUMENTS)
-    assert verify(run.path, index=made, connection=Connection(client.address), sample=None).same
+    assert verify(run.path, index=made, connection=Connection(client.address), sample=None).ok
     # What we know of our own index outlives the load's stamp.
     assert installed.made_of(indexes.find_index(client, made)) == []
 
@@ -149,7 +149,7 @@ def test_verify_goes_past_a_default_search_pipeline(client: Client, made: str, t
     made_with(client, made, search=("two-phase",), default=True)
     run = make_run(tmp_path / "run")
     into(client, made, run)
-    assert verify(run.path, index=made, connection=Connection(client.address), sample=None).same
+    assert verify(run.path, index=made, connection=Connection(client.address), sample=None).ok
 
 
 def test_a_load_goes_past_the_default_ingest_pipeline(client: Client, made: str, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_load_goes_past_the_default_ingest_pipeline(client: Client, made: str,
     run = make_run(tmp_path / "run")
     assert into(client, made, run).acknowledged == len(DOCUMENTS)
     assert ids_in(client, made) == set(DOCUMENTS)
-    assert verify(run.path, index=made, connection=Connection(client.address), sample=None).same
+    assert verify(run.path, index=made, connection=Connection(client.address), sample=None).ok
 
 
 def test_a_load_that_replaces_the_index_keeps_its_pipelines(client: Client, made: str, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_load_that_replaces_the_index_keeps_its_pipelines(client: Client, made
         assert getattr(after, name) == getattr(before, name)
     mapping = indexes.find_index(client, made).mappings
     assert mapping["properties"]["passage_vectors"]["type"] == "nested"
-    assert verify(run.path, index=made, connection=Connection(client.address), sample=None).same
+    assert verify(run.path, index=made, connection=Connection(client.address), sample=None).ok
     assert sorted(dropped(client, made).pipelines) == [f"{made}-ingest", f"{made}-search"]
 
 

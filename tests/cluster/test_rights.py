@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from support.reporters import Recorder
 from support.runs import make_run
 from support.secure_proxy import SecureProxy, cluster_action, secure_proxy
 
@@ -67,7 +68,7 @@ def test_load_verify_and_search_work_without_cluster_rights_and_ask_only_for_wha
     connection = Connection(proxy.url)
     report = load(run.path, index=index_name, pipeline=Pipeline(), connection=connection)
     assert (report.acknowledged, report.refused) == (7, 0)
-    assert verify(run.path, index=index_name, connection=connection, sample=None).same
+    assert verify(run.path, index=index_name, connection=connection, sample=None).ok
     with closing(connect(connection)) as client:
         assert search_index(client, index_name, {"river": 1.0}, size=3)[0].doc_id == "d6"
     with closing(connect(Connection(opensearch_url))) as client:
@@ -106,10 +107,11 @@ def test_sparse_vector_is_loaded_merged_and_verified_without_cluster_rights(
     without_cluster_rights: SecureProxy, index_name: str, tmp_path: Path
 ) -> None:
     proxy, run = without_cluster_rights, make_run(tmp_path / "run", DOCUMENTS)
-    pipeline, connection, notes = Pipeline(index=IndexSettings(kind="sparse_vector")), Connection(proxy.url), []
-    load(run.path, index=index_name, pipeline=pipeline, connection=connection, merge=True, note=notes.append)
-    assert verify(run.path, index=index_name, connection=connection, sample=None).same
-    assert any("neural_sparse_warmup_action" in note for note in notes), notes
+    pipeline, connection = Pipeline(index=IndexSettings(kind="sparse_vector")), Connection(proxy.url)
+    recorder = Recorder()
+    load(run.path, index=index_name, pipeline=pipeline, connection=connection, merge=True, progress=recorder)
+    assert verify(run.path, index=index_name, connection=connection, sample=None).ok
+    assert any("neural_sparse_warmup_action" in note for note in recorder.notes), recorder.notes
     assert set(unnamed(proxy.asked, index_name)) <= NEEDED.keys()
 
 

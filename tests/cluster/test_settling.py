@@ -13,6 +13,7 @@ from sparse_ingest.cluster.client import Client, Connection, ResponseError, Unre
 from sparse_ingest.cluster.sending import BLOCKED, Retries
 from sparse_ingest.cluster.settling import Durability
 from sparse_ingest.errors import ClusterError
+from sparse_ingest.reporting import SILENT, SilentReporter
 
 FAST = Retries(attempts=4, base_s=0.001, cap_s=0.002)
 
@@ -33,8 +34,14 @@ def in_segments(client: Client, index: indexes.Index, segments: int) -> None:
         client.call("PUT", f"/{index.name}/_doc/{number}", {"a": number}, params={"refresh": "true"})
 
 
-def never(sentence: str) -> None:
-    raise AssertionError(sentence)
+class NoNotes(SilentReporter):
+    """Fails the test when there is something to say."""
+
+    def note(self, message: str) -> None:
+        raise AssertionError(message)
+
+
+NEVER = NoNotes()
 
 
 def most_segments(client: Client, index: indexes.Index) -> int:
@@ -46,7 +53,7 @@ def test_every_shard_becomes_one_segment(client: Client, index_name: str) -> Non
     index = made(client, index_name, shards=2)
     in_segments(client, index, 8)
     assert most_segments(client, index) > 1
-    assert settling.merge(client, index, never) is None
+    assert settling.merge(client, index, NEVER) is None
     assert most_segments(client, index) == 1
 
 
@@ -64,7 +71,7 @@ def test_a_merge_whose_request_is_cut_off_is_finished_all_the_same(
         return call(self, method, path, *arguments, **keywords)
 
     monkeypatch.setattr(Client, "call", cut_off)
-    assert settling.merge(client, index, never) is None
+    assert settling.merge(client, index, NEVER) is None
     assert cut
     assert most_segments(client, index) == 1
 
@@ -86,23 +93,23 @@ def test_a_merge_that_cannot_end_is_given_up_with_a_sentence(
 
     monkeypatch.setattr(Client, "call", written_to)
     monkeypatch.setattr(settling, "_POLL_S", 0.01)
-    sentence = settling.merge(client, index, never)
+    sentence = settling.merge(client, index, NEVER)
     assert sentence is not None
     assert "segments more than one a shard: somebody writes into it" in sentence
 
 
 def test_an_empty_index_needs_no_merge(client: Client, index_name: str) -> None:
-    assert settling.merge(client, made(client, index_name), never) is None
+    assert settling.merge(client, made(client, index_name), NEVER) is None
 
 
 def test_copies_that_are_there_are_not_waited_for(client: Client, index_name: str) -> None:
-    assert settling.wait_for_copies(client, made(client, index_name, shards=2), never) is None
+    assert settling.wait_for_copies(client, made(client, index_name, shards=2), NEVER) is None
 
 
 def test_replicas_for_which_there_is_no_node_are_said_and_not_waited_for(client: Client, index_name: str) -> None:
     index = made(client, index_name, shards=2, replicas=1)
     began = time.monotonic()
-    sentence = settling.wait_for_copies(client, index, lambda _: None)
+    sentence = settling.wait_for_copies(client, index, SILENT)
     assert sentence is not None
     assert "asks for 2 copies of each shard, but the cluster has 1 data node: 2 of 4 copies cannot be made" in sentence
     assert time.monotonic() - began < 5
@@ -121,7 +128,7 @@ def test_copies_that_never_come_end_in_a_sentence_also_without_rights_on_the_clu
 
     monkeypatch.setattr(Client, "call", without_cluster)
     with pytest.raises(ClusterError, match=r"has 1 of 2 copies.* for 0.2 s nothing has changed.*allocation/explain"):
-        settling.wait_for_copies(client, index, lambda _: None, patience_s=0.2, poll_s=0.05)
+        settling.wait_for_copies(client, index, SILENT, patience_s=0.2, poll_s=0.05)
 
 
 def test_a_question_is_asked_again_while_the_cluster_does_not_answer() -> None:

@@ -119,7 +119,7 @@ def test_load_and_verify_are_signed_as_aws_wants_it(
         connection = signed(proxy.url, service, ca)
         report = load(run.path, index=index_name, pipeline=Pipeline(), connection=connection)
         assert report.acknowledged == len(DOCUMENTS)
-        assert verify(run.path, index=index_name, connection=connection, sample=None).same
+        assert verify(run.path, index=index_name, connection=connection, sample=None).ok
         with closing(connect(connection)) as client:
             odd = quote('id "with" \\ é', safe="")
             assert client.call("GET", f"/{index_name}/_doc/{odd}", params={"_source_includes": "title,a b"})["found"]

@@ -151,7 +151,7 @@ def test_password_in_the_url_is_taken_and_not_shown(opensearch_url: str, certifi
         given = Connection(url, ca=str(certificates.ca))
         client = connect(given)
         assert repr(given) == f"Connection(url='{proxy.url}', user='loader')"
-        for shown in (repr(client), repr(client.__dict__), str(client._opensearch.transport.hosts), client.address):
+        for shown in (repr(client), repr(client.__dict__), str(client._transport.hosts), client.address):
             assert not [part for part in ("wörd", "w%C3%B6rd", "Basic ") if part in shown]
         client.close()
 

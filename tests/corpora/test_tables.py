@@ -108,7 +108,7 @@ def test_a_quote_that_is_never_closed_is_the_end_and_no_bad_row(tmp_path):
 
 
 def test_a_value_beyond_any_request_is_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("sparse_ingest.corpora.tables._MAX_VALUE", 1000)
+    monkeypatch.setattr("sparse_ingest.corpora.text_formats._MAX_VALUE", 1000)
     with pytest.raises(CorpusError, match="c.csv line 2: a value is longer than 1,000 characters; is a quote not"):
         read(write(tmp_path / "c.csv", 'id,text\n1,"a\n' + "2,b\n" * 400))
 

@@ -54,7 +54,7 @@ def finish(run: Run, index: str, url: str) -> LoadReport:
 def prove(run: Run, index: str, client: Client, documents: int) -> None:
     """Every document is there once, bit for bit, and nothing of a load is left."""
     report = verify(run.path, index=index, connection=Connection(client.address), sample=None)
-    assert report.same, report
+    assert report.ok, report
     assert (report.index_documents, report.checked_documents) == (documents, documents)
     there = indexes.find_index(client, index)
     assert there is not None and there.stamp is not None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.loads import into, stamped
+from support.reporters import Recorder
 from support.runs import make_run
 
 from sparse_ingest.cluster.client import Client, Connection
@@ -19,14 +20,14 @@ DOCUMENTS = {"three": {"river": 3.0, "stone": 2.0, "lamp": 1.0}, "one": {"lamp":
 
 
 def test_load_prunes_by_alpha_mass_and_says_what_is_empty_then(tmp_path: Path, client: Client, index_name: str) -> None:
-    run, notes = make_run(tmp_path / "run", DOCUMENTS), []
-    report = into(client, index_name, run, alpha_mass=0.9, note=notes.append)
+    run, recorder = make_run(tmp_path / "run", DOCUMENTS), Recorder()
+    report = into(client, index_name, run, alpha_mass=0.9, progress=recorder)
     assert (report.acknowledged, report.refused) == (3, 0)
-    assert any("Pruning leaves 1 documents without a term" in note for note in notes)
+    assert any("Pruning leaves 1 documents without a term" in note for note in recorder.notes)
     assert stamped(client, index_name).pruning == {"top_k": None, "max_ratio": None, "alpha_mass": 0.9}
     [hit] = search_index(client, index_name, {"river": 1.0, "stone": 1.0, "lamp": 1.0}, size=10)
     assert (hit.doc_id, [term.token for term in hit.terms]) == ("three", ["river", "stone"])
-    assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).same
+    assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).ok
     assert into(client, index_name, run, alpha_mass=0.9).loaded_shards == 0
     with pytest.raises(ClusterError, match="was loaded pruned by alpha_mass 0.9; .* vectors unpruned.*--alpha-mass"):
         into(client, index_name, run)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from support.changes import NEW, NEW_TITLES, OLD, TITLES, checked, into, made, stamp, there, titles_in, titles_of
 from support.faulty_proxy import faulty_proxy
+from support.loads import StopBefore
 
 from sparse_ingest.cli import loading
 from sparse_ingest.cluster import indexes
@@ -49,7 +50,7 @@ def test_since_sends_only_what_differs_and_delete_missing_deletes_the_rest(
     assert sum(proxy.bulk_sizes) < 800
     assert titles_in(client, index_name) == titles_of(NEW, NEW_TITLES)
     found = checked(client, index_name, new)
-    assert found.same and (found.index_documents, found.expected_documents) == (20, 20)
+    assert found.ok and (found.index_documents, found.expected_documents) == (20, 20)
     now = stamp(client, index_name)
     assert (now.run_id, now.load, now.only_run, now.runs) == (
         new.manifest.run_id,
@@ -65,13 +66,13 @@ def test_without_delete_missing_the_documents_that_are_gone_stay(
     into(client, index_name, old)
     assert into(client, index_name, new, since=old.path).deleted == 0
     assert titles_in(client, index_name) == titles_of({**OLD, **NEW}, NEW_TITLES)
-    assert checked(client, index_name, new).same
+    assert checked(client, index_name, new).ok
     assert stamp(client, index_name).only_run is None
     # The same command with --delete-missing does what is left.
     again = into(client, index_name, new, since=old.path, delete_missing=True)
     assert (again.loaded_shards, again.deleted) == (0, 2)
     found = checked(client, index_name, new)
-    assert found.same and found.expected_documents == 20
+    assert found.ok and found.expected_documents == 20
 
 
 def test_the_same_since_again_sends_and_deletes_nothing(client: Client, index_name: str, old: Run, new: Run) -> None:
@@ -93,7 +94,7 @@ def test_forth_and_back_and_forth_again(client: Client, index_name: str, old: Ru
         report = into(client, index_name, run, since=before.path, delete_missing=True)
         assert (report.unchanged, report.deleted) == (15, 2)
         assert titles_in(client, index_name) == titles_of(documents, titles)
-        assert checked(client, index_name, run).same
+        assert checked(client, index_name, run).ok
 
 
 def test_a_run_that_is_loaded_again_after_another_one_is_sent_again(
@@ -102,7 +103,7 @@ def test_a_run_that_is_loaded_again_after_another_one_is_sent_again(
     into(client, index_name, old)
     into(client, index_name, new)
     assert into(client, index_name, old).loaded_shards == 4
-    assert checked(client, index_name, old).same
+    assert checked(client, index_name, old).ok
     assert titles_in(client, index_name)["d19"] == "Title of d19"
 
 
@@ -121,7 +122,7 @@ def test_documents_that_were_refused_of_the_older_run_are_sent_again(
     # d5 is refused again and named again; d19 is the same here.
     assert (report.unchanged, report.acknowledged, report.refused) == (15, 19, 1)
     assert "d5" in Path(report.dead or "").read_text()
-    assert checked(client, index_name, new).same
+    assert checked(client, index_name, new).ok
 
 
 def test_a_document_that_is_refused_as_it_is_now_leaves_the_older_one_and_the_index_of_two_runs(
@@ -138,7 +139,7 @@ def test_a_document_that_is_refused_as_it_is_now_leaves_the_older_one_and_the_in
     assert (report.refused, report.deleted) == (1, 2)
     assert titles_in(client, index_name)["d5"] == 1
     assert stamp(client, index_name).only_run is None
-    assert checked(client, index_name, new).same
+    assert checked(client, index_name, new).ok
 
 
 def refusals(
@@ -149,7 +150,7 @@ def refusals(
 
     def unfinished(client: Client, index: str) -> None:
         with pytest.raises(Interrupted):
-            into(client, index, old, stop=iter([False, True]).__next__)
+            into(client, index, old, progress=StopBefore(1))
 
     def without_journal(client: Client, index: str) -> None:
         into(client, index, old)
@@ -194,13 +195,13 @@ def test_an_unfinished_load_of_differences_is_not_ended_as_another_one(
 ) -> None:
     into(client, index_name, old)
     with pytest.raises(Interrupted):
-        into(client, index_name, new, since=old.path, delete_missing=True, stop=iter([False, True]).__next__)
+        into(client, index_name, new, since=old.path, delete_missing=True, progress=StopBefore(1))
     for options in ({}, {"since": old.path}):
         with pytest.raises(ClusterError, match="begun with --since OLD_RUN --delete-missing"):
             into(client, index_name, new, **options)
     report = into(client, index_name, new, since=old.path, delete_missing=True)
     assert (report.acknowledged, report.deleted) == (20, 2)
-    assert checked(client, index_name, new).same
+    assert checked(client, index_name, new).ok
 
 
 def test_an_unfinished_run_deletes_nothing(client: Client, index_name: str, old: Run, tmp_path: Path) -> None:
@@ -262,5 +263,5 @@ def test_killed_at_random_requests_the_index_becomes_the_newer_run(
     report = into(client, index_name, new, since=old.path, delete_missing=True)
     assert (report.acknowledged, report.refused, report.shards) == (200, 0, 10)
     found = checked(client, index_name, new)
-    assert found.same and (found.index_documents, found.expected_documents, found.checked_documents) == (200, 200, 200)
+    assert found.ok and (found.index_documents, found.expected_documents, found.checked_documents) == (200, 200, 200)
     assert stamp(client, index_name).load == "done"

@@ -14,7 +14,8 @@ from pathlib import Path
 import click
 import pytest
 from support.faulty_proxy import faulty_proxy
-from support.loads import MANY, broken_titles, ids_in, into, run_with_bad_titles, stamped
+from support.loads import MANY, StopBefore, broken_titles, ids_in, into, run_with_bad_titles, stamped
+from support.reporters import Recorder
 from support.runs import DOCUMENTS, make_run
 
 from sparse_ingest.cli import loading
@@ -39,7 +40,7 @@ def run(tmp_path: Path) -> Run:
 
 def test_a_missing_index_is_made_filled_and_stamped(client: Client, index_name: str, run: Run) -> None:
     seen: list[int] = []
-    report = into(client, index_name, run, progress=seen.append)
+    report = into(client, index_name, run, progress=Recorder(seen.append))
     assert (report.documents, report.acknowledged, report.refused) == (5, 5, 0)
     assert (report.shards, report.loaded_shards, report.dead) == (2, 2, None)
     assert seen[0] == 0
@@ -129,9 +130,8 @@ def test_a_carried_field_named_like_the_sparse_field_is_refused_before_an_index_
 
 def test_stop_ends_after_a_shard_and_the_next_load_goes_on(client: Client, index_name: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", MANY, shard_rows=20)
-    answers = iter([False, True])
     with pytest.raises(Interrupted, match="continues with shard 1"):
-        into(client, index_name, run, stop=lambda: next(answers))
+        into(client, index_name, run, progress=StopBefore(1))
     assert stamped(client, index_name).load == "loading"
     report = into(client, index_name, run)
     assert (report.loaded_shards, report.acknowledged) == (2, 60)
@@ -147,13 +147,11 @@ def test_replace_deletes_a_finished_index_and_resumes_an_unfinished_load_of_this
     assert second.uuid != first.uuid
     assert second.loaded_shards == 3
     with pytest.raises(Interrupted):
-        answers = iter([False, True])
-        into(client, index_name, run, replace=True, stop=lambda: next(answers))
+        into(client, index_name, run, replace=True, progress=StopBefore(1))
     third = into(client, index_name, run, replace=True)
     assert (third.loaded_shards, third.acknowledged) == (2, 60)
     with pytest.raises(Interrupted):
-        answers = iter([False, True])
-        into(client, index_name, run, replace=True, stop=lambda: next(answers))
+        into(client, index_name, run, replace=True, progress=StopBefore(1))
     fourth = into(client, index_name, run, replace=True, from_scratch=True)
     assert fourth.loaded_shards == 3
     with pytest.raises(UsageError, match="belongs to --replace"):
@@ -171,7 +169,7 @@ def test_an_index_that_is_deleted_during_the_load_stops_it(client: Client, index
 
     # Whichever notices first: the next request, whose alias is gone, or the end of the shard.
     with pytest.raises(ClusterError, match="now has UUID|deleted or its alias removed"):
-        into(client, index_name, run, progress=delete_and_make_again)
+        into(client, index_name, run, progress=Recorder(delete_and_make_again))
     report = into(client, index_name, run)
     assert (report.loaded_shards, report.acknowledged) == (3, 60)
     assert ids_in(client, index_name) == set(MANY)
@@ -179,15 +177,15 @@ def test_an_index_that_is_deleted_during_the_load_stops_it(client: Client, index
 
 def test_of_an_index_that_is_gone_nothing_is_said_to_be_left(client: Client, index_name: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", MANY, shard_rows=20)
-    said: list[str] = []
 
     def delete(documents: int) -> None:
         if documents == 20:
             client.call("DELETE", f"/{index_name}")
 
+    recorder = Recorder(delete)
     with pytest.raises(ClusterError, match="is gone|deleted or its alias removed"):
-        into(client, index_name, run, progress=delete, note=said.append)
-    assert [sentence for sentence in said if "--restore" in sentence] == []
+        into(client, index_name, run, progress=recorder)
+    assert [note for note in recorder.notes if "--restore" in note] == []
 
 
 def test_refused_documents_become_dead_letters_and_exit_code_3(
@@ -207,7 +205,7 @@ def test_refused_documents_become_dead_letters_and_exit_code_3(
     assert loading.load.main(arguments, standalone_mode=False) == 3
     assert "OpenSearch refused 2 documents" in capsys.readouterr().err
     checked = verify(run.path, index=index_name, connection=Connection(client.address))
-    assert checked.same
+    assert checked.ok
     assert (checked.checked_documents, checked.refused_documents, checked.expected_documents) == (3, 2, 3)
 
 
@@ -235,7 +233,7 @@ def test_faults_on_the_way_lose_and_double_nothing(client: Client, index_name: s
         )
     assert (report.acknowledged, report.refused) == (60, 0)
     assert ids_in(client, index_name) == set(MANY)
-    assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).same
+    assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).ok
 
 
 # A shell lets what it runs in the background ignore SIGINT.
@@ -273,7 +271,7 @@ def test_two_loads_of_one_run_into_one_index_do_not_meet(client: Client, index_n
         with pytest.raises(RunError, match="Another process is loading"):
             into(client, index_name, run)
 
-    into(client, index_name, run, progress=second)
+    into(client, index_name, run, progress=Recorder(second))
 
 
 def test_the_command_prints_a_report(
@@ -303,7 +301,7 @@ def test_a_shard_that_lost_a_row_to_another_is_not_trusted(client: Client, index
     run.mark_complete({"rows": 3, "shards": 2})
     into(client, index_name, run)
     report = verify(run.path, index=index_name, connection=Connection(client.address), sample=None)
-    assert report.same, report
+    assert report.ok, report
 
 
 def test_pruned_vectors_are_loaded_noted_and_other_pruning_is_refused(
@@ -326,9 +324,8 @@ def test_an_unfinished_load_goes_on_only_by_the_rules_of_its_journal(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run", MANY, shard_rows=20)
-    answers = iter([False, True])
     with pytest.raises(Interrupted):
-        into(client, index_name, run, top_k=1, stop=lambda: next(answers))
+        into(client, index_name, run, top_k=1, progress=StopBefore(1))
     unpruned = replace(stamped(client, index_name), pruning=indexes.NO_PRUNING)
     there = indexes.find_index(client, index_name)
     assert there is not None
@@ -355,7 +352,7 @@ def test_dead_letters_are_sent_again_when_the_mapping_is_mended(
     assert ids_in(client, index_name) == set(DOCUMENTS)
     lines = open_journal(run.loads, client.cluster_uuid, report["uuid"]).finished().values()
     assert [(line["acknowledged"], line["refused"]) for line in lines] == [(2, 0), (2, 0), (1, 0)]
-    assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).same
+    assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).ok
 
 
 def test_merge_leaves_one_segment_a_shard(client: Client, index_name: str, tmp_path: Path) -> None:
@@ -396,10 +393,9 @@ def test_a_command_line_without_one_target_is_refused(arguments: list[str]) -> N
 
 
 def test_a_note_says_what_an_update_does_to_a_vector_outside_source(client: Client, index_name: str, run: Run) -> None:
-    said: list[str] = []
-    into(client, index_name, run, note=said.append)
-    assert [sentence for sentence in said if "_update loses its vector" in sentence] == said[:1]
-    said.clear()
+    excluded, kept = Recorder(), Recorder()
+    into(client, index_name, run, progress=excluded)
+    assert [note for note in excluded.notes if "_update loses its vector" in note] == excluded.notes[:1]
     keep = Pipeline(index=IndexSettings(source="keep"))
-    into(client, f"{index_name}-kept", run, pipeline=keep, note=said.append)
-    assert said == []
+    into(client, f"{index_name}-kept", run, pipeline=keep, progress=kept)
+    assert kept.notes == []

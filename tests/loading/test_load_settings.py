@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.loads import MANY, into, settings_of, stamped
+from support.loads import MANY, StopBefore, into, settings_of, stamped
+from support.reporters import Recorder
 from support.runs import make_run
 
 from sparse_ingest.cli import loading
@@ -13,6 +14,7 @@ from sparse_ingest.cluster import indexes, settings_guard
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.errors import ClusterError, Interrupted
+from sparse_ingest.reporting import SILENT
 from sparse_ingest.runs.run import Run
 
 
@@ -23,7 +25,7 @@ def run(tmp_path: Path) -> Run:
 
 def test_settings_for_loading_last_as_long_as_the_load(client: Client, index_name: str, run: Run) -> None:
     seen: set[tuple[str | None, ...]] = set()
-    into(client, index_name, run, progress=lambda _: seen.add(settings_of(client, index_name)))
+    into(client, index_name, run, progress=Recorder(lambda _: seen.add(settings_of(client, index_name))))
     assert seen == {("-1", "0", None)}
     assert settings_of(client, index_name) == (None, "1", None)
     assert stamped(client, index_name).settings == {}
@@ -31,9 +33,8 @@ def test_settings_for_loading_last_as_long_as_the_load(client: Client, index_nam
 
 def test_a_load_that_was_stopped_puts_the_settings_back(client: Client, index_name: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", MANY, shard_rows=20)
-    answers = iter([False, True])
     with pytest.raises(Interrupted):
-        into(client, index_name, run, stop=lambda: next(answers))
+        into(client, index_name, run, progress=StopBefore(1))
     assert settings_of(client, index_name) == (None, "1", None)
 
 
@@ -44,7 +45,7 @@ def test_settings_that_a_killed_load_left_are_put_back_by_one_that_sends_nothing
     there = indexes.find_index(client, index_name)
     assert there is not None
     for arguments in ([str(run.path), "--index", index_name], ["--index", index_name, "--restore"]):
-        settings_guard.tune(client, there, settings_guard.LOADING, print)
+        settings_guard.tune(client, there, settings_guard.LOADING, SILENT)
         assert settings_of(client, index_name) == ("-1", "0", None)
         assert loading.load.main([*arguments, "--url", client.address], standalone_mode=False) == 0
         assert settings_of(client, index_name) == (None, "1", None)
@@ -57,30 +58,23 @@ def test_an_index_of_somebody_else_keeps_its_settings_unless_tune_is_asked(
     mappings = {"properties": {"sparse": {"type": "rank_features"}}}
     client.call("PUT", f"/{index_name}", {"settings": {"refresh_interval": "9s"}, "mappings": mappings})
     seen: set[tuple[str | None, ...]] = set()
-    into(client, index_name, run, progress=lambda _: seen.add(settings_of(client, index_name)))
+    into(client, index_name, run, progress=Recorder(lambda _: seen.add(settings_of(client, index_name))))
     assert seen == {("9s", "1", None)}
     seen.clear()
     more = make_run(run.path.with_name("more"), {"new": {"river": 1.0}})
-    into(client, index_name, more, tune=True, progress=lambda _: seen.add(settings_of(client, index_name)))
+    into(client, index_name, more, tune=True, progress=Recorder(lambda _: seen.add(settings_of(client, index_name))))
     assert seen == {("-1", "0", None)}
     assert settings_of(client, index_name) == ("9s", "1", None)
 
 
 def test_async_translog_is_said_and_ends_with_the_load(client: Client, index_name: str, run: Run) -> None:
-    said: list[str] = []
     seen: set[tuple[str | None, ...]] = set()
-    report = into(
-        client,
-        index_name,
-        run,
-        async_translog=True,
-        note=said.append,
-        progress=lambda _: seen.add(settings_of(client, index_name)),
-    )
+    recorder = Recorder(lambda _: seen.add(settings_of(client, index_name)))
+    report = into(client, index_name, run, async_translog=True, progress=recorder)
     assert seen == {("-1", "0", "async")}
     assert settings_of(client, index_name) == (None, "1", None)
     assert report.acknowledged == 5
-    assert said[0].startswith("--async-translog: ")
+    assert recorder.notes[0].startswith("--async-translog: ")
 
 
 def test_a_primary_that_restarts_while_writes_are_confirmed_early_stops_the_load_before_the_shard_counts(
@@ -94,7 +88,7 @@ def test_a_primary_that_restarts_while_writes_are_confirmed_early_stops_the_load
             client.call("POST", f"/{index_name}/_open", params={"wait_for_active_shards": "1"})
 
     with pytest.raises(ClusterError, match="was restarted or moved while the index confirmed writes early"):
-        into(client, index_name, run, async_translog=True, progress=restart)
+        into(client, index_name, run, async_translog=True, progress=Recorder(restart))
     report = into(client, index_name, run)
     assert (report.loaded_shards, report.acknowledged) == (1, 60)
 
@@ -108,9 +102,8 @@ def test_a_block_stops_the_load_with_a_sentence_and_what_was_done_is_kept(
     def set_block(value: bool) -> None:
         client.call("PUT", f"/{index_name}/_settings", {"index": {f"blocks.{block}": value}})
 
-    answers = iter([False, True])
     with pytest.raises(Interrupted):
-        into(client, index_name, run, stop=lambda: next(answers))
+        into(client, index_name, run, progress=StopBefore(1))
     set_block(True)
     with pytest.raises(ClusterError, match=r"takes no .*(block|full disk)"):
         into(client, index_name, run)
@@ -124,15 +117,15 @@ def test_a_disk_that_fills_up_during_the_load_stops_it_and_it_goes_on_later(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run", MANY, shard_rows=20)
-    said: list[str] = []
 
     def fill(documents: int) -> None:
         if documents == 0:
             client.call("PUT", f"/{index_name}/_settings", {"index": {"blocks.read_only_allow_delete": True}})
 
+    recorder = Recorder(fill)
     with pytest.raises(ClusterError, match=r"OpenSearch takes no documents: .*Remove the cause \(a full disk"):
-        into(client, index_name, run, progress=fill, note=said.append)
-    assert any("keeps its settings for loading" in sentence for sentence in said)
+        into(client, index_name, run, progress=recorder)
+    assert any("keeps its settings for loading" in note for note in recorder.notes)
     client.call("PUT", f"/{index_name}/_settings", {"index": {"blocks.read_only_allow_delete": None}})
     assert into(client, index_name, run).acknowledged == 60
     assert settings_of(client, index_name) == (None, "1", None)
@@ -147,7 +140,7 @@ def test_an_index_that_is_closed_during_the_load_makes_no_dead_letters(
         client.call("POST", f"/{index_name}/_close")
 
     with pytest.raises(ClusterError):
-        into(client, index_name, run, progress=close, retries=Retries(attempts=2, base_s=0.01))
+        into(client, index_name, run, progress=Recorder(close), retries=Retries(attempts=2, base_s=0.01))
     client.call("POST", f"/{index_name}/_open", params={"wait_for_active_shards": "1"})
     report = into(client, index_name, run)
     assert (report.refused, report.acknowledged) == (0, 60)

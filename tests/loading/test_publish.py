@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.loads import broken_titles, run_with_bad_titles
+from support.reporters import Recorder
 from support.runs import DOCUMENTS, make_run
 
 from sparse_ingest.cli import loading
@@ -47,10 +48,10 @@ def command(client: Client, *arguments: object) -> int:
 def test_the_alias_moves_from_run_to_run_and_the_old_index_stays_until_it_is_dropped(
     client: Client, index_name: str, run: Run, tmp_path: Path
 ) -> None:
-    said: list[str] = []
-    first = serve(client, index_name, run, note=said.append)
+    recorder = Recorder()
+    first = serve(client, index_name, run, progress=recorder)
     assert (first.serves, first.previous, first.moved, first.verified) == (name_of(index_name, run), None, True, 5)
-    assert any("2 copies of each shard, but the cluster has 1 data node" in sentence for sentence in said)
+    assert any("2 copies of each shard, but the cluster has 1 data node" in note for note in recorder.notes)
     other = make_run(tmp_path / "other", model="another-model")
     second = serve(client, index_name, other)
     assert (second.serves, second.previous) == (name_of(index_name, other), name_of(index_name, run))
@@ -89,7 +90,7 @@ def test_the_index_that_serves_is_not_tuned_and_not_replaced(client: Client, ind
         there = indexes.find_index(client, index_name)
         seen.add(there.setting("refresh_interval") if there else "gone")
 
-    assert serve(client, index_name, run, progress=look).load.loaded_shards == 2
+    assert serve(client, index_name, run, progress=Recorder(look)).load.loaded_shards == 2
     assert seen == {None}
     with pytest.raises(UsageError, match="which --replace would delete"):
         serve(client, index_name, run, replace=True)
@@ -103,9 +104,9 @@ def test_default_pipelines_that_do_not_move_with_the_alias_are_told(
     client.call("PUT", f"/_search/pipeline/{index_name}-search", {"request_processors": []})
     try:
         client.call("PUT", f"/{old}", create)
-        said: list[str] = []
-        assert serve(client, index_name, run, note=said.append).moved
-        [told] = [sentence for sentence in said if "default pipelines" in sentence]
+        recorder = Recorder()
+        assert serve(client, index_name, run, progress=recorder).moved
+        [told] = [note for note in recorder.notes if "default pipelines" in note]
         assert f"Index '{old}' has default pipelines that '{name_of(index_name, run)}' lacks" in told
         client.call("PUT", f"/{name_of(index_name, run)}/_settings", pipeline)
         assert told.endswith(f"PUT /{name_of(index_name, run)}/_settings {json.dumps(pipeline)}")
@@ -113,11 +114,11 @@ def test_default_pipelines_that_do_not_move_with_the_alias_are_told(
         body = tmp_path / "body.json"
         mapped = {"properties": {"sparse": {"type": "rank_features"}}}
         body.write_text(json.dumps({"settings": pipeline, "mappings": mapped}))
-        said.clear()
+        recorder = Recorder()
         assert serve(
-            client, index_name, other, pipeline=Pipeline(index=IndexSettings(body=str(body))), note=said.append
+            client, index_name, other, pipeline=Pipeline(index=IndexSettings(body=str(body))), progress=recorder
         )
-        assert not [sentence for sentence in said if "default pipelines" in sentence]
+        assert not [note for note in recorder.notes if "default pipelines" in note]
     finally:
         client.call("DELETE", f"/{index_name}*")
         client.call("DELETE", f"/_search/pipeline/{index_name}-search")
@@ -127,10 +128,10 @@ def test_refused_documents_keep_the_alias_and_the_user_can_serve_without_them(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
     run = run_with_bad_titles(tmp_path / "run", ("words",))
-    said: list[str] = []
-    report = serve(client, index_name, run, pipeline=broken_titles(tmp_path), note=said.append)
+    recorder = Recorder()
+    report = serve(client, index_name, run, pipeline=broken_titles(tmp_path), progress=recorder)
     assert (report.serves, report.moved, report.load.refused) == (None, False, 1)
-    assert f"load --alias {index_name} --to {name_of(index_name, run)}" in said[-1]
+    assert f"load --alias {index_name} --to {name_of(index_name, run)}" in recorder.notes[-1]
     assert serving(client, index_name) == []
     roll_back(index_name, name_of(index_name, run), connection=Connection(client.address))
     assert serving(client, index_name) == [name_of(index_name, run)]
@@ -179,11 +180,10 @@ def test_an_index_that_serves_elsewhere_too_is_not_dropped(
     old = name_of(index_name, run)
     add = {"add": {"index": old, "alias": f"{index_name}-archive"}}
     client.call("POST", "/_aliases", {"actions": [add]})
-    said: list[str] = []
-    other = make_run(tmp_path / "other", {"new": {"river": 1.0}})
-    report = serve(client, index_name, other, drop_old=True, note=said.append)
+    other, recorder = make_run(tmp_path / "other", {"new": {"river": 1.0}}), Recorder()
+    report = serve(client, index_name, other, drop_old=True, progress=recorder)
     assert (report.previous, report.dropped) == (old, None)
-    assert said[-1] == f"Index {old!r} was not dropped: it serves {index_name}-archive."
+    assert recorder.notes[-1] == f"Index {old!r} was not dropped: it serves {index_name}-archive."
 
 
 def test_a_roll_back_to_an_unfinished_load_or_to_nothing_is_refused(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.changes import ADDED, NEW, NEW_TITLES, OLD, checked, into, made, there, titles_in
+from support.reporters import Recorder
 
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import Client
@@ -43,8 +44,8 @@ def test_update_adds_the_vectors_to_documents_that_exist_and_nothing_else(
     client: Client, index_name: str, new: Run
 ) -> None:
     theirs(client, index_name)
-    notes: list[str] = []
-    report = into(client, index_name, new, update=True, note=notes.append)
+    recorder = Recorder()
+    report = into(client, index_name, new, update=True, progress=recorder)
     assert (report.documents, report.acknowledged, report.refused) == (20, 18, 2)
     letters = [json.loads(line) for line in Path(report.dead or "").read_text().splitlines()]
     assert {letter["id"]: letter["status"] for letter in letters} == dict.fromkeys(ADDED, 404)
@@ -52,8 +53,8 @@ def test_update_adds_the_vectors_to_documents_that_exist_and_nothing_else(
     client.call("POST", f"/{index_name}/_refresh")
     assert titles_in(client, index_name) == {doc_id: f"Their {doc_id}" for doc_id in OLD}
     found = checked(client, index_name, new)
-    assert found.same and found.refused_documents == 2 and found.expected_documents is None
-    assert "keeps the vectors in _source" in " ".join(notes)
+    assert found.ok and found.refused_documents == 2 and found.expected_documents is None
+    assert "keeps the vectors in _source" in " ".join(recorder.notes)
     assert source_of(client, index_name, "d3")["sparse"] == {"river": 9.0}
 
 
@@ -68,7 +69,7 @@ def test_a_second_update_replaces_every_token_of_the_first(
     into(client, index_name, first, update=True)
     report = into(client, index_name, second, update=True)
     assert (report.acknowledged, report.refused) == (20, 0)
-    assert checked(client, index_name, second).same
+    assert checked(client, index_name, second).ok
     assert titles_in(client, index_name)["d7"] == "Their d7"
     assert source_of(client, index_name, "d7").get("sparse") == (None if excludes else {"stone": 1.0})
 
@@ -80,9 +81,9 @@ def test_an_update_of_somebody_else_loses_a_vector_outside_source_and_keeps_one_
     for name, excludes, differing in (("inside", [], 0), ("outside", ["sparse"], 2)):
         index = f"{index_name}-{name}"
         theirs(client, index, _source={"excludes": excludes})
-        notes: list[str] = []
-        into(client, index, run, update=True, note=notes.append)
-        assert ("loses its vector" in " ".join(notes)) == bool(excludes)
+        recorder = Recorder()
+        into(client, index, run, update=True, progress=recorder)
+        assert ("loses its vector" in " ".join(recorder.notes)) == bool(excludes)
         client.call("POST", f"/{index}/_update/d4", {"doc": {"title": "changed"}})
         assert checked(client, index, run).differing == differing
 
@@ -122,7 +123,7 @@ def test_update_into_a_nested_name_and_since_on_top(client: Client, index_name: 
     into(client, index_name, old, update=True, pipeline=pipeline)
     report = into(client, index_name, new, update=True, since=old.path, pipeline=pipeline)
     assert (report.unchanged, report.acknowledged, report.refused) == (15, 18, 2)
-    assert checked(client, index_name, new).same
+    assert checked(client, index_name, new).ok
     with pytest.raises(RunError, match="loaded with --update"):
         into(client, index_name, old, since=new.path, pipeline=pipeline)
 
@@ -141,7 +142,7 @@ def test_update_into_a_sparse_vector_field_also_takes_vectors_away(
     )
     into(client, index_name, whole, pipeline=pipeline)
     into(client, index_name, fewer, pipeline=pipeline, update=True)
-    assert checked(client, index_name, fewer).same
+    assert checked(client, index_name, fewer).ok
     assert titles_in(client, index_name) == {"d1": "Title of d1", "d2": "Title of d2"}
     assert checked(client, index_name, whole).differing == 1
 

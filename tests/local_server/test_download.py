@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 from jgo.maven import MavenContext, _core
+from support.reporters import Recorder
 from support.servers import server_home
 
 from sparse_ingest.errors import LocalServerError, MissingExtraError
 from sparse_ingest.local_server import download, folders
 from sparse_ingest.local_server.download import ARCHIVES, OPENSEARCH_VERSION
+from sparse_ingest.reporting import SILENT
 
 KNN = ARCHIVES[1]
 
@@ -48,7 +50,7 @@ class Repository:
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
     """A repository with the real k-NN plugin, and an empty Maven cache in front of it."""
-    real = Path(download._fetch(KNN, lambda _: None))
+    real = Path(download._fetch(KNN, SILENT))
     served = tmp_path / "served" / real.relative_to(MavenContext().repo_cache)
     served.parent.mkdir(parents=True)
     shutil.copy(real, served)
@@ -67,8 +69,8 @@ def cached_zip(tmp_path: Path) -> Path:
 
 
 def test_a_zip_is_downloaded_once_and_then_taken_from_the_cache(repository: Repository) -> None:
-    first = download._fetch(KNN, lambda _: None)
-    assert download._fetch(KNN, lambda _: None) == first
+    first = download._fetch(KNN, SILENT)
+    assert download._fetch(KNN, SILENT) == first
     assert repository.downloads() == 1
 
 
@@ -76,27 +78,27 @@ def test_a_zip_is_downloaded_once_and_then_taken_from_the_cache(repository: Repo
     "damage", [lambda zip: zip[: len(zip) // 2], lambda zip: b"\0" + zip[1:]], ids=["half", "changed"]
 )
 def test_a_damaged_zip_in_the_cache_is_downloaded_again(repository: Repository, damage) -> None:
-    path = download._fetch(KNN, lambda _: None)
+    path = download._fetch(KNN, SILENT)
     path.write_bytes(damage(path.read_bytes()))
-    notes: list[str] = []
-    assert download._fetch(KNN, notes.append) == path
+    recorder = Recorder()
+    assert download._fetch(KNN, recorder) == path
     assert path.stat().st_size == KNN.size_bytes
     assert repository.downloads() == 2
-    assert len(notes) == 1 and "damaged" in notes[0]
+    assert len(recorder.notes) == 1 and "damaged" in recorder.notes[0]
 
 
 def test_a_repository_with_other_bytes_is_refused_after_the_second_try(repository: Repository, tmp_path: Path) -> None:
     served = cached_zip(tmp_path)
     served.write_bytes(served.read_bytes()[:1000])
     with pytest.raises(LocalServerError, match=KNN.sha256):
-        download._fetch(KNN, lambda _: None)
+        download._fetch(KNN, SILENT)
     assert repository.downloads() == 2
 
 
 def test_a_repository_that_has_nothing_is_named_with_what_to_do(repository: Repository, tmp_path: Path) -> None:
     cached_zip(tmp_path).unlink()
     with pytest.raises(LocalServerError, match=r"^opensearch-knn .* cannot be downloaded: .* Check the network"):
-        download._fetch(KNN, lambda _: None)
+        download._fetch(KNN, SILENT)
 
 
 def test_bytes_to_download_counts_what_is_missing(
@@ -105,7 +107,7 @@ def test_bytes_to_download_counts_what_is_missing(
     monkeypatch.setenv("SPARSE_INGEST_HOME", str(tmp_path / "home"))
     everything = sum(archive.size_bytes for archive in ARCHIVES)
     assert download.bytes_to_download() == everything
-    download._fetch(KNN, lambda _: None)
+    download._fetch(KNN, SILENT)
     assert download.bytes_to_download() == everything - KNN.size_bytes
 
 
@@ -128,7 +130,7 @@ def test_a_half_unpacked_or_damaged_distribution_is_unpacked_again(
     abandoned = folder.with_name(f"{folder.name}.unfinished-1")
     abandoned.mkdir()
 
-    assert download.ensure_distribution(lambda _: None) == folder
+    assert download.ensure_distribution(SILENT) == folder
     assert not abandoned.exists()
     assert (folder / "plugins" / "neural-search" / "plugin-descriptor.properties").is_file()
     assert not (folder / "modules" / "analysis-common").exists()
@@ -136,14 +138,14 @@ def test_a_half_unpacked_or_damaged_distribution_is_unpacked_again(
 
     lost = folder / "lib" / f"opensearch-{OPENSEARCH_VERSION}.jar"
     lost.unlink()
-    notes: list[str] = []
-    download.ensure_distribution(notes.append)
+    recorder = Recorder()
+    download.ensure_distribution(recorder)
     assert lost.is_file()
-    assert "incomplete" in notes[0]
+    assert "incomplete" in recorder.notes[0]
 
-    notes.clear()
-    download.ensure_distribution(notes.append)
-    assert notes == []
+    recorder = Recorder()
+    download.ensure_distribution(recorder)
+    assert recorder.notes == []
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_java_of_the_machine_is_taken_when_it_is_new_enough(
         monkeypatch.setenv("SPARSE_INGEST_HOME", str(home))
         monkeypatch.setenv("JAVA_HOME", str(home / "jdk"))
         monkeypatch.setenv("PATH", str(home))
-        found = download.ensure_java(folders.server_account(), lambda _: None)
+        found = download.ensure_java(folders.server_account(), SILENT)
         assert (found == java) is taken
         assert found.is_file()
 
@@ -169,7 +171,7 @@ def test_without_the_extra_one_sentence_names_it(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("SPARSE_INGEST_HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "jgo.maven", None)
     with pytest.raises(MissingExtraError, match=r"sparse-ingest\[local\]"):
-        download.ensure_distribution(lambda _: None)
+        download.ensure_distribution(SILENT)
 
 
 def test_a_folder_that_the_servers_user_cannot_enter_is_refused(tmp_path: Path) -> None:

@@ -32,9 +32,10 @@ from sparse_ingest.cluster.requests import neural_sparse_body
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.local_server import download, process
-from sparse_ingest.models.encoder import query_encoder
+from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import EncodeSettings, IndexSettings, ModelSettings, Pipeline
 from sparse_ingest.queries.idf import write_idf
+from sparse_ingest.reporting import SILENT
 from sparse_ingest.verification.verify import verify
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -49,7 +50,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    folder = download.ensure_distribution(lambda _: None, with_ml=True)
+    folder = download.ensure_distribution(SILENT, with_ml=True)
     with server_home() as home, environment(SPARSE_INGEST_HOME=str(home)):
         (home / folder.name).symlink_to(folder)
         instance = process.start(random_free_port(), heap="1g", with_ml=True, timeout_s=300)
@@ -252,7 +253,7 @@ def test_what_the_server_encodes_meets_what_is_loaded(
     assert scores["both"] == scores["text"] == pytest.approx(scores["loaded"], rel=2**-7)
     found = show_index(index, connection=Connection(client.address))
     assert (found.documents, found.ingest_pipeline) == (4, f"{index}-ingest")
-    assert verify(run.path, index=index, connection=Connection(client.address), sample=None).same
+    assert verify(run.path, index=index, connection=Connection(client.address), sample=None).ok
     assert drop_index(index, connection=Connection(client.address), sure=lambda _: True).pipelines == [
         f"{index}-ingest"
     ]

@@ -18,7 +18,7 @@ from sparse_ingest.checkpoints.settings import resolve_pipeline
 from sparse_ingest.errors import CheckpointError, PipelineError, UsageError
 from sparse_ingest.models.body import Body
 from sparse_ingest.models.documents import choose_device
-from sparse_ingest.models.encoder import query_encoder
+from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.records import in_batches
 

@@ -20,10 +20,10 @@ from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.checkpoints.settings import document_identity, resolve_settings
 from sparse_ingest.cli.main import cli
 from sparse_ingest.errors import CheckpointError, MissingExtraError
-from sparse_ingest.models.encoder import query_encoder
 from sparse_ingest.models.masked_lms import read_table
+from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import ModelSettings
-from sparse_ingest.searching.pipelines import _model
+from sparse_ingest.searching.pipelines import remembered_model
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +191,8 @@ def test_the_flag_of_the_command_line_is_what_trusts(
 
 def test_an_index_or_a_run_cannot_grant_trust() -> None:
     stored = {"document": "some/model", "trust_remote_code": True, "query_side": {"trust_remote_code": True}}
-    assert _model(ModelSettings(), stored) == ModelSettings(document="some/model")
-    asked = _model(ModelSettings(trust_remote_code=True), stored)
+    assert remembered_model(ModelSettings(), stored) == ModelSettings(document="some/model")
+    asked = remembered_model(ModelSettings(trust_remote_code=True), stored)
     assert asked == ModelSettings(document="some/model", trust_remote_code=True)
 
 
@@ -200,9 +200,9 @@ def test_another_query_model_is_asked_with_its_own_settings() -> None:
     side = {"query_prompt": "q: ", "max_length": 9}
     stored = {"document": "a/doc", "revision": "1", "query": "a/query", "query_revision": "2", "query_side": side}
     mine = ModelSettings(document="a/doc", revision="1", query="my/query")
-    assert _model(ModelSettings(query="my/query"), stored) == mine
+    assert remembered_model(ModelSettings(query="my/query"), stored) == mine
     pinned = {"document": "a/doc", "revision": "1", "query": "a/query", "query_revision": "2", **side}
-    assert _model(ModelSettings(), stored) == ModelSettings(**pinned)
+    assert remembered_model(ModelSettings(), stored) == ModelSettings(**pinned)
 
 
 def test_code_in_another_repository_is_refused_even_when_trusted(with_code: Path) -> None:

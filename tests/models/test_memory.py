@@ -11,10 +11,13 @@ import pytest
 import torch
 from support.checkpoints import build_encoder, make_masked_lm
 from support.forked import PRELOADED
+from support.reporters import Recorder
 
 from sparse_ingest.models import vectors
 from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge, is_out_of_memory, until_it_fits
 from sparse_ingest.models.queries import MaskedLMQueryEncoder
+from sparse_ingest.models.text_windows import WINDOW_TEXTS, DocumentSide
+from sparse_ingest.pipeline import Pipeline
 
 TEXTS = ["river stone", "lamp " * 20, "the water of the river " * 4, "stone", "bird " * 30]
 
@@ -124,6 +127,20 @@ def test_queries_are_weighed_with_the_smaller_budget(model: Path) -> None:
     expected = MaskedLMQueryEncoder(build_encoder(model)).encode(TEXTS)
     found = MaskedLMQueryEncoder(small(model, 40)).encode(TEXTS)
     assert [list(one) for one in found] == [list(one) for one in expected]
+
+
+def test_vectors_in_memory_are_those_of_the_smaller_budget_and_each_text_is_reported_once(model: Path) -> None:
+    side, heard = DocumentSide(small(model, 40), Pipeline()), Recorder()
+    found = side.encode(TEXTS, None, heard)
+    expected = build_encoder(model, batch_tokens=side.encoder.batch_tokens).encode(TEXTS)
+    assert found.weights.tobytes() == expected.weights.tobytes() and side.encoder.batch_tokens < 96
+    assert heard.done == len(TEXTS) and "no memory for a batch" in heard.notes[0]
+
+
+def test_a_text_in_memory_that_fits_no_budget_is_named_by_its_place_among_all(model: Path) -> None:
+    texts = ["stone"] * WINDOW_TEXTS + ["river", "lamp " * 40]
+    with pytest.raises(DocumentTooLarge, match=f"Text {WINDOW_TEXTS + 1}: its 42 tokens do not fit"):
+        DocumentSide(small(model, 40), Pipeline()).encode(texts, None, Recorder())
 
 
 @pytest.mark.slow

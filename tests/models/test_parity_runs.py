@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from support.checkpoints import make_masked_lm, make_router
 
 from sparse_ingest.cli.main import cli
-from sparse_ingest.models.encoder import query_encoder
+from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import Pipeline, read_pipeline
 from sparse_ingest.runs.run import open_run
 from sparse_ingest.searching.pipelines import pipeline_of_run

@@ -216,7 +216,7 @@ def test_the_files_hold_the_plan_and_ask_for_nothing(judged: PlanReport, files: 
     assert page.count("<svg") == 1 and "class=taken" in page
     stored = json.loads((files / "plan.json").read_text())
     inside = re.search(r'<script type="application/json" id="plan">(.*?)</script>', page, re.DOTALL)
-    assert inside and json.loads(inside[1]) == stored == json.loads(json.dumps(judged.as_json()))
+    assert inside and json.loads(inside[1]) == stored == json.loads(json.dumps(judged.to_dict()))
 
 
 def test_files_that_are_there_stay(judged: PlanReport, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.corpora.sources import START, Corpus
 from sparse_ingest.errors import CheckpointError, CorpusError, UsageError
-from sparse_ingest.models.encoder import query_encoder
+from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.queries import idf
 

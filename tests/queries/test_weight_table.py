@@ -18,9 +18,9 @@ from tokenizers import Tokenizer
 
 from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import CheckpointError
-from sparse_ingest.models.encoder import query_encoder
-from sparse_ingest.pipeline import ModelSettings
-from sparse_ingest.queries.weight_table import WeightTable, read_vector
+from sparse_ingest.models.query_encoders import query_encoder
+from sparse_ingest.pipeline import ModelSettings, QuerySettings
+from sparse_ingest.queries.weight_table import WeightTable, as_query_weights, prune_query, read_vector
 
 BERT = Path(__file__).parents[2].parent / "shared" / "data" / "bert-uncased"
 needs_bert = pytest.mark.skipif(not BERT.is_dir(), reason="shared/data/bert-uncased is not there")
@@ -208,7 +208,7 @@ def test_an_absent_or_damaged_tokenizer_is_one_sentence(folder: Path, tmp_path: 
 def test_it_needs_neither_torch_nor_transformers_nor_numpy(folder: Path) -> None:
     """From the name of a checkpoint to the weights of a query."""
     code = (
-        "import sys; from sparse_ingest.models.encoder import query_encoder; "
+        "import sys; from sparse_ingest.models.query_encoders import query_encoder; "
         "from sparse_ingest.pipeline import ModelSettings; "
         f"print(query_encoder(ModelSettings(document={str(folder)!r})).encode(['catch'])); "
         "print([name for name in ('torch', 'transformers', 'numpy', 'opensearchpy') if name in sys.modules])"
@@ -243,3 +243,12 @@ def test_bert_uncased_starts_and_encodes_fast(kind: str, tmp_path: Path) -> None
     print(f"{kind}: start {start_s:.3f} s, query {statistics.median(seconds) * 1e6:.0f} us")
     assert start_s < 0.3
     assert statistics.median(seconds) < 100e-6
+
+
+def test_pruning_a_query_keeps_the_heaviest_and_breaks_ties_by_token_string() -> None:
+    weights = as_query_weights([("d", 4.0), ("b", 1.0), ("a", 1.0), ("c", 2.0), ("e", 0.5)])
+    assert list(prune_query(weights, QuerySettings())) == ["d", "c", "a", "b", "e"]
+    assert list(prune_query(weights, QuerySettings(top_k=3))) == ["d", "c", "a"]
+    assert list(prune_query(weights, QuerySettings(max_ratio=0.25))) == ["d", "c", "a", "b"]
+    assert list(prune_query(weights, QuerySettings(top_k=1, max_ratio=0.5))) == ["d"]
+    assert prune_query({}, QuerySettings(top_k=1, max_ratio=0.5)) == {}

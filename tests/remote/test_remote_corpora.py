@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,9 +89,6 @@ def test_reading_goes_on_at_a_position_without_what_lies_before(
     place = RemotePath.at(bucket) / name
     place.upload(files / name)
     position = next(position for row, position in corpus_of(place).rows() if row.row == 1799)
-    for thread in threading.enumerate():
-        if thread.name.startswith("fetch"):
-            thread.join(60)  # what was fetched ahead does not count
     fetched = spoiled.sent_of(".*")
     assert [row.document.id for row, _ in corpus_of(place).rows(position) if row.document] == [
         f"d{number}" for number in range(1800, 2000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from support.loads import MANY, broken_titles, ids_in, into, run_with_bad_titles
 from support.runs import DOCUMENTS, make_run
 from support.stores import FaultyStore, put_folder, stored, web_server
 
+from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.cluster.journal import DeadLetter, open_journal
 from sparse_ingest.errors import StorageError
@@ -68,7 +70,24 @@ def test_a_newer_run_in_a_store_is_loaded_as_its_differences(
     report = json.loads(answer.out)
     assert (report["deleted"], report["unchanged"]) == (1, 58)
     assert ids_in(client, index_name) == set(newer)
-    assert verify(new.path, index=index_name, connection=Connection(client.address)).same
+    assert verify(new.path, index=index_name, connection=Connection(client.address)).ok
+
+
+def test_a_shard_in_a_store_is_fetched_once_to_check_it_and_once_to_send_it(
+    client: Client, index_name: str, spoiled: FaultyStore, bucket: str, tmp_path: Path
+) -> None:
+    texts = {doc_id: {"text": os.urandom(20_000).hex()} for doc_id in MANY}
+    local = make_run(tmp_path / "run", MANY, shard_rows=30, fields=texts)
+    run = in_store(local, bucket)
+    spoiled.sent.clear()
+    into(client, index_name, run)
+    for shard in local.done_shards():
+        path = local.shard_path(shard)
+        assert isinstance(path, Path)
+        size, footer = path.stat().st_size, 64 << 10
+        fetched = spoiled.sent_of(f"GET .*{path.name}")
+        assert 2 * size <= fetched <= 2 * size + footer, (fetched, size)
+    assert list(run.scratch_path("any").parent.iterdir()) == [], "downloaded shards are removed"
 
 
 def test_a_run_on_the_web_is_loaded_and_verified(
@@ -83,8 +102,21 @@ def test_a_run_on_the_web_is_loaded_and_verified(
         assert (report.documents, report.refused) == (5, 0)
         assert Path(report.journal).is_relative_to(tmp_path / "home")
         assert into(client, index_name, run).loaded_shards == 0
-        assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).same
+        assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).ok
     assert sorted((tmp_path / "served").rglob("*")) == before
+
+
+def test_a_run_on_a_web_server_without_ranges_is_refused_before_an_index_is_made(
+    client: Client, index_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSE_INGEST_HOME", str(tmp_path / "home"))
+    # Smaller files are read from the start to the end.
+    make_run(
+        tmp_path / "run", MANY, shard_rows=30, fields={doc_id: {"text": os.urandom(20_000).hex()} for doc_id in MANY}
+    )
+    with web_server(tmp_path, ranges=False) as url, pytest.raises(StorageError, match="its server gives no ranges"):
+        into(client, index_name, open_run(RemotePath.at(f"{url}/run")))
+    assert indexes.find_index(client, index_name) is None
 
 
 def test_a_store_that_fails_while_a_run_is_loaded_loses_nothing(
@@ -98,7 +130,7 @@ def test_a_store_that_fails_while_a_run_is_loaded_loses_nothing(
     spoiled.spoil("none")
     report = into(client, index_name, run)
     assert (report.documents, report.loaded_shards) == (len(MANY), 2)
-    assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).same
+    assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).ok
 
 
 def test_a_journal_in_a_store_holds_what_one_on_a_disk_would(bucket: str, tmp_path: Path) -> None:

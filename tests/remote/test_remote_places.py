@@ -98,6 +98,15 @@ def test_a_web_file_is_gone_into(served: RemotePath) -> None:
     with served.open() as file:
         file.seek(6_000_000)
         assert file.read(1000) == CONTENT[6_000_000:6_001_000]
+        assert file.read() == CONTENT[6_001_000:]
+
+
+def test_a_web_file_that_became_shorter_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(CONTENT)
+    with web_server(tmp_path) as url, RemotePath.at(f"{url}/file").open() as file:
+        (tmp_path / "file").write_bytes(CONTENT[:5_000_000])
+        with pytest.raises(StorageError, match="ended after 5000000 bytes, it had 10240000 when it was opened"):
+            file.read()
 
 
 def test_a_server_without_ranges_goes_no_way_back(tmp_path: Path) -> None:

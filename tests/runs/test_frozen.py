@@ -107,7 +107,7 @@ def test_text_hashes_are_those_of_the_corpus() -> None:
 
 
 def test_it_is_searched(run: Run) -> None:
-    from sparse_ingest.models.encoder import query_encoder
+    from sparse_ingest.models.query_encoders import query_encoder
     from sparse_ingest.searching.run_search import search_run
 
     encoder = query_encoder(ModelSettings(document="package:cognition/model"))

@@ -19,7 +19,7 @@ from sparse_ingest.cluster.indexes import Stamp, vocabulary_hash
 from sparse_ingest.errors import ClusterError, RunError
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.runs.run import Run, open_run
-from sparse_ingest.searching.pipelines import other_model, pipeline_of_index, pipeline_of_run
+from sparse_ingest.searching.pipelines import indexed, other_model, pipeline_of_index, pipeline_of_run
 
 HASH = vocabulary_hash(TOKENS)
 
@@ -99,15 +99,15 @@ def test_a_run_and_an_index_refuse_another_model_unless_forced(
     fill(client, index_name, run, {"sparse_ingest": stamp.as_meta()}, shards=1)
     for same in (Pipeline(), Pipeline(asked(document=model)), Pipeline(asked(document=copy_of(model, "copied")))):
         assert pipeline_of_run(same, run).model.document is not None
-        assert pipeline_of_index(same, client, index_name).model.document is not None
+        assert pipeline_of_index(same, indexed(client, index_name), index_name).model.document is not None
     wanted = Pipeline(asked(document=other))
     with pytest.raises(RunError, match="was made with another model.*its files are others") as of_run:
         pipeline_of_run(wanted, run)
     with pytest.raises(ClusterError, match="was loaded with another model.*its files are others") as of_index:
-        pipeline_of_index(wanted, client, index_name)
+        pipeline_of_index(wanted, indexed(client, index_name), index_name)
     assert of_run.value.exit_code == of_index.value.exit_code == 1
     assert pipeline_of_run(wanted, run, force=True).model.document == str(other)
-    assert pipeline_of_index(wanted, client, index_name, force=True).model.document == str(other)
+    assert pipeline_of_index(wanted, indexed(client, index_name), index_name, force=True).model.document == str(other)
 
 
 def _run_of(model: Path) -> Run:

@@ -131,7 +131,7 @@ ACTIVE_DIMENSIONS = (
 
 def measure(pipeline: Pipeline, queries: list[str], documents: list[str]) -> Measured:
     """Encode queries and documents as the pipeline says, in float32 on the CPU."""
-    from sparse_ingest.models.encoder import query_encoder
+    from sparse_ingest.models.query_encoders import query_encoder
 
     encoder = _document_encoder(pipeline)
     return Measured(
@@ -141,7 +141,7 @@ def measure(pipeline: Pipeline, queries: list[str], documents: list[str]) -> Mea
 
 def measure_active_dimensions(name: str, collection: str) -> tuple[float, float]:
     """Terms of a query and of a document of a packaged pipeline, on average over a collection of NanoBEIR."""
-    from sparse_ingest.models.encoder import query_encoder
+    from sparse_ingest.models.query_encoders import query_encoder
 
     pipeline = read_pipeline(name)
     encoder, queries = _document_encoder(pipeline), _texts(collection, "queries")

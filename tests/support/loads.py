@@ -10,10 +10,23 @@ from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.loading.load import LoadReport, load
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.run import Run
+from support.reporters import Recorder
 from support.runs import DOCUMENTS, make_run
 
 MANY = {f"d{number}": {"river": 0.5 + number / 64, "stone": 1 / (number + 1)} for number in range(60)}
 SETTINGS = ("refresh_interval", "number_of_replicas", "translog.durability")
+
+
+class StopBefore(Recorder):
+    """Asks to stop before the shard of this number: a load asks once before each shard."""
+
+    def __init__(self, shard: int) -> None:
+        super().__init__()
+        self._shards_left = shard
+
+    def stop_requested(self) -> bool:
+        self._shards_left -= 1
+        return self._shards_left < 0
 
 
 def into(client: Client, index: str, run: Run, **settings) -> LoadReport:

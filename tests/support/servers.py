@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sparse_ingest.local_server import download, folders, process
+from sparse_ingest.reporting import SILENT
 
 
 @contextmanager
@@ -40,8 +41,8 @@ def server_home() -> Iterator[Path]:
 
     Not under tmp_path: as root the server runs as `nobody`, who cannot enter pytest's folders (mode 700).
     """
-    download.ensure_distribution(lambda _: None)
-    download.ensure_java(folders.server_account(), lambda _: None)
+    download.ensure_distribution(SILENT)
+    download.ensure_java(folders.server_account(), SILENT)
     home = Path(tempfile.mkdtemp(prefix="sparse-ingest-test-"))
     home.chmod(0o755)
     try:

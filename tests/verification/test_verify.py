@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.loads import StopBefore
 from support.runs import DOCUMENTS, make_run
 from support.secure_proxy import secure_proxy
 
@@ -41,7 +42,7 @@ def overwrite(client: Client, index: str, doc_id: str, terms: dict[str, float]) 
 
 def test_a_fresh_load_is_the_same_to_the_last_bit(client: Client, index_name: str, loaded: Run) -> None:
     report = compare(client, index_name, loaded)
-    assert report.same
+    assert report.ok
     assert (report.index_documents, report.expected_documents) == (5, 5)
     assert (report.checked_documents, report.checked_weights) == (5, TERMS)
 
@@ -58,7 +59,7 @@ def test_a_changed_weight_is_named_with_both_values(client: Client, index_name: 
     terms["river"] = terms["river"] * 1.01
     overwrite(client, index_name, "words", terms)
     report = compare(client, index_name, loaded)
-    assert not report.same
+    assert not report.ok
     assert report.differing == 1
     (difference,) = report.differences
     assert (difference.doc_id, difference.token) == ("words", "river")
@@ -89,7 +90,7 @@ def test_a_sample_finds_the_same_as_all(client: Client, index_name: str, loaded:
 def test_a_missing_document_is_named_and_the_count_differs(client: Client, index_name: str, loaded: Run) -> None:
     client.call("DELETE", f"/{index_name}/_doc/empty")
     report = compare(client, index_name, loaded)
-    assert (report.same, report.missing, report.missing_ids) == (False, 1, ["empty"])
+    assert (report.ok, report.missing, report.missing_ids) == (False, 1, ["empty"])
     assert (report.index_documents, report.expected_documents) == (4, 5)
 
 
@@ -97,7 +98,7 @@ def test_a_missing_document_is_named_and_the_count_differs(client: Client, index
 def test_a_document_too_many_is_named(client: Client, index_name: str, loaded: Run, sample: int | None) -> None:
     client.call("PUT", f"/{index_name}/_doc/stranger", {})
     report = compare(client, index_name, loaded, sample=sample)
-    assert not report.same
+    assert not report.ok
     assert (report.index_documents, report.expected_documents, report.differing) == (6, 5, 0)
     assert (report.extra, report.extra_ids) == (1, ["stranger"])
 
@@ -109,7 +110,7 @@ def test_one_missing_and_one_too_many_differ_although_the_count_is_right(
     client.call("PUT", f"/{index_name}/_doc/stranger", {})
     report = compare(client, index_name, loaded, sample=1)
     assert report.index_documents == report.expected_documents
-    assert not report.same
+    assert not report.ok
     assert (report.missing_ids, report.extra_ids) == (["empty"], ["stranger"])
 
 
@@ -120,7 +121,7 @@ def test_documents_of_others_are_no_difference(client: Client, index_name: str, 
     run = make_run(tmp_path / "run")
     load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(client.address))
     report = compare(client, index_name, run, sample=None)
-    assert report.same
+    assert report.ok
     assert (report.expected_documents, report.extra) == (None, 1)
 
 
@@ -139,7 +140,7 @@ def test_a_document_that_lies_twice_under_two_routings_is_a_difference(
     for routing in range(8):
         client.call("PUT", f"/{index_name}/_doc/empty", {}, params={"routing": str(routing)})
     report = compare(client, index_name, run, sample=1)
-    assert not report.same
+    assert not report.ok
     assert (report.missing, report.extra, report.doubled, report.doubled_ids) == (0, 0, 1, ["empty"])
 
 
@@ -154,7 +155,7 @@ def test_a_pruned_load_is_compared_with_the_pruned_run(client: Client, index_nam
     run = make_run(tmp_path / "run")
     load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(client.address), top_k=3)
     report = compare(client, index_name, run)
-    assert report.same
+    assert report.ok
     assert report.checked_weights == sum(min(3, len(terms)) for terms in DOCUMENTS.values())
     overwrite(client, index_name, "words", DOCUMENTS["words"])
     assert compare(client, index_name, run).differing == 1
@@ -168,7 +169,7 @@ def test_a_sparse_vector_field_is_the_same_to_the_last_bit_and_a_change_is_named
     pipeline = Pipeline(index=IndexSettings(kind="sparse_vector"))
     load(run.path, index=index_name, pipeline=pipeline, connection=Connection(client.address), merge=merge)
     report = compare(client, index_name, run)
-    assert report.same
+    assert report.ok
     assert (report.checked_documents, report.checked_weights) == (5, TERMS)
     river, stone = (str(run.vocabulary().index(token)) for token in ("river", "stone"))
     overwrite(client, index_name, "small", {river: 2.0, stone: 1.0})
@@ -189,7 +190,7 @@ def test_every_document_of_many_pages_is_compared(client: Client, index_name: st
     run = make_run(tmp_path / "run", documents, shard_rows=25)
     pipeline = Pipeline(index=IndexSettings(body=str(body)))
     load(run.path, index=index_name, pipeline=pipeline, connection=Connection(client.address))
-    assert compare(client, index_name, run, sample=None).same
+    assert compare(client, index_name, run, sample=None).ok
     overwrite(client, index_name, "d41", {**documents["d41"], "river": 3.0})
     client.call("DELETE", f"/{index_name}/_doc/d7")
     report = compare(client, index_name, run, sample=None)
@@ -219,25 +220,18 @@ def test_long_documents_are_read_in_groups_of_max_clause_count(client: Client, i
     run = make_run(tmp_path / "run", documents)
     load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(client.address))
     report = compare(client, index_name, run)
-    assert report.same
+    assert report.ok
     assert report.checked_weights == 5000
 
 
 def test_an_unfinished_load_differs(client: Client, index_name: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {f"d{number}": {"river": 1.0} for number in range(9)}, shard_rows=3)
     with pytest.raises(Interrupted):
-        stops = iter([False, True])
-        load(
-            run.path,
-            index=index_name,
-            pipeline=Pipeline(),
-            connection=Connection(client.address),
-            stop=lambda: next(stops),
-        )
+        load(run.path, index=index_name, connection=Connection(client.address), progress=StopBefore(1))
     report = compare(client, index_name, run)
-    assert (report.same, report.unloaded_shards, report.differing, report.missing) == (False, 2, 0, 0)
+    assert (report.ok, report.unloaded_shards, report.differing, report.missing) == (False, 2, 0, 0)
     load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(client.address))
-    assert compare(client, index_name, run).same
+    assert compare(client, index_name, run).ok
 
 
 def test_without_a_point_in_time_documents_are_explained_and_that_is_said(

@@ -1,9 +1,11 @@
-r"""Tables in text as a source: csv and tsv with RFC 4180's quotes, and MS MARCO's tsv, which has none.
+r"""Rows of text as sources: JSON lines, csv and tsv with RFC 4180's quotes, and MS MARCO's tsv, which has none.
 
-The first row of csv and tsv names the columns, unless `columns` does. A value in quotes may hold the separator, line
-breaks and doubled quotes. A row of another number of columns is bad, and a blank line is no row. Every value is a
-string, also one that looks like a number. A quote that is never closed would swallow the rest of the file: it is no
-bad row but the end.
+JSON lines are one object per line; blank lines are no rows.
+
+The first row of csv and tsv names the columns, unless `columns` does. A quoted value may contain the separator, line
+breaks and doubled quotes. A row with another number of columns is bad, and a blank line is no row. Every value is a
+string, also one that looks like a number. A quote that is never closed would take in the rest of the file: it is not a
+bad row but an error.
 
 In format `msmarco` a line is id, tab, text, and every other character stands for itself.
 
@@ -13,19 +15,52 @@ Not covered: what makes a row a document.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
-from sparse_ingest.corpora.documents import BadRow, columns_there, shown, utf8
-from sparse_ingest.corpora.sources import Record
+from sparse_ingest.corpora.documents import BadRow, columns_there, json_object, shown, utf8
+from sparse_ingest.corpora.sources import ChooseColumns, Record
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, Lines, StoredFile
 from sparse_ingest.errors import CorpusError
 
 MSMARCO_COLUMNS = ("_id", "text")
-Choice = Callable[[Sequence[str]], Mapping[str, str]]  # names of a table's columns -> those to read; see needed_columns
 
 # Characters of one value. csv keeps four bytes for each while a quote is open, and OpenSearch takes no larger document.
 _MAX_VALUE = 1 << 27
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
+
+
+class JsonLines:
+    """A file of JSON lines. An offset is a byte of its content."""
+
+    unit = "line"
+
+    def __init__(self, file: StoredFile, label: str) -> None:
+        self.name, self.label, self.bytes = file.name, label, file.bytes
+        self.rereadable = file.bytes is not None
+        self._lines = Lines(file)
+
+    def identity(self) -> dict[str, object]:
+        """The name, and the size where there is one."""
+        return {"name": self.name} if self.bytes is None else {"name": self.name, "bytes": self.bytes}
+
+    def passed(self, offset: int) -> int | None:
+        """How many stored bytes lie before the row at `offset`."""
+        return self._lines.passed(offset)
+
+    def records(self, offset: int, line: int) -> Iterator[Record]:
+        """Every line from `offset` on that is not blank."""
+        for raw in self._lines.read(offset, line):
+            content = raw.removeprefix(BYTE_ORDER_MARK) if offset == 0 else raw
+            offset += len(raw)
+            line += 1
+            try:
+                columns = json_object(content)
+            except BadRow as bad:
+                yield Record(None, str(bad), line - 1, offset, line)
+                continue
+            if columns is not None:
+                # A line without a backslash holds no string that needs one: writing it again is a copy.
+                yield Record(columns, None, line - 1, offset, line, b"\\" not in raw)
 
 
 class TextTable:
@@ -34,7 +69,7 @@ class TextTable:
     unit = "line"
 
     def __init__(
-        self, file: StoredFile, label: str, choose: Choice, *, format: str, columns: Sequence[str] | None = None
+        self, file: StoredFile, label: str, choose: ChooseColumns, *, format: str, columns: Sequence[str] | None = None
     ) -> None:
         self.name, self.label, self.bytes = file.name, label, file.bytes
         self.rereadable = file.bytes is not None

@@ -1,0 +1,151 @@
+"""Texts in memory to pruned vectors, a window of texts at a time, with progress and stop requests.
+
+In: texts, and a document encoder. Out: `SparseVectors`. Where memory runs out, the window is encoded again in smaller
+batches. Which model encodes is chosen in encoder.py.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sparse_ingest.errors import Interrupted, UsageError
+from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge
+from sparse_ingest.models.sparse_vectors import SparseVectors
+from sparse_ingest.pipeline import ModelSettings, Pipeline
+from sparse_ingest.pruning import prune
+from sparse_ingest.records import SparseRows, in_batches
+from sparse_ingest.reporting import Reporter, TqdmReporter, reporter_of
+
+if TYPE_CHECKING:
+    from sparse_ingest.models.documents import DocumentEncoder, Encoded
+
+# The windows of `encode`, whose batches do not cross them either: the same texts get the same bits.
+WINDOW_TEXTS = 8192
+WINDOW_CHARACTERS = 32 << 20
+
+
+class DocumentSide:
+    """A document encoder with the pruning of its pipeline, resolved (checkpoints/settings.py).
+
+    Threads take turns, a window of texts each.
+    """
+
+    def __init__(self, encoder: DocumentEncoder, pipeline: Pipeline) -> None:
+        self.encoder = encoder
+        self._model, self._settings = pipeline.model, pipeline.encode
+        self._lock = threading.Lock()
+
+    def computes_as(self, settings: ModelSettings) -> bool:
+        """Return whether these settings ask for this encoder's weights, activation and special tokens."""
+        names = ("activation", "pooling", "document_special_tokens")
+        return all(getattr(self._model, name) == getattr(settings, name) for name in names)
+
+    def encode(self, texts: Sequence[str], max_active_dims: int | None, reporter: Reporter) -> SparseVectors:
+        """Return the vectors of texts in their order; `max_active_dims` replaces the pipeline's `top_k`.
+
+        Raises:
+            DocumentTooLarge: one text does not fit into memory.
+            Interrupted: the reporter asked to stop.
+        """
+        reporter.begin("documents", len(texts))
+        parts: list[SparseRows] = []
+        first = without_token = 0
+        for window in in_batches(texts, WINDOW_TEXTS, WINDOW_CHARACTERS):
+            try:
+                with self._lock:
+                    encoded = self._encode(window, _Progress(reporter))
+            except DocumentTooLarge as large:
+                raise DocumentTooLarge(first + large.text, large.tokens, str(self.encoder.device)) from large
+            parts.append(self._pruned(encoded, max_active_dims))
+            first += len(window)
+            without_token += encoded.without_token
+        if without_token:
+            reporter.note(f"{without_token:,} weights are on ids without a token string and were omitted.")
+        return _joined(parts, self.encoder.vocabulary)
+
+    def _encode(self, texts: Sequence[str], progress: _Progress) -> Encoded:
+        while True:
+            try:
+                if self._settings.overflow == "windows":
+                    return self.encoder.encode_windows(self.encoder.cut(texts), progress)
+                return self.encoder.encode(texts, progress)
+            except BudgetLowered as lowered:
+                progress.restart(str(lowered))
+
+    def _pruned(self, encoded: Encoded, max_active_dims: int | None) -> SparseRows:
+        rows = SparseRows([""] * (len(encoded.indptr) - 1), encoded.indptr, encoded.token_ids, encoded.weights)
+        return prune(rows, **self._settings.rules | {"top_k": max_active_dims or self._settings.top_k})
+
+
+class _Progress:
+    """The progress of one window; what is encoded again is reported once."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._done = self._reported = 0
+
+    def __call__(self, documents: int, tokens: int) -> None:
+        refuse_if_stopped(self._reporter)
+        self._done += documents
+        new = max(0, self._done - self._reported)
+        self._reported += new
+        if new or not documents:
+            self._reporter.advance(new, tokens=tokens)
+
+    def restart(self, reason: str) -> None:
+        """Begin the window again."""
+        self._reporter.note(reason)
+        self._done = 0
+
+
+def checked_texts(texts: str | Iterable[str]) -> list[str]:
+    """Return texts as a list; a single string is one text.
+
+    Raises:
+        UsageError: a text is no string, or holds half of a surrogate pair.
+    """
+    if isinstance(texts, str):
+        texts = [texts]
+    if not isinstance(texts, Iterable) or isinstance(texts, bytes | bytearray | Mapping | AbstractSet):
+        raise UsageError(f"The texts are {type(texts).__name__}; expected a string, or a sequence of strings.")
+    chosen = list(texts)
+    for place, text in enumerate(chosen):
+        if not isinstance(text, str):
+            raise UsageError(f"Text {place} is {type(text).__name__}; expected a string.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(text[error.start]):04x}"
+            raise UsageError(f"Text {place} holds {half}, half of a surrogate pair. Fix its encoding.") from error
+    return chosen
+
+
+def refuse_if_stopped(reporter: Reporter) -> None:
+    """Raise Interrupted if the reporter asks to stop."""
+    if reporter.stop_requested():
+        raise Interrupted("Stopped on request; the vectors so far are discarded.")
+
+
+@contextmanager
+def reporting(progress: bool | Reporter) -> Iterator[Reporter]:
+    """Yield the reporter that `progress=` means, and finish its bar if it was created here."""
+    reporter = reporter_of(progress)
+    try:
+        yield reporter
+    finally:
+        if progress is True and isinstance(reporter, TqdmReporter):
+            reporter.close()
+
+
+def _joined(parts: Sequence[SparseRows], vocabulary: Sequence[str | None]) -> SparseVectors:
+    lengths = np.concatenate([np.zeros(1, dtype=np.int64), *(np.diff(part.indptr) for part in parts)])
+    indptr = np.cumsum(lengths)
+    token_ids = np.concatenate([np.empty(0, dtype=np.int32), *(part.token_ids for part in parts)])
+    weights = np.concatenate([np.empty(0, dtype=np.float32), *(part.weights for part in parts)])
+    return SparseVectors(indptr, token_ids, weights, vocabulary)

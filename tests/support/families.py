@@ -1,0 +1,175 @@
+"""A checkpoint of every family, the one that sentence-transformers is given in its place, and how rows are compared.
+
+It is the same folder unless sentence-transformers cannot read it: modules of the class `IDF`, which it no longer has,
+and `NewForMaskedLM` without its remote code are compared with the same weights under names that it knows.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from support.checkpoints import (
+    TEXTS,
+    build_encoder,
+    make_masked_lm,
+    make_new,
+    make_router,
+    make_splade_card,
+    save_sparse_encoder,
+)
+
+SPECIAL = ("[CLS] the [MASK] river [SEP] [UNK] zzz", "<s> the <mask> river </s>", "[PAD] stone <pad>")
+DOCUMENTS = (*TEXTS, *SPECIAL)
+QUERIES = ("river stone", "", "Searching the the Bird!", "日本 überé Ωmega \U0001f600", "water " * 100, *SPECIAL[:2])
+
+
+class Twin(NamedTuple):
+    """A checkpoint, and what sentence-transformers is given in its place: the same folder unless it cannot read it."""
+
+    model: str
+    reference: str
+    family: str
+
+
+FAMILY = {
+    "symmetric": "symmetric SPLADE, sentence-transformers layout",
+    "router": "Router with a separate query side",
+    "plain": "masked LM, plain layout",
+}
+# Name -> family. The first row of each is its card's own layout.
+TWINS = {
+    "card-distilbert": "symmetric", "card-bert": "symmetric", "card-roberta": "symmetric",
+    "saved-modernbert": "symmetric", "card-lengths": "symmetric", "card-arguments": "symmetric",
+    "router-idf": "router", "router-idf-config.json": "router", "router-static": "router", "router-root": "router",
+    "router-saved": "router", "router-new": "router", "router-new-typed": "router", "router-new-unpacked": "router",
+    "router-roberta": "router", "router-cased": "router",
+    "plain-bert": "plain", "plain-new": "plain",
+}  # fmt: skip
+
+
+def make_twins(root: Path) -> dict[str, Twin]:
+    """The checkpoints of `TWINS`."""
+    lms = {kind: make_masked_lm(root / kind, kind) for kind in ("bert", "distilbert", "roberta", "modernbert", "gte")}
+    typed = make_masked_lm(root / "gte-typed", "gte", seed=5, type_vocab_size=2)
+    prompts = {"query": "find: ", "document": "text: "}
+    ours = {
+        "card-distilbert": make_splade_card(root / "mrl", "distilbert", max_seq_length=32),
+        "card-bert": make_splade_card(root / "mini", "bert", max_seq_length=48),
+        "card-roberta": make_splade_card(root / "card-roberta", "roberta", max_seq_length=48, prompts=prompts),
+        "saved-modernbert": save_sparse_encoder(
+            root / "saved", lms["modernbert"], prompts=prompts, max_seq_length=50, lower_case=False
+        ),
+        "router-idf": make_router(root / "idf", lms["distilbert"], table="IDF"),
+        "router-idf-config.json": make_router(root / "old", lms["bert"], table="IDF", config_name="config.json"),
+        "router-static": make_router(
+            root / "static", lms["bert"], activation="log1p_relu", max_seq_length=20, prompts=prompts
+        ),
+        "router-root": make_router(root / "rooted", lms["bert"], transformer="", prompts={"document": "text: "}),
+        "router-roberta": make_router(root / "router-roberta", lms["roberta"]),
+        "card-lengths": changed(
+            make_splade_card(root / "lengths"),
+            "sentence_bert_config.json",
+            {"transformer_task": "fill-mask", "query_length": 5, "document_length": 20},
+        ),
+        "card-arguments": changed(
+            make_splade_card(root / "arguments"),
+            "sentence_bert_config.json",
+            {
+                "tokenizer_args": {"model_max_length": 17},
+                "model_args": {},
+                "processing_kwargs": {"text": {"max_length": 9}},
+            },
+        ),
+        # The class in tokenizer_config.json goes over the normalizer in tokenizer.json.
+        "router-cased": changed(
+            make_router(root / "cased", lms["bert"]),
+            "query_0_SparseStaticEmbedding/tokenizer_config.json",
+            {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "model_max_length": 8},
+        ),
+        "router-saved": _save_router(root / "router-saved", lms["distilbert"]),
+        "plain-bert": lms["bert"],
+        "plain-new": make_new(root / "new", lms["gte"]),
+    }
+    references = {name: folder for name, folder in ours.items()}
+    references["plain-new"] = lms["gte"]
+    for name, masked_lm, packed in (("", lms["gte"], True), ("-typed", typed, True), ("-unpacked", lms["gte"], False)):
+        new = make_new(root / f"new{name}-lm", masked_lm, packed=packed)
+        ours[f"router-new{name}"] = make_router(root / f"router-new{name}", new, activation="log1p_relu")
+        references[f"router-new{name}"] = make_router(root / f"as-gte{name}", masked_lm, activation="log1p_relu")
+    for name in ("router-idf", "router-idf-config.json"):
+        references[name] = _renamed(ours[name], root / f"renamed-{name}")
+    return {name: Twin(str(ours[name]), str(references[name]), FAMILY[TWINS[name]]) for name in TWINS}
+
+
+def changed(folder: Path, name: str, values: dict[str, Any]) -> Path:
+    """The checkpoint with other values in one of its files."""
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    return folder
+
+
+def _renamed(router: Path, to: Path) -> Path:
+    """The same router where the query side is called as the newest release calls it."""
+    shutil.copytree(router, to)
+    (to / "query_0_IDF").rename(to / "query_0_SparseStaticEmbedding")
+    config = next(path for path in (to / "router_config.json", to / "config.json") if path.exists())
+    text = config.read_text().replace("models.IDF", "models.SparseStaticEmbedding")
+    config.write_text(text.replace("query_0_IDF", "query_0_SparseStaticEmbedding"))
+    return to
+
+
+def _save_router(folder: Path, masked_lm: Path) -> Path:
+    """What the newest release itself saves."""
+    import torch
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.base.modules import Router, Transformer
+    from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
+
+    transformer = Transformer(str(masked_lm), transformer_task="fill-mask", max_seq_length=40)
+    weights = torch.rand(transformer.model.config.vocab_size) + 0.5
+    router = Router.for_query_document(
+        [SparseStaticEmbedding(transformer.tokenizer, weights)], [transformer, SpladePooling("max")]
+    )
+    SparseEncoder(modules=[router], prompts={"query": "the ", "document": ""}, device="cpu").save_pretrained(
+        str(folder)
+    )
+    return folder
+
+
+encoder_of = functools.cache(build_encoder)
+
+
+@functools.cache
+def reference_of(folder: str) -> Any:
+    from sentence_transformers import SparseEncoder
+
+    return SparseEncoder(folder, device="cpu")
+
+
+def dense(encoded: Any, size: int) -> np.ndarray:
+    rows = np.zeros((len(encoded.indptr) - 1, size), dtype=np.float32)
+    for row, (start, end) in enumerate(zip(encoded.indptr[:-1], encoded.indptr[1:], strict=True)):
+        rows[row, encoded.token_ids[start:end]] = encoded.weights[start:end]
+    return rows
+
+
+def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
+    """Within 1e-4, and the same terms above 1e-4 (at the border a term may be on either side of it)."""
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+    border = np.abs(expected - 1e-4) < 2e-5
+    assert np.array_equal((found > 1e-4) & ~border, (expected > 1e-4) & ~border)
+
+
+def as_rows(queries: Sequence[dict[str, float]], ids: dict[str | None, int], size: int) -> np.ndarray:
+    rows = np.zeros((len(queries), size), dtype=np.float32)
+    for row, weights in enumerate(queries):
+        for token, weight in weights.items():
+            rows[row, ids[token]] = weight
+    return rows
