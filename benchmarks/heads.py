@@ -17,10 +17,10 @@ from functools import cache
 import torch
 from encoders import peak
 
-from sparse_ingest.models.cpu import has_vnni
 from sparse_ingest.models.heads.cpu_kernel import Kernel, instructions_for
 from sparse_ingest.models.heads.int8 import Int8Head
 from sparse_ingest.models.heads.tiles import Head, TiledHead
+from sparse_ingest.models.linear import has_vnni
 from sparse_ingest.models.packing import Packing
 
 VOCABULARY = 30522

@@ -238,6 +238,12 @@ def options_from(kind: type[T], options: T | None, given: Mapping[str, object], 
     return options
 
 
+def changed(settings: Any) -> dict[str, Any]:
+    """Return the settings that are not at their defaults."""
+    default = type(settings)()
+    return {name: value for name, value in vars(settings).items() if value != getattr(default, name)}
+
+
 def _build(kind: Any, table: Mapping[str, object], source: str, prefix: str) -> Any:
     """A settings dataclass from a TOML table, each value checked against the type of its field."""
     hints = get_type_hints(kind)

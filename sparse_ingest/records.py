@@ -7,13 +7,14 @@ that of their document. Texts travel in batches of bounded size. Nothing here re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 PARENT = "parent"  # the field of a passage that names its document
+S = TypeVar("S", bound=Sized)
 
 
 class Document(NamedTuple):
@@ -129,15 +130,15 @@ def passage_number(passage: str) -> int:
     return int(passage.rpartition("#")[2])
 
 
-def in_batches(texts: Iterable[str], most: int, most_characters: int) -> Iterator[list[str]]:
-    """Texts in lists of at most so many texts and characters; one that is longer stands alone."""
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        if batch and (len(batch) == most or characters + len(text) > most_characters):
+def in_batches(sequences: Iterable[S], most: int, most_size: int) -> Iterator[list[S]]:
+    """Yield lists of at most `most` texts or arrays, together at most `most_size` long; a longer one is alone."""
+    batch: list[S] = []
+    size = 0
+    for sequence in sequences:
+        if batch and (len(batch) == most or size + len(sequence) > most_size):
             yield batch
-            batch, characters = [], 0
-        batch.append(text)
-        characters += len(text)
+            batch, size = [], 0
+        batch.append(sequence)
+        size += len(sequence)
     if batch:
         yield batch

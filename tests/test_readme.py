@@ -64,7 +64,13 @@ def ran_code(code: str, index: str, url: str, folder: Path, environment: dict[st
     for before, after in changes:
         code = code.replace(before, after)
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

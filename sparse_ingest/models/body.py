@@ -1,10 +1,10 @@
 """The transformer of a masked LM without its vocabulary projection.
 
-In: token ids of a batch. Out: the hidden states that the projection would read, one row a token, documents one behind
-the other. The projection itself is given as its weight and bias, for a head that never makes batch x length x
-vocabulary logits. Works for every architecture of transformers whose masked LM ends in one linear layer; that is
-checked when it is built. Documents are computed packed where the model allows it, which is checked as well: each
-gives what it gives alone. Other models compute them padded, or of one length at a time where padding changes them.
+In: token ids of a batch. Out: the hidden states that the projection would read, one row a token, documents one after
+another. The projection itself is available as its weight and bias, for a head that never computes batch x length x
+vocabulary logits. This works for every architecture of transformers whose masked LM ends in one linear layer, which is
+checked when it is built. Documents are computed packed if that gives each the hidden states that it has alone, which is
+checked as well. Other models compute them padded, or one length at a time where padding changes them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.errors import CheckpointError, first_line
 from sparse_ingest.models.linear import pack_linear_layers
 from sparse_ingest.models.masked_lms import build_masked_lm, without_report
-from sparse_ingest.models.packing import PACKED, Packing, ordinal_positions, pack, positions_behind, register, to_device
+from sparse_ingest.models.packing import (
+    Packing,
+    ordinal_positions,
+    pack,
+    positions_behind,
+    register_attention,
+    to_device,
+)
 from sparse_ingest.models.tokenizer import TokenIds
 
 # How far packed and unpacked hidden states may be apart, in shares of the largest one.
@@ -43,10 +50,11 @@ class Body:
         self._model = build_masked_lm(checkpoint, trust_remote_code=trust_remote_code)
         self.weight, self.bias = _projection(self._model, checkpoint.name)
         documents = _samples(self._model.config, len(self.bias))
-        expected = self._alone(documents)
+        with torch.inference_mode():
+            expected = torch.cat([self._forward(torch.from_numpy(ids).long().unsqueeze(0))[0] for ids in documents])
         # How the tokens of packed documents are numbered; None where documents cannot be packed.
         self._positions = self._pack(documents, expected)
-        # Whether padding is hidden from the documents: models as FNet and ConvBERT mix it with what stands beside it.
+        # Whether padding is masked: models such as FNet and ConvBERT mix it with the text beside it.
         self._masks = True
         self._masks = self.packs or self._agrees(documents, expected)
         if not self._masks:
@@ -69,7 +77,7 @@ class Body:
         return self._positions is not None
 
     def hidden(self, token_ids: Sequence[TokenIds], padding_id: int) -> tuple[torch.Tensor, Packing]:
-        """Hidden states `[rows, hidden]` of a batch, and where in them each document lies."""
+        """Return hidden states `[rows, hidden]` of a batch, and where in them each document is."""
         if self._positions is None:
             return self._padded(token_ids, padding_id)
         row, packing = pack(token_ids, self.device)
@@ -96,16 +104,10 @@ class Body:
         hidden: torch.Tensor = self._model(input_ids=inputs, **given).logits
         return hidden
 
-    def _alone(self, documents: Sequence[TokenIds]) -> torch.Tensor:
-        """What the model as it was built computes of each document by itself."""
-        with torch.inference_mode():
-            return torch.cat([self._forward(torch.from_numpy(ids).long().unsqueeze(0))[0] for ids in documents])
-
     def _pack(self, documents: Sequence[TokenIds], expected: torch.Tensor) -> Positions | None:
-        """Set the model to packed documents, if they give what they should with one way to number their tokens."""
+        """Set the model to packed documents, if one way to number their tokens gives the expected hidden states."""
         self._usual = self._model.config._attn_implementation
-        register()
-        self._set_attention(PACKED)
+        self._set_attention(register_attention())
         padding_id = getattr(self._model.config, "pad_token_id", None) or 0
         for positions in (ordinal_positions, partial(positions_behind, padding_id)):
             self._positions = positions
@@ -118,7 +120,7 @@ class Body:
         try:
             with torch.inference_mode():
                 found = self.hidden(documents, 0)[0].to(device=expected.device, dtype=expected.dtype)
-        except Exception as error:  # models, with code of their own too, raise whatever they like
+        except Exception as error:  # models, also those with remote code, may raise any type
             logger.debug("Packed documents: %s.", first_line(error))
             return False
         if found.shape != expected.shape or not torch.isfinite(found).all():
@@ -127,7 +129,7 @@ class Body:
         return bool((found - expected).abs().amax() <= share * expected.abs().amax())
 
     def _set_attention(self, name: str | None) -> None:
-        """Models with code of their own may not know how; what they compute then tells."""
+        """Models with remote code may not support this; their hidden states are compared afterwards."""
         with without_report(), contextlib.suppress(Exception):
             self._model.set_attn_implementation(name)
 
@@ -139,7 +141,7 @@ class Body:
 
 
 def _projection(model: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weight and bias of a model's vocabulary projection, which from here on gives what it is given."""
+    """Return the weight and bias of a model's vocabulary projection, and replace it with the identity."""
     decoder = model.get_output_embeddings()
     if not isinstance(decoder, torch.nn.Linear):
         raise CheckpointError(f"{name} ({type(model).__name__}) does not end in a linear vocabulary projection.")
@@ -163,7 +165,7 @@ def _samples(config: Any, vocabulary: int) -> list[TokenIds]:
     """Documents to try packing on: two of one length, a shorter one, and one longer than a token sees."""
     window = getattr(config, "sliding_window", None) or 0
     longest = max(5, min(2 * int(window) + 5, int(getattr(config, "max_position_embeddings", None) or 512) - 3))
-    # No padding: some models do not count it.
+    # No padding: some models do not number it.
     ids = np.arange(vocabulary, dtype=np.int32)
     ids = ids[ids != (getattr(config, "pad_token_id", None) or 0)]
     return [np.resize(np.roll(ids, 3 * place), length) for place, length in enumerate((4, 4, 1, longest))]

@@ -1,13 +1,12 @@
 """Documents to sparse vectors with a masked LM.
 
 In: texts, or their tokens: one thread may tokenise while another one encodes. Out: CSR arrays in the order of the
-texts, or one vector after the other for passages. Where memory runs out, batches are smaller from then on, and the
-caller is asked to begin its shard again (memory.py).
+texts, or one vector after another for passages. Where memory runs out, batches are smaller from then on, and the caller
+must start its shard again (memory.py).
 
-A text longer than max_length is cut, or read in overlapping windows. The first windows of all texts are batched by
-themselves, so that a text which fits gets the same bits however long ones are read; the windows behind them follow in
-groups of bounded size. Not covered: where windows lie in a text (tokenizer.py), and how token ids become vectors
-(vectors.py).
+A text longer than max_length is truncated, or read in overlapping windows. The first windows of all texts share
+batches, so that a text which fits one window gets the same bits whatever is done with longer ones; the other windows
+follow in groups of bounded size. tokenizer.py divides texts into windows, vectors.py computes the vectors of token ids.
 """
 
 from __future__ import annotations
@@ -25,53 +24,58 @@ import torch
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.errors import UsageError
-from sparse_ingest.models.batches import usual_batch_tokens
-from sparse_ingest.models.heads.compaction import Rules
+from sparse_ingest.models.heads.compaction import DeviceRules
 from sparse_ingest.models.memory import BudgetLowered, DidNotFit, DocumentTooLarge
 from sparse_ingest.models.tokenizer import Cut, TokenIds, Tokenized, Tokenizer
-from sparse_ingest.models.vectors import NO_RULES, NOTHING, TORCH_STATE, Answer, Progress, Row, VectorMaker
+from sparse_ingest.models.vectors import (
+    NO_RULES,
+    NOTHING,
+    TORCH_STATE,
+    BatchVectors,
+    OnBatch,
+    Vector,
+    VectorMaker,
+    usual_batch_tokens,
+)
 from sparse_ingest.pipeline import ModelSettings
+from sparse_ingest.records import in_batches
 
-# Windows encoded together beyond the first of each text, and their tokens: what they hold in memory is bounded by it.
+# Windows that are encoded together after the first of each text, and their tokens: both bound the memory they take.
 GROUP_WINDOWS = 2048
 GROUP_TOKENS = 1 << 20
 
-_NO_COUNTS = np.empty(0, dtype=np.int64)
-
 
 class Encoded(NamedTuple):
-    """Vectors of a list of texts as CSR (float32 weights), and what happened on the way.
+    """Vectors of a list of texts as CSR (float32 weights), and counts.
 
-    `tokens` counts the tokens read; `truncated` the texts that were cut; `without_token` the weights on ids that have
-    no token string, which no index can hold and which are left out; `windows` the windows that were read.
-    `truncated_of` and `windows_of` say both of each text.
+    `tokens` counts the tokens read, `without_token` the weights on ids without a token string, which no index can hold
+    and which are omitted. `truncated_of` is 1 for each text that was truncated, `windows_of` the number of windows that
+    were read of each text.
     """
 
     indptr: npt.NDArray[np.int64]
     token_ids: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]
     tokens: int
-    truncated: int
     without_token: int
-    windows: int
-    truncated_of: npt.NDArray[np.int64] = _NO_COUNTS
-    windows_of: npt.NDArray[np.int64] = _NO_COUNTS
+    truncated_of: npt.NDArray[np.int64]
+    windows_of: npt.NDArray[np.int64]
 
 
-class Passage(NamedTuple):
-    """The vector of one window: of which text, which of its windows, and the weights left out as in `Encoded`."""
+class EncodedPassage(NamedTuple):
+    """The vector of one window, the places of its text and of the window in it, and `without_token` as in `Encoded`."""
 
     text: int
     number: int
-    row: Row
+    row: Vector
     without_token: int
 
 
 class DocumentEncoder:
     """A checkpoint's document side on one device.
 
-    `settings` must be resolved (checkpoints/settings.py). `vocabulary` gives the token string of each id. `rules`
-    may be set; they are applied where the device would otherwise copy what they drop, and `prune` follows all the same.
+    `settings` must be resolved (checkpoints/settings.py). `vocabulary` holds the token string of each id. `rules` may
+    be set: a GPU applies them so that it need not copy what they drop. They do not replace `prune`.
     """
 
     def __init__(
@@ -85,7 +89,7 @@ class DocumentEncoder:
         window_stride: int | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self.rules: Rules = NO_RULES
+        self.rules = NO_RULES
         self._folder = checkpoint.transformer
         # transformers imports its parts when they are first used, which two threads cannot do at the same time.
         with TORCH_STATE, _on(self.device):
@@ -105,67 +109,63 @@ class DocumentEncoder:
         other._tokenizer = Tokenizer(self._folder, settings)
         return other
 
-    def encode(self, texts: Sequence[str], progress: Progress = lambda documents, tokens: None) -> Encoded:
-        """Encode texts, cut at max_length; `progress` is told the documents and tokens of each finished batch."""
+    def encode(self, texts: Sequence[str], progress: OnBatch = lambda documents, tokens: None) -> Encoded:
+        """Encode texts, truncated at max_length; `progress` gets the documents and tokens of each finished batch."""
         return self.encode_tokens(self.tokenize(texts), progress)
 
     def tokenize(self, texts: Sequence[str]) -> Tokenized:
-        """The tokens of texts, cut at max_length, for `encode_tokens`."""
+        """Return the tokens of texts, truncated at max_length, for `encode_tokens`."""
         return self._tokenizer(texts)
 
-    def encode_tokens(self, tokens: Tokenized, progress: Progress = lambda documents, tokens: None) -> Encoded:
+    def encode_tokens(self, tokens: Tokenized, progress: OnBatch = lambda documents, tokens: None) -> Encoded:
         """Encode texts, given as their tokens."""
         rows, without_token = self._rows(tokens.token_ids, range(len(tokens.token_ids)), progress, self.rules)
         truncated = tokens.truncated.astype(np.int64)
-        return _as_csr(rows, int(tokens.lengths.sum()), truncated, without_token, np.ones_like(truncated))
+        return Encoded(*_csr(rows), int(tokens.lengths.sum()), without_token, truncated, np.ones_like(truncated))
 
     def cut(self, texts: Sequence[str], *, places: bool = False) -> list[Cut]:
-        """Whole texts as tokens, for `encode_windows`, or with `places` for `encode_passages`."""
+        """Return the tokens of complete texts, for `encode_windows`, or with `places` for `encode_passages`."""
         return self._tokenizer.cut(texts, places=places)
 
-    def encode_windows(self, cuts: Sequence[Cut], progress: Progress = lambda documents, tokens: None) -> Encoded:
-        """Encode whole texts: of each the element-wise maximum over its windows."""
+    def encode_windows(self, cuts: Sequence[Cut], progress: OnBatch = lambda documents, tokens: None) -> Encoded:
+        """Encode complete texts: of each the element-wise maximum over its windows."""
         first = [cut.window(0) for cut in cuts]
         rows, without_token = self._rows(first, range(len(cuts)), progress, NO_RULES)
         tokens, windows = sum(map(len, first)), np.array([cut.windows for cut in cuts], dtype=np.int64)
-        highest = np.zeros(len(self.vocabulary), dtype=np.float32)
-        further = ((text, number) for text, cut in enumerate(cuts) for number in range(1, cut.windows))
-        for group in _groups(further, cuts):
-            token_ids = [cuts[text].window(number) for text, number in group]
-            of = [text for text, _ in group]
-            found, dropped = self._rows(token_ids, of, lambda _, tokens: progress(0, tokens), NO_RULES)
-            for text, pairs in groupby(zip(group, found, strict=True), key=lambda pair: pair[0][0]):
-                rows[text] = _maximum([rows[text], *(row for _, row in pairs)], highest)
+        for group in _groups(cuts, 1):
+            token_ids, texts = [ids for *_, ids in group], [text for text, *_ in group]
+            found, dropped = self._rows(token_ids, texts, lambda _, tokens: progress(0, tokens), NO_RULES)
+            for text, pairs in groupby(zip(texts, found, strict=True), key=lambda pair: pair[0]):
+                rows[text] = _maximum([rows[text], *(row for _, row in pairs)])
             without_token += dropped
             tokens += sum(map(len, token_ids))
-        return _as_csr(rows, tokens, np.zeros_like(windows), without_token, windows)
+        return Encoded(*_csr(rows), tokens, without_token, np.zeros_like(windows), windows)
 
     def encode_passages(
-        self, cuts: Sequence[Cut], progress: Progress = lambda documents, tokens: None
-    ) -> Iterator[Passage]:
-        """Encode each window for itself, text after text."""
+        self, cuts: Sequence[Cut], progress: OnBatch = lambda documents, tokens: None
+    ) -> Iterator[EncodedPassage]:
+        """Encode each window separately, text after text."""
         first, without_token = self._rows([cut.window(0) for cut in cuts], range(len(cuts)), progress, self.rules)
-        every = ((text, number) for text, cut in enumerate(cuts) for number in range(cut.windows))
-        for group in _groups(every, cuts):
-            token_ids = [cuts[text].window(number) for text, number in group if number]
-            of = [text for text, number in group if number]
-            further, dropped = self._rows(token_ids, of, lambda _, tokens: progress(0, tokens), self.rules)
+        for group in _groups(cuts, 0):
+            token_ids, texts = (
+                [ids for _, number, ids in group if number],
+                [text for text, number, _ in group if number],
+            )
+            further, dropped = self._rows(token_ids, texts, lambda _, tokens: progress(0, tokens), self.rules)
             without_token += dropped
             rows = iter(further)
-            for text, number in group:
-                yield Passage(text, number, next(rows) if number else first[text], without_token)
+            for text, number, _ in group:
+                yield EncodedPassage(text, number, next(rows) if number else first[text], without_token)
                 without_token = 0
 
-    def lengths(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
-        """How many tokens of each text `encode` reads."""
-        return self._tokenizer(texts).lengths
-
-    def _rows(self, token_ids: Sequence[TokenIds], texts: Sequence[int], progress: Progress, rules: Rules) -> Answer:
-        """The vectors of these inputs in their order; `texts` says of which text each is.
+    def _rows(
+        self, token_ids: Sequence[TokenIds], texts: Sequence[int], progress: OnBatch, rules: DeviceRules
+    ) -> BatchVectors:
+        """Return the vectors of these inputs in their order; `texts` holds the text of each.
 
         Raises:
-            BudgetLowered: memory ran out; from now on batches are smaller.
-            DocumentTooLarge: it ran out for one input alone.
+            BudgetLowered: memory ran out; batches are smaller from now on.
+            DocumentTooLarge: memory ran out for one input alone.
         """
         try:
             with _on(self.device):
@@ -184,9 +184,9 @@ class DocumentEncoder:
 
 
 def choose_devices(asked: str) -> list[str]:
-    """The devices that one name or several with commas stand for; `auto` and `cuda` are every GPU that torch sees.
+    """Return the devices of a comma-separated list; `auto` and `cuda` mean every GPU that torch sees.
 
-    One may be named twice, for two processes on it.
+    A device may be repeated, for two processes on it.
 
     Raises:
         UsageError: as `choose_device`, or CPU and GPUs are named together.
@@ -203,10 +203,10 @@ def choose_devices(asked: str) -> list[str]:
 
 
 def choose_device(asked: str) -> str:
-    """`auto` is a GPU when torch sees one.
+    """Return the name of one device; `auto` is a GPU if torch sees one.
 
     Raises:
-        UsageError: the device has no such form, or is a GPU that is not there.
+        UsageError: the name has another form, or is a GPU that torch does not see.
     """
     gpus = torch.cuda.device_count()
     if asked == "auto":
@@ -222,44 +222,27 @@ def choose_device(asked: str) -> str:
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Make a GPU the current one of this thread; else pinned memory would take 500 MB of the first one."""
+    """Make a GPU the current one of this thread; otherwise pinned memory would take 500 MB of the first one."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _groups(windows: Iterable[tuple[int, int]], cuts: Sequence[Cut]) -> Iterator[list[tuple[int, int]]]:
-    """Windows (text, number) in groups of bounded size."""
-    group: list[tuple[int, int]] = []
-    tokens = 0
-    for text, number in windows:
-        length = cuts[text].length(number)
-        if group and (len(group) == GROUP_WINDOWS or tokens + length > GROUP_TOKENS):
-            yield group
-            group, tokens = [], 0
-        group.append((text, number))
-        tokens += length
-    if group:
-        yield group
+def _groups(cuts: Sequence[Cut], first: int) -> Iterator[list[tuple[int, int, TokenIds]]]:
+    """Yield the windows of texts, from number `first` on, as (text, number, token ids) in groups of bounded size."""
+    places = ((text, number) for text, cut in enumerate(cuts) for number in range(first, cut.windows))
+    windows = (cut.window(number) for cut in cuts for number in range(first, cut.windows))
+    for group in in_batches(windows, GROUP_WINDOWS, GROUP_TOKENS):
+        yield [(text, number, ids) for ids, (text, number) in zip(group, places, strict=False)]
 
 
-def _maximum(rows: Iterable[Row], highest: npt.NDArray[np.float32]) -> Row:
-    """The element-wise maximum of vectors; `highest` is a dense row of zeros, and left as one."""
-    for token_ids, weights in rows:
-        highest[token_ids] = np.maximum(highest[token_ids], weights)
-    found = np.flatnonzero(highest).astype(np.int32)
-    maxima = highest[found]
-    highest[found] = 0
-    return found, maxima
+def _maximum(vectors: Iterable[Vector]) -> Vector:
+    """Return the element-wise maximum of vectors."""
+    token_ids, weights = (np.concatenate(arrays) for arrays in zip(*vectors, strict=True))
+    order = np.argsort(token_ids, kind="stable")
+    found, starts = np.unique(token_ids[order], return_index=True)
+    return found, np.maximum.reduceat(weights[order], starts)
 
 
-def _as_csr(
-    rows: list[Row],
-    tokens: int,
-    truncated_of: npt.NDArray[np.int64],
-    without_token: int,
-    windows_of: npt.NDArray[np.int64],
-) -> Encoded:
-    indptr = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum([len(ids) for ids, _ in rows], out=indptr[1:])
+def _csr(rows: list[Vector]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    indptr = np.cumsum([0, *(len(ids) for ids, _ in rows)], dtype=np.int64)
     token_ids, weights = (np.concatenate(arrays) for arrays in zip(NOTHING, *rows, strict=True))
-    truncated, windows = int(truncated_of.sum()), int(windows_of.sum())
-    return Encoded(indptr, token_ids, weights, tokens, truncated, without_token, windows, truncated_of, windows_of)
+    return indptr, token_ids, weights

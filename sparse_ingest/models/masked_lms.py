@@ -1,8 +1,8 @@
-"""From a checkpoint's files to a masked LM of transformers, in float32.
+"""The weights of a checkpoint: its masked LM as a model of transformers in float32, or its table of query weights.
 
-In: a folder with config.json and weights (safetensors, or pytorch_model.bin through torch's `weights_only` loading,
-which runs no code). Out: the model. `model_type = "new"` (Alibaba's gte models, which come with remote code) is built
-as transformers' own `gte` architecture. Not covered: what is done with the model (body.py).
+In: a folder with config.json and weights (safetensors), or a pickle, which torch reads with `weights_only`, so that no
+code runs. Out: the model or the table. `model_type = "new"` (Alibaba's gte models, which come with remote code) is
+built as transformers' own `gte` architecture. body.py computes with the model.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import logging
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +19,8 @@ import torch
 from sparse_ingest.checkpoints.layouts import BUILT_AS_GTE, Checkpoint, trusted_code
 from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.errors import CheckpointError, first_line
-from sparse_ingest.models.pickles import refused
 
-# What `gte` of transformers has one way of doing where the remote code has a choice; in the remote code's defaults.
+# Choices of the remote code of which transformers' `gte` has one: the remote code's default, and that one.
 GTE_CHOICES = {
     "hidden_act": ("gelu", "gelu"),
     "layer_norm_type": ("layer_norm", "layer_norm"),
@@ -33,7 +33,7 @@ GTE_KEYS = (
 )  # fmt: skip
 # Where the remote code's own default differs from that of transformers' `gte`.
 GTE_DEFAULTS = {"vocab_size": 30528, "max_position_embeddings": 2048, "pad_token_id": 0}
-# Packed weights are unpacked by transformers itself; this is for `pack_qkv = false`.
+# transformers itself unpacks packed weights; this is for `pack_qkv = false`.
 GTE_NAMES = {r"attention\.([qkv])_proj": r"self_attn.\1_proj"}
 logger = logging.getLogger(__name__)
 
@@ -55,33 +55,30 @@ def build_masked_lm(checkpoint: Checkpoint, *, trust_remote_code: bool = False) 
     config = read_json(folder / "config.json")
     as_gte = config.get("model_type") == BUILT_AS_GTE
     try:
-        built_as = AutoModelForMaskedLM
-        gte: dict[str, Any] = {}
-        if as_gte:
-            built_as, gte = _gte(checkpoint.name, config)
+        architecture, options = _gte(checkpoint.name, config) if as_gte else (AutoModelForMaskedLM, {})
         with without_report():
-            model, report = built_as.from_pretrained(
+            model, report = architecture.from_pretrained(
                 folder,
                 dtype=torch.float32,
                 local_files_only=True,
-                # Code that an architecture of transformers' own brings as well is never run.
+                # Code beside an architecture that transformers has itself is never run.
                 trust_remote_code=bool(code),
                 use_safetensors=bool(list(folder.glob("*.safetensors"))),
                 weights_only=True,
-                # Told in the report, and refused below with the name of one.
+                # They are in the report, and refused below with the name of one.
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                **gte,
+                **options,
             )
     except pickle.UnpicklingError as error:
-        raise CheckpointError(refused(f"The weight file of {checkpoint.name}", "its weights as safetensors")) from error
+        raise _unsafe_pickle(f"The weight file of {checkpoint.name}", "its weights as safetensors") from error
     except SafetensorError as error:
         raise CheckpointError(
             f"The weights of {checkpoint.name} are damaged: {first_line(error)}. Fetch the model again."
         ) from error
     except CheckpointError:
         raise
-    except Exception as error:  # transformers, and code of a checkpoint's own, raise whatever they like
+    except Exception as error:  # transformers and remote code may raise any type
         raise CheckpointError(f"{checkpoint.name} cannot be built: {first_line(error)}.") from error
     _refuse_gaps(checkpoint.name, type(model).__name__, report)
     if as_gte:
@@ -90,7 +87,7 @@ def build_masked_lm(checkpoint: Checkpoint, *, trust_remote_code: bool = False) 
 
 
 def _refuse_gaps(name: str, built: str, report: dict[str, Any]) -> None:
-    """Refuse weights that are not there: transformers would fill them with random numbers and go on."""
+    """Refuse missing weights: transformers would fill them with random numbers and go on."""
     shapes = (f"{key} ({list(found)} for {list(needed)})" for key, found, needed in report["mismatched_keys"])
     if missing := [*sorted(report["missing_keys"]), *sorted(shapes)]:
         raise CheckpointError(
@@ -101,7 +98,7 @@ def _refuse_gaps(name: str, built: str, report: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def without_report() -> Iterator[None]:
-    """transformers prints a table of weights that are missing, which is refused here, or left over, as poolers are."""
+    """Suppress transformers' table of missing weights, which are refused here, and of unused ones, such as poolers."""
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
@@ -113,7 +110,7 @@ def without_report() -> Iterator[None]:
 
 
 def _gte(name: str, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The class of transformers to build, and what to build it with."""
+    """Return the class of transformers to build, and its arguments."""
     try:
         from transformers import GteConfig, GteForMaskedLM
     except ImportError as error:
@@ -131,19 +128,16 @@ def _gte(name: str, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     if scaling and (kind := scaling.get("type") or scaling.get("rope_type")) != "ntk":
         raise CheckpointError(f'{name} has rope_scaling of type {kind!r}; expected "ntk".')
     given = {key: config[key] for key in GTE_KEYS if key in config}
-    theta = float(config.get("rope_theta", 10000.0))
-    rope = {"rope_type": "default", "rope_theta": theta}
-    return GteForMaskedLM, {
-        "config": GteConfig(**{**GTE_DEFAULTS, **given}, rope_parameters=rope),
-        "key_mapping": GTE_NAMES,
-    }
+    rope = {"rope_type": "default", "rope_theta": float(config.get("rope_theta", 10000.0))}
+    as_gte = GteConfig(**{**GTE_DEFAULTS, **given}, rope_parameters=rope)
+    return GteForMaskedLM, {"config": as_gte, "key_mapping": GTE_NAMES}
 
 
 def _scale_rotations(model: Any, config: dict[str, Any]) -> None:
-    """Set the rotary frequencies of NTK scaling, which transformers has under no name.
+    """Set the rotary frequencies of NTK scaling, which transformers does not have.
 
-    As in the remote code they are scaled for every length, not only beyond the trained one; https://kexue.fm/archives/9706
-    has the formulas, (6) and with `mixed_b` (10) to (13).
+    As in the remote code they are scaled for every length, not only beyond the trained one. The formulas are (6) of
+    https://kexue.fm/archives/9706, and with `mixed_b` (10) to (13).
     """
     scaling = config.get("rope_scaling") or {}
     factor, mixed = float(scaling.get("factor", 1.0)), scaling.get("mixed_b")
@@ -161,3 +155,30 @@ def _scale_rotations(model: Any, config: dict[str, Any]) -> None:
         frequencies = 1.0 / theta**places / (growth * steps**mixed).exp()
     rotary.inv_freq.copy_(frequencies)
     rotary.original_inv_freq.copy_(frequencies)
+
+
+def read_table(path: Path) -> list[float]:
+    """Read the weights of a query side by token id, from pytorch_model.bin.
+
+    Raises:
+        CheckpointError: the file holds more than tensors, or no table.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _unsafe_pickle(str(path), "model.safetensors or idf.json") from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {first_line(error)}. Fetch the model again.") from error
+    table = content.get("weight") if isinstance(content, dict) else None
+    if not isinstance(table, torch.Tensor) or table.dim() != 1:
+        raise CheckpointError(f"{path} must hold one tensor `weight` with a number for each token.")
+    weights: list[float] = table.float().tolist()
+    return weights
+
+
+def _unsafe_pickle(path: str, instead: str) -> CheckpointError:
+    """Why a pickle is not read; torch's own message advises to read it without `weights_only`."""
+    return CheckpointError(
+        f"{path} is no pickle of plain weights: damaged, or it holds more than tensors and could run code, so it is "
+        f"not read. Fetch the model again, or ask for {instead}."
+    )

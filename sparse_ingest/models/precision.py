@@ -1,8 +1,8 @@
-"""Which dtype `--dtype auto` stands for: the fastest one that keeps what float32 would have said.
+"""What `--dtype auto` means: the fastest dtype that keeps the weights and terms of float32.
 
-Candidates stand in a fixed order of speed per device, no timing is involved; each encodes the first documents of the
-corpus, as many as a minute or so suffices for, and the first that keeps enough of float32's weights and terms is taken.
-The choice is stored in the run and used again.
+Candidates have a fixed order of speed per device; nothing is timed. Each encodes the first documents of the corpus, as
+many as take a minute or so, and the first candidate that keeps enough of float32's weights and terms is chosen. The
+choice is stored in the run and used when it is resumed.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from sparse_ingest.models.cpu import has_fast_bfloat16, has_vnni
 from sparse_ingest.models.documents import DocumentEncoder, Encoded
+from sparse_ingest.models.linear import has_fast_bfloat16, has_vnni
 from sparse_ingest.models.memory import DocumentTooLarge, until_it_fits
 from sparse_ingest.models.vectors import NotFinite
 
 SAMPLE = 256  # documents
-# And of these, no more than together have so many tokens: a large model reads them in a minute on two cores.
+# Of these, as many as have so many tokens together: a large model reads them in a minute on two cores.
 SAMPLE_TOKENS = 16384
 KEPT_MASS = 0.999  # of float32's summed weights, on terms that the candidate has too
 KEPT_TERMS = 0.99  # of float32's terms above TERM_WEIGHT
@@ -27,12 +28,12 @@ TERM_WEIGHT = 0.1
 
 
 def candidates(device: str) -> tuple[str, ...]:
-    """The dtypes that are faster than float32 on a device, fastest first.
+    """Return the dtypes that are faster than float32 on a device, fastest first.
 
-    On a CPU the head in whole numbers is the fastest one where there is VNNI. The body is faster in bfloat16 where
-    there is AMX, or AVX512_BF16 at its full rate; elsewhere bfloat16 is slower than float32. One of the two alone: the
-    head counts for more in small models (on Zen 4 int8 is 1.4 times as fast as bfloat16 for BERT-tiny), the body in
-    large ones (0.7 times for DistilBERT). On a GPU both halves are equally fast, and float16 has three bits more.
+    On a CPU the integer head is the fastest where there is VNNI. The body is faster in bfloat16 where there is AMX, or
+    AVX512_BF16 at its full rate; on other CPUs bfloat16 is slower than float32. Where a CPU has one of the two, the
+    head matters more in small models (on Zen 4 int8 is 1.4 times as fast as bfloat16 for BERT-tiny), the body in large
+    ones (0.7 times for DistilBERT). On a GPU both half types are equally fast, and float16 has three bits more.
     """
     if device.startswith("cuda"):
         return ("float16", "bfloat16")
@@ -42,7 +43,7 @@ def candidates(device: str) -> tuple[str, ...]:
 
 
 def choose_dtype(build: Callable[[str], DocumentEncoder], device: str, texts: Sequence[str]) -> dict[str, Any]:
-    """The chosen `dtype` with its reasons, as the manifest keeps them."""
+    """Return the chosen `dtype` with its reasons, as the manifest keeps them."""
     tried: dict[str, Any] = {}
     choice = {"dtype": "float32", "device": device, "documents": len(texts), "tried": tried}
     faster = candidates(device)
@@ -50,7 +51,10 @@ def choose_dtype(build: Callable[[str], DocumentEncoder], device: str, texts: Se
         expected, texts = _sampled(build("float32"), texts)
         choice["documents"] = len(texts)
         for dtype in faster if texts else ():
-            mass, terms = _kept(expected, _encoded(build(dtype), texts))
+            try:
+                mass, terms = _kept(expected, until_it_fits(partial(build(dtype).encode, texts)))
+            except NotFinite:
+                mass, terms = 0.0, 0.0
             tried[dtype] = {"mass": round(mass, 6), "terms": round(terms, 6)}
             if mass >= KEPT_MASS and terms >= KEPT_TERMS:
                 return {**choice, "dtype": dtype}
@@ -58,26 +62,19 @@ def choose_dtype(build: Callable[[str], DocumentEncoder], device: str, texts: Se
 
 
 def _sampled(encoder: DocumentEncoder, texts: Sequence[str]) -> tuple[Encoded, Sequence[str]]:
-    """What float32 gives for the first of the texts that are not too many tokens, and those texts."""
-    texts = texts[: max(1, int(np.searchsorted(encoder.lengths(texts).cumsum(), SAMPLE_TOKENS, side="right")))]
+    """Return the float32 vectors of as many texts as SAMPLE_TOKENS allows, and those texts."""
+    tokens = encoder.tokenize(texts).lengths.cumsum()
+    texts = texts[: max(1, int(np.searchsorted(tokens, SAMPLE_TOKENS, side="right")))]
     while True:
         try:
             return until_it_fits(partial(encoder.encode, texts)), texts
-        except DocumentTooLarge as large:  # the run itself will say so, if it does not fit there either
+        except DocumentTooLarge as large:  # the run itself reports it, if it does not fit there either
             texts = [*texts[: large.text], *texts[large.text + 1 :]]
 
 
-def _encoded(encoder: DocumentEncoder, texts: Sequence[str]) -> Encoded | None:
-    """None: the model's numbers are too large for its dtype."""
-    try:
-        return until_it_fits(partial(encoder.encode, texts))
-    except NotFinite:
-        return None
-
-
-def _kept(expected: Encoded, found: Encoded | None) -> tuple[float, float]:
+def _kept(expected: Encoded, found: Encoded) -> tuple[float, float]:
     """Shares of float32's weight mass, and of its terms above TERM_WEIGHT, whose terms the other has too."""
-    if found is None or not np.isfinite(found.weights).all():
+    if not np.isfinite(found.weights).all():
         return 0.0, 0.0
     common = np.isin(_keys(expected), _keys(found), assume_unique=True)
     mass = float(expected.weights.sum(dtype=np.float64))
@@ -86,7 +83,6 @@ def _kept(expected: Encoded, found: Encoded | None) -> tuple[float, float]:
     return kept_mass, float(common[heavy].mean()) if heavy.any() else 1.0
 
 
-def _keys(encoded: Encoded) -> Any:
-    """One number per (text, token)."""
-    rows = np.repeat(np.arange(len(encoded.indptr) - 1, dtype=np.int64), np.diff(encoded.indptr))
-    return rows << 32 | encoded.token_ids
+def _keys(encoded: Encoded) -> npt.NDArray[np.int64]:
+    """Return one number per (text, token)."""
+    return np.repeat(np.arange(len(encoded.indptr) - 1), np.diff(encoded.indptr)) << 32 | encoded.token_ids

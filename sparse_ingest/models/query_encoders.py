@@ -50,7 +50,7 @@ def build_weight_table(checkpoint: Checkpoint, settings: ModelSettings) -> Weigh
     pickled = None
     if side.weights.suffix == ".bin":
         require_torch(f"The weight table of {checkpoint.name}, a pickle that only torch reads safely,")
-        from sparse_ingest.models.pickles import read_table
+        from sparse_ingest.models.masked_lms import read_table
 
         pickled = read_table(side.weights)
     return WeightTable.from_side(side, settings, max_active_dims=checkpoint.max_active_dims, by_id=pickled)

@@ -1,19 +1,19 @@
 """The checkpoint's own tokenizer: texts to windows of token ids, and the token string of each id.
 
-In: texts. Out: token ids with special tokens and the prompt, at most max_length of them, without padding; the first
-window of a text is what truncation leaves of it. Long texts are tokenised in pieces: the tokenizer takes some 800
-bytes of memory a token while it works, and what stays of a token are 4 bytes, or 8 with its place.
-Not covered: queries of weight tables, which need no transformers (queries/weight_table.py).
+In: texts. Out: token ids with special tokens and the prompt, at most max_length of them, without padding. The first
+window of a text is the same as the truncated text. Long texts are tokenised in pieces: the library takes some 800 bytes
+of memory a token while it works; a token id takes 4 bytes afterwards, or 8 with its place in the text.
+Queries of weight tables, which need no transformers, are read in queries/weight_table.py.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from itertools import islice
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,27 +25,28 @@ from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.errors import CheckpointError, PipelineError, first_line
 from sparse_ingest.models.nanotokens import Encode, build_nanotokens
 from sparse_ingest.pipeline import ModelSettings
+from sparse_ingest.queries.weight_table import make_plain
 from sparse_ingest.records import in_batches
 
 TokenIds = npt.NDArray[np.int32]
 
-# Where a long text may be cut: before a blank between two words, or behind the punctuation of scripts without blanks.
+# Where a long text may be divided: before a space between two words, or after punctuation of scripts without spaces.
 BORDER = re.compile(r"(?<=\S)(?=\s\S)|(?<=[。！？、，；])(?=\w)")
-BORDER_CONTEXT = 64  # characters on each side by which a cut is tried
+BORDER_CONTEXT = 64  # characters on each side on which a border is tried
 BORDERS_TRIED = 100
 # Characters after which it pays to build nanotoken's tokenizer and to try it, which takes half a second.
 QUICK_CHARACTERS = 1 << 21
 PLAIN = {"add_special_tokens": False}
 NO_STARTS = np.empty(0, dtype=np.int32)
 
-# Each row is enough for transformers. With none of them it would make up a tokenizer without a single word.
+# Each row is enough for transformers. With none of them it would create a tokenizer without a single word.
 FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("*.model",))
 
 
-class Layout(NamedTuple):
-    """What every window of a tokenizer shares: special tokens on both sides, and room for so many tokens between.
+class WindowLayout(NamedTuple):
+    """What all windows of a tokenizer share: the special tokens on both sides, and room for `room` tokens between them.
 
-    A window's text begins `stride` tokens behind that of the one before.
+    The text of a window begins `stride` tokens after that of the previous one.
     """
 
     before: TokenIds
@@ -55,40 +56,35 @@ class Layout(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """One text as tokens, without special ones, and where its windows lie.
+    """One text as tokens, without special tokens, and its windows.
 
-    The first `prompt` of `token_ids` are the prompt's, which stand on every window. Windows begin `stride` tokens of
-    text apart; the last one is the first that reaches the end of the text, and may be shorter than the others. So
-    every token is in a window, and with a stride of at most a window's text none is between two. `starts` says for
-    each token where in the text (without prompt) it starts, or is empty where nobody asked.
+    The first `prompt` of `token_ids` are those of the prompt, which begins every window. Windows begin `stride` tokens
+    of text apart; the last one is the first that reaches the end of the text, and may be shorter than the others. So
+    every token is in a window, as a stride is at most as long as a window's text. `starts` is the place of each token's
+    first character in the text (without prompt), or empty where it was not requested.
     """
 
-    layout: Layout
+    layout: WindowLayout
     token_ids: TokenIds
     prompt: int
     starts: npt.NDArray[np.int32]
 
     @property
     def windows(self) -> int:
-        """How many windows the text takes."""
+        """Number of windows."""
         beyond = len(self.token_ids) - self.layout.room
         return 1 + max(0, -(-beyond // self.layout.stride))
 
-    def length(self, number: int) -> int:
-        """How many tokens a window has."""
-        first, end = self._tokens(number)
-        return len(self.layout.before) + self.prompt + end - first + len(self.layout.after)
-
     def window(self, number: int) -> TokenIds:
-        """The token ids of a window, as the model reads them."""
+        """Return the token ids of a window, as the model reads them."""
         first, end = self._tokens(number)
         layout, ids = self.layout, self.token_ids
         return np.concatenate((layout.before, ids[: self.prompt], ids[first:end], layout.after))
 
     def span(self, number: int, length: int) -> tuple[int, int]:
-        """Which characters of its text, `length` long, a window reads.
+        """Return the first character that a window reads of its text, `length` long, and the end.
 
-        A character between two tokens belongs to the one before, so that the spans leave none out.
+        A character between two tokens belongs to the first of them, so that the spans omit none.
         """
         first, end = self._tokens(number)
         start = int(self.starts[first]) if number else 0
@@ -100,7 +96,7 @@ class Cut(NamedTuple):
 
 
 class Tokenized(NamedTuple):
-    """Token ids of each text with special tokens, cut at max_length, and which texts were cut."""
+    """Token ids of each text with special tokens, truncated at max_length, and which texts were truncated."""
 
     token_ids: list[TokenIds]
     truncated: npt.NDArray[np.bool_]
@@ -111,13 +107,13 @@ class Tokenized(NamedTuple):
         return np.fromiter((len(ids) for ids in self.token_ids), dtype=np.int64, count=len(self.token_ids))
 
     def take(self, places: npt.NDArray[np.int64]) -> Tokenized:
-        """Those of the texts at these places."""
+        """Return the texts at these places."""
         return Tokenized([self.token_ids[place] for place in places.tolist()], self.truncated[places])
 
 
 @dataclass
 class _Reading:
-    """A text that is being tokenised, prompt in front: the piece that is read, and what those before it gave."""
+    """A text that is being tokenised, with its prompt: the current piece, and the tokens of all pieces so far."""
 
     text: str
     start: int = 0
@@ -131,11 +127,11 @@ class _Reading:
 class Tokenizer:
     """The checkpoint's own tokenizer, called in batches without padding.
 
-    `window_stride` is how many tokens of text lie between the beginnings of two windows; None: half of the room that
-    special tokens and the prompt, tokenised by itself, leave.
+    `window_stride` is the number of tokens of text from the beginning of a window to that of the next; None: half of
+    the room that special tokens and the prompt, tokenised alone, leave.
     """
 
-    # Tokenised at a time: bounds what the tokenizer returns.
+    # Tokenised at a time: bounds the size of what the tokenizer returns.
     CHUNK_TEXTS = 512
     CHUNK_CHARACTERS = 1 << 20
     PIECE_CHARACTERS = 1 << 15
@@ -146,7 +142,7 @@ class Tokenizer:
         if not any(all(list(folder.glob(name)) for name in row) for row in FILES):
             looked = ", ".join(" with ".join(row) for row in FILES)
             raise CheckpointError(f"{folder} has no tokenizer: looked for {looked}. Fetch the model again.")
-        # Without a config it reads that of the model, and complains of one whose architecture it does not know.
+        # Without a config it reads that of the model, and refuses one whose architecture it does not know.
         known = transformers_has(str(read_json(folder / "config.json").get("model_type") or ""))
         config = {} if known else {"config": PretrainedConfig()}
         try:
@@ -159,80 +155,68 @@ class Tokenizer:
             ) from error
         self.padding_id = int(loaded.pad_token_id or 0)
         self.special_ids = sorted(set(loaded.all_special_ids))
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        if settings.lower_case:
-            _lower_case_first(self._tokenizer)
+        make_plain(self._tokenizer, lower_case=bool(settings.lower_case))
         self._characters = 0
         self._prompt = settings.document_prompt or ""
         self._prompt_tokens = len(self._ids(self._prompt))
         self._layout = self._layout_of(settings.max_length, window_stride)
 
     def __call__(self, texts: Sequence[str]) -> Tokenized:
-        """The first window of each text."""
+        """Return the first window of each text."""
         cuts = self.cut(texts, whole=False)
         return Tokenized([cut.window(0) for cut in cuts], np.array([cut.windows > 1 for cut in cuts], dtype=bool))
 
     def cut(self, texts: Sequence[str], *, whole: bool = True, places: bool = False) -> list[Cut]:
-        """Texts as tokens, for windows.
+        """Return texts as tokens, for windows.
 
         Args:
             texts: the texts without prompt.
-            whole: False where the first window is enough: a text is then read only until it is known to have more.
-            places: whether `Cut.span` will be asked for.
+            whole: False where the first window is enough: a text is then read only until it is known to have another.
+            places: whether `Cut.span` will be called.
         """
-        reading = [_Reading(self._prompt + text) for text in texts]
-        # Where a token lies tells the prompt's from the text's, too, where windows behind the first are read.
-        placed = whole and (places or bool(self._prompt))
-        # The first window, and one token more, which tells that there are further ones.
+        readings = [_Reading(self._prompt + text) for text in texts]
+        # Offsets also separate the prompt's tokens from the text's, which matters where several windows are read.
+        with_offsets = whole and (places or bool(self._prompt))
+        # The first window, and one token more, which shows that there is another.
         enough = None if whole else self._layout.room + 1
         self._characters += sum(map(len, texts))
-        encode = None if placed else self._encode_up_to(enough)
-        waiting = reading
+        waiting = readings
         while waiting:
-            pieces = (self._next_piece(one) for one in waiting)
+            pieces = map(self._next_piece, waiting)
             chunks = in_batches(pieces, self.CHUNK_TEXTS, self.CHUNK_CHARACTERS)
-            if encode is None:
-                encodings = (one for chunk in chunks for one in self._tokenizer.encode_batch(chunk, **PLAIN))
+            if with_offsets:
+                encodings = chain.from_iterable(self._tokenizer.encode_batch(chunk, **PLAIN) for chunk in chunks)
                 for one, encoding in zip(waiting, encodings, strict=True):
                     self._add(one, encoding, places=places)
             else:
-                for one, ids in zip(waiting, (ids for chunk in chunks for ids in encode(chunk)), strict=True):
+                found = chain.from_iterable(self._encode(chunk, enough) for chunk in chunks)
+                for one, ids in zip(waiting, found, strict=True):
                     one.tokens += len(ids)
                     one.ids.append(ids)
             waiting = [one for one in waiting if one.end < len(one.text) and (whole or one.tokens <= self._layout.room)]
         return [
-            Cut(
-                self._layout,
-                _joined(one.ids),
-                min(one.prompt, self._prompt_tokens),
-                np.maximum.accumulate(_joined(one.starts)) if one.starts else NO_STARTS,
-            )
-            for one in reading
+            Cut(self._layout, np.concatenate(one.ids), min(one.prompt, self._prompt_tokens), _ascending(one.starts))
+            for one in readings
         ]
 
     def _add(self, reading: _Reading, encoding: Any, *, places: bool) -> None:
-        """Take what the tokenizer made of a piece, with the place of each token."""
+        """Add the tokens of a piece to its text, with the place of each."""
         reading.tokens += len(encoding.ids)
         reading.ids.append(np.array(encoding.ids, dtype=np.int32))
-        # Of a text that fits into one window nobody asks where its tokens are.
+        # The places of tokens are never needed of a text that fits one window.
         if reading.end < len(reading.text) or reading.tokens > self._layout.room:
             offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2) + reading.start - len(self._prompt)
-            # A token that lies in both is the text's. No token of the prompt ends beyond it.
+            # A token that is in both is the text's. No token of the prompt ends after the prompt.
             reading.prompt += int(np.count_nonzero(offsets[:, 1] <= 0))
             if places:
                 reading.starts.append(offsets[:, 0])
 
-    def _encode_up_to(self, enough: int | None) -> Callable[[list[str]], list[TokenIds]]:
-        """How texts become token ids, of each the first `enough`, or all."""
+    def _encode(self, texts: list[str], enough: int | None) -> list[TokenIds]:
+        """Return the token ids of texts: of each the first `enough`, or all."""
         if self._characters >= QUICK_CHARACTERS and self._quick:
-            return partial(self._quick, enough=enough)
-
-        def encode(texts: list[str]) -> list[TokenIds]:
-            encodings = self._tokenizer.encode_batch_fast(texts, **PLAIN)
-            return [np.array(one.ids[:enough], dtype=np.int32) for one in encodings]
-
-        return encode
+            return self._quick(texts, enough=enough)
+        encodings = self._tokenizer.encode_batch_fast(texts, **PLAIN)
+        return [np.array(one.ids[:enough], dtype=np.int32) for one in encodings]
 
     @cached_property
     def _quick(self) -> Encode | None:
@@ -242,15 +226,15 @@ class Tokenizer:
         return list(self._tokenizer.encode_batch_fast([text], **PLAIN)[0].ids)
 
     def _next_piece(self, reading: _Reading) -> str:
-        """Move over the next piece of a text; most texts are one."""
+        """Advance to the next piece of a text, and return it; most texts are one piece."""
         reading.start, reading.end = reading.end, self._border(reading.text, reading.end + self.PIECE_CHARACTERS)
         return reading.text[reading.start : reading.end]
 
     def _border(self, text: str, after: int) -> int:
-        """The first place from `after` on where a cut changes no token, or the end of the text.
+        """Return the first place from `after` on where dividing the text changes no token, or the end of the text.
 
-        Each place is tried on its surroundings: tokenizers differ in what they do with a blank at the start of a text.
-        A text that cannot be cut anywhere, as base64 cannot, is tokenised whole and takes the memory for that.
+        Each place is tried on its surroundings: tokenizers differ in what they do with a space at the start of a text.
+        A text that cannot be divided anywhere, such as base64, is tokenised at once and takes the memory for that.
         """
         if after >= len(text):
             return len(text)
@@ -261,11 +245,11 @@ class Tokenizer:
                 return at
         return len(text)
 
-    def _layout_of(self, max_length: int | None, window_stride: int | None) -> Layout:
-        """Where special tokens, prompt and text stand in a window.
+    def _layout_of(self, max_length: int | None, window_stride: int | None) -> WindowLayout:
+        """Return the layout of windows.
 
         Raises:
-            PipelineError: special tokens and prompt leave no room for text, or the stride would lose some.
+            PipelineError: special tokens and prompt leave no room for text, or the stride would omit some.
         """
         before, after = self._special_tokens()
         special, prompt = len(before) + len(after), self._prompt_tokens
@@ -285,10 +269,10 @@ class Tokenizer:
                 f"window_stride = {window_stride}, but a window of max_length = {length} holds {room - prompt} tokens "
                 "of text, and those between two windows would be lost; expected at most that many."
             )
-        return Layout(before, after, room, window_stride or max(1, (room - prompt) // 2))
+        return WindowLayout(before, after, room, window_stride or max(1, (room - prompt) // 2))
 
     def _special_tokens(self) -> tuple[TokenIds, TokenIds]:
-        """The special tokens in front of every text, and those behind."""
+        """Return the special tokens before every text, and those after it."""
         for text in "a1.的":  # a tokenizer may know none of some scripts
             encoding = self._tokenizer.encode(text)
             places = [place for place, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
@@ -298,7 +282,7 @@ class Tokenizer:
         raise CheckpointError("The tokenizer gives no token for a letter, a digit or a dot. Fetch the model again.")
 
     def vocabulary(self, size: int) -> list[str | None]:
-        """The token string of each id below `size`; None where an id has none.
+        """Return the token string of each id below `size`; None where an id has none.
 
         Raises:
             CheckpointError: two ids have the same string, so an index could not tell them apart.
@@ -314,15 +298,6 @@ class Tokenizer:
         return tokens
 
 
-def _lower_case_first(tokenizer: Any) -> None:
-    """Lower-case before everything else, as sentence-transformers does for `do_lower_case`."""
-    from tokenizers import normalizers
-
-    steps = [normalizers.Lowercase()]
-    if tokenizer.normalizer is not None:
-        steps.append(tokenizer.normalizer)
-    tokenizer.normalizer = normalizers.Sequence(steps)
-
-
-def _joined(arrays: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+def _ascending(starts: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
+    """Return where each token starts, never before the previous one."""
+    return np.maximum.accumulate(np.concatenate(starts)) if starts else NO_STARTS

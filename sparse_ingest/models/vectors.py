@@ -1,9 +1,10 @@
-"""Token ids to sparse vectors: body, head and compaction, over the workers of one device.
+"""Token ids to sparse vectors: batches, body, head and compaction, over the workers of one device.
 
 In: token ids of any number of inputs. Out: token ids and weights above zero of each, in their order. Batches run
-longest first on a few single-threaded workers on the CPU (two workers of one thread beat one of two); on a GPU the next
-batch is begun before the terms of the one before are read. Results do not depend on how many workers there are.
-Calls from several threads run one after another.
+longest first on a few single-threaded workers on the CPU (two workers of one thread are faster than one of two). On a
+GPU the next batch is started before the terms of the previous one are read. Results do not depend on the number of
+workers, and which inputs share a batch depends on their lengths and the budget alone, so a run that is resumed
+elsewhere has the same batches. Calls from several threads run one after another.
 """
 
 from __future__ import annotations
@@ -20,35 +21,42 @@ import torch
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.errors import SparseIngestError
-from sparse_ingest.models.batches import BATCH_DOCUMENTS, plan_batches
 from sparse_ingest.models.body import Body
-from sparse_ingest.models.heads.compaction import Rules, Terms, Transfer
+from sparse_ingest.models.heads.compaction import DeviceRules, Terms, Transfer
 from sparse_ingest.models.heads.selection import build_head
 from sparse_ingest.models.heads.tiles import logarithm
 from sparse_ingest.models.memory import DidNotFit, is_out_of_memory
 from sparse_ingest.models.tokenizer import TokenIds, Tokenizer
 from sparse_ingest.pipeline import ModelSettings
 
-# The dtype of the body; with the int8 ones the head computes in whole numbers.
+# The dtype of the body; with the int8 ones the head computes in integers.
 DTYPES = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
     "int8": torch.float32, "int8-bfloat16": torch.bfloat16,
 }  # fmt: skip
-NO_RULES = Rules()
+NO_RULES = DeviceRules()
+# Tokens of a batch on a CPU: larger batches do not fit into the cache.
+CPU_TOKENS = 2048
+# On a GPU the host takes some 0.3 ms a layer to launch a batch, and 0.6 for the rest: computing it must take longer.
+# With so many numbers in the hidden states it takes 3 ms (BERT-tiny) to 24 (gte-base) on an H200 at 40% of its peak,
+# and launching 1.2 to 4.2. Their largest tensor has 268 MB. Computed from the models' arithmetic, not measured.
+GPU_NUMBERS = 1 << 25
+# Documents of a batch: each has a dense row of the complete vocabulary until it is compacted.
+BATCH_DOCUMENTS = {"cpu": 64, "cuda": 1024}
 # Held while a model is read or computes: torch keeps the number of threads, and transformers while it reads a model the
 # default dtype, for the complete process. One that calls back from within a batch may enter again.
 TORCH_STATE = threading.RLock()
 
-Row = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]  # token ids ascending, weights above zero
-NOTHING: Row = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
-Places = npt.NDArray[np.int64]  # of inputs, in one batch
-Answer = tuple[list[Row], int]  # the vectors of a batch, and how many weights were on ids without a token
-Answers = Generator[Answer, None, None]  # of batches in their order
-Progress = Callable[[int, int], None]
+Vector = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]  # token ids ascending, weights above zero
+NOTHING: Vector = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
+Batch = npt.NDArray[np.int64]  # which inputs share a forward pass
+BatchVectors = tuple[list[Vector], int]  # the vectors of a batch, and how many weights were on ids without a token
+Batches = Generator[BatchVectors, None, None]
+OnBatch = Callable[[int, int], None]  # called with the documents and tokens of each finished batch
 
 
 class NotFinite(SparseIngestError):
-    """A model gave hidden states that are no finite numbers; weights made of them would be missing or wrong."""
+    """Hidden states of a model are not finite; weights computed from them would be missing or wrong."""
 
     def __init__(self, dtype: str) -> None:
         super().__init__(
@@ -79,52 +87,42 @@ class VectorMaker:
         self._zeroed = torch.tensor(zeroed, dtype=torch.int64, device=device)
 
     def make(
-        self, token_ids: Sequence[TokenIds], batch_tokens: int, progress: Progress, rules: Rules = NO_RULES
-    ) -> Answer:
-        """The vectors of these inputs in their order, and how many weights were on ids without a token.
+        self, token_ids: Sequence[TokenIds], batch_tokens: int, progress: OnBatch, rules: DeviceRules = NO_RULES
+    ) -> BatchVectors:
+        """Return the vectors of these inputs in their order, and how many weights were on ids without a token.
 
         Raises:
-            DidNotFit: the memory did not suffice for a batch.
+            DidNotFit: a batch does not fit into memory.
         """
-        with TORCH_STATE:
-            return self._made(token_ids, batch_tokens, progress, rules)
-
-    def _made(self, token_ids: Sequence[TokenIds], batch_tokens: int, progress: Progress, rules: Rules) -> Answer:
         lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
         # An empty text has no token at all where the tokenizer adds none of its own.
         filled = np.flatnonzero(lengths)
         plan = plan_batches(lengths[filled], batch_tokens, BATCH_DOCUMENTS[self.device.type])
         batches = [filled[batch] for batch in plan]
-        rows: list[Row] = [NOTHING] * len(token_ids)
+        rows: list[Vector] = [NOTHING] * len(token_ids)
         without_token = 0
-        # One thread a worker also fixes the order of every sum, whatever the machine.
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         results = self._on_workers if self.device.type == "cpu" else self._ahead
-        try:
-            # Closed at once where `progress` stops it: the batches that have not begun are then not computed.
-            with closing(results(token_ids, batches, rules)) as answers:
-                for batch, (vectors, dropped) in zip(batches, answers, strict=True):
-                    for place, vector in zip(batch, vectors, strict=True):
-                        rows[place] = vector
-                    without_token += dropped
-                    progress(len(batch), int(lengths[batch].sum()))
-        finally:
-            torch.set_num_threads(threads)
+        # Closed as soon as `progress` raises: batches that have not started are then not computed.
+        with _one_thread(), closing(results(token_ids, batches, rules)) as answers:
+            for batch, (vectors, dropped) in zip(batches, answers, strict=True):
+                for place, vector in zip(batch, vectors, strict=True):
+                    rows[place] = vector
+                without_token += dropped
+                progress(len(batch), int(lengths[batch].sum()))
         return rows, without_token
 
-    def _on_workers(self, token_ids: Sequence[TokenIds], batches: list[Places], _: Rules) -> Answers:
-        """The batches in their order, computed by the workers of a CPU. Rules are left to the host, which is here."""
+    def _on_workers(self, token_ids: Sequence[TokenIds], batches: list[Batch], _: DeviceRules) -> Batches:
+        """Yield the batches in their order, computed by the workers of a CPU. The caller applies the rules."""
         pool = ThreadPoolExecutor(self.workers)
         try:
             yield from pool.map(lambda batch: self._compute([token_ids[place] for place in batch], batch), batches)
         finally:
-            # After Ctrl-C, or a batch that failed, the batches that have not begun are not waited for.
+            # After Ctrl-C, or a batch that failed, do not wait for batches that have not started.
             pool.shutdown(cancel_futures=True)
 
-    def _ahead(self, token_ids: Sequence[TokenIds], batches: list[Places], rules: Rules) -> Answers:
-        """The batches in their order; each is begun before the terms of the one before are waited for."""
-        before: tuple[Places, Transfer] | None = None
+    def _ahead(self, token_ids: Sequence[TokenIds], batches: list[Batch], rules: DeviceRules) -> Batches:
+        """Yield the batches in their order; each is started before the terms of the previous one are waited for."""
+        before: tuple[Batch, Transfer] | None = None
         for batch in [*batches, None]:
             begun = None
             if batch is not None:
@@ -136,17 +134,17 @@ class VectorMaker:
                     yield self._split(transfer.arrive())
             before = begun
 
-    def _compute(self, token_ids: Sequence[TokenIds], places: Places) -> Answer:
+    def _compute(self, token_ids: Sequence[TokenIds], places: Batch) -> BatchVectors:
         with self._fitting(places, token_ids), torch.inference_mode():
             weights, dropped = self._weights(token_ids)
-            # numpy finds these few places 6 times as fast as torch.
+            # numpy finds the few non-zero weights 6 times as fast as torch.
             documents, columns = np.divmod(np.flatnonzero(weights.numpy() != 0), weights.shape[1])
             found = weights[torch.from_numpy(documents), torch.from_numpy(columns)]
             counts = np.bincount(documents, minlength=len(token_ids)).astype(np.int32)
             values = logarithm(found, self._activation).numpy()
             return self._split(Terms(counts, columns.astype(np.int32), values, int(dropped)))
 
-    def _begin(self, token_ids: Sequence[TokenIds], rules: Rules) -> Transfer:
+    def _begin(self, token_ids: Sequence[TokenIds], rules: DeviceRules) -> Transfer:
         with torch.inference_mode():
             weights, dropped = self._weights(token_ids)
             return Transfer(logarithm(weights, self._activation), rules, dropped)
@@ -154,19 +152,18 @@ class VectorMaker:
     def _weights(self, token_ids: Sequence[TokenIds]) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights before the logarithm, `[documents, vocabulary]`, and how many were on ids without a token.
 
-        That number is -1 where hidden states are not finite. A maximum over them may look as if there were no term,
-        and a GPU is not asked here, which would make the host wait.
+        That number is -1 where hidden states are not finite: the maximum over them may be zero everywhere, and reading
+        a flag from a GPU here would make the host wait.
         """
         rows, packing = self.body.hidden(token_ids, self._padding_id)
         weights = self._head(rows, packing)
         weights[:, self._zeroed] = 0
         dropped = torch.count_nonzero(weights[:, self._tokenless])
         weights[:, self._tokenless] = 0
-        # The sum of numbers is finite where each of them is, and much faster than to look at each.
+        # A sum is finite where each number is, and much faster to compute than a test of each.
         return weights, torch.where(rows.sum(dtype=torch.float32).isfinite(), dropped, -1)
 
-    def _split(self, terms: Terms) -> Answer:
-        """The terms of each document."""
+    def _split(self, terms: Terms) -> BatchVectors:
         if terms.dropped < 0:
             raise NotFinite(self._dtype)
         ends = np.cumsum(terms.counts)[:-1]
@@ -174,11 +171,46 @@ class VectorMaker:
         return list(rows), terms.dropped
 
     @contextmanager
-    def _fitting(self, places: Places, token_ids: Sequence[TokenIds]) -> Iterator[None]:
-        """Say of memory that ran out which inputs it was for."""
+    def _fitting(self, places: Batch, token_ids: Sequence[TokenIds]) -> Iterator[None]:
+        """Name the inputs for which memory ran out."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise DidNotFit(places.tolist(), max(map(len, token_ids))) from error
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let each worker compute on one thread, which also fixes the order of every sum on any machine."""
+    with TORCH_STATE:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def usual_batch_tokens(device: str, width: int) -> int:
+    """Return the default token budget of a batch on a type of device, for hidden states of this width."""
+    return CPU_TOKENS if device == "cpu" else GPU_NUMBERS // width
+
+
+def plan_batches(lengths: npt.NDArray[np.integer], batch_tokens: int, batch_documents: int) -> list[Batch]:
+    """Split documents into batches of at most `batch_tokens` padded tokens and `batch_documents` documents.
+
+    Documents are taken longest first, so that attention computes documents of almost the same length together; equal
+    lengths keep corpus order. A document that is longer than the budget gets a batch of its own. Every index occurs
+    once.
+    """
+    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    batches: list[Batch] = []
+    start = 0
+    while start < len(order):
+        longest = max(1, int(lengths[order[start]]))
+        count = min(batch_documents, max(1, batch_tokens // longest))
+        batches.append(order[start : start + count])
+        start += count
+    return batches

@@ -10,7 +10,7 @@ Weights are keyed by token string and not by id, because a request to OpenSearch
 a query side may number its tokens differently from the document side. `read_vocabulary` gives the ids, by which a
 sparse_vector field keys its weights.
 
-Not covered: which checkpoints bring such a table, and pickled tables (models/pickles.py).
+Not covered: which checkpoints bring such a table, and pickled tables (models/masked_lms.py).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class WeightTable:
         *,
         max_active_dims: int | None = None,
     ) -> None:
-        _make_plain(tokenizer, lower_case=bool(settings.lower_case))
+        make_plain(tokenizer, lower_case=bool(settings.lower_case))
         if settings.max_length is not None:
             tokenizer.enable_truncation(settings.max_length)
         if settings.query_special_tokens == "zero":
@@ -176,12 +176,15 @@ def plain_tokenizer(folder: Path, *, lower_case: bool) -> Tokenizer:
     """
     tokenizer = read_tokenizer(folder / "tokenizer.json")
     _normalise_as_configured(tokenizer, read_json(folder / "tokenizer_config.json"))
-    _make_plain(tokenizer, lower_case=lower_case)
+    make_plain(tokenizer, lower_case=lower_case)
     return tokenizer
 
 
-def _make_plain(tokenizer: Tokenizer, *, lower_case: bool) -> None:
-    # A truncation or padding that is stored in tokenizer.json is meant for the model, which is not here.
+def make_plain(tokenizer: Tokenizer, *, lower_case: bool) -> None:
+    """Switch truncation and padding of a tokenizer off; `lower_case`: lower-case before everything else.
+
+    Both may be stored in tokenizer.json. Lower-casing first is what sentence-transformers does for `do_lower_case`.
+    """
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if lower_case:

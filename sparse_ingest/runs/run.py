@@ -260,7 +260,9 @@ def has_manifest(path: Place) -> bool:
     return (path / "manifest.json").exists()
 
 
-RunLike: TypeAlias = "Run | Place | str"  # a run, or where it is: a folder, or an address such as s3://bucket/prefix
+RunLike: TypeAlias = (
+    Run | Path | RemotePath | str
+)  # a run, or where it is: a folder, or an address as s3://bucket/prefix
 
 
 def open_run(run: RunLike) -> Run:

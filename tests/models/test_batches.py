@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_ingest.models.batches import plan_batches, usual_batch_tokens
+from sparse_ingest.models.vectors import plan_batches, usual_batch_tokens
 
 lengths_of = st.lists(st.integers(0, 600), max_size=200).map(lambda lengths: np.array(lengths, dtype=np.int64))
 

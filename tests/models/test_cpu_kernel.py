@@ -13,12 +13,12 @@ import pytest
 import torch
 from support.emulated_cpu import compile_emulated
 
-from sparse_ingest.models.cpu import has_avx512_bfloat16, has_vnni
 from sparse_ingest.models.heads import cpu_kernel, cpu_kernel_text, selection
 from sparse_ingest.models.heads.cpu_kernel import Kernel, instructions_for
 from sparse_ingest.models.heads.int8 import Int8Head
 from sparse_ingest.models.heads.selection import build_head
 from sparse_ingest.models.heads.tiles import TiledHead
+from sparse_ingest.models.linear import has_avx512_bfloat16, has_vnni
 from sparse_ingest.models.packing import Packing
 
 llvm = pytest.importorskip("llvmlite.binding")

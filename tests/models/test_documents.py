@@ -74,14 +74,14 @@ def test_it_gives_what_sentence_transformers_gives(name: str, checkpoints: dict[
     assert all(encoded.indptr[1:] > encoded.indptr[:-1])
     prompted = [(reference.prompts["document"] or "") + text for text in TEXTS]
     lengths = [len(ids) for ids in reference.tokenizer(prompted)["input_ids"]]
-    assert encoded.truncated == sum(length > reference.max_seq_length for length in lengths)
+    assert encoded.truncated_of.tolist() == [length > reference.max_seq_length for length in lengths]
 
 
 def test_cut_texts_are_counted(checkpoints: dict[str, str]) -> None:
     encoder = shared_encoder(checkpoints["plain-bert"], max_length=8)
     encoded = encoder.encode(["river " * 6, "river " * 7, "", "river " * 70])
-    assert (encoded.truncated, encoded.tokens) == (2, 8 + 8 + 2 + 8)
-    assert shared_encoder(PACKAGED).encode(["river " * 600]).truncated == 1
+    assert (encoded.truncated_of.tolist(), encoded.tokens) == ([0, 1, 0, 1], 8 + 8 + 2 + 8)
+    assert shared_encoder(PACKAGED).encode(["river " * 600]).truncated_of.tolist() == [1]
 
 
 @pytest.mark.parametrize("name", ["plain-bert", "plain-roberta", PACKAGED])
@@ -226,13 +226,13 @@ def test_a_length_that_special_tokens_fill_is_refused(plain: Path) -> None:
     for length in (1, 2):
         with pytest.raises(PipelineError, match=f"max_length = {length}, but every text gets 2 special tokens"):
             build_encoder(plain, max_length=length)
-    assert build_encoder(plain, max_length=3).encode(["river stone"]).truncated == 1
+    assert build_encoder(plain, max_length=3).encode(["river stone"]).truncated_of.tolist() == [1]
 
 
 def test_roberta_takes_as_many_tokens_as_its_position_table_holds(tmp_path: Path) -> None:
     model = make_masked_lm(tmp_path / "roberta", "roberta")
     encoded = build_encoder(model).encode(["river " * 100])
-    assert (encoded.tokens, encoded.truncated) == (64, 1)
+    assert (encoded.tokens, encoded.truncated_of.tolist()) == (64, [1])
 
 
 def test_a_gpu_that_is_not_there_is_named() -> None:

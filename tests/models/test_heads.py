@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from sparse_ingest.errors import UsageError
-from sparse_ingest.models.cpu import has_vnni
 from sparse_ingest.models.heads import int8
 from sparse_ingest.models.heads.int8 import Int8Head
 from sparse_ingest.models.heads.selection import build_head, passes
 from sparse_ingest.models.heads.tiles import TiledHead
+from sparse_ingest.models.linear import has_vnni
 from sparse_ingest.models.packing import Packing
 
 CPU = torch.device("cpu")

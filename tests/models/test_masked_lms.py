@@ -20,7 +20,7 @@ from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.checkpoints.settings import document_identity, resolve_settings
 from sparse_ingest.cli.main import cli
 from sparse_ingest.errors import CheckpointError, MissingExtraError
-from sparse_ingest.models.pickles import read_table
+from sparse_ingest.models.masked_lms import read_table
 from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.searching.pipelines import remembered_model

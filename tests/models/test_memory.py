@@ -13,7 +13,7 @@ from support.checkpoints import build_encoder, make_masked_lm
 from support.forked import PRELOADED
 from support.reporters import Recorder
 
-from sparse_ingest.models import batches
+from sparse_ingest.models import vectors
 from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge, is_out_of_memory, until_it_fits
 from sparse_ingest.models.queries import MaskedLMQueryEncoder
 from sparse_ingest.models.text_windows import WINDOW_TEXTS, DocumentSide
@@ -163,7 +163,7 @@ MANY = ["river stone lamp the of water bird cloud"] * 20_000
 def _encode_within_a_limit(model: Path, answers: Any) -> None:
     import resource
 
-    batches.BATCH_DOCUMENTS["cpu"] = len(MANY)
+    vectors.BATCH_DOCUMENTS["cpu"] = len(MANY)
     encoder = build_encoder(model, batch_tokens=1 << 22)
     encoder.encode(MANY[:10])
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

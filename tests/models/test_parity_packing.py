@@ -15,7 +15,7 @@ from support.checkpoints import ARCHITECTURES, PACKAGED, build_encoder, make_mas
 
 from sparse_ingest.cli.demo import passages
 from sparse_ingest.cluster.scores import weight_codes
-from sparse_ingest.models.cpu import has_vnni
+from sparse_ingest.models.linear import has_vnni
 
 LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 62)
 WORDS = ("river", "stone", "lamp", "the", "of", "water", "bird", "cloud", "search", "index", "run")

@@ -9,11 +9,12 @@ import pytest
 import torch
 from support.checkpoints import TEXTS, build_encoder
 
-from sparse_ingest.models import cpu, precision
-from sparse_ingest.models.cpu import has_amx, has_fast_bfloat16, has_vnni, vendor
+from sparse_ingest.models import linear, precision
 from sparse_ingest.models.documents import Encoded
+from sparse_ingest.models.linear import has_amx, has_fast_bfloat16, has_vnni, vendor
 from sparse_ingest.models.memory import DocumentTooLarge
 from sparse_ingest.models.precision import SAMPLE, candidates, choose_dtype
+from sparse_ingest.models.tokenizer import Tokenized
 
 
 class Told:
@@ -22,12 +23,12 @@ class Told:
     def __init__(self, row: dict[int, float], tokens: int = 1) -> None:
         self.row, self.tokens = row, tokens
 
-    def lengths(self, texts) -> np.ndarray:
-        return np.full(len(texts), self.tokens)
+    def tokenize(self, texts) -> Tokenized:
+        return Tokenized([np.zeros(self.tokens, np.int32)] * len(texts), np.zeros(len(texts), np.bool_))
 
     def encode(self, texts) -> Encoded:
         ids, weights = np.array(list(self.row), np.int32), np.array(list(self.row.values()), np.float32)
-        return Encoded(np.array([0, len(ids)]), ids, weights, 1, 0, 0, 1)
+        return Encoded(np.array([0, len(ids)]), ids, weights, 1, 0, np.zeros(1, np.int64), np.ones(1, np.int64))
 
 
 FLOAT32 = {place: 1.0 for place in range(200)} | {500: 0.05}
@@ -164,7 +165,7 @@ def test_bfloat16_is_fast_with_amx_and_on_amd(
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    monkeypatch.setattr(cpu, "vendor", lambda: made_by)
+    monkeypatch.setattr(linear, "vendor", lambda: made_by)
     assert has_fast_bfloat16() == fast
 
 

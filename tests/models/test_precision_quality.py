@@ -13,7 +13,7 @@ from support.checkpoints import PACKAGED, build_encoder
 from sparse_ingest.corpora.collections import read_qrels, read_queries
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
-from sparse_ingest.models.cpu import has_vnni
+from sparse_ingest.models.linear import has_vnni
 from sparse_ingest.models.precision import SAMPLE, choose_dtype
 from sparse_ingest.records import SparseRows
 from sparse_ingest.searching.exact import QueryVector, search_exact

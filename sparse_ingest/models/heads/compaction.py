@@ -19,7 +19,7 @@ import torch
 ROOM = 512
 
 
-class Rules(NamedTuple):
+class DeviceRules(NamedTuple):
     """The settings of `prune`."""
 
     top_k: int | None = None
@@ -39,7 +39,7 @@ class Terms(NamedTuple):
     dropped: int
 
 
-def drop_light(weights: torch.Tensor, rules: Rules) -> None:
+def drop_light(weights: torch.Tensor, rules: DeviceRules) -> None:
     """Set to zero what a rule drops: each says below which weight."""
     lowest: list[torch.Tensor] = []
     if rules.min_weight is not None:
@@ -58,7 +58,7 @@ class Transfer:
     The weights are changed; give no tensor that is needed.
     """
 
-    def __init__(self, weights: torch.Tensor, rules: Rules, dropped: torch.Tensor) -> None:
+    def __init__(self, weights: torch.Tensor, rules: DeviceRules, dropped: torch.Tensor) -> None:
         drop_light(weights, rules)
         self._weights, self._dropped = weights, dropped.to(torch.int32).view(1)
         self._documents = len(weights)

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from sparse_ingest.models.cpu import has_amx, has_avx512_bfloat16, has_vnni
 from sparse_ingest.models.heads.cpu_kernel_text import BLOCKS, FEATURES, GROUP_BYTES, PANEL, TILE_BYTES, kernel_text
+from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_vnni
 from sparse_ingest.models.packing import Packing
 
 DTYPES = {torch.int8: "int8", torch.bfloat16: "bfloat16"}

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from sparse_ingest.errors import UsageError
-from sparse_ingest.models.cpu import has_vnni
 from sparse_ingest.models.heads.cpu_kernel import Kernel
 from sparse_ingest.models.heads.tiles import largest
+from sparse_ingest.models.linear import has_vnni
 from sparse_ingest.models.packing import Packing
 
 TILE = 512  # columns
