@@ -26,7 +26,13 @@ EngineName = Literal["exact", "two-phase", "seismic"]
 
 
 def option(
-    default: T, help: str = "", *, range: tuple[float, float] | None = None, metavar: str | None = None, flags: str = ""
+    default: T,
+    help: str = "",
+    *,
+    range: tuple[float, float] | None = None,
+    metavar: str | None = None,
+    flags: str = "",
+    env: str = "",
 ) -> T:
     """Declare a setting: its default, the values it may have, and its help text on the command line.
 
@@ -35,8 +41,9 @@ def option(
         range: the smallest and largest number allowed. Whole numbers are above zero in any case.
         metavar: what the help shows for the value.
         flags: the names on the command line, such as "-k --size"; "" for that of the setting.
+        env: the environment variable that gives the option, if there is one.
     """
-    metadata = {"help": help, "range": range, "metavar": metavar, "flags": flags}
+    metadata = {"help": help, "range": range, "metavar": metavar, "flags": flags, "env": env}
     found: T = field(default=default, metadata=metadata)
     return found
 

@@ -133,14 +133,14 @@ def _as_json(report: DemoReport) -> dict[str, Any]:
         "weights_checked": report.verified.checked_weights,
         "weights_differing": report.verified.differing,
         "answers": [
-            {
-                "question": answers.question,
-                "sparse": [{"id": hit.id, "score": hit.score} for hit in answers.sparse],
-                "bm25": [{"id": hit.id, "score": hit.score} for hit in answers.bm25],
-            }
-            for answers in report.answers
+            {"question": one.question, "sparse": _scores(one.sparse), "bm25": _scores(one.bm25)}
+            for one in report.answers
         ],
     }
+
+
+def _scores(hits: list[Hit]) -> list[dict[str, Any]]:
+    return [{"id": hit.id, "score": hit.score} for hit in hits]
 
 
 def run_demo(folder: Path, *, reporter: Reporter, keep_server: bool) -> DemoReport:
@@ -229,13 +229,13 @@ def _sections(text: str) -> Iterator[tuple[str, list[str]]]:
     paragraphs: list[str] = []
     for block in text.split("\n\n"):
         first, _, rest = block.strip("\n").partition("\n")
-        mark = rest.partition("\n")[0]
+        mark, _, below = rest.partition("\n")
         if mark and len(set(mark)) == 1 and mark[0] in '*=-~^"' and len(mark) >= len(first) > 2:
             if paragraphs:
                 yield ": ".join(headings), paragraphs
             level = levels.setdefault(mark[0], len(levels))
             headings, paragraphs = [*headings[:level], first.replace('"', "")], []
-            block = rest.partition("\n")[2]
+            block = below
         if block.strip():
             paragraphs.append(block.strip("\n"))
     if paragraphs:

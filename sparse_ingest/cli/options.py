@@ -67,16 +67,18 @@ def stage_options(kind: type[Any], *omitted: str, **types: click.ParamType[Any])
 
 
 def _options_of(
-    kind: type[Any], omitted: tuple[str, ...], types: Mapping[str, click.ParamType[Any]]
+    kind: type[Any], omitted: tuple[str, ...] = (), types: Mapping[str, click.ParamType[Any]] | None = None
 ) -> dict[str, Option]:
-    hints = get_type_hints(kind)
+    hints, given = get_type_hints(kind), types or {}
     entries = [entry for entry in fields(kind) if entry.metadata.get("help") and entry.name not in omitted]
-    return {entry.name: _option_of(entry, hints[entry.name], types.get(entry.name)) for entry in entries}
+    return {entry.name: _option_of(entry, hints[entry.name], given.get(entry.name)) for entry in entries}
 
 
 def _option_of(entry: Field[Any], hint: Any, given: click.ParamType[Any] | None) -> Option:
     """The option of one setting; its type decides what may be given."""
     settings: dict[str, Any] = {"help": entry.metadata["help"], "metavar": entry.metadata["metavar"]}
+    if variable := entry.metadata["env"]:
+        settings |= {"help": f"{settings['help']}  [env: {variable}]", "envvar": variable}
     kind = hint if get_origin(hint) in (Literal, tuple) else (get_args(hint) or (hint,))[0]
     choices, kind = get_args(kind), get_origin(kind) or kind
     if given:
@@ -124,41 +126,26 @@ def _query_of(text: str) -> dict[str, Any]:
 _TYPES: dict[Any, Any] = {int: click.IntRange(min=1), Path: place_of, tuple: _names, Mapping: _query_of}
 
 
-def connection_options(command: F) -> F:
-    """Where the cluster is and how to speak to it; the command receives the keyword `connection`, a `Connection`."""
-    file = {"type": click.Path(exists=True, dir_okay=False)}
-    described: dict[str, tuple[str, str, dict[str, Any]]] = {
-        "url": (
-            "SPARSE_INGEST_URL",
-            "Address of OpenSearch",
-            {"default": "http://127.0.0.1:9200", "show_default": True},
-        ),
-        "user": ("SPARSE_INGEST_USER", "User name; may stand in --url", {}),
-        "password": ("SPARSE_INGEST_PASSWORD", "Password; better given by its variable", {}),
-        "ca": ("SPARSE_INGEST_CA", "CA certificates to trust instead of the system's", file),
-        "client_cert": ("SPARSE_INGEST_CLIENT_CERT", "Client certificate", file),
-        "client_key": ("SPARSE_INGEST_CLIENT_KEY", "Its key, unless its file holds both", file),
-        "aws_region": ("AWS_REGION", "AWS region  [default: that of the AWS profile]", {}),
-        "aws_service": (
-            "SPARSE_INGEST_AWS_SERVICE",
-            "Sign requests with AWS SigV4 as boto3 is set up; aoss is Serverless",
-            {"type": click.Choice(["es", "aoss"])},
-        ),
-    }
+@dataclass(frozen=True)
+class _ConnectionFlags:
+    """The options of a `Connection`, whose own module brings opensearchpy, which `--help` does without."""
 
-    def build(**given: Any) -> object:
-        # Imported here: it brings opensearchpy, which `--help` does without.
-        from sparse_ingest.cluster.client import Connection
+    url: str = option("http://127.0.0.1:9200", "Address of OpenSearch", env="SPARSE_INGEST_URL")
+    user: str | None = option(None, "User name; may stand in --url", env="SPARSE_INGEST_USER")
+    password: str | None = option(None, "Password; better given by its variable", env="SPARSE_INGEST_PASSWORD")
+    ca: str | None = option(None, "CA certificates to trust instead of the system's", env="SPARSE_INGEST_CA")
+    client_cert: str | None = option(None, "Client certificate", env="SPARSE_INGEST_CLIENT_CERT")
+    client_key: str | None = option(None, "Its key, unless its file holds both", env="SPARSE_INGEST_CLIENT_KEY")
+    aws_region: str | None = option(None, "AWS region  [default: that of the AWS profile]", env="AWS_REGION")
+    aws_service: Literal["es", "aoss"] | None = option(
+        None, "Sign requests with AWS SigV4 as boto3 is set up; aoss is Serverless", env="SPARSE_INGEST_AWS_SERVICE"
+    )
 
-        return Connection(**given)
 
-    options = {
-        name: click.option(
-            f"--{name.replace('_', '-')}", envvar=variable, help=f"{text}  [env: {variable}]", **settings
-        )
-        for name, (variable, text, settings) in described.items()
-    }
-    return _joined("connection", build, options)(command)
+def _connection_of(**given: Any) -> object:
+    from sparse_ingest.cluster.client import Connection
+
+    return Connection(**given)
 
 
 @dataclass(frozen=True)
@@ -186,12 +173,14 @@ class _PipelineFlags:
 
 
 def _pipeline_options(*omitted: str, **instead: Option) -> Callable[[F], F]:
-    """Which model and settings; the command receives the keyword `pipeline`, a `Pipeline`."""
-    options = _options_of(_PipelineFlags, omitted, {})
-    return _joined("pipeline", _PipelineFlags.pipeline, {**options, **instead})
+    return _joined("pipeline", _PipelineFlags.pipeline, {**_options_of(_PipelineFlags, omitted), **instead})
 
 
+# The command receives the keyword `pipeline`, a `Pipeline`.
 pipeline_options = _pipeline_options("model", "trust_remote_code", "engine")
 model_argument_options = _pipeline_options("trust_remote_code", "engine", model=click.argument("model", required=False))
 model_options = _pipeline_options("engine")
 query_model_options = _pipeline_options()
+# The command receives the keyword `connection`, a `Connection`.
+_FILES = dict.fromkeys(("ca", "client_cert", "client_key"), click.Path(exists=True, dir_okay=False))
+connection_options = _joined("connection", _connection_of, _options_of(_ConnectionFlags, types=_FILES))

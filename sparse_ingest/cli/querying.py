@@ -111,25 +111,14 @@ def query(
 
 
 def _print_table(pipeline: Pipeline) -> None:
-    from sparse_ingest.checkpoints.layouts import WeightTableSide, read_checkpoint
-    from sparse_ingest.models.query_encoders import query_encoder
-    from sparse_ingest.queries.weight_table import WeightTable
+    from sparse_ingest.searching.query import query_table
 
-    model = pipeline.model
-    name, revision = (model.query, model.query_revision) if model.query else (model.document, model.revision)
-    # Looked at first: building a masked LM takes seconds.
-    if name and not isinstance(read_checkpoint(name, revision, code=model.trust_remote_code).query, WeightTableSide):
-        raise UsageError(
-            f"The queries of {name} are made by a masked LM, which has no table. A service must run the model, or ask "
-            "one that does."
-        )
-    encoder = query_encoder(model)
-    assert isinstance(encoder, WeightTable)
-    weights = encoder.table()
+    table = query_table(pipeline.model)
+    weights = table.table()
     print_json(weights)
     click.echo(
         f"{len(weights)} tokens have a weight. A query's weights are those of its distinct tokens, which the model's "
-        f"tokenizer.json makes (do_lower_case and the like in tokenizer_config.json go over it): {encoder.reading()}.",
+        f"tokenizer.json makes (do_lower_case and the like in tokenizer_config.json go over it): {table.reading()}.",
         err=True,
     )
 
@@ -162,8 +151,7 @@ def _bodies(
     scaled, scale = 0, 1.0
     lost: dict[str, None] = {}
     for text, weights in weighted:
-        if engine.keys is not None:
-            weights = keyed(weights, engine.keys, lost)
+        weights = keyed(weights, engine.keys, lost)
         fitted = fit_weights(weights)
         scaled, scale = scaled + (fitted.scale != 1), max(scale, fitted.scale)
         body = _body(text, weights, engine, options)

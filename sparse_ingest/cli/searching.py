@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +109,7 @@ def search(
     if trec:
         # One query has no id of its own.
         one = Ranked("1", [hit.id for hit in hits], [hit.score for hit in hits])
-        click.echo("".join(trec_lines([one])), nl=False)
+        click.echo(trec_lines(one), nl=False)
     else:
         found = {"query": weights, "hits": [_as_json(hit) for hit in hits]}
         print_report(as_json, found, (_as_text(hit, explain=explain) for hit in hits))
@@ -137,7 +136,9 @@ def _print_ranked(ranked: Iterator[Ranked], concurrency: int | None, *, as_json:
     from sparse_ingest.evaluation.trec import trec_lines
 
     began = time.perf_counter()
-    latencies, took, empty = array("d"), array("d"), 0
+    latencies: list[float] = []
+    took: list[float] = []
+    empty = 0
     for one in ranked:
         latencies.append(one.latency_s * 1000)
         if one.took_ms is not None:
@@ -149,7 +150,7 @@ def _print_ranked(ranked: Iterator[Ranked], concurrency: int | None, *, as_json:
             line = {"query_id": one.query_id, "hits": hits, "latency_ms": latencies[-1], "took_ms": one.took_ms}
             click.echo(json.dumps(line, ensure_ascii=False))
         else:
-            click.echo("".join(trec_lines([one])), nl=False)
+            click.echo(trec_lines(one), nl=False)
     seconds, count = time.perf_counter() - began, len(latencies)
     if not count:
         click.echo("The file holds no query.", err=True)
@@ -163,10 +164,10 @@ def _print_ranked(ranked: Iterator[Ranked], concurrency: int | None, *, as_json:
     click.echo(summary, err=True)
 
 
-def _percentiles(milliseconds: array[float]) -> str:
+def _percentiles(milliseconds: list[float]) -> str:
     import numpy as np
 
-    p50, p95, p99 = np.percentile(np.asarray(milliseconds), [50, 95, 99])
+    p50, p95, p99 = np.percentile(milliseconds, [50, 95, 99])
     return f"p50 {p50:.1f} ms, p95 {p95:.1f} ms, p99 {p99:.1f} ms"
 
 
@@ -209,9 +210,11 @@ def _explained(hit: Hit) -> list[str]:
         for term in hit.terms
     ]
     rest = hit.score - sum(term.contribution for term in hit.terms)
-    if abs(rest) > 1e-5 * hit.score:  # clusters explain the top_n heaviest tokens of the query only
-        rows.append(f"{'others':<{width}}  {'':>9}   {'':>9}   {rest:>12.4f}")
-    return [*rows, f"{'score':<{width}}  {'':>9}   {'':>9}   {hit.score:>12.4f}"]
+    # Clusters explain the top_n heaviest tokens of the query only.
+    sums = [("others", rest)] if abs(rest) > 1e-5 * hit.score else []
+    return rows + [
+        f"{name:<{width}}  {'':>9}   {'':>9}   {value:>12.4f}" for name, value in [*sums, ("score", hit.score)]
+    ]
 
 
 COMMANDS = [*querying.COMMANDS, search]

@@ -183,7 +183,7 @@ class _Measuring(NamedTuple):
             for one in ranked:
                 latencies.append((one.latency_s, one.took_ms))
                 if first and self.trec is not None:
-                    self.trec.writelines(trec_lines([one]))
+                    self.trec.write(trec_lines(one))
                 if first:
                     self.reporter.advance(1)
                 yield one

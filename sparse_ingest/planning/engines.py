@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
 
-from sparse_ingest.cluster.requests import Engine
+from sparse_ingest.cluster.requests import ENGINES, Engine
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.pipeline import ModelSettings, Pipeline, QuerySettings
+from sparse_ingest.pipeline import EngineName, ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.planning.rules import PruningRule
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.runs.run import Run
@@ -32,11 +33,12 @@ if TYPE_CHECKING:
 
 SIZE = 10
 _AT_ONCE = 20  # queries of one setting before it is the next one's turn
-_PRUNE_RATIOS = (0.2, 0.4, 0.6, 0.8)
-_EXPANSION_RATES = (5.0, 10.0, 20.0)
-_TOP_N = (3, 5, 10, 20)
-_HEAP_FACTORS = (1.0, 1.2, 1.5)
-_KS = (SIZE, 5 * SIZE, 20 * SIZE)
+# The values that are tried of each parameter of an engine.
+_TRIED: dict[EngineName, dict[str, tuple[float, ...]]] = {
+    "exact": {},
+    "two-phase": {"prune_ratio": (0.2, 0.4, 0.6, 0.8), "expansion_rate": (5.0, 10.0, 20.0)},
+    "seismic": {"top_n": (3, 5, 10, 20), "heap_factor": (1.0, 1.2, 1.5), "k": (SIZE, 5 * SIZE, 20 * SIZE)},
+}
 
 
 class HeldIndex(NamedTuple):
@@ -70,19 +72,12 @@ class Timed(NamedTuple):
 
 def settings_of(engine: Engine, query_rules: Sequence[PruningRule]) -> Iterator[Setting]:
     """What there is to try on the field of an engine."""
-    for rule in query_rules:
-        if engine.kind == "sparse_vector":
-            for top_n in _TOP_N:
-                for heap_factor in _HEAP_FACTORS:
-                    for k in _KS:
-                        parameters: dict[str, Any] = {"top_n": top_n, "heap_factor": heap_factor, "k": k}
-                        yield Setting(replace(engine, name="seismic", seismic=parameters), parameters, rule)
-        else:
-            yield Setting(replace(engine, name="exact"), {}, rule)
-            for ratio in _PRUNE_RATIOS:
-                for rate in _EXPANSION_RATES:
-                    parameters = {"prune_ratio": ratio, "expansion_rate": rate}
-                    yield Setting(replace(engine, name="two-phase", two_phase=parameters), parameters, rule)
+    names: list[EngineName] = [name for name, rules in ENGINES.items() if rules.kind == engine.kind]
+    for rule, name in product(query_rules, names):
+        for values in product(*_TRIED[name].values()):
+            parameters = dict(zip(_TRIED[name], values, strict=True))
+            table: dict[str, Any] = {ENGINES[name].settings: parameters} if parameters else {}
+            yield Setting(replace(engine, name=name, **table), parameters, rule)
 
 
 def measure(

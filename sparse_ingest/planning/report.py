@@ -149,15 +149,12 @@ def candidates(
 
 def frontier(points: Sequence[Point]) -> list[Point]:
     """The points that no other one of them beats: at least as good in every respect, and better in one."""
-    if not points:
-        return []
     costs = np.array([_costs(point) for point in points])
-    kept = []
-    for number, point in enumerate(points):
-        as_good = (costs <= costs[number]).all(axis=1)
-        better = (costs < costs[number]).any(axis=1)
-        if not (as_good & better).any():
-            kept.append(point)
+    kept = [
+        point
+        for point, own in zip(points, costs, strict=True)
+        if not ((costs <= own).all(axis=1) & (costs < own).any(axis=1)).any()
+    ]
     return sorted(kept, key=lambda point: (point.loss, _costs(point)[1:]))
 
 

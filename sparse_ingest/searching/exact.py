@@ -115,20 +115,12 @@ def _merge(
     if len(best.scores) == k:
         better = scores > best.scores[-1]
         rows, scores = rows[better], scores[better]
-    kept = _best(scores, k)
-    rows, scores = rows[kept], scores[kept]
+    if len(scores) > k:
+        # Equal scores at the border are cut off below, where the order is stable.
+        kept = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
+        rows, scores = rows[kept], scores[kept]
     all_scores = np.concatenate([best.scores, scores])
     all_ids = best.doc_ids + [doc_ids[row] for row in rows.tolist()]
     all_positions = np.concatenate([best.positions, rows + first_row])
     order = np.argsort(-all_scores, kind="stable")[:k]
     return ExactHits([all_ids[at] for at in order.tolist()], all_positions[order], all_scores[order])
-
-
-def _best(scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
-    """Where the k largest scores are, ascending; of equal scores at the border the first ones."""
-    if len(scores) <= k:
-        return np.arange(len(scores))
-    border = np.partition(scores, len(scores) - k)[len(scores) - k]
-    above = np.flatnonzero(scores > border)
-    level = np.flatnonzero(scores == border)[: k - len(above)]
-    return np.sort(np.concatenate([above, level]))

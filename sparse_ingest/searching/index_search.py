@@ -118,10 +118,9 @@ def search_hybrid(
     A score is what the packaged pipeline makes of both; hits have no terms.
     """
     engine = engine or Engine()
-    if engine.keys is not None:
-        lost: dict[str, None] = {}
-        weights = keyed(weights, engine.keys, lost)
-        tell_of_lost(lost)
+    lost: dict[str, None] = {}
+    weights = keyed(weights, engine.keys, lost)
+    tell_of_lost(lost)
     return _hits_without_terms(_send(client, index, hybrid_body(text, weights, engine, size=size, filter=filter)))
 
 
@@ -241,8 +240,7 @@ class _Asker:
         limit = self._limit(weights, filter)
         settings: dict[str, Any] = {"size": size, "filter": filter, "explain": explain, "collapse": collapse}
         settings["max_clauses"] = limit
-        if self._engine.keys is not None:
-            weights = keyed(weights, self._engine.keys, self._unknown)
+        weights = keyed(weights, self._engine.keys, self._unknown)
         fitted = fit_weights(weights, max_clauses=limit)
         self._warn_of_ceiling(weights, fitted.scale)
         also = {} if source else {"_source": False}
