@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 
 import torch
+from torch import Tensor
 
 from sparse_ingest.errors import UsageError, first_line
 from sparse_ingest.models.heads.cpu_kernel import Kernel, instructions_for
@@ -25,9 +26,7 @@ CLOSE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 logger = logging.getLogger(__name__)
 
 
-def build_head(
-    weight: torch.Tensor, bias: torch.Tensor, *, device: torch.device, dtype: torch.dtype, int8: bool = False
-) -> Head:
+def build_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, int8: bool = False) -> Head:
     """Return the fastest head of a device that computes the right weights."""
     if int8 and device.type != "cpu":
         raise UsageError(
@@ -55,9 +54,7 @@ def build_head(
     return plain
 
 
-def _fast_head(
-    weight: torch.Tensor, bias: torch.Tensor, *, device: torch.device, dtype: torch.dtype, int8: bool
-) -> Head | None:
+def _fast_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, int8: bool) -> Head | None:
     """Build the head that is faster than the plain one; None where this device and dtype have none."""
     if device.type != "cpu":
         if dtype == torch.float32:  # which a GPU multiplies without its tensor cores: the plain head is as fast
