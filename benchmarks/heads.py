@@ -18,8 +18,7 @@ import torch
 from encoders import peak
 
 from sparse_ingest.models.heads.cpu_kernel import Kernel, instructions_for
-from sparse_ingest.models.heads.int8 import Int8Head
-from sparse_ingest.models.heads.tiles import Head, TiledHead
+from sparse_ingest.models.heads.tiles import Head, Int8Head, TiledHead
 from sparse_ingest.models.linear import has_vnni
 from sparse_ingest.models.packing import Packing
 
@@ -71,10 +70,10 @@ def heads_of(
             kernel = Kernel(weight.to(dtype), bias, instructions=instructions)
             heads[f"{name}, {instructions}"] = kernel, dtype, dtype
     if device.type == "cpu" and has_vnni():
-        int8 = Int8Head(weight, bias)
-        heads["int8, plain"] = int8, torch.float32, torch.int8
+        heads["int8, plain"] = Int8Head(weight, bias), torch.float32, torch.int8
         if instructions := instructions_for(torch.int8, weight.shape[1]):
-            heads[f"int8, {instructions}"] = int8.compiled(instructions), torch.float32, torch.int8
+            compiled = Int8Head(weight, bias, instructions=instructions)
+            heads[f"int8, {instructions}"] = compiled, torch.float32, torch.int8
     return heads
 
 

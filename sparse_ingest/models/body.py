@@ -18,19 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.errors import CheckpointError, first_line
 from sparse_ingest.models.linear import pack_linear_layers
 from sparse_ingest.models.masked_lms import build_masked_lm, without_report
-from sparse_ingest.models.packing import (
-    Packing,
-    ordinal_positions,
-    pack,
-    positions_behind,
-    register_attention,
-    to_device,
-)
+from sparse_ingest.models.packing import Packing, ordinal_positions, pack, positions_behind, register, to_device
 from sparse_ingest.models.tokenizer import TokenIds
 
 # How far packed and unpacked hidden states may be apart, in shares of the largest one.
@@ -85,18 +79,15 @@ class Body:
         return self._forward(row, position_ids=positions, packing=packing)[0], packing
 
     def _padded(self, token_ids: Sequence[TokenIds], padding_id: int) -> tuple[torch.Tensor, Packing]:
-        packing = Packing(tuple(len(ids) for ids in token_ids), self.device)
+        packing = Packing(tuple(map(len, token_ids)), self.device)
         if len(packing.runs) > 1 and not self._masks:
             of_runs = (token_ids[run.document : run.document + run.documents] for run in packing.runs)
             return torch.cat([self._padded(same, padding_id)[0] for same in of_runs]), packing
-        longest = max(packing.lengths)
-        padded = np.full((len(token_ids), longest), padding_id, dtype=np.int64)
-        for place, ids in enumerate(token_ids):
-            padded[place, : len(ids)] = ids
-        inputs = torch.from_numpy(padded).to(self.device)
+        rows = [torch.from_numpy(ids).long() for ids in token_ids]
+        inputs = pad_sequence(rows, batch_first=True, padding_value=padding_id).to(self.device)
         if len(packing.runs) == 1:
             return self._forward(inputs).flatten(0, 1), packing
-        inside = torch.arange(longest) < torch.tensor(packing.lengths).unsqueeze(1)
+        inside = torch.arange(inputs.shape[1]) < torch.tensor(packing.lengths).unsqueeze(1)
         hidden = self._forward(inputs, attention_mask=inside.to(self.device, torch.int64))
         return hidden.flatten(0, 1)[torch.nonzero(inside.flatten()).squeeze(1).to(self.device)], packing
 
@@ -107,7 +98,7 @@ class Body:
     def _pack(self, documents: Sequence[TokenIds], expected: torch.Tensor) -> Positions | None:
         """Set the model to packed documents, if one way to number their tokens gives the expected hidden states."""
         self._usual = self._model.config._attn_implementation
-        self._set_attention(register_attention())
+        self._set_attention(register())
         padding_id = getattr(self._model.config, "pad_token_id", None) or 0
         for positions in (ordinal_positions, partial(positions_behind, padding_id)):
             self._positions = positions

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from itertools import groupby
 from typing import NamedTuple
@@ -27,22 +26,17 @@ from sparse_ingest.errors import UsageError
 from sparse_ingest.models.heads.compaction import DeviceRules
 from sparse_ingest.models.memory import BudgetLowered, DidNotFit, DocumentTooLarge
 from sparse_ingest.models.tokenizer import Cut, TokenIds, Tokenized, Tokenizer
-from sparse_ingest.models.vectors import (
-    NO_RULES,
-    NOTHING,
-    TORCH_STATE,
-    BatchVectors,
-    OnBatch,
-    Vector,
-    VectorMaker,
-    usual_batch_tokens,
-)
+from sparse_ingest.models.vectors import NO_RULES, NOTHING, TORCH_STATE, BatchVectors, OnBatch, Vector, VectorMaker
 from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.records import in_batches
 
 # Windows that are encoded together after the first of each text, and their tokens: both bound the memory they take.
 GROUP_WINDOWS = 2048
 GROUP_TOKENS = 1 << 20
+
+
+def _ignore(documents: int, tokens: int) -> None:
+    """Report no progress."""
 
 
 class Encoded(NamedTuple):
@@ -92,11 +86,10 @@ class DocumentEncoder:
         self.rules = NO_RULES
         self._folder = checkpoint.transformer
         # transformers imports its parts when they are first used, which two threads cannot do at the same time.
-        with TORCH_STATE, _on(self.device):
+        with TORCH_STATE:
             self._tokenizer = Tokenizer(self._folder, settings, window_stride=window_stride)
-            self._maker = VectorMaker(checkpoint, settings, self._tokenizer, device=self.device, dtype=dtype)
-        width = self._maker.body.weight.shape[1]
-        self.batch_tokens = batch_tokens or usual_batch_tokens(self.device.type, width)
+        self._maker = VectorMaker(checkpoint, settings, self._tokenizer, device=self.device, dtype=dtype)
+        self.batch_tokens = batch_tokens or self._maker.usual_batch_tokens
         self.vocabulary = self._maker.vocabulary
 
     def on_same_weights(self, settings: ModelSettings) -> DocumentEncoder:
@@ -109,7 +102,7 @@ class DocumentEncoder:
         other._tokenizer = Tokenizer(self._folder, settings)
         return other
 
-    def encode(self, texts: Sequence[str], progress: OnBatch = lambda documents, tokens: None) -> Encoded:
+    def encode(self, texts: Sequence[str], progress: OnBatch = _ignore) -> Encoded:
         """Encode texts, truncated at max_length; `progress` gets the documents and tokens of each finished batch."""
         return self.encode_tokens(self.tokenize(texts), progress)
 
@@ -117,7 +110,7 @@ class DocumentEncoder:
         """Return the tokens of texts, truncated at max_length, for `encode_tokens`."""
         return self._tokenizer(texts)
 
-    def encode_tokens(self, tokens: Tokenized, progress: OnBatch = lambda documents, tokens: None) -> Encoded:
+    def encode_tokens(self, tokens: Tokenized, progress: OnBatch = _ignore) -> Encoded:
         """Encode texts, given as their tokens."""
         rows, without_token = self._rows(tokens.token_ids, range(len(tokens.token_ids)), progress, self.rules)
         truncated = tokens.truncated.astype(np.int64)
@@ -127,7 +120,7 @@ class DocumentEncoder:
         """Return the tokens of complete texts, for `encode_windows`, or with `places` for `encode_passages`."""
         return self._tokenizer.cut(texts, places=places)
 
-    def encode_windows(self, cuts: Sequence[Cut], progress: OnBatch = lambda documents, tokens: None) -> Encoded:
+    def encode_windows(self, cuts: Sequence[Cut], progress: OnBatch = _ignore) -> Encoded:
         """Encode complete texts: of each the element-wise maximum over its windows."""
         first = [cut.window(0) for cut in cuts]
         rows, without_token = self._rows(first, range(len(cuts)), progress, NO_RULES)
@@ -141,9 +134,7 @@ class DocumentEncoder:
             tokens += sum(map(len, token_ids))
         return Encoded(*_csr(rows), tokens, without_token, np.zeros_like(windows), windows)
 
-    def encode_passages(
-        self, cuts: Sequence[Cut], progress: OnBatch = lambda documents, tokens: None
-    ) -> Iterator[EncodedPassage]:
+    def encode_passages(self, cuts: Sequence[Cut], progress: OnBatch = _ignore) -> Iterator[EncodedPassage]:
         """Encode each window separately, text after text."""
         first, without_token = self._rows([cut.window(0) for cut in cuts], range(len(cuts)), progress, self.rules)
         for group in _groups(cuts, 0):
@@ -168,8 +159,7 @@ class DocumentEncoder:
             DocumentTooLarge: memory ran out for one input alone.
         """
         try:
-            with _on(self.device):
-                return self._maker.make(token_ids, self.batch_tokens, progress, rules)
+            return self._maker.make(token_ids, self.batch_tokens, progress, rules)
         except DidNotFit as error:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -219,11 +209,6 @@ def choose_device(asked: str) -> str:
             f"--device {asked}: torch sees {gpus} GPUs here. Use another one, or --device cpu, or a torch with CUDA."
         )
     return asked
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Make a GPU the current one of this thread; otherwise pinned memory would take 500 MB of the first one."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _groups(cuts: Sequence[Cut], first: int) -> Iterator[list[tuple[int, int, TokenIds]]]:

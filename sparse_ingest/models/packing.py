@@ -120,7 +120,7 @@ def to_device(array: npt.NDArray[np.integer], device: torch.device) -> torch.Ten
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def register_attention() -> str:
+def register() -> str:
     """Register the packed attention with transformers, and return its name there; repeating it changes nothing."""
     from transformers import AttentionInterface
 

@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -75,16 +75,18 @@ class VectorMaker:
         self.workers = len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
         trusted, in_body = settings.trust_remote_code, DTYPES[dtype]
         self._dtype = str(in_body).removeprefix("torch.")
-        self.body = Body(checkpoint, device=device, dtype=in_body, trust_remote_code=trusted)
-        weight, bias = self.body.weight, self.body.bias
-        self._head = build_head(weight, bias, device=device, dtype=in_body, int8=dtype.startswith("int8"))
         self._activation = settings.activation or "relu"
         self._padding_id = tokenizer.padding_id
-        self.vocabulary = tokenizer.vocabulary(len(bias))
-        tokenless = [token_id for token_id, token in enumerate(self.vocabulary) if token is None]
-        self._tokenless = torch.tensor(tokenless, dtype=torch.int64, device=device)
-        zeroed = tokenizer.special_ids if settings.document_special_tokens == "zero" else []
-        self._zeroed = torch.tensor(zeroed, dtype=torch.int64, device=device)
+        with TORCH_STATE, _on(device):
+            self.body = Body(checkpoint, device=device, dtype=in_body, trust_remote_code=trusted)
+            weight, bias = self.body.weight, self.body.bias
+            self._head = build_head(weight, bias, device=device, dtype=in_body, int8=dtype.startswith("int8"))
+            self.vocabulary = tokenizer.vocabulary(len(bias))
+            tokenless = [token_id for token_id, token in enumerate(self.vocabulary) if token is None]
+            self._tokenless = torch.tensor(tokenless, dtype=torch.int64, device=device)
+            zeroed = tokenizer.special_ids if settings.document_special_tokens == "zero" else []
+            self._zeroed = torch.tensor(zeroed, dtype=torch.int64, device=device)
+        self.usual_batch_tokens = usual_batch_tokens(device.type, weight.shape[1])
 
     def make(
         self, token_ids: Sequence[TokenIds], batch_tokens: int, progress: OnBatch, rules: DeviceRules = NO_RULES
@@ -103,7 +105,7 @@ class VectorMaker:
         without_token = 0
         results = self._on_workers if self.device.type == "cpu" else self._ahead
         # Closed as soon as `progress` raises: batches that have not started are then not computed.
-        with _one_thread(), closing(results(token_ids, batches, rules)) as answers:
+        with _on(self.device), _one_thread(), closing(results(token_ids, batches, rules)) as answers:
             for batch, (vectors, dropped) in zip(batches, answers, strict=True):
                 for place, vector in zip(batch, vectors, strict=True):
                     rows[place] = vector
@@ -179,6 +181,11 @@ class VectorMaker:
             if not is_out_of_memory(error):
                 raise
             raise DidNotFit(places.tolist(), max(map(len, token_ids))) from error
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the current one of this thread; otherwise pinned memory would take 500 MB of the first one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @contextmanager

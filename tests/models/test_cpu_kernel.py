@@ -15,9 +15,8 @@ from support.emulated_cpu import compile_emulated
 
 from sparse_ingest.models.heads import cpu_kernel, cpu_kernel_text, selection
 from sparse_ingest.models.heads.cpu_kernel import Kernel, instructions_for
-from sparse_ingest.models.heads.int8 import Int8Head
 from sparse_ingest.models.heads.selection import build_head
-from sparse_ingest.models.heads.tiles import TiledHead
+from sparse_ingest.models.heads.tiles import Int8Head, TiledHead
 from sparse_ingest.models.linear import has_avx512_bfloat16, has_vnni
 from sparse_ingest.models.packing import Packing
 
@@ -115,9 +114,10 @@ def test_whole_numbers_are_the_same_bits_with_and_without_it(rows_in) -> None:
     rows = torch.randn(sum(LENGTHS), 96, generator=generator).to(rows_in)
     weight, bias = torch.randn(700, 96, generator=generator), torch.randn(700, generator=generator)
     packing = Packing(LENGTHS, CPU)
-    plain, instructions = Int8Head(weight, bias), instructions_for(torch.int8, 96)
+    instructions = instructions_for(torch.int8, 96)
     assert instructions
-    assert torch.equal(plain.compiled(instructions)(rows, packing), plain(rows, packing))
+    compiled = Int8Head(weight, bias, instructions=instructions)
+    assert torch.equal(compiled(rows, packing), Int8Head(weight, bias)(rows, packing))
 
 
 @needs_vnni

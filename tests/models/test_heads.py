@@ -14,10 +14,8 @@ import pytest
 import torch
 
 from sparse_ingest.errors import UsageError
-from sparse_ingest.models.heads import int8
-from sparse_ingest.models.heads.int8 import Int8Head
 from sparse_ingest.models.heads.selection import build_head, passes
-from sparse_ingest.models.heads.tiles import TiledHead
+from sparse_ingest.models.heads.tiles import STEPS, Int8Head, TiledHead
 from sparse_ingest.models.linear import has_vnni
 from sparse_ingest.models.packing import Packing
 
@@ -48,7 +46,7 @@ def test_whole_numbers_are_within_their_rounding(lengths: tuple[int, ...], vocab
     found, expected = Int8Head(weight, bias)(rows, packing), plain(weight, bias)(rows, packing)
     assert found.dtype == torch.float32 and found.shape == expected.shape
     # Half a step of each of 64 factors on both sides, were all rounding errors of one sign: the bound, not the habit.
-    steps = rows.abs().max() * weight.abs().max() / int8.STEPS
+    steps = rows.abs().max() * weight.abs().max() / STEPS
     assert (found - expected).abs().max() < 64 * steps
     assert (found - expected).abs().mean() < 2 * steps
 
@@ -173,10 +171,12 @@ def test_a_head_that_cannot_run_on_the_device_is_left_with_a_note(monkeypatch, c
     from sparse_ingest.models.heads import selection
 
     pytest.importorskip("triton")
+    from sparse_ingest.models.heads.triton_max import TritonHead
+
     _, weight, bias = made((1,), 16, 70)
-    reference = plain(weight, bias)
+    monkeypatch.setattr(selection, "Kernel", lambda *parts, **_: TritonHead(*parts, device=CPU, dtype=torch.float32))
+    monkeypatch.setattr(selection, "instructions_for", lambda dtype, width: "avx512")
     with caplog.at_level(logging.WARNING):
-        build = lambda: selection._triton_head(weight, bias, CPU, torch.float32)  # noqa: E731
-        head = selection._tried(build, reference, 16, CPU, torch.float32)
-    assert head is reference
+        head = build_head(weight, bias, device=CPU, dtype=torch.float32)
+    assert isinstance(head, TiledHead)
     assert "The compiled head is not used on cpu" in caplog.text

@@ -3,20 +3,20 @@
     found[document, column] = relu((max over the document's rows of row . column + before[column])
                                    * row_scales[document] * column_scales[column] + bias[column])
 
-32 columns of the vocabulary are one panel. For each panel all documents pass by, a block of rows at a time: its
-products stay in registers and only their maximum goes on, so no logit is ever written. A panel lies in the nearest
-cache, and the rows of a batch in the next. What is left of a document after whole blocks is one more block that ends
-with it: rows that were seen twice change no maximum.
+32 columns of the vocabulary are one panel. For each panel the kernel walks over all documents, a block of rows at a
+time: the products stay in registers and only their maximum is kept, so no logit is ever written. A panel fits the
+nearest cache, and the rows of a batch the next. What remains of a document after its complete blocks is one more block
+that ends with it: rows that are seen twice change no maximum.
 
-Factors are multiplied in groups of 4 bytes, four 8-bit numbers (unsigned times signed) or two bfloat16, as AVX512 and
-AMX both have it; so both read the same panels: `[width in groups][32 columns][4 bytes]`.
+Factors are multiplied in groups of 4 bytes, four 8-bit numbers (unsigned times signed) or two bfloat16, as both AVX512
+and AMX do; so both read the same panels: `[width in groups][32 columns][4 bytes]`.
 
-How to read the text: `%name` is a value, which is set once, `name:` a place to go to (`br label %name`), and `;` begins
-a comment. `phi` is a variable of a loop: of its two values the first is the one with which the loop begins, the second
-the one that the round before left. `getelementptr i8, ptr %a, i64 %n` is the address n bytes behind a (with `i32` or
-`float`: n numbers of 4 bytes), `<16 x float>` a vector of 16 numbers. `poison` stands where nothing is ever read.
+How to read the text: `%name` is a value, which is set once, `name:` a label to jump to (`br label %name`), and `;`
+begins a comment. `phi` is a variable of a loop: of its two values the first is the initial one, the second that of the
+previous round. `getelementptr i8, ptr %a, i64 %n` is the address n bytes after a (with `i32` or `float`: n numbers of 4
+bytes), `<16 x float>` a vector of 16 numbers. `poison` is a value that is never read.
 
-Not covered: compiling, and which CPU gets which (cpu_kernel.py).
+cpu_kernel.py compiles the text, and decides which CPU gets which.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FEATURES = {
 
 @dataclass(frozen=True)
 class Form:
-    """What differs between dtypes, in LLVM's words."""
+    """What differs between dtypes, in LLVM's language."""
 
     number: str  # of a sum
     factors: str  # a vector of them
@@ -81,23 +81,10 @@ _TILES = bytes([1, *[0] * 15, *[TILE_BYTES, 0] * 8, *[0] * 16, *[LANES] * 8, *[0
 
 
 def kernel_text(dtype: str, instructions: str, row_bytes: int) -> str:
-    """A module with the function `maxima` for rows of so many bytes, a multiple of `TILE_BYTES`."""
-    form = FORMS[dtype]
-    make_block = {"avx512": _vector_block, "amx": _tile_block}[instructions]
-    blocks = BLOCKS[instructions]
-    parts = [
-        _declarations(form),
-        f"@tiles = private constant [{len(_TILES)} x i8] [{', '.join(f'i8 {byte}' for byte in _TILES)}], align 64",
-        *(part for rows in blocks for part in make_block(form, rows, row_bytes)),
-        *_maxima(form, blocks, row_bytes, tiles=instructions == "amx"),
-        'attributes #0 = { nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512" }',
-    ]
-    return "\n".join(parts)
-
-
-def _declarations(form: Form) -> str:
-    """The instructions of the CPU, as functions of LLVM's."""
-    return f"""
+    """Return a module with the function `maxima` for rows of `row_bytes` bytes, a multiple of `TILE_BYTES`."""
+    form, blocks = FORMS[dtype], BLOCKS[instructions]
+    block_body = {"avx512": _vector_block, "amx": _tile_block}[instructions]
+    declarations = f"""
     declare {form.sums} {form.multiply}({form.sums}, {form.factors}, {form.factors})
     declare void {form.multiply_tiles}(i8, i8, i8)
     declare <16 x i32> @llvm.smax.v16i32(<16 x i32>, <16 x i32>)
@@ -107,19 +94,21 @@ def _declarations(form: Form) -> str:
     declare void @llvm.x86.tilezero(i8)
     declare void @llvm.x86.tileloadd64(i8, ptr, i64)
     declare void @llvm.x86.tilestored64(i8, ptr, i64)
+    @tiles = private constant [{len(_TILES)} x i8] [{", ".join(f"i8 {byte}" for byte in _TILES)}], align 64
+    attributes #0 = {{ nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512" }}
     """
+    functions = (part for rows in blocks for part in _block(form, rows, block_body(form, rows, row_bytes)))
+    return "\n".join([declarations, *functions, *_maxima(form, blocks, row_bytes, tiles=instructions == "amx")])
 
 
-def _block_head(form: Form, rows: int) -> str:
-    """A function: of a block of rows and a panel, the largest products of each column, and of what was `before`."""
-    return f"""
+def _block(form: Form, rows: int, body: Iterator[str]) -> Iterator[str]:
+    """A function: the maximum of each column over the products of a block of rows with a panel, and over `before`."""
+    yield f"""
     define internal {form.both} @block{rows}(ptr %rows, ptr %panel, ptr %scratch, {form.sums} %before0,
                                              {form.sums} %before1) noinline #0 {{
     """
-
-
-def _block_end(form: Form) -> str:
-    return f"""
+    yield from body
+    yield f"""
       %first = insertvalue {form.both} poison, {form.sums} %largest0, 0
       %both = insertvalue {form.both} %first, {form.sums} %largest1, 1
       ret {form.both} %both
@@ -128,7 +117,7 @@ def _block_end(form: Form) -> str:
 
 
 def _addresses(*, groups: int) -> str:
-    """Of a step that multiplies so many groups: both halves of the panel, and the first row."""
+    """Addresses of a step that multiplies so many groups: both halves of the panel, and the first row."""
     return f"""
       %behind = mul i64 %number, {groups * PANEL * GROUP_BYTES}
       %columns0 = getelementptr i8, ptr %panel, i64 %behind
@@ -139,7 +128,7 @@ def _addresses(*, groups: int) -> str:
 
 
 def _next_step(row_bytes: int, *, groups: int) -> str:
-    """Go on with the next groups of the width while there are any."""
+    """Repeat the step while the width has more groups."""
     return f"""
       %next = add i64 %number, 1
       %more = icmp ult i64 %next, {row_bytes // (groups * GROUP_BYTES)}
@@ -151,7 +140,6 @@ def _next_step(row_bytes: int, *, groups: int) -> str:
 def _vector_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
     """AVX512: a group of each row is spread over a vector and multiplied with that group of 32 columns."""
     sums = form.sums
-    yield _block_head(form, rows)
     yield """
     entry:
       br label %step
@@ -181,7 +169,6 @@ def _vector_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
     yield _next_step(row_bytes, groups=1)
     for half in HALVES:
         yield from _largest_of(form, half, [f"%added{row}.{half}" for row in range(rows)])
-    yield _block_end(form)
 
 
 def _tile_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
@@ -190,7 +177,6 @@ def _tile_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
     A load or store names the tile, the address and the bytes from row to row, a product the sums, rows and columns.
     """
     downs = range(rows // LANES)
-    yield _block_head(form, rows)
     yield "entry:"
     for tile in range(len(downs) * len(HALVES)):
         yield f"  call void @llvm.x86.tilezero(i8 {tile})"
@@ -220,7 +206,6 @@ def _tile_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
                 yield f"  %sum{tile}.{row} = load {form.sums}, ptr %at{tile}.{row}, align 64"
                 found.append(f"%sum{tile}.{row}")
         yield from _largest_of(form, half, found)
-    yield _block_end(form)
 
 
 def _largest_of(form: Form, half: int, found: list[str]) -> Iterator[str]:
@@ -233,9 +218,9 @@ def _largest_of(form: Form, half: int, found: list[str]) -> Iterator[str]:
 
 
 def _maxima(form: Form, blocks: tuple[int, ...], row_bytes: int, *, tiles: bool) -> Iterator[str]:
-    """The loops over panels and documents. A document has at least as many rows as a smallest block.
+    """The loops over panels and documents. A document has at least as many rows as the smallest block.
 
-    Tiles belong to the thread: each call sets them up, and gives them back, as torch's own products do.
+    Tiles belong to the thread: each call configures and releases them, as torch's own products do.
     """
     yield f"""
     define void @maxima(ptr %rows, ptr %weight, ptr %starts, i64 %documents, i64 %panels, ptr %before,
@@ -284,7 +269,7 @@ def _maxima(form: Form, blocks: tuple[int, ...], row_bytes: int, *, tiles: bool)
 
 
 def _document_blocks(form: Form, blocks: tuple[int, ...], row_bytes: int) -> Iterator[str]:
-    """From `try0` to `store`: a loop for each size of block, largest first, while it fits; then what is left."""
+    """From `try0` to `store`: a loop for each size of block, largest first, while it fits; then the remaining rows."""
     row, largest, before = "%start", [form.lowest, form.lowest], "document"
     for place, rows in enumerate(blocks):
         yield f"""

@@ -1,8 +1,9 @@
 """The vocabulary projection in tiles of columns, with the maximum over each document's tokens taken per tile.
 
-max commutes with adding a bias and with a rising activation, so: raw products of one tile, their maximum over the
-tokens, and only then bias and activation on `[documents, vocabulary]`. Batch x length x vocabulary logits never exist;
-a tile of them lies in the cache. Plain torch, for every device; other heads have files of their own.
+max commutes with adding a bias and with a rising activation. So a head computes raw products of one tile, then their
+maximum over the tokens, and only then bias and activation on `[documents, vocabulary]`. Batch x length x vocabulary
+logits never exist, and a tile of them fits the cache. Everything is plain torch: `TiledHead` for every device,
+`Int8Head` in 8-bit integers for CPUs that multiply those fast (VNNI). Compiled kernels have files of their own.
 """
 
 from __future__ import annotations
@@ -10,17 +11,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
 import torch
 
-from sparse_ingest.models.linear import product_of
+from sparse_ingest.errors import UsageError
+from sparse_ingest.models.heads.cpu_kernel import Kernel
+from sparse_ingest.models.linear import has_vnni, product_of
 from sparse_ingest.models.packing import LengthRun, Packing
 
-# Columns of a tile. On the CPU a tile of logits (2,048 rows x 256 x 4 bytes) stays in the cache; a GPU wants fewer,
-# larger products.
+# Columns of a tile. On the CPU a tile of logits (2,048 rows x 256 x 4 bytes) stays in the cache; a GPU is faster with
+# fewer, larger products.
 CPU_TILE = 256
 GPU_TILE = 1024
+INT8_TILE = 512
+STEPS = 127  # on each side of zero
 # How many logarithms an activation has.
 LOGARITHMS = {"relu": 1, "log1p_relu": 2}
+
+Maximum = Callable[[torch.Tensor, list[LengthRun]], torch.Tensor]
 
 
 class Head(Protocol):
@@ -32,7 +40,7 @@ class Head(Protocol):
 
 
 class TiledHead:
-    """The head that every device has; the one by which others are checked."""
+    """The head of every device; the others are compared with it."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, device: torch.device, dtype: torch.dtype) -> None:
         tile = CPU_TILE if device.type == "cpu" else GPU_TILE
@@ -56,10 +64,53 @@ class TiledHead:
         return weights.relu_()
 
 
-def logarithm(weights: torch.Tensor, activation: str) -> torch.Tensor:
-    """The activation's logarithms of weights above zero, in place.
+class Int8Head:
+    """The head of `--dtype int8`; with `instructions` its products are those of the compiled kernel.
 
-    Left to the few weights that there are: over the whole vocabulary it would cost more than the products of a short
+    Each column of the projection has its own scale, and each document one for all of its tokens: with one per token the
+    maximum of the integers would not be that of the weights. The products are exact, only hidden states and weights are
+    rounded, so torch and the compiled kernel give the same bits.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, instructions: str | None = None) -> None:
+        if not has_vnni():
+            raise UsageError(
+                "int8 needs a CPU with AVX512 VNNI that ONEDNN_MAX_CPU_ISA does not forbid, and here is none. Go on "
+                "with a run of int8 on such a CPU, or encode into a new folder with --dtype auto or float32."
+            )
+        weight = weight.to(torch.float32)
+        self._scales, self._bias = _scale(weight.abs().amax(1)), bias.to(torch.float32)
+        rounded = (weight / self._scales.unsqueeze(1)).round_().to(torch.int8)
+        self._kernel = Kernel(rounded, self._bias, self._scales, instructions=instructions) if instructions else None
+        self._tiles = [] if instructions else [part.T for part in torch.split(rounded, INT8_TILE)]
+
+    def __call__(self, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """Weights before the logarithm."""
+        rows = rows.to(torch.float32)
+        of_rows = rows.abs().amax(1).numpy()
+        starts = np.cumsum((0, *packing.lengths[:-1]))
+        scales = _scale(torch.from_numpy(np.maximum.reduceat(of_rows, starts)))
+        steps = torch.from_numpy(np.repeat(scales.numpy(), packing.lengths)).unsqueeze(1)
+        maxima = self._kernel or self._tiled_maxima
+        return maxima((rows / steps).round_().to(torch.int8), packing, scales)
+
+    def _tiled_maxima(self, rows: torch.Tensor, packing: Packing, scales: torch.Tensor) -> torch.Tensor:
+        index, blocks = packing.blocks
+        rows = rows if index is None else rows[index]
+        products = torch.empty(len(rows) * INT8_TILE, dtype=torch.int32)
+        found = []
+        for tile in self._tiles:
+            part = products[: len(rows) * tile.shape[1]].view(len(rows), -1)
+            torch._int_mm(rows, tile, out=part)
+            found.append(_largest(part, blocks))
+        weights = torch.cat(found, dim=1).to(torch.float32)
+        return weights.mul_(scales.unsqueeze(1)).mul_(self._scales).add_(self._bias).relu_()
+
+
+def logarithm(weights: torch.Tensor, activation: str) -> torch.Tensor:
+    """Apply the activation's logarithms to weights above zero, in place.
+
+    Only non-zero weights should be given: over the complete vocabulary it costs more than the products of a short
     document. `relu` is log1p(relu(x)) (SPLADE-max, arXiv 2109.10086, equation 5), `log1p_relu` is
     log1p(log1p(relu(x))), as in sentence-transformers' SpladePooling.
     """
@@ -68,17 +119,14 @@ def logarithm(weights: torch.Tensor, activation: str) -> torch.Tensor:
     return weights
 
 
-def largest(products: torch.Tensor, blocks: list[LengthRun]) -> torch.Tensor:
-    """The maximum of each document's rows."""
+def _largest(products: torch.Tensor, blocks: list[LengthRun]) -> torch.Tensor:
+    """Return the maximum of each document's rows."""
     found = [products[block.rows].view(block.documents, block.length, -1).amax(1) for block in blocks]
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
-Maximum = Callable[[torch.Tensor, list[LengthRun]], torch.Tensor]
-
-
 def _maximum(product: Callable[[torch.Tensor], torch.Tensor]) -> Maximum:
-    return lambda rows, blocks: largest(product(rows), blocks).to(torch.float32)
+    return lambda rows, blocks: _largest(product(rows), blocks).to(torch.float32)
 
 
 def _product(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -87,7 +135,7 @@ def _product(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _short_maximum(weight: torch.Tensor, bias: torch.Tensor) -> Maximum:
-    """For bfloat16 and float16 on a CPU: their bit patterns order like whole numbers, whose maximum is 5 times faster.
+    """For bfloat16 and float16 on a CPU: their bit patterns order like integers, whose maximum is 5 times faster.
 
     That holds from zero on, so the bias must be inside, and what is below zero counts as zero.
     """
@@ -95,6 +143,11 @@ def _short_maximum(weight: torch.Tensor, bias: torch.Tensor) -> Maximum:
 
     def maximum(rows: torch.Tensor, blocks: list[LengthRun]) -> torch.Tensor:
         products = torch.addmm(bias, rows, columns)
-        return largest(products.view(torch.int16), blocks).clamp_(min=0).view(bias.dtype).to(torch.float32)
+        return _largest(products.view(torch.int16), blocks).clamp_(min=0).view(bias.dtype).to(torch.float32)
 
     return maximum
+
+
+def _scale(largest_value: torch.Tensor) -> torch.Tensor:
+    """Return the step of integers that reach the largest value; 1 where all are zero."""
+    return torch.where(largest_value > 0, largest_value / STEPS, torch.ones_like(largest_value))
