@@ -52,10 +52,7 @@ class Cursor:
 
     def _next_rows(self) -> Iterator[tuple[SourceRow, Position]]:
         # Not `yield from`: it would close the corpus together with the generator that is left at a shard's end.
-        return itertools.chain(iter(self._take_ahead, None), self._rows)
-
-    def _take_ahead(self) -> tuple[SourceRow, Position] | None:
-        return self._ahead.popleft() if self._ahead else None
+        return itertools.chain(iter(lambda: self._ahead.popleft() if self._ahead else None, None), self._rows)
 
     def places(self, start: Position, rows: set[int]) -> dict[int, SourceRow]:
         """Some rows without their documents, read again from `start` until the last is found; the cursor stays there.

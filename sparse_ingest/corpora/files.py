@@ -42,8 +42,7 @@ FORMAT_OF_SUFFIX = {
 
 _TEXT_TABLES = ("csv", "tsv", "msmarco")
 _MSMARCO = "collection.tsv"  # two columns, no header, quotes that mean nothing: MS MARCO's passages
-_CORPUS_SUFFIXES = (*(f".jsonl{packed}" for packed in ("", *PACKED)), ".parquet")
-_BEIR_CORPUS = tuple(f"corpus{suffix}" for suffix in _CORPUS_SUFFIXES)
+_BEIR_CORPUS = ("corpus.jsonl", *(f"corpus.jsonl{packed}" for packed in PACKED), "corpus.parquet")
 _MTEB_CORPUS = "corpus"  # a folder of files
 
 

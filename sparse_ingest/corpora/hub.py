@@ -84,7 +84,7 @@ class StreamedDataset:
 
     def passed(self, offset: int) -> int | None:
         """Rows of a file are taken for equally long; a file whose rows are not known counts when it is read."""
-        file, row = _parts(offset)
+        file, row = divmod(offset, 1 << _ROW_BITS)
         sizes = list(self._sizes.values())
         if self.bytes is None or file >= len(sizes):
             return self.bytes
@@ -94,7 +94,7 @@ class StreamedDataset:
     def records(self, offset: int, line: int) -> Iterator[Record]:
         """Every row from `offset` on, which is row `line` of the split."""
         reached = [line]
-        start, skip = _parts(offset)
+        start, skip = divmod(offset, 1 << _ROW_BITS)
         with reading(self.label, reached):
             names = self._names()
             for file in range(start, self._stream.num_shards):
@@ -189,10 +189,11 @@ def _streamed(named: Named, choose: ChooseColumns) -> Source:
             raise ConnectionError("the hub does not answer, and what its cache holds cannot be streamed")
         streams = builder.as_streaming_dataset()
         split = _one_of("split", named.split, list(streams), named)
-        config = builder.config.name
-        named = named._replace(split=split, config=config)
-        if isinstance(builder.config, ParquetConfig):
-            _read_less(builder, streams[split].features, choose, named.label)
+        named = named._replace(split=split, config=builder.config.name)
+        if isinstance(builder.config, ParquetConfig):  # only the columns that are used, and no row group at once
+            if (features := streams[split].features) and builder.config.columns is None:
+                builder.config.columns = chosen_columns(features.arrow_schema, choose, named.label)
+            builder.config.batch_size = builder.config.batch_size or _BATCH_ROWS
             streams = builder.as_streaming_dataset()
         files = _data_files(named, builder, split)
         return StreamedDataset(named, streams[split].with_format("arrow"), choose, commit=commit, files=files)
@@ -210,13 +211,6 @@ def _builder(named: Named) -> Any:
             raise
         _one_of("config", named.config, datasets.get_dataset_config_names(named.path, **at), named)
         raise
-
-
-def _read_less(builder: Any, features: Any, choose: ChooseColumns, label: str) -> None:
-    """Of Parquet only the columns that documents are made of, and no whole row group at once."""
-    if features and builder.config.columns is None:
-        builder.config.columns = chosen_columns(features.arrow_schema, choose, label)
-    builder.config.batch_size = builder.config.batch_size or _BATCH_ROWS
 
 
 def _data_files(named: Named, builder: Any, split: str) -> dict[str, tuple[str, int]]:
@@ -243,13 +237,9 @@ def _saved(named: Named, choose: ChooseColumns) -> Source:
         found = datasets.load_from_disk(named.path)
         if named.config and named.split:
             raise CorpusError(f"{named.label}: a dataset saved to disk has no configs. Name its split alone.")
-        if isinstance(found, datasets.DatasetDict):
-            split = _one_of("split", named.split or named.config, list(found), named)
-            return SavedDataset(named._replace(config=None, split=split), found[split], choose)
-        only = str(found.split) if found.split else None
-        if asked := named.split or named.config:
-            _one_of("split", asked, [only] if only else [], named)
-        return SavedDataset(named._replace(config=None, split=only), found, choose)
+        splits = found if isinstance(found, datasets.DatasetDict) else {str(found.split or ""): found}
+        split = _one_of("split", named.split or named.config, list(splits), named)
+        return SavedDataset(named._replace(config=None, split=split or None), splits[split], choose)
 
 
 def _is_saved(folder: Path) -> bool:
@@ -272,8 +262,3 @@ def _sizes(folder: str, files: list[str]) -> dict[str, int]:
     """The sizes of files in a folder; 0 where one is gone."""
     paths = {file: Path(folder, file) for file in files}
     return {file: path.stat().st_size if path.is_file() else 0 for file, path in paths.items()}
-
-
-def _parts(offset: int) -> tuple[int, int]:
-    """Data file, and row within it."""
-    return offset >> _ROW_BITS, offset & (1 << _ROW_BITS) - 1

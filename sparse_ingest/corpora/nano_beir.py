@@ -30,15 +30,13 @@ def collections_named(names: tuple[str, ...]) -> list[str]:
     Raises:
         UsageError: a name is none of theirs.
     """
-    known = {name.lower(): name for name in COLLECTIONS}
+    known = {"all": COLLECTIONS, **{name.lower(): (name,) for name in COLLECTIONS}}
     chosen: dict[str, None] = {}
     for name in names:
-        if name.lower() == "all":
-            chosen.update(dict.fromkeys(COLLECTIONS))
-        elif (short := name.lower().removeprefix("nano")) in known:
-            chosen[known[short]] = None
-        else:
+        found = known.get(name.lower().removeprefix("nano"))
+        if not found:
             raise UsageError(f"{name!r} is no collection of NanoBEIR. There are all, {', '.join(COLLECTIONS)}.")
+        chosen.update(dict.fromkeys(found))
     return list(chosen)
 
 

@@ -103,14 +103,13 @@ class Corpus:
         for index, source in enumerate(self.sources[start.file :], start.file):
             label, unit = source.label, source.unit
             for columns, reason, at, next_offset, next_line, plain in source.records(offset, line):
-                if columns is None:
-                    found = SourceRow(row, label, at, None, reason, unit)
-                else:
+                document = None
+                if columns is not None:
                     try:
                         document = document_of(columns, fields, row, plain=plain)
-                        found = SourceRow(row, label, at, document, None, unit)
                     except BadRow as bad:
-                        found = SourceRow(row, label, at, None, str(bad), unit)
+                        reason = str(bad)
+                found = SourceRow(row, label, at, document, reason, unit)
                 row += 1
                 yield found, Position(index, next_offset, next_line, row)
             offset, line = 0, 1
