@@ -17,16 +17,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from sparse_ingest.corpora.documents import (
-    BadRow,
-    FieldNames,
-    columns_there,
-    id_in,
-    needed_columns,
-    shown,
-    text_in,
-    utf8,
-)
+from sparse_ingest.corpora.documents import BadRow, FieldNames, id_in, needed_columns, require, shown, text_in, utf8
 from sparse_ingest.corpora.files import FORMAT_OF_SUFFIX, source_of
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, PACKED, FoundFile, LineSource, is_packed
 from sparse_ingest.errors import CorpusError
@@ -99,7 +90,7 @@ def _rows(path: Path, wanted: Mapping[str, str] | None) -> Iterator[tuple[str, M
         if wanted is None:
             return needed_columns([name for name in names if name != "title"], FieldNames())
         for name in wanted:
-            _check_column(name, dict.fromkeys(names))
+            require(name, dict.fromkeys(names))
         return wanted
 
     source = source_of(FoundFile.found(path), choose, label=str(path))
@@ -108,11 +99,6 @@ def _rows(path: Path, wanted: Mapping[str, str] | None) -> Iterator[tuple[str, M
         if record.columns is None:
             raise CorpusError(f"{path} {at}: {record.reason}")
         yield at, record.columns
-
-
-def _check_column(name: str, columns: Mapping[str, object]) -> None:
-    if name not in columns:
-        raise BadRow(f"no column {shown(name)}; {columns_there(columns)}")
 
 
 def _texts(path: Path) -> Iterator[tuple[str, str]]:
@@ -207,7 +193,7 @@ def _judgements_of(path: Path) -> Iterator[tuple[str, str, str, int]]:
         if _format(path) != "tsv":
             for at, columns in _rows(path, {query_name: "id", doc_name: "id", score_name: "kept field"}):
                 query_id, doc_id = id_in(columns, query_name), id_in(columns, doc_name)
-                _check_column(score_name, columns)
+                require(score_name, columns)
                 yield at, query_id, doc_id, _score_of(columns[score_name])
             return
         for at, text in _texts(path):

@@ -154,14 +154,19 @@ def _kept(name: str, value: object) -> str:
     return kept
 
 
+def require(name: str, columns: Mapping[str, object], purpose: str = "", advice: str = "") -> None:
+    """Raise `BadRow`, which lists the columns that are there, if a column is not among them."""
+    if name not in columns:
+        raise BadRow(f"no column {shown(name)}{purpose}; {columns_there(columns)}{advice}")
+
+
 def id_in(columns: Mapping[str, object], name: str | None) -> str:
     """The id in the column `name`; None stands for `_id`, else `id`. Raises `BadRow`."""
     if name is None:
         name = "_id" if "_id" in columns else "id"
         if name not in columns:
             raise BadRow(f'no column "_id" or "id"; {columns_there(columns)}; --id-field names another')
-    elif name not in columns:
-        raise BadRow(f"no column {shown(name)} for the id; {columns_there(columns)}")
+    require(name, columns, " for the id")
     value = columns[name]
     if type(value) is int:  # not isinstance: True is an int there
         value = str(value)
@@ -180,9 +185,7 @@ def text_in(columns: Mapping[str, object], name: str | None) -> str:
     value = columns.get(name or "text")
     if isinstance(value, str):
         return value
-    if (name or "text") not in columns:
-        advice = "; --text-field names another" if name is None else ""
-        raise BadRow(f"no column {shown(name or 'text')} for the text; {columns_there(columns)}{advice}")
+    require(name or "text", columns, " for the text", "; --text-field names another" if name is None else "")
     raise BadRow(f"the text in {shown(name or 'text')} is {shown(value)}; a string was expected")
 
 
@@ -190,8 +193,8 @@ def _title_in(columns: Mapping[str, object], name: str | None) -> str:
     value = columns.get(name or "title")
     if isinstance(value, str):
         return value
-    if name is not None and name not in columns:
-        raise BadRow(f"no column {shown(name)} for the title; {columns_there(columns)}")
+    if name is not None:
+        require(name, columns, " for the title")
     if value is None:
         return ""
     raise BadRow(f"the title in {shown(name or 'title')} is {shown(value)}; a string was expected")
@@ -205,9 +208,8 @@ def needed_columns(names: Collection[str], fields: FieldNames) -> dict[str, str]
     """
     # Values that pass wherever the column is there.
     columns = dict.fromkeys(names, "1")
-    missing = [name for name in fields.keep if name not in columns]
-    if missing:
-        raise BadRow(f"no column {shown(missing[0])} to keep; {columns_there(columns)}")
+    for name in fields.keep:
+        require(name, columns, " to keep")
     roles = dict.fromkeys(fields.keep, "kept field")
     _title_in(columns, fields.title)
     if (title := fields.title or "title") in columns:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -30,7 +31,6 @@ WEB = ("http", "https")
 _S3, _GS = ("s3", "s3a"), ("gs", "gcs")
 _RETRYING = _S3 + _GS  # their libraries repeat failed requests
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0)  # before each repetition of a failed request
-_BLOCK_BYTES = 4 << 20  # at 50 ms a request, blocks of 2 MB are read half as fast
 _KEPT_BLOCKS = 4  # Parquet's columns are read in turns: at 50 ms a request 13 MB/s, 7 MB/s with one block
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # A password may contain characters that an address has only encoded, even a slash: then no port follows the colon.
@@ -70,25 +70,22 @@ class RemotePath:
             UsageError: The scheme is unknown, or an address of S3 or Google Cloud Storage contains credentials.
             MissingExtraError: The packages that read it are not installed.
         """
-        scheme, _, rest = address.partition("://")
-        scheme = scheme.lower()
-        address = f"{scheme}://{rest}"
         try:
             parts = urlsplit(address)
         except ValueError as error:
             raise UsageError(f"{without_secrets(address)} is no address: {error}. Check its spelling.") from None
+        scheme = parts.scheme
         if scheme in _RETRYING and "@" in parts.netloc:
             raise UsageError(
                 f"{without_secrets(address)} was given with credentials in the address. Give them in the environment "
                 f"({'AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY' if scheme in _S3 else 'GOOGLE_APPLICATION_CREDENTIALS'}"
                 "), or in the settings of the cloud's own tools."
             )
-        query = ""
+        address, mark, query = f"{scheme}{address[len(scheme) :]}", "", ""
         if scheme in WEB:
             address, mark, query = address.partition("#")[0].partition("?")
-            query = mark + query
         storage, key = _storage_of(scheme, address)
-        return cls(storage, scheme, key.rstrip("/"), query)
+        return cls(storage, scheme, key.rstrip("/"), mark + query)
 
     @property
     def name(self) -> str:
@@ -198,12 +195,8 @@ class RemotePath:
 
     def open_ranges(self, kept_blocks: int = 0) -> RemoteFile:
         """Open the file for reading; only the bytes that are read are fetched, unless blocks are kept."""
-
-        def open_file(stream: bool) -> Any:
-            how = {"block_size": 0} if stream else {"cache_type": "none"}
-            return self._storage.open(self._target, "rb", **how)
-
-        return RemoteFile(open_file, self._request, str(self), block_bytes=_BLOCK_BYTES, kept_blocks=kept_blocks)
+        open_file = partial(self._storage.open, self._target, "rb")
+        return RemoteFile(open_file, self._request, str(self), kept_blocks=kept_blocks)
 
     def write_whole(self, content: bytes, *, exclusive: bool = False) -> None:
         """Write a small file atomically.
