@@ -1,13 +1,11 @@
-"""Tables in columns as a source: Parquet, and Arrow's IPC as a file (Feather) or a stream.
+"""Tables in columns as sources: Parquet, and Arrow's IPC as a file (Feather) or a stream.
 
-Row groups and record batches are read one at a time, and of them only the columns that documents are made of. The
-types are checked before any row: a text is a column of strings, an id of strings or whole numbers, a kept field of
-anything that JSON has. The line of a row is its number within the file, from 1.
+Row groups and record batches are read one at a time, and of them only the columns that documents need. Types are
+checked before any row: a text is a column of strings, an id of strings or whole numbers, a kept field of anything that
+JSON has. The line of a row is its number within the file, from 1.
 
-Going on in the middle: Parquet begins at the row group, an IPC file at the record batch; an IPC stream has no index
-and is read again from its start.
-
-Not covered: what makes a row a document.
+Reading goes on at the row group of Parquet or the record batch of an IPC file; an IPC stream has no index and is read
+from its start.
 """
 
 from __future__ import annotations
