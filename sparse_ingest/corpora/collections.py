@@ -1,14 +1,14 @@
-"""The other two parts of a test collection: queries, and the judgements of which document answers which.
+"""Queries and relevance judgments (qrels) of a test collection.
 
-In: a file, or the BEIR or MTEB folder that holds it. Queries are rows with the columns `_id` (or `id`) and `text` in
-JSON lines, csv, Parquet or Arrow, lines of `id<TAB>text`, or TREC's topics, of which the title is the query.
-Judgements are rows with `query-id`, `corpus-id` and `score` in the same formats, BEIR's table (the same three columns
-with tabs, with or without a header), or TREC's four columns. Text may be compressed (.gz, .zst). Out: queries in
-order; judgements as `{query id: {document id: score}}`.
+In: a file, or the BEIR or MTEB folder that has it. Queries are rows with the columns `_id` (or `id`) and `text` in JSON
+lines, csv, Parquet or Arrow, lines of `id<TAB>text`, or TREC topics, of which the title is the query. Judgments are
+rows with `query-id`, `corpus-id` and `score` in the same formats, BEIR's table (the same three columns with tabs, with
+or without a header), or TREC's four columns. Text may be compressed (.gz, .zst). Out: queries in order; judgments as
+`{query id: {document id: score}}`.
 
-A query or a judgement that cannot be read is an error: leaving one out would change every figure.
+A query or judgment that cannot be read is an error: without it, every measure would differ.
 
-Not covered: the corpus (files.py), and whether queries, judgements and corpus fit together.
+Not covered: the corpus (files.py), and whether queries, judgments and corpus fit together.
 """
 
 from __future__ import annotations
@@ -17,16 +17,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from sparse_ingest.corpora.documents import (
-    BadRow,
-    FieldNames,
-    columns_there,
-    id_in,
-    needed_columns,
-    shown,
-    text_in,
-    utf8,
-)
+from sparse_ingest.corpora.documents import BadRow, FieldNames, id_in, needed_columns, require, shown, text_in, utf8
 from sparse_ingest.corpora.files import FORMAT_OF_SUFFIX, source_of
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, PACKED, FoundFile, LineSource, is_packed
 from sparse_ingest.errors import CorpusError
@@ -46,7 +37,7 @@ _LABEL = re.compile(r"^(number|topic)\s*:", re.IGNORECASE)
 
 
 def read_queries(path: Path) -> Iterator[Query]:
-    """The queries of a file or a collection's folder, in order."""
+    """Yield the queries of a file or a collection's folder, in order."""
     seen: dict[str, tuple[Path, str]] = {}
     for file in _files_in(path, _QUERIES):
         for at, query in _queries_of(file):
@@ -61,7 +52,7 @@ def read_queries(path: Path) -> Iterator[Query]:
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    """The judgements of a file or a collection's folder: score by query id and document id."""
+    """Return the judgments of a file or a collection's folder: score by query id and document id."""
     qrels: dict[str, dict[str, int]] = {}
     for file in _files_in(path, _QRELS):
         for at, query_id, doc_id, score in _judgements_of(file):
@@ -99,7 +90,7 @@ def _rows(path: Path, wanted: Mapping[str, str] | None) -> Iterator[tuple[str, M
         if wanted is None:
             return needed_columns([name for name in names if name != "title"], FieldNames())
         for name in wanted:
-            _check_column(name, dict.fromkeys(names))
+            require(name, dict.fromkeys(names))
         return wanted
 
     source = source_of(FoundFile.found(path), choose, label=str(path))
@@ -108,11 +99,6 @@ def _rows(path: Path, wanted: Mapping[str, str] | None) -> Iterator[tuple[str, M
         if record.columns is None:
             raise CorpusError(f"{path} {at}: {record.reason}")
         yield at, record.columns
-
-
-def _check_column(name: str, columns: Mapping[str, object]) -> None:
-    if name not in columns:
-        raise BadRow(f"no column {shown(name)}; {columns_there(columns)}")
 
 
 def _texts(path: Path) -> Iterator[tuple[str, str]]:
@@ -197,7 +183,7 @@ def _query_of_topic(topic: str) -> Query:
     return Query(id_in(values, "num"), values["title"])
 
 
-# Judgements
+# Judgments
 
 
 def _judgements_of(path: Path) -> Iterator[tuple[str, str, str, int]]:
@@ -207,11 +193,11 @@ def _judgements_of(path: Path) -> Iterator[tuple[str, str, str, int]]:
         if _format(path) != "tsv":
             for at, columns in _rows(path, {query_name: "id", doc_name: "id", score_name: "kept field"}):
                 query_id, doc_id = id_in(columns, query_name), id_in(columns, doc_name)
-                _check_column(score_name, columns)
+                require(score_name, columns)
                 yield at, query_id, doc_id, _score_of(columns[score_name])
             return
         for at, text in _texts(path):
-            # Ids may hold blanks ("Geneva Durben"): they part columns only where no tab does, as in TREC's files.
+            # Blanks separate columns only in lines without a tab, as in TREC files: "Geneva Durben" is an id.
             values = text.split("\t") if "\t" in text else text.split()
             if at != "line 1" or values != _HEADER:
                 yield at, *_judgement(text, values)

@@ -1,20 +1,17 @@
-"""Tables in columns as a source: Parquet, and Arrow's IPC as a file (Feather) or a stream.
+"""Tables in columns as sources: Parquet, and Arrow's IPC as a file (Feather) or a stream.
 
-Row groups and record batches are read one at a time, and of them only the columns that documents are made of. The
-types are checked before any row: a text is a column of strings, an id of strings or whole numbers, a kept field of
-anything that JSON has. The line of a row is its number within the file, from 1.
+Row groups and record batches are read one at a time, and of them only the columns that documents need. Types are
+checked before any row: a text is a column of strings, an id of strings or whole numbers, a kept field of anything that
+JSON has. The line of a row is its number within the file, from 1.
 
-Going on in the middle: Parquet begins at the row group, an IPC file at the record batch; an IPC stream has no index
-and is read again from its start.
-
-Not covered: what makes a row a document.
+Reading goes on at the row group of Parquet or the record batch of an IPC file; an IPC stream has no index and is read
+from its start.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.ipc
@@ -95,10 +92,8 @@ class Arrow(ColumnTable):
         """Yield every row from `offset` on, which is row `line`."""
         reached = [line]
         with self.opened(reached) as each:
-            if _first_bytes(each) == _FILE_MAGIC:
-                yield from self._of_file(each, offset, reached)
-            else:
-                yield from self._of_stream(each, offset, reached)
+            is_file = each.content.peek(len(_FILE_MAGIC)).startswith(_FILE_MAGIC)
+            yield from (self._of_file if is_file else self._of_stream)(each, offset, reached)
 
     def _of_file(self, each: Opened, offset: int, reached: list[int]) -> Iterator[Record]:
         if each.packed or self.file.bytes is None:
@@ -110,7 +105,7 @@ class Arrow(ColumnTable):
         places = [schema.names.index(name) for name in chosen_columns(schema, self._choose, self.label)]
         table = pa.ipc.open_file(each.stored, options=pa.ipc.IpcReadOptions(included_fields=places))
         self._batches = table.num_record_batches
-        start, skip = offset >> _IN_BATCH, offset & (1 << _IN_BATCH) - 1
+        start, skip = divmod(offset, 1 << _IN_BATCH)
         for place in range(start, self._batches):
             batch = checked(table.get_batch(place))
             base = place << _IN_BATCH
@@ -135,41 +130,31 @@ class Arrow(ColumnTable):
             raise pa.ArrowInvalid("something follows the end of the stream")
 
 
-def _first_bytes(each: Opened) -> bytes:
-    if each.file.bytes is None or each.packed:
-        return cast(io.BufferedReader, each.content).peek(len(_FILE_MAGIC))[: len(_FILE_MAGIC)]
-    first = each.stored.read(len(_FILE_MAGIC))
-    each.stored.seek(0)
-    return first
-
-
 def chosen_columns(schema: pa.Schema, choose: ChooseColumns, label: str) -> list[str]:
     """Return the columns to read, whose types fit. Raises `CorpusError`."""
     try:
         chosen = choose(schema.names)
-        refuse_types(schema, chosen)
+        _refuse_types(schema, chosen)
     except BadRow as bad:
         raise CorpusError(f"{label}: {bad}") from bad
     return list(chosen)
 
 
-def refuse_types(schema: pa.Schema, chosen: Mapping[str, str]) -> None:
-    """Raises `BadRow` where a column cannot be what it is to be, in no row; `chosen` comes from `needed_columns`."""
+def _refuse_types(schema: pa.Schema, chosen: Mapping[str, str]) -> None:
+    """Raise `BadRow` where a column cannot be what it is to be, in no row; `chosen` comes from `needed_columns`."""
     for name, role in chosen.items():
         if (times := schema.names.count(name)) > 1:
             raise BadRow(f'the column "{name}" stands there {times} times')
-        _refuse_type(name, role, schema.field(name).type)
-
-
-def _refuse_type(name: str, role: str, type_: pa.DataType) -> None:
-    of_values = type_.value_type if types.is_dictionary(type_) else type_
-    strings = _is_string(of_values) or types.is_null(of_values)
-    if role in ("text", "title") and not strings:
-        raise BadRow(f'the {role} in "{name}" is of type {type_}; strings were expected')
-    if role == "id" and not (strings or types.is_integer(of_values)):
-        raise BadRow(f'the id in "{name}" is of type {type_}; strings or whole numbers were expected')
-    if not _in_json(of_values):
-        raise BadRow(f'the {role} in "{name}" is of type {type_}, which JSON does not have; make it strings or numbers')
+        type_ = schema.field(name).type
+        of_values = type_.value_type if types.is_dictionary(type_) else type_
+        strings = _is_string(of_values) or types.is_null(of_values)
+        found = f'the {role} in "{name}" is of type {type_}'
+        if role in ("text", "title") and not strings:
+            raise BadRow(f"{found}; strings were expected")
+        if role == "id" and not (strings or types.is_integer(of_values)):
+            raise BadRow(f"{found}; strings or whole numbers were expected")
+        if not _in_json(of_values):
+            raise BadRow(f"{found}, which JSON does not have; make it strings or numbers")
 
 
 def _is_string(type_: pa.DataType) -> bool:
@@ -177,11 +162,10 @@ def _is_string(type_: pa.DataType) -> bool:
 
 
 def _in_json(type_: pa.DataType) -> bool:
-    if types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_):
-        return _in_json(type_.value_type)
     if types.is_struct(type_):
         return all(_in_json(field.type) for field in type_)
-    if types.is_dictionary(type_):
+    is_list = types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_)
+    if is_list or types.is_dictionary(type_):
         return _in_json(type_.value_type)
     plain = types.is_null(type_) or types.is_boolean(type_) or types.is_integer(type_) or types.is_floating(type_)
     return bool(plain or _is_string(type_))

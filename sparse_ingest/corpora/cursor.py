@@ -1,7 +1,4 @@
-"""Reading a corpus shard by shard: a cursor that knows where it is, looks ahead, and jumps.
-
-Not covered: what the rows become.
-"""
+"""A cursor over the rows of a corpus: it knows its position, looks ahead, and jumps."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ class Cursor:
             yield row
 
     def rows(self) -> Iterator[SourceRow]:
-        """Move over all rows that are left, without looking whether ids repeat."""
+        """Move over all rows that are left. Repeated ids are not looked for."""
         for row, position in self._next_rows():
             self.position = position
             yield row
@@ -52,15 +49,12 @@ class Cursor:
 
     def _next_rows(self) -> Iterator[tuple[SourceRow, Position]]:
         # Not `yield from`: it would close the corpus together with the generator that is left at a shard's end.
-        return itertools.chain(iter(self._take_ahead, None), self._rows)
-
-    def _take_ahead(self) -> tuple[SourceRow, Position] | None:
-        return self._ahead.popleft() if self._ahead else None
+        return itertools.chain(iter(lambda: self._ahead.popleft() if self._ahead else None, None), self._rows)
 
     def places(self, start: Position, rows: set[int]) -> dict[int, SourceRow]:
-        """Some rows without their documents, read again from `start` until the last is found; the cursor stays there.
+        """Return some rows without their documents, read again from `start` to the last; the cursor stays there.
 
-        Standard input cannot be read again: there the row, counted from 1, stands for the line.
+        Standard input cannot be read again: its rows have their number from 1 in place of the line.
         """
         if not self._corpus.rereadable:
             label = self._corpus.sources[0].label
@@ -76,11 +70,11 @@ class Cursor:
 
     @property
     def expected_rows(self) -> int | None:
-        """About how many rows the corpus has, by what has been read; None where that is unknown."""
+        """An estimate of the rows of the corpus from the share that was read; None if that is unknown."""
         share = self.share
         return round(self.position.row / share) if share else None
 
     @property
     def share(self) -> float | None:
-        """How much of the corpus has been read, by bytes; None where sizes or offsets do not tell."""
+        """The share of the corpus that was read, by stored bytes; None if it is unknown."""
         return self._corpus.share(self.position)

@@ -1,10 +1,10 @@
-"""Rows to documents, the same for every format of a corpus: columns in, a `Document` or the reason why not out.
+"""Rows to documents, for every format: columns in, a `Document` or the reason why there is none out.
 
-The text is title and text joined by one space, empty parts left out, nothing stripped. An id is a non-empty string,
-or a whole number, which is written in decimal. A kept field that a row does not have is left out of that row, since
-optional columns are common; a title of null is an empty title, also where the title column was named.
+The text is title and text joined by one space; empty parts are omitted, nothing is stripped. An id is a non-empty
+string, or a whole number, which is written in decimal. A kept field that a row does not have is omitted, since optional
+columns are common; a title of null is an empty title, also if the title column was named.
 
-Not covered: where rows come from, and whether an id came before.
+Not covered: where rows come from, and duplicate ids.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MAX_SHOWN = 60  # characters of a value, or columns of a row, in a message
 
 @dataclass(frozen=True)
 class FieldNames:
-    """Which columns make a document; None stands for the column that is looked for when none is named."""
+    """Which columns make a document; with None, the column has its default name."""
 
     id: str | None = None
     text: str | None = None
@@ -40,7 +40,7 @@ class FieldNames:
 
 
 class BadRow(Exception):
-    """A row that cannot become a document; its text is the reason, one sentence."""
+    """A row that cannot become a document. Its text is the reason."""
 
 
 # Lines to columns
@@ -54,7 +54,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def utf8(raw: bytes) -> str:
-    """The text of a line. Raises `BadRow`."""
+    """Return the text of a line. Raises `BadRow`."""
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -62,7 +62,7 @@ def utf8(raw: bytes) -> str:
 
 
 def json_object(raw: bytes) -> dict[str, object] | None:
-    """The JSON object that a line holds; None for a blank line. Raises `BadRow`."""
+    """Return the JSON object in a line; None for a blank line. Raises `BadRow`."""
     try:
         value = orjson.loads(raw)
         if type(value) is dict and _exact(value.values()):
@@ -73,7 +73,7 @@ def json_object(raw: bytes) -> dict[str, object] | None:
 
 
 def _exact(values: Iterable[object]) -> bool:
-    """Whether orjson's numbers are Python's: it makes whole numbers of more than 64 bits floats."""
+    """Return whether orjson's numbers are Python's: it reads whole numbers of more than 64 bits as floats."""
     for value in values:
         kind = type(value)
         if kind is str:
@@ -88,7 +88,7 @@ def _exact(values: Iterable[object]) -> bool:
 
 
 def _json_object(raw: bytes) -> dict[str, object] | None:
-    """The same by Python's own parser, three times as slow: it decides, and says what is wrong."""
+    """Do the same with Python's own parser, at a third of the speed; its errors name what is wrong."""
     # Decoded here, because json.loads of bytes lets surrogates through.
     text = utf8(raw).strip(_JSON_BLANKS)
     if not text:
@@ -115,12 +115,12 @@ _encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=
 
 
 def document_of(columns: Mapping[str, object], fields: FieldNames, row: int, *, plain: bool = False) -> Document:
-    """The document that a row's columns make. Raises `BadRow`.
+    """Return the document of a row. Raises `BadRow`.
 
     `plain` promises that no string of the row needs an escape in JSON (no quote, backslash or control character), and
     that none holds half of a surrogate pair.
     """
-    # What nearly every row has is looked at here; the functions find out what is wrong with the others.
+    # Nearly every row passes these checks; the functions find out what is wrong with the others.
     doc_id = str(row) if fields.id == ROW_NUMBER else columns.get(fields.id or "_id")
     if type(doc_id) is not str or not 0 < len(doc_id) <= MAX_ID_BYTES or not doc_id.isascii():
         doc_id = id_in(columns, fields.id)
@@ -154,14 +154,19 @@ def _kept(name: str, value: object) -> str:
     return kept
 
 
+def require(name: str, columns: Mapping[str, object], purpose: str = "", advice: str = "") -> None:
+    """Raise `BadRow`, which lists the columns that are there, if a column is not among them."""
+    if name not in columns:
+        raise BadRow(f"no column {shown(name)}{purpose}; {columns_there(columns)}{advice}")
+
+
 def id_in(columns: Mapping[str, object], name: str | None) -> str:
-    """The id in the column `name`; None stands for `_id`, else `id`. Raises `BadRow`."""
+    """Return the id in the column `name`; with None, in `_id`, else in `id`. Raises `BadRow`."""
     if name is None:
         name = "_id" if "_id" in columns else "id"
         if name not in columns:
             raise BadRow(f'no column "_id" or "id"; {columns_there(columns)}; --id-field names another')
-    elif name not in columns:
-        raise BadRow(f"no column {shown(name)} for the id; {columns_there(columns)}")
+    require(name, columns, " for the id")
     value = columns[name]
     if type(value) is int:  # not isinstance: True is an int there
         value = str(value)
@@ -176,13 +181,11 @@ def id_in(columns: Mapping[str, object], name: str | None) -> str:
 
 
 def text_in(columns: Mapping[str, object], name: str | None) -> str:
-    """The string in the column `name`; None stands for `text`. Raises `BadRow`."""
+    """Return the string in the column `name`; with None, in `text`. Raises `BadRow`."""
     value = columns.get(name or "text")
     if isinstance(value, str):
         return value
-    if (name or "text") not in columns:
-        advice = "; --text-field names another" if name is None else ""
-        raise BadRow(f"no column {shown(name or 'text')} for the text; {columns_there(columns)}{advice}")
+    require(name or "text", columns, " for the text", "; --text-field names another" if name is None else "")
     raise BadRow(f"the text in {shown(name or 'text')} is {shown(value)}; a string was expected")
 
 
@@ -190,24 +193,23 @@ def _title_in(columns: Mapping[str, object], name: str | None) -> str:
     value = columns.get(name or "title")
     if isinstance(value, str):
         return value
-    if name is not None and name not in columns:
-        raise BadRow(f"no column {shown(name)} for the title; {columns_there(columns)}")
+    if name is not None:
+        require(name, columns, " for the title")
     if value is None:
         return ""
     raise BadRow(f"the title in {shown(name or 'title')} is {shown(value)}; a string was expected")
 
 
 def needed_columns(names: Collection[str], fields: FieldNames) -> dict[str, str]:
-    """The columns of a table that its documents are made of, each with what it is: id, text, title or kept field.
+    """Return the columns of a table that its documents need, each with its role: id, text, title or kept field.
 
-    A table that lacks a column lacks it in every row: other than in `document_of`, a kept field must be there.
-    Raises `BadRow`, whose reason lists the columns that are there.
+    A column is missing in every row of a table or in none. So a kept field must exist, unlike in `document_of`.
+    Raises `BadRow`, whose reason lists the columns of the table.
     """
-    # Values that pass wherever the column is there.
+    # Values that pass every check of a column that exists.
     columns = dict.fromkeys(names, "1")
-    missing = [name for name in fields.keep if name not in columns]
-    if missing:
-        raise BadRow(f"no column {shown(missing[0])} to keep; {columns_there(columns)}")
+    for name in fields.keep:
+        require(name, columns, " to keep")
     roles = dict.fromkeys(fields.keep, "kept field")
     _title_in(columns, fields.title)
     if (title := fields.title or "title") in columns:
@@ -221,7 +223,7 @@ def needed_columns(names: Collection[str], fields: FieldNames) -> dict[str, str]
 
 
 def without_carried(fields: FieldNames) -> FieldNames:
-    """The same names, each kept column once, less those that the title and text carry already."""
+    """Return the same names without kept columns that are repeated, or carried as title and text already."""
     kept = dict.fromkeys(fields.keep)
     sources = {"title": fields.title or "title", "text": fields.text or "text"} if fields.carry_text else {}
     for name, source in sources.items():
@@ -234,7 +236,7 @@ def without_carried(fields: FieldNames) -> FieldNames:
     return replace(fields, keep=tuple(kept))
 
 
-# Words for messages
+# Messages
 
 
 def _check_unicode(text: str, what: str) -> None:
@@ -246,7 +248,7 @@ def _check_unicode(text: str, what: str) -> None:
 
 
 def columns_there(columns: Mapping[str, object]) -> str:
-    """The names of a row's columns, as part of a sentence."""
+    """Return the names of a row's columns, as part of a message."""
     if not columns:
         return "the row has no columns"
     names = [shown(name) for name in list(columns)[:_MAX_SHOWN]]
@@ -255,7 +257,7 @@ def columns_there(columns: Mapping[str, object]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as JSON, shortened, that can be printed and written whatever it holds."""
+    """Return a value as shortened JSON that can always be encoded as UTF-8."""
     try:
         text = json.dumps(value, ensure_ascii=False)
     except RecursionError:
@@ -264,5 +266,5 @@ def shown(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    r"""The text with lone surrogates written as `\udXXX`: what can be encoded as UTF-8."""
+    r"""Return the text with lone surrogates written as `\udXXX`, so that it can be encoded as UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()

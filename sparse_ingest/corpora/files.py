@@ -1,11 +1,10 @@
-"""Which files a corpus is, and in which format each is read.
+"""Which files a corpus has, and the format of each.
 
-In: what `--corpus` named (files, folders, globs, `-`) and which columns are the id, the text, the title and the
-kept fields. Out: a `Corpus`, whose sources are these files in order; nothing is read yet.
+In: what `--corpus` named (files, folders, globs, addresses, `-`, datasets) and the columns that make a document. Out: a
+`Corpus`, whose sources are these files in order; nothing is read yet.
 
-A folder or a glob stands for its files in byte order of their names; the folder of a BEIR collection for its corpus.
-
-Not covered: how a format is read (text_formats.py, columns.py), and what makes a row a document (documents.py).
+A folder or a glob means its files in byte order of their names; the folder of a BEIR or MTEB collection means its
+corpus.
 """
 
 from __future__ import annotations
@@ -41,16 +40,15 @@ FORMAT_OF_SUFFIX = {
 }
 
 _TEXT_TABLES = ("csv", "tsv", "msmarco")
-_MSMARCO = "collection.tsv"  # two columns, no header, quotes that mean nothing: MS MARCO's passages
-_CORPUS_SUFFIXES = (*(f".jsonl{packed}" for packed in ("", *PACKED)), ".parquet")
-_BEIR_CORPUS = tuple(f"corpus{suffix}" for suffix in _CORPUS_SUFFIXES)
+_MSMARCO = "collection.tsv"  # MS MARCO's passages: two columns, no header, quotes are plain characters
+_BEIR_CORPUS = ("corpus.jsonl", *(f"corpus.jsonl{packed}" for packed in PACKED), "corpus.parquet")
 _MTEB_CORPUS = "corpus"  # a folder of files
 
 
 def open_corpus(
     specs: Sequence[str], *, fields: FieldNames, format: str | None = None, columns: Sequence[str] | None = None
 ) -> Corpus:
-    """Find the files that `specs` stand for, in order; nothing is read yet.
+    """Find the files that `specs` name, in order; nothing is read yet.
 
     Args:
         specs: files, folders, globs, `-` for standard input, or `hf:` datasets (hub.py).
@@ -73,7 +71,7 @@ def open_corpus(
         if spec.startswith(PREFIX):
             sources.append(hub_source(spec, choose))
         for file in files:
-            # The bare name where that is enough: positions then read the same from every machine and folder.
+            # The bare name if it is unique: positions are then the same from every machine and folder.
             label = file.name if names[file.name] == 1 else file.place
             sources.append(source_of(file, choose, label=label, format=format, columns=columns))
     return Corpus(tuple(sources), fields)
@@ -100,7 +98,7 @@ def source_of(
     format: str | None = None,
     columns: Sequence[str] | None = None,
 ) -> Source:
-    """A file in its format, which its suffix tells unless `format` does; standard input is JSON lines."""
+    """Return a file as a source. The default format is that of its suffix; standard input is JSON lines."""
     format = format or ("jsonl" if file.bytes is None else format_of(file.name, file.place))
     if columns is not None and format not in _TEXT_TABLES:
         raise UsageError(
@@ -122,7 +120,7 @@ def source_of(
 
 
 def format_of(name: str, place: str) -> str:
-    """The format that the name of a file tells. Raises `CorpusError`."""
+    """Return the format of a file by its name. Raises `CorpusError`."""
     bare = Path(name.lower())
     if is_packed(bare.name):
         bare = bare.with_suffix("")
@@ -158,7 +156,7 @@ def _files_of(spec: str) -> list[StoredFile]:
 
 
 def _corpus_in(folder: Place) -> list[Place]:
-    """Return the corpus of a folder: the file named corpus, the files in a folder named corpus, else all its files."""
+    """Return the corpus of a folder: the file named corpus, or the files of a folder named corpus, else all files."""
     names = _shown_names(folder)
     beir = [name for name in names if name.lower() in _BEIR_CORPUS]
     mteb = []

@@ -1,16 +1,15 @@
-"""Hugging Face datasets as a source: of the hub, of a folder laid out as one, or saved by `save_to_disk`.
+"""Hugging Face datasets as a source: of the hub, of a folder laid out like one, or saved by `save_to_disk`.
 
 In: `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`, where NAME is a hub id or a folder. Out: one split, streamed by the
-`datasets` library in its own order; nothing is downloaded first. Its tables are read like any other (columns.py).
-Which configs and splits there are is asked when the source is made, and the revision becomes a commit then, so that
-a run which is continued next month reads the same rows.
+`datasets` library in its own order, without a download first. Configs and splits are looked up when the source is
+created, and the revision is resolved to a commit, so that a run that is resumed next month reads the same rows.
 
-An offset says which data file, and which row of it. Going on begins at that file, of Parquet at the row group that
-has the row. The line of a row is its number within the split, from 1.
+An offset is a data file and a row in it. Reading goes on at that file, in Parquet at the row group that has the row.
+The line of a row is its number within the split, from 1.
 
-The library honours HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE; a token never stands in a message. It runs no code of
-a dataset. It imports torch where that is installed: 600 MB of memory when a dataset is opened, and no more with its
-rows. Not covered: slices of splits (`train[:10%]`), and what makes a row a document.
+The library honors HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE; messages never contain a token. It runs no code of a
+dataset. It imports torch if that is installed, which takes 600 MB of memory. Not covered: slices of splits
+(`train[:10%]`).
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ from sparse_ingest.corpora.stored import changed
 from sparse_ingest.errors import CorpusError, MissingExtraError
 
 _BATCH_ROWS = 512  # that are Python objects at one time
-_ROW_BITS = 40  # of an offset; the data file stands above them
+_ROW_BITS = 40  # of an offset; the higher bits are the data file
 _COMMIT = re.compile(r"@([0-9a-f]{40})(?:/|$)")
 
 
 def hub_source(spec: str, choose: ChooseColumns) -> Source:
-    """The split that `spec` names.
+    """Return the split that `spec` names.
 
     Raises:
-        CorpusError: there is no such dataset, config or split, or it cannot be reached.
+        CorpusError: the dataset, config or split does not exist, or cannot be reached.
     """
     named = parse(spec)
     try:
@@ -78,13 +77,13 @@ class StreamedDataset:
         self._rows: dict[int, int] = {}  # of the files where they are known
 
     def identity(self) -> dict[str, object]:
-        """Config, split and commit; of a folder the names and sizes of the data files."""
+        """Return config, split and commit; of a folder the names and sizes of the data files."""
         content: dict[str, object] = {"revision": self._commit} if self._commit else {"files": dict(self._sizes)}
         return {"name": self.name, "config": self._named.config, "split": self._named.split, **content}
 
     def passed(self, offset: int) -> int | None:
-        """Rows of a file are taken for equally long; a file whose rows are not known counts when it is read."""
-        file, row = _parts(offset)
+        """Return the bytes before a row, as if rows were equally long. A file of unknown rows counts at its end."""
+        file, row = divmod(offset, 1 << _ROW_BITS)
         sizes = list(self._sizes.values())
         if self.bytes is None or file >= len(sizes):
             return self.bytes
@@ -92,9 +91,9 @@ class StreamedDataset:
         return sum(sizes[:file]) + within
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
-        """Every row from `offset` on, which is row `line` of the split."""
+        """Yield every row from `offset` on, which is row `line` of the split."""
         reached = [line]
-        start, skip = _parts(offset)
+        start, skip = divmod(offset, 1 << _ROW_BITS)
         with reading(self.label, reached):
             names = self._names()
             for file in range(start, self._stream.num_shards):
@@ -104,7 +103,7 @@ class StreamedDataset:
         self._refuse_changed()
 
     def _batches(self, file: int, skip: int) -> tuple[Iterator[pa.RecordBatch], int]:
-        """The rows of a data file; the first `skip` may be missing, and how many of them are not is said."""
+        """Return the rows of a data file from its first row or a later one, and how many are before row `skip`."""
         stream = self._stream.shard(self._stream.num_shards, file)
         streams = [stream]
         path = self._paths[file] if file < len(self._paths) else ""
@@ -127,10 +126,10 @@ class StreamedDataset:
         return (batch for table in tables for batch in table.to_batches()), skip
 
     def _names(self) -> list[str]:
-        """The columns to read. Raises `CorpusError`."""
+        """Return the columns to read. Raises `CorpusError`."""
         if features := self._stream.features:
             schema = features.arrow_schema
-        else:  # not known before the first rows are
+        else:  # only known from the first rows
             first = next(iter(self._stream.iter(1)), None)
             if first is None:
                 return []
@@ -158,15 +157,15 @@ class SavedDataset:
         self.bytes: int | None = sum(self._files.values())
 
     def identity(self) -> dict[str, object]:
-        """Split, and the names and sizes of the files."""
+        """Return the split, and the names and sizes of the files."""
         return {"name": self.name, "config": None, "split": self._named.split, "files": dict(self._files)}
 
     def passed(self, offset: int) -> int | None:
-        """Rows are taken for equally long."""
+        """Return the bytes before a row, as if rows were equally long."""
         return sum(self._files.values()) * offset // max(1, len(self._table))
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
-        """Every row from `offset` on."""
+        """Yield every row from `offset` on."""
         reached = [line]
         with reading(self.label, reached):
             schema = self._table.features.arrow_schema
@@ -189,10 +188,11 @@ def _streamed(named: Named, choose: ChooseColumns) -> Source:
             raise ConnectionError("the hub does not answer, and what its cache holds cannot be streamed")
         streams = builder.as_streaming_dataset()
         split = _one_of("split", named.split, list(streams), named)
-        config = builder.config.name
-        named = named._replace(split=split, config=config)
-        if isinstance(builder.config, ParquetConfig):
-            _read_less(builder, streams[split].features, choose, named.label)
+        named = named._replace(split=split, config=builder.config.name)
+        if isinstance(builder.config, ParquetConfig):  # only the columns that are used, and no row group at once
+            if (features := streams[split].features) and builder.config.columns is None:
+                builder.config.columns = chosen_columns(features.arrow_schema, choose, named.label)
+            builder.config.batch_size = builder.config.batch_size or _BATCH_ROWS
             streams = builder.as_streaming_dataset()
         files = _data_files(named, builder, split)
         return StreamedDataset(named, streams[split].with_format("arrow"), choose, commit=commit, files=files)
@@ -205,22 +205,15 @@ def _builder(named: Named) -> Any:
     try:
         return datasets.load_dataset_builder(named.path, named.config, **at)
     except ValueError as error:
-        # The library says only in words that the config is wrong.
+        # Only the message tells that the config is wrong.
         if "onfig" not in str(error):
             raise
         _one_of("config", named.config, datasets.get_dataset_config_names(named.path, **at), named)
         raise
 
 
-def _read_less(builder: Any, features: Any, choose: ChooseColumns, label: str) -> None:
-    """Of Parquet only the columns that documents are made of, and no whole row group at once."""
-    if features and builder.config.columns is None:
-        builder.config.columns = chosen_columns(features.arrow_schema, choose, label)
-    builder.config.batch_size = builder.config.batch_size or _BATCH_ROWS
-
-
 def _data_files(named: Named, builder: Any, split: str) -> dict[str, tuple[str, int]]:
-    """The data files of a split, with their names within the dataset and sizes; 0 where the hub tells none."""
+    """Return the data files of a split with their names within the dataset and sizes; 0 if the hub gives none."""
     import fsspec
 
     found = {}
@@ -243,13 +236,9 @@ def _saved(named: Named, choose: ChooseColumns) -> Source:
         found = datasets.load_from_disk(named.path)
         if named.config and named.split:
             raise CorpusError(f"{named.label}: a dataset saved to disk has no configs. Name its split alone.")
-        if isinstance(found, datasets.DatasetDict):
-            split = _one_of("split", named.split or named.config, list(found), named)
-            return SavedDataset(named._replace(config=None, split=split), found[split], choose)
-        only = str(found.split) if found.split else None
-        if asked := named.split or named.config:
-            _one_of("split", asked, [only] if only else [], named)
-        return SavedDataset(named._replace(config=None, split=only), found, choose)
+        splits = found if isinstance(found, datasets.DatasetDict) else {str(found.split or ""): found}
+        split = _one_of("split", named.split or named.config, list(splits), named)
+        return SavedDataset(named._replace(config=None, split=split or None), splits[split], choose)
 
 
 def _is_saved(folder: Path) -> bool:
@@ -258,7 +247,7 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _one_of(what: str, asked: str | None, there: list[str], named: Named) -> str:
-    """The name that was asked for, or the only one there is. Raises `CorpusError`, which lists them."""
+    """Return the requested name, or the only one. Raises `CorpusError`, which lists them."""
     if asked in there:
         return asked
     if asked is None and len(there) == 1:
@@ -269,11 +258,6 @@ def _one_of(what: str, asked: str | None, there: list[str], named: Named) -> str
 
 
 def _sizes(folder: str, files: list[str]) -> dict[str, int]:
-    """The sizes of files in a folder; 0 where one is gone."""
+    """Return the sizes of files in a folder; 0 for a missing one."""
     paths = {file: Path(folder, file) for file in files}
     return {file: path.stat().st_size if path.is_file() else 0 for file, path in paths.items()}
-
-
-def _parts(offset: int) -> tuple[int, int]:
-    """Data file, and row within it."""
-    return offset >> _ROW_BITS, offset & (1 << _ROW_BITS) - 1

@@ -1,7 +1,7 @@
-"""The names of Hugging Face datasets, and one sentence for each way that finding or reading one can fail.
+"""The names of Hugging Face datasets, and one message for each way that finding or reading one can fail.
 
-In: `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`. Out: its parts, and `CorpusError`s in which no token stands. Not covered:
-the rows (hub.py).
+In: `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`. Out: its parts, and `CorpusError`s without tokens. Not covered: rows
+(hub.py).
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ class Named(NamedTuple):
 
     @property
     def local(self) -> bool:
-        """Whether it is a folder here, not a repository of the hub."""
+        """Whether it is a folder of this machine, not a repository of the hub."""
         return Path(self.path).is_dir()
 
     @property
     def name(self) -> str:
-        """What the identity calls the dataset: of a folder its last part, wherever it lies."""
+        """Its name in the identity: of a folder the last part of the path."""
         return printable(Path(self.path).resolve().name if self.local else self.path)
 
     @property
     def label(self) -> str:
-        """What its rows call it."""
+        """Its name in the places of its rows."""
         return PREFIX + ":".join(part for part in (self.name, self.config, self.split) if part)
 
 
 def parse(spec: str) -> Named:
-    """The parts of a spec. A folder may hold `:` and `@` in its name: the longest that is there is meant."""
+    """Return the parts of a spec. A folder's name may contain `:` and `@`: the longest that exists is used."""
     rest = spec.removeprefix(PREFIX)
     parts = rest.split(":")
     for end in range(len(parts), max(0, len(parts) - 3), -1):
         if rest and (folder := Path(":".join(parts[:end]))).is_dir():
-            # The library wants a name, which . and .. are not.
+            # The library refuses . and .. as names.
             path = str(folder.resolve()) if folder.name in ("", "..") else str(folder)
             return Named(path, None, *_two(parts[end:]))
     name, _, revision = parts[0].partition("@")
@@ -64,7 +64,7 @@ def _two(parts: list[str]) -> tuple[str | None, str | None]:
     return config, split
 
 
-# Words for what goes wrong
+# Messages
 
 
 def reading(label: str, reached: list[int]) -> AbstractContextManager[None]:
@@ -125,20 +125,20 @@ def _sentence(named: Named, error: Exception) -> str:
 
 
 def _cause(error: Exception) -> str:
-    """The first line of the error that stands behind one that only says that something went wrong."""
+    """Return the type and first line of the cause of an error, or of the error if it has none."""
     return f"{type(error.__cause__ or error).__name__}: {first_line(error.__cause__ or error)}"
 
 
 def _token() -> str | None:
-    """The token that the library sends: of HF_TOKEN, or of an earlier login."""
+    """Return the token that the library sends: that of HF_TOKEN, or of an earlier login."""
     from huggingface_hub import get_token
 
-    with suppress(Exception):  # an exchange of tokens that fails; asking for the dataset has said so
+    with suppress(Exception):  # a failed exchange of tokens; the request for the dataset failed before
         return get_token()
     return None
 
 
 def _safe(message: str) -> str:
-    """A message without the token, and without what else is secret in the addresses it names."""
+    """Return a message without the token, and without the secrets of the addresses in it."""
     token = _token()
     return without_secrets(message.replace(token, "(token)") if token else message)

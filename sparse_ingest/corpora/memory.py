@@ -21,7 +21,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -147,7 +147,11 @@ def _spool(rows: Iterable[Row], path: Path) -> tuple[int, str]:
     with path.open("xb", buffering=0) as file:
         for count, (columns, reason) in enumerate(rows, 1):  # noqa: B007
             try:
-                line = hashed = _line_of(columns, reason)
+                if columns is None:
+                    raise BadRow(reason)
+                line = hashed = json_line(columns)
+                if len(line) >= MAX_LINE:
+                    raise BadRow(f"the row has {len(line):,} bytes as JSON; less than {MAX_LINE:,} were expected")
             except BadRow as bad:
                 line, hashed = json.dumps(str(bad)).encode() + b"\n", b"null\n"
             digest.update(hashed)
@@ -157,15 +161,6 @@ def _spool(rows: Iterable[Row], path: Path) -> tuple[int, str]:
                 block.clear()
         _write(file, block)
     return count, digest.hexdigest()
-
-
-def _line_of(columns: Mapping[str, object] | None, reason: str | None) -> bytes:
-    if columns is None:
-        raise BadRow(reason)
-    line = json_line(columns)
-    if len(line) >= MAX_LINE:
-        raise BadRow(f"the row has {len(line):,} bytes as JSON; less than {MAX_LINE:,} were expected")
-    return line
 
 
 def _write(file: io.FileIO, block: bytearray) -> None:

@@ -1,10 +1,9 @@
 """The 13 collections of NanoBEIR, through Hugging Face datasets.
 
-In: the name of a collection, and where the data set lies: a hub id, or a folder laid out like that repository. Out: a
-folder in BEIR's layout (corpus.jsonl, queries.jsonl, qrels/test.tsv), which every other command reads. The data set has
-the configurations corpus (`_id`, `text`), queries (`_id`, `text`) and qrels (`query-id`, `corpus-id`: one document or a
-list of them), each with a split for every collection.
-Not covered: encoding and measuring (nano_beir.py at the top).
+In: the name of a collection, and a hub id or a folder laid out like that repository. Out: a folder in BEIR's layout
+(corpus.jsonl, queries.jsonl, qrels/test.tsv), which every other command reads. The data set has the configurations
+corpus (`_id`, `text`), queries (`_id`, `text`) and qrels (`query-id`, `corpus-id`: one document or a list of them),
+each with a split for every collection. Not covered: encoding and measuring (evaluation/nano_beir.py).
 """
 
 from __future__ import annotations
@@ -25,25 +24,23 @@ COLLECTIONS = (
 
 
 def collections_named(names: tuple[str, ...]) -> list[str]:
-    """The collections that names stand for, in any case and with or without `Nano`; `all` stands for all 13.
+    """Return the collections that were named, in any case and with or without `Nano`; `all` names all 13.
 
     Raises:
         UsageError: a name is none of theirs.
     """
-    known = {name.lower(): name for name in COLLECTIONS}
+    known = {"all": COLLECTIONS, **{name.lower(): (name,) for name in COLLECTIONS}}
     chosen: dict[str, None] = {}
     for name in names:
-        if name.lower() == "all":
-            chosen.update(dict.fromkeys(COLLECTIONS))
-        elif (short := name.lower().removeprefix("nano")) in known:
-            chosen[known[short]] = None
-        else:
+        found = known.get(name.lower().removeprefix("nano"))
+        if not found:
             raise UsageError(f"{name!r} is no collection of NanoBEIR. There are all, {', '.join(COLLECTIONS)}.")
+        chosen.update(dict.fromkeys(found))
     return list(chosen)
 
 
 def write_nano_beir(name: str, folder: Path, data_set: str = DATA_SET) -> None:
-    """Write one collection into a folder, which is made.
+    """Write one collection into a folder, which is created.
 
     Raises:
         CorpusError: the data set cannot be read, or is not laid out as NanoBEIR.
@@ -53,7 +50,7 @@ def write_nano_beir(name: str, folder: Path, data_set: str = DATA_SET) -> None:
     for configuration in ("corpus", "queries"):
         with (folder / f"{configuration}.jsonl").open("w", encoding="utf-8") as file:
             for row in _rows(data_set, configuration, name, ("_id", "text")):
-                # The evaluator that made the cards leaves empty texts out, so they are in none of its means.
+                # The evaluator of the model cards omits empty texts.
                 if row["text"]:
                     file.write(json.dumps({"_id": row["_id"], "text": row["text"]}, ensure_ascii=False) + "\n")
     with (folder / "qrels" / "test.tsv").open("w", encoding="utf-8") as file:
@@ -73,7 +70,7 @@ def _rows(data_set: str, configuration: str, name: str, columns: tuple[str, ...]
     place = f"{data_set}, configuration {configuration}, split Nano{name}"
     try:
         rows = load_dataset(data_set, configuration, split=f"Nano{name}")
-    except Exception as error:  # the library raises what its many readers and connections raise
+    except Exception as error:  # of any reader or connection of the library
         raise CorpusError(
             f"{place} cannot be read: {first_line(error)}. Check the name and the connection, or give a folder "
             "laid out like that data set."

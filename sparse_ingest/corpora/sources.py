@@ -1,8 +1,8 @@
 """A corpus as a chain of sources: one object per file or dataset in, one stream of `SourceRow`s out.
 
-A `Source` gives records: the columns of each row, or the reason why there are none, and where the next row starts.
-`Corpus` puts sources one behind the other and makes the columns documents (documents.py). Rows count from 0 over all
-sources and bad ones count too. A source that breaks off is no bad row but the end: `CorpusError`.
+A `Source` yields records: the columns of each row, or the reason why it has none, and where the next row starts.
+`Corpus` reads sources one after another and makes documents of the columns (documents.py). Rows count from 0 over all
+sources, bad ones too. A source that breaks off is not a bad row but a `CorpusError`.
 
 Not covered: how a format is read (text_formats.py, columns.py), and duplicates over more rows than
 `refuse_repeated_ids` is given.
@@ -18,14 +18,14 @@ from sparse_ingest.corpora.documents import BadRow, FieldNames, document_of, sho
 from sparse_ingest.errors import CorpusError
 from sparse_ingest.records import SourceRow
 
-# Names of a table's columns -> those to read, with what each is; see `needed_columns`.
+# Names of a table's columns -> those to read, with their roles; see `needed_columns`.
 ChooseColumns = Callable[[Sequence[str]], Mapping[str, str]]
 
 
 class Position(NamedTuple):
     """Where a row starts: source, offset and line within it, row within the corpus.
 
-    `offset` is what the source needs to go on there: bytes (decompressed) of lines, the row of a table in columns.
+    `offset` is what the source needs to go on: (decompressed) bytes of lines, the row of a table in columns.
     """
 
     file: int
@@ -62,13 +62,13 @@ class Source(Protocol):
     rereadable: bool  # whether `records` may be called again, and from an offset
 
     def identity(self) -> dict[str, object]:
-        """What a resumed run must find again."""
+        """Return what a resumed run must find again."""
 
     def passed(self, offset: int) -> int | None:
-        """How many of `bytes` lie before the row at `offset`, about; None where that is unknown."""
+        """Return about how many of `bytes` are before the row at `offset`; None if that is unknown."""
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
-        """Every row from `offset` on, where line `line` begins; 0 and 1 are the start. Raises `CorpusError`."""
+        """Yield every row from `offset` on, where line `line` begins; 0 and 1 are the start. Raises `CorpusError`."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,15 @@ class Corpus:
 
     @property
     def rereadable(self) -> bool:
-        """Whether the rows can be read again."""
+        """Whether all rows can be read again."""
         return all(source.rereadable for source in self.sources)
 
     def identity(self) -> list[dict[str, object]]:
-        """Names in order, and sizes where there are any: what a resumed run must find again."""
+        """Return the identity of each source in order: what a resumed run must find again."""
         return [source.identity() for source in self.sources]
 
     def share(self, position: Position) -> float | None:
-        """How much of the corpus lies before a position, by stored bytes; None where sizes do not tell."""
+        """Return the share of the corpus before a position, by stored bytes; None if sizes are unknown."""
         sizes = [source.bytes for source in self.sources]
         known = [size for size in sizes if size is not None]
         if len(known) < len(sizes) or not sum(known):
@@ -97,29 +97,28 @@ class Corpus:
         return None if passed is None else (sum(known[: position.file]) + passed) / sum(known)
 
     def rows(self, start: Position = START) -> Iterator[tuple[SourceRow, Position]]:
-        """Every row from `start` on, each with the position where the next one starts."""
+        """Yield every row from `start` on, each with the position where the next one starts."""
         fields = self.fields
         _, offset, line, row = start
         for index, source in enumerate(self.sources[start.file :], start.file):
             label, unit = source.label, source.unit
             for columns, reason, at, next_offset, next_line, plain in source.records(offset, line):
-                if columns is None:
-                    found = SourceRow(row, label, at, None, reason, unit)
-                else:
+                document = None
+                if columns is not None:
                     try:
                         document = document_of(columns, fields, row, plain=plain)
-                        found = SourceRow(row, label, at, document, None, unit)
                     except BadRow as bad:
-                        found = SourceRow(row, label, at, None, str(bad), unit)
+                        reason = str(bad)
+                found = SourceRow(row, label, at, document, reason, unit)
                 row += 1
                 yield found, Position(index, next_offset, next_line, row)
             offset, line = 0, 1
 
 
 def refuse_repeated_ids(rows: Iterable[tuple[SourceRow, Position]]) -> Iterator[tuple[SourceRow, Position]]:
-    """The same rows, but one whose id came before has no document: its reason says where the first one is.
+    """Yield the same rows; of one with a repeated id the reason, with the place of the first, but no document.
 
-    Every id given is kept in memory: give it a shard, not a corpus.
+    Every id is kept in memory: pass the rows of a shard, not of a corpus.
     """
     first: dict[str, tuple[str, int, str]] = {}
     for found in rows:
@@ -135,5 +134,5 @@ def refuse_repeated_ids(rows: Iterable[tuple[SourceRow, Position]]) -> Iterator[
 
 
 def bad_document(source: SourceRow) -> CorpusError:
-    """The error of a row without a document, for `--on-bad-document fail`."""
+    """Return the error of a row without a document, for `--on-bad-document fail`."""
     return CorpusError(f"{source.place}: {source.reason}. Mend it, or leave it out with --on-bad-document skip.")

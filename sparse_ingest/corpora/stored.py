@@ -103,9 +103,7 @@ class StandardInput:
     name = "-"
     place = "Standard input"
     bytes = None
-
-    def __init__(self) -> None:
-        self._taken = False
+    _taken = False
 
     def open(self) -> BinaryIO:
         """Return it; a second time is refused."""
@@ -142,7 +140,7 @@ class Opened:
         if self.packed and file.bytes == 0:  # which the libraries take for nothing packed
             raise EOFError("it has no bytes")
         self.stored = file.open()
-        self.content = self.stored
+        self.content = cast(io.BufferedReader, self.stored)
         if self.packed:
             zstd = file.name.lower().endswith(".zst")
             blocks = _ZstdBlocks(self.stored) if zstd else _GzipBlocks(fileobj=self.stored)

@@ -1,15 +1,13 @@
-r"""Rows of text as sources: JSON lines, csv and tsv with RFC 4180's quotes, and MS MARCO's tsv, which has none.
+r"""Rows of text as sources: JSON lines, csv and tsv with the quotes of RFC 4180, and MS MARCO's tsv, which has none.
 
-JSON lines are one object per line; blank lines are no rows.
+JSON lines are one object per line; blank lines are not rows.
 
 The first row of csv and tsv names the columns, unless `columns` does. A quoted value may contain the separator, line
-breaks and doubled quotes. A row with another number of columns is bad, and a blank line is no row. Every value is a
-string, also one that looks like a number. A quote that is never closed would take in the rest of the file: it is not a
+breaks and doubled quotes. A row with another number of columns is bad, and a blank line is not a row. Every value is a
+string, also one that looks like a number. A quote that is never closed would swallow the rest of the file: it is not a
 bad row but an error.
 
-In format `msmarco` a line is id, tab, text, and every other character stands for itself.
-
-Not covered: what makes a row a document.
+In format `msmarco` a line is id, tab, text; every other character is plain.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ class JsonLines(LineSource):
                 yield Record(None, str(bad), line - 1, offset, line)
                 continue
             if columns is not None:
-                # A line without a backslash holds no string that needs one: writing it again is a copy.
+                # A line without a backslash has no string that needs one: writing it again is a copy.
                 yield Record(columns, None, line - 1, offset, line, b"\\" not in raw)
 
     def _columns(self, raw: bytes) -> dict[str, object] | None:

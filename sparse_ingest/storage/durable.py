@@ -48,25 +48,21 @@ def move_whole(scratch: Path, target: Place, before: Callable[[], None]) -> None
     `before` is called before each change there, and may raise to prevent it.
     """
     before()
-    if isinstance(target, RemotePath):
-        _create(scratch, target, before)
-        scratch.unlink()
+    if not isinstance(target, RemotePath):
+        scratch.replace(target)
+        sync_folder(target.parent)
         return
-    scratch.replace(target)
-    sync_folder(target.parent)
-
-
-def _create(source: Path, target: RemotePath, before: Callable[[], None]) -> None:
-    """Upload a file. An existing file is deleted first, never overwritten: a delayed request of a process that `before`
-    would stop by now then finds the new file, and fails.
-    """
     for _ in range(_ATTEMPTS):
         try:
-            return target.upload(source, exclusive=True)
+            target.upload(scratch, exclusive=True)
         except FileExistsError:
-            # From a killed process, or from this one if the answer was lost.
+            # From a killed process, or from this one if the answer was lost. It is deleted first, never overwritten: a
+            # delayed request of a process that `before` would stop by now then finds the new file, and fails.
             before()
             target.unlink(missing_ok=True)
+        else:
+            scratch.unlink()
+            return
     raise StorageError(f"{target} is written by another process again and again. Stop that one, and start again.")
 
 

@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -27,7 +31,6 @@ WEB = ("http", "https")
 _S3, _GS = ("s3", "s3a"), ("gs", "gcs")
 _RETRYING = _S3 + _GS  # their libraries repeat failed requests
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0)  # before each repetition of a failed request
-_BLOCK_BYTES = 4 << 20  # at 50 ms a request, blocks of 2 MB are read half as fast
 _KEPT_BLOCKS = 4  # Parquet's columns are read in turns: at 50 ms a request 13 MB/s, 7 MB/s with one block
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # A password may contain characters that an address has only encoded, even a slash: then no port follows the colon.
@@ -50,14 +53,14 @@ def place_of(spec: str | Place) -> Place:
     return RemotePath.at(spec)
 
 
+@dataclass(frozen=True, repr=False)
 class RemotePath:
     """A file or folder at an address, with the methods of `pathlib.Path` that are needed. Always absolute."""
 
-    def __init__(self, storage: Any, scheme: str, key: str, query: str = "") -> None:
-        self._storage = storage  # fsspec's file system
-        self._scheme = scheme
-        self._key = key
-        self._query = query
+    _storage: Any = field(compare=False)  # fsspec's file system
+    _scheme: str
+    _key: str
+    _query: str = field(compare=False)
 
     @classmethod
     def at(cls, address: str) -> RemotePath:
@@ -67,30 +70,28 @@ class RemotePath:
             UsageError: The scheme is unknown, or an address of S3 or Google Cloud Storage contains credentials.
             MissingExtraError: The packages that read it are not installed.
         """
-        scheme, _, rest = address.partition("://")
-        scheme = scheme.lower()
-        address = f"{scheme}://{rest}"
         try:
             parts = urlsplit(address)
         except ValueError as error:
             raise UsageError(f"{without_secrets(address)} is no address: {error}. Check its spelling.") from None
+        scheme = parts.scheme
         if scheme in _RETRYING and "@" in parts.netloc:
             raise UsageError(
                 f"{without_secrets(address)} was given with credentials in the address. Give them in the environment "
                 f"({'AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY' if scheme in _S3 else 'GOOGLE_APPLICATION_CREDENTIALS'}"
                 "), or in the settings of the cloud's own tools."
             )
-        query = ""
+        address, mark, query = f"{scheme}{address[len(scheme) :]}", "", ""
         if scheme in WEB:
             address, mark, query = address.partition("#")[0].partition("?")
-            query = mark + query
         storage, key = _storage_of(scheme, address)
-        return cls(storage, scheme, key.rstrip("/"), query)
+        return cls(storage, scheme, key.rstrip("/"), mark + query)
 
     @property
     def name(self) -> str:
         """The last part of the address."""
-        return unquote(self._last) if self._scheme in WEB else self._last
+        last = self._key.rpartition("/")[2]
+        return unquote(last) if self._scheme in WEB else last
 
     @property
     def stem(self) -> str:
@@ -100,24 +101,17 @@ class RemotePath:
     @property
     def parent(self) -> RemotePath:
         """The folder."""
-        return RemotePath(self._storage, self._scheme, self._key.rpartition("/")[0], self._query)
-
-    @property
-    def _last(self) -> str:
-        return self._key.rpartition("/")[2]
+        return replace(self, _key=self._key.rpartition("/")[0])
 
     @property
     def writable(self) -> bool:
         """False on the web, which is only read."""
         return self._scheme not in WEB
 
-    @property
-    def listable(self) -> bool:
-        """False on the web, where files can only be named."""
-        return self._scheme not in WEB
+    listable = writable  # on the web, files can only be named
 
     def __truediv__(self, name: str) -> RemotePath:
-        return RemotePath(self._storage, self._scheme, f"{self._key}/{name}", self._query)
+        return replace(self, _key=f"{self._key}/{name}")
 
     def __str__(self) -> str:
         address = self._key if self._scheme in WEB else f"{self._scheme}://{self._key.lstrip('/')}"
@@ -125,12 +119,6 @@ class RemotePath:
 
     def __repr__(self) -> str:
         return f"RemotePath({str(self)!r})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RemotePath) and (self._scheme, self._key) == (other._scheme, other._key)
-
-    def __hash__(self) -> int:
-        return hash((self._scheme, self._key))
 
     def resolve(self) -> RemotePath:
         """Return the same location: there are no links and no relative addresses."""
@@ -157,21 +145,12 @@ class RemotePath:
             found = self._request("looked at", lambda: self._storage.info(self._target))
         except FileNotFoundError:
             return None
-        version = next((found[key] for key in _VERSIONS if found.get(key)), None)
-        return {
-            "type": found.get("type", "file"),
-            "size": found.get("size"),
-            "version": None if version is None else str(version),
-        }
+        version = next((str(found[key]) for key in _VERSIONS if found.get(key)), None)
+        return {"type": found.get("type", "file"), "size": found.get("size"), "version": version}
 
     def iterdir(self) -> Iterator[RemotePath]:
         """Yield the entries of the folder, in byte order of their names."""
-        self._refuse_listing()
-        try:
-            keys = self._request("listed", lambda: self._storage.ls(self._target, detail=False))
-        except FileNotFoundError:
-            return
-        yield from self._places(keys)
+        yield from self._listed(lambda: self._storage.ls(self._target, detail=False))
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
         """Yield the entries of the folder whose names match a pattern."""
@@ -179,14 +158,21 @@ class RemotePath:
 
     def matching(self) -> list[RemotePath]:
         """Return the files that match this address as a glob, in byte order of their addresses."""
-        self._refuse_listing()
-        return list(self._places(self._request("listed", lambda: self._storage.glob(self._target))))
+        return self._listed(lambda: self._storage.glob(self._target))
 
-    def _places(self, keys: list[str]) -> Iterator[RemotePath]:
+    def _listed(self, ask: Callable[[], list[str]]) -> list[RemotePath]:
+        if not self.listable:
+            raise StorageError(
+                f"{self} cannot be listed: a web server does not say what lies in a folder. Name each file, or copy "
+                "the folder."
+            )
+        try:
+            keys = self._request("listed", ask)
+        except FileNotFoundError:
+            keys = []
         # A store may list the folder among its own entries.
         found = {key.rstrip("/") for key in keys} - {self._key}
-        for key in sorted(found, key=lambda key: key.encode("utf-8", "surrogateescape")):
-            yield RemotePath(self._storage, self._scheme, key, self._query)
+        return [replace(self, _key=key) for key in sorted(found, key=os.fsencode)]
 
     def read_bytes(self) -> bytes:
         """Return the content of a small file.
@@ -205,18 +191,12 @@ class RemotePath:
     def open(self, mode: str = "rb") -> io.BufferedReader:
         """Open the file for reading, with the next block fetched in the background."""
         assert mode == "rb", "nothing is written piece by piece"
-        return io.BufferedReader(self._ranges(_KEPT_BLOCKS), 1 << 20)
+        return io.BufferedReader(self.open_ranges(_KEPT_BLOCKS), 1 << 20)
 
-    def open_ranges(self) -> RemoteFile:
-        """Open the file for reading; only the bytes that are read are fetched."""
-        return self._ranges(0)
-
-    def _ranges(self, kept_blocks: int) -> RemoteFile:
-        def open_file(stream: bool) -> Any:
-            how = {"block_size": 0} if stream else {"cache_type": "none"}
-            return self._storage.open(self._target, "rb", **how)
-
-        return RemoteFile(open_file, self._request, str(self), block_bytes=_BLOCK_BYTES, kept_blocks=kept_blocks)
+    def open_ranges(self, kept_blocks: int = 0) -> RemoteFile:
+        """Open the file for reading; only the bytes that are read are fetched, unless blocks are kept."""
+        open_file = partial(self._storage.open, self._target, "rb")
+        return RemoteFile(open_file, self._request, str(self), kept_blocks=kept_blocks)
 
     def write_whole(self, content: bytes, *, exclusive: bool = False) -> None:
         """Write a small file atomically.
@@ -244,11 +224,8 @@ class RemotePath:
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete a file."""
         self._refuse_writing()
-        try:
+        with suppress(FileNotFoundError) if missing_ok else nullcontext():
             self._request("removed", lambda: self._storage.rm_file(self._target))
-        except FileNotFoundError:
-            if not missing_ok:
-                raise
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Create the folder where the store has folders; object stores have none."""
@@ -258,13 +235,6 @@ class RemotePath:
     @property
     def _target(self) -> str:
         return self._key + self._query
-
-    def _refuse_listing(self) -> None:
-        if not self.listable:
-            raise StorageError(
-                f"{self} cannot be listed: a web server does not say what lies in a folder. Name each file, or copy "
-                "the folder."
-            )
 
     def _refuse_writing(self) -> None:
         if not self.writable:
@@ -300,7 +270,8 @@ class RemotePath:
             FileExistsError: `ask` raised it.
             StorageError: Any other failure, with one message that names the file and contains no secret.
         """
-        for pause_s in (() if self._scheme in _RETRYING else _PAUSES_S) + (None,):
+        pauses_s = iter(() if self._scheme in _RETRYING else _PAUSES_S)
+        while True:
             try:
                 return ask()
             except (FileExistsError, SparseIngestError):
@@ -308,17 +279,17 @@ class RemotePath:
             except Exception as error:
                 if _is_missing(error):
                     raise FileNotFoundError(errno.ENOENT, "there is no such file", str(self)) from None
+                pause_s = next(pauses_s, None)
                 if pause_s is None or not _may_succeed_later(error):
                     # Not `from error`: a library's message may contain the address with its secrets.
                     raise self._failed(done, error) from None
             time.sleep(pause_s)
-        raise AssertionError("the last attempt returns or raises")
 
     def _failed(self, done: str, error: Exception) -> StorageError:
         cause = _cause_of(error)
         said = cause.strerror if isinstance(cause, OSError) else None
         reason = without_secrets(first_line(Exception(said or str(cause) or type(cause).__name__)))
-        if _is_refusal(error):
+        if isinstance(error, PermissionError) or _status_of(error) in (401, 403):
             advice = "Check the credentials in the environment, and what they allow"
         else:
             advice = "Check the address, the network and the credentials in the environment, and start again"
@@ -335,21 +306,18 @@ def without_secrets(text: str) -> str:
 
 def _storage_of(scheme: str, address: str) -> tuple[Any, str]:
     """Return fsspec's file system for an address, and the key of the address in it."""
-    extra = MissingExtraError("remote", f"Reading and writing {scheme}:// addresses")
-    try:
-        from fsspec.core import url_to_fs
-    except ImportError:
-        raise extra from None
     # No cached listings: files that another process wrote must be found.
     options: dict[str, Any] = {"use_listings_cache": False}
     if scheme in WEB:
         # Ranges of the file, not of a copy that the server compresses.
         options = {"client_kwargs": {"headers": {"Accept-Encoding": "identity"}}}
     try:
+        from fsspec.core import url_to_fs
+
         storage, key = url_to_fs(address, **options)
     except ImportError as error:
         if scheme in WEB + _RETRYING:
-            raise extra from None
+            raise MissingExtraError("remote", f"Reading and writing {scheme}:// addresses") from None
         raise StorageError(f"{scheme}:// addresses need another package: {first_line(error)}.") from None
     except ValueError:
         raise UsageError(
@@ -379,10 +347,6 @@ def _is_missing(error: Exception) -> bool:
         return False
     module = type(_cause_of(error)).__module__
     return not module.startswith(("aiohttp", "asyncio")) or _status_of(error) in _MISSING_STATUS
-
-
-def _is_refusal(error: Exception) -> bool:
-    return isinstance(error, PermissionError) or _status_of(error) in (401, 403)
 
 
 def _may_succeed_later(error: Exception) -> bool:

@@ -13,22 +13,14 @@ import io
 from collections import deque
 from collections.abc import Callable
 from threading import Lock
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from sparse_ingest.errors import StorageError
 
-T = TypeVar("T")
-
-
-class Request(Protocol):
-    """How a request is sent: repeated where that may help, and with errors whose messages are for users."""
-
-    def __call__(self, done: str, ask: Callable[[], T], /) -> T:
-        """Return what `ask` returns; `done` is what a message says of the file, such as "read"."""
-
-
-class _NoRanges(StorageError):
-    """The server answers a request for a range with the complete file."""
+# Sends a request, repeated where that may help, and returns the answer. The first argument is the participle of
+# messages, such as "read".
+Request = Callable[[str, Callable[[], Any]], Any]
+_BLOCK_BYTES = 4 << 20  # at 50 ms a request, blocks of 2 MB are read half as fast
 
 
 class RemoteFile(io.RawIOBase):
@@ -39,32 +31,31 @@ class RemoteFile(io.RawIOBase):
     every error. That an object was replaced is noticed by fsspec's S3 file (If-Match), and by the corpus after reading.
 
     Args:
-        open_file: Open the file with fsspec, for ranges (False) or as one stream (True).
+        open_file: Open the file with fsspec; keywords are those of its `open`.
         request: Send a request.
         name: The address, for messages.
-        block_bytes: Size of a block.
         kept_blocks: How many blocks are kept, besides one that is fetched ahead. With 0, only what is read is fetched.
     """
 
-    def __init__(
-        self, open_file: Callable[[bool], Any], request: Request, name: str, *, block_bytes: int, kept_blocks: int
-    ) -> None:
+    _position = 0
+    _file: Any = None
+    _cache: Any = None
+
+    def __init__(self, open_file: Callable[..., Any], request: Request, name: str, *, kept_blocks: int) -> None:
         super().__init__()
         self._open_file, self._request, self._name = open_file, request, name
-        self._block_bytes = block_bytes
-        self._position = 0
-        self._file: Any = None
-        self._file = request("opened", lambda: open_file(False))
-        self._size: int | None = getattr(self._file, "size", None)
-        # Bytes read of a stream; None while ranges are read. A stream of unknown length is read to its end.
-        self._streamed = 0 if self._size is None or not self._file.seekable() else None
+        self._file = request("opened", lambda: open_file(cache_type="none"))
+        if getattr(self._file, "size", None) is None:
+            raise StorageError(f"{name} has no known size: its server does not tell. Download it, and name the file.")
+        self._size: int = self._file.size
+        # Bytes read of a stream; None while ranges are read.
+        self._streamed = None if self._file.seekable() else 0
         self._one_fetch = Lock()  # the reader's thread and the cache's share the position of `_file`
         self._recent: deque[tuple[int, int]] = deque(maxlen=kept_blocks)  # starts and ends of the last reads
-        self._cache: Any = None
         if kept_blocks and self._streamed is None:
             from fsspec.caching import BackgroundBlockCache
 
-            self._cache = BackgroundBlockCache(block_bytes, self._fetch, self._size, kept_blocks)
+            self._cache = BackgroundBlockCache(_BLOCK_BYTES, self._fetch, self._size, kept_blocks)
 
     def readable(self) -> bool:
         """Return True."""
@@ -83,8 +74,6 @@ class RemoteFile(io.RawIOBase):
         if whence == io.SEEK_CUR:
             offset += self._position
         elif whence == io.SEEK_END:
-            if self._size is None:
-                raise StorageError(f"{self._name} has no known size. Download it, and name the file that it becomes.")
             offset += self._size
         self._position = offset
         return offset
@@ -92,16 +81,15 @@ class RemoteFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer with the bytes at the position, of one block at most where blocks are kept."""
         view = memoryview(buffer).cast("B")
-        start, wanted = self._position, len(view)
-        if self._size is not None:
-            wanted = max(0, min(wanted, self._size - start))
+        start = self._position
+        wanted = max(0, min(len(view), self._size - start))
         if self._cache:
             # A read over more blocks than are kept would make the cache fetch each of them twice.
-            wanted = min(wanted, self._block_bytes - start % self._block_bytes)
+            wanted = min(wanted, _BLOCK_BYTES - start % _BLOCK_BYTES)
         if not wanted:
             return 0
         content = self._read(start, wanted)
-        if self._size is not None and len(content) < wanted:
+        if len(content) < wanted:
             raise StorageError(
                 f"{self._name} ended after {start + len(content)} bytes, it had {self._size} when it was opened. "
                 "Did somebody replace it? Start again."
@@ -112,20 +100,19 @@ class RemoteFile(io.RawIOBase):
 
     def close(self) -> None:
         """Close the file, after the fetch that is running."""
-        if not self.closed:
-            self._close_cache()
-            self._close_file()
+        self._release()
         super().close()
 
     def _read(self, start: int, length: int) -> bytes:
         if self._streamed is None:
             try:
                 return self._read_ranges(start, length)
-            except _NoRanges:
+            except StorageError as error:
+                if "range requests" not in str(error):  # fsspec: the server answers with the complete file
+                    raise
                 self._streamed = 0
-                self._close_cache()
-                self._close_file()
-        return self._request("read", lambda: self._read_stream(start, length))
+                self._release()
+        return bytes(self._request("read", lambda: self._read_stream(start, length)))
 
     def _read_ranges(self, start: int, length: int) -> bytes:
         # For a header, an index or the first read after a jump, the cache would fetch two blocks. It is used once the
@@ -133,22 +120,16 @@ class RemoteFile(io.RawIOBase):
         goes_on = any(first < start <= last for first, last in self._recent)
         self._recent.append((start, start + length))
         read = self._cache._fetch if self._cache and goes_on else self._fetch
-        content: bytes = read(start, start + length)
-        return content
+        return bytes(read(start, start + length))
 
     def _fetch(self, start: int, end: int) -> bytes:
-        end = min(end, self._size or end)  # the cache's last block goes beyond it
+        end = min(end, self._size)  # the cache's last block goes beyond it
         with self._one_fetch:
-            return self._request("read", lambda: self._range(start, end - start))
+            return bytes(self._request("read", lambda: self._range(start, end - start)))
 
     def _range(self, start: int, length: int) -> bytes:
-        try:
-            self._file.seek(start)
-            return bytes(self._file.read(length))
-        except ValueError as error:
-            if "range requests" in str(error):
-                raise _NoRanges from None
-            raise
+        self._file.seek(start)
+        return bytes(self._file.read(length))
 
     def _read_stream(self, start: int, length: int) -> bytes:
         if start < (self._streamed or 0):
@@ -158,30 +139,27 @@ class RemoteFile(io.RawIOBase):
             )
         content = bytearray()
         try:
-            if self._file is None:
-                self._file = self._open_file(True)
+            self._file = self._file or self._open_file(block_size=0)
             while (passed := self._streamed or 0) < start + length:
-                some = self._file.read(min(self._block_bytes, (start if passed < start else start + length) - passed))
+                some = self._file.read(min(_BLOCK_BYTES, (start if passed < start else start + length) - passed))
                 if not some:
                     break
                 self._streamed = passed + len(some)
                 if passed >= start:
                     content += some
+            return bytes(content)
         except Exception:
             # The next attempt begins a new stream, and drops what comes before `start`.
             self._streamed = 0
-            self._close_file()
+            self._release()
             raise
-        return bytes(content)
 
-    def _close_file(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
-
-    def _close_cache(self) -> None:
+    def _release(self) -> None:
         cache, self._cache = self._cache, None
         if cache is not None:
             # The garbage collector may close a file in the very thread that fetches for it.
             with contextlib.suppress(RuntimeError):
                 cache.close()
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()

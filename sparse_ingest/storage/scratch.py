@@ -23,14 +23,15 @@ class ScratchFolder:
     def __init__(self) -> None:
         prefix = f"{_PREFIX}{os.getuid()}-"
         for other in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-            _remove_abandoned(other)
+            if (abandoned := _locked(other)) is not None:
+                _remove(other, abandoned, os.getpid())
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=prefix))
             lock = _locked(self.path)
             # Another process may have deleted it before it was locked.
             if lock is not None and self.path.exists():
                 break
-        self._end = weakref.finalize(self, _remove_own, self.path, lock, os.getpid())
+        self._end = weakref.finalize(self, _remove, self.path, lock, os.getpid())
 
     def remove(self) -> None:
         """Remove it now."""
@@ -59,18 +60,9 @@ def _locked(folder: Path) -> int | None:
     return handle
 
 
-def _remove_own(folder: Path, lock: int, owner: int) -> None:
+def _remove(folder: Path, lock: int, owner: int) -> None:
     # A forked child holds a copy of the object; the folder belongs to its parent.
     if os.getpid() == owner:
-        _remove(folder, lock)
-
-
-def _remove(folder: Path, lock: int) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        os.close(lock)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    if (lock := _locked(folder)) is not None:
-        _remove(folder, lock)
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.close(lock)
