@@ -25,15 +25,26 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int8-bfloat16
 EngineName = Literal["exact", "two-phase", "seismic"]
 
 
-def option(default: T, help: str = "", *, range: tuple[float, float] | None = None, metavar: str | None = None) -> T:
+def option(
+    default: T,
+    help: str = "",
+    *,
+    range: tuple[float, float] | None = None,
+    metavar: str | None = None,
+    flags: str = "",
+    env: str = "",
+) -> T:
     """Declare a setting: its default, the values it may have, and its help text on the command line.
 
     Args:
         help: without it the command line has no option of that name.
         range: the smallest and largest number allowed. Whole numbers are above zero in any case.
         metavar: what the help shows for the value.
+        flags: the names on the command line, such as "-k --size"; "" for that of the setting.
+        env: the environment variable that gives the option, if there is one.
     """
-    found: T = field(default=default, metadata={"help": help, "range": range, "metavar": metavar})
+    metadata = {"help": help, "range": range, "metavar": metavar, "flags": flags, "env": env}
+    found: T = field(default=default, metadata=metadata)
     return found
 
 
@@ -232,6 +243,12 @@ def options_from(kind: type[T], options: T | None, given: Mapping[str, object], 
     if not isinstance(options, kind):
         raise UsageError(f"{stage}(): options= is of type {type(options).__name__}; expected {kind.__name__}.")
     return options
+
+
+def changed(settings: Any) -> dict[str, Any]:
+    """Return the settings that are not at their defaults."""
+    default = type(settings)()
+    return {name: value for name, value in vars(settings).items() if value != getattr(default, name)}
 
 
 def _build(kind: Any, table: Mapping[str, object], source: str, prefix: str) -> Any:

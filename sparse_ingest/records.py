@@ -82,6 +82,16 @@ class SparseRows(NamedTuple):
         before = np.concatenate(([0], np.cumsum(kept)))
         return SparseRows(self.doc_ids, before[self.indptr], self.token_ids[kept], self.weights[kept])
 
+    @staticmethod
+    def joined(parts: Sequence[SparseRows]) -> SparseRows:
+        """Return the rows of several parts, of which there must be at least one, in their order."""
+        return SparseRows(
+            [doc_id for part in parts for doc_id in part.doc_ids],
+            np.concatenate(([0], np.cumsum(np.concatenate([np.diff(part.indptr) for part in parts])))),
+            np.concatenate([part.token_ids for part in parts]),
+            np.concatenate([part.weights for part in parts]),
+        )
+
 
 class Refusal(NamedTuple):
     """A document that OpenSearch refused. `status` is the HTTP status of its item."""

@@ -1,22 +1,26 @@
-"""What a model folder tells of itself without being loaded: licence and languages of its card, sizes, its tokenizer.
+"""The model card, the tokenizer and the safetensors headers of a model folder, read without loading the model.
 
-In: a folder. Out: facts for people; no number that we compute depends on them. Only headers of weight files are read.
-Not covered: settings (settings.py).
+In: a folder. Out: license, languages, number of parameters, vocabulary. Not covered: settings (settings.py), pickles
+(models/pickles.py).
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparse_ingest.checkpoints.files import read_header, read_tokenizer
+from tokenizers import Tokenizer
+
 from sparse_ingest.checkpoints.hub import CARD, PICKLES
 from sparse_ingest.checkpoints.modules import read_json
+from sparse_ingest.errors import CheckpointError
 
 SPECIAL_TOKENS = ("cls_token", "sep_token", "bos_token", "eos_token", "unk_token", "pad_token", "mask_token")
+MAX_HEADER_BYTES = 100_000_000  # as the safetensors library has it
 
 
 class Card(NamedTuple):
@@ -52,16 +56,15 @@ def read_card(folder: Path) -> Card:
 
     path = folder / CARD
     try:
-        front = metadata_load(path) if path.is_file() else None
+        said = (metadata_load(path) if path.is_file() else None) or {}
     except Exception:  # errors of YAML, of the encoding, of what people write between the dashes
-        front = None
-    said = front or {}
-    licence = said.get("license")
-    if licence == "other":
-        licence = said.get("license_name") or licence
+        said = {}
+    license = said.get("license")
+    if license == "other":
+        license = said.get("license_name") or license
     language = said.get("language") or []
     languages = [language] if isinstance(language, str) else list(language)
-    return Card(None if licence is None else str(licence), [str(one) for one in languages])
+    return Card(None if license is None else str(license), [str(one) for one in languages])
 
 
 def count_parameters(folder: Path) -> int | None:
@@ -105,6 +108,43 @@ def read_vocabulary(folder: Path, size: int | None = None) -> Vocabulary | None:
     counted = Counter(token for token in tokens if token is not None)
     shared = [token for token, times in counted.items() if times > 1]
     return Vocabulary(model, tokens, shared, _special_tokens(folder))
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer.json.
+
+    Raises:
+        CheckpointError: the file is absent or malformed.
+    """
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # `tokenizers` raises bare Exception for either
+        raise CheckpointError(f"{path} cannot be read as a tokenizer: {error}. Fetch the model again.") from error
+
+
+def read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Return the byte at which the numbers of a safetensors file begin, and its entry for each tensor.
+
+    The file begins with eight bytes of length; the header, which is JSON, follows.
+
+    Raises:
+        CheckpointError: the file has no such header, or is shorter than its header says.
+    """
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length) if length <= MAX_HEADER_BYTES else b"")
+        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"{path} is no safetensors file: its header cannot be read. Fetch the model again."
+        ) from error
+    if (size := path.stat().st_size) < end:
+        raise CheckpointError(
+            f"{path} has {size:,} bytes; a safetensors file with its header takes {end:,}. Fetch the model again."
+        )
+    return 8 + length, tensors
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:

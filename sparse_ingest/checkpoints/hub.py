@@ -14,7 +14,6 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ PICKLES = "pytorch_model*.bin"
 CODE = "*.py"
 CARD = "README.md"
 # Copies of the model for other runtimes, and what training left behind: gigabytes that nobody reads.
-IGNORED = ("onnx/*", "openvino/*", "coreml/*", "runs/*", "checkpoint-*/*", "*/checkpoint-*/*", "original/*")
+IGNORED = ["onnx/*", "openvino/*", "coreml/*", "runs/*", "checkpoint-*/*", "*/checkpoint-*/*", "original/*"]
 LINE_EVERY_S = 30.0
 BARS_AFTER_S = 1.0
 
@@ -54,12 +53,9 @@ def _download(name: str, revision: str | None, code: bool) -> Path:
 
     def snapshot(at: str | None, *more: str) -> Path:
         patterns = [*FILES, CARD, *([CODE] if code else []), *more]
-        ignored = list(IGNORED)
-        return Path(
-            snapshot_download(
-                name, revision=at, allow_patterns=patterns, ignore_patterns=ignored, tqdm_class=_bars(name)
-            )
-        )
+        bars = _bars(name)
+        folder = snapshot_download(name, revision=at, allow_patterns=patterns, ignore_patterns=IGNORED, tqdm_class=bars)
+        return Path(folder)
 
     folder = snapshot(revision)
     places = sorted({path.parent for path in folder.rglob("*.json")})
@@ -103,34 +99,33 @@ def _bars(name: str) -> Any:
 
 
 def _sentence(name: str, revision: str | None, error: Exception) -> str:
-    """What went wrong, what was looked for, and what to do."""
+    """Describe what went wrong, what was looked for, and what to do."""
     from huggingface_hub import constants, errors
 
     at = f" at revision {revision!r}" if revision else ""
-    cache = f"the cache {constants.HF_HUB_CACHE}"
-    sentences: list[tuple[type[Exception], Callable[[], str]]] = [
-        (errors.GatedRepoError, lambda: (
+    if isinstance(error, errors.GatedRepoError):
+        return (
             f"The model {name} is gated, and {_token_in_words()}: accept its conditions on its page on the hub, set "
             "HF_TOKEN to a token of that account, then try again."
-        )),
-        (errors.RepositoryNotFoundError, lambda: (
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
             f"No model {name!r}: looked for a folder of that name here, and for a model of that name on the hub "
             f"{constants.ENDPOINT}, where {_token_in_words()}. Mend the name; for a private model set HF_TOKEN to a "
             "token that may read it."
-        )),
-        (errors.RevisionNotFoundError, lambda: (
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return (
             f"The model {name} has no revision {revision!r} on the hub: looked for a branch, a tag and a commit of "
             "that name. Mend [model] revision, or leave it out for the newest."
-        )),
-        (errors.LocalEntryNotFoundError, lambda: _out_of_reach(name, at, cache, error)),
-        (errors.HFValidationError, lambda: (
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return _out_of_reach(name, at, error)
+    if isinstance(error, errors.HFValidationError):
+        return (
             f"{name!r} is no model of the hub ({first_line(error)}). "
             "Give a folder, package:NAME/PATH, or a hub id (owner/name)."
-        )),
-    ]  # fmt: skip
-    for kind, sentence in sentences:
-        if isinstance(error, kind):
-            return sentence()
+        )
     if getattr(getattr(error, "response", None), "status_code", None) == 401:
         return (
             f"The hub {constants.ENDPOINT} refuses the token that was sent for the model {name}. Set HF_TOKEN to one "
@@ -139,12 +134,12 @@ def _sentence(name: str, revision: str | None, error: Exception) -> str:
     return f"The model {name}{at} cannot be fetched from the hub {constants.ENDPOINT} ({first_line(error)}). Try again."
 
 
-def _out_of_reach(name: str, at: str, cache: str, error: Exception) -> str:
-    """Neither the hub nor the cache has it."""
+def _out_of_reach(name: str, at: str, error: Exception) -> str:
+    """Describe why neither the hub nor the cache has the model."""
     from huggingface_hub import constants
 
-    snapshot = getattr(error, "snapshot_path", None)
-    lacking = f"{cache} has only a part of it" if snapshot else f"{cache} has no model of that name{at}"
+    found = "only a part of it" if getattr(error, "snapshot_path", None) else f"no model of that name{at}"
+    lacking = f"the cache {constants.HF_HUB_CACHE} has {found}"
     if constants.HF_HUB_OFFLINE:
         return (
             f"No folder {name!r} here, and the hub is not asked (HF_HUB_OFFLINE is set): {lacking}. "

@@ -1,4 +1,4 @@
-"""The verb `inspect`: what a model is, which settings it would run with, and what of it will matter later.
+"""`inspect`: what a model is, the settings that it would run with, and warnings about its later use.
 
 In: the settings of `[model]`. Out: an `Inspection` of its document side and its query side. No weight is loaded, torch
 is not needed, and no code of a checkpoint runs. Not covered: whether the weights fit the architecture, which encoding
@@ -7,15 +7,15 @@ finds out.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sparse_ingest.checkpoints.card import Vocabulary, count_parameters, has_pickle, read_card, read_vocabulary
-from sparse_ingest.checkpoints.layouts import TABLE_ALONE, Checkpoint, read_checkpoint, remote_code
+from sparse_ingest.checkpoints.card import Card, Vocabulary, count_parameters, has_pickle, read_card, read_vocabulary
+from sparse_ingest.checkpoints.layouts import Checkpoint, MaskedLMSide, WeightTableSide, read_checkpoint, remote_code
 from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.checkpoints.settings import resolve_query_settings, resolve_settings
-from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import CheckpointError, UsageError
 from sparse_ingest.pipeline import ModelSettings
 
@@ -27,8 +27,8 @@ SEISMIC_IDS = 32768
 class Side:
     """One side of a model, with the settings that it would run with.
 
-    Of a weight table `parameters` counts nothing and `architecture`, `layers`, `hidden_size`, `positions`, `activation`
-    and `pooling` are None. `special_tokens` says what each is for; `special_token_weights` whether they count.
+    Of a weight table `architecture`, `layers`, `hidden_size`, `parameters`, `positions`, `activation` and `pooling` are
+    None. `special_tokens` maps each role to its token; `special_token_weights` is "keep" or "zero".
     """
 
     model: str
@@ -81,148 +81,117 @@ def inspect_model(model: ModelSettings | str) -> Inspection:
         raise UsageError("No model: give MODEL or --pipeline.")
     warnings: list[str] = []
     checkpoint = read_checkpoint(model.document, model.revision)
-    document = None if checkpoint.family == TABLE_ALONE else _document_side(checkpoint, model, warnings)
+    document = None
+    if checkpoint.encodes_documents:
+        side = MaskedLMSide(checkpoint.transformer, checkpoint.declared)
+        document = _side(checkpoint, side, model, warnings, task="document")
     queries = read_checkpoint(model.query, model.query_revision) if model.query else checkpoint
-    query = _query_side(queries, model, warnings)
-    # Once for what both sides share.
+    query = _side(queries, queries.query, model, warnings, task="query")
+    # What both sides share is said once.
     return Inspection(document, query, list(dict.fromkeys(warnings)))
 
 
-def _document_side(checkpoint: Checkpoint, asked: ModelSettings, warnings: list[str]) -> Side:
+def _side(
+    checkpoint: Checkpoint,
+    side: MaskedLMSide | WeightTableSide,
+    asked: ModelSettings,
+    warnings: list[str],
+    *,
+    task: Literal["document", "query"],
+) -> Side:
+    """Describe one side, and append to `warnings`."""
+    is_table = isinstance(side, WeightTableSide)
+    resolve = resolve_settings if task == "document" else resolve_query_settings
     try:
-        settings = resolve_settings(replace(asked, trust_remote_code=True), checkpoint)
+        settings = resolve(replace(asked, trust_remote_code=True), checkpoint)
     except CheckpointError as error:
-        warnings.append(str(error))
-        declared = {key: value for key, value in checkpoint.declared.items() if hasattr(asked, key)}
-        settings = replace(asked, **declared)
-    return _masked_lm(checkpoint, checkpoint.transformer, settings, warnings, task="document")
-
-
-def _query_side(checkpoint: Checkpoint, asked: ModelSettings, warnings: list[str]) -> Side:
-    side = checkpoint.query
-    try:
-        settings = resolve_query_settings(replace(asked, trust_remote_code=True), checkpoint)
-    except CheckpointError as error:
+        # It cannot run. Show what its files declare.
         warnings.append(str(error))
         settings = replace(asked, **{key: value for key, value in side.declared.items() if hasattr(asked, key)})
-    if not isinstance(side, WeightTableSide):
-        return _masked_lm(checkpoint, side.folder, settings, warnings, task="query")
-    vocabulary = read_vocabulary(side.folder)
-    return Side(
-        **_told_by_the_folder(checkpoint, warnings),
-        **_told_by_the_tokenizer(checkpoint.name, vocabulary, warnings, task="query"),
-        kind="weight table",
-        architecture=None,
-        layers=None,
-        hidden_size=None,
-        parameters=None,
-        vocabulary_size=len(vocabulary.tokens) if vocabulary else None,
-        activation=None,
-        pooling=None,
-        max_length=settings.max_length,
-        positions=None,
-        prompt=settings.query_prompt or "",
-        lower_case=bool(settings.lower_case),
-        special_token_weights=settings.query_special_tokens,
-        missing_idf_weight=settings.missing_idf_weight,
-        remote_code=None,
-    )
-
-
-def _masked_lm(
-    checkpoint: Checkpoint, folder: Path, settings: ModelSettings, warnings: list[str], *, task: str
-) -> Side:
-    config = read_json(folder / "config.json")
+    config = {} if is_table else read_json(side.folder / "config.json")
     size = _whole(config, "vocab_size")
-    vocabulary = read_vocabulary(folder, size)
-    if code := remote_code(folder):
-        place = f"revision {checkpoint.revision}" if checkpoint.revision else str(folder)
-        warnings.append(
-            f"{checkpoint.name} brings remote code: {code} ({place}) would run with --trust-remote-code, and it does "
-            "not load without."
-        )
-    if has_pickle(folder):
-        warnings.append(
-            f"{checkpoint.name} keeps its weights in a pickle; it is read through torch's weights_only loading, which "
-            "runs no code, and its parameters are not counted here."
-        )
-    if size and size > SEISMIC_IDS:
-        warnings.append(
-            f"{checkpoint.name} has {size:,} token ids. A sparse_vector index (SEISMIC) takes ids below "
-            f"{SEISMIC_IDS:,} only: OpenSearch 3.3 to 3.8 crash or mis-score the others, 3.9 folds them. "
-            'Load with kind = "rank_features".'
-        )
-    architectures = config.get("architectures") or [None]
-    return Side(
-        **_told_by_the_folder(checkpoint, warnings),
-        **_told_by_the_tokenizer(checkpoint.name, vocabulary, warnings, task=task),
-        kind="masked LM",
-        architecture=architectures[0],
+    card, vocabulary = read_card(checkpoint.folder), read_vocabulary(side.folder, size)
+    found = Side(
+        model=checkpoint.name,
+        family=checkpoint.family,
+        kind="weight table" if is_table else "masked LM",
+        revision=checkpoint.revision,
+        sha256=None if checkpoint.revision else checkpoint.sha256,
+        license=card.license,
+        languages=card.languages,
+        architecture=(config.get("architectures") or [None])[0],
         layers=_whole(config, "num_hidden_layers", "n_layers"),
         hidden_size=_whole(config, "hidden_size", "dim"),
-        parameters=count_parameters(folder),
-        vocabulary_size=size,
+        parameters=None if is_table else count_parameters(side.folder),
+        vocabulary_size=len(vocabulary.tokens) if is_table and vocabulary else size,
+        tokenizer=vocabulary.model if vocabulary else None,
         activation=settings.activation,
         pooling=settings.pooling,
         max_length=settings.max_length,
         positions=_whole(config, "max_position_embeddings"),
-        prompt=(settings.query_prompt if task == "query" else settings.document_prompt) or "",
+        prompt=getattr(settings, f"{task}_prompt") or "",
         lower_case=bool(settings.lower_case),
-        special_token_weights=settings.query_special_tokens if task == "query" else settings.document_special_tokens,
-        missing_idf_weight=None,
-        remote_code=code,
+        special_tokens=vocabulary.special if vocabulary else {},
+        special_token_weights=getattr(settings, f"{task}_special_tokens"),
+        missing_idf_weight=settings.missing_idf_weight if is_table else None,
+        max_active_dims=checkpoint.max_active_dims,
+        remote_code=None if is_table else remote_code(side.folder),
     )
+    warnings += _warnings(found, side.folder, card, vocabulary, task)
+    return found
 
 
-def _told_by_the_folder(checkpoint: Checkpoint, warnings: list[str]) -> dict[str, Any]:
-    card = read_card(checkpoint.folder)
+def _warnings(side: Side, folder: Path, card: Card, vocabulary: Vocabulary | None, task: str) -> Iterator[str]:
+    name, size = side.model, side.vocabulary_size
+    if side.remote_code:
+        place = f"revision {side.revision}" if side.revision else str(folder)
+        yield (
+            f"{name} brings remote code: {side.remote_code} ({place}) would run with --trust-remote-code, and it does "
+            "not load without."
+        )
+    if side.kind == "masked LM" and has_pickle(folder):
+        yield (
+            f"{name} keeps its weights in a pickle; it is read through torch's weights_only loading, which "
+            "runs no code, and its parameters are not counted here."
+        )
+    if side.kind == "masked LM" and size and size > SEISMIC_IDS:
+        yield (
+            f"{name} has {size:,} token ids. A sparse_vector index (SEISMIC) takes ids below "
+            f"{SEISMIC_IDS:,} only: OpenSearch 3.3 to 3.8 crash or mis-score the others, 3.9 folds them. "
+            'Load with kind = "rank_features".'
+        )
     if card.is_non_commercial:
-        warnings.append(
-            f"{checkpoint.name} has the licence {card.license}, which forbids commercial use: of the model, and as its "
+        yield (
+            f"{name} has the licence {card.license}, which forbids commercial use: of the model, and as its "
             "owners may see it of the vectors and of an index made with it."
         )
-    return {
-        "model": checkpoint.name,
-        "family": checkpoint.family,
-        "revision": checkpoint.revision,
-        "sha256": None if checkpoint.revision else checkpoint.sha256,
-        "license": card.license,
-        "languages": card.languages,
-        "max_active_dims": checkpoint.max_active_dims,
-    }
-
-
-def _told_by_the_tokenizer(
-    name: str, vocabulary: Vocabulary | None, warnings: list[str], *, task: str
-) -> dict[str, Any]:
     if vocabulary is None:
-        warnings.append(f"{name} has neither tokenizer.json nor vocab.txt on its {task} side; nothing is known of it.")
-        return {"tokenizer": None, "special_tokens": {}}
+        yield f"{name} has neither tokenizer.json nor vocab.txt on its {task} side; nothing is known of it."
+        return
     if vocabulary.shared:
-        warnings.append(
+        yield (
             f"{name} gives the token {vocabulary.shared[0]!r} to several ids ({len(vocabulary.shared)} such tokens): "
             "an index keys weights by token, so `encode` refuses it. Mend tokenizer.json."
         )
     if "pad_token" not in vocabulary.special and task == "document":
-        warnings.append(
+        yield (
             f"{name} names no padding token: here id 0 stands in, behind the attention mask; other tools cannot "
             "encode batches with it."
         )
     if vocabulary.model != "WordPiece":
         sample = next((token for token in vocabulary.tokens if token and len(token) > 2 and token[0] in "Ġ▁"), None)
         such = f" such as {sample}" if sample else ""
-        warnings.append(
+        yield (
             f"{name} has {vocabulary.model} tokens{such}, which OpenSearch's own analyzers do not make: never search "
             "its index with query_text; send the query_tokens that `sparse-ingest query` prints."
         )
     elif not vocabulary.is_bert_uncased:
-        warnings.append(
+        yield (
             f"{name} has another vocabulary than bert-base-uncased, whose tokens OpenSearch's analyzer bert-uncased "
             "makes of query_text: send the query_tokens that `sparse-ingest query` prints."
         )
-    return {"tokenizer": vocabulary.model, "special_tokens": vocabulary.special}
 
 
 def _whole(config: dict[str, Any], *names: str) -> int | None:
-    """The first of several names that holds a whole number: architectures name their sizes differently."""
+    """Return the first of several names that holds an integer: architectures name their sizes differently."""
     return next((config[name] for name in names if isinstance(config.get(name), int)), None)

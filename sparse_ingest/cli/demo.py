@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from sparse_ingest.cli.options import json_option, print_json
+from sparse_ingest.cli.options import json_option, print_report
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.errors import CheckpointError, MissingExtraError, UsageError
 from sparse_ingest.pipeline import Pipeline, read_pipeline
@@ -85,34 +85,35 @@ def demo(folder: Path, keep_server: bool, as_json: bool) -> None:
     began = time.monotonic()
     with TerminalReporter() as reporter:
         report = run_demo(folder, reporter=reporter, keep_server=keep_server)
-    if as_json:
-        print_json(_as_json(report))
-        return
-    for answers in report.answers:
-        click.echo("\n".join(_as_text(answers)))
-    click.echo(
-        f"\nAll of it took {time.monotonic() - began:.0f} s. BERT-tiny is the smallest of SPLADE models; on small"
-    )
-    click.echo("collections BM25 often beats it, which is why it stands beside it. Ask your own question:\n")
+    lines = [line for answers in report.answers for line in _as_text(answers)]
+    lines += [
+        "",
+        f"All of it took {time.monotonic() - began:.0f} s. BERT-tiny is the smallest of SPLADE models; on small",
+        "collections BM25 often beats it, which is why it stands beside it. Ask your own question:",
+        "",
+    ]
     if keep_server or not report.server_started:
-        click.echo(f'  sparse-ingest search --url {report.url} --index {report.loaded.index} "what is a decorator"')
-        click.echo("  sparse-ingest server stop")
+        lines += [
+            f'  sparse-ingest search --url {report.url} --index {report.loaded.index} "what is a decorator"',
+            "  sparse-ingest server stop",
+        ]
     else:
-        click.echo(f'  sparse-ingest search --run {report.run.path} "what is a decorator"      (no server needed)')
-        click.echo("  sparse-ingest demo --keep-server                                  (and then search --index)")
+        lines += [
+            f'  sparse-ingest search --run {report.run.path} "what is a decorator"      (no server needed)',
+            "  sparse-ingest demo --keep-server                                  (and then search --index)",
+        ]
+    print_report(as_json, _as_json(report), lines)
 
 
-def _as_text(answers: Answers) -> list[str]:
-    lines = ["", click.style(answers.question, bold=True), f"    {'learned sparse':<{COLUMN}}  BM25"]
-    for rank in range(max(len(answers.sparse), len(answers.bm25))):
-        left, right = (_title(hits[rank]) if rank < len(hits) else "" for hits in (answers.sparse, answers.bm25))
-        lines.append(f"  {rank + 1} {left:<{COLUMN}}  {right}".rstrip())
-    if answers.sparse:
-        best = answers.sparse[0]
+def _as_text(answers: Answers) -> Iterator[str]:
+    yield from ("", click.style(answers.question, bold=True), f"    {'learned sparse':<{COLUMN}}  BM25")
+    titles = itertools.zip_longest(map(_title, answers.sparse), map(_title, answers.bm25), fillvalue="")
+    for rank, (left, right) in enumerate(titles, start=1):
+        yield f"  {rank} {left:<{COLUMN}}  {right}".rstrip()
+    for best in answers.sparse[:1]:
         text = " ".join(str(best.fields.get("text", "")).split())
         terms = " · ".join(f"{term.token} {term.contribution:.1f}" for term in best.terms[:6])
-        lines += [f"    {text[:100]}…", f"    {best.score:.2f} = {terms} · …"]
-    return lines
+        yield from (f"    {text[:100]}…", f"    {best.score:.2f} = {terms} · …")
 
 
 def _title(hit: Hit) -> str:
@@ -132,14 +133,14 @@ def _as_json(report: DemoReport) -> dict[str, Any]:
         "weights_checked": report.verified.checked_weights,
         "weights_differing": report.verified.differing,
         "answers": [
-            {
-                "question": answers.question,
-                "sparse": [{"id": hit.id, "score": hit.score} for hit in answers.sparse],
-                "bm25": [{"id": hit.id, "score": hit.score} for hit in answers.bm25],
-            }
-            for answers in report.answers
+            {"question": one.question, "sparse": _scores(one.sparse), "bm25": _scores(one.bm25)}
+            for one in report.answers
         ],
     }
+
+
+def _scores(hits: list[Hit]) -> list[dict[str, Any]]:
+    return [{"id": hit.id, "score": hit.score} for hit in hits]
 
 
 def run_demo(folder: Path, *, reporter: Reporter, keep_server: bool) -> DemoReport:
@@ -154,7 +155,9 @@ def run_demo(folder: Path, *, reporter: Reporter, keep_server: bool) -> DemoRepo
     from sparse_ingest.verification.verify import verify
 
     pipeline = read_pipeline("demo")
-    _check_extra()
+    # What would otherwise fail after minutes is refused here; one message names all extras.
+    if not all(map(importlib.util.find_spec, ("torch", "transformers", "jgo", "psutil"))):
+        raise MissingExtraError("demo", "The demo")
     _check_model(pipeline)
     if missing := bytes_to_download():
         reporter.note(f"This downloads OpenSearch once, {missing / 1e6:.0f} MB.")
@@ -164,11 +167,12 @@ def run_demo(folder: Path, *, reporter: Reporter, keep_server: bool) -> DemoRepo
     reporter.note(f"1/5  {count} passages of Python's language reference are in {corpus}")
     reporter.note("2/5  Encode them into a run folder")
     run = encode(str(corpus), run_folder, pipeline=pipeline, progress=reporter)
-    encoded = run.report
-    mean = encoded.terms / max(1, encoded.rows)
-    reporter.note(f"     {encoded.terms:,} terms, {mean:.0f} a passage, are in {run.path}")
+    terms, rows = run.report.terms, run.report.rows
+    reporter.note(f"     {terms:,} terms, {terms / max(1, rows):.0f} a passage, are in {run.path}")
     reporter.note("3/5  Start OpenSearch")
-    server = process.start(_port(), reporter=reporter)
+    # Our own server on 9200, or a new one there or on the next free port.
+    port = process.DEFAULT_PORT if process.is_ours(process.DEFAULT_PORT) else process.free_port()
+    server = process.start(port, reporter=reporter)
     try:
         loaded = load(run, index=INDEX, url=server.url, pipeline=pipeline, replace=True, from_scratch=True)
         reporter.note(
@@ -201,12 +205,9 @@ def write_corpus(path: Path) -> int:
     """Write the passages as JSON lines; gives their number."""
     from pydoc_data.topics import topics
 
-    count = 0
-    with path.open("w", encoding="utf-8") as file:
-        for passage in passages(topics):
-            file.write(json.dumps(passage._asdict(), ensure_ascii=False) + "\n")
-            count += 1
-    return count
+    lines = [json.dumps(passage._asdict(), ensure_ascii=False) + "\n" for passage in passages(topics)]
+    path.write_text("".join(lines), encoding="utf-8")
+    return len(lines)
 
 
 def passages(topics: dict[str, str]) -> Iterator[Passage]:
@@ -228,13 +229,13 @@ def _sections(text: str) -> Iterator[tuple[str, list[str]]]:
     paragraphs: list[str] = []
     for block in text.split("\n\n"):
         first, _, rest = block.strip("\n").partition("\n")
-        mark = rest.partition("\n")[0]
+        mark, _, below = rest.partition("\n")
         if mark and len(set(mark)) == 1 and mark[0] in '*=-~^"' and len(mark) >= len(first) > 2:
             if paragraphs:
                 yield ": ".join(headings), paragraphs
             level = levels.setdefault(mark[0], len(levels))
             headings, paragraphs = [*headings[:level], first.replace('"', "")], []
-            block = rest.partition("\n")[2]
+            block = below
         if block.strip():
             paragraphs.append(block.strip("\n"))
     if paragraphs:
@@ -253,12 +254,6 @@ def _pieces(paragraphs: list[str]) -> Iterator[str]:
         words += more
     if piece:
         yield "\n\n".join(piece)
-
-
-def _check_extra() -> None:
-    """Refuse at the start what would otherwise fail after minutes; one message names all extras."""
-    if not all(map(importlib.util.find_spec, ("torch", "transformers", "jgo", "psutil"))):
-        raise MissingExtraError("demo", "The demo")
 
 
 def _check_model(pipeline: Pipeline) -> None:
@@ -287,13 +282,6 @@ def _clear(folder: Path, run: Path) -> None:
     mark.touch()
     if run.exists():
         shutil.rmtree(run)
-
-
-def _port() -> int:
-    """9200 when it is free or our own server is there, otherwise the next free one."""
-    from sparse_ingest.local_server import process
-
-    return process.DEFAULT_PORT if process.is_ours(process.DEFAULT_PORT) else process.free_port()
 
 
 COMMANDS = [demo]

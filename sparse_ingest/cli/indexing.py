@@ -14,7 +14,7 @@ from sparse_ingest.cli.options import (
     json_option,
     model_options,
     pipeline_options,
-    print_json,
+    print_report,
     stage_options,
 )
 from sparse_ingest.cli.progress import TerminalReporter
@@ -71,15 +71,14 @@ def create(index: str, pipeline: Pipeline, connection: Connection, as_json: bool
         report = create_index(
             index, connection=connection, pipeline=pipeline, options=CreateOptions(**given), progress=reporter
         )
-    if as_json:
-        print_json(asdict(report))
-        return
-    click.echo(f"Index {report.index!r} is there, empty, with the {report.kind} field {report.field!r}.")
-    for what, name in (("search", report.search_pipeline), ("ingest", report.ingest_pipeline)):
+    lines = [f"Index {report.index!r} is there, empty, with the {report.kind} field {report.field!r}."]
+    for what, name, key in (
+        ("search", report.search_pipeline, "search_pipeline"), ("ingest", report.ingest_pipeline, "pipeline")
+    ):  # fmt: skip
         if name:
-            use = "is the index's default" if report.default else f"is used where a request names it ({what}_pipeline)"
-            use = use.replace("ingest_pipeline", "pipeline")
-            click.echo(f"The {what} pipeline {name!r} {use}.")
+            use = "is the index's default" if report.default else f"is used where a request names it ({key})"
+            lines.append(f"The {what} pipeline {name!r} {use}.")
+    print_report(as_json, asdict(report), lines)
 
 
 @index.command()
@@ -91,11 +90,7 @@ def show(index: str, connection: Connection, as_json: bool) -> None:
     from sparse_ingest.cluster.index_admin import show_index
 
     report = show_index(index, connection=connection)
-    if as_json:
-        print_json(asdict(report))
-    else:
-        for key, value in _lines(report).items():
-            click.echo(f"{key:>16}  {value}")
+    print_report(as_json, asdict(report), (f"{key:>16}  {value}" for key, value in _shown(report).items() if value))
 
 
 @index.command()
@@ -115,12 +110,10 @@ def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bo
     if report is None:
         click.echo("Nothing was deleted.", err=True)
         return 1
-    if as_json:
-        print_json(asdict(report))
-    else:
-        click.echo(f"Index {report.index!r} was deleted, with {report.documents} documents.")
-        if report.pipelines:
-            click.echo(f"Its pipelines were deleted: {', '.join(report.pipelines)}.")
+    lines = [f"Index {report.index!r} was deleted, with {report.documents} documents."]
+    if report.pipelines:
+        lines.append(f"Its pipelines were deleted: {', '.join(report.pipelines)}.")
+    print_report(as_json, asdict(report), lines)
     for sentence in report.kept:
         click.echo(sentence, err=True)
     return 0
@@ -131,7 +124,7 @@ def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bo
 @click.option("--corpus", "specs", multiple=True, required=True, metavar="SPEC",
               help="As for encode: files, addresses, hf:NAME, - for standard input; may be repeated")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="F", help="The table to write, idf.json")
-@stage_options(IdfOptions, omitted=("keep", "no_text"))
+@stage_options(IdfOptions, "keep", "no_text")
 @json_option
 def idf(pipeline: Pipeline, specs: tuple[str, ...], out: Path, options: IdfOptions, as_json: bool) -> int:
     """Write the weight of each token for inference-free queries, counted in a corpus.
@@ -149,13 +142,11 @@ def idf(pipeline: Pipeline, specs: tuple[str, ...], out: Path, options: IdfOptio
 
     with TerminalReporter() as reporter:
         report = write_idf(specs, out, pipeline=pipeline, options=options, progress=reporter)
-    if as_json:
-        print_json({**report._asdict(), "out": str(report.out)})
-    else:
-        click.echo(
-            f"{report.out}: weights of {report.vocabulary:,} tokens, {report.seen:,} of which are in "
-            f"{report.documents:,} documents; the others weigh 1."
-        )
+    line = (
+        f"{report.out}: weights of {report.vocabulary:,} tokens, {report.seen:,} of which are in "
+        f"{report.documents:,} documents; the others weigh 1."
+    )
+    print_report(as_json, {**report._asdict(), "out": str(report.out)}, [line])
     if report.skipped:
         click.echo(f"{report.skipped:,} bad documents were left out.", err=True)
     return 3 if report.skipped else 0
@@ -170,12 +161,12 @@ def _ask(question: str) -> bool:
     return click.confirm(question, err=True)
 
 
-def _lines(report: IndexReport) -> dict[str, object]:
-    """A report as words, what is not there left out."""
+def _shown(report: IndexReport) -> dict[str, object]:
+    """A report in words; what is not there is None or empty."""
     model = report.model or {}
     stamp = f"run {report.run_id}, {report.load}" if report.run_id else "never loaded by sparse-ingest"
-    pruning = {rule: value for rule, value in (report.pruning or {}).items() if value is not None}
-    shown = {
+    pruning = (f"{rule} {value:g}" for rule, value in (report.pruning or {}).items() if value is not None)
+    return {
         "index": report.index if report.index == report.asked else f"{report.index} (alias {report.asked})",
         "uuid": report.uuid,
         "aliases": ", ".join(report.aliases),
@@ -184,7 +175,7 @@ def _lines(report: IndexReport) -> dict[str, object]:
         "revision": model.get("revision"),
         "load": stamp,
         "runs": len(report.runs) if len(report.runs) > 1 else None,
-        "pruning": ", ".join(f"{rule} {value:g}" for rule, value in pruning.items()),
+        "pruning": ", ".join(pruning),
         "documents": f"{report.documents:,}",
         "size": f"{report.bytes / 1e6:,.1f} MB in {report.segments} segments",
         "shards": f"{report.primaries} primaries, {report.replicas} replicas of each",
@@ -193,4 +184,3 @@ def _lines(report: IndexReport) -> dict[str, object]:
         "final pipeline": report.final_pipeline,
         "installed": ", ".join(report.installed),
     }
-    return {key: value for key, value in shown.items() if value}

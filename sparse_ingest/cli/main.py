@@ -29,17 +29,11 @@ for group in (inspecting, encoding, indexing, loading, planning, searching, eval
         cli.add_command(command)
 
 
-class _WarningsOnStderr(logging.Handler):
-    """Shows the warnings of the library, which is silent without a handler."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one message."""
-        click.echo(self.format(record), err=True)
-
-
 def main() -> None:
     """Run the command line; a `SparseIngestError` becomes one message and its exit code."""
-    logger, handler = logging.getLogger("sparse_ingest"), _WarningsOnStderr(logging.WARNING)
+    # The library is silent without a handler.
+    logger, handler = logging.getLogger("sparse_ingest"), logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
     logger.addHandler(handler)
     try:
         code = _run()

@@ -5,25 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_ingest.cli.options import engine_option, filter_option, model_options, print_json
+from sparse_ingest.cli.options import print_json, query_model_options, stage_options
 from sparse_ingest.errors import UsageError
-from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.pipeline import Pipeline, option
+from sparse_ingest.searching.options import SearchOptions
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.requests import Engine, SearchBody
     from sparse_ingest.queries.weight_table import QueryWeights
 
-size_option = click.option(
-    "-k", "--size", type=click.IntRange(min=1), default=10, show_default=True, help="How many documents to find"
-)
-collapse_option = click.option(
-    "--collapse", metavar="FIELD", help="Find only the best document of each value of FIELD, such as parent of passages"
-)
 queries_option = click.option(
     "--queries",
     "queries_path",
@@ -34,17 +30,17 @@ queries_option = click.option(
 
 
 @dataclass(frozen=True)
-class QueryForm:
-    """Which body is asked for, as the options of `query` have it."""
+class QueryOptions(SearchOptions):
+    """Options of `query`: which body is asked for."""
 
-    size: int
-    collapse: str | None
-    filter: dict[str, Any] | None
-    hybrid: bool
-    search_pipeline: str | None
-    analyzer: str | None
-    model_id: str | None
-    without_plugin: bool
+    search_pipeline: str | None = option(
+        None, "Name this installed search pipeline instead of bringing one", metavar="NAME"
+    )
+    analyzer: str | None = option(
+        None, "Let this analyzer of the server make the weights; needs no model here", metavar="NAME"
+    )
+    model_id: str | None = option(None, "Let this model, deployed in the cluster, make the weights", metavar="ID")
+    without_plugin: bool = option(False, "For a cluster that lacks neural-search: rank_feature clauses")
 
     @property
     def is_server_side(self) -> bool:
@@ -53,9 +49,8 @@ class QueryForm:
 
     def refuse_conflicts(self) -> None:
         """Refuse options of which one would silently have no effect."""
-        forms = {"--hybrid": self.hybrid, "--analyzer": self.analyzer, "--model-id": self.model_id}
-        forms |= {"--without-plugin": self.without_plugin}
-        chosen = [name for name, given in forms.items() if given]
+        forms = ("hybrid", "analyzer", "model_id", "without_plugin")
+        chosen = [f"--{name.replace('_', '-')}" for name in forms if getattr(self, name)]
         if len(chosen) > 1:
             raise UsageError(f"{' and '.join(chosen)} are different requests. Give one of them.")
         if self.collapse is not None and (self.hybrid or self.is_server_side):
@@ -66,21 +61,16 @@ class QueryForm:
 @click.argument("text", required=False)
 @queries_option
 @click.option("--index", metavar="NAME", help="With --queries: the index to name in each header; else the URL names it")
-@size_option
-@collapse_option
-@filter_option
-@click.option("--hybrid", is_flag=True, help="Beside BM25 on title and text; the server brings both scores together")
-@click.option("--search-pipeline", metavar="NAME", help="Name this installed search pipeline instead of bringing one")
-@click.option(
-    "--analyzer", metavar="NAME", help="Let this analyzer of the server make the weights; needs no model here"
-)
-@click.option("--model-id", metavar="ID", help="Let this model, deployed in the cluster, make the weights")
+@stage_options(QueryOptions, "concurrency")
 @click.option("--table", is_flag=True, help="Print the weight of every token of an inference-free model, for services")
-@click.option("--without-plugin", is_flag=True, help="For a cluster that lacks neural-search: rank_feature clauses")
-@model_options
-@engine_option
+@query_model_options
 def query(
-    text: str | None, queries_path: Path | None, index: str | None, table: bool, pipeline: Pipeline, **options: Any
+    text: str | None,
+    queries_path: Path | None,
+    index: str | None,
+    table: bool,
+    pipeline: Pipeline,
+    options: QueryOptions,
 ) -> None:
     """Print the request body that asks an index for TEXT; needs no cluster.
 
@@ -102,20 +92,18 @@ def query(
             raise UsageError("--table is of the model, not of a text. Leave out TEXT and --queries.")
         _print_table(pipeline)
         return
-    form = QueryForm(**options)
-    form.refuse_conflicts()
+    options.refuse_conflicts()
     if (text is None) == (queries_path is None):
         raise UsageError("Give either TEXT or --queries F.")
     if index is not None and queries_path is None:
         raise UsageError("--index goes with --queries; the URL of a single request names its index.")
-    if form.is_server_side and (pipeline.query.top_k or pipeline.query.max_ratio):
+    if options.is_server_side and (pipeline.query.top_k or pipeline.query.max_ratio):
         raise UsageError(
             "query.top_k and query.max_ratio prune weights that are made here; those that the server makes stay whole. "
             "Leave them out, or leave out --analyzer and --model-id."
         )
     engine = engine_of(pipeline)
-    asked = _one(str(text), pipeline, form) if queries_path is None else _many(queries_path, pipeline, form)
-    for body in bodies(asked, engine, form):
+    for body in _bodies(_weighted(text, queries_path, pipeline, options), engine, options):
         if queries_path is None:
             print_json(body)
         else:
@@ -123,44 +111,51 @@ def query(
 
 
 def _print_table(pipeline: Pipeline) -> None:
-    from sparse_ingest.checkpoints.layouts import read_checkpoint
-    from sparse_ingest.checkpoints.sides import WeightTableSide
-    from sparse_ingest.models.query_encoders import query_encoder
-    from sparse_ingest.queries.weight_table import WeightTable
+    from sparse_ingest.searching.query import query_table
 
-    model = pipeline.model
-    name, revision = (model.query, model.query_revision) if model.query else (model.document, model.revision)
-    # Looked at first: building a masked LM takes seconds.
-    if name and not isinstance(read_checkpoint(name, revision, code=model.trust_remote_code).query, WeightTableSide):
-        raise UsageError(
-            f"The queries of {name} are made by a masked LM, which has no table. A service must run the model, or ask "
-            "one that does."
-        )
-    encoder = query_encoder(model)
-    assert isinstance(encoder, WeightTable)
-    weights = encoder.table()
+    table = query_table(pipeline.model)
+    weights = table.table()
     print_json(weights)
     click.echo(
         f"{len(weights)} tokens have a weight. A query's weights are those of its distinct tokens, which the model's "
-        f"tokenizer.json makes (do_lower_case and the like in tokenizer_config.json go over it): {encoder.reading()}.",
+        f"tokenizer.json makes (do_lower_case and the like in tokenizer_config.json go over it): {table.reading()}.",
         err=True,
     )
 
 
-def bodies(asked: Iterable[tuple[str, QueryWeights]], engine: Engine, form: QueryForm) -> Iterator[SearchBody]:
+def _weighted(
+    text: str | None, path: Path | None, pipeline: Pipeline, options: QueryOptions
+) -> Iterator[tuple[str, QueryWeights]]:
+    """The text, or those of a file of queries, with their weights, as many at a time as the model takes."""
+    from sparse_ingest.corpora.collections import read_queries
+    from sparse_ingest.searching.query import many_query_weights, query_weights
+
+    if options.is_server_side:
+        texts = (query.text for query in read_queries(path)) if path else [str(text)]
+        yield from ((one, {}) for one in texts)
+    elif path is None:
+        yield str(text), query_weights(str(text), pipeline)
+    else:
+        queries, same = tee(read_queries(path))
+        weighted = many_query_weights(queries, pipeline)
+        yield from ((query.text, weights) for query, (_, weights) in zip(same, weighted, strict=True))
+
+
+def _bodies(
+    weighted: Iterable[tuple[str, QueryWeights]], engine: Engine, options: QueryOptions
+) -> Iterator[SearchBody]:
     """The bodies of some texts with their weights; says at the end what was left out or scaled."""
     from sparse_ingest.cluster.limits import fit_weights
     from sparse_ingest.searching.query import keyed, tell_of_lost
 
     scaled, scale = 0, 1.0
     lost: dict[str, None] = {}
-    for text, weights in asked:
-        if engine.keys is not None:
-            weights = keyed(weights, engine.keys, lost)
+    for text, weights in weighted:
+        weights = keyed(weights, engine.keys, lost)
         fitted = fit_weights(weights)
         scaled, scale = scaled + (fitted.scale != 1), max(scale, fitted.scale)
-        body = _body(text, weights, engine, form)
-        yield body | {"search_pipeline": form.search_pipeline} if form.search_pipeline else body
+        body = _body(text, weights, engine, options)
+        yield body | {"search_pipeline": options.search_pipeline} if options.search_pipeline else body
     tell_of_lost(lost)
     if scaled:
         what = f"the weights of {scaled} queries were divided" if scaled > 1 else "all were divided"
@@ -168,42 +163,19 @@ def bodies(asked: Iterable[tuple[str, QueryWeights]], engine: Engine, form: Quer
         click.echo(f"OpenSearch takes weights up to 64: {what} by {most}{scale:g}, and so are the scores.", err=True)
 
 
-def _body(text: str, weights: QueryWeights, engine: Engine, form: QueryForm) -> SearchBody:
+def _body(text: str, weights: QueryWeights, engine: Engine, options: QueryOptions) -> SearchBody:
     from sparse_ingest.cluster.requests import engine_body, hybrid_body, rank_feature_body, server_side_body
 
-    settings: dict[str, Any] = {"size": form.size, "filter": form.filter}
-    if form.is_server_side:
-        return server_side_body(text, engine, analyzer=form.analyzer, model_id=form.model_id, **settings)
-    if form.hybrid:
+    settings: dict[str, Any] = {"size": options.k, "filter": options.filter}
+    if options.is_server_side:
+        return server_side_body(text, engine, analyzer=options.analyzer, model_id=options.model_id, **settings)
+    if options.hybrid:
         return hybrid_body(text, weights, engine, **settings)
-    if form.without_plugin:
+    if options.without_plugin:
         if engine.name != "exact":
             raise UsageError(f"Without the neural-search plugin there is no engine {engine.name}. Leave out --engine.")
-        return rank_feature_body(weights, field=engine.field, collapse=form.collapse, **settings)
-    return engine_body(weights, engine, collapse=form.collapse, **settings)
-
-
-def _one(text: str, pipeline: Pipeline, form: QueryForm) -> Iterator[tuple[str, QueryWeights]]:
-    from sparse_ingest.searching.query import query_weights
-
-    yield text, {} if form.is_server_side else query_weights(text, pipeline)
-
-
-def _many(path: Path, pipeline: Pipeline, form: QueryForm) -> Iterator[tuple[str, QueryWeights]]:
-    """The texts of a file of queries with their weights, as many at a time as the model takes."""
-    from itertools import tee
-
-    from sparse_ingest.corpora.collections import read_queries
-    from sparse_ingest.searching.query import many_query_weights
-
-    queries, texts = tee(read_queries(path))
-    if form.is_server_side:
-        yield from ((query.text, {}) for query in queries)
-    else:
-        yield from (
-            (query.text, weights)
-            for query, (_, weights) in zip(texts, many_query_weights(queries, pipeline), strict=True)
-        )
+        return rank_feature_body(weights, field=engine.field, collapse=options.collapse, **settings)
+    return engine_body(weights, engine, collapse=options.collapse, **settings)
 
 
 COMMANDS = [query]

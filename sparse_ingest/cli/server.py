@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_ingest.cli.options import json_option, print_json
+from sparse_ingest.cli.options import json_option, print_report
 from sparse_ingest.cli.progress import TerminalReporter
 
 if TYPE_CHECKING:
     from sparse_ingest.local_server.process import Instance
 
-port_type = click.IntRange(1024, 65535)
+PORT = click.IntRange(1024, 65535)
+NONE_RUNS = "No local server of ours is running"
 
 
 @click.group()
@@ -31,7 +32,7 @@ def server() -> None:
 
 
 @server.command()
-@click.option("--port", type=port_type, default=9200, show_default=True, help="Port on 127.0.0.1")
+@click.option("--port", type=PORT, default=9200, show_default=True, help="Port on 127.0.0.1")
 @click.option("--heap", default="1g", show_default=True, help="Size of the Java heap")
 @click.option(
     "--data",
@@ -54,26 +55,21 @@ def start(port: int, heap: str, data_folder: Path | None, with_ml: bool, as_json
 
     with TerminalReporter() as reporter:
         instance = process.start(port, data=data_folder, heap=heap, with_ml=with_ml, reporter=reporter)
-    if as_json:
-        print_json({**_shown(instance), "already_running": instance.already_running})
-    else:
-        click.echo(instance.url)
+    print_report(as_json, {**_shown(instance), "already_running": instance.already_running}, [instance.url])
 
 
 @server.command()
-@click.option("--port", type=port_type, help="Which server; needed when several run")
+@click.option("--port", type=PORT, help="Which server; needed when several run")
 @json_option
 def stop(port: int | None, as_json: bool) -> None:
     """Stop a server that `server start` started; its data stays."""
     from sparse_ingest.local_server import process
 
     instance = process.stop(port)
-    if as_json:
-        print_json({"stopped": _shown(instance) if instance else None})
-    elif instance:
-        click.echo(f"Stopped {instance.url}; its data stays in {instance.data}")
-    else:
-        click.echo("No local server of ours is running" + (f" on port {port}" if port else ""))
+    line = NONE_RUNS + (f" on port {port}" if port else "")
+    if instance:
+        line = f"Stopped {instance.url}; its data stays in {instance.data}"
+    print_report(as_json, {"stopped": _shown(instance) if instance else None}, [line])
 
 
 @server.command()
@@ -86,30 +82,18 @@ def status(as_json: bool) -> None:
         {**_shown(one), "health": process.health(one), "documents": process.document_count(one)}
         for one in process.instances()
     ]
-    if as_json:
-        print_json(running)
-        return
-    if not running:
-        click.echo("No local server of ours is running")
-    for one in running:
-        click.echo(
-            f"{one['url']}  {one['health']}  documents {one['documents']}  pid {one['pid']}  "
-            f"heap {one['heap']}  data {one['data']}" + ("  with ml" if one["with_ml"] else "")
-        )
+    lines = (
+        f"{one['url']}  {one['health']}  documents {one['documents']}  pid {one['pid']}  "
+        f"heap {one['heap']}  data {one['data']}" + ("  with ml" if one["with_ml"] else "")
+        for one in running
+    )
+    print_report(as_json, running, lines if running else [NONE_RUNS])
 
 
 def _shown(instance: Instance) -> dict[str, Any]:
-    return {
-        "url": instance.url,
-        "port": instance.port,
-        "pid": instance.pid,
-        "version": instance.version,
-        "heap": instance.heap,
-        "with_ml": instance.with_ml,
-        "data": str(instance.data),
-        "log": str(instance.log),
-        "started": instance.started,
-    }
+    names = ("url", "port", "pid", "version", "heap", "with_ml", "data", "log", "started")
+    shown = {name: getattr(instance, name) for name in names}
+    return {**shown, "data": str(instance.data), "log": str(instance.log)}
 
 
 COMMANDS = [server]

@@ -13,7 +13,6 @@ Not covered: the corpus (files.py), and whether queries, judgements and corpus f
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from sparse_ingest.corpora.documents import (
     utf8,
 )
 from sparse_ingest.corpora.files import FORMAT_OF_SUFFIX, source_of
-from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, PACKED, LocalFile, is_packed, read_lines
+from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, PACKED, FoundFile, LineSource, is_packed
 from sparse_ingest.errors import CorpusError
 from sparse_ingest.records import Query
 
@@ -50,15 +49,14 @@ def read_queries(path: Path) -> Iterator[Query]:
     """The queries of a file or a collection's folder, in order."""
     seen: dict[str, tuple[Path, str]] = {}
     for file in _files_in(path, _QUERIES):
-        unit = _unit(file)
-        for line, query in _queries_of(file):
+        for at, query in _queries_of(file):
             if query.id in seen:
-                first, at = seen[query.id]
-                where = at if first == file else f"{first} {at}"
+                other, first = seen[query.id]
+                where = first if other == file else f"{other} {first}"
                 raise CorpusError(
-                    f"{file} {unit} {line}: duplicate query id {shown(query.id)}: first at {where}. Remove one of them."
+                    f"{file} {at}: duplicate query id {shown(query.id)}: first at {where}. Remove one of them."
                 )
-            seen[query.id] = file, f"{unit} {line}"
+            seen[query.id] = file, at
             yield query
 
 
@@ -66,13 +64,12 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     """The judgements of a file or a collection's folder: score by query id and document id."""
     qrels: dict[str, dict[str, int]] = {}
     for file in _files_in(path, _QRELS):
-        for line, query_id, doc_id, score in _judgements_of(file):
+        for at, query_id, doc_id, score in _judgements_of(file):
             before = qrels.setdefault(query_id, {}).setdefault(doc_id, score)
             if before != score:
                 pair = f"query {shown(query_id)} and document {shown(doc_id)}"
                 raise CorpusError(
-                    f"{file} {_unit(file)} {line}: {pair} have the score {score} here and {before} before. "
-                    "Remove one of them."
+                    f"{file} {at}: {pair} have the score {score} here and {before} before. Remove one of them."
                 )
     return qrels
 
@@ -90,30 +87,13 @@ def _files_in(path: Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def _format(path: Path) -> str:
-    """The format by the suffix; what has none that is known is text with tabs."""
+    """Return the format by the suffix; without a known one it is text with tabs, in which no row names its columns."""
     bare = Path(path.name.lower())
     return FORMAT_OF_SUFFIX.get((bare.with_suffix("") if is_packed(bare.name) else bare).suffix, "tsv")
 
 
-def _has_columns(path: Path) -> bool:
-    """Whether the format names the columns of each row; tsv does not, whatever its first line says."""
-    return _format(path) != "tsv"
-
-
-def _unit(path: Path) -> str:
-    """What the numbers of its rows count."""
-    return "row" if _format(path) in ("parquet", "arrow") else "line"
-
-
-def _stored(path: Path) -> LocalFile:
-    try:
-        return LocalFile.found(path)
-    except OSError as error:
-        raise CorpusError(f"{path} cannot be read: {error.strerror}. Check the name.") from error
-
-
-def _rows(path: Path, wanted: Mapping[str, str] | None) -> Iterator[tuple[int, Mapping[str, object]]]:
-    """Line and columns of each row; `wanted` are those to read with what they are, None for a query's."""
+def _rows(path: Path, wanted: Mapping[str, str] | None) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """Yield the line and the columns of each row; `wanted` are those to read with what they are, None for a query's."""
 
     def choose(names: Sequence[str]) -> Mapping[str, str]:
         if wanted is None:
@@ -122,11 +102,12 @@ def _rows(path: Path, wanted: Mapping[str, str] | None) -> Iterator[tuple[int, M
             _check_column(name, dict.fromkeys(names))
         return wanted
 
-    source = source_of(_stored(path), choose, label=str(path))
+    source = source_of(FoundFile.found(path), choose, label=str(path))
     for record in source.records(0, 1):
+        at = f"{source.unit} {record.line}"
         if record.columns is None:
-            raise CorpusError(f"{path} {source.unit} {record.line}: {record.reason}")
-        yield record.line, record.columns
+            raise CorpusError(f"{path} {at}: {record.reason}")
+        yield at, record.columns
 
 
 def _check_column(name: str, columns: Mapping[str, object]) -> None:
@@ -134,41 +115,40 @@ def _check_column(name: str, columns: Mapping[str, object]) -> None:
         raise BadRow(f"no column {shown(name)}; {columns_there(columns)}")
 
 
-def _texts(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of each line that is not blank."""
-    for line, raw in enumerate(read_lines(_stored(path)), 1):
+def _texts(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield each line that is not blank: where it is, and its text."""
+    for line, raw in enumerate(LineSource(FoundFile.found(path), str(path)).lines(), 1):
         try:
             text = utf8(raw.removeprefix(BYTE_ORDER_MARK) if line == 1 else raw).rstrip("\r\n")
         except BadRow as bad:
             raise CorpusError(f"{path} line {line}: {bad}") from bad
         if text.strip():
-            yield line, text
+            yield f"line {line}", text
 
 
 # Queries
 
 
-def _queries_of(path: Path) -> Iterator[tuple[int, Query]]:
-    line = 1
+def _queries_of(path: Path) -> Iterator[tuple[str, Query]]:
+    at = "line 1"
     try:
-        if _has_columns(path):
-            for line, columns in _rows(path, None):
-                yield line, Query(id_in(columns, "_id" if "_id" in columns else "id"), text_in(columns, "text"))
+        if _format(path) != "tsv":
+            for at, columns in _rows(path, None):
+                yield at, Query(id_in(columns, "_id" if "_id" in columns else "id"), text_in(columns, "text"))
             return
-        texts = _texts(path)
-        for line, text in texts:
-            if _begins_topic(text):
-                for at, query in _topics(itertools.chain([(line, text)], texts)):
-                    if isinstance(query, BadRow):
-                        raise CorpusError(f"{path} line {at}: {query}")
-                    yield at, query
-                return
-            query_id, tab, words = text.partition("\t")
-            if not tab:
-                raise BadRow(f"two columns with a tab between them were expected, found {shown(text)}")
-            yield line, Query(id_in({"id": query_id}, "id"), words)
+        is_trec = False
+        for at, text in _topics(_texts(path)):
+            is_trec = is_trec or _begins_topic(text)
+            yield at, _query_of_topic(text) if is_trec else _query_of_line(text)
     except BadRow as bad:
-        raise CorpusError(f"{path} {_unit(path)} {line}: {bad}") from bad
+        raise CorpusError(f"{path} {at}: {bad}") from bad
+
+
+def _query_of_line(text: str) -> Query:
+    query_id, tab, words = text.partition("\t")
+    if not tab:
+        raise BadRow(f"two columns with a tab between them were expected, found {shown(text)}")
+    return Query(id_in({"id": query_id}, "id"), words)
 
 
 # TREC's topics, in the classic form: <top>, <num>, <title>, more that is not read, </top>. The query is the title, with
@@ -181,26 +161,28 @@ def _begins_topic(text: str) -> bool:
     return text.lstrip().lower().startswith("<top>")
 
 
-def _topics(texts: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Query | BadRow]]:
-    """Yield the line where each topic begins, and its query or what is wrong with it. `texts` has no blank lines."""
-    for start, text in texts:
-        if not _begins_topic(text):
-            yield start, BadRow(f"<top> was expected, found {shown(text)}")
-            return
-        lines = [text]
-        while "</top>" not in lines[-1].lower():
-            _, text = next(texts, (0, "<top>"))
-            if _begins_topic(text):
-                yield start, BadRow("the topic that begins here has no </top>; is the file cut off?")
-                return
-            lines.append(text)
-        try:
-            yield start, _query_of_topic(" ".join(lines))
-        except BadRow as bad:
-            yield start, bad
+def _topics(texts: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Join the lines of each topic: up to </top>, the next <top> or the end of the file. Other lines stay alone."""
+    lines: list[str] = []
+    start = ""
+    for at, text in texts:
+        if lines and _begins_topic(text):
+            yield start, " ".join(lines)
+            lines = []
+        start = start if lines else at
+        lines.append(text)
+        if "</top>" in text.lower() or not _begins_topic(lines[0]):
+            yield start, " ".join(lines)
+            lines = []
+    if lines:
+        yield start, " ".join(lines)
 
 
 def _query_of_topic(topic: str) -> Query:
+    if not _begins_topic(topic):
+        raise BadRow(f"<top> was expected, found {shown(topic)}")
+    if "</top>" not in topic.lower():
+        raise BadRow("the topic that begins here has no </top>; is the file cut off?")
     _, *parts = _TAG.split(topic)
     values: dict[str, str] = {}
     for tag, text in zip(parts[::2], parts[1::2], strict=True):
@@ -218,23 +200,23 @@ def _query_of_topic(topic: str) -> Query:
 # Judgements
 
 
-def _judgements_of(path: Path) -> Iterator[tuple[int, str, str, int]]:
+def _judgements_of(path: Path) -> Iterator[tuple[str, str, str, int]]:
     query_name, doc_name, score_name = _HEADER
-    line = 1
+    at = "line 1"
     try:
-        if _has_columns(path):
-            for line, columns in _rows(path, {query_name: "id", doc_name: "id", score_name: "kept field"}):
+        if _format(path) != "tsv":
+            for at, columns in _rows(path, {query_name: "id", doc_name: "id", score_name: "kept field"}):
                 query_id, doc_id = id_in(columns, query_name), id_in(columns, doc_name)
                 _check_column(score_name, columns)
-                yield line, query_id, doc_id, _score_of(columns[score_name])
+                yield at, query_id, doc_id, _score_of(columns[score_name])
             return
-        for line, text in _texts(path):
+        for at, text in _texts(path):
             # Ids may hold blanks ("Geneva Durben"): they part columns only where no tab does, as in TREC's files.
             values = text.split("\t") if "\t" in text else text.split()
-            if line > 1 or values != _HEADER:
-                yield line, *_judgement(text, values)
+            if at != "line 1" or values != _HEADER:
+                yield at, *_judgement(text, values)
     except BadRow as bad:
-        raise CorpusError(f"{path} {_unit(path)} {line}: {bad}") from bad
+        raise CorpusError(f"{path} {at}: {bad}") from bad
 
 
 def _judgement(text: str, values: list[str]) -> tuple[str, str, int]:

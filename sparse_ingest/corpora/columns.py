@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, cast
 
 import pyarrow as pa
@@ -22,53 +21,32 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import pyarrow.types as types
 
-from sparse_ingest.corpora.documents import BadRow
+from sparse_ingest.corpora.documents import BadRow, shown
 from sparse_ingest.corpora.sources import ChooseColumns, Record
-from sparse_ingest.corpora.stored import Opened, StoredFile, damaged, open_stored, read_once
-from sparse_ingest.errors import CorpusError
+from sparse_ingest.corpora.stored import FileSource, Opened, StoredFile
+from sparse_ingest.errors import CorpusError, first_line
 
 _BATCH_BYTES = 4 << 20  # of the rows that are Python objects at one time
 _BATCH_ROWS = 4096
 _IN_BATCH = 32  # bits of an IPC file's offset for the row within its record batch
 _FILE_MAGIC = b"ARROW1"
+# Bytes that are not UTF-8, which Parquet does not check; dates beyond the year 9999, nanoseconds without pandas,
+# unknown time zones; maps whose keys repeat, or cannot be those of a dict.
+_NO_PYTHON_VALUE = (ValueError, OverflowError, LookupError, TypeError, pa.ArrowException)
 
 
-class ColumnTable:
+class ColumnTable(FileSource):
     """A file of columns."""
 
     format: str
-    unit = "row"
 
     def __init__(self, file: StoredFile, label: str, choose: ChooseColumns) -> None:
-        self.name, self.label, self.bytes = file.name, label, file.bytes
-        self.rereadable = file.bytes is not None
-        self._file, self._choose = file, choose
+        super().__init__(file, label)
+        self._choose = choose
 
     def identity(self) -> dict[str, object]:
-        """Name, size and format."""
-        size = {} if self.bytes is None else {"bytes": self.bytes}
-        return {"name": self.name, **size, "format": self.format}
-
-    @contextmanager
-    def _opened(self, line: list[int]) -> Iterator[Opened]:
-        """The file; what Arrow says against it is a `CorpusError` that names the last row that was given."""
-        if self._file.bytes is None and line[0] > 1:
-            raise read_once()
-        with open_stored(self._file, lambda: f"after row {line[0] - 1}") as each:
-            try:
-                yield each
-            except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter for names of columns
-                raise damaged(self._file, f"after row {line[0] - 1}", error) from error
-        self._file.refuse_changed()
-
-    def _chosen(self, schema: pa.Schema) -> list[int]:
-        """The places of the columns to read, whose types fit."""
-        try:
-            chosen = self._choose(schema.names)
-            refuse_types(schema, chosen)
-        except BadRow as bad:
-            raise CorpusError(f"{self.label}: {bad}") from bad
-        return [schema.names.index(name) for name in chosen]
+        """Return name, size and format."""
+        return {**super().identity(), "format": self.format}
 
 
 class Parquet(ColumnTable):
@@ -78,17 +56,17 @@ class Parquet(ColumnTable):
     _rows = 0
 
     def passed(self, offset: int) -> int | None:
-        """Rows are taken for equally long."""
+        """Return the stored bytes before a row, as if rows were equally long."""
         return self.bytes * offset // self._rows if self.bytes and self._rows else None
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
-        """Every row from `offset` on."""
+        """Yield every row from `offset` on."""
         reached = [line]
-        with self._opened(reached) as each:
+        with self.opened(reached) as each:
             # A buffer instead of whole column chunks: a file of one row group is read piece by piece too.
             table = pq.ParquetFile(each.stored, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
             self._rows = table.metadata.num_rows
-            names = [table.schema_arrow.names[place] for place in self._chosen(table.schema_arrow)]
+            names = chosen_columns(table.schema_arrow, self._choose, self.label)
             first = 0
             for group in range(table.num_row_groups):
                 described = table.metadata.row_group(group)
@@ -96,9 +74,7 @@ class Parquet(ColumnTable):
                 if end > offset:
                     size = _batch_rows(described.total_byte_size, described.num_rows)
                     batches = table.iter_batches(size, row_groups=[group], columns=names)
-                    for row, record in enumerate(rows_of(batches, names, offset - first), offset):
-                        reached[0] += 1
-                        yield Record(*record, row + 1, row + 1, row + 2)
+                    yield from records_of(rows_of(batches, names, offset - first), reached, offset)
                     offset = end
                 first = end
 
@@ -108,54 +84,50 @@ class Arrow(ColumnTable):
 
     format = "arrow"
     _batches = 0  # of a file
-    _stream: Opened | None = None
 
     def passed(self, offset: int) -> int | None:
-        """Record batches of a file are taken for equally long; of a stream it is what was read."""
+        """Return the bytes before a record batch, as if those were equally long; of a stream those that were read."""
         if self.bytes and self._batches:
             return self.bytes * (offset >> _IN_BATCH) // self._batches
-        return self._stream.taken if self.bytes and self._stream else None
+        return self._opened.taken if self.bytes and self._opened else None
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
-        """Every row from `offset` on, which is row `line`."""
+        """Yield every row from `offset` on, which is row `line`."""
         reached = [line]
-        with self._opened(reached) as each:
+        with self.opened(reached) as each:
             if _first_bytes(each) == _FILE_MAGIC:
                 yield from self._of_file(each, offset, reached)
             else:
                 yield from self._of_stream(each, offset, reached)
 
     def _of_file(self, each: Opened, offset: int, reached: list[int]) -> Iterator[Record]:
-        if each.packed or self._file.bytes is None:
+        if each.packed or self.file.bytes is None:
             raise CorpusError(
-                f"{self._file.place} holds an Arrow file, whose index stands at its end: it cannot be read from "
+                f"{self.file.place} holds an Arrow file, whose index stands at its end: it cannot be read from "
                 "a compressed file or a pipe. Unpack it, or give Arrow's stream format."
             )
-        chosen = self._chosen(pa.ipc.open_file(each.stored).schema)
-        table = pa.ipc.open_file(each.stored, options=pa.ipc.IpcReadOptions(included_fields=chosen))
+        schema = pa.ipc.open_file(each.stored).schema
+        places = [schema.names.index(name) for name in chosen_columns(schema, self._choose, self.label)]
+        table = pa.ipc.open_file(each.stored, options=pa.ipc.IpcReadOptions(included_fields=places))
         self._batches = table.num_record_batches
         start, skip = offset >> _IN_BATCH, offset & (1 << _IN_BATCH) - 1
         for place in range(start, self._batches):
             batch = checked(table.get_batch(place))
             base = place << _IN_BATCH
-            for row, record in enumerate(rows_of(slices_of(batch), batch.schema.names, skip), skip + 1):
-                following = base + row if row < batch.num_rows else (place + 1) << _IN_BATCH
-                reached[0] += 1
-                yield Record(*record, reached[0] - 1, following, reached[0])
+            rows = rows_of(slices_of(batch), batch.schema.names, skip)
+            for record in records_of(rows, reached, base + skip):
+                is_last = record.offset == base + batch.num_rows
+                yield record._replace(offset=(place + 1) << _IN_BATCH) if is_last else record
             skip = 0
 
     def _of_stream(self, each: Opened, offset: int, reached: list[int]) -> Iterator[Record]:
-        self._stream = each
         table = pa.ipc.open_stream(each.content)
-        chosen = self._chosen(table.schema)
+        names = chosen_columns(table.schema, self._choose, self.label)
         first = 0
         for batch in table:
             if first + batch.num_rows > offset:
-                batch_of_chosen = checked(batch.select(chosen))
-                records = rows_of(slices_of(batch_of_chosen), batch_of_chosen.schema.names, offset - first)
-                for row, record in enumerate(records, offset + 1):
-                    reached[0] += 1
-                    yield Record(*record, row, row, row + 1)
+                rows = rows_of(slices_of(checked(batch.select(names))), names, offset - first)
+                yield from records_of(rows, reached, offset)
                 offset = first + batch.num_rows
             first += batch.num_rows
         # Arrow stops at the end mark: before the checksum of a compressed file, and before what a second stream holds.
@@ -169,6 +141,16 @@ def _first_bytes(each: Opened) -> bytes:
     first = each.stored.read(len(_FILE_MAGIC))
     each.stored.seek(0)
     return first
+
+
+def chosen_columns(schema: pa.Schema, choose: ChooseColumns, label: str) -> list[str]:
+    """Return the columns to read, whose types fit. Raises `CorpusError`."""
+    try:
+        chosen = choose(schema.names)
+        refuse_types(schema, chosen)
+    except BadRow as bad:
+        raise CorpusError(f"{label}: {bad}") from bad
+    return list(chosen)
 
 
 def refuse_types(schema: pa.Schema, chosen: Mapping[str, str]) -> None:
@@ -216,30 +198,45 @@ def slices_of(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         yield batch.slice(start, rows)
 
 
+def records_of(
+    rows: Iterable[tuple[dict[str, Any] | None, str | None]], reached: list[int], offset: int
+) -> Iterator[Record]:
+    """Yield rows as records. The first is row `reached[0]`, which is kept up to date, and is at `offset`."""
+    for following, (columns, reason) in enumerate(rows, offset + 1):
+        reached[0] += 1
+        yield Record(columns, reason, reached[0] - 1, following, reached[0])
+
+
 def rows_of(
     batches: Iterable[pa.RecordBatch], names: Sequence[str], skip: int = 0
 ) -> Iterator[tuple[dict[str, Any] | None, str | None]]:
-    """Of every row but the first `skip`: these columns, or None and what is wrong with it."""
+    """Yield these columns of every row but the first `skip`; or None, and what is wrong with the row."""
     for batch in batches:
         if skip >= batch.num_rows:
             skip -= batch.num_rows
             continue
         batch, skip = batch.slice(skip), 0
         try:
-            columns = [batch.column(name).to_pylist() for name in names]
-        except UnicodeDecodeError:  # Parquet does not check its strings
-            for place in range(batch.num_rows):
-                yield _row(batch, names, place)
+            columns = [batch.column(name).to_pylist(maps_as_pydicts="strict") for name in names]
+        except _NO_PYTHON_VALUE:
+            yield from (_row(batch, names, place) for place in range(batch.num_rows))
             continue
         for values in zip(*columns, strict=True):
             yield dict(zip(names, values, strict=True)), None
 
 
 def _row(batch: pa.RecordBatch, names: Sequence[str], place: int) -> tuple[dict[str, Any] | None, str | None]:
-    try:
-        return {name: batch.column(name)[place].as_py() for name in names}, None
-    except UnicodeDecodeError as error:
-        return None, f"not UTF-8: byte 0x{error.object[error.start]:02x} at byte {error.start + 1} of a value"
+    row = {}
+    for name in names:
+        try:
+            row[name] = batch.column(name)[place].as_py(maps_as_pydicts="strict")
+        except UnicodeDecodeError as error:
+            return None, f"not UTF-8: byte 0x{error.object[error.start]:02x} at byte {error.start + 1} of a value"
+        except _NO_PYTHON_VALUE as error:
+            type_ = batch.schema.field(name).type
+            reason = f"holds a value of type {type_} that Python cannot read: {first_line(error)}"
+            return None, f"the column {shown(name)} {reason}"
+    return row, None
 
 
 def checked(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -20,12 +20,13 @@ from pathlib import Path
 from sparse_ingest.corpora.columns import Arrow, Parquet
 from sparse_ingest.corpora.documents import FieldNames as FieldNames
 from sparse_ingest.corpora.documents import needed_columns, without_carried
-from sparse_ingest.corpora.remote import remote_files
+from sparse_ingest.corpora.hub import hub_source
+from sparse_ingest.corpora.hub_names import PREFIX
 from sparse_ingest.corpora.sources import ChooseColumns, Corpus, Source
-from sparse_ingest.corpora.stored import PACKED, LocalFile, StandardInput, StoredFile, is_packed
+from sparse_ingest.corpora.stored import PACKED, FoundFile, StandardInput, StoredFile, about, is_packed
 from sparse_ingest.corpora.text_formats import JsonLines, TextTable
 from sparse_ingest.errors import CorpusError, UsageError
-from sparse_ingest.storage.places import place_of
+from sparse_ingest.storage.places import Place, RemotePath, place_of, without_secrets
 
 FORMATS = ("jsonl", "csv", "tsv", "msmarco", "parquet", "arrow")
 FORMAT_OF_SUFFIX = {
@@ -41,7 +42,6 @@ FORMAT_OF_SUFFIX = {
 
 _TEXT_TABLES = ("csv", "tsv", "msmarco")
 _MSMARCO = "collection.tsv"  # two columns, no header, quotes that mean nothing: MS MARCO's passages
-HUB = "hf:"  # before the name of a Hugging Face dataset
 _CORPUS_SUFFIXES = (*(f".jsonl{packed}" for packed in ("", *PACKED)), ".parquet")
 _BEIR_CORPUS = tuple(f"corpus{suffix}" for suffix in _CORPUS_SUFFIXES)
 _MTEB_CORPUS = "corpus"  # a folder of files
@@ -61,7 +61,7 @@ def open_corpus(
     _check_options(specs, format, columns)
     fields = without_carried(fields)
     try:
-        found = [(spec, [] if spec.startswith(HUB) else _files_of(spec)) for spec in specs]
+        found = [(spec, [] if spec.startswith(PREFIX) else _files_of(spec)) for spec in specs]
     except OSError as error:
         raise CorpusError(
             f"{error.filename} cannot be read: {error.strerror}. Check that it is there and yours to read."
@@ -70,8 +70,8 @@ def open_corpus(
     names = Counter(file.name for _, files in found for file in files)
     sources: list[Source] = []
     for spec, files in found:
-        if spec.startswith(HUB):
-            sources.append(_dataset(spec, choose))
+        if spec.startswith(PREFIX):
+            sources.append(hub_source(spec, choose))
         for file in files:
             # The bare name where that is enough: positions then read the same from every machine and folder.
             label = file.name if names[file.name] == 1 else file.place
@@ -79,19 +79,12 @@ def open_corpus(
     return Corpus(tuple(sources), fields)
 
 
-def _dataset(spec: str, choose: ChooseColumns) -> Source:
-    # Imported here: it asks a library that only the extra "encode" brings.
-    from sparse_ingest.corpora.hub import hub_source
-
-    return hub_source(spec, choose)
-
-
 def _check_options(specs: Sequence[str], format: str | None, columns: Sequence[str] | None) -> None:
     if format is not None and format not in FORMATS:
         raise UsageError(f'The format "{format}" is unknown; known are: {", ".join(FORMATS)}.')
     if not all(specs):
         raise UsageError("A corpus is named by an empty string; is a variable unset? Name a file, a folder, or -")
-    if (format or columns) and (hub := [spec for spec in specs if spec.startswith(HUB)]):
+    if (format or columns) and (hub := [spec for spec in specs if spec.startswith(PREFIX)]):
         raise UsageError(f"--format and --columns are for files; {hub[0]} knows its own. Leave them out.")
     if specs.count("-") > 1:
         raise UsageError("Standard input (-) is named twice, and can be read only once. Name it once.")
@@ -148,56 +141,43 @@ def format_of(name: str, place: str) -> str:
 # Which files
 
 
-def corpus_in_folder(names: Sequence[str], folder: str) -> list[str]:
-    """Which files of a folder are the corpus: one named corpus or a folder named corpus, else all; in byte order.
+def _files_of(spec: str) -> list[StoredFile]:
+    if spec == "-":
+        return [StandardInput()]
+    place = place_of(spec)
+    found = about(place)
+    if found and found["type"] == "directory":
+        return [FoundFile.found(each) for each in _corpus_in(place)]
+    listable = isinstance(place, Path) or place.listable
+    if found is None and listable and any(sign in str(place) for sign in "*?["):
+        files: list[StoredFile] = [FoundFile.found(each) for each in _matching(place)]
+        if not files:
+            raise CorpusError(f'No file matches the glob "{without_secrets(spec)}". Check the folder and the suffix.')
+        return files
+    return [FoundFile.found(place)]
 
-    Args:
-        names: paths within the folder, without hidden ones, of its files and of those in its folder `corpus`.
-        folder: what messages call it.
-    """
+
+def _corpus_in(folder: Place) -> list[Place]:
+    """Return the corpus of a folder: the file named corpus, the files in a folder named corpus, else all its files."""
+    names = _shown_names(folder)
     beir = [name for name in names if name.lower() in _BEIR_CORPUS]
-    mteb = [name for name in names if name.startswith(f"{_MTEB_CORPUS}/")]
+    mteb = []
+    if _MTEB_CORPUS in names and (folder / _MTEB_CORPUS).is_dir():
+        mteb = [f"{_MTEB_CORPUS}/{name}" for name in _shown_names(folder / _MTEB_CORPUS)]
     if len(beir) + bool(mteb) > 1:
         found = " and ".join([*beir, *([_MTEB_CORPUS] if mteb else [])])
         raise CorpusError(f'"{folder}" holds both {found}. Name the one that is meant.')
     if not names:
         raise CorpusError(f'The folder "{folder}" holds no file. Name the files, or the folder that holds them.')
-    return sorted(beir or mteb or names, key=os.fsencode)
+    return [folder / name for name in sorted(beir or mteb or names, key=os.fsencode)]
 
 
-def _files_of(spec: str) -> list[StoredFile]:
-    if spec == "-":
-        return [StandardInput()]
-    if isinstance(place := place_of(spec), Path):
-        return [LocalFile.found(path) for path in _paths_of(str(place))]
-    return list(remote_files(spec, corpus_in_folder))
+def _shown_names(folder: Place) -> list[str]:
+    return [path.name for path in folder.iterdir() if not path.name.startswith(".")]
 
 
-def _paths_of(spec: str) -> list[Path]:
-    path = Path(spec)
-    if path.is_dir():
-        paths = _paths_in_folder(path)
-    elif not path.exists() and any(sign in spec for sign in "*?["):
-        # Not Path.glob: that one gives hidden files too, and takes no absolute pattern.
-        paths = [Path(match) for match in sorted(glob.glob(spec, recursive=True), key=os.fsencode)]  # noqa: PTH207
-        if not paths:
-            raise CorpusError(f'No file matches the glob "{spec}". Check the folder and the suffix.')
-    else:
-        paths = [path]
-    for each in paths:
-        if not each.exists():
-            raise CorpusError(f'There is no file or folder "{each}". Check the name.')
-        if not each.is_file():
-            advice = "A folder or glob stands for files only: narrow it to a glob such as FOLDER/*.jsonl."
-            if len(paths) == 1:
-                advice = "Give a stream on standard input, as -."
-            raise CorpusError(f'"{each}" is not a file. {advice}')
-    return paths
-
-
-def _paths_in_folder(folder: Path) -> list[Path]:
-    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-    if _MTEB_CORPUS in names and (folder / _MTEB_CORPUS).is_dir():
-        names.remove(_MTEB_CORPUS)
-        names += [f"{_MTEB_CORPUS}/{path.name}" for path in (folder / _MTEB_CORPUS).iterdir() if path.name[0] != "."]
-    return [folder / name for name in corpus_in_folder(names, str(folder))]
+def _matching(place: Place) -> list[Place]:
+    if isinstance(place, RemotePath):
+        return [path for path in place.matching() if not path.name.startswith(".")]
+    # Not Path.glob: that one gives hidden files too, and takes no absolute pattern.
+    return [Path(match) for match in sorted(glob.glob(str(place), recursive=True), key=os.fsencode)]  # noqa: PTH207

@@ -24,8 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sparse_ingest.corpora.columns import refuse_types, rows_of
-from sparse_ingest.corpora.documents import BadRow
+from sparse_ingest.corpora.columns import chosen_columns, records_of, rows_of
 from sparse_ingest.corpora.hub_names import FORM, Named, finding, parse, reading
 from sparse_ingest.corpora.sources import ChooseColumns, Record, Source
 from sparse_ingest.corpora.stored import changed
@@ -100,9 +99,7 @@ class StreamedDataset:
             names = self._names()
             for file in range(start, self._stream.num_shards):
                 batches, inside = self._batches(file, skip)
-                for row, record in enumerate(rows_of(batches, names, inside), skip + 1):
-                    reached[0] += 1
-                    yield Record(*record, reached[0] - 1, file << _ROW_BITS | row, reached[0])
+                yield from records_of(rows_of(batches, names, inside), reached, file << _ROW_BITS | skip)
                 skip = 0
         self._refuse_changed()
 
@@ -138,7 +135,7 @@ class StreamedDataset:
             if first is None:
                 return []
             schema = first.schema
-        return _chosen(schema, self._choose, self.label)
+        return chosen_columns(schema, self._choose, self.label)
 
     def _refuse_changed(self) -> None:
         if self._commit is None and (sizes := _sizes(self._named.path, list(self._sizes))) != self._sizes:
@@ -158,7 +155,7 @@ class SavedDataset:
         self._named, self._table, self._choose = named, dataset.with_format("arrow"), choose
         files = [os.path.relpath(file["filename"], named.path) for file in dataset.cache_files]
         self._files = _sizes(named.path, files)
-        self.bytes = sum(self._files.values())
+        self.bytes: int | None = sum(self._files.values())
 
     def identity(self) -> dict[str, object]:
         """Split, and the names and sizes of the files."""
@@ -166,19 +163,17 @@ class SavedDataset:
 
     def passed(self, offset: int) -> int | None:
         """Rows are taken for equally long."""
-        return self.bytes * offset // max(1, len(self._table))
+        return sum(self._files.values()) * offset // max(1, len(self._table))
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
         """Every row from `offset` on."""
         reached = [line]
         with reading(self.label, reached):
             schema = self._table.features.arrow_schema
-            names = _chosen(schema, self._choose, self.label)
+            names = chosen_columns(schema, self._choose, self.label)
             starts = range(offset, len(self._table), _BATCH_ROWS)
             batches = (batch for start in starts for batch in self._table[start : start + _BATCH_ROWS].to_batches())
-            for row, record in enumerate(rows_of(batches, names), offset + 1):
-                reached[0] += 1
-                yield Record(*record, row, row, row + 1)
+            yield from records_of(rows_of(batches, names), reached, offset)
 
 
 # Finding a split
@@ -220,7 +215,7 @@ def _builder(named: Named) -> Any:
 def _read_less(builder: Any, features: Any, choose: ChooseColumns, label: str) -> None:
     """Of Parquet only the columns that documents are made of, and no whole row group at once."""
     if features and builder.config.columns is None:
-        builder.config.columns = _chosen(features.arrow_schema, choose, label)
+        builder.config.columns = chosen_columns(features.arrow_schema, choose, label)
     builder.config.batch_size = builder.config.batch_size or _BATCH_ROWS
 
 
@@ -260,16 +255,6 @@ def _saved(named: Named, choose: ChooseColumns) -> Source:
 def _is_saved(folder: Path) -> bool:
     one = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
     return one or (folder / "dataset_dict.json").is_file()
-
-
-def _chosen(schema: pa.Schema, choose: ChooseColumns, label: str) -> list[str]:
-    """The columns to read, whose types fit. Raises `CorpusError`, which lists those there are."""
-    try:
-        chosen = choose(schema.names)
-        refuse_types(schema, chosen)
-    except BadRow as bad:
-        raise CorpusError(f"{label}: {bad}") from bad
-    return list(chosen)
 
 
 def _one_of(what: str, asked: str | None, there: list[str], named: Named) -> str:

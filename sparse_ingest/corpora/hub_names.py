@@ -6,8 +6,8 @@ the rows (hub.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,29 +67,25 @@ def _two(parts: list[str]) -> tuple[str | None, str | None]:
 # Words for what goes wrong
 
 
-@contextmanager
-def reading(label: str, reached: list[int]) -> Iterator[None]:
-    """What the library raises while rows are read, as a `CorpusError` that names the last one."""
-    try:
-        yield
-    except CorpusError:
-        raise
-    except Exception as error:  # of any library that reads one of its formats
-        advice = "Mend the file, or try again if the hub could not be reached."
-        raise CorpusError(
-            _safe(f"{label} cannot be read after row {reached[0] - 1}: {_cause(error)}. {advice}")
-        ) from error
+def reading(label: str, reached: list[int]) -> AbstractContextManager[None]:
+    """Raise what the library raises while rows are read as a `CorpusError` that names the row before `reached[0]`."""
+    advice = "Mend the file, or try again if the hub could not be reached."
+    return _explained(lambda error: f"{label} cannot be read after row {reached[0] - 1}: {_cause(error)}. {advice}")
+
+
+def finding(named: Named) -> AbstractContextManager[None]:
+    """Raise what the library raises while a dataset is looked for as a `CorpusError`."""
+    return _explained(lambda error: _sentence(named, error))
 
 
 @contextmanager
-def finding(named: Named) -> Iterator[None]:
-    """What the library raises while a dataset is looked for, as a `CorpusError`."""
+def _explained(explain: Callable[[Exception], str]) -> Iterator[None]:
     try:
         yield
     except (CorpusError, UsageError):
         raise
-    except Exception as error:  # each of its layers has exceptions of its own
-        raise CorpusError(_safe(_sentence(named, error))) from error
+    except Exception as error:  # of any library that reads one of its formats; each layer has exceptions of its own
+        raise CorpusError(_safe(explain(error))) from error
 
 
 def _sentence(named: Named, error: Exception) -> str:

@@ -21,17 +21,18 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from sparse_ingest.corpora.containers import Choose, Column, Row, rows_in
-from sparse_ingest.corpora.documents import BadRow, FieldNames, json_object, needed_columns, shown, without_carried
+from sparse_ingest.corpora.containers import Choose, Row, rows_in
+from sparse_ingest.corpora.documents import BadRow, FieldNames, needed_columns, shown, without_carried
 from sparse_ingest.corpora.files import open_corpus
-from sparse_ingest.corpora.json_values import Unreadable, json_line
-from sparse_ingest.corpora.sources import Corpus, Record
-from sparse_ingest.corpora.stored import MAX_LINE, Lines, LocalFile
+from sparse_ingest.corpora.json_values import json_line
+from sparse_ingest.corpora.sources import Corpus
+from sparse_ingest.corpora.stored import MAX_LINE, FoundFile
+from sparse_ingest.corpora.text_formats import JsonLines
 from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.storage.scratch import ScratchFolder
 
@@ -87,65 +88,53 @@ def memory_corpus(rows: object, *, fields: FieldNames) -> Corpus:
     try:
         path = folder.path / "rows.jsonl"
         count, digest = _spool(found, path)
-        return Corpus((SpooledRows(LocalFile.found(path), count, digest, folder),), fields)
+        return Corpus((SpooledRows(FoundFile.found(path), count, digest, folder),), fields)
     except BaseException:
         folder.remove()  # now: the traceback keeps a reference to it
         raise
 
 
-class SpooledRows:
+class SpooledRows(JsonLines):
     """Rows in a file of this module's own format: one JSON object per line, or a string, the reason of a bad row.
 
     An offset is a byte of the file. `owner` removes the file when it is collected; a pickled copy has none.
     """
 
-    name = label = "memory"
     unit = "row"
-    rereadable = True
 
-    def __init__(self, file: LocalFile, rows: int, sha256: str, owner: ScratchFolder | None = None) -> None:
-        self.bytes: int | None = file.bytes
-        self._file, self._rows, self._sha256, self._owner = file, rows, sha256, owner
-        self._lines = Lines(file)
+    def __init__(self, file: FoundFile, rows: int, sha256: str, owner: ScratchFolder | None = None) -> None:
+        super().__init__(file, "memory")
+        self.name = self.label
+        self._rows, self._sha256, self._owner = rows, sha256, owner
 
-    def __reduce__(self) -> tuple[type[SpooledRows], tuple[LocalFile, int, str]]:
-        return SpooledRows, (self._file, self._rows, self._sha256)
+    def __reduce__(self) -> tuple[type[SpooledRows], tuple[object, ...]]:
+        return SpooledRows, (self.file, self._rows, self._sha256)
 
     def identity(self) -> dict[str, object]:
-        """The number of rows, and their hash."""
+        """Return the number of rows, and their hash."""
         return {"name": self.name, "rows": self._rows, "sha256": self._sha256}
 
-    def passed(self, offset: int) -> int | None:
-        """The bytes of the file before the row at `offset`."""
-        return self._lines.passed(offset)
-
-    def records(self, offset: int, line: int) -> Iterator[Record]:
-        """Every row from `offset` on."""
-        for raw in self._lines.read(offset, line):
-            offset += len(raw)
-            line += 1
-            try:
-                columns, reason = (None, json.loads(raw)) if raw.startswith(b'"') else (json_object(raw), None)
-            except BadRow as bad:  # nested too deeply for the stack of this reader
-                columns, reason = None, str(bad)
-            yield Record(columns, reason, line - 1, offset, line, b"\\" not in raw)
+    def _columns(self, raw: bytes) -> dict[str, object] | None:
+        if raw.startswith(b'"'):
+            raise BadRow(json.loads(raw))
+        return super()._columns(raw)
 
 
 def _choice(fields: FieldNames) -> Choose:
-    """The columns of a row that are read, sorted by name."""
+    """Return which columns of a row are read, sorted by name."""
 
     @functools.lru_cache(_LAYOUTS)
-    def choose(columns: tuple[object, ...]) -> list[Column] | Unreadable:
-        names = [str.__str__(name) if isinstance(name, str) else str(name) for name in columns]
+    def choose(columns: tuple[object, ...]) -> dict[str, int] | str:
+        names = [str(name) for name in columns]
         kept = tuple(name for name in fields.keep if name in names)  # optional, as in JSON lines
         try:
             needed = needed_columns(names, replace(fields, keep=kept))
         except BadRow as bad:
-            return Unreadable(str(bad))
+            return str(bad)
         for name in needed:
             if (times := names.count(name)) > 1:
-                return Unreadable(f"the column {shown(name)} is there {times} times")
-        return [Column(name, names.index(name)) for name in sorted(needed)]
+                return f"the column {shown(name)} is there {times} times"
+        return {name: names.index(name) for name in sorted(needed)}
 
     return choose
 
@@ -156,13 +145,12 @@ def _spool(rows: Iterable[Row], path: Path) -> tuple[int, str]:
     block = bytearray()
     count = 0
     with path.open("xb", buffering=0) as file:
-        for count, row in enumerate(rows, 1):  # noqa: B007
+        for count, (columns, reason) in enumerate(rows, 1):  # noqa: B007
             try:
-                line = _line_of(row)
-                digest.update(line)
+                line = hashed = _line_of(columns, reason)
             except BadRow as bad:
-                line = json.dumps(str(bad)).encode() + b"\n"
-                digest.update(b"null\n")
+                line, hashed = json.dumps(str(bad)).encode() + b"\n", b"null\n"
+            digest.update(hashed)
             block += line
             if len(block) >= _BLOCK_BYTES:
                 _write(file, block)
@@ -171,22 +159,20 @@ def _spool(rows: Iterable[Row], path: Path) -> tuple[int, str]:
     return count, digest.hexdigest()
 
 
-def _line_of(row: Row) -> bytes:
-    if isinstance(row, Unreadable):
-        raise BadRow(row.reason)
-    line = json_line(row)
+def _line_of(columns: Mapping[str, object] | None, reason: str | None) -> bytes:
+    if columns is None:
+        raise BadRow(reason)
+    line = json_line(columns)
     if len(line) >= MAX_LINE:
         raise BadRow(f"the row has {len(line):,} bytes as JSON; less than {MAX_LINE:,} were expected")
     return line
 
 
-def _write(file: io.FileIO, block: bytes | bytearray) -> None:
-    with memoryview(block) as left:
-        written = 0
-        try:
-            while written < len(left):
-                written += file.write(left[written:])
-        except OSError as error:
-            raise CorpusError(
-                f"{file.name!s} cannot be written: {error.strerror}. Free space there, or set TMPDIR to another folder."
-            ) from error
+def _write(file: io.FileIO, block: bytearray) -> None:
+    try:
+        while block:
+            block = block[file.write(block) :]
+    except OSError as error:
+        raise CorpusError(
+            f"{file.name!s} cannot be written: {error.strerror}. Free space there, or set TMPDIR to another folder."
+        ) from error

@@ -55,25 +55,11 @@ class Record(NamedTuple):
 class Source(Protocol):
     """One file or dataset of a corpus."""
 
-    @property
-    def name(self) -> str:
-        """What the identity calls it: no folder, no credentials."""
-
-    @property
-    def label(self) -> str:
-        """What its rows call it."""
-
-    @property
-    def unit(self) -> str:
-        """What `Record.line` counts: "line", or "row" where the format has no lines."""
-
-    @property
-    def bytes(self) -> int | None:
-        """Its size as it is stored; None where there is none to tell."""
-
-    @property
-    def rereadable(self) -> bool:
-        """Whether `records` may be called again, and from an offset."""
+    name: str  # in the identity: no folder, no credentials
+    label: str  # in the places of its rows
+    unit: str  # what `Record.line` counts: "line", or "row" if the format has no lines
+    bytes: int | None  # the stored size, if it is known
+    rereadable: bool  # whether `records` may be called again, and from an offset
 
     def identity(self) -> dict[str, object]:
         """What a resumed run must find again."""

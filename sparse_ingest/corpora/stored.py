@@ -1,8 +1,8 @@
-r"""The bytes of a corpus file, wherever it lies: opened, decompressed by its suffix, cut into lines.
+r"""The bytes of a corpus file, wherever it is stored: opened, decompressed by its suffix, cut into lines.
 
-In: a `StoredFile`: a local one or standard input here, any other that keeps to the protocol. Out: streams and lines.
-`.gz` is read with zlib and `.zst` with Arrow's codec, both as a stream; several members or frames are one file.
-A file that is damaged or cut off gives its good lines first and then a `CorpusError`.
+In: a file of this machine, at an address, or standard input. Out: streams and lines, through the base classes of the
+sources that read files. `.gz` is read with zlib and `.zst` with Arrow's codec, both as a stream; several members or
+frames are one file. A file that is damaged or cut off gives its good lines first and then a `CorpusError`.
 
 Not covered: which files make a corpus (files.py), and what lines mean.
 """
@@ -13,15 +13,18 @@ import gzip
 import io
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, TypeAlias, cast
+
+import pyarrow as pa
 
 from sparse_ingest.corpora.documents import printable
 from sparse_ingest.errors import CorpusError, first_line
+from sparse_ingest.storage.places import Place, RemotePath
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_LINE = 1 << 28  # bytes; OpenSearch takes no document of half of it, and a file without line feeds is no line
@@ -29,69 +32,69 @@ PACKED = (".gz", ".zst")  # suffixes of a compressed stream
 
 _BLOCK_BYTES = 1 << 20
 _ZSTD_BYTES = 1 << 14
-_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
+# UnicodeDecodeError: of the names of an Arrow table's columns.
+_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowException, UnicodeDecodeError)
 
 
-class StoredFile(Protocol):
-    """A file of a corpus as it was when it was found."""
-
-    @property
-    def name(self) -> str:
-        """The last part of its path: it tells the format, and stands in the identity."""
-
-    @property
-    def place(self) -> str:
-        """Its whole path or address as messages give it, without credentials."""
-
-    @property
-    def bytes(self) -> int | None:
-        """Its size when it was found; None for a stream, which can be read only once."""
-
-    def open(self) -> BinaryIO:
-        """Its bytes from the start; they can be sought in unless `bytes` is None. What fails raises `OSError`."""
-
-    def refuse_changed(self) -> None:
-        """Raises `CorpusError` if it is not what it was when it was found."""
+def about(path: Place) -> dict[str, Any] | None:
+    """Return the type, size in bytes and version of a file or folder, as `RemotePath.about` does; None if missing."""
+    if isinstance(path, RemotePath):
+        return path.about()
+    if not path.exists():
+        return None
+    kind = "directory" if path.is_dir() else "file" if path.is_file() else "other"
+    return {"type": kind, "size": path.stat().st_size, "version": None}
 
 
 @dataclass(frozen=True)
-class LocalFile:
-    """A file on this machine."""
+class FoundFile:
+    """A file of this machine or at an address as it was when it was found; `version` only at some addresses."""
 
-    path: Path
+    path: Place
     bytes: int
+    version: str | None = None
 
     @classmethod
-    def found(cls, path: Path) -> LocalFile:
-        """The file as it is now."""
-        return cls(path, path.stat().st_size)
+    def found(cls, path: Place) -> FoundFile:
+        """Return the file as it is now. Raises `CorpusError`."""
+        now = about(path)
+        if now is None:
+            advice = "Check the name."
+            if isinstance(path, RemotePath) and not path.listable:
+                advice = "Check it; on the web each file is named by itself."
+            raise CorpusError(f'There is no file or folder "{path}". {advice}')
+        if now["type"] != "file":
+            advice = "A folder or glob stands for files only: narrow it to a glob such as FOLDER/*.jsonl."
+            if now["type"] == "other":
+                advice = "Give a stream on standard input, as -."
+            raise CorpusError(f'"{path}" is not a file. {advice}')
+        if now["size"] is None:
+            raise CorpusError(f"{path} has no known size: its server does not tell. Download it, and name the file.")
+        return cls(path, now["size"], now["version"])
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
+        """The last part of its path: it tells the format, and is in the identity."""
         return printable(self.path.name)
 
     @property
     def place(self) -> str:
-        """Its path."""
+        """Its path or address for messages, without credentials."""
         return printable(str(self.path))
 
     def open(self) -> BinaryIO:
-        """Its bytes from the start."""
-        return self.path.open("rb", buffering=_BLOCK_BYTES)
+        """Open it for reading. What fails raises `OSError`."""
+        if isinstance(self.path, Path):
+            return self.path.open("rb", buffering=_BLOCK_BYTES)
+        return cast(BinaryIO, self.path.open())
 
     def refuse_changed(self) -> None:
-        """Raises `CorpusError` if its size is not what it was."""
-        size = self.path.stat().st_size if self.path.exists() else 0
-        if size != self.bytes:
-            raise changed(self.place, f"it had {self.bytes} bytes at first and has {size} now")
-
-
-def changed(place: str, how: str) -> CorpusError:
-    """The error of a file that became another while it was read."""
-    return CorpusError(
-        f"{place} changed while it was read: {how}. Encode a copy that stays as it is, into a new run folder."
-    )
+        """Raises `CorpusError` if its size or version is not what it was."""
+        now = about(self.path) or {"size": 0, "version": None}
+        if now["size"] != self.bytes:
+            raise changed(self.place, f"it had {self.bytes} bytes at first and has {now['size']} now")
+        if now["version"] != self.version:
+            raise changed(self.place, "it was replaced by another of the same size")
 
 
 class StandardInput:
@@ -105,19 +108,28 @@ class StandardInput:
         self._taken = False
 
     def open(self) -> BinaryIO:
-        """Its bytes; a second time is refused."""
+        """Return it; a second time is refused."""
         # What was taken from a pipe is gone; going on with the rest would lose rows without a word.
         if self._taken:
-            raise read_once()
+            raise _read_once()
         self._taken = True
         return sys.stdin.buffer
 
     def refuse_changed(self) -> None:
-        """A stream cannot be looked at again."""
+        """Do nothing: a stream cannot be looked at again."""
 
 
-def read_once() -> CorpusError:
-    """The error of a stream that would have to be read again."""
+StoredFile: TypeAlias = FoundFile | StandardInput
+
+
+def changed(place: str, how: str) -> CorpusError:
+    """Return the error of a file that became another while it was read."""
+    return CorpusError(
+        f"{place} changed while it was read: {how}. Encode a copy that stays as it is, into a new run folder."
+    )
+
+
+def _read_once() -> CorpusError:
     return CorpusError("Standard input can be read only once and from its start. Put the corpus in a file.")
 
 
@@ -138,7 +150,7 @@ class Opened:
             self.content = io.BufferedReader(cast(io.RawIOBase, blocks), _BLOCK_BYTES)
 
     def skip(self, offset: int) -> None:
-        """Go to a byte of the content: at once, or by reading what is compressed."""
+        """Go to a byte of the content; compressed content is read up to there."""
         if not self.packed:
             if offset:
                 self.stored.seek(offset)
@@ -151,14 +163,9 @@ class Opened:
         """How many of the stored bytes were taken so far, some ahead; all of them once it is closed."""
         return self.file.bytes if self.stored.closed else self.stored.tell()
 
-    def close(self) -> None:
-        """Close it, unless it is standard input."""
-        if self.file.bytes is not None:
-            self.stored.close()
-
 
 def is_packed(name: str) -> bool:
-    """Whether a file of this name is a compressed stream."""
+    """Return whether a file of this name is a compressed stream."""
     return name.lower().endswith(PACKED)
 
 
@@ -173,8 +180,6 @@ class _ZstdBlocks(io.RawIOBase):
     """Hands over small blocks: Arrow gives nothing of a block in which the damage begins."""
 
     def __init__(self, stored: BinaryIO) -> None:
-        import pyarrow as pa
-
         self._stream = pa.CompressedInputStream(pa.PythonFile(stored, mode="r"), "zstd")
 
     def readable(self) -> bool:
@@ -184,63 +189,69 @@ class _ZstdBlocks(io.RawIOBase):
         return self._stream.readinto(buffer[:_ZSTD_BYTES])  # type: ignore[no-any-return]
 
 
-@contextmanager
-def open_stored(file: StoredFile, progress: Callable[[], str]) -> Iterator[Opened]:
-    """A file's content; what is wrong with its bytes is a `CorpusError` that names the file and its `progress`."""
-    each: Opened | None = None
-    try:
-        each = Opened(file)
-        yield each
-    except _DAMAGE as error:
-        raise damaged(file, progress(), error) from error
-    except OSError as error:
-        if type(error) is OSError and error.errno is None:  # what Arrow raises for bytes that do not fit the format
-            raise damaged(file, progress(), error) from error
-        reason = error.strerror or first_line(error)
-        raise CorpusError(
-            f"{file.place} cannot be read {progress()}: {reason}. Check the file and its disk."
-        ) from error
-    finally:
-        if each:
-            each.close()
+class FileSource:
+    """What the sources of every file format have in common."""
 
+    unit = "row"
 
-def damaged(file: StoredFile, progress: str, error: Exception) -> CorpusError:
-    """The error of a file whose bytes are not what its format says."""
-    return CorpusError(f"{file.place} is damaged or cut off {progress}: {first_line(error)}. Get the file again.")
+    def __init__(self, file: StoredFile, label: str) -> None:
+        self.file, self.label = file, label
+        self.name, self.bytes = file.name, file.bytes
+        self.rereadable = file.bytes is not None
+        self._opened: Opened | None = None  # the latest
 
+    def identity(self) -> dict[str, object]:
+        """Return the name, and the size if it is known."""
+        return {"name": self.name} if self.bytes is None else {"name": self.name, "bytes": self.bytes}
 
-class Lines:
-    r"""The lines of a file, each with its `\n`; `passed` says how many stored bytes they took."""
-
-    def __init__(self, file: StoredFile) -> None:
-        self._file = file
-        self._opened: Opened | None = None
-
-    def read(self, offset: int = 0, line: int = 1) -> Iterator[bytes]:
-        """The lines from a byte of the content on, of which the first is line `line`."""
+    @contextmanager
+    def opened(self, reached: list[int]) -> Iterator[Opened]:
+        """Open the file; what is wrong with its bytes is a `CorpusError`. `reached` holds the line of the next row."""
         # Standard input is refused in its middle before anything is taken from it.
-        if offset and self._file.bytes is None:
-            raise read_once()
-        with open_stored(self._file, lambda: f"after line {line - 1}") as self._opened:
-            self._opened.skip(offset)
-            for raw in iter(partial(self._opened.content.readline, MAX_LINE), b""):
+        if self.file.bytes is None and reached[0] > 1:
+            raise _read_once()
+        opened = None
+        try:
+            self._opened = opened = Opened(self.file)
+            yield opened
+        except (*_DAMAGE, OSError) as error:
+            after = f"after {self.unit} {reached[0] - 1}"
+            # An OSError without a number is what Arrow raises for bytes that do not fit the format.
+            if isinstance(error, _DAMAGE) or (type(error) is OSError and error.errno is None):
+                raise CorpusError(
+                    f"{self.file.place} is damaged or cut off {after}: {first_line(error)}. Get the file again."
+                ) from error
+            raise CorpusError(
+                f"{self.file.place} cannot be read {after}: {error.strerror or first_line(error)}. Check the file and "
+                "its disk."
+            ) from error
+        finally:
+            if opened and self.file.bytes is not None:
+                opened.stored.close()
+        self.file.refuse_changed()
+
+
+class LineSource(FileSource):
+    """What the sources of lines have in common. An offset is a byte of the content."""
+
+    unit = "line"
+
+    def lines(self, offset: int = 0, line: int = 1) -> Iterator[bytes]:
+        r"""Yield the lines from a byte of the content on, each with its `\n`; the first is line `line`."""
+        reached = [line]
+        with self.opened(reached) as opened:
+            opened.skip(offset)
+            for raw in iter(partial(opened.content.readline, MAX_LINE), b""):
                 if len(raw) == MAX_LINE:
                     raise CorpusError(
-                        f"{self._file.place} line {line} is longer than {MAX_LINE:,} bytes; one row a line was "
+                        f"{self.file.place} line {reached[0]} is longer than {MAX_LINE:,} bytes; one row a line was "
                         "expected. Cut it into lines, or name its true format with --format."
                     )
                 yield raw
-                line += 1
-        self._file.refuse_changed()
+                reached[0] += 1
 
     def passed(self, offset: int) -> int | None:
-        """How many stored bytes lie before a byte of the content; of compressed ones, how many are read."""
-        if not is_packed(self._file.name):
+        """Return how many stored bytes are before a byte of the content; of compressed ones, how many are read."""
+        if not is_packed(self.name):
             return offset
         return self._opened.taken if self._opened else None
-
-
-def read_lines(file: StoredFile) -> Iterator[bytes]:
-    r"""The lines of a file from its start, each with its `\n`."""
-    return Lines(file).read()

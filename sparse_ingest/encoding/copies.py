@@ -38,18 +38,9 @@ class Kept(NamedTuple):
 
 
 def together(pieces: Sequence[Kept]) -> Kept:
-    """One behind the other."""
-    vectors = [piece.vectors for piece in pieces]
-    lengths = np.concatenate([np.diff(one.indptr) for one in vectors])
-    return Kept(
-        SparseRows(
-            [doc_id for one in vectors for doc_id in one.doc_ids],
-            np.concatenate(([0], np.cumsum(lengths))),
-            np.concatenate([one.token_ids for one in vectors]),
-            np.concatenate([one.weights for one in vectors]),
-        ),
-        {name: np.concatenate([piece.of_rows[name] for piece in pieces]) for name in pieces[0].of_rows},
-    )
+    """Return all vectors in the order of the pieces."""
+    of_rows = {name: np.concatenate([piece.of_rows[name] for piece in pieces]) for name in pieces[0].of_rows}
+    return Kept(SparseRows.joined([piece.vectors for piece in pieces]), of_rows)
 
 
 class Copies:

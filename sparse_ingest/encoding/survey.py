@@ -135,7 +135,6 @@ class _Hashes:
             starts = np.where(same, 0, np.arange(1, len(table)))
             first = np.maximum.accumulate(starts)[same] if len(starts) else starts
             yield _Again(table[1:, 2][same], table[:-1, 2][same], table[first, 2])
-        self._pieces.close()
 
     def _flush(self) -> None:
         halves = np.frombuffer(bytes(self._digests), dtype=">u8").reshape(-1, 2).astype(np.uint64)

@@ -19,16 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 class Collection(NamedTuple):
-    """Queries and their qrels: `asked` queries of the file are judged, `unjudged` are not.
-
-    `missing` counts the judged queries that the file lacks.
-    """
+    """Queries and their qrels; `asked` queries of the file are judged."""
 
     path: Path
     qrels: Qrels
     asked: int
-    unjudged: int
-    missing: int
 
     def queries(self) -> Iterator[Query]:
         """The judged queries, read again each time."""
@@ -40,64 +35,58 @@ class Collection(NamedTuple):
 
 
 def collection_of(queries: Path | str | None, qrels: Path | str | None) -> Collection:
-    """Return the collection of two files, or of the folder that holds both.
+    """Return the collection of two files, or of the folder in BEIR's or MTEB's layout that holds both.
 
     Raises:
         UsageError: neither is given, or one file is to be both.
-        CorpusError: see `read_collection`.
-    """
-    first, second = queries or qrels, qrels or queries
-    if first is None or second is None or not (Path(first).is_dir() or first != second):
-        raise UsageError("Give --queries F and --qrels F, or the folder that holds both.")
-    return read_collection(Path(first), Path(second))
-
-
-def read_collection(queries: Path, qrels: Path) -> Collection:
-    """Read the judgements, and look which queries they are for; either path may be a folder of BEIR's or MTEB's layout.
-
-    Raises:
         CorpusError: a file cannot be read, or no query has a judgement.
     """
-    judgements = read_qrels(qrels)
+    first, second = Path(queries or qrels or ""), Path(qrels or queries or "")
+    if not (queries or qrels) or (first == second and not first.is_dir()):
+        raise UsageError("Give --queries F and --qrels F, or the folder that holds both.")
+    judgements = read_qrels(second)
     if not judgements:
-        raise CorpusError(f"{qrels} holds no judgement. Give lines of query, document and score.")
-    asked = unjudged = 0
-    example = None
-    for query in read_queries(queries):
-        example = example or query.id
-        if query.id in judgements:
-            asked += 1
-        else:
-            unjudged += 1
+        raise CorpusError(f"{second} holds no judgement. Give lines of query, document and score.")
+    ids = [query.id for query in read_queries(first)]
+    asked = sum(query_id in judgements for query_id in ids)
     if not asked:
-        found = f"{queries} has {example!r}" if example else f"{queries} holds no query"
+        found = f"{first} has {ids[0]!r}" if ids else f"{first} holds no query"
         raise CorpusError(
-            f"The judgements in {qrels} are for no query there is: they name {next(iter(judgements))!r}, and {found}. "
+            f"The judgements in {second} are for no query there is: they name {next(iter(judgements))!r}, and {found}. "
             "Give the queries and the judgements of one collection."
         )
-    collection = Collection(queries, judgements, asked, unjudged, len(judgements) - asked)
-    if unjudged:
-        logger.warning("%d of %d queries have no judgement and are not asked.", unjudged, asked + unjudged)
-    if collection.missing:
+    if asked < len(ids):
+        logger.warning("%d of %d queries have no judgement and are not asked.", len(ids) - asked, len(ids))
+    if missing := len(judgements) - asked:
         logger.warning(
             "%d of %d judged queries are not in %s: the figures are those of the other %d.",
-            collection.missing,
-            len(judgements),
-            queries,
-            asked,
-        )
-    return collection
+            missing, len(judgements), first, asked,
+        )  # fmt: skip
+    return Collection(first, judgements, asked)
 
 
-def check_judged(collection: Collection, known: int, place: str) -> None:
-    """Refuse a place that has none of the judged documents; warn when some are missing."""
-    judged = collection.judged_documents()
-    if not known:
+def passages_stand_for(judged: set[str], known: int, parents: int, place: str) -> bool:
+    """Return whether a place has the judged documents as passages, of which the best stands for its document.
+
+    Args:
+        judged: The ids of the judged documents.
+        known: How many of them the place has.
+        parents: How many of them it has passages of.
+        place: Its name in messages.
+
+    Raises:
+        CorpusError: it has none of them.
+    """
+    found = known or parents
+    if not found:
         raise CorpusError(
             f"{place} has none of the {len(judged):,} judged documents, such as {min(judged)!r}. "
             "Give the judgements of the corpus that was encoded."
         )
-    if known < len(judged):
+    if not known:
+        logger.warning("The judgements name documents, of which passages are searched: the best of each stands for it.")
+    if found < len(judged):
         logger.warning(
-            "%s has %d of the %d judged documents: the others can never be found.", place, known, len(judged)
+            "%s has %d of the %d judged documents: the others can never be found.", place, found, len(judged)
         )
+    return not known

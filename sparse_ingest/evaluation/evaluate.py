@@ -12,23 +12,30 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+import numpy as np
+
+from sparse_ingest.cluster.requests import ENGINES
 from sparse_ingest.errors import ClusterError, CorpusError, UsageError
-from sparse_ingest.evaluation.collection import Collection, check_judged, collection_of
+from sparse_ingest.evaluation.bm25 import rank_texts
+from sparse_ingest.evaluation.collection import Collection, collection_of, passages_stand_for
 from sparse_ingest.evaluation.measures import DEFAULT_MEASURES, Comparison, Measured, compare, depth_of, measure
 from sparse_ingest.evaluation.options import EvaluateOptions
-from sparse_ingest.evaluation.terms import QueryTerms, Sparsity, TermCounts, flops, sparsity
+from sparse_ingest.evaluation.terms import Sparsity, TermCounts, flops, sparsity
 from sparse_ingest.evaluation.trec import read_trec_run, trec_lines, written
 from sparse_ingest.pipeline import options_from
 from sparse_ingest.records import PARENT, document_id, passage_number
 from sparse_ingest.reporting import Reporter, reporter_of
 from sparse_ingest.runs.run import Run, RunLike
+from sparse_ingest.runs.shards import read_shard, read_shard_vectors
 from sparse_ingest.searching.hits import Ranked
 from sparse_ingest.searching.query import QueryModel
+from sparse_ingest.searching.run_search import rank_run
 from sparse_ingest.searching.search import SearchableIndex, SearchableRun, open_run
 
 if TYPE_CHECKING:
@@ -152,16 +159,11 @@ def evaluate(
         if isinstance(target, SearchableIndex):
             evaluation = _evaluate_index(target, found, chosen)
         else:
-            evaluation = _evaluate_run(_searchable(target), found, chosen)
+            run = target if isinstance(target, SearchableRun) else open_run(target)
+            evaluation = _evaluate_run(run, found, chosen)
     if other:
         evaluation.comparisons.extend(compare(evaluation.search.measured.per_query, other.per_query))
     return evaluation
-
-
-def _searchable(target: RunLike) -> SearchableRun:
-    if isinstance(target, SearchableRun):
-        return target
-    return SearchableRun(target) if isinstance(target, Run) else open_run(target)
 
 
 class _Measuring(NamedTuple):
@@ -181,7 +183,7 @@ class _Measuring(NamedTuple):
             for one in ranked:
                 latencies.append((one.latency_s, one.took_ms))
                 if first and self.trec is not None:
-                    self.trec.writelines(trec_lines([one]))
+                    self.trec.write(trec_lines(one))
                 if first:
                     self.reporter.advance(1)
                 yield one
@@ -192,26 +194,23 @@ class _Measuring(NamedTuple):
 
 def _evaluate_run(run: SearchableRun, found: _Measuring, options: EvaluateOptions) -> Evaluation:
     """Search a run folder exactly. BM25 searches the texts that the run carries, all at once in memory."""
-    from sparse_ingest.searching.run_search import rank_run
-
     if options.concurrency:
         raise UsageError("--concurrency is for --index: a run folder answers all queries at once.")
     if run.pipeline.query.engine not in (None, "exact"):
         raise UsageError(f"The engine {run.pipeline.query.engine} needs --index: a run folder is searched exactly.")
     collection = found.collection
-    counted = _count_terms(run, collection.judged_documents())
-    passages = _of_passages(counted.known, counted.known_parents)
-    check_judged(collection, counted.known_parents if passages else counted.known, f"The run {run.path}")
-    terms = QueryTerms()
+    judged = collection.judged_documents()
+    documents, known, parents, most = _count_terms(run, judged)
+    passages = passages_stand_for(judged, known, parents, f"The run {run.path}")
+    terms = TermCounts()
     weights = terms.passing(QueryModel(run.pipeline).many(collection.queries()))
     ranked = rank_run(run, weights, size=found.size, stored=options.stored, passages=passages)
     search = found.row("exact, 9 bits" if options.stored else "exact", ranked)
     baseline = None
     if options.bm25:
-        most = counted.most_passages if passages else 0
-        by_words = _rank_texts(run, list(collection.queries()), found.size, most)
+        by_words = _rank_texts(run, list(collection.queries()), found.size, most if passages else 0)
         baseline = found.row("BM25", by_words, first=False)
-    return Evaluation(search, baseline, terms.counts(), counted.terms, len(run.vocabulary()))
+    return Evaluation(search, baseline, terms, documents, len(run.vocabulary()))
 
 
 def _evaluate_index(index: SearchableIndex, found: _Measuring, options: EvaluateOptions) -> Evaluation:
@@ -221,7 +220,6 @@ def _evaluate_index(index: SearchableIndex, found: _Measuring, options: Evaluate
         UsageError: it has the judged documents as passages, and the engine cannot collapse them.
     """
     from sparse_ingest.cluster.frequencies import count_known, count_parents
-    from sparse_ingest.cluster.requests import ENGINES
     from sparse_ingest.searching.index_search import rank_index, rank_words
 
     if options.stored:
@@ -230,12 +228,11 @@ def _evaluate_index(index: SearchableIndex, found: _Measuring, options: Evaluate
     judged = collection.judged_documents()
     known = count_known(client, name, judged)
     parents = 0 if known else count_parents(client, name, judged)
-    collapse = PARENT if _of_passages(known, parents) else None
-    check_judged(collection, known or parents, f"The index {name!r}")
+    collapse = PARENT if passages_stand_for(judged, known, parents, f"The index {name!r}") else None
     if collapse and not ENGINES[engine.name].collapses:
         raise UsageError("OpenSearch cannot take the best passage of each document in two phases. Give --engine exact.")
     vocabulary = index.vocabulary()
-    terms = QueryTerms()
+    terms = TermCounts()
     weights = terms.passing(QueryModel(index.pipeline).many(collection.queries()))
     how: dict[str, Any] = {"size": found.size, "collapse": collapse, "concurrency": options.concurrency or 1}
     search = found.row(engine.name, rank_index(client, name, weights, engine, **how))
@@ -244,7 +241,7 @@ def _evaluate_index(index: SearchableIndex, found: _Measuring, options: Evaluate
         by_words = rank_words(client, name, collection.queries(), field=engine.field, **how)
         baseline = found.row("BM25", by_words, first=False)
     documents = _count_index_terms(client, name, engine.field, vocabulary) if engine.keys is None else None
-    return Evaluation(search, baseline, terms.counts(), documents, len(vocabulary))
+    return Evaluation(search, baseline, terms, documents, len(vocabulary))
 
 
 def measure_trec_run(path: Path, collection: Collection, measures: Sequence[str]) -> Measured:
@@ -259,19 +256,12 @@ def measure_trec_run(path: Path, collection: Collection, measures: Sequence[str]
         raise CorpusError(
             f"{path} has none of the {len(asked)} judged queries. Give a run file of the same collection."
         )
-    return measure(
-        (
-            Ranked(query_id, list(found.get(query_id, {})), list(found.get(query_id, {}).values()), 0.0, None)
-            for query_id in asked
-        ),
-        collection.qrels,
-        measures,
-    )
+    rankings = ((query_id, found.get(query_id, {})) for query_id in asked)
+    ranked = (Ranked(query_id, list(scores), list(scores.values())) for query_id, scores in rankings)
+    return measure(ranked, collection.qrels, measures)
 
 
 def _latency(latencies: Sequence[tuple[float, float | None]]) -> Latency:
-    import numpy as np
-
     waited = 1000 * np.array([waited_s for waited_s, _ in latencies])
     took = [took_ms for _, took_ms in latencies if took_ms is not None]
     if not took:
@@ -280,28 +270,8 @@ def _latency(latencies: Sequence[tuple[float, float | None]]) -> Latency:
     return Latency(float(waited.mean()), p50, p95, p99, float(np.median(took)))
 
 
-def _of_passages(known: int, parents: int) -> bool:
-    """Whether the judgements are for the documents of the passages that are searched; it is told."""
-    if known or not parents:
-        return False
-    logger.warning("The judgements name documents, of which passages are searched: the best of each stands for it.")
-    return True
-
-
-class _Counted(NamedTuple):
+def _count_terms(run: Run, wanted: set[str]) -> tuple[TermCounts, int, int, int]:
     """Terms of a run, how many of the judged documents it has, by their own id or as passages, and the most of one."""
-
-    terms: TermCounts
-    known: int
-    known_parents: int
-    most_passages: int
-
-
-def _count_terms(run: Run, wanted: set[str]) -> _Counted:
-    import numpy as np
-
-    from sparse_ingest.runs.shards import read_shard_vectors
-
     vocabulary = run.vocabulary()
     holding = np.zeros(len(vocabulary), np.int64)
     count = known = 0
@@ -317,7 +287,7 @@ def _count_terms(run: Run, wanted: set[str]) -> _Counted:
                 parents.update(wanted.intersection(map(document_id, rows.doc_ids)))
                 most = max(most, *(passage_number(doc_id) + 1 for doc_id in rows.doc_ids))
     by_token = {str(vocabulary[token_id]): int(holding[token_id]) for token_id in np.flatnonzero(holding).tolist()}
-    return _Counted(TermCounts(count, by_token), known, len(parents), most)
+    return (TermCounts(count, Counter(by_token)), known, len(parents), most)
 
 
 def _count_index_terms(client: Client, index: str, field: str, vocabulary: Sequence[str | None]) -> TermCounts | None:
@@ -329,13 +299,11 @@ def _count_index_terms(client: Client, index: str, field: str, vocabulary: Seque
         # What was searched is worth more than how sparse it is.
         logger.warning("The terms of the documents are not counted. %s", error)
         return None
-    return TermCounts(count_searchable(client, index), holding)
+    return TermCounts(count_searchable(client, index), Counter(holding))
 
 
 def _rank_texts(run: Run, queries: Sequence[Query], size: int, most_passages: int) -> Iterator[Ranked]:
     """BM25 over the texts that a run carries; of passages, which a document has so many of at most, the best ones."""
-    from sparse_ingest.evaluation.bm25 import rank_texts
-
     began = time.perf_counter()
     found = list(rank_texts(_texts(run), queries, size * (most_passages or 1)))
     each_s = (time.perf_counter() - began) / len(queries)
@@ -345,12 +313,10 @@ def _rank_texts(run: Run, queries: Sequence[Query], size: int, most_passages: in
             for passage, score in zip(doc_ids, scores, strict=True):
                 best.setdefault(document_id(passage), score)
             doc_ids, scores = list(best)[:size], list(best.values())[:size]
-        yield Ranked(query_id, doc_ids, scores, each_s, None)
+        yield Ranked(query_id, doc_ids, scores, each_s)
 
 
 def _texts(run: Run) -> Iterator[tuple[str, str]]:
-    from sparse_ingest.runs.shards import read_shard
-
     for shard in run.done_shards():
         for part in read_shard(run.shard_path(shard)):
             for doc_id, carried in zip(part.vectors.doc_ids, part.fields, strict=True):

@@ -15,9 +15,10 @@ import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from sparse_ingest.errors import MissingExtraError, UsageError, first_line
+from sparse_ingest.searching.hits import Ranked
 
 DEFAULT_MEASURES = ("nDCG@10", "RR@10", "RR", "R@100", "AP@100")
 DEFAULT_DEPTH = 100
@@ -27,17 +28,6 @@ _BLOCK = 1000  # rankings measured at once
 _SWAPS = 500  # drawn at once: 8 MB for 1,000 queries
 
 Qrels = Mapping[str, Mapping[str, int]]
-
-
-class Ranking(Protocol):
-    """What one query found; of `scores` only the order and the ties matter."""
-
-    @property
-    def query_id(self) -> str: ...  # noqa: D102
-    @property
-    def doc_ids(self) -> Sequence[str]: ...  # noqa: D102
-    @property
-    def scores(self) -> Sequence[float]: ...  # noqa: D102
 
 
 class Measured(NamedTuple):
@@ -95,8 +85,8 @@ def depth_of(names: Iterable[str]) -> int:
     return max([DEFAULT_DEPTH, *(cutoff for cutoff in cutoffs if isinstance(cutoff, int))])
 
 
-def measure(ranked: Iterable[Ranking], qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASURES) -> Measured:
-    """Measure rankings against judgements.
+def measure(ranked: Iterable[Ranked], qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASURES) -> Measured:
+    """Measure rankings against judgements; of their scores only the order and the ties matter.
 
     Raises:
         UsageError: a measure is unknown.
@@ -156,7 +146,7 @@ def compare(first: Mapping[str, Mapping[str, float]], second: Mapping[str, Mappi
     return comparisons
 
 
-def _without_ties(ranking: Ranking) -> dict[str, float]:
+def _without_ties(ranking: Ranked) -> dict[str, float]:
     """The places from the end as scores: the library's providers order equal scores each in its own way."""
     ordered = sorted(zip(ranking.scores, ranking.doc_ids, strict=True), reverse=True)
     return {doc_id: float(len(ordered) - place) for place, (_, doc_id) in enumerate(ordered)}

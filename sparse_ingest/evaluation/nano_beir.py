@@ -17,7 +17,7 @@ from sparse_ingest.corpora.nano_beir import DATA_SET, write_nano_beir
 from sparse_ingest.encoding.encode import encode
 from sparse_ingest.evaluation.evaluate import Evaluation, evaluate
 from sparse_ingest.evaluation.options import EvaluateOptions
-from sparse_ingest.evaluation.terms import Sparsity, TermCounts, flops, pooled, sparsity
+from sparse_ingest.evaluation.terms import TermCounts, flops, pooled, sparsity
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.reporting import Reporter, reporter_of
 from sparse_ingest.searching.search import open_run
@@ -60,31 +60,18 @@ def evaluate_nano_beir(
         yield f"Nano{name}", evaluate(run, queries=collection, qrels=collection, options=options)
 
 
-def figures(evaluation: Evaluation, measures: Sequence[str]) -> dict[str, float]:
-    """The figures of one collection, by the names that they are printed under."""
-    found = {name: evaluation.measures[name] for name in measures}
-    if evaluation.bm25:
-        found.update({f"BM25 {name}": evaluation.bm25.measured.mean[name] for name in measures})
-    return found | _terms(evaluation.query_terms, _documents(evaluation), evaluation.vocabulary)
-
-
-def mean_figures(evaluations: Sequence[Evaluation], measures: Sequence[str]) -> dict[str, float]:
-    """The figures of all collections together."""
-    each = [figures(evaluation, measures) for evaluation in evaluations]
-    found = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
-    queries, documents = pooled(one.query_terms for one in evaluations), pooled(map(_documents, evaluations))
-    return found | _terms(queries, documents, evaluations[0].vocabulary)
-
-
-def _terms(queries: TermCounts, documents: TermCounts, vocabulary: int) -> dict[str, float]:
-    sides: dict[str, Sparsity] = {"query": sparsity(queries, vocabulary), "corpus": sparsity(documents, vocabulary)}
-    found = {}
-    for name, side in sides.items():
-        found[f"{name}_active_dims"] = side.active_dimensions
-        found[f"{name}_sparsity_ratio"] = side.sparsity or 0.0
+def figures(evaluations: Sequence[Evaluation], measures: Sequence[str]) -> dict[str, float]:
+    """Return the figures of some collections together, by the names that they are printed under."""
+    rows = []
+    for one in evaluations:
+        row = {name: one.measures[name] for name in measures}
+        if one.bm25:
+            row |= {f"BM25 {name}": one.bm25.measured.mean[name] for name in measures}
+        rows.append(row)
+    found = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    queries = pooled(one.query_terms for one in evaluations)
+    documents = pooled(one.document_terms or TermCounts() for one in evaluations)  # of a run they are always counted
+    for name, counts in (("query", queries), ("corpus", documents)):
+        side = sparsity(counts, evaluations[0].vocabulary)
+        found |= {f"{name}_active_dims": side.active_dimensions, f"{name}_sparsity_ratio": side.sparsity or 0.0}
     return found | {"flops": flops(queries, documents)}
-
-
-def _documents(evaluation: Evaluation) -> TermCounts:
-    assert evaluation.document_terms is not None  # of a run they are always counted
-    return evaluation.document_terms

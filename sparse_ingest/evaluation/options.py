@@ -13,9 +13,19 @@ class EvaluateOptions:
     """Options of `evaluate`."""
 
     stored: bool = option(False, "With --run: keep 9 bits of each weight, as an index does")
-    measures: tuple[str, ...] = ()  # of ir-measures, beside the usual five
-    k: int | None = None  # documents to find; None: 100, or the largest cut-off of a measure
-    bm25: bool | None = None  # a row of BM25; None: with an index
+    measures: tuple[str, ...] = option(
+        (), "Measure of ir-measures beside the usual five, such as Success@1; may be repeated", metavar="NAME",
+        flags="--measure",
+    )  # fmt: skip
+    k: int | None = option(
+        None, "How many documents to find  [default: 100, or the largest cut-off]", flags="-k --size"
+    )
+    bm25: bool | None = option(
+        None, "Add a row of BM25 (a run: over its texts, in memory)  [default: with an index]",
+        flags="--bm25/--no-bm25",
+    )  # fmt: skip
     concurrency: int | None = option(None, "Requests to an index in flight  [default: 1]")
-    trec_run: Path | str | None = None  # write what was found as a run file of trec_eval
-    compare: Path | str | None = None  # test against this run file of trec_eval
+    trec_run: Path | str | None = option(None, "Write what was found as a run file of trec_eval", metavar="FILE")
+    compare: Path | str | None = option(
+        None, "Test against this run file of trec_eval: paired t-test and randomisation", metavar="RUNFILE"
+    )

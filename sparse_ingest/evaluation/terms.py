@@ -11,16 +11,23 @@ Not covered: what a search with pruning or clusters really visits.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True)
+@dataclass
 class TermCounts:
-    """How many were counted, and of these how many hold each token."""
+    """How many queries or documents were counted, and of these how many hold each token."""
 
-    count: int
-    holding: Mapping[str, int]
+    count: int = 0
+    holding: Counter[str] = field(default_factory=Counter)
+
+    def passing(self, queries: Iterable[tuple[str, dict[str, float]]]) -> Iterator[tuple[str, dict[str, float]]]:
+        """Yield the same queries, and count them."""
+        for query_id, weights in queries:
+            self.count += 1
+            self.holding.update(weights.keys())
+            yield query_id, weights
 
 
 @dataclass(frozen=True)
@@ -30,25 +37,6 @@ class Sparsity:
     count: int
     active_dimensions: float
     sparsity: float | None
-
-
-class QueryTerms:
-    """Counts the terms of queries that pass through."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._holding: Counter[str] = Counter()
-
-    def passing(self, queries: Iterable[tuple[str, dict[str, float]]]) -> Iterator[tuple[str, dict[str, float]]]:
-        """The same queries, counted on their way."""
-        for query_id, weights in queries:
-            self._count += 1
-            self._holding.update(weights.keys())
-            yield query_id, weights
-
-    def counts(self) -> TermCounts:
-        """What passed so far."""
-        return TermCounts(self._count, self._holding)
 
 
 def sparsity(counts: TermCounts, vocabulary: int | None) -> Sparsity:
@@ -61,14 +49,14 @@ def flops(queries: TermCounts, documents: TermCounts) -> float:
     """The expected number of terms that a query and a document share."""
     if not queries.count or not documents.count:
         return 0.0
-    shared = sum(number * documents.holding.get(token, 0) for token, number in queries.holding.items())
+    shared = sum(number * documents.holding[token] for token, number in queries.holding.items())
     return shared / queries.count / documents.count
 
 
 def pooled(parts: Iterable[TermCounts]) -> TermCounts:
     """The counts of all parts together."""
-    count, holding = 0, Counter[str]()
+    together = TermCounts()
     for part in parts:
-        count += part.count
-        holding.update(part.holding)
-    return TermCounts(count, holding)
+        together.count += part.count
+        together.holding.update(part.holding)
+    return together

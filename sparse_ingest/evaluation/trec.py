@@ -9,32 +9,32 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import TextIO
 
 from sparse_ingest.errors import CorpusError, UsageError
-from sparse_ingest.evaluation.measures import Ranking
+from sparse_ingest.searching.hits import Ranked
 
 TAG = "sparse-ingest"
 
 
-def trec_lines(ranked: Iterable[Ranking], tag: str = TAG) -> Iterator[str]:
-    """The lines of rankings, each with its end of line.
+def trec_lines(ranking: Ranked, tag: str = TAG) -> str:
+    """Return the lines of a ranking.
 
     Raises:
         CorpusError: an id holds a blank, which such a file cannot hold.
     """
-    for ranking in ranked:
-        for rank, (doc_id, score) in enumerate(zip(ranking.doc_ids, ranking.scores, strict=True), start=1):
-            line = f"{ranking.query_id} Q0 {doc_id} {rank} {score:.9g} {tag}"
-            if len(line.split()) != 6:
-                wrong = next(one for one in (ranking.query_id, doc_id, tag) if len(one.split()) != 1)
-                raise CorpusError(
-                    f"The id {wrong!r} holds a blank, and a TREC run file parts its columns at blanks. "
-                    "Leave the run file out (`search --json` has the same rankings), or give the collection other ids."
-                )
-            yield line + "\n"
+    lines = []
+    for rank, (doc_id, score) in enumerate(zip(ranking.doc_ids, ranking.scores, strict=True), start=1):
+        lines.append(f"{ranking.query_id} Q0 {doc_id} {rank} {score:.9g} {tag}\n")
+        if len(lines[-1].split()) != 6:
+            wrong = next(one for one in (ranking.query_id, doc_id, tag) if len(one.split()) != 1)
+            raise CorpusError(
+                f"The id {wrong!r} holds a blank, and a TREC run file parts its columns at blanks. "
+                "Leave the run file out (`search --json` has the same rankings), or give the collection other ids."
+            )
+    return "".join(lines)
 
 
 def read_trec_run(path: Path, wanted: Container[str]) -> dict[str, dict[str, float]]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from sparse_ingest.pipeline import Pruning, option
-from sparse_ingest.storage.places import RemotePath
+from sparse_ingest.runs.run import RunLike
 
 # The rules that the first releases knew: they are in every stamp and journal line, others only where they are used.
 _FIRST_RULES = ("top_k", "max_ratio")
@@ -27,7 +26,7 @@ class LoadOptions(Pruning):
     from_scratch: bool = option(False, "With --replace: delete that one too")
     partial: bool = option(False, "Load the finished shards of an unfinished run")
     update: bool = option(False, "Add the vectors to documents that exist; leave the rest of them alone")
-    since: Path | RemotePath | str | None = option(
+    since: RunLike | None = option(
         None, "Send only what differs from this run, which the index holds", metavar="OLD_RUN"
     )
     delete_missing: bool = option(False, "With --since: delete what OLD_RUN has and RUN lacks")

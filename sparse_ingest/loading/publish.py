@@ -60,9 +60,7 @@ def publish(
     progress: Reporter | bool = False,
     **settings: object,
 ) -> PublishReport:
-    """Load a run into its own index, and let the alias serve it when a verification found no difference.
-
-    Documents that OpenSearch refused keep the alias where it is.
+    """Load a run into its own index, and let the alias serve it when every document is in and none differs.
 
     Args:
         run: A run folder, or what `encode` or `open_run` returns.

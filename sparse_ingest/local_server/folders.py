@@ -96,7 +96,11 @@ def require_reachable(folder: Path, account: Account | None) -> None:
 
 @contextmanager
 def locked(path: Path, reporter: Reporter, busy: str) -> Iterator[None]:
-    """Hold the lock file `path`; `busy` is said when another process holds it. The system frees it when we die."""
+    """Hold the lock file `path`, created if it does not exist; `busy` is noted if another process holds it.
+
+    The kernel releases the lock when its process dies.
+    """
+    make_folder(path.parent)
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,9 +1,9 @@
-"""The server's process: the JVM's options, OpenSearch's configuration, the start, and waiting until it is healthy.
+"""The server's process: the JVM's options, OpenSearch's configuration, and the start.
 
-In: folders that exist, a port, the Java and the distribution. Out: a child process, and an answer to its first
-request. `TOKEN` with a random value stands on its command line: process.py knows its own servers by it.
+In: folders that exist, a port, the Java and the distribution. Out: a child process. Its command line contains `TOKEN`
+with a random value, by which process.py recognizes its own servers.
 
-Not covered: which servers there are, and ending them (process.py).
+Not covered: which servers there are, their health, and ending them (process.py).
 """
 
 from __future__ import annotations
@@ -13,10 +13,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
-import urllib.request
-from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,46 +131,3 @@ def spawn(command: list[str], distribution: Path, account: Account | None, log: 
             f"{command[0]} cannot be run with its log in {log}: {error.strerror}. Name another Java with "
             "OPENSEARCH_JAVA_HOME, or another place with SPARSE_INGEST_HOME."
         ) from error
-
-
-def wait_until_healthy(
-    url: str, log: Path, *, still_runs: Callable[[], bool], child: subprocess.Popen[bytes] | None, timeout_s: float
-) -> None:
-    """Wait until the cluster is yellow or green; `child` is None when another process started it.
-
-    Raises:
-        LocalServerError: The process ended, or the time is over; with the last log lines.
-    """
-    deadline = time.monotonic() + timeout_s
-    while True:
-        code = child.poll() if child is not None else None
-        if code is not None or not still_runs():
-            reason = "it ended" if code is None else f"it ended with exit code {code}"
-            break
-        answer = ask(url, "/_cluster/health?wait_for_status=yellow&timeout=1s")
-        if answer and answer.get("cluster_name") == CLUSTER_NAME and not answer["timed_out"]:
-            return
-        if time.monotonic() > deadline:
-            reason = f"it was not healthy after {timeout_s:g} s"
-            break
-        time.sleep(0.2)
-    raise LocalServerError(
-        f"OpenSearch at {url} did not start: {reason}. The last lines of its log ({log}):\n{_last_lines(log)}"
-    )
-
-
-def ask(url: str, path: str) -> dict[str, Any] | None:
-    """What a server on loopback answers to a GET; None when there is no answer, or an error."""
-    # Loopback never goes through a proxy of the environment.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url + path, timeout=10) as answer:
-            shown: dict[str, Any] = json.load(answer)
-            return shown
-    except (OSError, ValueError):
-        return None
-
-
-def _last_lines(log: Path) -> str:
-    with log.open(errors="replace") as lines:
-        return "".join(deque(lines, maxlen=20)).rstrip() or "(the log is empty)"

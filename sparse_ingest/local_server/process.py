@@ -19,31 +19,18 @@ import secrets
 import socket
 import subprocess
 import time
+import urllib.request
+from collections import deque
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sparse_ingest.errors import LocalServerError, MissingExtraError
+from sparse_ingest.local_server import folders
 from sparse_ingest.local_server.download import OPENSEARCH_VERSION, ensure_distribution, ensure_java
-from sparse_ingest.local_server.folders import (
-    Account,
-    hand_over,
-    locked,
-    make_folder,
-    require_reachable,
-    server_account,
-    state_home,
-)
-from sparse_ingest.local_server.launch import (
-    TOKEN,
-    ask,
-    heap_bytes,
-    java_command,
-    spawn,
-    wait_until_healthy,
-    write_configuration,
-)
+from sparse_ingest.local_server.launch import CLUSTER_NAME, TOKEN, heap_bytes, java_command, spawn, write_configuration
 from sparse_ingest.reporting import SILENT, Reporter
+from sparse_ingest.storage.durable import write_atomic
 
 DEFAULT_PORT = 9200
 STOP_GRACE_S = 30.0
@@ -92,9 +79,9 @@ def start(
     """
     heap_bytes(heap)  # a wrong one is refused before anything is downloaded
     _psutil()
-    account = server_account()
-    home = make_folder(_instance_folder(port))
-    with locked(home / "lock", reporter, f"Waiting for another process that is starting a server on port {port}"):
+    account = folders.server_account()
+    home, busy = _instance_folder(port), f"Waiting for another process that is starting a server on port {port}"
+    with folders.locked(home / "lock", reporter, busy):
         running = _find(port)
         if running is not None:
             return _reuse(running, data, with_ml, timeout_s, reporter)
@@ -107,44 +94,39 @@ def start(
                 f"sparse-ingest started. Port {free_port(port + 1)} is free: give it with --port."
             )
         folder = _data_folder(port, data)
-        _refuse_shared_data(folder)
+        if other := next((one for one in instances() if one.data == folder), None):
+            raise LocalServerError(
+                f"The data folder {folder} is in use by our server on port {other.port}. "
+                "Use that one, stop it, or give another --data."
+            )
         distribution = ensure_distribution(reporter, with_ml)
         java = ensure_java(account, reporter)
-        require_reachable(distribution, account)
+        folders.require_reachable(distribution, account)
         write_configuration(home, port, folder, with_ml=with_ml)
         for path in (home / "config", home / "tmp", folder):
-            hand_over(path, account)
+            folders.hand_over(path, account)
         reporter.note(f"Starting OpenSearch {OPENSEARCH_VERSION} on port {port}, data in {folder}")
         instance = replace(_new_instance(port, folder, heap), with_ml=with_ml)
         command = java_command(java, home, distribution, heap=heap, token=instance.token)
-        return _launch(command, distribution, account, instance, timeout_s)
+        child = spawn(command, distribution, account, instance.log)
+        return _record(replace(instance, pid=child.pid), child, timeout_s)
 
 
 def stop(port: int | None = None) -> Instance | None:
-    """End our server on `port`, or the only one there is; None when there is none. Its data stays."""
-    if port is not None:
-        instance = _find(port)
-    else:
-        running = instances()
-        if len(running) > 1:
-            ports = ", ".join(str(one.port) for one in running)
-            raise LocalServerError(
-                f"{len(running)} local servers are running, on the ports {ports}. Name one with --port."
-            )
-        instance = running[0] if running else None
-    if instance is not None:
+    """End our server on `port`, or the only one if `port` is None. Return it, None if there is none. Its data stays."""
+    running = [one for one in instances() if port in (None, one.port)]
+    if len(running) > 1:
+        ports = ", ".join(str(one.port) for one in running)
+        raise LocalServerError(f"{len(running)} local servers are running, on the ports {ports}. Name one with --port.")
+    for instance in running:
         _end(instance)
-    return instance
+    return running[0] if running else None
 
 
 def instances() -> list[Instance]:
     """Our running servers, by port."""
-    ports = [
-        int(path.parent.name)
-        for path in (state_home() / "instances").glob("*/state.json")
-        if path.parent.name.isdecimal()
-    ]
-    found = [_find(port) for port in sorted(ports)]
+    names = (path.parent.name for path in (folders.state_home() / "instances").glob("*/state.json"))
+    found = map(_find, sorted(int(name) for name in names if name.isdecimal()))
     return [instance for instance in found if instance is not None]
 
 
@@ -163,18 +145,18 @@ def free_port(start: int = DEFAULT_PORT) -> int:
 
 def health(instance: Instance) -> str:
     """The cluster's health (green, yellow or red), or `unreachable`."""
-    answer = ask(instance.url, "/_cluster/health")
+    answer = _ask(instance, "/_cluster/health")
     return str(answer["status"]) if answer else "unreachable"
 
 
 def document_count(instance: Instance) -> int | None:
     """How many documents its indexes hold; None when it does not answer."""
-    answer = ask(instance.url, "/_count")
+    answer = _ask(instance, "/_count")
     return int(answer["count"]) if answer else None
 
 
 def _instance_folder(port: int) -> Path:
-    return state_home() / "instances" / str(port)
+    return folders.state_home() / "instances" / str(port)
 
 
 def _state_file(port: int) -> Path:
@@ -182,13 +164,11 @@ def _state_file(port: int) -> Path:
 
 
 def _is_free(port: int) -> bool:
-    with socket.socket() as listener:
-        # Connections of an ended server linger for a minute and do not count; a listener does.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", port))
-        except OSError:
-            return False
+    try:
+        # It sets SO_REUSEADDR: connections of an ended server linger for a minute and do not count; a listener does.
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
     return True
 
 
@@ -224,15 +204,6 @@ def _data_folder(port: int, data: Path | None) -> Path:
     return _instance_folder(port) / "data" if data is None else data.absolute() / "sparse-ingest-opensearch"
 
 
-def _refuse_shared_data(folder: Path) -> None:
-    for other in instances():
-        if other.data == folder:
-            raise LocalServerError(
-                f"The data folder {folder} is in use by our server on port {other.port}. "
-                "Use that one, stop it, or give another --data."
-            )
-
-
 def _reuse(instance: Instance, data: Path | None, with_ml: bool, timeout_s: float, reporter: Reporter) -> Instance:
     if data is not None and _data_folder(instance.port, data) != instance.data:
         raise LocalServerError(
@@ -250,25 +221,21 @@ def _reuse(instance: Instance, data: Path | None, with_ml: bool, timeout_s: floa
 
 
 def _new_instance(port: int, data: Path, heap: str) -> Instance:
-    log = _instance_folder(port) / "logs" / "server.log"
     return Instance(
         url=f"http://127.0.0.1:{port}",
         port=port,
         pid=0,
         data=data,
         heap=heap,
-        log=log,
+        log=_instance_folder(port) / "logs" / "server.log",
         version=OPENSEARCH_VERSION,
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         token=secrets.token_hex(16),
     )
 
 
-def _launch(
-    command: list[str], distribution: Path, account: Account | None, instance: Instance, timeout_s: float
-) -> Instance:
-    child = spawn(command, distribution, account, instance.log)
-    instance = replace(instance, pid=child.pid)
+def _record(instance: Instance, child: subprocess.Popen[bytes], timeout_s: float) -> Instance:
+    """Write the record of a new server, and wait until it is healthy."""
     try:
         _write_state(instance)
         _wait(instance, child, timeout_s)
@@ -284,15 +251,45 @@ def _launch(
 
 def _write_state(instance: Instance) -> None:
     record = {**asdict(instance), "data": str(instance.data), "log": str(instance.log)}
-    unfinished = _state_file(instance.port).with_suffix(".tmp")
-    unfinished.write_text(json.dumps(record, indent=2))
-    unfinished.replace(_state_file(instance.port))
+    write_atomic(_state_file(instance.port), json.dumps(record, indent=2).encode())
 
 
 def _wait(instance: Instance, child: subprocess.Popen[bytes] | None, timeout_s: float) -> None:
-    wait_until_healthy(
-        instance.url, instance.log, still_runs=lambda: _process(instance) is not None, child=child, timeout_s=timeout_s
+    """Wait until the cluster is yellow or green; `child` is None if another process started it.
+
+    Raises:
+        LocalServerError: the server ended, or the time is over; with its last log lines.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        code = child.poll() if child is not None else None
+        if code is not None or _process(instance) is None:
+            reason = "it ended" if code is None else f"it ended with exit code {code}"
+            break
+        answer = _ask(instance, "/_cluster/health?wait_for_status=yellow&timeout=1s")
+        if answer and answer.get("cluster_name") == CLUSTER_NAME and not answer["timed_out"]:
+            return
+        if time.monotonic() > deadline:
+            reason = f"it was not healthy after {timeout_s:g} s"
+            break
+        time.sleep(0.2)
+    with instance.log.open(errors="replace") as lines:
+        last = "".join(deque(lines, maxlen=20)).rstrip() or "(the log is empty)"
+    raise LocalServerError(
+        f"OpenSearch at {instance.url} did not start: {reason}. The last lines of its log ({instance.log}):\n{last}"
     )
+
+
+def _ask(instance: Instance, path: str) -> dict[str, Any] | None:
+    """Return the answer to a GET, None if there is none or an error."""
+    # Loopback never goes through a proxy of the environment.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(instance.url + path, timeout=10) as answer:
+            shown: dict[str, Any] = json.load(answer)
+            return shown
+    except (OSError, ValueError):
+        return None
 
 
 def _end(instance: Instance) -> None:

@@ -26,7 +26,7 @@ from sparse_ingest.errors import UsageError
 from sparse_ingest.models.heads.compaction import DeviceRules
 from sparse_ingest.models.memory import BudgetLowered, DidNotFit, DocumentTooLarge
 from sparse_ingest.models.tokenizer import Cut, TokenIds, Tokenized, Tokenizer
-from sparse_ingest.models.vectors import NO_RULES, NOTHING, BatchVectors, OnBatch, Vector, VectorMaker
+from sparse_ingest.models.vectors import NO_RULES, NOTHING, TORCH_STATE, BatchVectors, OnBatch, Vector, VectorMaker
 from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.records import in_batches
 
@@ -85,8 +85,10 @@ class DocumentEncoder:
         self.device = torch.device(device)
         self.rules = NO_RULES
         self._folder = checkpoint.transformer
-        self._tokenizer = Tokenizer(self._folder, settings, window_stride=window_stride)
-        self._maker = VectorMaker(checkpoint, settings, self._tokenizer, device=self.device, dtype=dtype)
+        # transformers imports its parts when they are first used, which two threads cannot do at the same time.
+        with TORCH_STATE:
+            self._tokenizer = Tokenizer(self._folder, settings, window_stride=window_stride)
+            self._maker = VectorMaker(checkpoint, settings, self._tokenizer, device=self.device, dtype=dtype)
         self.batch_tokens = batch_tokens or self._maker.usual_batch_tokens
         self.vocabulary = self._maker.vocabulary
 

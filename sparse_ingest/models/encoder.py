@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, get_args, overload
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
+from sparse_ingest.checkpoints.layouts import Checkpoint, WeightTableSide, read_checkpoint
 from sparse_ingest.checkpoints.settings import resolve_pipeline, resolve_query_settings
-from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import CheckpointError, UsageError
 from sparse_ingest.models.query_encoders import build_weight_table, query_checkpoint, require_torch
 from sparse_ingest.models.sparse_vectors import SparseVectors, Vectors, as_vectors, similarity, whole_number

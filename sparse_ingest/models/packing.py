@@ -151,7 +151,8 @@ def packed_attention(
         rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
         starts, longest = packing.starts, max(packing.lengths)
         options = {"scale": scaling, "window_size": (-1, -1) if reach is None else (reach, reach)}
-        seen: Any = varlen_attn(*rows, starts, starts, longest, longest, **options, **_unsplit(varlen_attn))
+        attend: Callable[..., Any] = varlen_attn
+        seen = attend(*rows, starts, starts, longest, longest, **options, **_unsplit(varlen_attn))
         return torch.as_tensor(seen).unsqueeze(0), None
     found = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     for run in packing.runs:
@@ -160,9 +161,9 @@ def packed_attention(
             places = torch.arange(run.length, device=query.device)
             mask = (places.unsqueeze(0) - places.unsqueeze(1)).abs() <= reach
         # `[heads, rows, width]` as `[documents, heads, length, width]`.
-        parts = [tensor[0, :, run.rows].unflatten(1, shape).transpose(0, 1) for tensor in (query, key, value)]
-        seen = scaled_dot_product_attention(*parts, attn_mask=mask, scale=scaling)
-        found[0, run.rows].unflatten(0, shape).copy_(seen.transpose(1, 2))
+        q, k, v = (tensor[0, :, run.rows].unflatten(1, shape).transpose(0, 1) for tensor in (query, key, value))  # type: ignore[no-untyped-call]
+        seen = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+        found[0, run.rows].unflatten(0, shape).copy_(seen.transpose(1, 2))  # type: ignore[no-untyped-call]
     return found, None
 
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 
-from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
+from sparse_ingest.checkpoints.layouts import Checkpoint, WeightTableSide, read_checkpoint
 from sparse_ingest.checkpoints.settings import resolve_query_settings
-from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import MissingExtraError, UsageError
 from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.queries.weight_table import QueryEncoder, WeightTable

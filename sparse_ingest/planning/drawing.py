@@ -9,15 +9,22 @@ from __future__ import annotations
 import html
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sparse_ingest.errors import MissingExtraError
 from sparse_ingest.planning.report import PlanReport, Point
 from sparse_ingest.planning.rules import in_words
+from sparse_ingest.reporting import aligned
 
 SHOWN_LOSS = 0.1  # a table leaves out what loses more
-Column = tuple[str, Callable[[Point], str]]
+
+# Heading, attribute of a point, format.
+_NUMBERS = (
+    ("loss", "loss", ".2%"), ("nDCG@10", "ndcg_10", ".4f"), ("overlap@10", "overlap_10", ".4f"),
+    ("overlap@100", "overlap_100", ".4f"), ("terms", "terms", ".1f"), ("MB", "megabytes", ".2f"),
+    ("visited", "visited", ",.0f"), ("p50 ms", "latency_p50_ms", ".2f"), ("p95 ms", "latency_p95_ms", ".2f"),
+)  # fmt: skip
 
 _COLOURS = {"all": "black", "top_k": "tab:blue", "max_ratio": "tab:orange", "alpha_mass": "tab:green",
             "exact": "black", "two-phase": "tab:red", "seismic": "tab:purple"}  # fmt: skip
@@ -50,9 +57,9 @@ def sentences(report: PlanReport) -> list[str]:
     if choice is None:
         return [*lines, f"Nothing loses {report.allowed_loss:.2%} or less on both halves of the queries."]
     point, low, high = choice.point, *choice.interval
-    parameters = "".join(f", {name} {value:g}" for name, value in point.parameters.items())
+    engine = ", ".join([point.engine, *_parameters(point)])
     lines.append(
-        f"Taken: documents {in_words(point.documents)}, queries {in_words(point.query)}, {point.engine}{parameters}. "
+        f"Taken: documents {in_words(point.documents)}, queries {in_words(point.query)}, {engine}. "
         f"It loses {choice.loss:.2%} (95%: {low:.2%} to {high:.2%}) on the half of the queries that confirmed the "
         f"choice, {choice.chosen_by:.2%} on the other."
     )
@@ -67,48 +74,36 @@ def sentences(report: PlanReport) -> list[str]:
     return lines
 
 
-def table(
-    report: PlanReport, points: Sequence[Point], best: Sequence[int]
-) -> tuple[list[str], list[list[str]], list[bool]]:
-    """Headings, rows of the frontier, and which of them is the one that was taken."""
+def table(report: PlanReport, points: Sequence[Point], best: Sequence[int]) -> tuple[list[list[str]], list[bool]]:
+    """The headings and the rows of a frontier, and which of these rows is the point that was taken."""
     shown = [points[place] for place in best if points[place].loss <= max(SHOWN_LOSS, report.allowed_loss)]
-    columns: list[Column] = [
-        ("documents", lambda point: in_words(point.documents)),
-        ("queries", lambda point: in_words(point.query)),
-        ("engine", _engine),
-        ("loss", lambda point: f"{point.loss:.2%}"),
-        ("nDCG@10", lambda point: _number(point.ndcg_10, ".4f")),
-        ("overlap@10", lambda point: f"{point.overlap_10:.4f}"),
-        ("overlap@100", lambda point: _number(point.overlap_100, ".4f")),
-        ("terms", lambda point: f"{point.terms:.1f}"),
-        ("MB", lambda point: "" if point.bytes is None else f"{point.bytes / 1e6:.2f}"),
-        ("visited", lambda point: _number(point.visited, ",.0f")),
-        ("p50 ms", lambda point: _number(point.latency_p50_ms, ".2f")),
-        ("p95 ms", lambda point: _number(point.latency_p95_ms, ".2f")),
-    ]
-    columns = [(name, show) for name, show in columns if any(show(point) for point in shown)]
+    headings = ["documents", "queries", "engine", *(heading for heading, _, _ in _NUMBERS)]
+    columns = [column for column in zip(headings, *map(_cells, shown), strict=True) if any(column[1:]) or not shown]
     taken = report.choice.point if report.choice else None
-    return (
-        [name for name, _ in columns],
-        [[show(point) for _, show in columns] for point in shown],
-        [point == taken for point in shown],
-    )
+    return [list(row) for row in zip(*columns, strict=True)], [False, *(point == taken for point in shown)]
+
+
+def _cells(point: Point) -> list[str]:
+    numbers = ((getattr(point, name), form) for _, name, form in _NUMBERS)
+    return [
+        in_words(point.documents),
+        in_words(point.query),
+        point.engine + (f" ({', '.join(_parameters(point))})" if point.parameters else ""),
+        *("" if number is None else format(number, form) for number, form in numbers),
+    ]
+
+
+def _parameters(point: Point) -> list[str]:
+    return [f"{name} {value:g}" for name, value in point.parameters.items()]
 
 
 def as_text(report: PlanReport) -> str:
     """The frontiers as tables, and the choice."""
     blocks = []
     for _, points, best in _frontiers(report):
-        headings, rows, taken = table(report, points, best)
-        widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-        lines = [
-            "  ".join(
-                [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-            )
-            for row in [headings, *rows]
-        ]
-        marks = ["  ", *("* " if mark else "  " for mark in taken)]
-        blocks.append("\n".join(mark + line for mark, line in zip(marks, lines, strict=True)))
+        rows, taken = table(report, points, best)
+        lines = zip(taken, aligned(rows), strict=True)
+        blocks.append("\n".join(("* " if is_taken else "  ") + line for is_taken, line in lines))
     return "\n\n".join([*blocks, "\n".join(sentences(report))])
 
 
@@ -127,13 +122,12 @@ def as_html(report: PlanReport) -> str:
     drawing = drawing[drawing.index("<svg") :]  # behind the XML declaration and the address of a DTD
     tables = ""
     for heading, points, best in _frontiers(report):
-        headings, rows, taken = table(report, points, best)
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in headings)
+        rows, taken = table(report, points, best)
+        escaped = [[html.escape(cell) for cell in row] for row in rows]
+        head = "".join(f"<th>{cell}</th>" for cell in escaped[0])
         body = "".join(
-            f"<tr{' class=taken' if mark else ''}>"
-            + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
-            + "</tr>\n"
-            for row, mark in zip(rows, taken, strict=True)
+            f"<tr{' class=taken' if is_taken else ''}><td>{'</td><td>'.join(row)}</td></tr>\n"
+            for row, is_taken in zip(escaped[1:], taken[1:], strict=True)
         )
         tables += f"<h2>{html.escape(heading)}</h2>\n<table><tr>{head}</tr>\n{body}</table>\n"
     return _PAGE.format(
@@ -167,55 +161,43 @@ def figure_class() -> Any:
 
 
 def _figure(report: PlanReport) -> Any:
-    costs: list[tuple[str, Sequence[Point], Sequence[int], Callable[[Point], float | None]]] = [
-        ("postings a document", report.points, report.frontier, lambda point: point.terms),
-        (
-            "predicted MB",
-            report.points,
-            report.frontier,
-            lambda point: None if point.bytes is None else point.bytes / 1e6,
-        ),
-        ("postings visited by a query", report.points, report.frontier, lambda point: point.visited),
-        ("latency p50, ms", report.settings, report.settings_frontier, lambda point: point.latency_p50_ms),
+    pruning, settings = (report.points, report.frontier), (report.settings, report.settings_frontier)
+    costs = [
+        (label, cost, points, best)
+        for label, cost, (points, best) in (
+            ("postings a document", "terms", pruning),
+            ("predicted MB", "megabytes", pruning),
+            ("postings visited by a query", "visited", pruning),
+            ("latency p50, ms", "latency_p50_ms", settings),
+        )
+        if any(getattr(point, cost) is not None for point in points)
     ]
-    costs = [one for one in costs if any(one[3](point) is not None for point in one[1])]
     figure = figure_class()(figsize=(5 * len(costs), 4.2), layout="constrained")
-    for axes, (label, points, best, cost) in zip(figure.subplots(1, len(costs), squeeze=False)[0], costs, strict=True):
+    for axes, (label, cost, points, best) in zip(figure.subplots(1, len(costs), squeeze=False)[0], costs, strict=True):
         _draw(axes, points, best, cost, report)
         axes.set_xlabel(label)
         axes.set_ylabel(f"{report.quality}, share of whole vectors")
     return figure
 
 
-def _draw(
-    axes: Any, points: Sequence[Point], best: Sequence[int], cost: Callable[[Point], float | None], report: PlanReport
-) -> None:
+def _draw(axes: Any, points: Sequence[Point], best: Sequence[int], cost: str, report: PlanReport) -> None:
     """All points by their kind, the frontier as a line, what is allowed, and the one that was taken."""
     kinds: dict[str, list[tuple[float, float]]] = {}
     for point in points:
-        if (value := cost(point)) is not None:
+        if (value := getattr(point, cost)) is not None:
             kind = point.engine if point.latency_p50_ms is not None else next(iter(point.documents), "all")
             kinds.setdefault(kind, []).append((value, 1 - point.loss))
     for kind, places in kinds.items():
         axes.scatter(*zip(*places, strict=True), s=12, alpha=0.6, color=_COLOURS.get(kind), label=kind)
     line: list[tuple[float, float]] = []
-    for value, kept in sorted((cost(points[place]) or 0.0, 1 - points[place].loss) for place in best):
+    for value, kept in sorted((getattr(points[place], cost) or 0.0, 1 - points[place].loss) for place in best):
         if not line or kept > line[-1][1]:
             line.append((value, kept))
     axes.step(*zip(*line, strict=True), where="post", color="grey", linewidth=1)
     axes.axhline(1 - report.allowed_loss, color="grey", linestyle=":", linewidth=1)
     taken = report.choice.point if report.choice else None
-    if taken in points and taken is not None and (value := cost(taken)) is not None:
+    if taken in points and taken is not None and (value := getattr(taken, cost)) is not None:
         axes.scatter([value], [1 - taken.loss], s=120, facecolors="none", edgecolors="red", label="taken")
     heights = [kept for places in kinds.values() for _, kept in places]
     axes.set_ylim(max(min(heights), 1 - 3 * max(SHOWN_LOSS, report.allowed_loss)) - 0.01, max(heights) + 0.01)
     axes.legend(fontsize=8, loc="lower right")
-
-
-def _engine(point: Point) -> str:
-    values = ", ".join(f"{name} {value:g}" for name, value in point.parameters.items())
-    return f"{point.engine} ({values})" if values else point.engine
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)

@@ -1,34 +1,54 @@
-"""The engines of an index, each with several settings, measured on the queries of a plan.
+"""The index that a plan is for, and its engines, each with several settings, measured on the queries of the plan.
 
-In: a client, an index, the engine of its field, queries. Out: for each setting the documents that each query finds and
+In: a run, the name of an index that holds it, queries. Out: for each setting the documents that each query finds and
 how long it took. Settings take turns on some queries at a time, so that a machine that slows down meets all of them.
 Not covered: what the documents are worth (plan.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
-from sparse_ingest.cluster.requests import Engine
+from sparse_ingest.cluster.requests import ENGINES, Engine
+from sparse_ingest.errors import ClusterError
+from sparse_ingest.pipeline import EngineName, ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.planning.rules import PruningRule
 from sparse_ingest.queries.weight_table import QueryWeights
+from sparse_ingest.runs.run import Run
 from sparse_ingest.searching.hits import Ranked
 from sparse_ingest.searching.index_search import rank_index
+from sparse_ingest.searching.search import open_index
 
 if TYPE_CHECKING:
-    from sparse_ingest.cluster.client import Client
+    from opensearchpy import OpenSearch
+
+    from sparse_ingest.cluster.client import Client, Connection
 
 SIZE = 10
 _AT_ONCE = 20  # queries of one setting before it is the next one's turn
-_PRUNE_RATIOS = (0.2, 0.4, 0.6, 0.8)
-_EXPANSION_RATES = (5.0, 10.0, 20.0)
-_TOP_N = (3, 5, 10, 20)
-_HEAP_FACTORS = (1.0, 1.2, 1.5)
-_KS = (SIZE, 5 * SIZE, 20 * SIZE)
+# The values that are tried of each parameter of an engine.
+_TRIED: dict[EngineName, dict[str, tuple[float, ...]]] = {
+    "exact": {},
+    "two-phase": {"prune_ratio": (0.2, 0.4, 0.6, 0.8), "expansion_rate": (5.0, 10.0, 20.0)},
+    "seismic": {"top_n": (3, 5, 10, 20), "heap_factor": (1.0, 1.2, 1.5), "k": (SIZE, 5 * SIZE, 20 * SIZE)},
+}
+
+
+class HeldIndex(NamedTuple):
+    """An index with what its documents were pruned by, its bytes, and the engine of its field."""
+
+    client: Client
+    name: str
+    pruning: PruningRule
+    bytes: int
+    engine: Engine
 
 
 class Setting(NamedTuple):
@@ -52,19 +72,12 @@ class Timed(NamedTuple):
 
 def settings_of(engine: Engine, query_rules: Sequence[PruningRule]) -> Iterator[Setting]:
     """What there is to try on the field of an engine."""
-    for rule in query_rules:
-        if engine.kind == "sparse_vector":
-            for top_n in _TOP_N:
-                for heap_factor in _HEAP_FACTORS:
-                    for k in _KS:
-                        parameters: dict[str, Any] = {"top_n": top_n, "heap_factor": heap_factor, "k": k}
-                        yield Setting(replace(engine, name="seismic", seismic=parameters), parameters, rule)
-        else:
-            yield Setting(replace(engine, name="exact"), {}, rule)
-            for ratio in _PRUNE_RATIOS:
-                for rate in _EXPANSION_RATES:
-                    parameters = {"prune_ratio": ratio, "expansion_rate": rate}
-                    yield Setting(replace(engine, name="two-phase", two_phase=parameters), parameters, rule)
+    names: list[EngineName] = [name for name, rules in ENGINES.items() if rules.kind == engine.kind]
+    for rule, name in product(query_rules, names):
+        for values in product(*_TRIED[name].values()):
+            parameters = dict(zip(_TRIED[name], values, strict=True))
+            table: dict[str, Any] = {ENGINES[name].settings: parameters} if parameters else {}
+            yield Setting(replace(engine, name=name, **table), parameters, rule)
 
 
 def measure(
@@ -80,3 +93,31 @@ def measure(
             some = asked[first : first + _AT_ONCE]
             one.ranked.extend(rank_index(client, index, some, one.setting.engine, size=SIZE))
     return timed
+
+
+@contextlib.contextmanager
+def held_index(
+    run: Run, pipeline: Pipeline, index: str | None, url: str | None, connection: Connection | OpenSearch | None
+) -> Iterator[HeldIndex | None]:
+    """Open the index for the block; None when none is named.
+
+    Raises:
+        ClusterError: there is none of that name, or it holds other vectors than the run's.
+    """
+    if index is None:
+        yield None
+        return
+    # The run's model is the index's when the run is; settings of engines are what is to be found out.
+    bare = replace(pipeline, model=ModelSettings(), query=QuerySettings())
+    with open_index(index, url=url, connection=connection, pipeline=bare) as opened:
+        name, stamp = opened.index.name, opened.index.stamp
+        if stamp is None or stamp.run_id != run.manifest.run_id:
+            of = f"run {stamp.run_id[:8]}" if stamp else "no run that it names"
+            raise ClusterError(
+                f"Index {index!r} holds {of}, but the plan is for run {run.manifest.run_id[:8]} ({run.path}). Load "
+                "that run into it, or name an index that holds it."
+            )
+        stats = opened.client.call("GET", f"/{quote(name, safe='')}/_stats/store")
+        pruning = {rule: value for rule, value in stamp.pruning.items() if value is not None}
+        size = int(stats["_all"]["primaries"]["store"]["size_in_bytes"])
+        yield HeldIndex(opened.client, name, pruning, size, opened.engine)

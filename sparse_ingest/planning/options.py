@@ -8,17 +8,14 @@ from pathlib import Path
 
 from sparse_ingest.pipeline import option
 
-SAMPLE = 200  # queries
-LOSS = 0.01  # share of the quality
-
 
 @dataclass(frozen=True)
 class PlanOptions:
     """Options of `plan`."""
 
-    qrels: Path | str | Mapping[str, Mapping[str, int]] | None = (
-        None  # quality is nDCG@10 then, otherwise the share of the ten best documents
+    qrels: Path | str | Mapping[str, Mapping[str, int]] | None = option(
+        None, "Judgements: quality is nDCG@10 then, else the share of the ten best documents", metavar="F"
     )
-    loss: float = option(LOSS, range=(0, 1))  # share of the quality that may be lost
-    sample: int = SAMPLE  # queries to plan with
-    out: Path | str | None = None  # folder for plan.json, plan.png, plan.html and pipeline.toml
+    loss: float = option(0.01, "Share of the quality that may be lost", range=(0, 1))
+    sample: int = option(200, "Queries to plan with")
+    out: Path | str | None = option(None, "Write plan.json, plan.png, plan.html and pipeline.toml here", metavar="DIR")

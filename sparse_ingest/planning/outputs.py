@@ -1,20 +1,23 @@
 """The files of a plan: plan.json, plan.png, plan.html and pipeline.toml in one folder.
 
 In: a `PlanReport`, a folder. Out: the files, each whole or not there. What is there already is never replaced.
-Not covered: what stands in them (drawing.py, pipeline_file.py).
+Not covered: pictures and tables (drawing.py).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sparse_ingest.errors import UsageError
+from sparse_ingest.pipeline import Pipeline, changed
 from sparse_ingest.planning.drawing import as_html, as_png, figure_class, sentences
-from sparse_ingest.planning.pipeline_file import pipeline_text
 from sparse_ingest.planning.report import PlanReport
 from sparse_ingest.storage.durable import write_atomic
 
+_PATHS = ("document", "query", "body")  # settings that may name a file or a folder
 NAMES = ("plan.json", "plan.png", "plan.html", "pipeline.toml")
 
 
@@ -61,3 +64,24 @@ def _comments(report: PlanReport) -> list[str]:
             f"sparse-ingest load RUN --index NAME{report.load_flags}",
         ]
     return lines
+
+
+def pipeline_text(pipeline: Pipeline, comments: Sequence[str]) -> str:
+    """Return a pipeline file that `read_pipeline` takes: comments, and every setting that is not the default."""
+    lines = [f"# {line}".rstrip() for line in comments]
+    for table, settings in vars(pipeline).items():
+        if given := changed(settings):
+            lines += ["", f"[{table}]"]
+            lines += [f"{name} = {_toml(_whole(value) if name in _PATHS else value)}" for name, value in given.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name} = {_toml(inner)}" for name, inner in value.items()) + "}"
+    return json.dumps(value).replace("\x7f", "\\u007f")
+
+
+def _whole(name: str) -> str:
+    """A path as it is from anywhere: in a file, paths are relative to it."""
+    return str(Path(name).resolve()) if Path(name).exists() else name

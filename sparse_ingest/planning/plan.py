@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,17 +22,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.cluster.client import connection_of
 from sparse_ingest.cluster.requests import ENGINES
 from sparse_ingest.cluster.scores import posting_bytes
 from sparse_ingest.corpora.collections import read_qrels, read_queries
 from sparse_ingest.errors import RunError, UsageError
+from sparse_ingest.evaluation.measures import Qrels, measure
 from sparse_ingest.pipeline import EncodeSettings, Pipeline, QuerySettings, options_from, pipeline_of
-from sparse_ingest.planning.choice import candidates, choose, frontier, loss_of
-from sparse_ingest.planning.held_index import HeldIndex, held_index
+from sparse_ingest.planning import engines
 from sparse_ingest.planning.options import PlanOptions
 from sparse_ingest.planning.outputs import refuse_outputs, write_outputs
-from sparse_ingest.planning.report import PlanReport, Point, Values
+from sparse_ingest.planning.report import PlanReport, Point, Values, candidates, choose, frontier, loss_of
 from sparse_ingest.planning.rules import ALL_TERMS, as_flags, document_families, query_rules
 from sparse_ingest.planning.sweep import Sweep
 from sparse_ingest.queries.weight_table import QueryWeights, prune_query
@@ -49,13 +48,11 @@ if TYPE_CHECKING:
     from opensearchpy import OpenSearch
 
     from sparse_ingest.cluster.client import Connection
-    from sparse_ingest.planning.engines import Timed
 
 LEAST_QUERIES = 10
 DEPTH = 100
 MEASURE = "nDCG@10"
 
-Qrels = Mapping[str, Mapping[str, int]]
 T = TypeVar("T")
 
 
@@ -100,11 +97,15 @@ def plan(
         reporter.note(f"{folder.path} is not complete: the plan is for its finished shards.")
     as_encoded = _as_encoded(pipeline_of_run(pipeline_of(None, pipeline), folder), folder)
     whole = replace(as_encoded, query=replace(as_encoded.query, top_k=None, max_ratio=None))
-    target = connection_of(url, connection) if index else None
-    with held_index(folder, as_encoded, index, target) as held:
+    with engines.held_index(folder, as_encoded, index, url, connection) as held:
         sampled = _sampled(records, qrels, chosen.sample)
         weighted = [(query_id, weights) for query_id, weights in many_query_weights(sampled, whole) if weights]
-        _refuse_few(len(weighted), qrels)
+        if len(weighted) < LEAST_QUERIES:
+            which = "queries with judgements" if qrels is not None else "queries"
+            raise UsageError(
+                f"There are {len(weighted)} {which} with a weighted token; a plan, which one half of them chooses and "
+                f"the other confirms, needs {LEAST_QUERIES} or more."
+            )
         job = _Job(folder, weighted, qrels, held, chosen.loss)
         reporter.begin("documents", folder.totals()["rows"])
         job.read(reporter)
@@ -120,7 +121,7 @@ class _Job:
         run: Run,
         weighted: Sequence[tuple[str, QueryWeights]],
         qrels: Qrels | None,
-        index: HeldIndex | None,
+        index: engines.HeldIndex | None,
         loss: float,
     ) -> None:
         self.run, self.weighted, self.qrels, self.index, self.loss = run, weighted, qrels, index, loss
@@ -137,12 +138,11 @@ class _Job:
             for rule in self.query_rules:
                 # Pruned before unknown tokens go, as a search does it.
                 pruned = prune_query(weights, QuerySettings(**rule))
-                kept = {token: weight for token, weight in pruned.items() if token in number}
-                if tuple(kept) not in seen:
-                    seen[tuple(kept)] = len(self.vectors)
-                    token_ids = np.array([number[token] for token in kept], dtype=np.uint32)
-                    self.vectors.append(QueryVector(token_ids, np.array(list(kept.values()), dtype=np.float32)))
-                forms.append(seen[tuple(kept)])
+                kept = tuple(token for token in pruned if token in number)
+                if kept not in seen:
+                    seen[kept] = len(self.vectors)
+                    self.vectors.append(QueryVector.of(pruned, number))
+                forms.append(seen[kept])
             self.forms.append(forms)
         totals = run.totals()
         families = document_families(totals["nnz"] / max(1, totals["rows"]))
@@ -179,20 +179,19 @@ class _Job:
     def report(self, pipeline: Pipeline, reporter: Reporter) -> PlanReport:
         """Everything that was found."""
         points = [
-            self._point(rule, query) for query in range(len(self.query_rules)) for rule in range(len(self.sweep.rules))
+            self._exact(rule, query) for query in range(len(self.query_rules)) for rule in range(len(self.sweep.rules))
         ]
-        best = frontier(points)
-        settings: list[Point] = []
-        chosen = pipeline
+        full, settings = points[0], self._settings(points, self.index) if self.index else []
+
+        def cost(point: Point) -> float:
+            """Bytes and postings visited as shares of those of whole vectors: half of either is worth the same."""
+            return (point.bytes or 0) / (full.bytes or 1) * (point.visited or 0.0) / (full.visited or 1.0)
+
         if self.index:
-            settings = self._settings(points)
             choice = choose(settings, self.full, loss=self.loss, cost=lambda point: point.latency_p50_ms or 0.0)
         else:
-            choice = choose(points, self.full, loss=self.loss, cost=self._cost(points[0]))
-        best_settings = frontier(settings)
-        if choice:
-            chosen = _with_choice(pipeline, choice.point)
-        else:
+            choice = choose(points, self.full, loss=self.loss, cost=cost)
+        if not choice:
             reporter.note(
                 f"Nothing loses {self.loss:.2%} or less on both halves of the queries; the settings stay as they are."
             )
@@ -205,131 +204,96 @@ class _Job:
             full_quality=float(self.full.mean()),
             allowed_loss=self.loss,
             points=points,
-            frontier=[points.index(point) for point in best],
+            frontier=[points.index(point) for point in frontier(points)],
             index=self.index.name if self.index else None,
             index_bytes=self.index.bytes if self.index else None,
             settings=settings,
-            settings_frontier=[settings.index(point) for point in best_settings],
+            settings_frontier=[settings.index(point) for point in frontier(settings)],
             choice=choice,
             load_flags=as_flags(choice.point.documents) if choice else "",
-            pipeline=chosen,
+            pipeline=_with_choice(pipeline, choice.point) if choice else pipeline,
         )
 
-    def _point(self, rule: int, query: int) -> Point:
-        values, overlap_10, overlap_100 = self._quality(rule, query)
-        return replace(
-            self._bare(rule, query, values, overlap_10), overlap_100=overlap_100, visited=self._visited(rule, query)
-        )
-
-    def _bare(self, rule: int, query: int, values: Values, overlap_10: float) -> Point:
-        """A point of exact search with what the rules alone decide."""
-        postings = int(self.sweep.frequencies[rule].sum())
-        return Point(
-            documents=self.sweep.rules[rule],
-            query=self.query_rules[query],
-            engine="exact",
-            parameters={},
-            overlap_10=overlap_10,
-            overlap_100=None,
-            ndcg_10=float(values.mean()) if self.qrels else None,
-            terms=postings / max(1, self.sweep.documents),
-            postings=postings,
-            emptied=int(self.sweep.emptied[rule]),
-            bytes=self._bytes(rule),
-            visited=None,
-            tied=self._tied(rule, query),
-            latency_p50_ms=None,
-            latency_p95_ms=None,
-            loss=loss_of(values, self.full),
-            per_query=values,
-        )
-
-    def _quality(self, rule: int, query: int) -> tuple[Values, float, float]:
-        """The quality of each query under two rules, and the overlap with the truth."""
-        found = [self.sweep.places(forms[query], rule).tolist() for forms in self.forms]
-        at_10 = np.array([_overlap(one[:10], right, 10) for one, right in zip(found, self.right, strict=True)])
-        at_100 = np.array([_overlap(one, right, DEPTH) for one, right in zip(found, self.truth, strict=True)])
-        values = at_10
-        if self.qrels:
-            values = self._judged(
-                Ranked(
-                    query_id,
-                    [self.ids[place] for place in one[:10]],
-                    self.sweep.scores(forms[query], rule)[:10].tolist(),
-                    0.0,
-                    None,
-                )
-                for (query_id, _), forms, one in zip(self.weighted, self.forms, found, strict=True)
-            )
-        return values, float(at_10.mean()), float(at_100.mean())
-
-    def _judged(self, ranked: Iterable[Ranked]) -> Values:
-        from sparse_ingest.evaluation.measures import measure
-
-        assert self.qrels is not None
-        values = measure(ranked, self.qrels, [MEASURE]).per_query[MEASURE]
-        return np.array([values[query_id] for query_id, _ in self.weighted])
-
-    def _tied(self, rule: int, query: int) -> int:
-        """How many queries have an eleventh document with the score of the tenth."""
-        scores = [self.sweep.scores(forms[query], rule)[9:11] for forms in self.forms]
-        return sum(len(pair) == 2 and bool(pair[0] == pair[1]) for pair in scores)
-
-    def _visited(self, rule: int, query: int) -> float:
-        frequencies = self.sweep.frequencies[rule]
-        return float(np.mean([frequencies[self.vectors[forms[query]].token_ids].sum() for forms in self.forms]))
-
-    def _bytes(self, rule: int) -> int | None:
-        """The postings alone, all else being the same; nothing is known of the size of clusters."""
-        if self.index and self.index.engine.kind != "rank_features":
-            return None
-        return round(posting_bytes(self.sweep.frequencies[rule], self.sweep.documents))
-
-    def _held(self) -> int:
-        """The rule by which the documents of the index were pruned."""
-        assert self.index is not None
-        return self.sweep.rules.index(self.index.pruning)
-
-    def _cost(self, full: Point) -> Callable[[Point], float]:
-        """Bytes and postings visited, each as a share of those of whole vectors: half of either is worth the same."""
-
-        def cost(point: Point) -> float:
-            return (point.bytes or 0) / (full.bytes or 1) * (point.visited or 0.0) / (full.visited or 1.0)
-
-        return cost
-
-    def _settings(self, points: Sequence[Point]) -> list[Point]:
+    def _settings(self, points: Sequence[Point], index: engines.HeldIndex) -> list[Point]:
         """The points of the index's engines, for whole queries and for those that the plan would prune."""
-        from sparse_ingest.planning.engines import measure, settings_of
-
-        assert self.index is not None
-        held = self._held()
-        of_index = [point for point in points if point.documents == self.index.pruning]
+        held = self.sweep.rules.index(index.pruning)
+        of_index = [point for point in points if point.documents == index.pruning]
         # By the half that chooses alone: the other has a look at the settings only.
         pruned = next(candidates(of_index, self.full, loss=self.loss, cost=lambda point: point.visited or 0.0), None)
         rules = [ALL_TERMS] + ([pruned.query] if pruned and pruned.query else [])
-        settings = list(settings_of(self.index.engine, rules))
+        settings = list(engines.settings_of(index.engine, rules))
         asked = [
             [(query_id, prune_query(weights, QuerySettings(**one.query))) for query_id, weights in self.weighted]
             for one in settings
         ]
-        timed = measure(self.index.client, self.index.name, settings, asked)
-        return [self._measured_point(one, held) for one in timed]
+        return [self._timed(one, held) for one in engines.measure(index.client, index.name, settings, asked)]
 
-    def _measured_point(self, timed: Timed, held: int) -> Point:
+    def _timed(self, timed: engines.Timed, held: int) -> Point:
+        """A setting of an engine, measured on an index whose documents were pruned by the rule `held`."""
         right = [{self.ids[place] for place in places} for places in self.right]
         overlap = np.array([_overlap(one.doc_ids, known, 10) for one, known in zip(timed.ranked, right, strict=True)])
-        values = self._judged(timed.ranked) if self.qrels else overlap
         query = self.query_rules.index(timed.setting.query)
         engine = timed.setting.engine.name
-        return replace(
-            self._bare(held, query, values, float(overlap.mean())),
+        return self._point(
+            held,
+            query,
+            self._values(timed.ranked, overlap),
+            overlap_10=float(overlap.mean()),
             engine=engine,
             parameters=timed.setting.parameters,
             visited=self._visited(held, query) if engine == "exact" else None,
             latency_p50_ms=timed.latency_ms(0.5),
             latency_p95_ms=timed.latency_ms(0.95),
         )
+
+    def _exact(self, rule: int, query: int) -> Point:
+        values, overlap_10, overlap_100 = self._quality(rule, query)
+        visited = self._visited(rule, query)
+        return self._point(rule, query, values, overlap_10=overlap_10, overlap_100=overlap_100, visited=visited)
+
+    def _point(self, rule: int, query: int, values: Values, **measured: Any) -> Point:
+        """What was measured, with what the rules alone decide."""
+        frequencies, documents = self.sweep.frequencies[rule], self.sweep.documents
+        postings = int(frequencies.sum())
+        # The postings alone, all else being the same; nothing is known of the size of clusters.
+        is_known = not self.index or self.index.engine.kind == "rank_features"
+        tenths = [self.sweep.scores(forms[query], rule)[9:11] for forms in self.forms]
+        return Point(
+            documents=self.sweep.rules[rule],
+            query=self.query_rules[query],
+            ndcg_10=float(values.mean()) if self.qrels else None,
+            terms=postings / max(1, documents),
+            postings=postings,
+            emptied=int(self.sweep.emptied[rule]),
+            bytes=round(posting_bytes(frequencies, documents)) if is_known else None,
+            tied=sum(len(pair) == 2 and bool(pair[0] == pair[1]) for pair in tenths),
+            loss=loss_of(values, self.full),
+            per_query=values,
+            **measured,
+        )
+
+    def _quality(self, rule: int, query: int) -> tuple[Values, float, float]:
+        """The quality of each query under two rules, and the overlap with the ground truth at 10 and at 100."""
+        found = [self.sweep.places(forms[query], rule).tolist() for forms in self.forms]
+        at_10 = np.array([_overlap(one[:10], right, 10) for one, right in zip(found, self.right, strict=True)])
+        at_100 = np.array([_overlap(one, right, DEPTH) for one, right in zip(found, self.truth, strict=True)])
+        scores = [self.sweep.scores(forms[query], rule).tolist() for forms in self.forms]
+        ranked = (
+            Ranked(query_id, [self.ids[place] for place in one[:10]], of_one[:10])
+            for (query_id, _), one, of_one in zip(self.weighted, found, scores, strict=True)
+        )
+        return self._values(ranked, at_10), float(at_10.mean()), float(at_100.mean())
+
+    def _values(self, ranked: Iterable[Ranked], overlap: Values) -> Values:
+        """The quality of each query: nDCG@10 with judgments, otherwise the overlap."""
+        if not self.qrels:
+            return overlap
+        values = measure(ranked, self.qrels, [MEASURE]).per_query[MEASURE]
+        return np.array([values[query_id] for query_id, _ in self.weighted])
+
+    def _visited(self, rule: int, query: int) -> float:
+        frequencies = self.sweep.frequencies[rule]
+        return float(np.mean([frequencies[self.vectors[forms[query]].token_ids].sum() for forms in self.forms]))
 
 
 def _as_encoded(pipeline: Pipeline, run: Run) -> Pipeline:
@@ -357,28 +321,11 @@ def _sampled(queries: Iterable[Query], qrels: Qrels | None, sample: int) -> list
     return heapq.nsmallest(sample, judged, key=lambda query: hashlib.sha256(query.id.encode()).digest())
 
 
-def _refuse_few(count: int, qrels: Qrels | None) -> None:
-    if count < LEAST_QUERIES:
-        which = "queries with judgements" if qrels is not None else "queries"
-        raise UsageError(
-            f"There are {count} {which} with a weighted token; a plan, which one half of them chooses and the other "
-            f"confirms, needs {LEAST_QUERIES} or more."
-        )
-
-
 def _ids_at(run: Run, places: npt.NDArray[np.uint32]) -> dict[int, str]:
-    """The ids of the documents at these places, ascending, among all rows of the run."""
-    wanted: Iterator[int] = iter(places.tolist())
-    ids: dict[int, str] = {}
-    following = next(wanted, None)
-    place = 0
-    for shard in run.done_shards():
-        for _, doc_id in read_doc_ids(run.shard_path(shard)):
-            if place == following:
-                ids[place] = doc_id
-                following = next(wanted, None)
-            place += 1
-    return ids
+    """The ids of the documents at these places among all rows of the run."""
+    wanted = set(places.tolist())
+    doc_ids = (doc_id for shard in run.done_shards() for _, doc_id in read_doc_ids(run.shard_path(shard)))
+    return {place: doc_id for place, doc_id in enumerate(doc_ids) if place in wanted}
 
 
 def _overlap(found: Iterable[T], right: set[T], k: int) -> float:

@@ -6,12 +6,14 @@ rules of a family are nested, a term has one level in it, the number of rules th
 (document, level) and adding levels up gives the scores of all rules of the family from one reading of the postings.
 Scores are those of searching/exact.py on the 9 bits that an index keeps (tests/planning/test_sweep.py compares). Memory
 is that of one part, of a count for each rule and token, and of the hits: up to 0.2 MB a query.
-Not covered: what is made of the hits (choice.py).
+Not covered: what is made of the hits (report.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,7 @@ from sparse_ingest.pruning import Ranking
 from sparse_ingest.records import SparseRows
 from sparse_ingest.searching.exact import QueryVector
 
+T = TypeVar("T", np.int64, np.float64)
 _NOBODY = np.iinfo(np.uint32).max
 
 
@@ -35,9 +38,8 @@ class Sweep:
         self.documents = 0
         self.frequencies = np.zeros((len(self.rules), vocabulary_size), dtype=np.int64)
         self.emptied = np.zeros(len(self.rules), dtype=np.int64)
-        self._families = families
-        self._queries = queries
-        self._depth = depth
+        self._families, self._queries, self._depth = families, queries, depth
+        self._rules_of = [slice(*ends) for ends in pairwise(np.cumsum([1, *map(len, families)]).tolist())]
         shape = (len(queries), len(self.rules), depth)
         self._scores = np.zeros(shape, dtype=np.float32)
         self._places = np.full(shape, _NOBODY, dtype=np.uint32)
@@ -82,38 +84,34 @@ class Sweep:
         return places
 
     def _count(self, part: SparseRows, levels: Sequence[npt.NDArray[np.uint8]]) -> None:
-        size = self.frequencies.shape[1]
-        full = np.diff(part.indptr) > 0
+        size, lengths = self.frequencies.shape[1], np.diff(part.indptr)
+        rows = np.repeat(np.arange(len(lengths)), lengths)
         self.frequencies[0] += np.bincount(part.token_ids, minlength=size)
-        first = 1
-        for family, level in zip(self._families, levels, strict=True):
-            for number in range(len(family)):
-                self.frequencies[first + number] += np.bincount(part.token_ids[level > number], minlength=size)
-            highest = np.zeros(len(part.doc_ids), dtype=np.uint8)
-            np.maximum.at(highest, np.repeat(np.arange(len(part.doc_ids)), np.diff(part.indptr)), level)
-            for number in range(len(family)):
-                self.emptied[first + number] += np.count_nonzero(full & (highest <= number))
-            first += len(family)
+        for rules, level in zip(self._rules_of, levels, strict=True):
+            width = rules.stop - rules.start + 1
+            counts = np.bincount(level.astype(np.int64) * size + part.token_ids, minlength=width * size)
+            self.frequencies[rules] += _from_above(counts.reshape(width, size), 0)[1:]
+            highest = np.zeros(len(lengths), dtype=np.uint8)
+            np.maximum.at(highest, rows, level)
+            self.emptied[rules] += np.cumsum(np.bincount(highest[lengths > 0], minlength=width))[:-1]
 
     def _search(
         self,
         query: int,
-        rows: npt.NDArray[np.int64],
+        places: npt.NDArray[np.int64],
         products: npt.NDArray[np.float64],
         levels: Sequence[npt.NDArray[np.uint8]],
         row_count: int,
     ) -> None:
-        first = 1
-        for family, level in zip(self._families, levels, strict=True):
-            width = len(family) + 1
-            sums = np.bincount(rows * width + level, weights=products, minlength=row_count * width)
-            # A rule keeps what has a level above its own place.
-            table = np.cumsum(sums.reshape(row_count, width)[:, ::-1], axis=1)[:, ::-1].astype(np.float32)
-            if first == 1:
-                self._merge(query, 0, table[:, 0])
-            for number in range(len(family)):
-                self._merge(query, first + number, table[:, number + 1])
-            first += len(family)
+        for rules, level in zip(self._rules_of, levels, strict=True):
+            width = rules.stop - rules.start + 1
+            sums = np.bincount(places * width + level, weights=products, minlength=row_count * width)
+            # A rule keeps what has a level above its own place; level 0 has the sums of all terms.
+            scores = _from_above(sums.reshape(row_count, width), 1).astype(np.float32)
+            if rules.start == 1:
+                self._merge(query, 0, scores[:, 0])
+            for rule in range(rules.start, rules.stop):
+                self._merge(query, rule, scores[:, rule - rules.start + 1])
 
     def _merge(self, query: int, rule: int, scores: npt.NDArray[np.float32]) -> None:
         """Put the rows of a part, which come after all before, among the best."""
@@ -137,3 +135,9 @@ def _levels(ranking: Ranking, family: Family) -> npt.NDArray[np.uint8]:
     """For each term how many rules of a family keep it."""
     levels: npt.NDArray[np.uint8] = np.sum([ranking.kept(**rule) for rule in family], axis=0, dtype=np.uint8)
     return levels
+
+
+def _from_above(table: npt.NDArray[T], axis: int) -> npt.NDArray[T]:
+    """For each level the sum over it and all higher ones."""
+    sums: npt.NDArray[T] = np.flip(np.cumsum(np.flip(table, axis), axis), axis)
+    return sums

@@ -25,9 +25,9 @@ from typing import Any, Protocol
 
 from tokenizers import Tokenizer, normalizers
 
-from sparse_ingest.checkpoints.files import read_header, read_tokenizer
+from sparse_ingest.checkpoints.card import read_header, read_tokenizer
+from sparse_ingest.checkpoints.layouts import WeightTableSide
 from sparse_ingest.checkpoints.modules import read_json
-from sparse_ingest.checkpoints.sides import WeightTableSide
 from sparse_ingest.errors import CheckpointError
 from sparse_ingest.pipeline import ModelSettings, QuerySettings
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Collection, Iterator
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.errors import RunError
-from sparse_ingest.runs.pieces import Numbers, SortedPieces, mapped
+from sparse_ingest.runs.pieces import Numbers, SortedPieces
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import ShardPart, read_doc_ids, read_shard, take_rows
 
@@ -63,11 +63,13 @@ class Changes:
         self._differs = _flags(scratch, new_rows)
         self._missing = _flags(scratch, old_rows)
         self.counts = self._merge(pieces)
-        pieces.close()
 
     def documents(self, shard: int) -> Iterator[ShardPart]:
         """The documents of a shard of the newer run that differ, one row group at a time."""
-        for part, differs in self._parts(shard):
+        first = self._first_new[shard]
+        for part in read_shard(self._new.shard_path(shard)):
+            differs = np.array(self._differs[first : first + len(part.rows)])
+            first += len(part.rows)
             if differs.any():
                 yield part if differs.all() else take_rows(part, np.flatnonzero(differs))
 
@@ -84,14 +86,8 @@ class Changes:
                     if self._missing[place]:
                         yield doc_id
 
-    def _parts(self, shard: int) -> Iterator[tuple[ShardPart, npt.NDArray[np.bool_]]]:
-        first = self._first_new[shard]
-        for part in read_shard(self._new.shard_path(shard)):
-            yield part, np.array(self._differs[first : first + len(part.rows)])
-            first += len(part.rows)
-
     def _merge(self, pieces: SortedPieces) -> ChangeCounts:
-        added = changed = same = missing = 0
+        counts = np.zeros(4, dtype=np.int64)
         for table in pieces.ranges():
             # Of equal ids the older run's row comes first: pieces are added in that order, and the sort is stable.
             table = table[np.lexsort((table[:, _LOW], table[:, _HIGH]))]
@@ -99,8 +95,7 @@ class Changes:
             begins = np.ones(len(table), dtype=np.bool_)
             begins[1:] = (table[1:, :_CONTENT] != table[:-1, :_CONTENT]).any(axis=1)
             document = np.cumsum(begins) - 1
-            in_new = np.zeros(len(table), dtype=np.bool_)
-            in_new[document[newer]] = True
+            in_new = np.bincount(document, weights=newer) > 0
             lacking = ~newer & ~in_new[document]
             # A newer row is the same as the older one right before it, if that has its id and its content.
             follows = newer & ~begins
@@ -109,11 +104,8 @@ class Changes:
             equal[1:] &= table[1:, _CONTENT] == table[:-1, _CONTENT]
             self._differs[(table[newer & ~equal, _PLACE] & ~_NEWER).astype(np.int64)] = True
             self._missing[table[lacking, _PLACE].astype(np.int64)] = True
-            added += int(np.count_nonzero(newer & ~follows))
-            changed += int(np.count_nonzero(follows & ~equal))
-            same += int(np.count_nonzero(equal))
-            missing += int(np.count_nonzero(lacking))
-        return ChangeCounts(added, changed, same, missing)
+            counts += [np.count_nonzero(rows) for rows in (newer & ~follows, follows & ~equal, equal, lacking)]
+        return ChangeCounts(*counts.tolist())
 
 
 def _rows(run: Run, shard: int) -> int:
@@ -121,20 +113,15 @@ def _rows(run: Run, shard: int) -> int:
 
 
 def _first_places(run: Run) -> tuple[dict[int, int], int]:
-    """Where each finished shard begins when the documents of a run are counted through, and how many there are."""
-    first, places = 0, {}
-    for shard in run.done_shards():
-        places[shard] = first
-        first += _rows(run, shard)
-    return places, first
+    """Return the place of the first document of each finished shard in the run, and the number of all documents."""
+    rows = {shard: _rows(run, shard) for shard in run.done_shards()}
+    return dict(zip(rows, accumulate(rows.values(), initial=0), strict=False)), sum(rows.values())
 
 
 def _flags(scratch: Path, rows: int) -> npt.NDArray[np.bool_]:
-    """One bool per document on disk, all false."""
-    file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - `mapped` closes it
-    file.truncate(rows)
-    file.seek(rows)
-    return mapped(file, np.bool_)
+    """Return one bool per document on disk, all false. There is at least one: an empty file cannot be mapped."""
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        return np.memmap(file, dtype=np.bool_, mode="w+", shape=max(1, rows))
 
 
 def _add(

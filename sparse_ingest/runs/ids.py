@@ -7,7 +7,7 @@ all shards is in memory at a time; equal hashes are confirmed on the ids themsel
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,6 @@ import numpy as np
 from sparse_ingest.runs.pieces import SortedPieces
 from sparse_ingest.runs.run import Run, SkippedRow
 from sparse_ingest.runs.shards import ShardPart, drop_rows, read_doc_ids, read_shard, shard_schema_of, write_shard
-from sparse_ingest.storage.places import Place
 
 RANGE_IDS = 8_000_000  # ids held at a time: 64 MB of hashes
 
@@ -30,23 +29,22 @@ class Duplicate(NamedTuple):
 
 def find_duplicates(run: Run, *, range_ids: int = RANGE_IDS) -> Iterator[Duplicate]:
     """Give every row of the finished shards whose id an earlier row has, by ranges of hash."""
-    shards, path_of = run.done_shards(), run.shard_path
+    shards = run.done_shards()
     rows = sum((run.done(shard) or {}).get("rows", 0) for shard in shards)
     pieces = SortedPieces(run.scratch_path("ids").parent, 1, rows=rows, range_rows=range_ids)
     for shard in shards:
-        hashes = np.fromiter((hash_id(doc_id) for _, doc_id in read_doc_ids(path_of(shard))), dtype=np.uint64)
+        hashes = np.fromiter((hash_id(doc_id) for _, doc_id in read_doc_ids(run.shard_path(shard))), dtype=np.uint64)
         pieces.add(hashes.reshape(-1, 1))
     for hashes in pieces.ranges():
         together = np.sort(hashes[:, 0])
         if repeated := set(together[1:][together[1:] == together[:-1]].tolist()):
-            yield from _confirm(repeated, shards, path_of)
-    pieces.close()
+            yield from _confirm(run, repeated)
 
 
-def _confirm(repeated: set[int], shards: Sequence[int], path_of: Callable[[int], Place]) -> Iterator[Duplicate]:
+def _confirm(run: Run, repeated: set[int]) -> Iterator[Duplicate]:
     first: dict[str, tuple[int, int]] = {}
-    for shard in shards:
-        for row, doc_id in read_doc_ids(path_of(shard)):
+    for shard in run.done_shards():
+        for row, doc_id in read_doc_ids(run.shard_path(shard)):
             if hash_id(doc_id) in repeated:
                 if doc_id in first:
                     yield Duplicate(doc_id, first[doc_id], (shard, row))

@@ -37,11 +37,12 @@ class Leases:
     def __init__(self, folder: RemotePath) -> None:
         self._folder = folder
         self._held: dict[str, _Lease] = {}
-        self._seen: dict[str, tuple[bytes, float]] = {}  # of others: content, and since when it is that
+        self._seen: dict[str, tuple[bytes, float]] = {}  # of other processes: content, and since when it is that
 
     def take(self, name: str) -> bool:
-        """Take a lease unless another process holds it; whether it is held now."""
-        place, lease = self._folder / f"{name}.lock", _Lease(self._folder / f"{name}.lock")
+        """Take a lease unless another process holds it. Return whether it is held now."""
+        place = self._folder / f"{name}.lock"
+        lease = _Lease(place)
         try:
             place.write_whole(lease.content(), exclusive=True)
         except FileExistsError:
@@ -55,7 +56,7 @@ class Leases:
                     return False
         self._seen.pop(name, None)
         self._held[name] = lease
-        lease.start()
+        lease.renewal.start()
         return True
 
     def release(self, name: str) -> None:
@@ -79,13 +80,11 @@ class Leases:
                 )
 
     def _expired(self, name: str, found: bytes) -> bool:
-        if _died_here(found):
-            return True
         content, since = self._seen.get(name, (b"", 0.0))
         if content != found:
-            self._seen[name] = (found, time.monotonic())
-            return False
-        return time.monotonic() - since > EXPIRES_S
+            since = time.monotonic()
+            self._seen[name] = (found, since)
+        return time.monotonic() - since > EXPIRES_S or _died_here(found)
 
 
 class _Lease:
@@ -95,24 +94,20 @@ class _Lease:
         self.place = place
         self._token = uuid.uuid4().hex
         self._count = 0
-        self._writing = threading.Lock()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name=f"lease {place.name}", daemon=True)
+        self.renewal = threading.Thread(target=self._renew, name=f"lease {place.name}", daemon=True)
 
     def content(self) -> bytes:
         holder = {"token": self._token, "host": _here(), "process": os.getpid(), "count": self._count}
         return json.dumps(holder).encode() + b"\n"
 
-    def start(self) -> None:
-        self._thread.start()
-
     def stop(self) -> None:
         self._ended.set()
-        self._thread.join()
+        self.renewal.join()
 
     def is_ours(self) -> bool:
-        """Whether nobody has taken it over; asks the store."""
-        return _token_of(_read(self.place)) == self._token
+        """Return whether no other process has acquired it since; reads the lock from the store."""
+        return _holder(_read(self.place)).get("token") == self._token
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEWED_S):
@@ -141,31 +136,22 @@ def _holder(content: bytes | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _token_of(content: bytes | None) -> object:
-    return _holder(content).get("token")
-
-
 def _here() -> str:
-    """This machine, as far as one process sees the others of it: containers have one name and other processes."""
-    parts = [platform.node()]
+    """Name this machine and its process namespace: containers may share a name and see different processes."""
     with contextlib.suppress(OSError):  # Linux
-        parts += [
-            Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-            str(Path("/proc/self/ns/pid").readlink()),
-        ]
-    return " ".join(parts)
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{platform.node()} {boot} {Path('/proc/self/ns/pid').readlink()}"
+    return platform.node()
 
 
 def _died_here(content: bytes) -> bool:
-    """Whether the holder was a process of this machine that is no more."""
+    """Return whether the holder was a process of this machine that no longer runs."""
     holder = _holder(content)
     number = holder.get("process")
     if holder.get("host") != _here() or not isinstance(number, int):
         return False
     try:
         os.kill(number, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
+    except OSError as error:  # PermissionError: it runs as another user
+        return isinstance(error, ProcessLookupError)
     return False

@@ -62,10 +62,8 @@ def identity_of(content: dict[str, Any]) -> tuple[str, Identity]:
 def differences(stored: Identity, asked: Identity) -> list[Difference]:
     """Return the settings in which two identities differ, by dotted name, sorted by name."""
     before, after = dict(_flatten(stored)), dict(_flatten(asked))
-    names = sorted(before.keys() | after.keys())
-    return [
-        Difference(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
-    ]
+    both = (Difference(name, before.get(name), after.get(name)) for name in sorted(before.keys() | after.keys()))
+    return [one for one in both if one.stored != one.asked]
 
 
 def _flatten(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -56,11 +56,11 @@ class Ledger:
         entries = self.open()
         # 2^64 is no uint64: the last value is included instead.
         last = np.uint64(high - 1)
-        found = []
+        found = [np.zeros(0, dtype=_ENTRY)]
         for start in range(0, len(entries), _CHUNK):
             some = entries[start : start + _CHUNK]
             found.append(np.array(some[(some["hash"] >= np.uint64(low)) & (some["hash"] <= last)]))
-        together = np.concatenate(found) if found else np.zeros(0, dtype=_ENTRY)
+        together = np.concatenate(found)
         return together[np.argsort(together["hash"], kind="stable")]
 
 
@@ -83,11 +83,9 @@ def compare(expected: Ledger, found: Ledger, *, range_entries: int = RANGE_ENTRI
         first = np.ones(len(there), dtype=np.bool_)
         first[1:] = there["hash"][1:] != there["hash"][:-1]
         once = there[first]
-        at = np.searchsorted(once["hash"], wanted["hash"])
-        present = np.zeros(len(wanted), dtype=np.bool_)
-        inside = at < len(once)
-        present[inside] = once["hash"][at[inside]] == wanted["hash"][inside]
-        differs = once["fingerprint"][at[present]] != wanted["fingerprint"][present]
+        present = np.isin(wanted["hash"], once["hash"])
+        at = np.searchsorted(once["hash"], wanted["hash"][present])
+        differs = once["fingerprint"][at] != wanted["fingerprint"][present]
         known = np.isin(there["hash"], wanted["hash"])
         yield Mismatch(
             wanted["place"][~present],

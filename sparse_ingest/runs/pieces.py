@@ -10,17 +10,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Numbers = npt.NDArray[np.uint64]
-_Kind = TypeVar("_Kind", bound=np.generic)
 
 
 class SortedPieces:
-    """Rows of `width` numbers on disk, gathered by `add`, given back by `ranges`, `range_rows` at a time or so."""
+    """Rows of `width` numbers on disk: written by `add`, read once by `ranges`, about `range_rows` at a time."""
 
     def __init__(self, scratch: Path, width: int, *, rows: int, range_rows: int) -> None:
         self._file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - lives as long as this object
@@ -38,24 +36,16 @@ class SortedPieces:
         self._file.write(rows.tobytes())
 
     def ranges(self) -> Iterator[Numbers]:
-        """The rows of each range, unsorted: of equal first numbers the row that was added first comes first."""
+        """Yield the rows of each range, unsorted: of equal first numbers the row that was added first comes first.
+
+        The disk space is freed at the end.
+        """
         for step in range(self._ranges):
             pieces = [self._read(cut[step], cut[step + 1]) for cut in self._cuts]
             yield np.concatenate(pieces) if pieces else np.empty((0, self._width), np.uint64)
-
-    def close(self) -> None:
-        """Give the disk space back."""
         self._file.close()
 
     def _read(self, start: int, end: int) -> Numbers:
         self._file.seek(start * 8 * self._width)
         content = self._file.read((end - start) * 8 * self._width)
         return np.frombuffer(content, dtype=np.uint64).reshape(-1, self._width)
-
-
-def mapped(file: IO[bytes], kind: type[_Kind]) -> npt.NDArray[_Kind]:
-    """What was written to a file, as an array of `kind` that lies on disk; the mapping outlives the file's name."""
-    with file:
-        file.flush()
-        # An empty file cannot be mapped.
-        return np.memmap(file, dtype=kind, mode="r+") if file.tell() else np.empty(0, kind)

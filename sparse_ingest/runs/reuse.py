@@ -10,10 +10,10 @@ a run counts per shard only.
 from __future__ import annotations
 
 import tempfile
-from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +21,13 @@ import numpy.typing as npt
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows
 from sparse_ingest.runs.manifest import Identity, differences
-from sparse_ingest.runs.pieces import Numbers, SortedPieces, mapped
+from sparse_ingest.runs.pieces import Numbers, SortedPieces
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_text_hashes, read_vectors, shard_schema_of
 
 RANGE_ROWS = 1_000_000  # rows sorted at a time: 24 MB, three times that while they are sorted
 CACHED_GROUPS = 8  # row groups kept: 8192 rows of 120 terms are 4 MB
-# What the identity names besides the vectors: which documents they are of, and how they lie in files.
+# Settings of the identity that no vector depends on: which documents they are of, and how files are cut.
 OF_THE_CORPUS = frozenset({"format", "corpus", "fields", "limit", "shard_rows", "dedup_text"})
 
 _GROUP_BITS, _PLACE_BITS = 24, 16
@@ -39,12 +39,9 @@ def refuse_unlike(old: Run, identity: Identity) -> None:
     Raises:
         RunError: with the first setting that differs and both values.
     """
-    before, after = (
-        {key: value for key, value in one.items() if key not in OF_THE_CORPUS}
-        for one in (old.manifest.identity, identity)
-    )
-    if found := differences(before, after):
-        first = found[0]
+    found = differences(old.manifest.identity, identity)
+    first = next((one for one in found if one.setting.partition(".")[0] not in OF_THE_CORPUS), None)
+    if first:
         raise RunError(
             f"The vectors of {old.path} cannot be used again: {first.setting} is {first.stored!r} there, asked is "
             f"{first.asked!r}. Encode with the settings of that run, or without --reuse."
@@ -70,7 +67,7 @@ class OldVectors:
     def __init__(self, run: Run, scratch: Path) -> None:
         self._run = run
         self._known = _sorted_table(run, scratch)
-        self._groups: OrderedDict[int, SparseRows] = OrderedDict()
+        self._group = lru_cache(CACHED_GROUPS)(self._read_group)
         self._types = _term_types(run)
 
     def __len__(self) -> int:
@@ -99,28 +96,12 @@ class OldVectors:
             self._group(group).take((addresses[some] & np.uint64((1 << _PLACE_BITS) - 1)).astype(np.int64))
             for group, some in zip(groups.tolist(), np.split(order, starts[1:]), strict=True)
         ]
-        together = SparseRows(
-            [doc_id for piece in pieces for doc_id in piece.doc_ids],
-            np.concatenate(([0], np.cumsum(np.concatenate([np.diff(piece.indptr) for piece in pieces])))),
-            np.concatenate([piece.token_ids for piece in pieces]),
-            np.concatenate([piece.weights for piece in pieces]),
-        )
-        if (order[1:] > order[:-1]).all():
-            return together
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        return together.take(back)
+        together = SparseRows.joined(pieces)
+        return together if (order[1:] > order[:-1]).all() else together.take(np.argsort(order))
 
-    def _group(self, address: int) -> SparseRows:
-        if address in self._groups:
-            self._groups.move_to_end(address)
-            return self._groups[address]
+    def _read_group(self, address: int) -> SparseRows:
         shard, group = address >> _GROUP_BITS, address & ((1 << _GROUP_BITS) - 1)
-        while len(self._groups) >= CACHED_GROUPS:
-            self._groups.popitem(last=False)
-        vectors = read_vectors(self._run.shard_path(shard), group)
-        self._groups[address] = vectors
-        return vectors
+        return read_vectors(self._run.shard_path(shard), group)
 
 
 def _sorted_table(run: Run, scratch: Path) -> _Known:
@@ -139,8 +120,15 @@ def _sorted_table(run: Run, scratch: Path) -> _Known:
         first[1:] = (table[1:, :2] != table[:-1, :2]).any(axis=1)
         for number, column in enumerate(columns):
             column.write(table[first, number].tobytes())
-    pieces.close()
-    return _Known(*(mapped(column, np.uint64) for column in columns))
+    return _Known(*map(_mapped, columns))
+
+
+def _mapped(file: IO[bytes]) -> Numbers:
+    """Map the numbers that were written to a file. The mapping outlives the file's name."""
+    with file:
+        file.flush()
+        # An empty file cannot be mapped.
+        return np.memmap(file, dtype=np.uint64, mode="r+") if file.tell() else np.empty(0, np.uint64)
 
 
 def _addressed(shard: int, group: int, hashes: bytes) -> Numbers:

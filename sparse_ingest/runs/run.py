@@ -143,7 +143,7 @@ class Run:
 
     def done(self, shard: int) -> dict[str, Any] | None:
         """Return the record of a finished shard, or None if the record or the shard is missing."""
-        record = _read_if_there(self.path / "done" / f"{part_name(shard)}.json")
+        record: dict[str, Any] | None = _read_json(self.path / "done" / f"{part_name(shard)}.json", missing_ok=True)
         return record if record is not None and self.shard_path(shard).exists() else None
 
     def done_shards(self) -> list[int]:
@@ -193,7 +193,7 @@ class Run:
 
     def complete(self) -> dict[str, Any] | None:
         """Return the content of complete.json, or None while shards are missing."""
-        return _read_if_there(self.path / "complete.json")
+        return cast(dict[str, Any] | None, _read_json(self.path / "complete.json", missing_ok=True))
 
     @property
     def report(self) -> RunReport:
@@ -260,7 +260,9 @@ def has_manifest(path: Place) -> bool:
     return (path / "manifest.json").exists()
 
 
-RunLike: TypeAlias = "Run | Place | str"  # a run, or where it is: a folder, or an address such as s3://bucket/prefix
+RunLike: TypeAlias = (
+    Run | Path | RemotePath | str
+)  # a run, or where it is: a folder, or an address as s3://bucket/prefix
 
 
 def open_run(run: RunLike) -> Run:
@@ -373,10 +375,6 @@ def write_json(path: Place, value: object, *, exclusive: bool = False) -> None:
     """Write JSON with `write_atomic`."""
     text = json.dumps(value, ensure_ascii=False, indent=None if isinstance(value, list) else 1)
     write_atomic(path, text.encode() + b"\n", exclusive=exclusive)
-
-
-def _read_if_there(path: Place) -> dict[str, Any] | None:
-    return cast(dict[str, Any] | None, _read_json(path, missing_ok=True))
 
 
 def _read_json(path: Place, *, missing_ok: bool = False) -> Any:

@@ -83,13 +83,11 @@ def write_shard(
     with pq.ParquetWriter(scratch, schema, compression="zstd", use_dictionary=["token_ids.list.element"]) as writer:
         for part in parts:
             writer.write_batch(_record_batch(part, schema), row_group_size=PART_ROWS)
-    digest = hashlib.sha256()
     with scratch.open("rb+") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     move_whole(scratch, target, before)
-    return digest.hexdigest()
+    return sha256
 
 
 def read_shard(path: Place) -> Iterator[ShardPart]:
@@ -109,8 +107,7 @@ def read_doc_ids(path: Place) -> Iterator[tuple[int, str]]:
         RunError: as `read_shard`.
     """
     with _opened(path) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=["row", "doc_id"])
+        for table in _tables(file, ["row", "doc_id"]):
             yield from zip(table.column("row").to_pylist(), table.column("doc_id").to_pylist(), strict=True)
 
 
@@ -121,8 +118,8 @@ def read_text_hashes(path: Place) -> Iterator[bytes]:
         RunError: as `read_shard`.
     """
     with _opened(path) as file:
-        for group in range(file.num_row_groups):
-            hashes = _only_chunk(file.read_row_group(group, columns=["text_hash"]).column("text_hash"))
+        for table in _tables(file, ["text_hash"]):
+            hashes = _only_chunk(table.column("text_hash"))
             yield hashes.buffers()[1].to_pybytes()[16 * hashes.offset : 16 * (hashes.offset + len(hashes))]
 
 
@@ -143,8 +140,7 @@ def read_shard_vectors(path: Place) -> Iterator[SparseRows]:
         RunError: as `read_shard`.
     """
     with _opened(path) as file:
-        for group in range(file.num_row_groups):
-            yield _vectors(file.read_row_group(group, columns=["doc_id", "token_ids", "weights"]).combine_chunks())
+        yield from map(_vectors, _tables(file, ["doc_id", "token_ids", "weights"]))
 
 
 def read_documents(path: Place, opened: pa.NativeFile | None = None) -> Iterator[tuple[SparseRows, list[str]]]:
@@ -162,14 +158,12 @@ def read_documents(path: Place, opened: pa.NativeFile | None = None) -> Iterator
 
 
 def _tables(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Table]:
-    """Each row group as one table of one chunk, or as several where its fields have many bytes."""
+    """Yield each row group as one table of one chunk, or as several if it has many bytes of fields that are wanted."""
     for group in range(file.num_row_groups):
         about = file.metadata.row_group(group)
-        sizes = {
-            column.path_in_schema: column.total_uncompressed_size
-            for column in map(about.column, range(about.num_columns))
-        }
-        pieces = -(-sizes["fields"] // _PART_BYTES)
+        stored = map(about.column, range(about.num_columns))
+        sizes = {column.path_in_schema: column.total_uncompressed_size for column in stored}
+        pieces = -(-sizes["fields"] // _PART_BYTES) if "fields" in columns else 1
         if pieces < 2:
             yield file.read_row_group(group, columns=columns).combine_chunks()
         else:
@@ -222,9 +216,8 @@ def store_weights(vectors: SparseRows, kind: WeightType) -> tuple[SparseRows, in
     halves = drop_bits(vectors.weights.astype(np.float32, copy=False))
     kept = halves > 0
     underflow = int(kept.size - np.count_nonzero(kept))
-    if not underflow:
-        return vectors._replace(weights=halves), 0
-    return vectors._replace(weights=halves).keep(kept), underflow
+    stored = vectors._replace(weights=halves)
+    return stored.keep(kept) if underflow else stored, underflow
 
 
 def drop_rows(part: ShardPart, rows: Sequence[int]) -> ShardPart:
@@ -236,12 +229,8 @@ def drop_rows(part: ShardPart, rows: Sequence[int]) -> ShardPart:
 def take_rows(part: ShardPart, places: npt.NDArray[np.integer]) -> ShardPart:
     """The part with the documents at these places only."""
     chosen = places.tolist()
-    return ShardPart(
-        part.rows[places],
-        [part.text_hashes[i] for i in chosen],
-        part.vectors.take(places),
-        [part.fields[i] for i in chosen],
-    )
+    hashes, fields = [part.text_hashes[i] for i in chosen], [part.fields[i] for i in chosen]
+    return ShardPart(part.rows[places], hashes, part.vectors.take(places), fields)
 
 
 def _record_batch(part: ShardPart, schema: pa.Schema) -> pa.RecordBatch:
@@ -277,24 +266,17 @@ def _strings(strings: Sequence[str]) -> pa.Array[Any]:
 
 
 def _shard_part(batch: pa.Table) -> ShardPart:
-    return ShardPart(
-        _numbers(_only_chunk(batch.column("row"))),
-        batch.column("text_hash").to_pylist(),
-        _vectors(batch),
-        batch.column("fields").to_pylist(),
-    )
+    rows = _numbers(_only_chunk(batch.column("row")))
+    hashes, fields = (batch.column(name).to_pylist() for name in ("text_hash", "fields"))
+    return ShardPart(rows, hashes, _vectors(batch), fields)
 
 
 def _vectors(batch: pa.Table) -> SparseRows:
-    token_ids, weights = (_only_chunk(batch.column(name)) for name in ("token_ids", "weights"))
-    offsets = _numbers(token_ids.offsets).astype(np.int64)
+    lists = [_only_chunk(batch.column(name)) for name in ("token_ids", "weights")]
+    offsets = _numbers(lists[0].offsets).astype(np.int64)
     start, end = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (0, 0)
-    return SparseRows(
-        batch.column("doc_id").to_pylist(),
-        offsets - start,
-        _numbers(token_ids.values)[start:end],
-        _numbers(weights.values)[start:end],
-    )
+    token_ids, weights = (_numbers(column.values)[start:end] for column in lists)
+    return SparseRows(batch.column("doc_id").to_pylist(), offsets - start, token_ids, weights)
 
 
 def _numbers(array: pa.Array[Any]) -> npt.NDArray[Any]:

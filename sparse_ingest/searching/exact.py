@@ -9,7 +9,7 @@ Not covered: what an index keeps of a weight; pass vectors that went through clu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,12 @@ class QueryVector(NamedTuple):
 
     token_ids: npt.NDArray[np.uint32]
     weights: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, weights: Mapping[str, float], token_ids: Mapping[str, int]) -> QueryVector:
+        """Return the vector of weights by token string; tokens without an id are omitted."""
+        known = {token_ids[token]: weight for token, weight in weights.items() if token in token_ids}
+        return cls(np.fromiter(known, np.uint32, len(known)), np.fromiter(known.values(), np.float32, len(known)))
 
 
 class ExactHits(NamedTuple):
@@ -109,20 +115,12 @@ def _merge(
     if len(best.scores) == k:
         better = scores > best.scores[-1]
         rows, scores = rows[better], scores[better]
-    kept = _best(scores, k)
-    rows, scores = rows[kept], scores[kept]
+    if len(scores) > k:
+        # Equal scores at the border are cut off below, where the order is stable.
+        kept = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
+        rows, scores = rows[kept], scores[kept]
     all_scores = np.concatenate([best.scores, scores])
     all_ids = best.doc_ids + [doc_ids[row] for row in rows.tolist()]
     all_positions = np.concatenate([best.positions, rows + first_row])
     order = np.argsort(-all_scores, kind="stable")[:k]
     return ExactHits([all_ids[at] for at in order.tolist()], all_positions[order], all_scores[order])
-
-
-def _best(scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
-    """Where the k largest scores are, ascending; of equal scores at the border the first ones."""
-    if len(scores) <= k:
-        return np.arange(len(scores))
-    border = np.partition(scores, len(scores) - k)[len(scores) - k]
-    above = np.flatnonzero(scores > border)
-    level = np.flatnonzero(scores == border)[: k - len(above)]
-    return np.sort(np.concatenate([above, level]))

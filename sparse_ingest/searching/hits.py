@@ -48,8 +48,8 @@ class Ranked(NamedTuple):
     query_id: str
     doc_ids: list[str]
     scores: list[float]
-    latency_s: float
-    took_ms: float | None
+    latency_s: float = 0.0
+    took_ms: float | None = None
 
 
 def heaviest_first(shares: Iterable[TermShare]) -> list[TermShare]:

@@ -1,21 +1,28 @@
 """Ask an index: one query for explained hits, or many queries for rankings.
 
 In: query weights, an `Engine`. Out: hits with the server's own explanation of each score, or rankings without the
-documents. Not covered: sending the request (asking.py), text to query weights (query.py).
+documents; what a server lacks or refuses becomes one message. A search pipeline that the index has by default is
+skipped: it could change scores unseen. A cluster without the neural-search plugin is asked with rank_feature clauses,
+which give the same scores.
+Not covered: bodies (cluster/requests.py), text to query weights (query.py).
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
+from sparse_ingest.cluster.indexes import max_clauses
+from sparse_ingest.cluster.limits import MAX_CLAUSES, FittedWeights, count_clauses, fit_weights
 from sparse_ingest.cluster.reading import explained_terms
-from sparse_ingest.cluster.requests import Engine, bm25_body, hybrid_body
+from sparse_ingest.cluster.requests import Engine, SearchBody, bm25_body, engine_body, hybrid_body, rank_feature_body
+from sparse_ingest.errors import ClusterError
 from sparse_ingest.queries.weight_table import QueryWeights, to_float32
-from sparse_ingest.searching.asking import Asker, send
 from sparse_ingest.searching.hits import Hit, Ranked, TermShare, heaviest_first
 from sparse_ingest.searching.pipelines import DEFAULT_FIELD
 from sparse_ingest.searching.query import keyed, tell_of_lost
@@ -25,6 +32,35 @@ if TYPE_CHECKING:
     from sparse_ingest.records import Query
 
 Q = TypeVar("Q")
+_NO_PIPELINE = {"search_pipeline": "_none"}
+# What stands in an error of the server, and what it means for a search.
+_UNDERSTOOD = {
+    "index_not_found_exception": "No index or alias {index!r} at {address}. Make it with `sparse-ingest load`.",
+    "query only works on [rank_features] fields": (
+        "The field that was asked is no sparse field of index {index!r}. Name one with --set index.field=NAME."
+    ),
+    "maxClauseCount is set to": (
+        "The query has more clauses than the cluster allows (indices.query.bool.max_clause_count), its filters and its "
+        "words included. Prune it, such as --set query.top_k=500."
+    ),
+    "Result window is too large": (
+        "Index {index!r} gives fewer hits in one request than were asked for (index.max_result_window, 10,000 unless "
+        "it says otherwise). Ask for fewer with -k."
+    ),
+    "Two phase search processor is not compatible": (
+        "Two-phase search needs a rank_features field, and that of index {index!r} is a sparse_vector. "
+        "Leave out --engine."
+    ),
+    "does not implement createWeight": (
+        "The clusters of index {index!r} cannot be filtered by this: OpenSearch 3.6 fails on ids, prefix, wildcard, "
+        "regexp and ranges of keyword fields there. Filter by term, terms, match, exists or a range of numbers or "
+        "dates, or search a rank_features field."
+    ),
+    "unknown query [hybrid]": (
+        "{address} lacks the neural-search plugin, which a hybrid search needs. Install it, or leave out --hybrid."
+    ),
+}
+logger = logging.getLogger(__name__)
 
 
 def search_index(
@@ -46,7 +82,7 @@ def search_index(
     as sharing one.
     """
     engine = engine or Engine()
-    asker = Asker(client, index, engine)
+    asker = _Asker(client, index, engine)
     answer, scale = asker.ask(weights, size=size, filter=filter, explain=True, collapse=collapse)
     asker.tell_of_lost()
     tokens = {key: token for token, key in engine.keys.items()} if engine.keys else {}
@@ -82,16 +118,15 @@ def search_hybrid(
     A score is what the packaged pipeline makes of both; hits have no terms.
     """
     engine = engine or Engine()
-    if engine.keys is not None:
-        lost: dict[str, None] = {}
-        weights = keyed(weights, engine.keys, lost)
-        tell_of_lost(lost)
-    return _hits_without_terms(send(client, index, hybrid_body(text, weights, engine, size=size, filter=filter)))
+    lost: dict[str, None] = {}
+    weights = keyed(weights, engine.keys, lost)
+    tell_of_lost(lost)
+    return _hits_without_terms(_send(client, index, hybrid_body(text, weights, engine, size=size, filter=filter)))
 
 
 def search_words(client: Client, index: str, text: str, *, field: str = DEFAULT_FIELD, size: int) -> list[Hit]:
     """Ask an index with BM25 on title and text, which learned-sparse search is compared with; hits have no terms."""
-    return _hits_without_terms(send(client, index, bm25_body(text, field=field, size=size)))
+    return _hits_without_terms(_send(client, index, bm25_body(text, field=field, size=size)))
 
 
 def _hits_without_terms(answer: Any) -> list[Hit]:
@@ -117,7 +152,7 @@ def rank_index(
     Neither documents nor explanations are fetched. `concurrency` requests are on their way at once. With `collapse`,
     the values of that field stand for the ids: each comes once, with its best document.
     """
-    asker = Asker(client, index, engine)
+    asker = _Asker(client, index, engine)
 
     def ask(query: tuple[str, QueryWeights]) -> Ranked:
         began = time.perf_counter()
@@ -143,7 +178,7 @@ def rank_words(
 
     def ask(query: Query) -> Ranked:
         began = time.perf_counter()
-        answer = send(client, index, {**bm25_body(query.text, field=field, size=size), **also})
+        answer = _send(client, index, {**bm25_body(query.text, field=field, size=size), **also})
         return _ranked(query.id, answer, 1.0, time.perf_counter() - began, collapse)
 
     return _in_order(ask, queries, concurrency)
@@ -174,3 +209,99 @@ def _in_order(ask: Callable[[Q], Ranked], queries: Iterable[Q], concurrency: int
         finally:
             for future in waiting:
                 future.cancel()
+
+
+class _Asker:
+    """One index and one engine. Safe to use from several threads."""
+
+    def __init__(self, client: Client, index: str, engine: Engine) -> None:
+        self._client, self._index, self._engine = client, index, engine
+        self._without_plugin = self._told_of_ceiling = False
+        self._max_clauses: int | None = None
+        self._unknown: dict[str, None] = {}
+        self._dotted: dict[str, None] = {}
+
+    def ask(
+        self,
+        weights: QueryWeights,
+        *,
+        size: int,
+        filter: Mapping[str, Any] | None = None,
+        explain: bool = False,
+        collapse: str | None = None,
+        source: bool = True,
+    ) -> tuple[Any, float]:
+        """Return the answer to one search, and by what its scores must be multiplied to be those of the query.
+
+        Raises:
+            UsageError: the weights do not fit.
+            ClusterError: the server cannot answer it.
+        """
+        limit = self._limit(weights, filter)
+        settings: dict[str, Any] = {"size": size, "filter": filter, "explain": explain, "collapse": collapse}
+        settings["max_clauses"] = limit
+        weights = keyed(weights, self._engine.keys, self._unknown)
+        fitted = fit_weights(weights, max_clauses=limit)
+        self._warn_of_ceiling(weights, fitted.scale)
+        also = {} if source else {"_source": False}
+        if not self._without_plugin:
+            try:
+                body = engine_body(fitted, self._engine, **settings)
+                return _send(self._client, self._index, body | also), fitted.scale
+            except ClusterError as error:
+                if "unknown query [neural_sparse]" not in str(error):
+                    raise
+                if self._engine.name != "exact":
+                    raise ClusterError(
+                        f"{self._client.address} lacks the neural-search plugin, which {self._engine.name} search "
+                        "needs. Install it, or search a rank_features field with --engine exact."
+                    ) from error
+                self._without_plugin = True
+        self._dotted.update(dict.fromkeys(token for token in fitted.weights if "." in token))
+        undotted = {token: weight for token, weight in fitted.weights.items() if "." not in token}
+        body = rank_feature_body(FittedWeights(undotted, fitted.scale), field=self._engine.field, **settings)
+        return _send(self._client, self._index, body | also), fitted.scale
+
+    def tell_of_lost(self) -> None:
+        """Say which tokens were left out of what was asked."""
+        tell_of_lost(self._unknown)
+        tell_of_lost(
+            self._dotted, "The cluster lacks the neural-search plugin and cannot be asked for tokens with a dot"
+        )
+
+    def _warn_of_ceiling(self, weights: QueryWeights, scale: float) -> None:
+        """Say, once, that clusters take a query weight for a smaller one."""
+        ceiling = self._engine.ceiling
+        if ceiling is None or self._told_of_ceiling or max(weights.values(), default=0) <= ceiling * scale:
+            return
+        self._told_of_ceiling = True
+        logger.warning(
+            "A query weight of %g is above %g, the quantization_ceiling_search of the field: clusters clip it there. "
+            "Only a new index can have another ceiling.",
+            max(weights.values()),
+            ceiling * scale,
+        )
+
+    def _limit(self, weights: QueryWeights, filter: Mapping[str, Any] | None) -> int:
+        """How many clauses a query may have; a request of its own, so made only when the answer matters."""
+        if len(weights) + count_clauses(filter or {}) <= MAX_CLAUSES:
+            return MAX_CLAUSES
+        if self._max_clauses is None:
+            self._max_clauses = max_clauses(self._client)
+        return self._max_clauses
+
+
+def _send(client: Client, index: str, body: SearchBody) -> Any:
+    """Send a `_search` body as it is.
+
+    Raises:
+        ClusterError: the server refuses it, with what to do about it where that is known.
+    """
+    params = {} if "search_pipeline" in body else _NO_PIPELINE
+    try:
+        return client.call("POST", f"/{quote(index, safe='')}/_search", body, params=params)
+    except ClusterError as error:
+        for sign, sentence in _UNDERSTOOD.items():
+            if sign in str(error):
+                raise ClusterError(sentence.format(index=index, address=client.address)) from error
+        raise

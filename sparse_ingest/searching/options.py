@@ -6,24 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sparse_ingest.pipeline import option
+
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Options of a search.
+    """Options of a search. `filter` and `hybrid` need an index; a hit of a hybrid search has no terms.
 
-    Attributes:
-        k: How many documents to find.
-        filter: A query of OpenSearch: documents that it does not match are no hits. Needs an index.
-        collapse: A field: of the documents that share its value, only the best is a hit. Documents without the field
-            count as sharing one.
-        hybrid: Combine with BM25 on title and text, on the server. Hits have no terms then. Needs an index.
-        stored: Search a run with the 9 bits that an index keeps of each weight.
-        concurrency: Requests in flight, for many queries on an index.
+    Documents without the field `collapse` count as sharing one value. `stored` searches a run with the 9 bits that an
+    index keeps of each weight. `concurrency` is for many queries on an index.
     """
 
-    k: int = 10
-    filter: Mapping[str, Any] | None = None
-    collapse: str | None = None
-    hybrid: bool = False
+    k: int = option(10, "How many documents to find", flags="-k --size")
+    filter: Mapping[str, Any] | None = option(None, "Find only what this query matches; @FILE reads it", metavar="JSON")
+    collapse: str | None = option(
+        None, "Find only the best document of each value of FIELD, such as parent of passages", metavar="FIELD"
+    )
+    hybrid: bool = option(False, "Beside BM25 on title and text; the server brings both scores together")
     stored: bool = False
-    concurrency: int = 1
+    concurrency: int = option(1, "With --queries: requests in flight")

@@ -6,16 +6,18 @@ engine of the index's field.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.cluster.requests import Engine, choose_engine
 from sparse_ingest.errors import CheckpointError, ClusterError, RunError
-from sparse_ingest.pipeline import ModelSettings, Pipeline
+from sparse_ingest.pipeline import ModelSettings, Pipeline, changed
+from sparse_ingest.queries.weight_table import read_vocabulary
 
 if TYPE_CHECKING:
-    from sparse_ingest.checkpoints.layouts import Checkpoint
     from sparse_ingest.cluster.client import Client
     from sparse_ingest.cluster.indexes import Index
     from sparse_ingest.cluster.mappings import FieldKind
@@ -111,16 +113,14 @@ def engine_of_index(pipeline: Pipeline, index: Index | None) -> Engine:
     """Return the engine as `engine_of` does, for an index that was fetched already, or for none."""
     settings, field, kind = pipeline.query, pipeline.index.field, pipeline.index.kind
     name = choose_engine(settings, kind)
-    ceiling = _ceiling(index, field) if index and kind == "sparse_vector" else None
+    ceiling = None
+    if index and kind == "sparse_vector":
+        from sparse_ingest.cluster.mappings import field_mapping
+        from sparse_ingest.cluster.seismic import parameters_of
+
+        if mapped := field_mapping(index.mappings, field):
+            ceiling = float(parameters_of(mapped)["quantization_ceiling_search"])
     return Engine(name, field, kind, token_keys(pipeline, index), settings.two_phase, settings.seismic, ceiling)
-
-
-def _ceiling(index: Index, field: str) -> float | None:
-    from sparse_ingest.cluster.mappings import field_mapping
-    from sparse_ingest.cluster.seismic import parameters_of
-
-    mapped = field_mapping(index.mappings, field)
-    return float(parameters_of(mapped)["quantization_ceiling_search"]) if mapped else None
 
 
 def _kind_of_field(mappings: dict[str, Any], field: str, index: str, stamped: str) -> FieldKind:
@@ -174,9 +174,6 @@ def document_vocabulary(model: ModelSettings) -> list[str | None]:
     Raises:
         CheckpointError: its tokenizer cannot be read.
     """
-    from sparse_ingest.checkpoints.layouts import read_checkpoint
-    from sparse_ingest.queries.weight_table import read_vocabulary
-
     name, revision = (model.document, model.revision) if model.document else (model.query, model.query_revision)
     return read_vocabulary(read_checkpoint(str(name), revision, code=model.trust_remote_code).transformer)
 
@@ -192,8 +189,7 @@ def remembered_model(given: ModelSettings, stored: Mapping[str, Any]) -> ModelSe
     else:
         stored = {**stored, **(stored.get("query_side") or {})}
     model = ModelSettings(**{key: value for key, value in stored.items() if key in known})
-    default = asdict(ModelSettings())
-    model = replace(model, **{key: value for key, value in asdict(given).items() if value != default[key]})
+    model = replace(model, **changed(given))
     return model if model.document or model.query else None
 
 
@@ -217,8 +213,6 @@ def other_model(
     name, there = given.query or given.document, remembered_side(stored)
     if not name or there is None:
         return None
-    from sparse_ingest.checkpoints.layouts import read_checkpoint
-
     revision = given.query_revision if given.query else given.revision
     checkpoint = read_checkpoint(name, revision, code=given.trust_remote_code)
     if checkpoint.revision and (checkpoint.name, checkpoint.revision) == (there.name, there.revision):
@@ -230,16 +224,8 @@ def other_model(
 
     here = QuerySide(checkpoint.name, checkpoint.revision, checkpoint.sha256)
     of_documents = vocabulary if isinstance(vocabulary, str) else vocabulary_hash(vocabulary())
-    same = _vocabulary_hash(checkpoint) == of_documents
-    rest = "its files are others" if same else "even its vocabulary is another, so its tokens mean other words"
+    rest = "even its vocabulary is another, so its tokens mean other words"
+    with contextlib.suppress(CheckpointError):
+        if vocabulary_hash(read_vocabulary(checkpoint.query.folder)) == of_documents:
+            rest = "its files are others"
     return f"remembered is {there}, given is {here}; {rest}. {WAY_OUT}"
-
-
-def _vocabulary_hash(checkpoint: Checkpoint) -> str | None:
-    from sparse_ingest.cluster.indexes import vocabulary_hash
-    from sparse_ingest.queries.weight_table import read_vocabulary
-
-    try:
-        return vocabulary_hash(read_vocabulary(checkpoint.query.folder))
-    except CheckpointError:
-        return None

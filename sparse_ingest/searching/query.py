@@ -13,10 +13,12 @@ from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from sparse_ingest.checkpoints.layouts import WeightTableSide
+from sparse_ingest.checkpoints.settings import resolve_query_settings
 from sparse_ingest.errors import UsageError
-from sparse_ingest.models.query_encoders import query_encoder
-from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.queries.weight_table import QueryEncoder, QueryWeights, prune_query
+from sparse_ingest.models.query_encoders import build_weight_table, query_checkpoint, query_encoder
+from sparse_ingest.pipeline import ModelSettings, Pipeline
+from sparse_ingest.queries.weight_table import QueryEncoder, QueryWeights, WeightTable, prune_query
 
 if TYPE_CHECKING:
     from sparse_ingest.records import Query
@@ -91,8 +93,25 @@ def many_query_weights(
     return QueryModel(pipeline).many(queries, batch=batch)
 
 
-def keyed(weights: QueryWeights, keys: Mapping[str, str], lost: dict[str, None]) -> QueryWeights:
-    """The weights by the keys of a sparse_vector field; tokens that the documents' vocabulary lacks go into `lost`."""
+def query_table(model: ModelSettings) -> WeightTable:
+    """Return the weight table that a model's queries are looked up in.
+
+    Raises:
+        UsageError: no model is named, or a masked LM makes the weights.
+    """
+    checkpoint = query_checkpoint(model)
+    if not isinstance(checkpoint.query, WeightTableSide):
+        raise UsageError(
+            f"The queries of {model.query or model.document} are made by a masked LM, which has no table. A service "
+            "must run the model, or ask one that does."
+        )
+    return build_weight_table(checkpoint, resolve_query_settings(model, checkpoint))
+
+
+def keyed(weights: QueryWeights, keys: Mapping[str, str] | None, lost: dict[str, None]) -> QueryWeights:
+    """Return weights by the keys of an `Engine`; tokens that the documents' vocabulary lacks go into `lost`."""
+    if keys is None:
+        return weights
     lost.update(dict.fromkeys(token for token in weights if token not in keys))
     return {keys[token]: weight for token, weight in weights.items() if token in keys}
 

@@ -12,17 +12,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
 
+from sparse_ingest.cluster.scores import stored_weights
 from sparse_ingest.queries.weight_table import QueryWeights, to_float32
-from sparse_ingest.records import document_id
+from sparse_ingest.records import SparseRows, document_id
+from sparse_ingest.runs.run import Run
+from sparse_ingest.runs.shards import read_shard, read_shard_vectors
+from sparse_ingest.searching.exact import ExactHits, QueryVector, search_exact
 from sparse_ingest.searching.hits import Hit, Ranked, TermShare, heaviest_first
-
-if TYPE_CHECKING:
-    from sparse_ingest.records import SparseRows
-    from sparse_ingest.runs.run import Run
-    from sparse_ingest.runs.shards import ShardPart
-    from sparse_ingest.searching.exact import ExactHits, QueryVector
 
 # One reading of the run answers so many; each holds its hits until then, about 10 KB for 100 of them.
 QUERIES_AT_ONCE = 4096
@@ -37,32 +34,32 @@ def search_run(
     `collapse` is as for `search_index`, on a field that the run carries. The run is read again with more hits until
     enough of them differ in it.
     """
-    import numpy as np
-
-    from sparse_ingest.searching.exact import QueryVector, search_exact
-
-    # Listed once: an encode that goes on meanwhile must not move the rows.
-    shards = run.done_shards()
-    if run.complete() is None:
-        logger.warning("%s is unfinished: only its %d finished shards are searched.", run.path, len(shards))
-    tokens = _known_tokens(run, weights)
-    vector = QueryVector(
-        np.array(list(tokens), dtype=np.uint32), np.array([weights[token] for token in tokens.values()], np.float32)
-    )
+    shards, token_ids = _finished_shards(run), _token_ids(run)
+    if unknown := sorted(weights.keys() - token_ids.keys()):
+        logger.warning(
+            "%d of the %d tokens of the query are not in the vocabulary of the run, such as %r: "
+            "the query was made with another model.",
+            len(unknown),
+            len(weights),
+            unknown[0],
+        )
+    known = {token_ids[token]: token for token in token_ids if token in weights}
+    vector = QueryVector.of({token: weights[token] for token in known.values()}, token_ids)
     asked = size
     while True:
-        [found] = search_exact((part.vectors for part in _parts(run, shards, stored)), [vector], asked)
-        rows = _rows_at(run, shards, set(found.positions.tolist()), stored)
-        places = _best_of_each([rows[position][0] for position in found.positions.tolist()], collapse)
+        [found] = search_exact(_vectors(run, shards, stored), [vector], asked)
+        positions = found.positions.tolist()
+        rows = _rows_at(run, shards, set(positions), stored)
+        places = _best_of_each([rows[position][0] for position in positions], collapse)
         if len(places) >= size or len(found.doc_ids) < asked:
             break
         asked *= 4
     hits = []
     for rank, place in enumerate(places[:size], start=1):
-        carried, held = rows[int(found.positions[place])]
+        carried, held = rows[positions[place]]
         shares = (
             TermShare(token, weights[token], held[token_id], to_float32(weights[token] * held[token_id]))
-            for token_id, token in tokens.items()
+            for token_id, token in known.items()
             if token_id in held
         )
         score = float(found.scores[place])
@@ -85,23 +82,18 @@ def rank_run(
     would; `stored` comes after that. The latency of a query is the time of its block, shared out. With `passages`, the
     run must hold passages, and the best one of each document stands for it, under the document's id.
     """
-    from sparse_ingest.searching.exact import search_exact
-
-    shards = run.done_shards()
-    if run.complete() is None:
-        logger.warning("%s is unfinished: only its %d finished shards are searched.", run.path, len(shards))
-    numbers = {token: token_id for token_id, token in enumerate(run.vocabulary()) if token is not None}
+    shards, token_ids = _finished_shards(run), _token_ids(run)
     waiting = iter(queries)
     unknown: dict[str, None] = {}
     while block := list(islice(waiting, QUERIES_AT_ONCE)):
         began = time.perf_counter()
-        vectors = [_vector(weights, numbers) for _, weights in block]
-        unknown.update(dict.fromkeys(token for _, weights in block for token in weights if token not in numbers))
+        vectors = [QueryVector.of(weights, token_ids) for _, weights in block]
+        unknown.update(dict.fromkeys(token for _, weights in block for token in weights if token not in token_ids))
         parts = partial(_vectors, run, shards, stored, prune)
         found = _search_documents(parts, vectors, size) if passages else search_exact(parts(), vectors, size)
         each_s = (time.perf_counter() - began) / len(block)
         for (query_id, _), hits in zip(block, found, strict=True):
-            yield Ranked(query_id, hits.doc_ids, hits.scores.tolist(), each_s, None)
+            yield Ranked(query_id, hits.doc_ids, hits.scores.tolist(), each_s)
     if unknown:
         logger.warning(
             "%d tokens of the queries are not in the vocabulary of the run, such as %r: "
@@ -115,8 +107,6 @@ def _search_documents(
     parts: Callable[[], Iterator[SparseRows]], queries: Sequence[QueryVector], k: int
 ) -> list[ExactHits]:
     """The k best documents of each query by their best passages: more are asked for until these are of k documents."""
-    from sparse_ingest.searching.exact import ExactHits, search_exact
-
     best: dict[int, ExactHits] = {}
     asked, waiting = k, list(range(len(queries)))
     while waiting:
@@ -133,23 +123,22 @@ def _search_documents(
     return [best[number] for number in range(len(queries))]
 
 
-def _vector(weights: QueryWeights, numbers: dict[str, int]) -> QueryVector:
-    import numpy as np
+def _finished_shards(run: Run) -> list[int]:
+    """Listed once for a search: an encode that runs at the same time must not move the rows."""
+    shards = run.done_shards()
+    if run.complete() is None:
+        logger.warning("%s is unfinished: only its %d finished shards are searched.", run.path, len(shards))
+    return shards
 
-    from sparse_ingest.searching.exact import QueryVector
 
-    known = {numbers[token]: weight for token, weight in weights.items() if token in numbers}
-    return QueryVector(
-        np.fromiter(known.keys(), np.uint32, len(known)), np.fromiter(known.values(), np.float32, len(known))
-    )
+def _token_ids(run: Run) -> dict[str, int]:
+    return {token: token_id for token_id, token in enumerate(run.vocabulary()) if token is not None}
 
 
 def _vectors(
-    run: Run, shards: Iterable[int], stored: bool, prune: Callable[[SparseRows], SparseRows] | None
+    run: Run, shards: Iterable[int], stored: bool, prune: Callable[[SparseRows], SparseRows] | None = None
 ) -> Iterator[SparseRows]:
-    from sparse_ingest.cluster.scores import stored_weights
-    from sparse_ingest.runs.shards import read_shard_vectors
-
+    """The vectors of some shards; `stored`: with the weights that an index keeps of them."""
     for shard in shards:
         for rows in read_shard_vectors(run.shard_path(shard)):
             if prune is not None:
@@ -167,18 +156,6 @@ def _best_of_each(carried: Sequence[str], collapse: str | None) -> list[int]:
     return list(first.values())
 
 
-def _parts(run: Run, shards: Iterable[int], stored: bool) -> Iterator[ShardPart]:
-    """The row groups of some shards; `stored`: with the weights that an index keeps of them."""
-    from sparse_ingest.cluster.scores import stored_weights
-    from sparse_ingest.runs.shards import read_shard
-
-    for shard in shards:
-        for part in read_shard(run.shard_path(shard)):
-            if stored:
-                part = part._replace(vectors=part.vectors._replace(weights=stored_weights(part.vectors.weights)))
-            yield part
-
-
 def _rows_at(
     run: Run, shards: Sequence[int], positions: set[int], stored: bool
 ) -> dict[int, tuple[str, dict[int, float]]]:
@@ -188,26 +165,12 @@ def _rows_at(
     for shard in shards:
         after = first + int((run.done(shard) or {})["rows"])
         if any(first <= position < after for position in positions):
-            for part in _parts(run, [shard], stored):
+            for part in read_shard(run.shard_path(shard)):
                 for position in positions.intersection(range(first, first + len(part.fields))):
                     token_ids, weights = part.vectors.row(position - first)
-                    terms = dict(zip(token_ids.tolist(), weights.tolist(), strict=True))
+                    kept = stored_weights(weights) if stored else weights
+                    terms = dict(zip(token_ids.tolist(), kept.tolist(), strict=True))
                     rows[position] = part.fields[position - first], terms
                 first += len(part.fields)
         first = after
     return rows
-
-
-def _known_tokens(run: Run, weights: QueryWeights) -> dict[int, str]:
-    """The query's tokens by their id in the run, ascending."""
-    tokens = {token_id: token for token_id, token in enumerate(run.vocabulary()) if token in weights}
-    unknown = sorted(weights.keys() - tokens.values())
-    if unknown:
-        logger.warning(
-            "%d of the %d tokens of the query are not in the vocabulary of the run, such as %r: "
-            "the query was made with another model.",
-            len(unknown),
-            len(weights),
-            unknown[0],
-        )
-    return tokens

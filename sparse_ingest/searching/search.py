@@ -129,16 +129,9 @@ class SearchableIndex:
         chosen = _for_index(options_from(SearchOptions, options, settings, "rank"))
         if chosen.hybrid:
             raise UsageError("hybrid is for one text. Leave it out.")
-        return rank_index(
-            self.client,
-            self.name,
-            self._model.many(queries),
-            self.engine,
-            size=chosen.k,
-            filter=chosen.filter,
-            collapse=chosen.collapse,
-            concurrency=chosen.concurrency,
-        )
+        asked: dict[str, Any] = {"size": chosen.k, "filter": chosen.filter, "collapse": chosen.collapse}
+        weights = self._model.many(queries)
+        return rank_index(self.client, self.name, weights, self.engine, concurrency=chosen.concurrency, **asked)
 
     def close(self) -> None:
         """Close the connection."""

@@ -120,6 +120,13 @@ def test_what_encode_returns_is_what_open_run_returns(run: si.SearchableRun) -> 
     assert "20 rows" in repr(run)
 
 
+def test_threads_may_encode_at_the_same_time(run: si.SearchableRun, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(lambda number: si.encode(ROWS, tmp_path / f"run{number}", **HOW), range(3)))
+    for one in made:
+        assert contents(one.path / "shards") == contents(run.path / "shards")
+
+
 def test_a_bad_row_is_named_by_its_position_or_left_out(tmp_path: Path) -> None:
     rows = [*ROWS[:2], {"_id": "broken", "text": 3}, *ROWS[2:]]
     with pytest.raises(si.CorpusError, match=r'^memory row 3: the text in "text" is 3'):

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_ingest.checkpoints.layouts import read_checkpoint
-from sparse_ingest.checkpoints.sides import WeightTableSide
+from sparse_ingest.checkpoints.layouts import WeightTableSide, read_checkpoint, remote_code
 from sparse_ingest.errors import CheckpointError
 
 CONFIG = {"architectures": ["BertForMaskedLM"], "model_type": "bert", "max_position_embeddings": 64}
@@ -177,7 +176,7 @@ def test_a_table_alone(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_code_of_a_checkpoints_own_is_named(tmp_path: Path, config: dict, expected: str | None) -> None:
     files = {**PLAIN, "config.json": {"architectures": ["MineForMaskedLM"], **config}}
-    assert read_checkpoint(str(make(tmp_path, files))).remote_code == expected
+    assert remote_code(read_checkpoint(str(make(tmp_path, files))).transformer) == expected
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from support.forms import FORMS, INDEXED, STREAMED, write_form
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.corpora.sources import START, Corpus, Position
-from sparse_ingest.corpora.stored import LocalFile
+from sparse_ingest.corpora.stored import FoundFile
 from sparse_ingest.encoding.row_hash import RowHash
 from sparse_ingest.errors import CorpusError
 
@@ -94,7 +94,7 @@ def position_after(corpus: Corpus) -> Position:
 class CountedFile:
     """A local file that counts the bytes that are read of it."""
 
-    file: LocalFile
+    file: FoundFile
     counted: list[int]
 
     name = property(lambda self: self.file.name)
@@ -119,7 +119,7 @@ class CountedFile:
 @pytest.mark.parametrize("form", [".jsonl", ".csv", ".tsv", ".parquet", ".feather"])
 def test_going_on_near_the_end_reads_little_of_the_file(tmp_path: Path, monkeypatch, form: str) -> None:
     counted: list[int] = []
-    monkeypatch.setattr(LocalFile, "found", lambda path: CountedFile(LocalFile(path, path.stat().st_size), counted))
+    monkeypatch.setattr(FoundFile, "found", lambda path: CountedFile(FoundFile(path, path.stat().st_size), counted))
     texts = [Random(number).randbytes(300).hex() for number in range(3000)]
     rows = [{"_id": str(number), "text": text, "kept": ""} for number, text in enumerate(texts)]
     corpus = corpus_of(write_form(tmp_path, form, rows))

@@ -287,7 +287,6 @@ def test_format_and_columns_reach_files_and_are_refused_for_rows(tmp_path: Path)
         (b"rows.jsonl", "bytes"),
         ({"_id": "1", "text": "a"}, "a list of them"),
         (datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS[:1])), "splits: train"),
-        (pa.array([1]), "Int64Array"),
         (pa.chunked_array([[1]]), "ChunkedArray"),
     ],
 )

@@ -22,7 +22,7 @@ def test_scores_survive_the_file_bit_for_bit(tmp_path):
     scores = np.sort(np.random.default_rng(1).gamma(2.0, 9.0, 200).astype(np.float32))[::-1]
     ranked = [Found("q1", [f"d{place}" for place in range(200)], scores.tolist()), Found("q2", ["é"], [1e-9])]
     path = tmp_path / "run.txt"
-    path.write_text("".join(trec_lines(ranked, "us")), encoding="utf-8")
+    path.write_text("".join(trec_lines(one, "us") for one in ranked), encoding="utf-8")
     assert path.read_text(encoding="utf-8").split("\n")[0] == f"q1 Q0 d0 1 {scores[0]:.9g} us"
     with path.open(encoding="utf-8") as file:
         theirs = pytrec_eval.parse_run(file)
@@ -33,7 +33,7 @@ def test_scores_survive_the_file_bit_for_bit(tmp_path):
 
 def test_an_id_with_a_blank_is_refused_and_named():
     with pytest.raises(CorpusError, match="'Geneva Durben' holds a blank"):
-        list(trec_lines([Found("q", ["a", "Geneva Durben"], [2.0, 1.0])]))
+        trec_lines(Found("q", ["a", "Geneva Durben"], [2.0, 1.0]))
 
 
 def test_only_the_wanted_queries_are_kept(tmp_path):

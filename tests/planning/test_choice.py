@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from sparse_ingest.pipeline import EncodeSettings, ModelSettings, Pipeline, QuerySettings, read_pipeline
-from sparse_ingest.planning.choice import choose, frontier, loss_of
-from sparse_ingest.planning.pipeline_file import pipeline_text
-from sparse_ingest.planning.report import Choice, Point
+from sparse_ingest.planning.outputs import pipeline_text
+from sparse_ingest.planning.report import Choice, Point, choose, frontier, loss_of
 
 FULL = np.full(40, 0.5)
 
