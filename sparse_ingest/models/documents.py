@@ -88,7 +88,7 @@ class DocumentEncoder:
         # transformers imports its parts when they are first used, which two threads cannot do at the same time.
         with TORCH_STATE:
             self._tokenizer = Tokenizer(self._folder, settings, window_stride=window_stride)
-        self._maker = VectorMaker(checkpoint, settings, self._tokenizer, device=self.device, dtype=dtype)
+            self._maker = VectorMaker(checkpoint, settings, self._tokenizer, device=self.device, dtype=dtype)
         self.batch_tokens = batch_tokens or self._maker.usual_batch_tokens
         self.vocabulary = self._maker.vocabulary
 
@@ -112,7 +112,7 @@ class DocumentEncoder:
 
     def encode_tokens(self, tokens: Tokenized, progress: OnBatch = _ignore) -> Encoded:
         """Encode texts, given as their tokens."""
-        rows, without_token = self._rows(tokens.token_ids, range(len(tokens.token_ids)), progress, self.rules)
+        rows, without_token = self._rows(enumerate(tokens.token_ids), progress, self.rules)
         truncated = tokens.truncated.astype(np.int64)
         return Encoded(*_csr(rows), int(tokens.lengths.sum()), without_token, truncated, np.ones_like(truncated))
 
@@ -123,43 +123,39 @@ class DocumentEncoder:
     def encode_windows(self, cuts: Sequence[Cut], progress: OnBatch = _ignore) -> Encoded:
         """Encode complete texts: of each the element-wise maximum over its windows."""
         first = [cut.window(0) for cut in cuts]
-        rows, without_token = self._rows(first, range(len(cuts)), progress, NO_RULES)
+        rows, without_token = self._rows(enumerate(first), progress, NO_RULES)
         tokens, windows = sum(map(len, first)), np.array([cut.windows for cut in cuts], dtype=np.int64)
         for group in _groups(cuts, 1):
-            token_ids, texts = [ids for *_, ids in group], [text for text, *_ in group]
-            found, dropped = self._rows(token_ids, texts, lambda _, tokens: progress(0, tokens), NO_RULES)
-            for text, pairs in groupby(zip(texts, found, strict=True), key=lambda pair: pair[0]):
+            inputs = ((text, ids) for text, _, ids in group)
+            found, dropped = self._rows(inputs, lambda _, tokens: progress(0, tokens), NO_RULES)
+            for text, pairs in groupby(zip(group, found, strict=True), key=lambda pair: pair[0][0]):
                 rows[text] = _maximum([rows[text], *(row for _, row in pairs)])
             without_token += dropped
-            tokens += sum(map(len, token_ids))
+            tokens += sum(len(ids) for *_, ids in group)
         return Encoded(*_csr(rows), tokens, without_token, np.zeros_like(windows), windows)
 
     def encode_passages(self, cuts: Sequence[Cut], progress: OnBatch = _ignore) -> Iterator[EncodedPassage]:
         """Encode each window separately, text after text."""
-        first, without_token = self._rows([cut.window(0) for cut in cuts], range(len(cuts)), progress, self.rules)
+        first, without_token = self._rows(enumerate(cut.window(0) for cut in cuts), progress, self.rules)
         for group in _groups(cuts, 0):
-            token_ids, texts = (
-                [ids for _, number, ids in group if number],
-                [text for text, number, _ in group if number],
-            )
-            further, dropped = self._rows(token_ids, texts, lambda _, tokens: progress(0, tokens), self.rules)
+            inputs = ((text, ids) for text, number, ids in group if number)
+            further, dropped = self._rows(inputs, lambda _, tokens: progress(0, tokens), self.rules)
             without_token += dropped
             rows = iter(further)
             for text, number, _ in group:
                 yield EncodedPassage(text, number, next(rows) if number else first[text], without_token)
                 without_token = 0
 
-    def _rows(
-        self, token_ids: Sequence[TokenIds], texts: Sequence[int], progress: OnBatch, rules: DeviceRules
-    ) -> BatchVectors:
-        """Return the vectors of these inputs in their order; `texts` holds the text of each.
+    def _rows(self, inputs: Iterable[tuple[int, TokenIds]], progress: OnBatch, rules: DeviceRules) -> BatchVectors:
+        """Return the vectors of inputs in their order; of each `inputs` has the place of its text, and its tokens.
 
         Raises:
             BudgetLowered: memory ran out; batches are smaller from now on.
             DocumentTooLarge: memory ran out for one input alone.
         """
+        inputs = list(inputs)
         try:
-            return self._maker.make(token_ids, self.batch_tokens, progress, rules)
+            return self._maker.make([ids for _, ids in inputs], self.batch_tokens, progress, rules)
         except DidNotFit as error:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -168,7 +164,7 @@ class DocumentEncoder:
             elif self._maker.workers > 1:
                 self._maker.workers = 1
             else:
-                raise DocumentTooLarge(texts[error.places[0]], error.longest, str(self.device)) from error
+                raise DocumentTooLarge(inputs[error.places[0]][0], error.longest, str(self.device)) from error
             documents, workers = len(error.places), self._maker.workers
             raise BudgetLowered(str(self.device), documents, self.batch_tokens, workers) from error
 

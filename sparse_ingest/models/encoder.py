@@ -110,7 +110,7 @@ class SparseEncoder:
         self._building = threading.RLock()
         self._checkpoint: Checkpoint | None = None
         self._documents: DocumentSide | None = None
-        self._queries: _QuerySide | None = None
+        self._queries: _QueryEncoding | None = None
 
     def __repr__(self) -> str:
         model = self._pipeline.model
@@ -247,7 +247,7 @@ class SparseEncoder:
                 self._documents = self._documents or self._build_documents()
         return self._documents
 
-    def _query_side(self) -> _QuerySide:
+    def _query_side(self) -> _QueryEncoding:
         if self._queries is None:
             with self._building:
                 self._queries = self._queries or self._build_queries()
@@ -269,7 +269,7 @@ class SparseEncoder:
         )
         return DocumentSide(encoder, resolved)
 
-    def _build_queries(self) -> _QuerySide:
+    def _build_queries(self) -> _QueryEncoding:
         model = self._pipeline.model
         checkpoint = query_checkpoint(model) if model.query else self._read_checkpoint()
         # The limit of the checkpoint is applied here, where a call may replace it.
@@ -281,7 +281,7 @@ class SparseEncoder:
         else:
             require_torch(f"The query side of {checkpoint.name}, a masked LM,")
             encoder = self._build_masked_lm(unlimited, settings)
-        return _QuerySide(encoder, checkpoint, None if model.query else checkpoint.transformer)
+        return _QueryEncoding(encoder, checkpoint, None if model.query else checkpoint.transformer)
 
     def _build_masked_lm(self, checkpoint: Checkpoint, settings: ModelSettings) -> MaskedLMQueryEncoder:
         """Build the masked LM of the queries, on the weights of the documents' where it is the same model."""
@@ -306,7 +306,7 @@ class SparseEncoder:
             return self._checkpoint
 
 
-class _QuerySide:
+class _QueryEncoding:
     """A query encoder, and the vocabulary that its vectors have.
 
     `transformer` is the folder of the document model that the vocabulary is shared with, None for one of its own.

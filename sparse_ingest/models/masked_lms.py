@@ -20,13 +20,11 @@ from sparse_ingest.checkpoints.layouts import BUILT_AS_GTE, Checkpoint, trusted_
 from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.errors import CheckpointError, first_line
 
-# Choices of the remote code of which transformers' `gte` has one: the remote code's default, and that one.
+# Choices and defaults of the remote code, and the only ones that transformers' `gte` has.
 GTE_CHOICES = {
-    "hidden_act": ("gelu", "gelu"),
-    "layer_norm_type": ("layer_norm", "layer_norm"),
-    "position_embedding_type": ("rope", "rope"),
-    "logn_attention_scale": (False, False),
-}
+    "hidden_act": "gelu", "layer_norm_type": "layer_norm", "position_embedding_type": "rope",
+    "logn_attention_scale": False,
+}  # fmt: skip
 GTE_KEYS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id", "tie_word_embeddings",
@@ -118,8 +116,8 @@ def _gte(name: str, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             f'{name} is of model_type "{BUILT_AS_GTE}" and needs a transformers with the gte architecture; '
             "pip install -U transformers."
         ) from error
-    for key, (default, needed) in GTE_CHOICES.items():
-        if (found := config.get(key, default)) != needed:
+    for key, needed in GTE_CHOICES.items():
+        if (found := config.get(key, needed)) != needed:
             raise CheckpointError(
                 f"{name} has {key} = {found!r}, which transformers' own gte architecture cannot compute; "
                 f"expected {needed!r}."

@@ -1,8 +1,8 @@
-"""When the memory of a device does not suffice: what that looks like, and what follows from it.
+"""What happens when the memory of a device does not suffice, and how that is recognized.
 
-A batch that does not fit halves the encoder's budget of tokens, and `BudgetLowered` asks for the shard again: its
-batches must all come from one budget, or the shard's bytes would tell where the memory ran out. A document that does
-not fit by itself is `DocumentTooLarge`. Not covered: what ends the process at once, as the system's own killer does.
+A batch that does not fit halves the encoder's budget of tokens, and `BudgetLowered` makes the caller start its shard
+again: all its batches must come from one budget, or the shard's bytes would depend on where memory ran out. A document
+that does not fit alone raises `DocumentTooLarge`. A process that the system kills is not covered.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import TypeVar
 from sparse_ingest.errors import SparseIngestError
 
 T = TypeVar("T")
-# What torch's allocator for the CPU, oneDNN and the system say; on a GPU there is a class for it.
+# Messages of torch's allocator for the CPU, of oneDNN and of the system; on a GPU it is an exception class.
 SIGNS = ("can't allocate memory", "cannot allocate memory", "out of memory", "could not create a memory")
 
 
 class DidNotFit(Exception):
-    """Memory ran out for a batch: for the inputs at these places, of which the longest has so many tokens."""
+    """Memory ran out for a batch: for the inputs at `places`, of which the longest has `longest` tokens."""
 
     def __init__(self, places: list[int], longest: int) -> None:
         super().__init__(f"No memory for {len(places)} inputs of up to {longest} tokens.")
@@ -26,7 +26,7 @@ class DidNotFit(Exception):
 
 
 class BudgetLowered(Exception):
-    """The encoder's `batch_tokens` is lower now: make the shard again from its first row."""
+    """The encoder's `batch_tokens` is lower now: encode the shard again from its first row."""
 
     def __init__(self, device: str, documents: int, batch_tokens: int, workers: int) -> None:
         super().__init__(
@@ -37,7 +37,7 @@ class BudgetLowered(Exception):
 
 
 class DocumentTooLarge(SparseIngestError):
-    """One text does not fit into memory even by itself. `text` is its place among those that were given."""
+    """One text does not fit into memory even alone. `text` is its place among the texts of the call."""
 
     def __init__(self, text: int, tokens: int, device: str) -> None:
         self.text, self.tokens = text, tokens
@@ -46,7 +46,7 @@ class DocumentTooLarge(SparseIngestError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
+    """Return whether an error means that memory ran out."""
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -55,7 +55,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def until_it_fits(encode: Callable[[], T]) -> T:
-    """The answer of an encoder, asked again as often as it lowers its budget; for texts that are in no shard."""
+    """Call an encoder until it no longer lowers its budget, and return its result; for texts that are in no shard."""
     while True:
         try:
             return encode()

@@ -2,9 +2,9 @@
 
 In: a tokenizer of the library tokenizers. Out: a function from texts to their token ids; or None where nanotoken is not
 installed, does not know this kind of tokenizer, or gives other ids for one of the trial's texts. nanotoken is young, so
-the trial is hard: every character of the basic plane inside a word and by itself, the tokenizer's own words, added
-tokens in the text, and what tokenizers are known to differ in. And of the texts that it is then given, every 64th is
-compared as well. Not covered: where in its text a token lies, which nanotoken does not tell (tokenizer.py).
+the trial is hard: every character of the basic plane inside a word and alone, the tokenizer's own words, added tokens
+in the text, and text in which tokenizers are known to differ. Later every 64th text is compared as well. nanotoken does
+not return the places of tokens in their text, so tokenizer.py does not use it where it needs them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sparse_ingest.errors import SparseIngestError, first_line
 
 # Words that a thread remembers. With nanotoken's own number they take 130 MB a thread, with this one 16 MB.
 REMEMBERED = 1 << 17
-# All code points of the basic plane, then some of what comes behind.
+# All code points of the basic plane, then some of the others.
 CHARACTERS = [*range(0xD800), *range(0xE000, 0x10000), *range(0x10000, 0x1FB00, 7), *range(0x1FB00, 0x110000, 4099)]
 WORDS = 8  # every eighth of the vocabulary
 COMPARED = 64  # every 64th text, and the first of each call
@@ -39,11 +39,11 @@ class Encode(Protocol):
     """Texts to token ids without special tokens; of each text the first `enough`, or all.
 
     Raises:
-        OtherTokens: tokenizers gives other ones.
+        OtherTokens: tokenizers gives other ids.
     """
 
     def __call__(self, texts: Sequence[str], *, enough: int | None) -> list[npt.NDArray[np.int32]]:
-        """The token ids of each text."""
+        """Return the token ids of each text."""
 
 
 class OtherTokens(SparseIngestError):
@@ -60,7 +60,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_nanotokens(tokenizer: Any) -> Encode | None:
-    """nanotoken's tokenizer with the words and rules of this one, or None."""
+    """Return nanotoken's tokenizer with the words and rules of this one, or None."""
     try:
         import nanotoken
     except ImportError:
@@ -71,7 +71,7 @@ def build_nanotokens(tokenizer: Any) -> Encode | None:
         if _trial(tokenizer, quick):
             return partial(_encode_compared, tokenizer, quick)
         reason = "its tokens would be others"
-    except Exception as error:  # a tokenizer that it does not know, mostly
+    except Exception as error:  # mostly for a kind of tokenizer that it does not know
         reason = first_line(error)
     logger.info("nanotoken is not used: %s. Going on with tokenizers, which is slower.", reason)
     return None
@@ -99,7 +99,7 @@ def _expected(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _trial(tokenizer: Any, quick: Any) -> bool:
-    """Whether it gives the tokens that it should."""
+    """Return whether nanotoken gives the right tokens for the trial's texts."""
     vocabulary = sorted(tokenizer.get_vocab())
     words = [" ".join(vocabulary[start :: 64 * WORDS]) for start in range(64)]
     added = [str(token) for token in tokenizer.get_added_tokens_decoder().values()]

@@ -12,6 +12,7 @@ from dataclasses import replace
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.models.documents import DocumentEncoder
 from sparse_ingest.models.memory import until_it_fits
+from sparse_ingest.models.sparse_vectors import SparseVectors
 from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.queries.weight_table import QueryWeights
 
@@ -36,12 +37,8 @@ class MaskedLMQueryEncoder:
         """The weights of each query; a query without any weight is an empty dict."""
         with self._lock:  # a call may lower the encoder's budget, and change its tokenizer to the faster one
             encoded = until_it_fits(lambda: self._encoder.encode(texts))
-        queries: list[QueryWeights] = []
-        for start, end in zip(encoded.indptr[:-1], encoded.indptr[1:], strict=True):
-            order = (-encoded.weights[start:end]).argsort(kind="stable")[: self._max_active_dims] + start
-            # Ids without a token never have a weight, so each lookup gives a string.
-            queries.append({str(self.vocabulary[encoded.token_ids[i]]): float(encoded.weights[i]) for i in order})
-        return queries
+        vectors = SparseVectors(encoded.indptr, encoded.token_ids, encoded.weights, self.vocabulary)
+        return [dict(pairs) for pairs in vectors.decode(self._max_active_dims)]
 
 
 def build_query_encoder(

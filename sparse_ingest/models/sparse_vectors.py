@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.errors import MissingExtraError, UsageError
+from sparse_ingest.models.dot_products import Postings, asked_tokens
 from sparse_ingest.records import SparseRows
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ class SparseVectors:
         Raises:
             UsageError: a token id is outside the vocabulary.
         """
-        token_ids, weights = rows.token_ids.astype(np.int32), rows.weights.astype(np.float32)
+        token_ids, weights = rows.token_ids.astype(np.int32, copy=False), rows.weights.astype(np.float32, copy=False)
         return cls(rows.indptr.astype(np.int64), token_ids, weights, vocabulary, rows.doc_ids)
 
     @classmethod
@@ -203,8 +205,7 @@ def as_vectors(vectors: Vectors) -> SparseVectors:
 def similarity(queries: Vectors, documents: Vectors) -> npt.NDArray[np.float32]:
     """Return the dot product of each query with each document; weights are matched by token string.
 
-    Computed as Lucene and `search` compute a score: each product of two weights is rounded to float32, the products
-    are summed in float64, and the sum is rounded to float32 once.
+    Scores are those of Lucene and of `search` (dot_products.py).
 
     Args:
         queries: SparseVectors, a dictionary from token to weight, or a list of such dictionaries.
@@ -217,14 +218,18 @@ def similarity(queries: Vectors, documents: Vectors) -> npt.NDArray[np.float32]:
         UsageError: either argument holds no sparse vectors.
     """
     left, right = as_vectors(queries), as_vectors(documents)
-    token_ids = _ids_in(right.vocabulary, left)
-    scores = np.empty((len(left), len(right)), dtype=np.float32)
+    terms = SparseRows((), left.indptr, _ids_in(right.vocabulary, left), left.weights)
+    terms = terms.keep(terms.token_ids >= 0)
+    token_ids = terms.token_ids.astype(np.uint32)
+    scores = np.zeros((len(left), len(right)), dtype=np.float32)
     for first in range(0, len(right), DOCUMENTS_AT_ONCE):
-        block = slice(first, min(first + DOCUMENTS_AT_ONCE, len(right)))
-        postings = _postings(right, block, token_ids)
-        for row in range(len(left)):
-            terms = slice(int(left.indptr[row]), int(left.indptr[row + 1]))
-            scores[row, block] = postings.dot(token_ids[terms], left.weights[terms])
+        indptr = right.indptr[first : first + DOCUMENTS_AT_ONCE + 1]
+        block = slice(int(indptr[0]), int(indptr[-1]))
+        rows = SparseRows((), indptr, right.token_ids[block], right.weights[block])
+        postings = Postings.of(rows, asked_tokens(token_ids))
+        for row, (start, end) in enumerate(pairwise(terms.indptr.tolist())):
+            found, values = postings.scores(token_ids[start:end], terms.weights[start:end])
+            scores[row, first + found] = values
     return scores
 
 
@@ -239,25 +244,6 @@ def whole_number(name: str, value: int | None) -> int | None:
     return None if value is None else int(value)
 
 
-class _Postings(NamedTuple):
-    """The terms of a block of documents, by token id; `rows` counts from the first document of the block."""
-
-    token_ids: npt.NDArray[np.int32]
-    rows: npt.NDArray[np.int64]
-    weights: npt.NDArray[np.float32]
-    documents: int
-
-    def dot(self, token_ids: npt.NDArray[np.int32], weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """Return the dot products of one query with each document."""
-        starts = np.searchsorted(self.token_ids, token_ids, side="left")
-        counts = np.searchsorted(self.token_ids, token_ids, side="right") - starts
-        ends = np.cumsum(counts)
-        terms = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
-        products = self.weights[terms] * np.repeat(weights, counts)
-        sums = np.bincount(self.rows[terms], weights=products, minlength=self.documents)
-        return sums.astype(np.float64, copy=False)  # it counts in whole numbers where there are no terms
-
-
 def _ids_in(vocabulary: Sequence[str | None], vectors: SparseVectors) -> npt.NDArray[np.int32]:
     """Return the id that another vocabulary gives to the token of each term, -1 where it has none."""
     if vocabulary is vectors.vocabulary or list(vocabulary) == list(vectors.vocabulary):
@@ -265,17 +251,3 @@ def _ids_in(vocabulary: Sequence[str | None], vectors: SparseVectors) -> npt.NDA
     ids = {token: token_id for token_id, token in enumerate(vocabulary) if token is not None}
     renumbered = [-1 if token is None else ids.get(token, -1) for token in vectors.vocabulary]
     return np.array(renumbered, dtype=np.int32)[vectors.token_ids]
-
-
-def _postings(vectors: SparseVectors, block: slice, of_queries: npt.NDArray[np.int32]) -> _Postings:
-    """Return those terms of a block of rows whose token a query has."""
-    indptr = vectors.indptr[block.start : block.stop + 1]
-    terms = slice(int(indptr[0]), int(indptr[-1]))
-    in_queries = np.zeros(len(vectors.vocabulary), dtype=np.bool_)
-    in_queries[of_queries[of_queries >= 0]] = True
-    wanted = in_queries[vectors.token_ids[terms]]
-    token_ids = vectors.token_ids[terms][wanted]
-    documents = len(indptr) - 1
-    rows = np.repeat(np.arange(documents), np.diff(indptr))[wanted]
-    order = np.argsort(token_ids, kind="stable")
-    return _Postings(token_ids[order], rows[order], vectors.weights[terms][wanted][order], documents)

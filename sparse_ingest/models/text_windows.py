@@ -10,9 +10,8 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from sparse_ingest.errors import Interrupted, UsageError
 from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge
@@ -56,7 +55,7 @@ class DocumentSide:
         reporter.begin("documents", len(texts))
         parts: list[SparseRows] = []
         first = without_token = 0
-        for window in in_batches(texts, WINDOW_TEXTS, WINDOW_CHARACTERS):
+        for window in list(in_batches(texts, WINDOW_TEXTS, WINDOW_CHARACTERS)) or [[]]:
             try:
                 with self._lock:
                     encoded = self._encode(window, _Progress(reporter))
@@ -67,7 +66,7 @@ class DocumentSide:
             without_token += encoded.without_token
         if without_token:
             reporter.note(f"{without_token:,} weights are on ids without a token string and were omitted.")
-        return _joined(parts, self.encoder.vocabulary)
+        return replace(SparseVectors.from_rows(SparseRows.joined(parts), self.encoder.vocabulary), doc_ids=None)
 
     def _encode(self, texts: Sequence[str], progress: _Progress) -> Encoded:
         while True:
@@ -141,11 +140,3 @@ def reporting(progress: bool | Reporter) -> Iterator[Reporter]:
     finally:
         if progress is True and isinstance(reporter, TqdmReporter):
             reporter.close()
-
-
-def _joined(parts: Sequence[SparseRows], vocabulary: Sequence[str | None]) -> SparseVectors:
-    lengths = np.concatenate([np.zeros(1, dtype=np.int64), *(np.diff(part.indptr) for part in parts)])
-    indptr = np.cumsum(lengths)
-    token_ids = np.concatenate([np.empty(0, dtype=np.int32), *(part.token_ids for part in parts)])
-    weights = np.concatenate([np.empty(0, dtype=np.float32), *(part.weights for part in parts)])
-    return SparseVectors(indptr, token_ids, weights, vocabulary)

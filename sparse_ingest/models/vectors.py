@@ -77,7 +77,7 @@ class VectorMaker:
         self._dtype = str(in_body).removeprefix("torch.")
         self._activation = settings.activation or "relu"
         self._padding_id = tokenizer.padding_id
-        with TORCH_STATE, _on(device):
+        with _on(device):
             self.body = Body(checkpoint, device=device, dtype=in_body, trust_remote_code=trusted)
             weight, bias = self.body.weight, self.body.bias
             self._head = build_head(weight, bias, device=device, dtype=in_body, int8=dtype.startswith("int8"))

@@ -1,9 +1,9 @@
 """From dense rows on a device to the few terms that are kept: pruned there, and copied to the host without waiting.
 
 In: weights `[documents, vocabulary]` after the logarithm. Out: counts, token ids and weights of the terms above zero
-that stay. Which ones those are is said by `pruning.py`; here the same is computed where the weights lie, because a
-dense row has 122 KB and its terms some 2. Only ties are left to the host: of terms that weigh what the last one of
-top_k does, all come. Nothing here makes the host wait before `arrive`, and no tensor is as large as the weights.
+that are kept. The rules are those of `pruning.py`, applied on the device because a dense row has 122 KB and its terms
+some 2. Only ties are left to the host: all terms that weigh as much as the last one of top_k are copied. Nothing here
+makes the host wait before `arrive`, and no tensor is as large as the weights.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-# Terms a document for which room is made in the copy. Where a batch has more, it is copied again with more room.
+# Terms per document that the copy has room for. A batch with more is copied again with more room.
 ROOM = 512
 
 
 class DeviceRules(NamedTuple):
-    """The settings of `prune`."""
+    """The settings of `prune` that a device applies."""
 
     top_k: int | None = None
     max_ratio: float | None = None
@@ -30,7 +30,7 @@ class DeviceRules(NamedTuple):
 class Terms(NamedTuple):
     """The terms of a batch: how many each document has, their token ids ascending, and their weights.
 
-    `dropped` is a number that came with them.
+    `dropped` is a number that was copied with them.
     """
 
     counts: npt.NDArray[np.int32]
@@ -40,7 +40,7 @@ class Terms(NamedTuple):
 
 
 def drop_light(weights: torch.Tensor, rules: DeviceRules) -> None:
-    """Set to zero what a rule drops: each says below which weight."""
+    """Set to zero what a rule drops, in place: all weights below the largest limit of the rules."""
     lowest: list[torch.Tensor] = []
     if rules.min_weight is not None:
         lowest.append(weights.new_full((1, 1), rules.min_weight))
@@ -53,16 +53,15 @@ def drop_light(weights: torch.Tensor, rules: DeviceRules) -> None:
 
 
 class Transfer:
-    """The terms of one batch on their way to the host, with one number more, which lies on the device as well.
+    """The copy of one batch's terms to the host, with one number more, which is on the device as well.
 
-    The weights are changed; give no tensor that is needed.
+    The weights are changed in place.
     """
 
     def __init__(self, weights: torch.Tensor, rules: DeviceRules, dropped: torch.Tensor) -> None:
         drop_light(weights, rules)
         self._weights, self._dropped = weights, dropped.to(torch.int32).view(1)
-        self._documents = len(weights)
-        self._room = min(self._documents * ROOM, weights.numel())
+        self._room = min(len(weights) * ROOM, weights.numel())
         self._host, self._arrived = _copied(self._compacted(self._room))
 
     def arrive(self) -> Terms:
@@ -70,7 +69,7 @@ class Transfer:
         if self._arrived is not None:
             self._arrived.synchronize()
         found = self._host.numpy()
-        start = 1 + self._documents
+        start = 1 + len(self._weights)
         dropped, counts = int(found[0]), found[1:start].copy()
         total = int(counts.sum())
         if total > self._room:
@@ -82,7 +81,7 @@ class Transfer:
 
     def _compacted(self, room: int) -> torch.Tensor:
         """Number, counts, token ids and the bits of weights in one int32 tensor, with room for so many terms."""
-        # How many are not zero, which a sum of truth values would first copy as whole numbers of 8 bytes. A float32
+        # The number of non-zero weights; a sum of booleans would first copy them as integers of 8 bytes. A float32
         # counts to 16 million.
         counts = torch.linalg.vector_norm(self._weights, ord=0, dim=1).to(torch.int32)
         places = _places(self._weights, room)
@@ -91,17 +90,17 @@ class Transfer:
 
 
 def _places(weights: torch.Tensor, room: int) -> torch.Tensor:
-    """Row and column of each weight that is not zero, filled up to so many rows."""
+    """Return row and column of each non-zero weight, padded to `room` rows."""
     try:
-        # As nonzero, but of a size known before: the host need not wait to learn it.
+        # As nonzero, but of a known size: the host need not wait to learn it.
         return torch.nonzero_static(weights, size=room, fill_value=0)
-    except NotImplementedError:  # a torch, or a device, that has it not
+    except NotImplementedError:  # a torch, or a device, that does not have it
         found = torch.nonzero(weights)[:room]
         return torch.nn.functional.pad(found, (0, 0, 0, room - len(found)))
 
 
 def _copied(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """The tensor on the host, and the event after which it is there."""
+    """Start to copy a tensor to the host; return the copy, and the event after which it is complete."""
     if not tensor.is_cuda:
         return tensor, None
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

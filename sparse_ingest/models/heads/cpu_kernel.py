@@ -1,9 +1,8 @@
 """The vocabulary projection and the maximum over each document's tokens as one kernel, compiled here for CPUs.
 
-LLVM comes as a wheel (llvmlite, extra `fast`), so no compiler is needed; compiling takes a few hundredths of a
-second. In: packed hidden states in whole numbers of 8 bits or in bfloat16. Out: weights before the logarithm. Where
-llvmlite or the instructions are missing there is no kernel, and other heads do the same. Not covered: which head is
-used, and the trial it must pass (selection.py).
+LLVM is a wheel (llvmlite, extra `fast`), so no compiler is needed; compiling takes a few hundredths of a second. In:
+packed hidden states as 8-bit integers or bfloat16. Out: weights before the logarithm. Where llvmlite or the
+instructions are missing there is no kernel, and other heads compute the same. selection.py decides which head is used.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_vnni
 from sparse_ingest.models.packing import Packing
 
 DTYPES = {torch.int8: "int8", torch.bfloat16: "bfloat16"}
-# Older ones have the instructions with other arguments.
+# In older versions the instructions have other arguments.
 OLDEST_LLVM = (22,)
-# Wider rows of bfloat16 do not leave a panel in the cache that two threads of an AMX core share; torch's own product
-# is faster there (measured in a prototype: 768 wide 0.9 times as fast, 256 wide 1.2, 128 wide 1.9).
+# With wider rows of bfloat16 a panel does not stay in the cache that two threads of an AMX core share, and torch's own
+# product is faster (measured in a prototype: 768 wide 0.9 times as fast, 256 wide 1.2, 128 wide 1.9).
 AMX_BFLOAT16_BYTES = 1024
-# What the system calls the tiles of AMX, and the request for them.
+# Linux's numbers of the tiles of AMX, and of the request for them.
 ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 0x1023, 18
 SYS_ARCH_PRCTL = 158
 
@@ -38,7 +37,7 @@ class Kernel:
     """`relu(max over a document's rows of rows @ weight.T * scale of the document * scale of the column + bias)`.
 
     `weight` is `[vocabulary, width]` in int8 or bfloat16, the scales of columns and `bias` are `[vocabulary]` in
-    float32. The sums of 8-bit numbers are exact; those of bfloat16 are float32, in an order of the instructions' own.
+    float32. Sums of 8-bit numbers are exact; those of bfloat16 are float32, in the order of the instructions.
     """
 
     def __init__(
@@ -57,11 +56,9 @@ class Kernel:
         self._panels = len(weight) // PANEL
         groups = weight.view(torch.uint8).view(self._panels, PANEL, -1, GROUP_BYTES)
         self._weight = groups.transpose(1, 2).contiguous()
-        if weight.dtype == torch.int8:
-            # One factor must be unsigned: rows are multiplied as 128 more than they are.
-            self._before = -128 * weight.sum(1, dtype=torch.int32)
-        else:
-            self._before = torch.zeros(len(weight))
+        # One 8-bit factor must be unsigned: rows are multiplied as 128 more than they are.
+        is_int8 = weight.dtype == torch.int8
+        self._before = -128 * weight.sum(1, dtype=torch.int32) if is_int8 else torch.zeros(len(weight))
         self._scales = pad(torch.ones(self._columns) if scales is None else scales, (0, missing))
         self._bias = pad(bias.to(torch.float32), (0, missing))
         dtype, row_bytes = DTYPES[weight.dtype], weight.shape[1] * weight.itemsize
@@ -70,7 +67,7 @@ class Kernel:
 
     def __call__(self, rows: torch.Tensor, packing: Packing, scales: torch.Tensor | None = None) -> torch.Tensor:
         """Weights before the logarithm of packed rows in the weight's dtype; `scales` is `[documents]`."""
-        # From here on there are only addresses, behind which nobody would see it.
+        # The kernel gets addresses alone, and cannot check them.
         if rows.dtype != self._dtype or rows.shape != (sum(packing.lengths), self._width):
             raise TypeError(
                 f"Hidden states are {rows.dtype} of {tuple(rows.shape)}, and should be {self._dtype} of "
@@ -93,7 +90,7 @@ class Kernel:
 
 
 def instructions_for(dtype: torch.dtype, width: int) -> str | None:
-    """With which instructions of this CPU a kernel of this dtype would be fastest; None: without one."""
+    """Return the instructions of this CPU with which a kernel of this dtype is fastest; None: no kernel is faster."""
     if platform.machine() != "x86_64" or platform.system() != "Linux":
         return None
     if dtype in DTYPES and has_amx() and _may_use_tiles():
@@ -104,11 +101,11 @@ def instructions_for(dtype: torch.dtype, width: int) -> str | None:
 
 
 def compile_kernel(text: str, feature: str | None = None) -> Compiled:
-    """The function `maxima` of a module that needs a feature of this CPU. It may run on several threads at once.
+    """Compile a module that needs a feature of this CPU, and return its function `maxima`, which is thread-safe.
 
     Raises:
-        ImportError: llvmlite is not there.
-        RuntimeError: its LLVM is too old, does not understand the text, or does not see the feature.
+        ImportError: llvmlite is not installed.
+        RuntimeError: its LLVM is too old, cannot parse the text, or does not see the feature.
     """
     from llvmlite import binding
 
@@ -135,13 +132,13 @@ def compile_kernel(text: str, feature: str | None = None) -> Compiled:
 
 
 def _whole_tiles(rows: torch.Tensor) -> torch.Tensor:
-    """Rows filled up with zeros to a multiple of a tile's row."""
+    """Pad rows with zeros to a multiple of a tile's row."""
     missing = -rows.shape[1] % (TILE_BYTES // rows.itemsize)
     return pad(rows, (0, missing)) if missing else rows
 
 
 @cache
 def _may_use_tiles() -> bool:
-    """Ask Linux for the tiles of AMX, which it gives to a process that asks."""
+    """Ask Linux for the tiles of AMX, which a process must request."""
     libc = ctypes.CDLL(None, use_errno=True)
     return bool(libc.syscall(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0)

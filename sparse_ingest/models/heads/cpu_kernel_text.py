@@ -43,7 +43,7 @@ FEATURES = {
 class Form:
     """What differs between dtypes, in LLVM's language."""
 
-    number: str  # of a sum
+    sums: str  # a vector of them
     factors: str  # a vector of them
     multiply: str  # of AVX512
     multiply_tiles: str  # of AMX
@@ -51,11 +51,6 @@ class Form:
     lowest: str  # a vector of it
     add: str
     to_float: str  # of a vector of sums
-
-    @property
-    def sums(self) -> str:
-        """A vector of sums."""
-        return f"<{LANES} x {self.number}>"
 
     @property
     def both(self) -> str:
@@ -66,11 +61,11 @@ class Form:
 # A maximum without care for what is no number (`nnan`) is one instruction; such hidden states are found by vectors.py.
 FORMS = {
     "int8": Form(
-        "i32", "<64 x i8>", "@llvm.x86.avx512.vpdpbusd.512", "@llvm.x86.tdpbusd",
+        "<16 x i32>", "<64 x i8>", "@llvm.x86.avx512.vpdpbusd.512", "@llvm.x86.tdpbusd",
         "call <16 x i32> @llvm.smax.v16i32", "splat (i32 -2147483648)", "add", "sitofp <16 x i32> {} to <16 x float>",
     ),
     "bfloat16": Form(
-        "float", "<32 x bfloat>", "@llvm.x86.avx512bf16.dpbf16ps.512", "@llvm.x86.tdpbf16ps",
+        "<16 x float>", "<32 x bfloat>", "@llvm.x86.avx512bf16.dpbf16ps.512", "@llvm.x86.tdpbf16ps",
         "call nnan <16 x float> @llvm.maxnum.v16f32", "splat (float 0xFFF0000000000000)", "fadd",
         "bitcast <16 x float> {} to <16 x float>",
     ),

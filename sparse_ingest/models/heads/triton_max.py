@@ -1,17 +1,16 @@
 """The vocabulary projection and the maximum over each document's tokens as one kernel, for GPUs with Triton.
 
-A program computes one tile of the vocabulary for some documents. The tile's weights stay in shared memory where they
-fit, and the tokens stream past them; where they do not, both come in steps of the width. A document is walked in tiles
-of rows, the running maximum of its products stays in registers, and each document writes one row of the tile, with the
-bias added and relu taken. Logits never reach memory: what is written is `[documents, vocabulary]`. Sums are float32.
+A program computes one tile of the vocabulary for some documents. If the tile's weights fit into shared memory, they
+stay there and only the tokens are loaded; otherwise both are loaded in steps of the width. A document is read in tiles
+of rows, the running maximum of its products stays in registers, and each document writes one row of the tile, with bias
+and relu applied. Logits are never written to memory: the output is `[documents, vocabulary]`. Sums are float32.
 
-The products stand with the vocabulary down and the tokens across: then a thread finds most of a maximum in registers of
-its own, and 4 exchanges between threads do what took 192. Shared memory, registers and instructions of the compiled
-kernel are known from tests; nothing has been timed, as no GPU was there.
+Rows of a product are the vocabulary, columns the tokens: then a thread finds most of a maximum in its own registers,
+and 4 exchanges between threads do what took 192. Tests check shared memory, registers and instructions of the compiled
+kernel; nothing has been timed, because no GPU was available.
 
-In: packed hidden states in half precision. Not covered: float32, which a GPU without tensor cores for it computes no
-faster here than the plain head does; which head a device gets, and the trial it must pass there (selection.py).
-TRITON_INTERPRET=1 runs the kernel on the CPU, for tests.
+In: packed hidden states in half precision. float32, for which a GPU has no tensor cores, would be no faster than with
+the plain head. selection.py decides which head a device gets. TRITON_INTERPRET=1 runs the kernel on the CPU, for tests.
 """
 
 from __future__ import annotations
@@ -27,24 +26,24 @@ import triton.language as tl
 
 from sparse_ingest.models.packing import Packing, to_device
 
-# Tiles of rows that one program walks over, and more where a document goes on: it loads its weights once.
+# Tiles of rows of one program, and more where a document goes on: it loads its weights once.
 TOGETHER = 16
 WARPS = 8
-# What a kernel needs of it beside its tiles.
+# Bytes of shared memory that a kernel needs beside its tiles.
 SHARED_BESIDE = 2048
 SHARED_HOPPER = 227 << 10
-# For older GPUs Triton has no tensor cores: the kernel compiles, and would be slower than the plain head.
+# On older GPUs Triton does not use tensor cores: the kernel compiles, and would be slower than the plain head.
 OLDEST = (8, 0)
 
 
 class Shape(NamedTuple):
     """How many columns of the vocabulary a program has, and how much of the width it multiplies at a time.
 
-    `row_tiles`: rows of hidden states at a time -> what a row costs, as larger tiles read less for each product
-    (estimated from bytes read, not measured).
+    `row_tiles`: rows of hidden states at a time -> cost of a row, as larger tiles read less for each product (estimated
+    from bytes read, not measured).
     """
 
-    resident: bool  # the weights of the columns stay, since `depth` is the whole width
+    resident: bool  # the weights of the columns stay, because `depth` is the full width
     columns: int
     depth: int
     stages: int
@@ -52,10 +51,10 @@ class Shape(NamedTuple):
 
 
 def shape_of(width: int, shared_bytes: int) -> Shape:
-    """The shape for hidden states of a width on a GPU whose blocks have so much shared memory."""
+    """Return the shape for hidden states of a width on a GPU whose blocks have so much shared memory."""
     whole = max(16, triton.next_power_of_2(width))
-    # One tile of weights, and three of rows: one is multiplied while others arrive. In fewer stages Triton loads the
-    # next tile only when the one before is done with. Two such programs share a multiprocessor at a width of 128.
+    # One tile of weights, and three of rows: one is multiplied while others are loaded. With fewer stages Triton loads
+    # the next tile only after the previous one. Two such programs share a multiprocessor at a width of 128.
     if whole <= 256 and 2 * whole * (128 + 3 * 64) + SHARED_BESIDE <= shared_bytes:
         return Shape(True, 128, whole, 5, {32: 1.4, 64: 1.0})
     # More columns read the rows less often; they need the shared memory of a Hopper.
@@ -65,14 +64,14 @@ def shape_of(width: int, shared_bytes: int) -> Shape:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _block(matrix, places, depth, WIDTH: tl.constexpr, EVEN: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
-    """`matrix[places, depth]` of a matrix of so many columns, zeros behind them; `EVEN`: none lies behind them."""
+    """`matrix[places, depth]` of a matrix with WIDTH columns, zeros after them; `EVEN`: no place is after them."""
     there = matrix + places[:, None] * WIDTH + depth[None, :]
     if EVEN:
         return tl.load(there)
     return tl.load(there, mask=(depth < WIDTH)[None, :], other=0.0)
 
 
-# No annotations but of constants: Triton reads them as code of the kernel.
+# Only constants have annotations: Triton reads them as code of the kernel.
 @triton.jit  # type: ignore[untyped-decorator]
 def _maxima(  # type: ignore[no-untyped-def] # noqa: ANN202
     rows, weight, bias, tiles, parts, found, vocabulary,  # noqa: ANN001
@@ -90,11 +89,11 @@ def _maxima(  # type: ignore[no-untyped-def] # noqa: ANN202
         left = _block(weight, columns, tl.arange(0, DEPTH), WIDTH, EVEN)
     largest = tl.full((COLUMNS,), float("-inf"), dtype=tl.float32)
     first, end = tl.load(parts + tl.program_id(1)), tl.load(parts + tl.program_id(1) + 1)
-    # One loop over tiles and steps, so that loads run ahead over the border of two tiles.
+    # One loop over tiles and steps, so that loads run ahead over the border between two tiles.
     for tile in tl.range(first, end, num_stages=STAGES, flatten=not RESIDENT):
         row, last = tl.load(tiles + 4 * tile), tl.load(tiles + 4 * tile + 1)
         document, begins = tl.load(tiles + 4 * tile + 2), tl.load(tiles + 4 * tile + 3)
-        # Rows behind the document's last one repeat it, which changes no maximum.
+        # Rows after the document's last one repeat it, which changes no maximum.
         places = tl.minimum(row + tl.arange(0, ROWS), last).to(tl.int64)
         if RESIDENT:
             right = _block(rows, places, tl.arange(0, DEPTH), WIDTH, EVEN)
@@ -107,7 +106,7 @@ def _maxima(  # type: ignore[no-untyped-def] # noqa: ANN202
                 right = _block(rows, places, depth, WIDTH, EVEN)
                 products = tl.dot(part, tl.trans(right), products, input_precision="ieee")
         largest = tl.maximum(tl.where(begins != 0, float("-inf"), largest), tl.max(products, axis=1))
-        # Written with each tile: the last one of the document holds. The bias is the same for every row.
+        # Written with each tile: the document's last tile decides. The bias is the same for every row.
         weights = tl.maximum(largest + added, 0.0)
         tl.store(found + document.to(tl.int64) * vocabulary + columns, weights, mask=columns < vocabulary)
 
@@ -119,10 +118,8 @@ class TritonHead:
         self._columns, self._width = weight.shape
         shared_bytes = SHARED_HOPPER
         if device.type == "cuda":
-            if (found := torch.cuda.get_device_capability(device)) < OLDEST:
-                raise RuntimeError(
-                    f"its compute capability is {found[0]}.{found[1]}, and the kernel is for 8.0 and newer"
-                )
+            if (gpu := torch.cuda.get_device_capability(device)) < OLDEST:
+                raise RuntimeError(f"its compute capability is {gpu[0]}.{gpu[1]}, and the kernel is for 8.0 and newer")
             shared_bytes = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
         self._shape = shape_of(self._width, shared_bytes)
         padding = -self._columns % self._shape.columns
@@ -134,7 +131,7 @@ class TritonHead:
         shape = self._shape
         row_tile = cheapest_row_tile(packing.lengths, shape.row_tiles)
         work, count = row_tiles(packing.lengths, row_tile)
-        # One copy; the parts begin at a multiple of 16 bytes, as Triton likes it.
+        # One copy; the parts begin at a multiple of 16 bytes, which Triton reads faster.
         tiles, parts = to_device(work, rows.device).tensor_split((4 * count,))
         rows = rows.contiguous()
         found = torch.empty(len(packing.lengths), self._columns, dtype=torch.float32, device=rows.device)
@@ -150,16 +147,16 @@ class TritonHead:
 
 
 def cheapest_row_tile(lengths: Sequence[int], costs: Mapping[int, float]) -> int:
-    """The tile with which documents of these lengths cost least: the last tile of each is filled up."""
+    """Return the tile with which documents of these lengths cost least: the last tile of each is padded."""
     rows = np.array(lengths)
     return min(costs, key=lambda tile: costs[tile] * tile * int((-(-rows // tile)).sum()))
 
 
 def row_tiles(lengths: Sequence[int], row_tile: int) -> tuple[npt.NDArray[np.int32], int]:
-    """Tiles of rows in order, with behind them at which of them each program begins and the last one ends; how many.
+    """Return tiles of rows in order, followed by the first tile of each program and the end; and the number of tiles.
 
-    Of each tile: its first row, the document's last row, the document, and whether it begins there. A program has whole
-    documents, since a maximum that two have parts of would need another pass.
+    Of each tile: its first row, the document's last row, the document, and whether it begins there. A program has
+    complete documents, because a maximum over two programs would need another pass.
     """
     rows = np.array(lengths)
     starts, counts = rows.cumsum() - rows, -(-rows // row_tile)
