@@ -15,8 +15,15 @@ from dataclasses import dataclass
 from dataclasses import field as made_of
 from typing import Any, NamedTuple, TypedDict, Unpack
 
-from sparse_ingest.cluster.limits import MAX_CLAUSES, FittedWeights, check_clauses, check_seismic, fit_weights
-from sparse_ingest.cluster.two_phase import check_two_phase, two_phase_split
+from sparse_ingest.cluster.limits import (
+    MAX_CLAUSES,
+    FittedWeights,
+    check_clauses,
+    check_seismic,
+    check_two_phase,
+    fit_weights,
+    leaves_nothing,
+)
 from sparse_ingest.errors import PipelineError, UsageError
 from sparse_ingest.pipeline import EngineName, QuerySettings, packaged_folder
 
@@ -111,7 +118,7 @@ def two_phase_body(
     if full["prune_type"] == "abs_value":
         # A border among the weights moves with them.
         full["prune_ratio"] = ratio / fitted.scale
-    if fitted.weights and not two_phase_split(fitted.weights, full)[0]:
+    if fitted.weights and leaves_nothing(fitted.weights, full):
         raise UsageError(
             f"With {full['prune_type']} and prune_ratio {ratio:g} no token of the query is left for the first phase, "
             "so nothing can be found. Choose other [query] two_phase settings."
