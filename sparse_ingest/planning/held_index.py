@@ -9,7 +9,6 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import quote
 
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.pipeline import ModelSettings, Pipeline, QuerySettings
@@ -62,7 +61,7 @@ def _look_at(opened: SearchableIndex, run: Run) -> HeldIndex:
             f"Index {opened.name!r} holds {of}, but the plan is for run {run.manifest.run_id[:8]} ({run.path}). Load "
             "that run into it, or name an index that holds it."
         )
-    stats = opened.client.call("GET", f"/{quote(found.name, safe='')}/_stats/store")
+    stats = opened.client.call("GET", f"{found.path}/_stats/store")
     pruning = {rule: value for rule, value in stamp.pruning.items() if value is not None}
     size = int(stats["_all"]["primaries"]["store"]["size_in_bytes"])
     return HeldIndex(opened.client, found.name, pruning, size, opened.engine)
