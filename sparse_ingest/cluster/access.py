@@ -12,14 +12,14 @@ import os
 import re
 import ssl
 from base64 import b64encode
-from typing import Any
+from collections.abc import Callable
 
 import opensearchpy
 
 from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError, first_line
 
 
-def tls_context(*, ca: str | None, client_cert: str | None, client_key: str | None) -> ssl.SSLContext:
+def tls_context(ca: str | None, client_cert: str | None, client_key: str | None) -> ssl.SSLContext:
     """What to speak TLS with. The file `ca` replaces the system's list, as curl's --cacert does.
 
     Raises:
@@ -52,36 +52,40 @@ def basic_header(user: str, password: str) -> dict[str, str]:
     return {"authorization": f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"}
 
 
-class AwsSigner:
-    """Signs each request with AWS SigV4, with credentials as they are then: boto3 renews those that expire."""
+def aws_signer(region: str | None, service: str) -> Callable[[str, str, bytes | None], dict[str, str]]:
+    """What gives the headers that sign a request with AWS SigV4.
 
-    def __init__(self, region: str | None, service: str) -> None:
+    It takes the credentials as they are then: boto3 renews those that expire.
+
+    Raises:
+        MissingExtraError, ClusterError, UsageError: boto3, credentials or the region are missing.
+    """
+    try:
+        import boto3  # type: ignore[import-untyped, import-not-found, unused-ignore]
+        from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    except ImportError as error:
+        raise MissingExtraError("aws", "--aws-service") from error
+    # At DEBUG botocore logs what it signs, and opensearch-py the answer, in which AWS repeats it.
+    for name in ("botocore.auth", "opensearch"):
+        logging.getLogger(name).addFilter(_without_session_token)
+    try:
+        session = boto3.Session()
+        credentials, region = session.get_credentials(), region or session.region_name
+    except BotoCoreError as error:
+        raise ClusterError(_no_credentials(error)) from error
+    if not region:
+        raise UsageError("--aws-service needs --aws-region, or the variable AWS_REGION.")
+    if credentials is None:
+        raise ClusterError("boto3 finds no AWS credentials; set AWS_PROFILE or the AWS_ACCESS_KEY_ID variables.")
+    signer = opensearchpy.Urllib3AWSV4SignerAuth(credentials, region, service)
+
+    def sign(method: str, url: str, body: bytes | None) -> dict[str, str]:
         try:
-            import boto3  # type: ignore[import-untyped, import-not-found, unused-ignore]
-            from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped, import-not-found, unused-ignore]
-        except ImportError as error:
-            raise MissingExtraError("aws", "--aws-service") from error
-        # At DEBUG botocore logs what it signs, and opensearch-py the answer, in which AWS repeats it.
-        for name in ("botocore.auth", "opensearch"):
-            logging.getLogger(name).addFilter(_without_session_token)
-        self._expected: type[Exception] = BotoCoreError
-        try:
-            session = boto3.Session()
-            credentials, region = session.get_credentials(), region or session.region_name
+            return dict(signer(method, url, body))
         except BotoCoreError as error:
             raise ClusterError(_no_credentials(error)) from error
-        if not region:
-            raise UsageError("--aws-service needs --aws-region, or the variable AWS_REGION.")
-        if credentials is None:
-            raise ClusterError("boto3 finds no AWS credentials; set AWS_PROFILE or the AWS_ACCESS_KEY_ID variables.")
-        self._signer: Any = opensearchpy.Urllib3AWSV4SignerAuth(credentials, region, service)
 
-    def __call__(self, method: str, url: str, body: bytes | None) -> dict[str, str]:
-        """The headers that sign a request."""
-        try:
-            return dict(self._signer(method, url, body))
-        except self._expected as error:
-            raise ClusterError(_no_credentials(error)) from error
+    return sign
 
 
 def _without_session_token(record: logging.LogRecord) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from decimal import Decimal
 from itertools import islice
 from json.encoder import encode_basestring
 from typing import Any, Literal, NamedTuple
@@ -78,7 +79,10 @@ def shortest_decimal(code: int) -> str:
 
 
 def shortest_between(lowest: float, highest: float) -> str:
-    """The shortest decimal from `lowest` to `highest`, both above zero, the ends included."""
+    """The shortest decimal from `lowest` to `highest`, both above zero, the ends included.
+
+    Of two spellings of equal length it is the one without an exponent.
+    """
     low, low_divisor = lowest.as_integer_ratio()
     high, high_divisor = highest.as_integer_ratio()
     power = len(str(high)) - len(str(high_divisor)) + 1
@@ -87,7 +91,9 @@ def shortest_between(lowest: float, highest: float) -> str:
         up, down = (10**power, 1) if power >= 0 else (1, 10**-power)
         digits = -(-low * down // (low_divisor * up))
         if digits and digits * up * high_divisor <= high * down:
-            return _spelled(digits, power)
+            short = f"{digits}e{power}"
+            plain = f"{Decimal(short):f}"
+            return plain if len(plain) <= len(short) else short
         power -= 1
 
 
@@ -139,8 +145,7 @@ class BodyWriter:
         empty_field: bool = True,
     ) -> None:
         self._field = field
-        self._name = encode_basestring(field)
-        self._ascii_name = json.dumps(field) if json.dumps(field) != self._name else None
+        self._names = {encode_basestring(field), json.dumps(field)}
         self._spelling = spelling
         self._text = _operation_text(operation, field)
         self._without = self._text.opening + self._text.end if empty_field else self._text.without
@@ -171,7 +176,7 @@ class BodyWriter:
             RunError: a token id or a weight that no encoder writes: the run is damaged.
         """
         limit = max_bytes if callable(max_bytes) else lambda: max_bytes
-        waiting: list[_Written] = []
+        waiting: list[BulkRequest] = []
         room_bytes, room_documents = limit(), max_documents
         for layout in (layout for part in parts for layout in self._layouts(part)):
             start = 0
@@ -190,10 +195,10 @@ class BodyWriter:
         if waiting:
             yield self._request(waiting, shard)
 
-    def _request(self, written: Sequence[_Written], shard: int) -> BulkRequest:
+    def _request(self, written: Sequence[BulkRequest], shard: int) -> BulkRequest:
         return _joined(
             [one.body for one in written],
-            np.concatenate([one.sizes for one in written]),
+            np.concatenate([np.diff(one.borders) for one in written]),
             np.concatenate([one.rows for one in written]),
             [doc_id for one in written for doc_id in one.doc_ids],
             shard,
@@ -235,9 +240,10 @@ class BodyWriter:
         pieces[borders[:-1]] = np.arange(len(terms)) + len(self._pieces)
         heads = list(map(self._head, vectors.doc_ids, fields, terms.tolist()))
         lengths = np.concatenate((self._lengths, np.fromiter(map(len, heads), dtype=np.int32, count=len(heads))))
-        sizes = np.add.reduceat(lengths[pieces], borders[:-1]).astype(np.int64)
+        sizes = np.add.reduceat(lengths[pieces], borders[:-1])
+        offsets = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
         table = pa.concat_arrays([self._pieces, _arrow(heads)])
-        return _Layout(table, pieces, borders, sizes, np.concatenate(([0], np.cumsum(sizes))), rows, vectors.doc_ids)
+        return _Layout(table, pieces, borders, offsets, rows, vectors.doc_ids)
 
     def _head(self, doc_id: str, carried: str, terms: int) -> bytes:
         """What stands before a document's terms; all of it when there are none."""
@@ -246,8 +252,9 @@ class BodyWriter:
         if self._text.operation == "update":
             return action + opening
         # Most often the two are one, and none is there: this is asked of every document.
-        if self._name in carried or (self._ascii_name is not None and self._ascii_name in carried):
-            refuse_clash(carried, self._field)
+        for name in self._names:
+            if name in carried:
+                refuse_clash(carried, self._field)
         # A line break between the parts of a JSON object is only white space, but it would end the operation.
         object_start = carried.strip().replace("\n", " ").encode()[:-1].rstrip()
         comma = b"" if object_start == b"{" or opening == self._text.without else b","
@@ -292,22 +299,12 @@ class BodyWriter:
         self._lengths = np.diff(np.frombuffer(self._pieces.buffers()[1], dtype=np.int32)[: len(self._pieces) + 1])
 
 
-class _Written(NamedTuple):
-    """Some documents as bytes, and the bytes of each."""
-
-    body: bytes
-    sizes: npt.NDArray[np.int64]
-    rows: npt.NDArray[np.uint64]
-    doc_ids: Sequence[str]
-
-
 class _Layout(NamedTuple):
     """Documents as numbers of the pieces in `table`: those of document i are `pieces[borders[i]:borders[i + 1]]`."""
 
     table: pa.Array[Any]
     pieces: npt.NDArray[np.int32]
     borders: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]
     rows: npt.NDArray[np.uint64]
     doc_ids: Sequence[str]
@@ -317,14 +314,14 @@ class _Layout(NamedTuple):
         end = int(np.searchsorted(self.offsets, self.offsets[start] + max_bytes, side="right")) - 1
         return max(start, min(end, start + max_documents))
 
-    def written(self, start: int, end: int) -> _Written:
+    def written(self, start: int, end: int) -> BulkRequest:
         """The documents from `start` to `end`."""
         pieces = self.pieces[self.borders[start] : self.borders[end]]
         gathered = self.table.take(pa.Array.from_buffers(pa.int32(), len(pieces), [None, pa.py_buffer(pieces)]))
         # Arrow lays the values of an array side by side: its buffer is the text.
-        size = int(self.offsets[end] - self.offsets[start])
-        body = gathered.buffers()[2].slice(0, size).to_pybytes()
-        return _Written(body, self.sizes[start:end], self.rows[start:end], self.doc_ids[start:end])
+        borders = self.offsets[start : end + 1] - self.offsets[start]
+        body = gathered.buffers()[2].slice(0, int(borders[-1])).to_pybytes()
+        return BulkRequest(body, borders, self.rows[start:end], self.doc_ids[start:end])
 
 
 def _arrow(values: Sequence[bytes]) -> pa.Array[Any]:
@@ -372,14 +369,3 @@ def refuse_clash(fields: str, field: str) -> None:
             f"The documents carry a field {field!r}, which is also the name of the sparse field. "
             "Choose another one with --field, or leave that field out with encode --keep."
         )
-
-
-def _spelled(digits: int, power: int) -> str:
-    """digits · 10^power in the shorter of its two spellings, without an exponent if they are equal."""
-    short = f"{digits}e{power}"
-    if power >= 0:
-        plain = str(digits) + "0" * power
-    else:
-        padded = str(digits).rjust(1 - power, "0")
-        plain = f"{padded[:power]}.{padded[power:]}"
-    return plain if len(plain) <= len(short) else short

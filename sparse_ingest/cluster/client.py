@@ -15,16 +15,16 @@ import os
 import re
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import opensearchpy
 from opensearchpy import OpenSearch
 from opensearchpy.exceptions import SerializationError, SSLError, TransportError
 
-from sparse_ingest.cluster.access import AwsSigner, basic_header, tls_context
+from sparse_ingest.cluster.access import aws_signer, basic_header, tls_context
 from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -76,21 +76,6 @@ class Address(NamedTuple):
         return f"{self.scheme}://{host}:{self.port}{self.prefix}"
 
 
-class Who(NamedTuple):
-    """Who asks, for messages."""
-
-    user: str | None
-    has_certificate: bool
-    aws_service: str | None
-
-    def __str__(self) -> str:
-        if self.aws_service:
-            return "these AWS credentials"
-        if self.user:
-            return f"user {self.user!r}"
-        return "this client certificate" if self.has_certificate else "a client without a user name"
-
-
 class ResponseError(ClusterError):
     """OpenSearch answered with an error: `status`, its `kind` (the exception's type) and `reason`.
 
@@ -114,19 +99,9 @@ class UnreachableError(ClusterError):
 class _PlainConnection(opensearchpy.Urllib3HttpConnection):
     """Keeps the Retry-After of an answer, which opensearch-py drops together with the other headers of an error."""
 
-    def perform_request(
-        self,
-        method: str,
-        url: str,
-        params: Mapping[str, Any] | None = None,
-        body: bytes | None = None,
-        timeout: int | float | None = None,
-        ignore: Collection[int] = (),
-        headers: Mapping[str, str] | None = None,
-    ) -> Any:
+    def perform_request(self, *request: Any, ignore: Collection[int] = (), **more: Any) -> Any:
         """Send one request; status, headers and text of the answer."""
-        kept = _BUSY.union(ignore)
-        status, answered, text = super().perform_request(method, url, params, body, timeout, kept, headers)
+        status, answered, text = super().perform_request(*request, **more | {"ignore": _BUSY.union(ignore)})
         if status in _BUSY and status not in ignore:
             try:
                 self._raise_error(status, text, answered.get("content-type"))
@@ -151,9 +126,10 @@ def _retry_after_s(header: str | None) -> float | None:
 class Client:
     """One cluster, asked once for its version. Safe to use from several threads."""
 
-    def __init__(self, transport: opensearchpy.Transport, address: Address, who: Who, *, owned: bool = True) -> None:
-        self._transport, self._owned = transport, owned
-        self._who = who
+    def __init__(
+        self, transport: opensearchpy.Transport, address: Address, connection: Connection, *, owned: bool = True
+    ) -> None:
+        self._transport, self._connection, self._owned = transport, connection, owned
         self.address = str(address)
         self.version, self.cluster_uuid = self._asked_version()
 
@@ -179,13 +155,25 @@ class Client:
             )
         except TransportError as error:
             # AWS repeats the request that it refuses, a session token included: nothing for a traceback.
-            raise self._translated(error, timeout_s) from (None if self._who.aws_service else error)
+            raise self._translated(error, timeout_s) from (None if self._connection.aws_service else error)
         except (SerializationError, AttributeError) as error:
             # AttributeError: opensearch-py takes it for granted that an error's JSON is an object.
             raise UnreachableError(
                 f"{self.address} answered with something that is no JSON of OpenSearch's. "
                 "Check that --url names OpenSearch itself."
             ) from error
+
+    def find(
+        self, path: str, *, params: Mapping[str, str] | None = None, absent: Collection[int] = (404,)
+    ) -> dict[str, Any] | None:
+        """The answer to a GET; None where nothing is, or who asks may not see it: the `absent` statuses."""
+        try:
+            found: dict[str, Any] = self.call("GET", path, params=params)
+            return found
+        except ResponseError as error:
+            if error.status in absent:
+                return None
+            raise
 
     def close(self) -> None:
         """Close the open connections, unless they are those of an `OpenSearch` of the caller's."""
@@ -197,10 +185,10 @@ class Client:
         try:
             root = self.call("GET", "/")
         except ResponseError as error:
-            if error.status == 404 and self._who.aws_service == "aoss":
+            if error.status == 404 and self._connection.aws_service == "aoss":
                 why = "Amazon OpenSearch Serverless has no version"
             elif error.status == 403 and "cluster:monitor/main" in error.reason:
-                why = f"{self.address} does not tell its version to {self._who} (cluster:monitor/main)"
+                why = f"{self.address} does not tell its version to {_who(self._connection)} (cluster:monitor/main)"
             else:
                 raise
             logger.warning("%s; it is taken for OpenSearch %d.%d.%d.", why, *NEWEST_TRIED)
@@ -217,7 +205,7 @@ class Client:
                 else UnreachableError(_unreachable(error, self.address, timeout_s))
             )
         kind, reason = error_of(error.info if isinstance(error.info, dict) else {}, str(error.error))
-        message = _refused(error.status_code, self.address, self._who)
+        message = _refused(error.status_code, self.address, self._connection)
         if message is None:
             message = f"{self.address} answered {error.status_code} {kind}: {reason}"
         else:
@@ -258,21 +246,18 @@ def connect(connection: Connection | OpenSearch | None = None, *, url: str | Non
         return _client_of(connection)
     address, user, password = parse_url(connection.url)
     user, password = connection.user or user, connection.password or password
-    _refuse_conflicts(connection, address, user, password)
+    connection = replace(connection, user=user, password=password)
+    _refuse_conflicts(connection, address)
     # Without a handler Python prints the library's warnings, tracebacks included, over our own messages.
     logging.getLogger("opensearch").addHandler(logging.NullHandler())
     options: dict[str, Any] = {"scheme": address.scheme}
     if address.scheme == "https":
-        options |= {
-            "use_ssl": True,
-            "ssl_context": tls_context(
-                ca=connection.ca, client_cert=connection.client_cert, client_key=connection.client_key
-            ),
-        }
+        context = tls_context(connection.ca, connection.client_cert, connection.client_key)
+        options |= {"use_ssl": True, "ssl_context": context}
     if user and password is not None:
         options["headers"] = basic_header(user, password)
     if connection.aws_service:
-        options["http_auth"] = AwsSigner(connection.aws_region, connection.aws_service)
+        options["http_auth"] = aws_signer(connection.aws_region, connection.aws_service)
     opensearch = OpenSearch(
         hosts=[{"host": address.host, "port": address.port, "url_prefix": address.prefix.strip("/")}],
         connection_class=_PlainConnection,
@@ -280,26 +265,23 @@ def connect(connection: Connection | OpenSearch | None = None, *, url: str | Non
         max_retries=0,
         **options,
     )
-    return Client(opensearch.transport, address, Who(user, bool(connection.client_cert), connection.aws_service))
+    return Client(opensearch.transport, address, connection)
 
 
 def _client_of(opensearch: OpenSearch) -> Client:
     """A client over the connections of the caller's own, which stay open when it is closed."""
     host = opensearch.transport.hosts[0] if opensearch.transport.hosts else {}
     scheme = "https" if host.get("use_ssl") or host.get("scheme") == "https" else "http"
-    address = Address(scheme, host.get("host", "localhost"), int(host.get("port", 9200)), _prefix(host))
+    prefix = str(host.get("url_prefix") or "").strip("/")
+    address = Address(scheme, host.get("host", "localhost"), int(host.get("port", 9200)), prefix and f"/{prefix}")
     transport = copy.copy(opensearch.transport)
     transport.max_retries = 0
-    return Client(transport, address, Who(None, False, None), owned=False)
+    return Client(transport, address, Connection(), owned=False)
 
 
-def _prefix(host: Mapping[str, Any]) -> str:
-    prefix = str(host.get("url_prefix") or "").strip("/")
-    return f"/{prefix}" if prefix else ""
-
-
-def _refuse_conflicts(connection: Connection, address: Address, user: str | None, password: str | None) -> None:
+def _refuse_conflicts(connection: Connection, address: Address) -> None:
     """Refuse options of which one would silently have no effect."""
+    user, password = connection.user, connection.password
     if user and password is None:
         raise UsageError(f"User {user!r} has no password: give --password or set SPARSE_INGEST_PASSWORD.")
     if user and connection.aws_service:
@@ -334,6 +316,11 @@ def parse_url(url: str) -> tuple[Address, str | None, str | None]:
     address = Address(parts.scheme, parts.hostname, port or default_port, parts.path.rstrip("/"))
     user, password = parts.username, parts.password
     return address, unquote(user) if user else None, unquote(password) if password is not None else None
+
+
+def path_of(name: str) -> str:
+    """The path of an index or alias."""
+    return f"/{quote(name, safe='')}"
 
 
 def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tuple[str, str]:
@@ -390,35 +377,50 @@ def _unreachable(error: TransportError, address: str, timeout_s: float) -> str:
     return f"{address} closed the connection before it answered.{hint} Check that it is up, and try again."
 
 
+# What OpenSSL says, and what it means.
+_TLS_FAILURES = (
+    ("certificate is not valid for", "{}. Write the name that its certificate is for in --url."),
+    ("has expired|not yet valid", "{}. Its certificate must be renewed, or the clock of this machine be set right."),
+    ("verify failed", "{}. Give the file of the CA that signed its certificate with --ca."),
+    (
+        "(?i)certificate.required|handshake.failure",
+        "it asks for a client certificate ({}). Give --client-cert and --client-key.",
+    ),
+    (
+        "EOF occurred",
+        "it broke off the TLS handshake. It may ask for a client certificate: --client-cert and --client-key.",
+    ),
+    ("(?i)alert", "it does not accept the client certificate ({}). Check --client-cert and who signed it."),
+    ("", "the TLS connection failed ({}). Check --ca, --client-cert and --client-key."),
+)
+
+
 def _tls_failure(cause: str) -> str:
     """What went wrong between the two ends of TLS, by what OpenSSL says."""
     short = re.sub(r"^.*?\]\s*|\s*\(_ssl\.c.*$", "", cause).rstrip(".")
-    if "certificate is not valid for" in cause:
-        return f"{short}. Write the name that its certificate is for in --url."
-    if "has expired" in cause or "not yet valid" in cause:
-        return f"{short}. Its certificate must be renewed, or the clock of this machine be set right."
-    if "verify failed" in cause:
-        return f"{short}. Give the file of the CA that signed its certificate with --ca."
-    if re.search(r"certificate.required|handshake.failure", cause, re.IGNORECASE):
-        return f"it asks for a client certificate ({short}). Give --client-cert and --client-key."
-    if "EOF occurred" in cause:
-        return "it broke off the TLS handshake. It may ask for a client certificate: --client-cert and --client-key."
-    if "alert" in cause.lower():
-        return f"it does not accept the client certificate ({short}). Check --client-cert and who signed it."
-    return f"the TLS connection failed ({short}). Check --ca, --client-cert and --client-key."
+    return next(says for pattern, says in _TLS_FAILURES if re.search(pattern, cause)).format(short)
 
 
-def _refused(status: int, address: str, who: Who) -> str | None:
+def _who(connection: Connection) -> str:
+    if connection.aws_service:
+        return "these AWS credentials"
+    if connection.user:
+        return f"user {connection.user!r}"
+    return "this client certificate" if connection.client_cert else "a client without a user name"
+
+
+def _refused(status: int, address: str, connection: Connection) -> str | None:
     if status not in (401, 403):
         return None
-    if who.aws_service:
+    who = _who(connection)
+    if connection.aws_service:
         return (
             f"{address} refuses {who} ({status}). Check AWS_PROFILE, --aws-region, --aws-service and the access policy."
         )
     if status == 403:
         return f"{address} forbids this to {who} (403): grant the right, or give another --user."
-    if who.user:
+    if connection.user:
         return f"{address} does not accept {who} with this password (401). Check both."
-    if who.has_certificate:
+    if connection.client_cert:
         return f"{address} does not know {who} (401): give --user and --password as well."
     return f"{address} asks who you are (401): give --user and --password, or a client certificate."

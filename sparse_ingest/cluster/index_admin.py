@@ -12,7 +12,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import quote
 
 from sparse_ingest.cluster import indexes, installed, mappings, seismic
 from sparse_ingest.cluster.client import Client, Connection, connect
@@ -147,15 +146,8 @@ def create_index(
             "a load that makes its index itself fits both to the run."
         )
     names = {one.kind: one.name for one, _ in wanted}
-    return CreateReport(
-        made.name,
-        made.uuid,
-        full.index.field,
-        full.index.kind,
-        names.get("search"),
-        names.get("ingest"),
-        bool(names) and chosen.default,
-    )
+    pipelines = names.get("search"), names.get("ingest")
+    return CreateReport(made.name, made.uuid, full.index.field, full.index.kind, *pipelines, chosen.default)
 
 
 def show_index(index: str, *, url: str | None = None, connection: Connection | OpenSearch | None = None) -> IndexReport:
@@ -165,11 +157,11 @@ def show_index(index: str, *, url: str | None = None, connection: Connection | O
         ClusterError: there is none.
     """
     with contextlib.closing(connect(connection, url=url)) as client:
-        there = _found(client, index)
+        there = indexes.need_index(client, index, "Check --index and --url.")
         stamp = there.stamp
         field = stamp.field if stamp else mappings.sparse_field(there.mappings)
         entry = (mappings.field_mapping(there.mappings, field) if field else None) or {}
-        path = f"/{quote(there.name, safe='')}/_stats/store,segments"
+        path = f"{there.path}/_stats/store,segments"
         primaries = client.call("GET", path)["_all"]["primaries"]
         return IndexReport(
             index=there.name,
@@ -178,7 +170,7 @@ def show_index(index: str, *, url: str | None = None, connection: Connection | O
             aliases=there.serving_aliases,
             field=field,
             kind=entry.get("type"),
-            ours=_is_ours(there),
+            ours=installed.is_ours(there),
             model=stamp.model if stamp else None,
             run_id=stamp.run_id if stamp else None,
             runs=list(stamp.runs) if stamp else [],
@@ -218,7 +210,7 @@ def drop_index(
         ClusterError: there is none, it is not ours, or an alias serves it.
     """
     with contextlib.closing(connect(connection, url=url)) as client:
-        there = _found(client, index)
+        there = indexes.need_index(client, index, "Check --index and --url.")
         if there.name != index:
             raise UsageError(f"{index!r} is an alias of {there.name!r}. Name the index itself.")
         if not force:
@@ -229,19 +221,14 @@ def drop_index(
         if not sure(f"Delete index {index!r} at {client.address} with {documents} documents{also}?"):
             return None
         indexes.check_uuid(client, there)
-        indexes.delete_index(client, there)
-        kept = {one: installed.remove(client, one, index) for one in pipelines}
-    return DropReport(
-        there.name,
-        there.uuid,
-        documents,
-        [one.name for one, why in kept.items() if why is None],
-        [why for why in kept.values() if why],
-    )
+        client.call("DELETE", there.path)
+        kept = {one.name: installed.remove(client, one, index) for one in pipelines}
+    removed = [name for name, why in kept.items() if why is None]
+    return DropReport(there.name, there.uuid, documents, removed, [why for why in kept.values() if why])
 
 
 def _refuse_model_of_nothing(options: CreateOptions) -> None:
-    needed = installed.needs_model(options.search, options.ingest)
+    needed = "neural-query-enricher" in options.search or options.ingest is not None
     if needed and not options.model_id:
         raise UsageError(
             "This pipeline runs a model of the server: name it with --model-id. GET /_plugins/_ml/models/_search "
@@ -274,7 +261,7 @@ def _pipelines(index: str, pipeline: Pipeline, options: CreateOptions) -> list[t
 def _complete(body: dict[str, Any], pipelines: Sequence[Installed], options: CreateOptions) -> None:
     """Add to an index body what its pipelines need, and the key by which we know it as ours."""
     content = body["mappings"]
-    content["_meta"] = {**content.get("_meta", {}), installed.MADE_KEY: installed.made_meta(pipelines)}
+    installed.note_made(content, pipelines)
     if options.ingest == "text-chunking":
         if installed.PASSAGES in content["properties"]:
             raise PipelineError(
@@ -303,19 +290,8 @@ def _installing(client: Client, index: str, wanted: Sequence[tuple[Installed, di
         raise
 
 
-def _found(client: Client, index: str) -> indexes.Index:
-    there = indexes.find_index(client, index)
-    if there is None:
-        raise ClusterError(f"There is no index or alias {index!r} at {client.address}. Check --index and --url.")
-    return there
-
-
-def _is_ours(there: indexes.Index) -> bool:
-    return there.stamp is not None or installed.made_of(there) is not None
-
-
 def _refuse_to_drop(there: indexes.Index) -> None:
-    if not _is_ours(there):
+    if not installed.is_ours(there):
         raise ClusterError(
             f"Index {there.name!r} was neither made nor loaded by sparse-ingest, so it is not deleted. If it is meant, "
             "give --force."

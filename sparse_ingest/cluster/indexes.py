@@ -4,8 +4,12 @@ In: an index body (mappings.py), a `Stamp`. Out: an `Index` (concrete name, UUID
 the key `sparse_ingest` of the mapping's `_meta`; other keys are kept. Loads send to a private alias with
 `require_alias`, so a bulk request never creates a deleted index again with a dynamic mapping.
 
-Not covered: what a mapping must contain (mappings.py), index settings during a load (settings_guard.py), aliases that
-serve searches (aliases.py).
+An alias that searches use moves to another index in one request: between the removal and the addition there is no
+instant, and its filter and routing move along. A removal says `must_exist`: without it, OpenSearch passes over an alias
+that somebody else has just moved.
+
+Not covered: what a mapping must contain (mappings.py), index settings during a load (settings_guard.py), when an alias
+moves (loading/publish.py).
 """
 
 from __future__ import annotations
@@ -16,9 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from dataclasses import field as made_of
 from typing import Any, Literal, NamedTuple
-from urllib.parse import quote
 
-from sparse_ingest.cluster.client import Client, ResponseError
+from sparse_ingest.cluster.client import Client, ResponseError, path_of
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.runs.run import Run
 
@@ -75,6 +78,11 @@ class Index(NamedTuple):
     aliases: dict[str, dict[str, Any]] = {}
 
     @property
+    def path(self) -> str:
+        """Where requests about it go."""
+        return path_of(self.name)
+
+    @property
     def stamp(self) -> Stamp | None:
         """The stamp; None if there is none, or it cannot be read."""
         meta = self.mappings.get("_meta", {}).get(META_KEY)
@@ -119,12 +127,9 @@ def find_index(client: Client, name: str) -> Index | None:
     """
     if not is_one_name(name):
         raise UsageError(f"--index {name!r} is no index name; one index or alias is expected, without wildcards.")
-    try:
-        found = client.call("GET", f"/{quote(name, safe='')}")
-    except ResponseError as error:
-        if error.status == 404:
-            return None
-        raise
+    found = client.find(path_of(name))
+    if found is None:
+        return None
     if name not in found and not all(name in entry["aliases"] for entry in found.values()):
         raise UsageError(
             f"--index {name!r} is a data stream, whose documents have no ids of their own. Name an index or an alias."
@@ -148,25 +153,27 @@ def find_index(client: Client, name: str) -> Index | None:
     return Index(concrete, str(settings["uuid"]), entry.get("mappings", {}), settings, entry.get("aliases", {}))
 
 
-def create_index(client: Client, name: str, body: dict[str, Any]) -> Index:
-    """Create an index that does not exist."""
-    client.call("PUT", f"/{quote(name, safe='')}", body)
+def need_index(client: Client, name: str, advice: str) -> Index:
+    """Return the index of this name or alias.
+
+    Raises:
+        ClusterError: there is none; the message ends with `advice`.
+    """
     index = find_index(client, name)
     if index is None:
-        raise ClusterError(f"Index {name!r} was created and is gone again. Check who deletes it, then load again.")
+        raise ClusterError(f"There is no index or alias {name!r} at {client.address}. {advice}")
     return index
 
 
-def delete_index(client: Client, index: Index) -> None:
-    """Delete an index by its concrete name."""
-    client.call("DELETE", f"/{quote(index.name, safe='')}")
+def create_index(client: Client, name: str, body: dict[str, Any]) -> Index:
+    """Create an index that does not exist."""
+    client.call("PUT", path_of(name), body)
+    return need_index(client, name, "It was created and is gone again. Check who deletes it, then load again.")
 
 
 def stamp_index(client: Client, index: Index, stamp: Stamp) -> None:
     """Write the stamp into `_meta` and keep the other keys. (A mapping update replaces all of `_meta`.)"""
-    there = check_uuid(client, index)
-    meta = {**there.mappings.get("_meta", {}), META_KEY: stamp.as_meta()}
-    client.call("PUT", f"/{quote(index.name, safe='')}/_mapping", {"_meta": meta})
+    _write_stamp(client, check_uuid(client, index), stamp)
 
 
 def update_stamp(client: Client, index: Index, change: Callable[[Stamp], Stamp]) -> None:
@@ -174,8 +181,12 @@ def update_stamp(client: Client, index: Index, change: Callable[[Stamp], Stamp])
     there = check_uuid(client, index)
     stamp = there.stamp
     if stamp is not None and change(stamp) != stamp:
-        meta = {**there.mappings["_meta"], META_KEY: change(stamp).as_meta()}
-        client.call("PUT", f"/{quote(index.name, safe='')}/_mapping", {"_meta": meta})
+        _write_stamp(client, there, change(stamp))
+
+
+def _write_stamp(client: Client, there: Index, stamp: Stamp) -> None:
+    meta = {**there.mappings.get("_meta", {}), META_KEY: stamp.as_meta()}
+    client.call("PUT", f"{there.path}/_mapping", {"_meta": meta})
 
 
 def continued_stamp(there: Stamp | None, stamp: Stamp) -> Stamp:
@@ -211,17 +222,12 @@ def check_uuid(client: Client, index: Index) -> Index:
     """
     there = find_index(client, index.name)
     if there is None or there.uuid != index.uuid:
-        raise ClusterError(changed_message(index, there.uuid if there else None))
+        what = f"now has UUID {there.uuid}" if there else "is gone"
+        raise ClusterError(
+            f"Index {index.name!r} {what}; the load began with UUID {index.uuid}. Somebody deleted it. "
+            "Start the load again: it begins anew for the new index."
+        )
     return there
-
-
-def changed_message(index: Index, found: str | None) -> str:
-    """Return the message for an index that is no longer the one that the load started with."""
-    what = f"now has UUID {found}" if found else "is gone"
-    return (
-        f"Index {index.name!r} {what}; the load began with UUID {index.uuid}. Somebody deleted it. "
-        "Start the load again: it begins anew for the new index."
-    )
 
 
 def add_private_alias(client: Client, index: Index, run_id: str) -> str:
@@ -237,15 +243,65 @@ def private_alias(index: str, run_id: str) -> str:
     return f"{index}{_PRIVATE}{run_id[:8]}"
 
 
-def remove_alias(client: Client, index: Index, alias: str, *, timeout_s: float = 60) -> None:
-    """Remove an alias from an index."""
-    actions = {"actions": [{"remove": {"index": index.name, "alias": alias}}]}
-    client.call("POST", "/_aliases", actions, timeout_s=timeout_s)
+class Served(NamedTuple):
+    """What an alias stands for: a concrete index, or None when there is no such alias; and its properties."""
+
+    alias: str
+    concrete: str | None
+    properties: dict[str, Any]
+
+
+def served_by(client: Client, alias: str) -> Served:
+    """The index that an alias serves.
+
+    Raises:
+        UsageError: an index has this name, or the alias stands for several.
+    """
+    if not is_one_name(alias):
+        raise UsageError(f"--alias {alias!r} is no name for an alias; one name is expected, without wildcards.")
+    found = client.find(path_of(alias))
+    if found is None:
+        return Served(alias, None, {})
+    if alias not in found and not all(alias in entry["aliases"] for entry in found.values()):
+        raise UsageError(f"{alias!r} is a data stream, so it cannot be an alias too. Give --alias another name.")
+    if alias in found:
+        raise UsageError(
+            f"{alias!r} is an index, so it cannot be an alias too. Give --alias another name, or load into the index "
+            f"with --index {alias}."
+        )
+    if len(found) > 1:
+        raise UsageError(
+            f"Alias {alias!r} stands for {len(found)} indexes ({', '.join(sorted(found))}); one that --alias may move "
+            "stands for one. Take it off the others, or give another name."
+        )
+    ((index, entry),) = found.items()
+    return Served(alias, index, entry["aliases"][alias])
+
+
+def move_alias(client: Client, served: Served, target: Index) -> None:
+    """Let the alias serve `target` and nothing else.
+
+    Raises:
+        ClusterError: somebody has moved or removed it since it was looked at.
+    """
+    actions: list[dict[str, Any]] = []
+    if served.concrete is not None:
+        actions.append({"remove": {"index": served.concrete, "alias": served.alias, "must_exist": True}})
+    actions.append({"add": {"index": target.name, "alias": served.alias, **served.properties}})
+    try:
+        client.call("POST", "/_aliases", {"actions": actions})
+    except ResponseError as error:
+        if error.status != 404:
+            raise
+        raise ClusterError(
+            f"Alias {served.alias!r} no longer stands for {served.concrete!r}: somebody moved it meanwhile. It was "
+            f"left as it is; look at it with GET /_alias/{served.alias}, then start the same command again."
+        ) from error
 
 
 def refresh(client: Client, index: Index) -> None:
     """Make all acknowledged writes searchable."""
-    client.call("POST", f"/{quote(index.name, safe='')}/_refresh", timeout_s=600)
+    client.call("POST", f"{index.path}/_refresh", timeout_s=600)
 
 
 def count_documents(client: Client, index: Index) -> int:
@@ -254,7 +310,7 @@ def count_documents(client: Client, index: Index) -> int:
     Raises:
         ClusterError: a shard did not answer, so the count would be too low.
     """
-    answer = client.call("GET", f"/{quote(index.name, safe='')}/_count")
+    answer = client.call("GET", f"{index.path}/_count")
     if answer["_shards"]["successful"] < answer["_shards"]["total"]:
         raise ClusterError(
             f"Only {answer['_shards']['successful']} of {answer['_shards']['total']} shards of index {index.name!r} "
@@ -269,16 +325,10 @@ def max_clauses(client: Client) -> int:
     A role without cluster rights may not read it; this returns OpenSearch's default then, 1024.
     """
     name = "indices.query.bool.max_clause_count"
-    try:
-        answer = client.call("GET", "/_cluster/settings", params={"include_defaults": "true", "flat_settings": "true"})
-    except ResponseError as error:
-        if error.status not in (403, 404):
-            raise
-        return 1024
-    for level in ("transient", "persistent", "defaults"):
-        if name in answer.get(level, {}):
-            return int(answer[level][name])
-    return 1024
+    params = {"include_defaults": "true", "flat_settings": "true"}
+    answer = client.find("/_cluster/settings", params=params, absent=(403, 404)) or {}
+    levels = (answer.get(level, {}) for level in ("transient", "persistent", "defaults"))
+    return next((int(level[name]) for level in levels if name in level), 1024)
 
 
 def _stamp_from(meta: dict[str, Any]) -> Stamp | None:

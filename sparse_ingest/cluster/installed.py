@@ -10,11 +10,10 @@ Not covered: running a model on the server, requests that name a pipeline (reque
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, NamedTuple
-from urllib.parse import quote
 
-from sparse_ingest.cluster.client import Client, ResponseError
+from sparse_ingest.cluster.client import Client, ResponseError, path_of
 from sparse_ingest.cluster.indexes import Index
 from sparse_ingest.errors import ClusterError, PipelineError, UsageError
 from sparse_ingest.pipeline import EncodeSettings, packaged_folder
@@ -45,11 +44,10 @@ def search_body(names: Sequence[str], field: str, model_id: str | None) -> dict[
         UsageError: two of them put the scores of a hybrid query together, or a model is named for nothing.
     """
     bodies = [_packaged("search", name, field, model_id) for name in dict.fromkeys(names)]
-    merged: dict[str, Any] = {"description": " ".join(body["description"] for body in bodies)}
+    merged: dict[str, Any] = {"description": " ".join(body.pop("description") for body in bodies)}
     for body in bodies:
         for key, processors in body.items():
-            if key != "description":
-                merged[key] = [*merged.get(key, []), *processors]
+            merged[key] = [*merged.get(key, []), *processors]
     if len(merged.get("phase_results_processors", [])) > 1:
         raise UsageError(
             "--search-pipeline hybrid and rrf both put the scores of a hybrid query together; a pipeline does it in "
@@ -71,7 +69,7 @@ def ingest_body(name: str, field: str, model_id: str | None, encode: EncodeSetti
         "abs_value": encode.min_weight,
         "alpha_mass": encode.alpha_mass,
     }
-    asked = {rule: value for rule, value in rules.items() if value is not None}
+    asked = [(rule, value) for rule, value in rules.items() if value is not None]
     if len(asked) > 1:
         raise PipelineError(
             "[encode] prunes by more than one of max_ratio, top_k, min_weight and alpha_mass, but an ingest pipeline "
@@ -81,14 +79,9 @@ def ingest_body(name: str, field: str, model_id: str | None, encode: EncodeSetti
     for processor in body["processors"]:
         if encoding := processor.get("sparse_encoding"):
             del encoding["prune_type"], encoding["prune_ratio"]
-            for rule, value in asked.items():
+            for rule, value in asked:
                 encoding |= {"prune_type": rule, "prune_ratio": value}
     return body
-
-
-def needs_model(search: Sequence[str], ingest: str | None) -> bool:
-    """Whether one of these pipelines runs a model of the server."""
-    return "neural-query-enricher" in search or ingest is not None
 
 
 def install(client: Client, pipeline: Installed, body: dict[str, Any], index: str) -> bool:
@@ -146,12 +139,8 @@ def refuse_encoding_at_last(client: Client, index: Index, field: str) -> None:
     name = index.setting("final_pipeline")
     if name in (None, "_none"):
         return
-    try:
-        body = _found(client, Installed("ingest", str(name))) or {}
-    except ResponseError as error:
-        if error.status != 403:
-            raise
-        return  # who may not look can still load
+    # Who may not look can still load.
+    body = _found(client, Installed("ingest", str(name)), absent=(403, 404)) or {}
     for processor in body.get("processors", ()):
         if field in processor.get("sparse_encoding", {}).get("field_map", {}).values():
             raise ClusterError(
@@ -161,9 +150,10 @@ def refuse_encoding_at_last(client: Client, index: Index, field: str) -> None:
             )
 
 
-def made_meta(pipelines: Sequence[Installed]) -> dict[str, Any]:
-    """What `_meta` says under our key about an index that `index create` made."""
-    return {"format": 1, "pipelines": [pipeline._asdict() for pipeline in pipelines]}
+def note_made(content: dict[str, Any], pipelines: Sequence[Installed]) -> None:
+    """Say in `_meta` of a mapping, under our key, that `index create` made the index with these pipelines."""
+    made = {"format": 1, "pipelines": [pipeline._asdict() for pipeline in pipelines]}
+    content["_meta"] = {**content.get("_meta", {}), MADE_KEY: made}
 
 
 def made_of(index: Index) -> list[Installed] | None:
@@ -175,13 +165,18 @@ def made_of(index: Index) -> list[Installed] | None:
     return [Installed(one["kind"], one["name"]) for one in entries if one.get("kind") in _PATHS and one.get("name")]
 
 
+def is_ours(index: Index) -> bool:
+    """Whether a load or `index create` made the index, or a load has written into it."""
+    return index.stamp is not None or made_of(index) is not None
+
+
 def carried_over(old: Index, body: dict[str, Any]) -> dict[str, Any]:
     """The body of an index that is made in place of `old`, with the pipelines that `index create` gave that one."""
     pipelines = made_of(old)
     if pipelines is None:
         return body
     content = dict(body["mappings"])
-    content["_meta"] = {**content.get("_meta", {}), MADE_KEY: made_meta(pipelines)}
+    note_made(content, pipelines)
     if PASSAGES in old.mappings.get("properties", {}) and PASSAGES not in content["properties"]:
         add_passages(content)
     settings = dict(body.get("settings", {}))
@@ -228,17 +223,11 @@ def _mark(index: str) -> str:
 
 
 def _path(pipeline: Installed) -> str:
-    return f"{_PATHS[pipeline.kind]}/{quote(pipeline.name, safe='')}"
+    return _PATHS[pipeline.kind] + path_of(pipeline.name)
 
 
-def _found(client: Client, pipeline: Installed) -> dict[str, Any] | None:
-    try:
-        found = client.call("GET", _path(pipeline))
-    except ResponseError as error:
-        if error.status == 404:
-            return None
-        raise
-    entry = found.get(pipeline.name)
+def _found(client: Client, pipeline: Installed, *, absent: Collection[int] = (404,)) -> dict[str, Any] | None:
+    entry = (client.find(_path(pipeline), absent=absent) or {}).get(pipeline.name)
     return dict(entry) if isinstance(entry, dict) else None
 
 

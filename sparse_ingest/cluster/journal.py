@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -35,6 +36,7 @@ from sparse_ingest.storage.places import Place, RemotePath
 from sparse_ingest.storage.scratch import ScratchFolder
 
 _FILES = ("dead.jsonl", "journal.jsonl")  # in order of upload
+_LETTER_KEYS = ("id", "shard", "row", "status", "reason")  # of a line of dead.jsonl
 
 
 class DeadLetter(NamedTuple):
@@ -66,7 +68,7 @@ class Journal:
         finished = self.finished().keys()
         for line in _lines(self._dead):
             if line["shard"] in finished:
-                yield _letter(line)
+                yield DeadLetter(*(line[key] for key in _LETTER_KEYS))
 
     def dead_rows(self, shard: int) -> list[int]:
         """Return the source rows of a shard's dead letters."""
@@ -74,8 +76,7 @@ class Journal:
 
     def refused(self) -> dict[int, int]:
         """Return how many dead letters each finished shard has. Shards without any are omitted."""
-        counts = Counter(letter.shard for letter in self.dead())
-        return dict(sorted(counts.items()))
+        return Counter(letter.shard for letter in self.dead())
 
     def begin(self, shards: Collection[int]) -> None:
         """Delete the dead letters of earlier attempts at these shards."""
@@ -203,17 +204,7 @@ def documents_of(line: Mapping[str, Any]) -> int:
 
 
 def _line(letter: DeadLetter) -> dict[str, Any]:
-    return {
-        "id": letter.doc_id,
-        "shard": letter.shard,
-        "row": letter.row,
-        "status": letter.status,
-        "reason": letter.reason,
-    }
-
-
-def _letter(line: dict[str, Any]) -> DeadLetter:
-    return DeadLetter(line["id"], line["shard"], line["row"], line["status"], line["reason"])
+    return dict(zip(_LETTER_KEYS, letter, strict=True))
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -254,14 +245,7 @@ def _append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 def _complete_bytes(path: Path) -> int:
     """Return the length of a file without a torn last line."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        end = size
-        while end:
-            start = max(0, end - 65536)
-            file.seek(start)
-            line_break = file.read(end - start).rfind(b"\n")
-            if line_break >= 0:
-                return start + line_break + 1
-            end = start
-    return 0
+    if not path.stat().st_size:
+        return 0
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.rfind(b"\n") + 1

@@ -9,13 +9,13 @@ Not covered: creating and finding indexes (indexes.py), method parameters that a
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sparse_ingest.cluster.bodies import FEATURE_SPELLING, Spelling
 from sparse_ingest.cluster.indexes import META_KEY, Index, Stamp
-from sparse_ingest.cluster.seismic import MAX_VOCABULARY, ByteCodes, parameters_of
+from sparse_ingest.cluster.seismic import MAX_VOCABULARY, ByteCodes, body_setting, parameters_of
 from sparse_ingest.errors import ClusterError, PipelineError
 from sparse_ingest.pipeline import IndexSettings, packaged_folder
 
@@ -95,7 +95,7 @@ def index_body(settings: IndexSettings, stamp: Stamp | None) -> dict[str, Any]:
             f"{path} is no index body: expected a JSON object whose mappings.properties has a {settings.kind} field, "
             "and objects for aliases, settings, settings.index, _source, _meta, method and its parameters."
         ) from error
-    if settings.kind == "sparse_vector" and not _says_sparse(body):
+    if settings.kind == "sparse_vector" and str(body_setting(body, "sparse")).lower() != "true":
         raise PipelineError(
             f'{path} has a sparse_vector field, but not the setting "index": {{"sparse": true}}: add it.'
         )
@@ -133,7 +133,7 @@ def check_fits(index: Index, stamp: Stamp, kind: FieldKind | None = None) -> Non
             f"{' with positive_score_impact false' if turned else ''}; expected is {wanted}. "
             f"Load into a new index, or give {instead}."
         )
-    if _flat_objects(index.mappings, stamp.field):
+    if any(str(entry.get("disable_objects")).lower() == "true" for entry in _entries_to(index.mappings, stamp.field)):
         raise ClusterError(
             f"Index {index.name!r} has disable_objects in its mapping: OpenSearch then takes the field {stamp.field!r} "
             "apart and stores no vector. Load into an index without it."
@@ -161,12 +161,8 @@ def check_fits(index: Index, stamp: Stamp, kind: FieldKind | None = None) -> Non
 
 def field_mapping(mappings: dict[str, Any], field: str) -> dict[str, Any] | None:
     """The mapping of a field by its dotted name, or None."""
-    entry: Any = mappings
-    for name in field.split("."):
-        entry = entry.get("properties", {}).get(name)
-        if not isinstance(entry, dict):
-            return None
-    return dict(entry)
+    entries = list(_entries_to(mappings, field))
+    return dict(entries[-1]) if len(entries) == 2 + field.count(".") else None
 
 
 def sparse_field(mappings: dict[str, Any]) -> str | None:
@@ -191,20 +187,15 @@ def _refuse_no_objects(body: dict[str, Any]) -> None:
         raise TypeError
 
 
-def _says_sparse(body: dict[str, Any]) -> bool:
-    settings = body.get("settings", {})
-    places = (settings, settings.get("index", {}))
-    return any(str(place.get(name)).lower() == "true" for place in places for name in ("sparse", "index.sparse"))
-
-
-def _flat_objects(mappings: dict[str, Any], field: str) -> bool:
-    """Whether a field lies in an object whose sub-objects are taken apart."""
+def _entries_to(mappings: dict[str, Any], field: str) -> Iterator[dict[str, Any]]:
+    """The mappings, and the entries of the objects that a field lies in and of itself, as far as they are there."""
     entry: Any = mappings
+    yield entry
     for name in field.split("."):
-        if str(entry.get("disable_objects")).lower() == "true":
-            return True
-        entry = entry.get("properties", {}).get(name, {})
-    return False
+        entry = entry.get("properties", {}).get(name)
+        if not isinstance(entry, dict):
+            return
+        yield entry
 
 
 def _model_name(stamp: Stamp) -> str:

@@ -1,6 +1,7 @@
-"""A whole index read at one instant: all its ids, and token by token the weights of a rank_features field.
+"""A whole index read at one instant: all its ids, and token by token the weights of a rank_features field. And counts.
 
-In: an index, tokens. Out: ids, and for each token the places and stored weights of all documents that have it. A query
+In: an index, tokens or ids. Out: ids, and for each token the places and stored weights of all documents that have it;
+or only how many have it: a search that brings no document, but walks over all postings of the token. A query
 for one token with weight 1.0 scores a document with the stored weight itself, so nothing need be explained, and what
 nobody expects is found as well. A place is what `_shard_doc` says: it grows in the order that documents come in, and
 stays what it is as long as the point in time is open.
@@ -11,22 +12,23 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.cluster.client import Client
+from sparse_ingest.cluster.client import Client, path_of
 from sparse_ingest.cluster.indexes import Index
 from sparse_ingest.cluster.reading import search_many
 from sparse_ingest.errors import ClusterError
+from sparse_ingest.records import PARENT
 
 PAGE = 10_000  # the default of index.max_result_window
 _KEEP_ALIVE = "10m"
 _SEARCHES = 500  # in one _msearch, when the tokens are rare
-_HIT = "responses.hits.hits"
+_IDS = 1000  # in one _count
 _HITS = 100_000  # that one _msearch may bring, about 4 MB
 
 
@@ -52,10 +54,7 @@ class IndexScan:
         after: int | None = None
         while True:
             body = self._body({"match_all": {}}, after) | {"_source": False}
-            [answer] = search_many(
-                self._client, "/_msearch", [body], self._index, filter_path=f"{_HIT}._id,{_HIT}.sort"
-            )
-            hits = answer.get("hits", {}).get("hits", [])
+            [hits] = self._hits([body], "_id", "sort")
             if hits:
                 yield np.array([hit["sort"][0] for hit in hits], dtype=np.int64), [hit["_id"] for hit in hits]
             if len(hits) < self._page:
@@ -65,8 +64,8 @@ class IndexScan:
     def id_at(self, place: int) -> str:
         """The id of the document at a place."""
         body = self._body({"match_all": {}}, place - 1) | {"_source": False, "size": 1}
-        [answer] = search_many(self._client, "/_msearch", [body], self._index, filter_path=f"{_HIT}._id")
-        return str(answer["hits"]["hits"][0]["_id"])
+        [[hit]] = self._hits([body], "_id")
+        return str(hit["_id"])
 
     def weights(self, field: str, questions: Sequence[Sequence[str]], likely: Sequence[int]) -> Iterator[Page]:
         """All documents that have a token of a question, with the sum of the weights of those; without order.
@@ -83,16 +82,18 @@ class IndexScan:
             # Reading ids from disk would cost ten times what all the rest does.
             extra = {"stored_fields": "_none_", "track_scores": True}
             bodies = [self._body(_question(field, questions[number]), after) | extra for number, after in batch]
-            answers = search_many(
-                self._client, "/_msearch", bodies, self._index, filter_path=f"{_HIT}._score,{_HIT}.sort"
-            )
-            for (number, _), answer in zip(batch, answers, strict=True):
-                found = answer.get("hits", {}).get("hits", [])
+            for (number, _), found in zip(batch, self._hits(bodies, "_score", "sort"), strict=True):
                 if found:
                     places = np.array([hit["sort"][0] for hit in found], dtype=np.int64)
                     yield Page(number, places, np.array([hit["_score"] for hit in found], dtype=np.float32))
                 if len(found) == self._page:
                     waiting.appendleft((number, found[-1]["sort"][0]))
+
+    def _hits(self, bodies: Sequence[dict[str, Any]], *parts: str) -> Iterator[list[dict[str, Any]]]:
+        """These parts of the hits of each search."""
+        wanted = ",".join(f"responses.hits.hits.{part}" for part in parts)
+        for answer in search_many(self._client, "/_msearch", bodies, self._index, filter_path=wanted):
+            yield answer.get("hits", {}).get("hits", [])
 
     def _body(self, query: dict[str, Any], after: int | None) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -108,7 +109,7 @@ class IndexScan:
 @contextlib.contextmanager
 def scan(client: Client, index: Index) -> Iterator[IndexScan]:
     """Hold an index as it is now for the block."""
-    path = f"/{quote(index.name, safe='')}/_search/point_in_time"
+    path = f"{index.path}/_search/point_in_time"
     point = str(client.call("POST", path, params={"keep_alive": _KEEP_ALIVE})["pit_id"])
     try:
         yield IndexScan(client, index.name, point, int(index.setting("max_result_window") or PAGE))
@@ -120,3 +121,55 @@ def scan(client: Client, index: Index) -> Iterator[IndexScan]:
 
 def _question(field: str, tokens: Sequence[str]) -> dict[str, Any]:
     return {"neural_sparse": {field: {"query_tokens": dict.fromkeys(tokens, 1.0)}}}
+
+
+def count_searchable(client: Client, index: str) -> int:
+    """Return how many documents a search can find. Shards that do not answer are not counted."""
+    return int(client.call("POST", f"{path_of(index)}/_count", {"query": {"match_all": {}}})["count"])
+
+
+def count_known(client: Client, index: str, doc_ids: Iterable[str]) -> int:
+    """How many of these documents an index has."""
+    known = 0
+    for some in _batches(doc_ids):
+        body = {"query": {"ids": {"values": some}}}
+        known += int(client.call("POST", f"{path_of(index)}/_count", body)["count"])
+    return known
+
+
+def count_parents(client: Client, index: str, doc_ids: Iterable[str]) -> int:
+    """How many of these documents an index has passages of, which name them in a keyword field; 0 without the field."""
+    field, path = PARENT, path_of(index)
+    mapped = client.call("GET", f"{path}/_mapping/field/{field}")
+    if not any(one["mappings"].get(field, {}).get("mapping", {}).get(field, {}).get("type") == "keyword"
+               for one in mapped.values()):  # fmt: skip
+        return 0
+    known = 0
+    for some in _batches(doc_ids):
+        # Below 3,000 values the count of different ones is as good as exact.
+        counted = {"parents": {"cardinality": {"field": field, "precision_threshold": 3 * _IDS}}}
+        body = {"size": 0, "query": {"terms": {field: some}}, "aggs": counted}
+        known += int(client.call("POST", f"{path}/_search", body)["aggregations"]["parents"]["value"])
+    return known
+
+
+def count_holding(client: Client, index: str, field: str, tokens: Sequence[str]) -> dict[str, int]:
+    """For each token how many documents of a rank_features field hold it.
+
+    Raises:
+        ClusterError: the cluster lacks the neural-search plugin.
+    """
+    counts: dict[str, int] = {}
+    path = f"{path_of(index)}/_msearch"
+    for start in range(0, len(tokens), _SEARCHES):
+        some = tokens[start : start + _SEARCHES]
+        bodies = [{"size": 0, "track_total_hits": True, "query": _question(field, [token])} for token in some]
+        answers = search_many(client, path, bodies, index, filter_path="responses.hits.total.value")
+        counts |= {token: int(answer["hits"]["total"]["value"]) for token, answer in zip(some, answers, strict=True)}
+    return counts
+
+
+def _batches(doc_ids: Iterable[str]) -> Iterator[list[str]]:
+    waiting = iter(doc_ids)
+    while some := list(islice(waiting, _IDS)):
+        yield some

@@ -10,8 +10,9 @@ Not covered: values of fields that the mapping does not accept; a load reports t
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from json.encoder import encode_basestring
 from typing import Literal, NamedTuple
 
@@ -33,7 +34,6 @@ MAX_CODE_SUM = (1 << 31) - 1
 _CODES = 1 << 16
 _LOWEST_CODE = int(weight_codes(np.array([LOWEST_WEIGHT]))[0])
 _INFINITE_CODE = int(weight_codes(np.array([np.inf]))[0])  # above it: NaN, then everything negative
-_INFINITE_HALF = 0x7C00  # the same of float16 bits
 _NAME_CHARACTERS = 80
 
 
@@ -55,15 +55,6 @@ class PreflightReport(NamedTuple):
     codes: npt.NDArray[np.int64]
 
 
-@dataclass
-class _Broken:
-    """One broken rule: its message, how many documents break it, and the first examples."""
-
-    says: str
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-
-
 def check_documents(parts: Iterable[CheckedPart], limits: IndexLimits) -> PreflightReport:
     """Check every document once.
 
@@ -74,8 +65,7 @@ def check_documents(parts: Iterable[CheckedPart], limits: IndexLimits) -> Prefli
     for part in parts:
         checker.check(part)
     checker.refuse()
-    codes = checker.codes()
-    return PreflightReport(checker.documents, int(codes.sum()), codes)
+    return PreflightReport(checker.documents, int(checker.codes.sum()), checker.codes)
 
 
 def request_limit(client: Client) -> int:
@@ -94,10 +84,11 @@ class _DocumentChecker:
 
     def __init__(self, limits: IndexLimits) -> None:
         self.documents = 0
-        self._codes = np.zeros(_CODES, dtype=np.int64)
-        self._halves = np.zeros(_CODES, dtype=np.int64)  # of float16 weights, by their bits
+        self.codes = np.zeros(_CODES, dtype=np.int64)
         self._limits = limits
-        self._broken: dict[str, _Broken] = {}
+        # By the message of a broken rule: how often it is broken, and the first examples.
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, list[str]] = {}
         names = limits.vocabulary
         if limits.kind == "sparse_vector":
             lengths = [len(str(token_id)) for token_id in range(len(names))]
@@ -131,37 +122,27 @@ class _DocumentChecker:
             self._check_tokens(vectors)
         self._check_fields(part)
 
-    def codes(self) -> npt.NDArray[np.int64]:
-        """Return how often each code occurs."""
-        halves = np.arange(_INFINITE_HALF, dtype=np.uint16).view(np.float16)
-        codes = self._codes.copy()
-        np.add.at(codes, weight_codes(halves), self._halves[:_INFINITE_HALF])
-        return codes
-
     def refuse(self) -> None:
         """Raise `RunError` if a rule was broken."""
-        if not self._broken:
+        if not self._examples:
             return
         lines = []
-        for broken in self._broken.values():
-            more = f", and {broken.count - len(broken.examples)} more" if broken.count > len(broken.examples) else ""
-            lines.append(f"\n  {broken.says}: {', '.join(broken.examples)}{more}")
+        for rule, examples in self._examples.items():
+            others = self._counts[rule] - len(examples)
+            lines.append(f"\n  {rule}: {', '.join(examples)}{f', and {others} more' if others else ''}")
         raise RunError(
             f"OpenSearch would refuse documents of this run, so nothing was sent.{''.join(lines)}\n"
             "Correct the corpus or the settings that this names and encode again."
         )
 
     def _check_vocabulary(self) -> None:
-        names = self._limits.vocabulary
-        known = [token for token in names if token is not None]
         if self._limits.kind == "sparse_vector":
             return
-        if len(set(known)) < len(known):
-            seen: set[str] = set()
-            for token in known:
-                if token in seen:
-                    self._note("twice", "token strings that stand for two ids", repr(token))
-                seen.add(token)
+        seen: set[str] = set()
+        for token in (name for name in self._limits.vocabulary if name is not None):
+            if token in seen:
+                self._note("token strings that stand for two ids", repr(token))
+            seen.add(token)
 
     def _check_ids(self, doc_ids: Sequence[str]) -> None:
         # A character takes at most four bytes: only long ids need be encoded to be measured.
@@ -169,48 +150,37 @@ class _DocumentChecker:
         if min(lengths, default=1) == 0 or max(lengths, default=0) > MAX_ID_BYTES // 4:
             for doc_id in doc_ids:
                 if not 0 < len(doc_id.encode()) <= MAX_ID_BYTES:
-                    self._note("ids", f"ids that are empty or longer than {MAX_ID_BYTES} bytes", _short(doc_id))
+                    self._note(f"ids that are empty or longer than {MAX_ID_BYTES} bytes", _short(doc_id))
 
     def _check_weights(self, vectors: SparseRows) -> None:
-        if vectors.weights.dtype == np.float16:
-            counts = np.bincount(vectors.weights.view(np.uint16), minlength=_CODES)
-            self._halves += counts
-            lowest, infinite = 1, _INFINITE_HALF
-        else:
-            counts = np.bincount(weight_codes(vectors.weights), minlength=_CODES)
-            self._codes += counts[:_CODES]
-            lowest, infinite = _LOWEST_CODE, _INFINITE_CODE
-        if counts[:lowest].any() or counts[infinite:].any():
-            codes = weight_codes(vectors.weights)
+        codes = weight_codes(vectors.weights)
+        counts = np.bincount(codes, minlength=_CODES)
+        self.codes += counts[:_CODES]
+        if counts[:_LOWEST_CODE].any() or counts[_INFINITE_CODE:].any():
             for place in np.flatnonzero((codes < _LOWEST_CODE) | (codes >= _INFINITE_CODE)).tolist():
-                says = f"weights that are no finite numbers from {LOWEST_WEIGHT:.8g}"
-                self._note("weights", says, f"{_at(vectors, place)} ({vectors.weights[place]:g})")
+                example = f"token id {vectors.token_ids[place]} ({vectors.weights[place]:g})"
+                rule = f"weights that are no finite numbers from {LOWEST_WEIGHT:.8g}"
+                self._note(rule, f"{_document(vectors, place)} {example}")
         lengths = np.diff(vectors.indptr)
         if lengths.max() > MAX_CODE_SUM // _INFINITE_CODE:
-            before = np.concatenate(([0], np.cumsum(weight_codes(vectors.weights), dtype=np.int64)))
+            before = np.concatenate(([0], np.cumsum(codes, dtype=np.int64)))
             sums = before[vectors.indptr[1:]] - before[vectors.indptr[:-1]]
             for row in np.flatnonzero(sums > MAX_CODE_SUM).tolist():
-                says = "documents with more terms than OpenSearch can add up"
-                self._note("terms", says, f"{_short(vectors.doc_ids[row])} ({lengths[row]} terms)")
+                example = f"{_short(vectors.doc_ids[row])} ({lengths[row]} terms)"
+                self._note("documents with more terms than OpenSearch can add up", example)
 
     def _check_tokens(self, vectors: SparseRows) -> None:
         token_ids = vectors.token_ids
         if token_ids.max() >= len(self._unusable):
-            for place in np.flatnonzero(token_ids >= len(self._unusable)).tolist():
-                says = f"token ids that are not in vocab.json, which has {len(self._unusable)}"
-                self._note("unknown", says, f"{_short(_row(vectors, place))} (id {token_ids[place]})")
+            unknown = f"token ids that are not in vocab.json, which has {len(self._unusable)}"
+            self._note_terms(unknown, vectors, token_ids >= len(self._unusable))
         elif self._any_unusable and self._unusable[token_ids].any():
-            for place in np.flatnonzero(self._no_token[token_ids]).tolist():
-                says = "token ids that are no token by vocab.json"
-                self._note("no token", says, f"{_short(_row(vectors, place))} (id {token_ids[place]})")
-            for place in np.flatnonzero(self._too_long[token_ids]).tolist():
-                says = f"tokens longer than {MAX_TOKEN_BYTES} bytes"
-                self._note("long", says, f"{_short(_row(vectors, place))} (id {token_ids[place]})")
+            self._note_terms("token ids that are no token by vocab.json", vectors, self._no_token[token_ids])
+            self._note_terms(f"tokens longer than {MAX_TOKEN_BYTES} bytes", vectors, self._too_long[token_ids])
         # Ascending within a row; a row may begin with any id.
-        falls = np.flatnonzero(token_ids[1:] <= token_ids[:-1]) + 1
-        for place in np.setdiff1d(falls, vectors.indptr).tolist():
-            says = "token ids that are not ascending, or stand twice in a document"
-            self._note("order", says, f"{_short(_row(vectors, place))} (id {token_ids[place]})")
+        falls = np.concatenate(([False], token_ids[1:] <= token_ids[:-1]))
+        falls[vectors.indptr[:-1][np.diff(vectors.indptr) > 0]] = False
+        self._note_terms("token ids that are not ascending, or stand twice in a document", vectors, falls)
 
     def _check_fields(self, part: CheckedPart) -> None:
         vectors = part.vectors
@@ -218,11 +188,11 @@ class _DocumentChecker:
         found = {row for needle in self._needles for row, carried in enumerate(part.fields) if needle in carried}
         for row in sorted(found):
             if clashes(json.loads(part.fields[row]), self._limits.field):
-                says = (
+                self._note(
                     f"documents that carry a field {self._limits.field!r}, the name of the sparse field (choose "
-                    "another one with --field, or leave that field out with encode --keep)"
+                    "another one with --field, or leave that field out with encode --keep)",
+                    _short(vectors.doc_ids[row]),
                 )
-                self._note("clash", says, _short(vectors.doc_ids[row]))
         terms = np.diff(vectors.indptr)
         characters = np.fromiter(map(len, part.fields), dtype=np.int64, count=len(part.fields))
         # An upper bound first; a term costs quotes, colon, comma and at most 16 characters of a number.
@@ -231,14 +201,20 @@ class _DocumentChecker:
             usable = token_ids[token_ids < len(self._lengths)]
             least = len(part.fields[row].encode()) + int(self._lengths[usable].sum()) + 5 * len(token_ids)
             if least > self._limits.max_bytes:
-                says = f"documents that are larger than the {self._limits.max_bytes} bytes that a request may have"
-                self._note("bytes", says, f"{_short(vectors.doc_ids[row])} ({least} bytes or more)")
+                self._note(
+                    f"documents that are larger than the {self._limits.max_bytes} bytes that a request may have",
+                    f"{_short(vectors.doc_ids[row])} ({least} bytes or more)",
+                )
 
-    def _note(self, rule: str, says: str, example: str) -> None:
-        broken = self._broken.setdefault(rule, _Broken(says))
-        broken.count += 1
-        if len(broken.examples) < NAMED_DOCUMENTS:
-            broken.examples.append(example)
+    def _note_terms(self, rule: str, vectors: SparseRows, broken: npt.NDArray[np.bool_]) -> None:
+        for place in np.flatnonzero(broken).tolist():
+            self._note(rule, f"{_document(vectors, place)} (id {vectors.token_ids[place]})")
+
+    def _note(self, rule: str, example: str) -> None:
+        self._counts[rule] += 1
+        examples = self._examples.setdefault(rule, [])
+        if len(examples) < NAMED_DOCUMENTS:
+            examples.append(example)
 
 
 def clashes(carried: object, name: str) -> bool:
@@ -251,13 +227,9 @@ def clashes(carried: object, name: str) -> bool:
     return bool(dot) and first in carried and clashes(carried[first], rest)
 
 
-def _row(vectors: SparseRows, place: int) -> str:
+def _document(vectors: SparseRows, place: int) -> str:
     """Return the id of the document that a term belongs to."""
-    return vectors.doc_ids[int(np.searchsorted(vectors.indptr, place, side="right")) - 1]
-
-
-def _at(vectors: SparseRows, place: int) -> str:
-    return f"{_short(_row(vectors, place))} token id {vectors.token_ids[place]}"
+    return _short(vectors.doc_ids[int(np.searchsorted(vectors.indptr, place, side="right")) - 1])
 
 
 def _short(doc_id: str) -> str:

@@ -18,12 +18,11 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.cluster.client import Client, error_of
+from sparse_ingest.cluster.client import Client, error_of, path_of
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes
 from sparse_ingest.errors import ClusterError
 
@@ -133,7 +132,7 @@ class StoredReader:
         }
 
     def _search(self, bodies: Sequence[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-        for response in search_many(self._client, f"/{quote(self._index, safe='')}/_msearch", bodies, self._index):
+        for response in search_many(self._client, f"{path_of(self._index)}/_msearch", bodies, self._index):
             yield response["hits"]["hits"]
 
     def _sum_of_bytes(self, hit: Mapping[str, Any]) -> int:

@@ -13,10 +13,17 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import field as made_of
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
-from sparse_ingest.cluster.limits import MAX_CLAUSES, FittedWeights, check_clauses, check_seismic, fit_weights
-from sparse_ingest.cluster.two_phase import check_two_phase, two_phase_split
+from sparse_ingest.cluster.limits import (
+    MAX_CLAUSES,
+    FittedWeights,
+    check_clauses,
+    check_seismic,
+    check_two_phase,
+    fit_weights,
+    leaves_nothing,
+)
 from sparse_ingest.errors import PipelineError, UsageError
 from sparse_ingest.pipeline import EngineName, QuerySettings, packaged_folder
 
@@ -47,58 +54,41 @@ class Engine:
     ceiling: float | None = None
 
 
-def engine_body(
-    weights: Weights,
-    engine: Engine,
-    *,
-    size: int,
-    filter: QueryClause | None = None,
-    explain: bool = False,
-    collapse: str | None = None,
-    max_clauses: int = MAX_CLAUSES,
-) -> SearchBody:
+class BodyOptions(TypedDict, total=False):
+    """What every search of weights takes besides.
+
+    Attributes:
+        filter: any query: documents that it does not match are no hits.
+        explain: hits come with their explanation.
+        collapse: a field of one value (keyword or number): of the documents that share one, the best is found.
+        max_clauses: how many clauses the cluster allows, MAX_CLAUSES by default.
+    """
+
+    filter: QueryClause | None
+    explain: bool
+    collapse: str | None
+    max_clauses: int
+
+
+def engine_body(weights: Weights, engine: Engine, *, size: int, **options: Unpack[BodyOptions]) -> SearchBody:
     """The request that an engine is asked with; `weights` are by token, or by `engine.keys` when it has them.
 
     Raises:
         UsageError: the weights, the engine's settings or a combination do not fit.
     """
-    common: dict[str, Any] = {"field": engine.field, "size": size, "filter": filter, "explain": explain}
-    common["max_clauses"] = max_clauses
     rules = ENGINES[engine.name]
-    if rules.collapses:
-        common["collapse"] = collapse
-    elif collapse is not None:
-        raise UsageError(
-            "Two-phase search cannot collapse hits: OpenSearch refuses it beside a second phase. "
-            "Leave out --collapse, or search with --engine exact."
-        )
-    if rules.settings:
-        common["settings"] = getattr(engine, rules.settings)
-    return rules.body(weights, **common)
+    settings = {"settings": getattr(engine, rules.settings)} if rules.settings else {}
+    return rules.body(weights, field=engine.field, size=size, **settings, **options)
 
 
-def neural_sparse_body(
-    weights: Weights,
-    *,
-    field: str,
-    size: int,
-    filter: QueryClause | None = None,
-    explain: bool = False,
-    collapse: str | None = None,
-    max_clauses: int = MAX_CLAUSES,
-) -> SearchBody:
+def neural_sparse_body(weights: Weights, *, field: str, size: int, **options: Unpack[BodyOptions]) -> SearchBody:
     """The request of a learned-sparse search; without any weight it asks for nothing, which is a valid request.
-
-    `filter` is any query: documents that it does not match are no hits. `collapse` is a field of one value (keyword or
-    number): of the documents that share one, the best is found.
 
     Raises:
         UsageError: the weights do not fit; see `fit_weights`.
     """
-    fitted = fit_weights(weights, max_clauses=max_clauses).weights
-    query = _filtered(_sparse_clause(fitted, field), filter)
-    check_clauses(query, len(fitted), max_clauses=max_clauses)
-    return _body(query, field=field, size=size, explain=explain, collapse=collapse)
+    fitted = _fitted(weights, options)
+    return _body(_sparse_clause(fitted, field), field=field, size=size, tokens=len(fitted), **options)
 
 
 def two_phase_body(
@@ -107,9 +97,7 @@ def two_phase_body(
     field: str,
     size: int,
     settings: Mapping[str, Any] | None = None,
-    filter: QueryClause | None = None,
-    explain: bool = False,
-    max_clauses: int = MAX_CLAUSES,
+    **options: Unpack[BodyOptions],
 ) -> SearchBody:
     """The same search in two phases: the heavy tokens find documents, the light ones raise the best of them.
 
@@ -118,19 +106,24 @@ def two_phase_body(
 
     Raises:
         UsageError: the weights do not fit (see `fit_weights`), or the settings (see `check_two_phase`), or they leave
-            no token to the first phase, which would find nothing.
+            no token to the first phase, which would find nothing; or hits are to be collapsed.
     """
+    if options.get("collapse") is not None:
+        raise UsageError(
+            "Two-phase search cannot collapse hits: OpenSearch refuses it beside a second phase. "
+            "Leave out --collapse, or search with --engine exact."
+        )
     full = check_two_phase(settings or {}, size=size)
-    fitted, ratio = fit_weights(weights, max_clauses=max_clauses), full["prune_ratio"]
+    fitted, ratio = fit_weights(weights, max_clauses=options.get("max_clauses", MAX_CLAUSES)), full["prune_ratio"]
     if full["prune_type"] == "abs_value":
         # A border among the weights moves with them.
         full["prune_ratio"] = ratio / fitted.scale
-    if fitted.weights and not two_phase_split(fitted.weights, full)[0]:
+    if fitted.weights and leaves_nothing(fitted.weights, full):
         raise UsageError(
             f"With {full['prune_type']} and prune_ratio {ratio:g} no token of the query is left for the first phase, "
             "so nothing can be found. Choose other [query] two_phase settings."
         )
-    body = neural_sparse_body(fitted, field=field, size=size, filter=filter, explain=explain, max_clauses=max_clauses)
+    body = neural_sparse_body(fitted, field=field, size=size, **options)
     return body | {"search_pipeline": _two_phase_pipeline(full)}
 
 
@@ -140,10 +133,7 @@ def seismic_body(
     field: str,
     size: int,
     settings: Mapping[str, Any] | None = None,
-    filter: QueryClause | None = None,
-    explain: bool = False,
-    collapse: str | None = None,
-    max_clauses: int = MAX_CLAUSES,
+    **options: Unpack[BodyOptions],
 ) -> SearchBody:
     """The search of a sparse_vector field; `weights` are by token id, `settings` are `top_n`, `heap_factor` and `k`.
 
@@ -156,31 +146,21 @@ def seismic_body(
     """
     settings = settings or {}
     check_seismic(settings)
-    fitted = fit_weights(weights, max_clauses=max_clauses).weights
-    query = _filtered(_seismic_clause(fitted, field, size, settings, filter), filter)
-    check_clauses(query, len(fitted), max_clauses=max_clauses)
-    body = _body(query, field=field, size=size, explain=explain, collapse=collapse)
+    fitted, filter = _fitted(weights, options), options.get("filter")
+    clause = _seismic_clause(fitted, field, size, settings, filter)
+    body = _body(clause, field=field, size=size, tokens=len(fitted), **options)
     # Otherwise documents that match the filter and no token fill up the k hits (3.6.0).
     return body | {"min_score": _LEAST_SCORE} if filter else body
 
 
-def rank_feature_body(
-    weights: Weights,
-    *,
-    field: str,
-    size: int,
-    filter: QueryClause | None = None,
-    explain: bool = False,
-    collapse: str | None = None,
-    max_clauses: int = MAX_CLAUSES,
-) -> SearchBody:
+def rank_feature_body(weights: Weights, *, field: str, size: int, **options: Unpack[BodyOptions]) -> SearchBody:
     """The same search as `neural_sparse_body` for a cluster without the neural-search plugin.
 
     Raises:
         UsageError: the weights do not fit (see `fit_weights`), or a token holds a dot: `rank_feature` takes what
             stands after the last dot of its field for the feature (tried on 3.6.0), so it can never find that token.
     """
-    fitted = fit_weights(weights, max_clauses=max_clauses).weights
+    fitted = _fitted(weights, options)
     dotted = [token for token in fitted if "." in token]
     if dotted:
         raise UsageError(
@@ -192,9 +172,8 @@ def rank_feature_body(
         for token, weight in fitted.items()
     ]
     # An empty bool matches every document.
-    query = _filtered({"bool": {"should": clauses}} if clauses else {"match_none": {}}, filter)
-    check_clauses(query, len(fitted), max_clauses=max_clauses)
-    return _body(query, field=field, size=size, explain=explain, collapse=collapse)
+    query = {"bool": {"should": clauses}} if clauses else {"match_none": {}}
+    return _body(query, field=field, size=size, tokens=len(fitted), **options)
 
 
 def server_side_body(
@@ -221,8 +200,8 @@ def server_side_body(
     asked |= {"model_id": model_id} if model_id is not None else {"analyzer": analyzer}
     if engine.name == "seismic":
         asked["method_parameters"] = _method_parameters(size, engine.seismic, filter)
-    query = _filtered({"neural_sparse": {engine.field: asked}}, filter)
-    body = _body(query, field=engine.field, size=size, explain=explain)
+    query = {"neural_sparse": {engine.field: asked}}
+    body = _body(query, field=engine.field, size=size, filter=filter, explain=explain)
     if engine.name == "seismic" and filter:
         body["min_score"] = _LEAST_SCORE
     if engine.name == "two-phase":
@@ -264,14 +243,13 @@ def hybrid_body(
         sparse = _sparse_clause(fitted, engine.field)
     parts: SearchBody = {"queries": [_filtered(_words_clause(text), filter), _filtered(sparse, filter)]}
     query = {"hybrid": parts | ({"pagination_depth": depth} if depth is not None else {})}
-    check_clauses(query, len(fitted), max_clauses=max_clauses)
-    body = _body(query, field=engine.field, size=size, explain=False)
+    body = _body(query, field=engine.field, size=size, tokens=len(fitted), max_clauses=max_clauses)
     return body | {"search_pipeline": search_pipeline or packaged_search_pipeline("hybrid")}
 
 
 def bm25_body(text: str, *, field: str, size: int, filter: QueryClause | None = None) -> SearchBody:
     """The request of a BM25 search on title and text, for comparison; `field` is the sparse field to leave out."""
-    return _body(_filtered(_words_clause(text), filter), field=field, size=size, explain=False)
+    return _body(_words_clause(text), field=field, size=size, filter=filter)
 
 
 class EngineRules(NamedTuple):
@@ -392,7 +370,25 @@ def _filtered(query: SearchBody, filter: QueryClause | None) -> SearchBody:
     return {"bool": {"should": [query], "minimum_should_match": 1, "filter": [dict(filter)]}}
 
 
-def _body(query: SearchBody, *, field: str, size: int, explain: bool, collapse: str | None = None) -> SearchBody:
+def _fitted(weights: Weights, options: BodyOptions) -> dict[str, float]:
+    return fit_weights(weights, max_clauses=options.get("max_clauses", MAX_CLAUSES)).weights
+
+
+def _body(
+    query: SearchBody,
+    *,
+    field: str,
+    size: int,
+    tokens: int | None = None,
+    filter: QueryClause | None = None,
+    explain: bool = False,
+    collapse: str | None = None,
+    max_clauses: int = MAX_CLAUSES,
+) -> SearchBody:
+    """The request of a query. With `tokens`, how many of its clauses are sparse ones, the clauses are counted."""
+    query = _filtered(query, filter)
+    if tokens is not None:
+        check_clauses(query, tokens, max_clauses=max_clauses)
     body: SearchBody = {"size": size, "_source": {"excludes": [field]}, "query": query}
     if collapse is not None:
         body["collapse"] = {"field": collapse}

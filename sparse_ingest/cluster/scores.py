@@ -1,7 +1,6 @@
-"""Arithmetic of a sparse field: stored weights, scores, and the size of the postings on disk.
+"""Arithmetic of a sparse field: stored weights, and the size of the postings on disk.
 
-In: weights, query weights, document frequencies. Out: the value an index keeps of each weight, the score of a
-document, the bytes of the postings.
+In: weights, document frequencies. Out: the value an index keeps of each weight, the bytes of the postings.
 
 A rank_features field stores `floatToIntBits(weight) >>> 15`: sign, exponent and the upper 8 bits of the mantissa. The
 lower bits are cut off, never rounded. A search multiplies query weight and stored weight in float32, adds the products
@@ -9,7 +8,7 @@ in double and casts the sum to float32 once. Both match OpenSearch 3.6.0 bit for
 (tests/cluster/test_rank_features.py compares). A sparse_vector field stores the same 9 bits and, in segments with
 clusters, also a byte: round(min(weight, ceiling) · 255 / ceiling).
 
-Not covered: scores computed from those bytes; which tokens are in which phase of a two-phase search (two_phase.py).
+Not covered: scores, which a search computes (searching/run_search.py).
 """
 
 from __future__ import annotations
@@ -54,22 +53,6 @@ def stored_bytes(weights: npt.NDArray[np.floating[Any]], ceiling: float) -> npt.
     scaled = np.minimum(np.asarray(weights, dtype=np.float32), top) * np.float32(LEVELS) / top
     # The server rounds halves up; in double the sum is exact.
     return np.floor(scaled.astype(np.float64) + 0.5).astype(np.uint8)
-
-
-def score(query_weights: npt.NDArray[np.floating[Any]], weights: npt.NDArray[np.floating[Any]]) -> np.float32:
-    """Return the score of one document.
-
-    Args:
-        query_weights: weights of the tokens that query and document share, shape [tokens].
-        weights: the document's weights of the same tokens, in the same order.
-    """
-    products = np.asarray(query_weights, dtype=np.float32) * stored_weights(weights)
-    return np.float32(np.sum(products, dtype=np.float64))
-
-
-def two_phase_score(first: np.float32, second: np.float32) -> np.float32:
-    """Return the score of a document in the window from the scores of both phases; outside it, `first` stays."""
-    return np.float32(first + second)
 
 
 def posting_bytes(frequencies: npt.NDArray[np.int64], documents: int, *, segments: int = 1) -> float:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, NamedTuple
-from urllib.parse import quote
+from bisect import bisect_left
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +54,9 @@ class ByteCodes:
     def __init__(self, ceiling: float) -> None:
         self._ceiling = ceiling
         features = np.arange(0, _LARGEST_BITS, 1 << DROPPED_BITS, dtype=np.uint32)
-        borders = np.array([self._first_bits(byte) for byte in range(1, LEVELS + 1)], dtype=np.uint32)
+        # The bits of the smallest float32 that is kept as at least each byte.
+        all_bits = range(_LARGEST_BITS)
+        borders = np.array([bisect_left(all_bits, byte, key=self._byte) for byte in range(1, LEVELS + 1)], np.uint32)
         # The bits of the smallest weight of each number, and the numbers.
         self._starts = np.union1d(features, borders)
         self._numbers = self.codes(self._starts.view(np.float32))
@@ -70,30 +72,15 @@ class ByteCodes:
         edges = np.array([self._starts[place], after - 1], dtype=np.uint32).view(np.float32)
         return shortest_between(float(edges[0]), float(edges[1]))
 
-    def _first_bits(self, byte: int) -> int:
-        """The bits of the smallest float32 that is kept as at least this byte."""
-        low, high = 0, _LARGEST_BITS
-        while low < high:
-            middle = (low + high) // 2
-            if stored_bytes(np.array([middle], dtype=np.uint32).view(np.float32), self._ceiling)[0] < byte:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+    def _byte(self, bits: int) -> int:
+        return int(stored_bytes(np.array([bits], dtype=np.uint32).view(np.float32), self._ceiling)[0])
 
 
-class Fit(NamedTuple):
-    """A body with its method parameters, and what they do to the run's weights."""
-
-    body: dict[str, Any]
-    parameters: dict[str, Any]
-    clipped: int
-    clipped_share: float
-    sentence: str
-
-
-def fit(body: dict[str, Any], field: str, report: PreflightReport) -> Fit:
+def fit(body: dict[str, Any], field: str, report: PreflightReport) -> tuple[dict[str, Any], str]:
     """Fill in the parameters that a body leaves to the run; what it names stays as it is.
+
+    Returns:
+        The body, and a sentence that says what its parameters do to the run's weights.
 
     Raises:
         PipelineError: a parameter that the body names is no number above zero.
@@ -115,16 +102,14 @@ def fit(body: dict[str, Any], field: str, report: PreflightReport) -> Fit:
     }
     parameters = parameters_of(entry)
     ceiling, threshold = parameters["quantization_ceiling_ingest"], parameters["approximate_threshold"]
-    values = _values(len(report.codes))
-    clipped = int(report.codes[values > np.float32(ceiling)].sum())
-    share = clipped / max(1, int(report.codes.sum()))
+    clipped = int(report.codes[_values(len(report.codes)) > np.float32(ceiling)].sum())
     sentence = (
         f"SEISMIC: weights are kept in steps of {ceiling / LEVELS:.4g} up to {ceiling:g}; {clipped} of "
-        f"{int(report.codes.sum())} weights ({share:.3%}) are above it and clipped. Clusters are built in segments of "
-        f"{threshold} documents or more: merge after the load (--merge) to build them once; smaller segments are "
-        "searched exactly. Neither can be changed in this index."
+        f"{report.terms} weights ({clipped / max(1, report.terms):.3%}) are above it and clipped. "
+        f"Clusters are built in segments of {threshold} documents or more: merge after the load (--merge) to build "
+        "them once; smaller segments are searched exactly. Neither can be changed in this index."
     )
-    return Fit(body, parameters, clipped, share, sentence)
+    return body, sentence
 
 
 def fitted_ceiling(codes: npt.NDArray[np.int64]) -> float:
@@ -161,7 +146,7 @@ def fitted_threshold(documents: int, primaries: int) -> int:
 def warm_up(client: Client, index: Index) -> str | None:
     """Bring the clusters of an index into memory, so that the first queries need not; a sentence when it cannot be."""
     try:
-        client.call("POST", f"/_plugins/_neural/warmup/{quote(index.name, safe='')}", timeout_s=600)
+        client.call("POST", f"/_plugins/_neural/warmup{index.path}", timeout_s=600)
     except ClusterError as error:
         return f"Index {index.name!r} could not be warmed up ({error}) Its first searches read from disk."
     return None
@@ -173,13 +158,14 @@ def _values(length: int) -> npt.NDArray[np.float32]:
 
 
 def _primaries(body: dict[str, Any]) -> int:
+    count = body_setting(body, "number_of_shards", default=1)
+    if not str(count).isdecimal() or int(count) < 1:
+        raise PipelineError(f"The index body says number_of_shards = {count!r}; expected is a number above zero.")
+    return int(count)
+
+
+def body_setting(body: dict[str, Any], name: str, default: Any = None) -> Any:
+    """A setting of an index body, which may name it with `index.` or in an object of this name."""
     settings = body.get("settings", {})
-    for place in (settings, settings.get("index", {})):
-        for name in ("number_of_shards", "index.number_of_shards"):
-            if name in place:
-                if not str(place[name]).isdecimal() or int(place[name]) < 1:
-                    raise PipelineError(
-                        f"The index body says {name} = {place[name]!r}; expected is a number above zero."
-                    )
-                return int(place[name])
-    return 1
+    places = (settings, settings.get("index", {}))
+    return next((place[key] for place in places for key in (name, f"index.{name}") if key in place), default)

@@ -15,13 +15,13 @@ import random
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Condition, Event, Thread
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from sparse_ingest.cluster.bodies import BulkRequest
-from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError, error_of
+from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError, error_of, path_of
 from sparse_ingest.cluster.pacing import Attempt, Pace
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.records import Outcome, Refusal
@@ -68,33 +68,21 @@ def send(
         ClusterError: something that concerns no single document stopped the load.
     """
     sender = _Sender(client, target, pace or Pace(), retries)
-    in_flight: deque[_InFlight] = deque()
+    in_flight: deque[Future[Outcome]] = deque()
     try:
         for request in requests:
             while sender.is_full(in_flight):
                 yield from _outcomes(in_flight)
-                sender.wait_for_room(in_flight)
+                sender.wait(in_flight, for_room=True)
             in_flight.append(sender.start(request))
             del request  # its bytes are needed no longer than its thread needs them
             yield from _outcomes(in_flight)
         while in_flight:
-            sender.wait_for_first(in_flight)
+            sender.wait(in_flight)
             yield from _outcomes(in_flight)
     finally:
         # Reached by Ctrl-C as well: threads that pause end now, those that wait for an answer die with the process.
         sender.stop()
-
-
-class _InFlight:
-    """One request from the first attempt to its outcome, or to the error that stops the load."""
-
-    def __init__(self) -> None:
-        self.outcome: Outcome | None = None
-        self.error: BaseException | None = None
-
-    @property
-    def ended(self) -> bool:
-        return self.outcome is not None or self.error is not None
 
 
 class _Left(NamedTuple):
@@ -106,13 +94,16 @@ class _Left(NamedTuple):
     halves: ResponseError | None = None
 
 
-def _outcomes(in_flight: deque[_InFlight]) -> Iterator[Outcome]:
+def _outcomes(in_flight: deque[Future[Outcome]]) -> Iterator[Outcome]:
     """Take the outcomes from the front that are there, and raise the first error that is anywhere."""
-    while in_flight and in_flight[0].outcome is not None:
-        yield in_flight.popleft().outcome  # type: ignore[misc]
-    for one in in_flight:
-        if one.error is not None:
-            raise one.error
+    while in_flight and in_flight[0].done() and not in_flight[0].exception():
+        yield in_flight.popleft().result()
+    for one in filter(_failed, in_flight):
+        one.result()
+
+
+def _failed(one: Future[Outcome]) -> bool:
+    return one.done() and one.exception() is not None
 
 
 class _Sender:
@@ -120,7 +111,7 @@ class _Sender:
 
     def __init__(self, client: Client, target: str, pace: Pace, retries: Retries) -> None:
         self._client = client
-        self._path = f"/{quote(target, safe='')}/_bulk"
+        self._path = f"{path_of(target)}/_bulk"
         self._pace = pace
         self._retries = retries
         self._stopped = Event()
@@ -128,39 +119,34 @@ class _Sender:
         self._changed = Condition()
         self._attempts = 0
 
-    def start(self, request: BulkRequest) -> _InFlight:
+    def start(self, request: BulkRequest) -> Future[Outcome]:
         """Send a request in a daemon thread: a thread pool is waited for at exit, and Ctrl-C would not be prompt."""
-        one = _InFlight()
+        one: Future[Outcome] = Future()
 
         def run() -> None:
             try:
                 refused = self._send(request)
-                outcome, error = Outcome(request.shard, len(request.doc_ids) - len(refused), refused), None
-            except BaseException as caught:
-                outcome, error = None, caught
+                one.set_result(Outcome(request.shard, len(request.doc_ids) - len(refused), refused))
+            except BaseException as error:
+                one.set_exception(error)
             with self._changed:
-                one.outcome, one.error = outcome, error
                 self._changed.notify_all()
 
         Thread(target=run, name="bulk request", daemon=True).start()
         return one
 
-    def is_full(self, in_flight: Iterable[_InFlight]) -> bool:
+    def is_full(self, in_flight: Iterable[Future[Outcome]]) -> bool:
         """Whether no other request may be started now."""
-        return sum(not one.ended for one in in_flight) >= self._pace.in_flight
+        return sum(not one.done() for one in in_flight) >= self._pace.in_flight
 
-    def wait_for_room(self, in_flight: deque[_InFlight]) -> None:
-        """Wait until another request may be started, the oldest has ended, or something stopped the load."""
+    def wait(self, in_flight: deque[Future[Outcome]], *, for_room: bool = False) -> None:
+        """Wait until the oldest request has ended, something stopped the load, or another may be started."""
         with self._changed:
-            self._changed.wait_for(lambda: not self.is_full(in_flight) or self._may_go_on(in_flight))
-
-    def wait_for_first(self, in_flight: deque[_InFlight]) -> None:
-        """Wait until the oldest request has ended, or something stopped the load."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._may_go_on(in_flight))
-
-    def _may_go_on(self, in_flight: deque[_InFlight]) -> bool:
-        return in_flight[0].ended or any(one.error for one in in_flight)
+            self._changed.wait_for(
+                lambda: (
+                    (for_room and not self.is_full(in_flight)) or in_flight[0].done() or any(map(_failed, in_flight))
+                )
+            )
 
     def stop(self) -> None:
         """Wake every thread that pauses or waits for its turn; none sends anything any more."""
@@ -178,9 +164,12 @@ class _Sender:
             failures = failures + 1 if len(left.request.doc_ids) == len(request.doc_ids) else 1
             request = left.request
             if failures == self._retries.attempts:
-                raise ClusterError(_used_up(len(request.doc_ids), failures, left.why))
-            if self._stopped.wait(max(self._retries.pause_s(failures - 1), left.pause_s)):
-                raise _stopped()
+                raise ClusterError(
+                    f"{len(request.doc_ids)} documents were not taken in {failures} attempts. Last: {left.why} "
+                    "When the cluster has recovered, start the same command again: it continues after the last "
+                    "finished shard."
+                )
+            self._pause(max(self._retries.pause_s(failures - 1), left.pause_s))
         return refused
 
     def _attempt(self, request: BulkRequest, refused: list[Refusal]) -> _Left | None:
@@ -208,24 +197,23 @@ class _Sender:
             self._pace.overloaded(attempt)
             return _Left(request.part(list(waiting)), next(iter(waiting.values())))
         finally:
-            self._end_turn()
+            with self._changed:
+                self._attempts -= 1
+                self._changed.notify_all()
 
     def _take_turn(self, request: BulkRequest) -> Attempt:
         """Wait until the pace allows another attempt. Those of requests that failed before count like any other."""
         documents = len(request.doc_ids)
-        if self._stopped.wait(self._pace.wait_s(documents, time.monotonic())):
-            raise _stopped()
+        self._pause(self._pace.wait_s(documents, time.monotonic()))
         with self._changed:
             self._changed.wait_for(lambda: self._attempts < self._pace.in_flight or self._stopped.is_set())
-            if self._stopped.is_set():
-                raise _stopped()
+            self._pause(0)
             self._attempts += 1
         return self._pace.begin(len(request.body), documents, time.monotonic())
 
-    def _end_turn(self) -> None:
-        with self._changed:
-            self._attempts -= 1
-            self._changed.notify_all()
+    def _pause(self, seconds: float) -> None:
+        if self._stopped.wait(seconds):
+            raise ClusterError("The load was stopped.")
 
     def _ask(self, request: BulkRequest) -> Any:
         return self._client.call(
@@ -280,17 +268,6 @@ class _Sender:
             return [Refusal(request.doc_ids[0], int(request.rows[0]), error.status, f"{error.kind}: {error.reason}")]
         halves = (range(count // 2), range(count // 2, count))
         return [one for half in halves for one in self._send(request.part(half))]
-
-
-def _used_up(documents: int, attempts: int, why: str) -> str:
-    return (
-        f"{documents} documents were not taken in {attempts} attempts. Last: {why} "
-        "When the cluster has recovered, start the same command again: it continues after the last finished shard."
-    )
-
-
-def _stopped() -> ClusterError:
-    return ClusterError("The load was stopped.")
 
 
 def _stopping(kind: str, reason: str) -> str:

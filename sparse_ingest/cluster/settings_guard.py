@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from urllib.parse import quote
 
 from sparse_ingest.cluster.client import Client, ResponseError
 from sparse_ingest.cluster.indexes import Index, Stamp, check_uuid, update_stamp
@@ -99,7 +98,7 @@ def _put(client: Client, index: Index, settings: Mapping[str, str | None]) -> di
     if not settings:
         return {}
     try:
-        _put_at_once(client, index, settings)
+        client.call("PUT", f"{index.path}/_settings", {"index": dict(settings)})
     except ResponseError as error:
         if not 400 <= error.status < 500 or error.status in (401, 404, 429):
             raise
@@ -111,8 +110,3 @@ def _put(client: Client, index: Index, settings: Mapping[str, str | None]) -> di
     for name, value in settings.items():
         refused |= _put(client, index, {name: value})
     return refused
-
-
-def _put_at_once(client: Client, index: Index, settings: Mapping[str, str | None]) -> None:
-    body = {"index": dict(settings)}
-    client.call("PUT", f"/{quote(index.name, safe='')}/_settings", body)

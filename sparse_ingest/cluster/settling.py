@@ -13,7 +13,6 @@ import contextlib
 import time
 from collections.abc import Callable
 from typing import TypeVar
-from urllib.parse import quote
 
 from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError
 from sparse_ingest.cluster.indexes import Index, check_uuid, refresh
@@ -53,13 +52,12 @@ def merge(client: Client, index: Index, reporter: Reporter, *, step_s: float = _
     Raises:
         ClusterError: the index is gone, or the cluster refuses.
     """
-    path = f"/{quote(index.name, safe='')}"
     surplus, asked_in_vain = _surplus_segments(client, index), 0
     while surplus:
         # The answer comes when the merge is done. After a timeout it continues, and asking again starts no second one.
         with contextlib.suppress(UnreachableError):
             try:
-                client.call("POST", f"{path}/_forcemerge", params={"max_num_segments": "1"}, timeout_s=step_s)
+                client.call("POST", f"{index.path}/_forcemerge", params={"max_num_segments": "1"}, timeout_s=step_s)
             except ResponseError as error:
                 if error.status not in RETRIED:
                     raise
@@ -141,7 +139,7 @@ class Durability:
         Raises:
             ClusterError: a primary was restarted or moved, so writes that it had confirmed may be lost.
         """
-        answer = self._client.call("POST", f"/{quote(self._index.name, safe='')}/_flush", timeout_s=600)
+        answer = self._client.call("POST", f"{self._index.path}/_flush", timeout_s=600)
         if answer["_shards"]["failed"] or self._primaries() != self._began:
             raise ClusterError(
                 f"A primary of index {self._index.name!r} was restarted or moved while the index confirmed writes "
@@ -151,7 +149,7 @@ class Durability:
 
     def _primaries(self) -> list[tuple[int, int, str]]:
         """Return shard, time of the last start and node of each primary that has started."""
-        answer = self._client.call("GET", f"/{quote(self._index.name, safe='')}/_recovery")
+        answer = self._client.call("GET", f"{self._index.path}/_recovery")
         return sorted(
             (int(shard["id"]), int(shard["start_time_in_millis"]), str(shard["target"]["id"]))
             for shard in answer.get(self._index.name, {}).get("shards", [])
@@ -161,23 +159,19 @@ class Durability:
 
 def _copies(client: Client, index: Index) -> tuple[int, int]:
     """Return how many copies of shards the index should have, and how many exist. Primaries count."""
-    answer = client.call("GET", f"/{quote(index.name, safe='')}/_stats/docs", params={"filter_path": "_shards"})
+    answer = client.call("GET", f"{index.path}/_stats/docs", params={"filter_path": "_shards"})
     return int(answer["_shards"]["total"]), int(answer["_shards"]["successful"])
 
 
 def _data_nodes(client: Client) -> int | None:
     """Return how many nodes can hold a shard, or None if the role may not ask."""
-    try:
-        return int(client.call("GET", "/_cluster/health")["number_of_data_nodes"])
-    except ResponseError as error:
-        if error.status in (403, 404, 405, 408):
-            return None
-        raise
+    health = client.find("/_cluster/health", absent=(403, 404, 405, 408))
+    return int(health["number_of_data_nodes"]) if health else None
 
 
 def _recovered_bytes(client: Client, index: Index) -> int:
     """Return how many bytes the running recoveries of the index have copied."""
-    answer = client.call("GET", f"/{quote(index.name, safe='')}/_recovery", params={"active_only": "true"})
+    answer = client.call("GET", f"{index.path}/_recovery", params={"active_only": "true"})
     shards = answer.get(index.name, {}).get("shards", [])
     return sum(int(shard["index"]["size"]["recovered_in_bytes"]) for shard in shards)
 
@@ -196,12 +190,12 @@ def _why_unassigned(client: Client, index: Index) -> str:
 def _surplus_segments(client: Client, index: Index) -> int:
     """Return how many segments all copies have beyond one each, as a search would see them now."""
     refresh(client, index)
-    answer = client.call("GET", f"/{quote(index.name, safe='')}/_segments")
+    answer = client.call("GET", f"{index.path}/_segments")
     copies = [copy for copies in answer["indices"][index.name]["shards"].values() for copy in copies]
     return sum(max(0, int(copy["num_search_segments"]) - 1) for copy in copies)
 
 
 def _merging(client: Client, index: Index) -> bool:
-    answer = client.call("GET", f"/{quote(index.name, safe='')}/_stats/merge")
+    answer = client.call("GET", f"{index.path}/_stats/merge")
     # An index that was deleted since has no merges; the next check of its UUID reports that.
     return int(answer["_all"]["total"].get("merges", {}).get("current", 0)) > 0

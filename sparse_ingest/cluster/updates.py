@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
-from urllib.parse import quote
 
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.indexes import Index, check_uuid
@@ -59,7 +58,7 @@ def with_field(index: Index | None, name: str, field: str, kind: str) -> Index:
 def add_field(client: Client, index: Index, field: str) -> None:
     """Map the sparse field, unless it is mapped."""
     if field_mapping(check_uuid(client, index).mappings, field) is None:
-        client.call("PUT", f"/{quote(index.name, safe='')}/_mapping", _new_field(field))
+        client.call("PUT", f"{index.path}/_mapping", _new_field(field))
 
 
 def operation_for(index: Index, field: str) -> UpdateOperation:

@@ -219,7 +219,7 @@ def _evaluate_index(index: SearchableIndex, found: _Measuring, options: Evaluate
     Raises:
         UsageError: it has the judged documents as passages, and the engine cannot collapse them.
     """
-    from sparse_ingest.cluster.frequencies import count_known, count_parents
+    from sparse_ingest.cluster.postings import count_known, count_parents
     from sparse_ingest.searching.index_search import rank_index, rank_words
 
     if options.stored:
@@ -291,7 +291,7 @@ def _count_terms(run: Run, wanted: set[str]) -> tuple[TermCounts, int, int, int]
 
 
 def _count_index_terms(client: Client, index: str, field: str, vocabulary: Sequence[str | None]) -> TermCounts | None:
-    from sparse_ingest.cluster.frequencies import count_holding, count_searchable
+    from sparse_ingest.cluster.postings import count_holding, count_searchable
 
     try:
         holding = count_holding(client, index, field, [token for token in vocabulary if token is not None])

@@ -1,8 +1,8 @@
 """Send the shards of a load as one stream of requests, and journal each shard when all its documents are answered.
 
-In: the operations of a load, an index, a journal. Out: journal lines and dead letters. The next shard starts before the
-last one is answered, so the connections never run empty. A line is written only after a check that the index is still
-the one that the load started with, and that the shard's documents are on its disk.
+In: a run, the writer that fits the index, a journal. Out: journal lines and dead letters. The next shard starts before
+the last one is answered, so the connections never run empty. A line is written only after a check that the index is
+still the one that the load started with, and that the shard's documents are on its disk.
 
 Not covered: which shards are missing, and what the index needs before and after (load.py).
 """
@@ -11,21 +11,68 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from sparse_ingest.cluster import indexes
-from sparse_ingest.cluster.bodies import BulkRequest, delete_requests
+from sparse_ingest.cluster.bodies import BodyWriter, BulkRequest, delete_requests
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.journal import DeadLetter, Journal
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import Retries, send
 from sparse_ingest.cluster.settling import Durability, patiently
 from sparse_ingest.errors import ClusterError, Interrupted, RunError
-from sparse_ingest.loading.operations import Operations
+from sparse_ingest.pruning import prune
 from sparse_ingest.records import Outcome
 from sparse_ingest.reporting import Reporter
+from sparse_ingest.runs.changes import Changes
 from sparse_ingest.runs.run import Run
+from sparse_ingest.runs.shards import ShardPart, read_shard, take_rows
+
+
+@dataclass(frozen=True)
+class Operations:
+    """What a load sends: documents with their vector pruned, or with `update` the vectors alone.
+
+    With `changes`, only those that differ from an older run, which the index holds.
+    """
+
+    run: Run
+    writer: BodyWriter
+    pruning: Mapping[str, Any]
+    update: bool = False
+    changes: Changes | None = None
+
+    @property
+    def rules(self) -> Mapping[str, Any]:
+        """What stands in every line of the journal: a load goes on only with the same ones."""
+        return rules_of(self.pruning, self.update)
+
+    def requests(
+        self, shard: int, *, rows: Collection[int] | None = None, max_bytes: Callable[[], int]
+    ) -> Iterator[BulkRequest]:
+        """The documents of a shard that are sent, or those of some source rows."""
+        if self.changes and rows is None:
+            parts = self.changes.documents(shard)
+        else:
+            parts = read_shard(self.run.shard_path(shard))
+            parts = parts if rows is None else _only(parts, rows)
+        pruned = (part._replace(vectors=prune(part.vectors, **self.pruning)) for part in parts)
+        yield from self.writer.requests(pruned, shard=shard, max_bytes=max_bytes)
+
+    def unchanged(self, shard: int) -> int:
+        """How many documents of a shard the index holds already, so that they are not sent."""
+        if self.changes is None:
+            return 0
+        return int((self.run.done(shard) or {})["rows"]) - self.changes.differing(shard)
+
+
+def rules_of(pruning: Mapping[str, Any], update: bool) -> Mapping[str, Any]:
+    """What stands as `rules` in the lines of the journal."""
+    return {"pruning": dict(pruning), **({"update": True} if update else {})}
 
 
 @dataclass
@@ -166,3 +213,12 @@ class Delivery:
 def _letters(outcome: Outcome) -> Iterator[DeadLetter]:
     for one in outcome.refused:
         yield DeadLetter(one.doc_id, outcome.shard, one.row, one.status, one.reason)
+
+
+def _only(parts: Iterator[ShardPart], rows: Collection[int]) -> Iterator[ShardPart]:
+    """The parts with only some source rows."""
+    wanted = np.array(list(rows), dtype=np.uint64)
+    for part in parts:
+        places = np.flatnonzero(np.isin(part.rows, wanted))
+        if len(places):
+            yield take_rows(part, places)

@@ -4,8 +4,7 @@ In: a run folder, the name of an index, a pipeline, a connection. Out: a `LoadRe
 its line is in the journal for the index's UUID; documents have ids, so loading a shard again doubles nothing. What a
 killed load leaves behind (an alias of its own, settings for loading, dead letters of half a shard) is put right by
 the next one.
-Not covered: which operations a shard becomes (operations.py), their way (delivery.py), the alias that searches use
-(publish.py).
+Not covered: which operations a shard becomes and their way (delivery.py), the alias that searches use (publish.py).
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from dataclasses import replace as with_changes
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from sparse_ingest.cluster import indexes, mappings, seismic, settings_guard, settling, updates
 from sparse_ingest.cluster.bodies import BodyWriter
@@ -26,8 +24,7 @@ from sparse_ingest.cluster.journal import Journal, documents_of, loaded_shards, 
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import BLOCKED, Retries
 from sparse_ingest.errors import ClusterError, RunError, UsageError
-from sparse_ingest.loading.delivery import Delivery
-from sparse_ingest.loading.operations import ChangedDocuments, Operations, WholeDocuments
+from sparse_ingest.loading.delivery import Delivery, Operations
 from sparse_ingest.loading.options import LoadOptions
 from sparse_ingest.loading.preparation import LoadPlan, make_plan, ready_index
 from sparse_ingest.loading.since import Since
@@ -160,10 +157,14 @@ class _Load:
             deleted = self._delete_missing(delivery, target, journal)
             report = _report(run, target, journal, len(plan.missing), retried, deleted)
             _compare_counts(client, run, target, report, self.retries)
-            merged = _merged(client, target, self.reporter) if options.merge else None
+            if options.merge:
+                undone = settling.merge(client, target, self.reporter)
+                report = with_changes(report, merged=undone is None)
+                if undone:
+                    self.reporter.note(undone)
             if options.kind == "sparse_vector" and (message := seismic.warm_up(client, target)):
                 self.reporter.note(message)
-        return with_changes(report, merged=merged)
+        return report
 
     def _operations(self, target: indexes.Index) -> Operations:
         """What is sent for the shards of a run, in the words of the index that is there now."""
@@ -177,9 +178,8 @@ class _Load:
             operation=updates.operation_for(target, field) if plan.update else "index",
             empty_field=wire.empty_field,
         )
-        if self.older and plan.missing:
-            return ChangedDocuments(self.run, writer, pruning, plan.update, changes=self.older.changes)
-        return WholeDocuments(self.run, writer, pruning, plan.update)
+        changes = self.older.changes if self.older and plan.missing else None
+        return Operations(self.run, writer, pruning, plan.update, changes)
 
     def _delete_missing(self, delivery: Delivery, target: indexes.Index, journal: Journal) -> int:
         """Delete what only the older run has; how many documents that were."""
@@ -228,9 +228,7 @@ def restore_settings(
         ClusterError: there is no such index, or it refuses.
     """
     with _connected(connection_of(url, connection), index) as client:
-        there = indexes.find_index(client, index)
-        if there is None:
-            raise ClusterError(f"There is no index {index!r}. Check --index and --url.")
+        there = indexes.need_index(client, index, "Check --index and --url.")
         return settings_guard.restore(client, there, reporter_of(progress))
 
 
@@ -270,8 +268,9 @@ def _private_alias(client: Client, index: indexes.Index, run_id: str) -> Iterato
         yield alias
     finally:
         # An alias that stays behind does no harm, and a failing load must not fail twice or wait long.
+        remove = {"actions": [{"remove": {"index": index.name, "alias": alias}}]}
         with contextlib.suppress(ClusterError):
-            indexes.remove_alias(client, index, alias, timeout_s=5)
+            client.call("POST", "/_aliases", remove, timeout_s=5)
 
 
 @contextlib.contextmanager
@@ -287,7 +286,10 @@ def _settings(
         if wanted:
             settings_guard.tune(client, index, wanted, reporter)
         else:
-            _put_back_earlier(client, index, reporter)
+            try:
+                settings_guard.restore(client, index, reporter)
+            except ClusterError as error:  # a role that may not do it can load all the same
+                reporter.note(str(error))
         yield settings_guard.confirms_early(indexes.check_uuid(client, index))
     except BaseException as error:
         if wanted and not _put_back(client, index, error):
@@ -299,27 +301,17 @@ def _settings(
     settings_guard.restore(client, index, reporter, finished=finished)
 
 
-def _put_back_earlier(client: Client, index: indexes.Index, reporter: Reporter) -> None:
-    """Put back what an earlier load has left; a role that may not do it can load all the same."""
-    try:
-        settings_guard.restore(client, index, reporter)
-    except ClusterError as error:
-        reporter.note(str(error))
-
-
 def _put_back(client: Client, index: indexes.Index, stopped_by: BaseException) -> bool:
     """Put the settings back when a load has failed; whether it was possible."""
     if isinstance(stopped_by, UnreachableError):
         return False
     try:
         # A cluster that hangs must not hold up Ctrl-C.
-        client.call("GET", f"/{quote(index.name, safe='')}", timeout_s=5)
+        client.call("GET", index.path, timeout_s=5)
         settings_guard.restore(client, index, SILENT)
-    except ResponseError as error:
+    except ClusterError as error:
         # An index that is gone keeps nothing.
-        return error.status == 404
-    except ClusterError:
-        return False
+        return isinstance(error, ResponseError) and error.status == 404
     return True
 
 
@@ -360,10 +352,3 @@ def _compare_counts(client: Client, run: Run, index: indexes.Index, report: Load
             f"Index {index.name!r} holds {found} documents, but {report.acknowledged} of this run were "
             f"acknowledged. {why}; `sparse-ingest verify` names what is missing, --replace --from-scratch loads anew."
         )
-
-
-def _merged(client: Client, index: indexes.Index, reporter: Reporter) -> bool:
-    undone = settling.merge(client, index, reporter)
-    if undone:
-        reporter.note(undone)
-    return undone is None

@@ -14,7 +14,7 @@ from sparse_ingest.cluster import indexes, installed, mappings, preflight, seism
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.journal import Journal, loaded_shards, open_journal
 from sparse_ingest.errors import RunError, UsageError
-from sparse_ingest.loading.operations import rules_of
+from sparse_ingest.loading.delivery import rules_of
 from sparse_ingest.loading.options import LoadOptions
 from sparse_ingest.loading.since import Since, refuse_unfinished_since
 from sparse_ingest.pruning import count_emptied, prune
@@ -97,8 +97,7 @@ def make_plan(
     report = preflight.check_documents(pruned, limits)
     fitted = None
     if there is None and kind == "sparse_vector":
-        fit = seismic.fit(body, stamp.field, report)
-        body, fitted = fit.body, fit.sentence
+        body, fitted = seismic.fit(body, stamp.field, report)
     return LoadPlan(name, there, index_to_delete, stamp, body, missing, fitted, stale, update, pruned.emptied)
 
 
@@ -135,7 +134,7 @@ def ready_index(client: Client, plan: LoadPlan, reporter: Reporter) -> indexes.I
     if plan.emptied:
         reporter.note(f"Pruning leaves {plan.emptied} documents without a term; no sparse query finds them.")
     if old := plan.index_to_delete:
-        indexes.delete_index(client, old)
+        client.call("DELETE", old.path)
     if plan.there is None:
         # Index and alias in one request: each change of the cluster state takes a while.
         aliases = {**plan.body.get("aliases", {}), indexes.private_alias(plan.name, plan.stamp.run_id): {}}

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from dataclasses import replace as with_changes
 from typing import TYPE_CHECKING, Any
 
-from sparse_ingest.cluster import aliases, indexes, installed, settling
+from sparse_ingest.cluster import indexes, installed, settling
 from sparse_ingest.cluster.client import Client, Connection, connect, connection_of
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.load import LoadReport, load
@@ -26,6 +26,8 @@ from sparse_ingest.verification.verify import verify
 
 if TYPE_CHECKING:
     from opensearchpy import OpenSearch
+
+_LIST = "GET /_cat/indices lists those that are there."
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,10 @@ def publish(
     chosen, reporter = options_from(PublishOptions, options, settings, "publish"), reporter_of(progress)
     _refuse_options(chosen)
     folder, target_cluster = open_run(run), connection_of(url, connection)
-    run_id = folder.manifest.run_id
-    name = f"{alias}-{run_id[:8]}"
+    name = f"{alias}-{folder.manifest.run_id[:8]}"
     with contextlib.closing(connect(target_cluster)) as client:
-        served = aliases.served_by(client, alias)
-        _refuse_strangers(client, name, alias, run_id)
+        served = indexes.served_by(client, alias)
+        _refuse_strangers(client, name, alias, folder.manifest.run_id)
         if served.concrete == name and chosen.replace:
             raise UsageError(
                 f"Alias {alias!r} serves {name!r}, which --replace would delete. Leave --replace out, or move the "
@@ -91,8 +92,8 @@ def publish(
             )
     report = load(folder, index=name, pipeline=pipeline, connection=target_cluster, options=chosen, progress=reporter)
     with contextlib.closing(connect(target_cluster)) as client:
-        target = _found(client, name)
-        served = aliases.served_by(client, alias)
+        target = indexes.need_index(client, name, _LIST)
+        served = indexes.served_by(client, alias)
         done = PublishReport(report, alias, served.concrete, None, moved=False, verified=0, dropped=None)
         if report.refused and served.concrete != name:
             reporter.note(
@@ -133,8 +134,8 @@ def roll_back(
     """
     reporter = reporter_of(progress)
     with contextlib.closing(connect(connection, url=url)) as client:
-        served = aliases.served_by(client, alias)
-        target = _found(client, to)
+        served = indexes.served_by(client, alias)
+        target = indexes.need_index(client, to, _LIST)
         if target.name != to:
             raise UsageError(f"--to {to!r} is an alias of {target.name!r}. Name the index itself.")
         if target.stamp is not None and (target.stamp.load != "done" or target.stamp.settings):
@@ -163,13 +164,6 @@ def _refuse_strangers(client: Client, name: str, alias: str, run_id: str) -> Non
         )
 
 
-def _found(client: Client, name: str) -> indexes.Index:
-    there = indexes.find_index(client, name)
-    if there is None:
-        raise ClusterError(f"There is no index {name!r}. GET /_cat/indices lists those that are there.")
-    return there
-
-
 def _verified(run: Run, name: str, alias: str, connection: Connection | OpenSearch) -> int:
     """Compare a sample of the index with the run; the number of documents compared."""
     checked = verify(run, index=name, connection=connection)
@@ -181,7 +175,7 @@ def _verified(run: Run, name: str, alias: str, connection: Connection | OpenSear
     return checked.checked_documents
 
 
-def _move(client: Client, served: aliases.Served, target: indexes.Index, reporter: Reporter) -> None:
+def _move(client: Client, served: indexes.Served, target: indexes.Index, reporter: Reporter) -> None:
     """Move the alias; what it served before is noted in the target first, so that it can be dropped later.
 
     Default pipelines do not move along, as they may not fit the new field: what searches and documents lose is told.
@@ -195,7 +189,7 @@ def _move(client: Client, served: aliases.Served, target: indexes.Index, reporte
                 f"Index {old.name!r} has default pipelines that {target.name!r} lacks. If they are wanted: "
                 f"PUT /{target.name}/_settings {json.dumps(lost)}"
             )
-    aliases.move(client, served, target)
+    indexes.move_alias(client, served, target)
 
 
 def _with_old_dropped(
@@ -212,5 +206,5 @@ def _with_old_dropped(
     if old.serving_aliases:
         reporter.note(f"Index {old.name!r} was not dropped: it serves {', '.join(old.serving_aliases)}.")
         return with_changes(report, previous=old.name)
-    indexes.delete_index(client, old)
+    client.call("DELETE", old.path)
     return with_changes(report, previous=None, dropped=old.name)

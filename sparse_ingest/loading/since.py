@@ -61,7 +61,8 @@ class Since:
             raise ClusterError(
                 f"There is no index {name!r}; --since changes one that holds {self.old.path}. Or {whole}."
             )
-        if not self._begun(there) and (there.stamp is None or not _holds(there.stamp, self.old)):
+        held = there.stamp is not None and (there.stamp.run_id, there.stamp.load) == (self.old.manifest.run_id, "done")
+        if not self._begun(there) and not held:
             raise ClusterError(
                 f"Index {there.name!r} does not hold {self.old.path} (run {self.old.manifest.run_id[:8]}) as fully "
                 f"loaded: its _meta names {_named(there.stamp)}. Finish that load, or {whole}."
@@ -130,10 +131,6 @@ def refuse_unfinished_since(there: Index, run: Run) -> None:
             f"{str(stamp.since.get('run_id'))[:8]}) and is not finished. Start it again with these options, or begin "
             "anew with --replace --from-scratch."
         )
-
-
-def _holds(stamp: Stamp, run: Run) -> bool:
-    return stamp.run_id == run.manifest.run_id and stamp.load == "done"
 
 
 def _named(stamp: Stamp | None) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,11 +72,6 @@ class VerifyReport:
     doubled_ids: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def ok(self) -> bool:
-        """Whether nothing differs."""
-        return self.same
-
     def to_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
         return {"same": self.same, **asdict(self), "differences": [one._asdict() for one in self.differences]}
@@ -87,6 +82,8 @@ class VerifyReport:
         if self.differing or self.missing or self.doubled or self.unloaded_shards:
             return False
         return self.expected_documents is None or (self.expected_documents == self.index_documents and not self.extra)
+
+    ok = same
 
     def note(self, doc_id: str, token: str | None, expected: float, found: float | None) -> None:
         """Count a weight that differs, and keep the first ones."""
@@ -103,13 +100,6 @@ class Expected(NamedTuple):
     weights: npt.NDArray[np.float32]
 
 
-class Checked(NamedTuple):
-    """What became of some documents: the ids of those that are not there, and of those that are the same."""
-
-    absent: list[str]
-    same: set[str]
-
-
 class Loaded(NamedTuple):
     """The documents of some shards as the load sent them; a document's place counts over all of them."""
 
@@ -121,19 +111,15 @@ class Loaded(NamedTuple):
 
     def parts(self) -> Iterator[tuple[int, SparseRows]]:
         """All vectors, and the place of the first document of each part."""
-        first = 0
-        for shard, rows in zip(self.shards, self.rows, strict=True):
-            start, first = first, first + rows
+        for shard, start, _ in self._places():
             for part in read_shard(self.run.shard_path(shard)):
                 yield start, prune(part.vectors, **self.pruning)
                 start += len(part.rows)
 
     def documents(self, places: _Places) -> Iterator[Expected]:
         """The documents at some places, ascending; shards without one are not read."""
-        first = 0
-        for shard, rows in zip(self.shards, self.rows, strict=True):
-            start, first = first, first + rows
-            if not len(_between(places, start, first)):
+        for shard, start, end in self._places():
+            if not len(_between(places, start, end)):
                 continue
             for part in read_shard(self.run.shard_path(shard)):
                 chosen = _between(places, start, start + len(part.rows)) - start
@@ -144,79 +130,74 @@ class Loaded(NamedTuple):
                         token_ids, weights = vectors.row(row)
                         yield Expected(doc_id, token_ids, weights.astype(np.float32))
 
+    def _places(self) -> Iterator[tuple[int, int, int]]:
+        """Each shard, the place of its first document, and the place after its last."""
+        ends = list(accumulate(self.rows))
+        return zip(self.shards, [0, *ends][:-1], ends, strict=True)
 
+
+@dataclass
 class WeightChecker:
     """Compares documents one by one and notes what differs. `ceiling` is that of a sparse_vector field."""
 
-    def __init__(
-        self,
-        reader: StoredReader,
-        vocabulary: Sequence[str | None],
-        keys: Sequence[str | None],
-        ceiling: float | None,
-        report: VerifyReport,
-    ) -> None:
-        self._reader = reader
-        self._vocabulary = vocabulary
-        self._keys = keys
-        self._ceiling = ceiling
-        self._report = report
-        self._known = [key for key in keys if key is not None]
-        position = np.cumsum([key is not None for key in keys]) - 1
-        sizes = [len(group) for group in reader.groups(self._known)]
+    reader: StoredReader
+    vocabulary: Sequence[str | None]
+    keys: Sequence[str | None]
+    ceiling: float | None
+    report: VerifyReport
+
+    def __post_init__(self) -> None:
+        self._known = [key for key in self.keys if key is not None]
+        position = np.cumsum([key is not None for key in self.keys]) - 1
+        sizes = [len(group) for group in self.reader.groups(self._known)]
         self._groups = len(sizes)
         # The group of sums() that a token id belongs to.
         self._group_of = np.repeat(np.arange(len(sizes)), sizes)[np.maximum(position, 0)]
 
-    def check(self, batch: Sequence[Expected]) -> Checked:
-        """Compare documents; those that are not there are not counted."""
-        wanted = {one.doc_id: [str(self._keys[token_id]) for token_id in one.token_ids.tolist()] for one in batch}
-        stored = self._reader.weights(wanted)
+    def check(self, batch: Sequence[Expected]) -> tuple[list[str], set[str]]:
+        """Compare documents; the ids of those that are not there (not counted), and of those that are the same."""
+        wanted = {one.doc_id: [str(self.keys[token_id]) for token_id in one.token_ids.tolist()] for one in batch}
+        stored = self.reader.weights(wanted)
         present = [one for one in batch if one.doc_id in stored]
         of_bytes = {doc_id for doc_id, found in stored.items() if any(isinstance(w, np.uint8) for w in found.values())}
         ids = [one.doc_id for one in present]
-        sums = self._reader.sums(ids, self._known, of_bytes=of_bytes) if present else {}
+        sums = self.reader.sums(ids, self._known, of_bytes=of_bytes) if present else {}
         same = set()
         for one in present:
-            self._report.checked_documents += 1
-            self._report.checked_weights += len(one.token_ids)
+            self.report.checked_documents += 1
+            self.report.checked_weights += len(one.token_ids)
             found = dict(zip(one.token_ids.tolist(), map(stored[one.doc_id].get, wanted[one.doc_id]), strict=True))
             kept = np.zeros(self._groups, dtype=np.float32)
             if not self._compare(one, found, sums.get(one.doc_id, kept), one.doc_id in of_bytes):
                 same.add(one.doc_id)
-        return Checked([doc_id for doc_id in wanted if doc_id not in stored], same)
+        return [doc_id for doc_id in wanted if doc_id not in stored], same
 
     def check_strictly(self, batch: Sequence[Expected]) -> None:
         """Compare documents of which something is known to differ, also a weight too small to show in a sum."""
-        for doc_id in self.check(batch).same:
+        for doc_id in self.check(batch)[1]:
             [one] = (one for one in batch if one.doc_id == doc_id)
-            held = self._reader.weights({doc_id: self._known})[doc_id]
-            tokens = dict(zip(self._keys, self._vocabulary, strict=True))
-            expected = {self._keys[token_id] for token_id in one.token_ids.tolist()}
+            held = self.reader.weights({doc_id: self._known})[doc_id]
+            tokens = dict(zip(self.keys, self.vocabulary, strict=True))
+            expected = {self.keys[token_id] for token_id in one.token_ids.tolist()}
             for key in held.keys() - expected:
-                self._report.note(doc_id, tokens[key], 0.0, self._value(held[key]))
-
-    def groups(self, keys: Sequence[str]) -> Sequence[Sequence[str]]:
-        """Keys that one query may ask for together."""
-        return self._reader.groups(keys)
+                self.report.note(doc_id, tokens[key], 0.0, self._value(held[key]))
 
     def _compare(
         self, one: Expected, found: dict[int, Stored | None], sums: npt.NDArray[np.float32], of_bytes: bool
     ) -> bool:
         """Note each weight that differs, or else each sum; whether there was one."""
         stored: npt.NDArray[Any]
-        if of_bytes and self._ceiling is not None:
-            stored = stored_bytes(one.weights, self._ceiling)
+        if of_bytes and self.ceiling is not None:
+            stored = stored_bytes(one.weights, self.ceiling)
         else:
             stored = stored_weights(one.weights)
-        differs = False
+        before = self.report.differing
         for token_id, expected in zip(one.token_ids.tolist(), stored, strict=True):
             kept = found[token_id]
             if kept is None or kept != expected or type(kept) is not type(expected):
-                differs = True
                 seen = None if kept is None else self._value(kept)
-                self._report.note(one.doc_id, self._vocabulary[token_id], self._value(expected), seen)
-        if differs:
+                self.report.note(one.doc_id, self.vocabulary[token_id], self._value(expected), seen)
+        if self.report.differing > before:
             return True
         # In double, whose 53 bits hold such sums of 9-bit numbers exactly, and cast once, as the index does.
         wanted = np.bincount(
@@ -224,23 +205,20 @@ class WeightChecker:
         ).astype(np.float32)
         for expected, seen in zip(wanted, sums, strict=True):
             if expected != seen:
-                differs = True
-                unit = self._ceiling / LEVELS if of_bytes and self._ceiling is not None else 1.0
-                self._report.note(one.doc_id, None, float(expected) * unit, float(seen) * unit)
-        return differs
+                unit = self.ceiling / LEVELS if of_bytes and self.ceiling is not None else 1.0
+                self.report.note(one.doc_id, None, float(expected) * unit, float(seen) * unit)
+        return self.report.differing > before
 
     def _value(self, kept: Stored) -> float:
         """What is stored as a weight."""
-        if isinstance(kept, np.uint8) and self._ceiling is not None:
-            return int(kept) * self._ceiling / LEVELS
+        if isinstance(kept, np.uint8) and self.ceiling is not None:
+            return int(kept) * self.ceiling / LEVELS
         return float(kept)
 
 
 def compare_ids(whole: IndexScan, loaded: Loaded, report: VerifyReport, folder: Path) -> None:
     """Note the ids that only one side has."""
-    expected, found = Ledger(folder / "expected"), Ledger(folder / "found")
-    for places, ids in whole.ids():
-        found.add(ids, places)
+    expected, found = Ledger(folder / "expected"), _found(whole, folder)
     for start, vectors in loaded.parts():
         _add(expected, loaded, start, vectors, None)
     _note_mismatches(whole, loaded, report, expected, found)
@@ -256,9 +234,7 @@ def compare_all(
     reporter: Reporter,
 ) -> None:
     """Note the ids that only one side has, and every weight that differs."""
-    expected, found = Ledger(folder / "expected"), Ledger(folder / "found")
-    for places, ids in whole.ids():
-        found.add(ids, places)
+    expected, found = Ledger(folder / "expected"), _found(whole, folder)
     vocabulary = loaded.run.vocabulary()
     documents = np.zeros(len(vocabulary), dtype=np.int64)
     lengths: list[npt.NDArray[np.int32]] = []
@@ -267,13 +243,12 @@ def compare_all(
         kept = _add(expected, loaded, start, vectors, row_fingerprints(vectors.indptr, terms))
         documents += np.bincount(vectors.token_ids, minlength=len(vocabulary))
         lengths.append(np.where(kept, np.diff(vectors.indptr), 0).astype(np.int32))
-    found.close()
     terms_of = np.concatenate([*lengths, np.zeros(0, dtype=np.int32)])
     total = int(terms_of.sum())
     entries = found.open()
     places = np.ascontiguousarray(entries["place"])
     fingerprints = np.zeros(len(places), dtype=np.uint64)
-    questions, numbers, likely = _questions(vocabulary, documents, checker.groups)
+    questions, numbers, likely = _questions(vocabulary, documents, checker.reader.groups)
     asked = reached = 0
     for page in whole.weights(name, questions, likely):
         at = np.searchsorted(places, page.places)
@@ -290,6 +265,14 @@ def compare_all(
         checker.check_strictly(batch)
 
 
+def _found(whole: IndexScan, folder: Path) -> Ledger:
+    found = Ledger(folder / "found")
+    for places, ids in whole.ids():
+        found.add(ids, places)
+    found.close()
+    return found
+
+
 def _questions(
     vocabulary: Sequence[str | None],
     documents: npt.NDArray[np.int64],
@@ -300,21 +283,12 @@ def _questions(
     A token that documents of the run have stands alone and its number is its id; those that none has stand
     together in `groups`.
     """
-    questions: list[Sequence[str]] = []
-    numbers: list[int] = []
-    unused: list[str] = []
-    for token_id, token in enumerate(vocabulary):
-        if token is not None and documents[token_id]:
-            questions.append([token])
-            numbers.append(token_id)
-        elif token is not None:
-            unused.append(token)
-    likely = [int(documents[token_id]) for token_id in numbers]
-    for number, group in enumerate(groups(unused), start=len(vocabulary)):
-        questions.append(group)
-        numbers.append(number)
-        likely.append(0)
-    return questions, numbers, likely
+    tokens = {token_id: token for token_id, token in enumerate(vocabulary) if token is not None}
+    held = [token_id for token_id in tokens if documents[token_id]]
+    unused = groups([token for token_id, token in tokens.items() if not documents[token_id]])
+    numbers = [*held, *range(len(vocabulary), len(vocabulary) + len(unused))]
+    likely = [int(documents[token_id]) for token_id in held] + [0] * len(unused)
+    return [*([tokens[token_id]] for token_id in held), *unused], numbers, likely
 
 
 def _add(
@@ -333,7 +307,6 @@ def _note_mismatches(
 ) -> tuple[_Places, _Places]:
     """Note what only one side has; the places of the missing documents, and of those that both have and that differ."""
     expected.close()
-    found.close()
     missing, extra, doubled, differing = [], [], [], []
     for mismatch in compare(expected, found):
         report.missing += len(mismatch.missing)
@@ -362,7 +335,7 @@ def check_sample(
     """Compare the weights of the documents at some places; `ids_too`: note those that are not there as well."""
     for batch in _batches(loaded.documents(places)):
         before = report.checked_documents
-        absent = checker.check(batch).absent
+        absent, _ = checker.check(batch)
         for doc_id in absent if ids_too else ():
             if doc_id not in loaded.refused:
                 report.missing += 1

@@ -34,7 +34,6 @@ from sparse_ingest.verification.comparison import (
     Loaded,
     VerifyReport,
     WeightChecker,
-    WeightDifference,
     check_sample,
     compare_all,
     compare_ids,
@@ -43,7 +42,7 @@ from sparse_ingest.verification.comparison import (
 if TYPE_CHECKING:
     from opensearchpy import OpenSearch
 
-__all__ = ["SAMPLE", "VerifyReport", "WeightDifference", "verify"]
+__all__ = ["SAMPLE", "VerifyReport", "verify"]
 
 SAMPLE = 200
 # To explain a document costs as much as to ask for this many tokens.
@@ -80,11 +79,7 @@ def verify(
     started, reporter = time.monotonic(), reporter_of(progress)
     run = open_run(run)
     with contextlib.closing(connect(connection, url=url)) as client, tempfile.TemporaryDirectory() as folder:
-        there = indexes.find_index(client, index)
-        if there is None:
-            raise ClusterError(
-                f"There is no index {index!r}. Load the run first: sparse-ingest load RUN --index {index}."
-            )
+        there = indexes.need_index(client, index, f"Load the run first: sparse-ingest load RUN --index {index}.")
         field = field or (there.stamp.field if there.stamp else "sparse")
         mappings.check_fits(there, indexes.run_stamp(run, field))
         indexes.refresh(client, there)

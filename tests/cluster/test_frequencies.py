@@ -6,16 +6,16 @@ from collections import Counter
 
 from support.runs import DOCUMENTS, VOCABULARY, make_run
 
-from sparse_ingest.cluster import frequencies
+from sparse_ingest.cluster import postings
 from sparse_ingest.cluster.client import Connection, connect
-from sparse_ingest.cluster.frequencies import count_holding, count_known, count_searchable
+from sparse_ingest.cluster.postings import count_holding, count_known, count_searchable
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import Pipeline
 
 
 def test_every_token_and_every_document_is_counted(tmp_path, opensearch_url, index_name, monkeypatch):
-    monkeypatch.setattr(frequencies, "_SEARCHES", 7)
-    monkeypatch.setattr(frequencies, "_IDS", 2)
+    monkeypatch.setattr(postings, "_SEARCHES", 7)
+    monkeypatch.setattr(postings, "_IDS", 2)
     run = make_run(tmp_path / "run")
     load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
     client = connect(Connection(url=opensearch_url))

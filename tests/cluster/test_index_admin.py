@@ -251,7 +251,7 @@ def test_pipelines_go_again_when_the_index_cannot_be_made(client: Client, made: 
 
 def test_a_create_that_was_killed_before_its_index_is_taken_up(client: Client, made: str) -> None:
     made_with(client, made, search=("two-phase",))
-    indexes.delete_index(client, indexes.find_index(client, made))
+    client.call("DELETE", f"/{made}")
     made_with(client, made, search=("two-phase",))
     assert dropped(client, made).pipelines == [f"{made}-search"]
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from sparse_ingest.cluster import aliases, indexes
+from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.errors import ClusterError, UsageError
 
@@ -69,7 +69,7 @@ def test_a_name_that_could_stand_for_several_is_refused(client: Client, name: st
 def test_a_deleted_or_remade_index_is_noticed(client: Client, index_name: str) -> None:
     index = index_with(client, index_name, None)
     indexes.check_uuid(client, index)
-    indexes.delete_index(client, index)
+    client.call("DELETE", index.path)
     with pytest.raises(ClusterError, match="is gone"):
         indexes.check_uuid(client, index)
     index_with(client, index_name, None)
@@ -91,7 +91,7 @@ def test_a_data_stream_is_refused(client: Client, index_name: str) -> None:
         with pytest.raises(UsageError, match="is a data stream"):
             indexes.find_index(client, f"{index_name}-stream")
         with pytest.raises(UsageError, match="is a data stream"):
-            aliases.served_by(client, f"{index_name}-stream")
+            indexes.served_by(client, f"{index_name}-stream")
     finally:
         client.call("DELETE", f"/_data_stream/{index_name}-stream")
         client.call("DELETE", template)

@@ -9,12 +9,13 @@ from contextlib import closing
 import numpy as np
 import pytest
 from support.runs import NASTY_TOKENS
+from support.server_scores import score
 
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.bodies import shortest_decimal
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.reading import StoredReader
-from sparse_ingest.cluster.scores import LOWEST_WEIGHT, score, stored_weights, weight_codes
+from sparse_ingest.cluster.scores import LOWEST_WEIGHT, stored_weights, weight_codes
 
 MAPPINGS = {"dynamic": False, "properties": {"sparse": {"type": "rank_features"}}}
 

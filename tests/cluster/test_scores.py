@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from support.server_scores import score
 
-from sparse_ingest.cluster.scores import LOWEST_WEIGHT, score, stored_bytes, stored_weights, weight_codes
+from sparse_ingest.cluster.scores import LOWEST_WEIGHT, stored_bytes, stored_weights, weight_codes
 
 
 def test_stored_weights_keep_nine_bits_and_are_stable() -> None:

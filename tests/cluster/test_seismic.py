@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,9 +202,15 @@ def body(**parameters: object) -> dict[str, object]:
     return {"settings": {"index": {"number_of_shards": 2}}, "mappings": {"properties": properties}}
 
 
+def fitted_parameters(body: dict[str, object], report: PreflightReport) -> dict[str, Any]:
+    """What holds for the field: the fitted parameters, and the server's own for those that the body lacks."""
+    fitted, _ = seismic.fit(body, "sparse", report)
+    return seismic.parameters_of(fitted["mappings"]["properties"]["sparse"])
+
+
 def test_the_ceiling_with_the_smallest_error_is_chosen() -> None:
     weights = np.random.default_rng(0).gamma(1.2, 0.6, 100_000).astype(np.float32)
-    ceiling = seismic.fit(body(), "sparse", report_of(weights, 1000)).parameters["quantization_ceiling_ingest"]
+    ceiling = fitted_parameters(body(), report_of(weights, 1000))["quantization_ceiling_ingest"]
 
     def error(ceiling: float) -> float:
         return float(((stored_bytes(weights, ceiling) * ceiling / 255 - weights) ** 2).sum())
@@ -215,18 +222,15 @@ def test_the_ceiling_with_the_smallest_error_is_chosen() -> None:
 
 def test_what_is_clipped_is_counted_and_said() -> None:
     weights = np.array([0.5] * 99_990 + [40.0] * 10, dtype=np.float32)
-    fitted = seismic.fit(body(quantization_ceiling_ingest=3.0), "sparse", report_of(weights, 1000))
-    assert fitted.parameters["quantization_ceiling_ingest"] == 3.0
-    assert (fitted.clipped, fitted.clipped_share) == (10, 1e-4)
-    assert "10 of 100000 weights (0.010%) are above it and clipped" in fitted.sentence
+    fitted, said = seismic.fit(body(quantization_ceiling_ingest=3.0), "sparse", report_of(weights, 1000))
+    assert fitted["mappings"]["properties"]["sparse"]["method"]["parameters"]["quantization_ceiling_ingest"] == 3.0
+    assert "10 of 100000 weights (0.010%) are above it and clipped" in said
 
 
 def test_what_the_body_names_stays_and_the_rest_is_fitted() -> None:
     weights = np.ones(100, dtype=np.float32)
-    fitted = seismic.fit(
-        body(approximate_threshold=7, n_postings=9, cluster_ratio=0.2), "sparse", report_of(weights, 10)
-    )
-    assert fitted.parameters == {
+    named = body(approximate_threshold=7, n_postings=9, cluster_ratio=0.2)
+    assert fitted_parameters(named, report_of(weights, 10)) == {
         "n_postings": 9,
         "cluster_ratio": 0.2,
         "summary_prune_ratio": 0.4,

@@ -175,7 +175,7 @@ def test_a_block_such_as_the_full_disk_stops_without_retries(index, block: str) 
 def test_a_deleted_index_stops_the_load_and_is_not_made_again(index) -> None:
     url, made, alias = index
     with closing(connect(Connection(url))) as client:
-        indexes.delete_index(client, made)
+        client.call("DELETE", made.path)
         with pytest.raises(ClusterError, match="deleted or its alias removed"):
             list(send(client, requests(5), target=alias, retries=FAST))
         assert indexes.find_index(client, made.name) is None

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from support.server_scores import two_phase_split
 
+from sparse_ingest.cluster.limits import TWO_PHASE_DEFAULTS, check_two_phase, leaves_nothing, two_phase_window
 from sparse_ingest.cluster.requests import two_phase_body
-from sparse_ingest.cluster.two_phase import TWO_PHASE_DEFAULTS, check_two_phase, two_phase_split, two_phase_window
 from sparse_ingest.errors import PipelineError, UsageError
 
 WEIGHTS = {"e": 0.1, "a": 4.0, "c": 1.5, "b": 2.0, "d": 0.5}
@@ -33,6 +34,7 @@ def test_each_token_is_in_one_of_the_phases(kind: str, ratio: float, first: str)
     assert "".join(heavy) == first
     assert {**heavy, **light} == WEIGHTS
     assert not heavy.keys() & light.keys()
+    assert leaves_nothing(WEIGHTS, {"prune_type": kind, "prune_ratio": ratio}) is (not heavy)
 
 
 def test_the_border_is_computed_in_float32() -> None:

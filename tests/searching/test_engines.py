@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from support.indexes import assert_same_hits, bits, filled, random_documents, random_queries
 from support.runs import make_run
+from support.server_scores import two_phase_score, two_phase_split
 
 from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.limits import two_phase_window
 from sparse_ingest.cluster.requests import (
     Engine,
     bm25_body,
@@ -26,8 +28,6 @@ from sparse_ingest.cluster.requests import (
     server_side_body,
     two_phase_body,
 )
-from sparse_ingest.cluster.scores import two_phase_score
-from sparse_ingest.cluster.two_phase import two_phase_split, two_phase_window
 from sparse_ingest.errors import ClusterError, PipelineError, UsageError
 from sparse_ingest.pipeline import IndexSettings, Pipeline, QuerySettings
 from sparse_ingest.queries.weight_table import QueryWeights
