@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_ingest.cli.options import connection_options, json_option, print_report, query_model_options, stage_options
+from sparse_ingest.cli.options import json_option, print_report, stage_options
 from sparse_ingest.cli.progress import TerminalReporter
-from sparse_ingest.cli.searching import opened_target, target_options
+from sparse_ingest.cli.searching import Target, target_options
 from sparse_ingest.errors import UsageError
 from sparse_ingest.evaluation.options import EvaluateOptions
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.reporting import aligned
-from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:
-    from sparse_ingest.cluster.client import Connection
     from sparse_ingest.evaluation.evaluate import Evaluation, Latency
 
 FILE = click.Path(exists=True, path_type=Path)
@@ -33,7 +31,6 @@ _NOT_FOR_NANO_BEIR = (
 @click.command()
 @click.option("--queries", type=FILE, metavar="F", help="Queries: a file, or the folder of a BEIR or MTEB collection")
 @click.option("--qrels", type=FILE, metavar="F", help="Judgements: a file, or the folder  [default: that of --queries]")
-@target_options
 @stage_options(
     EvaluateOptions,
     trec_run=click.Path(dir_okay=False, path_type=Path),
@@ -45,19 +42,9 @@ _NOT_FOR_NANO_BEIR = (
               "[default: sentence-transformers/NanoBEIR-en]")  # fmt: skip
 @click.option("--device", help="Where --nano-beir encodes: auto, cpu or cuda  [default: auto]")
 @click.option("--per-query", is_flag=True, help="Print the values of each query too")
-@click.option("--force", is_flag=True, help="Ask with another model than the one that encoded the documents")
 @json_option
-@query_model_options
-@connection_options
-def evaluate(
-    pipeline: Pipeline,
-    connection: Connection,
-    options: EvaluateOptions,
-    index: str | None,
-    run: Place | None,
-    as_json: bool,
-    **given: Any,
-) -> None:
+@target_options("Ask with another model than the one that encoded the documents")
+def evaluate(target: Target, options: EvaluateOptions, as_json: bool, **given: Any) -> None:
     """Measure how well an index or a run folder answers queries that have judgements.
 
     \b
@@ -71,17 +58,17 @@ def evaluate(
     from sparse_ingest.evaluation.evaluate import evaluate as evaluate_target
     from sparse_ingest.evaluation.measures import DEFAULT_MEASURES, depth_of
 
-    _refuse_conflicts({**given, **vars(options), "index": index, "run": run, "engine": pipeline.query.engine})
+    _refuse_conflicts({**given, **vars(options), **vars(target), "engine": target.pipeline.query.engine})
     if given["nano_beir"]:
-        print_report(as_json, *_nano_beir(pipeline, options, given))
+        print_report(as_json, *_nano_beir(target.pipeline, options, given))
         return
     needed = depth_of([*DEFAULT_MEASURES, *options.measures])
     if options.k is not None and options.k < needed:
         click.echo(
             f"-k {options.k} is less than the cut-off {needed} of a measure, to which the rest is not found.", err=True
         )
-    with opened_target(index, run, pipeline, connection, force=given["force"]) as target:
-        found = evaluate_target(target, queries=given["queries"], qrels=given["qrels"], options=options)
+    with target.opened() as opened:
+        found = evaluate_target(opened, queries=given["queries"], qrels=given["qrels"], options=options)
     print_report(as_json, found.to_dict(per_query=given["per_query"]), _lines(found, options, given["per_query"]))
 
 

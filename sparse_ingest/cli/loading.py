@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -83,10 +83,23 @@ def load(
         else:
             report = load_run(run, index=index, progress=reporter, **how)
     if alias:
-        report = published.load
-        print_report(as_json, published.to_dict(), (*_loaded(report), *_served(published)))
-    else:
-        print_report(as_json, report.to_dict(), _loaded(report))
+        return _print_loaded(published.load, published.to_dict(), _served(published), as_json)
+    return _print_loaded(report, report.to_dict(), (), as_json)
+
+
+def _print_loaded(report: LoadReport, content: object, also: Iterable[str], as_json: bool) -> int:
+    """Print what a load did, and return its exit code."""
+    lines = [
+        f"{report.acknowledged} of {report.documents} documents are in index {report.index!r} "
+        f"({report.loaded_shards} of {report.shards} shards loaded now, {report.seconds:.1f} s)."
+    ]
+    if report.unchanged:
+        lines.append(f"{report.unchanged} of them did not differ from the older run and were not sent.")
+    if report.deleted:
+        lines.append(f"{report.deleted} documents that only the older run has were deleted.")
+    if report.retried:
+        lines.append(f"{report.retried} documents that were refused before were sent again.")
+    print_report(as_json, content, (*lines, *also))
     if report.refused and not as_json:
         click.echo(
             f"OpenSearch refused {report.refused} documents; {report.dead} names them and says why. When the cause is "
@@ -94,19 +107,6 @@ def load(
             err=True,
         )
     return 3 if report.refused else 0
-
-
-def _loaded(report: LoadReport) -> Iterator[str]:
-    yield (
-        f"{report.acknowledged} of {report.documents} documents are in index {report.index!r} "
-        f"({report.loaded_shards} of {report.shards} shards loaded now, {report.seconds:.1f} s)."
-    )
-    if report.unchanged:
-        yield f"{report.unchanged} of them did not differ from the older run and were not sent."
-    if report.deleted:
-        yield f"{report.deleted} documents that only the older run has were deleted."
-    if report.retried:
-        yield f"{report.retried} documents that were refused before were sent again."
 
 
 def _served(report: PublishReport) -> Iterator[str]:

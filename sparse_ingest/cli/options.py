@@ -38,14 +38,19 @@ def print_report(as_json: bool, content: object, lines: Iterable[str]) -> None:
         click.echo(line)
 
 
-def _joined(keyword: str, build: Callable[..., object], options: dict[str, Option]) -> Callable[[F], F]:
-    """Add options, by the names of their values; the command receives what `build` makes of them as `keyword`."""
+def joined_options(
+    keyword: str, build: Callable[..., object], options: dict[str, Option], *given: str
+) -> Callable[[F], F]:
+    """Add options, by the names of their values; the command receives what `build` makes of them as `keyword`.
+
+    `given` are keywords of decorators above, which `build` receives, too.
+    """
 
     def decorate(command: F) -> F:
         @functools.wraps(command)
         def joined(*args: Any, **kwargs: Any) -> Any:
-            given = {name: kwargs.pop(name) for name in options}
-            return command(*args, **{keyword: build(**given)}, **kwargs)
+            values = {name: kwargs.pop(name) for name in (*options, *given)}
+            return command(*args, **{keyword: build(**values)}, **kwargs)
 
         wrapped: Any = joined
         for add in reversed(options.values()):
@@ -63,7 +68,7 @@ def stage_options(kind: type[Any], *omitted: str, **types: click.ParamType[Any])
         *omitted: Settings that the command has no option for.
         **types: Types of the options that take less than the dataclass.
     """
-    return _joined("options", kind, _options_of(kind, omitted, types))
+    return joined_options("options", kind, _options_of(kind, omitted, types))
 
 
 def _options_of(
@@ -173,7 +178,7 @@ class _PipelineFlags:
 
 
 def _pipeline_options(*omitted: str, **instead: Option) -> Callable[[F], F]:
-    return _joined("pipeline", _PipelineFlags.pipeline, {**_options_of(_PipelineFlags, omitted), **instead})
+    return joined_options("pipeline", _PipelineFlags.pipeline, {**_options_of(_PipelineFlags, omitted), **instead})
 
 
 # The command receives the keyword `pipeline`, a `Pipeline`.
@@ -183,4 +188,4 @@ model_options = _pipeline_options("engine")
 query_model_options = _pipeline_options()
 # The command receives the keyword `connection`, a `Connection`.
 _FILES = dict.fromkeys(("ca", "client_cert", "client_key"), click.Path(exists=True, dir_okay=False))
-connection_options = _joined("connection", _connection_of, _options_of(_ConnectionFlags, types=_FILES))
+connection_options = joined_options("connection", _connection_of, _options_of(_ConnectionFlags, types=_FILES))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from sparse_ingest.cli import querying
 from sparse_ingest.cli.options import (
     F,
     connection_options,
+    joined_options,
     json_option,
     print_report,
     query_model_options,
@@ -35,53 +37,55 @@ SHOWN_TERMS = 6
 MOST_AT_ONCE = 32
 
 
-def target_options(command: F) -> F:
-    """What is searched; the command receives the keywords `index` and `run`, of which one must be None."""
-    run = click.option("--run", metavar="RUN", type=place_of, help="Search this run folder exactly, no server")
-    return click.option("--index", metavar="NAME", help="Search this index or alias")(run(command))
+@dataclass(frozen=True)
+class Target:
+    """What is searched: an index or a run folder, with which model."""
+
+    index: str | None
+    run: Place | None
+    force: bool
+    pipeline: Pipeline
+    connection: Connection
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[SearchableRun | SearchableIndex]:
+        """Open it for the block.
+
+        Raises:
+            UsageError: both are given, or neither.
+        """
+        from sparse_ingest.searching.search import open_index, open_run
+
+        if (self.index is None) == (self.run is None):
+            raise UsageError("Give either --index NAME or --run RUN.")
+        how: dict[str, Any] = {"pipeline": self.pipeline, "force": self.force}
+        if self.run is not None:
+            yield open_run(self.run, **how)
+            return
+        with open_index(str(self.index), connection=self.connection, **how) as opened:
+            yield opened
 
 
-@contextlib.contextmanager
-def opened_target(
-    index: str | None, run: Place | None, pipeline: Pipeline, connection: Connection, *, force: bool
-) -> Iterator[SearchableRun | SearchableIndex]:
-    """Open the index or the run for the block.
-
-    Raises:
-        UsageError: both are given, or neither.
-    """
-    from sparse_ingest.searching.search import open_index, open_run
-
-    if (index is None) == (run is None):
-        raise UsageError("Give either --index NAME or --run RUN.")
-    if run is not None:
-        yield open_run(run, pipeline=pipeline, force=force)
-        return
-    with open_index(str(index), connection=connection, pipeline=pipeline, force=force) as opened:
-        yield opened
+def target_options(force: str) -> Callable[[F], F]:
+    """What is searched, with which model; `force` is a help text. The command receives the keyword `target`."""
+    options = {
+        "index": click.option("--index", metavar="NAME", help="Search this index or alias"),
+        "run": click.option("--run", metavar="RUN", type=place_of, help="Search this run folder exactly, no server"),
+        "force": click.option("--force", is_flag=True, help=force),
+    }
+    target = joined_options("target", Target, options, "pipeline", "connection")
+    return lambda command: query_model_options(connection_options(target(command)))
 
 
 @click.command()
 @click.argument("text", required=False)
 @queries_option
-@target_options
 @stage_options(SearchOptions, concurrency=click.IntRange(1, MOST_AT_ONCE))
 @click.option("--explain", is_flag=True, help="Show every term of each score: query weight x stored weight")
 @click.option("--trec", is_flag=True, help="Print a TREC run: query Q0 document rank score tag")
-@click.option("--force", is_flag=True, help="Search with another model than the index or run was made with")
 @json_option
-@query_model_options
-@connection_options
-def search(
-    text: str | None,
-    queries_path: Path | None,
-    index: str | None,
-    run: Place | None,
-    pipeline: Pipeline,
-    connection: Connection,
-    options: SearchOptions,
-    **given: Any,
-) -> None:
+@target_options("Search with another model than the index or run was made with")
+def search(text: str | None, queries_path: Path | None, target: Target, options: SearchOptions, **given: Any) -> None:
     """Search an index or a run folder for TEXT, and show which terms made each score.
 
     The model is the one that made the run or the index; --model or --pipeline may name it again, such as where it lies
@@ -97,15 +101,15 @@ def search(
         raise UsageError("Give either TEXT or --queries F.")
     if trec and as_json:
         raise UsageError("--trec and --json are two forms of the same answer. Give one of them.")
-    given |= {**vars(options), "engine": pipeline.query.engine}
-    _refuse_conflicts(given, of_run=run is not None, many=text is None)
-    with opened_target(index, run, pipeline, connection, force=given["force"]) as target:
+    given |= {**vars(options), "engine": target.pipeline.query.engine}
+    _refuse_conflicts(given, of_run=target.run is not None, many=text is None)
+    with target.opened() as opened:
         if text is None:
-            ranked = target.rank(read_queries(queries_path or Path()), options)
-            _print_ranked(ranked, options.concurrency if run is None else None, as_json=as_json)
+            ranked = opened.rank(read_queries(queries_path or Path()), options)
+            _print_ranked(ranked, options.concurrency if target.run is None else None, as_json=as_json)
             return
-        weights = target.query_weights(text)
-        hits = target.search(text if options.hybrid else weights, options)
+        weights = opened.query_weights(text)
+        hits = opened.search(text if options.hybrid else weights, options)
     if trec:
         # One query has no id of its own.
         one = Ranked("1", [hit.id for hit in hits], [hit.score for hit in hits])

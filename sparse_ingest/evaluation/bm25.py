@@ -9,6 +9,7 @@ Memory is not flat: the library holds the tokens of all texts. Not covered: text
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 from sparse_ingest.errors import MissingExtraError
 from sparse_ingest.records import Query
@@ -31,24 +32,16 @@ def rank_texts(
     except ImportError:
         raise MissingExtraError("evaluate", "BM25 over a run folder") from None
 
-    stemmer = Stemmer.Stemmer("english")
-
-    def tokens(texts: list[str]) -> object:
-        return bm25s.tokenize(texts, stopwords="en", stemmer=stemmer, show_progress=False)
-
-    doc_ids: list[str] = []
-    texts: list[str] = []
-    for doc_id, text in documents:
-        doc_ids.append(doc_id)
-        texts.append(text)
+    tokens = partial(bm25s.tokenize, stopwords="en", stemmer=Stemmer.Stemmer("english"), show_progress=False)
+    pairs = list(documents)
+    doc_ids = [doc_id for doc_id, _ in pairs]
     index = bm25s.BM25(method="lucene", k1=K1, b=B)
-    index.index(tokens(texts), show_progress=False)
-    del texts
+    index.index(tokens([text for _, text in pairs]), show_progress=False)
+    del pairs
     for start in range(0, len(queries), _BLOCK):
         block = queries[start : start + _BLOCK]
-        places, scores = index.retrieve(
-            tokens([query.text for query in block]), k=min(size, len(doc_ids)), show_progress=False
-        )
+        asked = tokens([query.text for query in block])
+        places, scores = index.retrieve(asked, k=min(size, len(doc_ids)), show_progress=False)
         for query, found, values in zip(block, places.tolist(), scores.tolist(), strict=True):
             # The library fills up with documents that share no word.
             hits = [(doc_ids[place], score) for place, score in zip(found, values, strict=True) if score > 0]

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
@@ -153,13 +154,8 @@ def rank_index(
     the values of that field stand for the ids: each comes once, with its best document.
     """
     asker = _Asker(client, index, engine)
-
-    def ask(query: tuple[str, QueryWeights]) -> Ranked:
-        began = time.perf_counter()
-        answer, scale = asker.ask(query[1], size=size, filter=filter, collapse=collapse, source=False)
-        return _ranked(query[0], answer, scale, time.perf_counter() - began, collapse)
-
-    yield from _in_order(ask, queries, concurrency)
+    ask = partial(asker.ask, size=size, filter=filter, collapse=collapse, source=False)
+    yield from _ranked(ask, queries, collapse, concurrency)
     asker.tell_of_lost()
 
 
@@ -176,32 +172,35 @@ def rank_words(
     """Ask an index many queries with BM25 on title and text; `field` is its sparse field, the rest as `rank_index`."""
     also = {"_source": False} | ({"collapse": {"field": collapse}} if collapse else {})
 
-    def ask(query: Query) -> Ranked:
-        began = time.perf_counter()
-        answer = _send(client, index, {**bm25_body(query.text, field=field, size=size), **also})
-        return _ranked(query.id, answer, 1.0, time.perf_counter() - began, collapse)
+    def ask(text: str) -> tuple[Any, float]:
+        return _send(client, index, {**bm25_body(text, field=field, size=size), **also}), 1.0
 
-    return _in_order(ask, queries, concurrency)
+    return _ranked(ask, ((query.id, query.text) for query in queries), collapse, concurrency)
 
 
-def _ranked(query_id: str, answer: Any, scale: float, latency_s: float, collapse: str | None) -> Ranked:
-    found = answer["hits"]["hits"]
-    # Documents without the field count as sharing one; they keep their ids.
-    ids = [hit.get("fields", {}).get(collapse, [hit["_id"]])[0] for hit in found]
-    scores = [to_float32(hit["_score"]) * scale for hit in found]
-    return Ranked(query_id, ids, scores, latency_s, float(answer["took"]))
-
-
-def _in_order(ask: Callable[[Q], Ranked], queries: Iterable[Q], concurrency: int) -> Iterator[Ranked]:
+def _ranked(
+    ask: Callable[[Q], tuple[Any, float]], queries: Iterable[tuple[str, Q]], collapse: str | None, concurrency: int
+) -> Iterator[Ranked]:
     """Ask from `concurrency` threads; few queries are taken ahead, however many there are."""
+
+    def rank(query: tuple[str, Q]) -> Ranked:
+        began = time.perf_counter()
+        answer, scale = ask(query[1])
+        latency_s = time.perf_counter() - began
+        found = answer["hits"]["hits"]
+        # Documents without the field count as sharing one; they keep their ids.
+        ids = [hit.get("fields", {}).get(collapse, [hit["_id"]])[0] for hit in found]
+        scores = [to_float32(hit["_score"]) * scale for hit in found]
+        return Ranked(query[0], ids, scores, latency_s, float(answer["took"]))
+
     if concurrency == 1:
-        yield from map(ask, queries)
+        yield from map(rank, queries)
         return
     waiting: deque[Future[Ranked]] = deque()
     with ThreadPoolExecutor(concurrency) as pool:
         try:
             for query in queries:
-                waiting.append(pool.submit(ask, query))
+                waiting.append(pool.submit(rank, query))
                 if len(waiting) >= 2 * concurrency:
                     yield waiting.popleft().result()
             while waiting:
