@@ -9,7 +9,6 @@ logits never exist, and a tile of them fits the cache. Everything is plain torch
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,15 +27,9 @@ STEPS = 127  # on each side of zero
 # How many logarithms an activation has.
 LOGARITHMS = {"relu": 1, "log1p_relu": 2}
 
+# Packed hidden states `[rows, hidden]` to the relu of the maximal logits, `[documents, vocabulary]` in float32.
+Head = Callable[[torch.Tensor, Packing], torch.Tensor]
 Maximum = Callable[[torch.Tensor, list[LengthRun]], torch.Tensor]
-
-
-class Head(Protocol):
-    """Packed hidden states `[rows, hidden]` to the relu of the maximal logits, `[documents, vocabulary]` in float32."""
-
-    def __call__(self, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """Weights before the logarithm."""
-        ...
 
 
 class TiledHead:
