@@ -326,9 +326,10 @@ def refuse_strangers(path: Place) -> None:
     for place in (path, *path.parents) if isinstance(path, Path) else ():
         if place.exists() and not place.is_dir():
             raise RunError(f"{place} is a file; a run is a folder. Give --out an empty or new folder.")
-    if (isinstance(path, RemotePath) or path.is_dir()) and not has_manifest(path):
+    if isinstance(path, RemotePath) or path.is_dir():
+        # Listed first: another process writes the manifest before everything else.
         strangers = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".new-"))
-        if strangers:
+        if strangers and not has_manifest(path):
             raise RunError(
                 f"{path} is not empty and holds no run (found {strangers[0]}). Give --out an empty or new folder."
             )

@@ -299,11 +299,12 @@ def test_a_lowered_budget_makes_the_whole_shard_again(encode, tmp_path: Path, mo
 def test_a_document_that_does_not_fit_is_a_bad_one(overflow: str, encode, tmp_path: Path, monkeypatch) -> None:
     true = DocumentEncoder._rows
 
-    def refuse(self, token_ids, texts, *arguments):
-        for place, ids in enumerate(token_ids):
+    def refuse(self, inputs, *arguments):
+        inputs = list(inputs)
+        for text, ids in inputs:
             if len(ids) == 20:
-                raise DocumentTooLarge(texts[place], 20, "cpu")
-        return true(self, token_ids, texts, *arguments)
+                raise DocumentTooLarge(text, 20, "cpu")
+        return true(self, inputs, *arguments)
 
     monkeypatch.setattr(DocumentEncoder, "_rows", refuse)
     rows = [ROWS[1], {"_id": "huge", "text": LONG}, ROWS[2], {"_id": "huge too", "text": LONG}]

@@ -65,7 +65,7 @@ def children_of(process: int) -> list[int]:
             line = status.with_name("cmdline").read_text()
         except OSError:  # it has ended
             continue
-        if rest.split()[1] == str(process) and "encoding.devices" in line:
+        if rest.split()[1] == str(process) and "executors.local" in line:
             found.append(int(name.split()[0]))
     return sorted(found)
 

@@ -28,6 +28,7 @@ class Ranked(NamedTuple):
     scores: list[float]
 
 
+@pytest.mark.slow
 def test_it_prints_the_ndcg_that_evaluate_computes(tmp_path: Path) -> None:
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "MTEB_CACHE": str(tmp_path)}
     environment = {**os.environ, **offline, "PYTHONPATH": os.pathsep.join([str(EXAMPLES), *sys.path])}

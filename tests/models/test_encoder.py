@@ -55,7 +55,12 @@ def families(twins: dict[str, Twin]) -> dict[str, Twin]:
 # Parity with sentence-transformers
 
 
-@pytest.mark.parametrize("name", [*TWINS, PACKAGED])
+# The whole table of families is checked by `make test-all`; these differ in head, tokenizer, query side or layout.
+QUICK = {"card-bert", "card-roberta", "router-static", "plain-bert", PACKAGED}
+EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in [*TWINS, PACKAGED]]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_it_gives_what_sentence_transformers_gives(families: dict[str, Twin], name: str) -> None:
     encoder, reference = shared(families[name].model), reference_of(families[name].reference)
     # The query side first: the order in which the two are built changes nothing.
@@ -259,7 +264,9 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize(
+    "rules", [rules if rules == "pruned" else pytest.param(rules, marks=pytest.mark.slow) for rules in RULES]
+)
 def test_documents_have_the_bits_of_a_run_of_the_same_pipeline(plain: str, tmp_path: Path, rules: str) -> None:
     settings = {"dtype": "float32", "weights": "float32", **RULES[rules]}
     pipeline = tmp_path / "pipeline.toml"

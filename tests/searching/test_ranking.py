@@ -98,6 +98,9 @@ class Roomy:
         self.asked.append(body)
         return {"took": 1, "hits": {"hits": []}}
 
+    def find(self, path: str, **settings: Any) -> Any:
+        return self.call("GET", path, **settings)
+
 
 def test_a_cluster_that_allows_more_clauses_is_asked_more_its_filter_counted() -> None:
     roomy: Any = Roomy()
