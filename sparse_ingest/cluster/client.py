@@ -22,9 +22,10 @@ from urllib.parse import quote, unquote, urlsplit
 
 import opensearchpy
 from opensearchpy import OpenSearch
-from opensearchpy.exceptions import SerializationError, SSLError, TransportError
+from opensearchpy.exceptions import SerializationError, TransportError
 
 from sparse_ingest.cluster.access import aws_signer, basic_header, tls_context
+from sparse_ingest.cluster.failures import error_of, unreachable_message
 from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -202,7 +203,7 @@ class Client:
             return (
                 error.info
                 if isinstance(error.info, SparseIngestError)
-                else UnreachableError(_unreachable(error, self.address, timeout_s))
+                else UnreachableError(unreachable_message(error, self.address, timeout_s))
             )
         kind, reason = error_of(error.info if isinstance(error.info, dict) else {}, str(error.error))
         message = _refused(error.status_code, self.address, self._connection)
@@ -323,23 +324,6 @@ def path_of(name: str) -> str:
     return f"/{quote(name, safe='')}"
 
 
-def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tuple[str, str]:
-    """Type and reason of an error that OpenSearch reports, the deepest cause included."""
-    error = answer.get("error", answer)
-    if not isinstance(error, dict):
-        return "error", str(error or fallback)
-    if isinstance(error.get("message"), str):
-        # What stands in front of OpenSearch at AWS. It repeats the request that it saw, a session token included.
-        return "error", error["message"].partition("\n")[0]
-    kind, reason = str(error.get("type", "error")), str(error.get("reason") or fallback)
-    cause = error.get("caused_by")
-    while isinstance(cause, dict):
-        if cause.get("reason") and str(cause["reason"]) not in reason:
-            reason = f"{reason}: {cause['reason']}"
-        cause = cause.get("caused_by")
-    return kind, reason
-
-
 def _checked_version(root: Any, address: str) -> tuple[int, int, int]:
     version = root.get("version") if isinstance(root, dict) else None
     if not isinstance(version, dict) or version.get("distribution") != "opensearch":
@@ -354,51 +338,6 @@ def _checked_version(root: Any, address: str) -> tuple[int, int, int]:
             "the first with neural_sparse. Upgrade the cluster."
         )
     return major, minor, patch
-
-
-def _unreachable(error: TransportError, address: str, timeout_s: float) -> str:
-    cause = str(error.info)
-    if isinstance(error, SSLError) or "SSL" in cause:
-        if "WRONG_VERSION_NUMBER" in cause or "record layer" in cause:
-            return f"{address} does not speak TLS. If it is meant so, write http:// in --url."
-        return f"{address}: {_tls_failure(cause)}"
-    if "timed out" in cause or type(error).__name__ == "ConnectionTimeout":
-        return (
-            f"{address} did not answer within {timeout_s:g} s. Check that it is up and not overloaded, and try again."
-        )
-    if "refused" in cause:
-        return (
-            f"Nothing listens at {address} (connection refused). Start OpenSearch, "
-            "for a local one `sparse-ingest server start`, or give its address with --url."
-        )
-    if "resolve" in cause or "getaddrinfo" in cause:
-        return f"{address}: the host name is unknown. Check --url."
-    hint = " If it speaks TLS, write https:// in --url." if address.startswith("http:") else ""
-    return f"{address} closed the connection before it answered.{hint} Check that it is up, and try again."
-
-
-# What OpenSSL says, and what it means.
-_TLS_FAILURES = (
-    ("certificate is not valid for", "{}. Write the name that its certificate is for in --url."),
-    ("has expired|not yet valid", "{}. Its certificate must be renewed, or the clock of this machine be set right."),
-    ("verify failed", "{}. Give the file of the CA that signed its certificate with --ca."),
-    (
-        "(?i)certificate.required|handshake.failure",
-        "it asks for a client certificate ({}). Give --client-cert and --client-key.",
-    ),
-    (
-        "EOF occurred",
-        "it broke off the TLS handshake. It may ask for a client certificate: --client-cert and --client-key.",
-    ),
-    ("(?i)alert", "it does not accept the client certificate ({}). Check --client-cert and who signed it."),
-    ("", "the TLS connection failed ({}). Check --ca, --client-cert and --client-key."),
-)
-
-
-def _tls_failure(cause: str) -> str:
-    """What went wrong between the two ends of TLS, by what OpenSSL says."""
-    short = re.sub(r"^.*?\]\s*|\s*\(_ssl\.c.*$", "", cause).rstrip(".")
-    return next(says for pattern, says in _TLS_FAILURES if re.search(pattern, cause)).format(short)
 
 
 def _who(connection: Connection) -> str:

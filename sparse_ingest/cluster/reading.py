@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.cluster.client import Client, error_of, path_of
+from sparse_ingest.cluster.client import Client, path_of
+from sparse_ingest.cluster.failures import error_of
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes
 from sparse_ingest.errors import ClusterError
 

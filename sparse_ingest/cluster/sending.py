@@ -21,7 +21,8 @@ from threading import Condition, Event, Thread
 from typing import Any, NamedTuple
 
 from sparse_ingest.cluster.bodies import BulkRequest
-from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError, error_of, path_of
+from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError, path_of
+from sparse_ingest.cluster.failures import error_of
 from sparse_ingest.cluster.pacing import Attempt, Pace
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.records import Outcome, Refusal

@@ -13,7 +13,8 @@ from threading import Event, Thread
 
 import pytest
 
-from sparse_ingest.cluster.client import Connection, ResponseError, UnreachableError, connect, error_of, parse_url
+from sparse_ingest.cluster.client import Connection, ResponseError, UnreachableError, connect, parse_url
+from sparse_ingest.cluster.failures import error_of
 from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError
 
 
