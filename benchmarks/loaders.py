@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from opensearchpy import OpenSearch, helpers
 from opensearchpy.serializer import JSONSerializer
 
-from sparse_ingest.cluster.bodies import BodyWriter, BulkRequest
+from sparse_ingest.cluster.bulk_bodies import BodyWriter, BulkRequest
 from sparse_ingest.cluster.client import Connection, connect
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import send

@@ -3,7 +3,7 @@ from .checkpoints.inspect import inspect_model
 from .cluster.client import Connection, connect
 from .cluster.index_admin import CreateOptions, create_index, drop_index, show_index
 from .cluster.limits import fit_weights
-from .cluster.requests import (
+from .cluster.search_bodies import (
     Engine,
     bm25_body,
     engine_body,

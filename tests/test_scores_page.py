@@ -12,7 +12,7 @@ import pytest
 from support.tables import write_table
 
 from sparse_ingest.cluster.client import Client, Connection, connect
-from sparse_ingest.cluster.requests import Engine, hybrid_body
+from sparse_ingest.cluster.search_bodies import Engine, hybrid_body
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.records import Query
 from sparse_ingest.searching.index_search import rank_index, rank_words, search_index

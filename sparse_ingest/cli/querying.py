@@ -17,7 +17,7 @@ from sparse_ingest.pipeline import Pipeline, option
 from sparse_ingest.searching.options import SearchOptions
 
 if TYPE_CHECKING:
-    from sparse_ingest.cluster.requests import Engine, SearchBody
+    from sparse_ingest.cluster.search_bodies import Engine, SearchBody
     from sparse_ingest.queries.weight_table import QueryWeights
 
 queries_option = click.option(
@@ -84,7 +84,7 @@ def query(
     With --table it prints a JSON object from token to weight, which with the model's tokenizer.json is all that a
     service in any language needs.
     """
-    from sparse_ingest.cluster.requests import msearch_bytes
+    from sparse_ingest.cluster.search_bodies import msearch_bytes
     from sparse_ingest.searching.pipelines import engine_of
 
     if table:
@@ -164,7 +164,7 @@ def _bodies(
 
 
 def _body(text: str, weights: QueryWeights, engine: Engine, options: QueryOptions) -> SearchBody:
-    from sparse_ingest.cluster.requests import engine_body, hybrid_body, rank_feature_body, server_side_body
+    from sparse_ingest.cluster.search_bodies import engine_body, hybrid_body, rank_feature_body, server_side_body
 
     settings: dict[str, Any] = {"size": options.k, "filter": options.filter}
     if options.is_server_side:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sparse_ingest.cluster.bodies import FEATURE_SPELLING, Spelling
+from sparse_ingest.cluster.bulk_bodies import FEATURE_SPELLING, Spelling
 from sparse_ingest.cluster.indexes import META_KEY, Index, Stamp
 from sparse_ingest.cluster.seismic import MAX_VOCABULARY, ByteCodes, body_setting, parameters_of
 from sparse_ingest.errors import ClusterError, PipelineError

@@ -14,7 +14,7 @@ from collections import deque
 from threading import Lock
 from typing import NamedTuple
 
-from sparse_ingest.cluster.bodies import MAX_BYTES
+from sparse_ingest.cluster.bulk_bodies import MAX_BYTES
 
 MAX_IN_FLIGHT = 8
 _FIRST_IN_FLIGHT = 2

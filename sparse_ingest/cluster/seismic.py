@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.cluster.bodies import shortest_between
+from sparse_ingest.cluster.bulk_bodies import shortest_between
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.indexes import Index
 from sparse_ingest.cluster.preflight import PreflightReport

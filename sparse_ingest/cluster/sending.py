@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from threading import Condition, Event, Thread
 from typing import Any, NamedTuple
 
-from sparse_ingest.cluster.bodies import BulkRequest
+from sparse_ingest.cluster.bulk_bodies import BulkRequest
 from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError, path_of
 from sparse_ingest.cluster.failures import error_of
 from sparse_ingest.cluster.pacing import Attempt, Pace

@@ -29,8 +29,8 @@ import numpy.typing as npt
 
 from sparse_ingest.corpora.cursor import Cursor
 from sparse_ingest.corpora.sources import bad_document
-from sparse_ingest.encoding.copies import Copies, Kept, together
 from sparse_ingest.encoding.counts import OF_ROWS, Counts
+from sparse_ingest.encoding.equal_texts import Copies, Kept, together
 from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.encoding.passages import Carried, PassageGroup, too_long
 from sparse_ingest.encoding.stages import Ahead, Stages, Stopped

@@ -27,8 +27,8 @@ from sparse_ingest.corpora.documents import shown
 from sparse_ingest.corpora.sources import START
 from sparse_ingest.records import SourceRow
 from sparse_ingest.reporting import Reporter
-from sparse_ingest.runs.pieces import SortedPieces
 from sparse_ingest.runs.shards import text_hash
+from sparse_ingest.runs.sorted_pieces import SortedPieces
 
 if TYPE_CHECKING:
     from sparse_ingest.models.tokenizer import Tokenizer

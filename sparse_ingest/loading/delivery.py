@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from sparse_ingest.cluster import indexes
-from sparse_ingest.cluster.bodies import BodyWriter, BulkRequest, delete_requests
+from sparse_ingest.cluster.bulk_bodies import BodyWriter, BulkRequest, delete_requests
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.journal import DeadLetter, Journal
 from sparse_ingest.cluster.pacing import Pace

@@ -18,16 +18,16 @@ from dataclasses import replace as with_changes
 from typing import TYPE_CHECKING, Any
 
 from sparse_ingest.cluster import indexes, mappings, seismic, settings_guard, settling, updates
-from sparse_ingest.cluster.bodies import BodyWriter
+from sparse_ingest.cluster.bulk_bodies import BodyWriter
 from sparse_ingest.cluster.client import Client, Connection, ResponseError, UnreachableError, connect, connection_of
 from sparse_ingest.cluster.journal import Journal, documents_of, loaded_shards, open_journal
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import BLOCKED, Retries
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.delivery import Delivery, Operations
+from sparse_ingest.loading.differences import Since
 from sparse_ingest.loading.options import LoadOptions
 from sparse_ingest.loading.preparation import LoadPlan, make_plan, ready_index
-from sparse_ingest.loading.since import Since
 from sparse_ingest.pipeline import Pipeline, options_from, pipeline_of
 from sparse_ingest.reporting import SILENT, Reporter, reporter_of
 from sparse_ingest.runs.run import Run, RunLike, open_run, refuse_incomplete

@@ -15,8 +15,8 @@ from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.journal import Journal, loaded_shards, open_journal
 from sparse_ingest.errors import RunError, UsageError
 from sparse_ingest.loading.delivery import rules_of
+from sparse_ingest.loading.differences import Since, refuse_unfinished_since
 from sparse_ingest.loading.options import LoadOptions
-from sparse_ingest.loading.since import Since, refuse_unfinished_since
 from sparse_ingest.pruning import count_emptied, prune
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.checking import CheckedPart, checked_parts

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from sparse_ingest.cluster.requests import ENGINES, Engine
+from sparse_ingest.cluster.search_bodies import ENGINES, Engine
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.pipeline import EngineName, ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.planning.rules import PruningRule

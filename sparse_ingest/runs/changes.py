@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.errors import RunError
-from sparse_ingest.runs.pieces import Numbers, SortedPieces
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import ShardPart, read_doc_ids, read_shard, take_rows
+from sparse_ingest.runs.sorted_pieces import Numbers, SortedPieces
 
 RANGE_ROWS = 200_000  # rows of both runs merged at a time: 6 MB, five times that while they are sorted
 

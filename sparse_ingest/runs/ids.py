@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparse_ingest.runs.pieces import SortedPieces
 from sparse_ingest.runs.run import Run, SkippedRow
 from sparse_ingest.runs.shards import ShardPart, drop_rows, read_doc_ids, read_shard, shard_schema_of, write_shard
+from sparse_ingest.runs.sorted_pieces import SortedPieces
 
 RANGE_IDS = 8_000_000  # ids held at a time: 64 MB of hashes
 

@@ -21,9 +21,9 @@ import numpy.typing as npt
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows
 from sparse_ingest.runs.manifest import Identity, differences
-from sparse_ingest.runs.pieces import Numbers, SortedPieces
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_text_hashes, read_vectors, shard_schema_of
+from sparse_ingest.runs.sorted_pieces import Numbers, SortedPieces
 
 RANGE_ROWS = 1_000_000  # rows sorted at a time: 24 MB, three times that while they are sorted
 CACHED_GROUPS = 8  # row groups kept: 8192 rows of 120 terms are 4 MB

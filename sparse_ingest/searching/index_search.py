@@ -4,7 +4,7 @@ In: query weights, an `Engine`. Out: hits with the server's own explanation of e
 documents; what a server lacks or refuses becomes one message. A search pipeline that the index has by default is
 skipped: it could change scores unseen. A cluster without the neural-search plugin is asked with rank_feature clauses,
 which give the same scores.
-Not covered: bodies (cluster/requests.py), text to query weights (query.py).
+Not covered: bodies (cluster/search_bodies.py), text to query weights (query.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from urllib.parse import quote
 from sparse_ingest.cluster.indexes import max_clauses
 from sparse_ingest.cluster.limits import MAX_CLAUSES, FittedWeights, count_clauses, fit_weights
 from sparse_ingest.cluster.reading import explained_terms
-from sparse_ingest.cluster.requests import Engine, SearchBody, bm25_body, engine_body, hybrid_body, rank_feature_body
+from sparse_ingest.cluster.search_bodies import (
+    Engine,
+    SearchBody,
+    bm25_body,
+    engine_body,
+    hybrid_body,
+    rank_feature_body,
+)
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.queries.weight_table import QueryWeights, to_float32
 from sparse_ingest.searching.hits import Hit, Ranked, TermShare, heaviest_first

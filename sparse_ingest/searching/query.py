@@ -2,7 +2,7 @@
 
 In: texts, a pipeline. Out: weights by token string, and for sparse_vector fields by the keys that stand for tokens
 there. A weight table needs no torch.
-Not covered: which model that is (pipelines.py), the request (cluster/requests.py), what is found (search.py).
+Not covered: which model that is (pipelines.py), the request (cluster/search_bodies.py), what is found (search.py).
 """
 
 from __future__ import annotations

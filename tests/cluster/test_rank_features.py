@@ -12,7 +12,7 @@ from support.runs import NASTY_TOKENS
 from support.server_scores import score
 
 from sparse_ingest.cluster import indexes
-from sparse_ingest.cluster.bodies import shortest_decimal
+from sparse_ingest.cluster.bulk_bodies import shortest_decimal
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.reading import StoredReader
 from sparse_ingest.cluster.scores import LOWEST_WEIGHT, stored_weights, weight_codes

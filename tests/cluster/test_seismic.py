@@ -14,8 +14,8 @@ from sparse_ingest.cluster import indexes, mappings, seismic
 from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
 from sparse_ingest.cluster.preflight import PreflightReport
 from sparse_ingest.cluster.reading import StoredReader
-from sparse_ingest.cluster.requests import Engine, seismic_body
 from sparse_ingest.cluster.scores import stored_bytes, stored_weights, weight_codes
+from sparse_ingest.cluster.search_bodies import Engine, seismic_body
 from sparse_ingest.errors import PipelineError, UsageError
 from sparse_ingest.searching.index_search import search_index
 

@@ -14,7 +14,7 @@ import pytest
 from support.faulty_proxy import FaultyProxy, faulty_proxy
 
 from sparse_ingest.cluster import indexes
-from sparse_ingest.cluster.bodies import BulkRequest, delete_requests
+from sparse_ingest.cluster.bulk_bodies import BulkRequest, delete_requests
 from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import Retries, send

@@ -8,7 +8,7 @@ import pytest
 from support.server_scores import two_phase_split
 
 from sparse_ingest.cluster.limits import TWO_PHASE_DEFAULTS, check_two_phase, leaves_nothing, two_phase_window
-from sparse_ingest.cluster.requests import two_phase_body
+from sparse_ingest.cluster.search_bodies import two_phase_body
 from sparse_ingest.errors import PipelineError, UsageError
 
 WEIGHTS = {"e": 0.1, "a": 4.0, "c": 1.5, "b": 2.0, "d": 0.5}

@@ -18,7 +18,7 @@ from support.runs import make_run
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.cluster.client import Connection, connect
-from sparse_ingest.cluster.requests import neural_sparse_body, rank_feature_body
+from sparse_ingest.cluster.search_bodies import neural_sparse_body, rank_feature_body
 from sparse_ingest.errors import ClusterError, PipelineError
 from sparse_ingest.loading.load import load
 from sparse_ingest.models.tokenizer import Cut, Tokenizer, WindowLayout, _Reading

@@ -28,7 +28,7 @@ from support.servers import environment, random_free_port, server_home
 from sparse_ingest.cli.server import server
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.index_admin import CreateOptions, create_index, drop_index, show_index
-from sparse_ingest.cluster.requests import neural_sparse_body
+from sparse_ingest.cluster.search_bodies import neural_sparse_body
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.local_server import download, process

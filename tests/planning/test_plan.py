@@ -19,8 +19,8 @@ from support.plans import DOCUMENTS, made_plan
 from support.runs import make_run
 
 from sparse_ingest.cluster.client import Client, Connection, connect
-from sparse_ingest.cluster.requests import Engine
 from sparse_ingest.cluster.scores import posting_bytes
+from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError
 from sparse_ingest.evaluation.measures import measure
 from sparse_ingest.loading.load import load

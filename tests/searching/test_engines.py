@@ -15,7 +15,7 @@ from support.server_scores import two_phase_score, two_phase_split
 
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.limits import two_phase_window
-from sparse_ingest.cluster.requests import (
+from sparse_ingest.cluster.search_bodies import (
     Engine,
     bm25_body,
     engine_body,

@@ -12,7 +12,7 @@ from support.indexes import assert_same_hits, filled, random_documents, random_q
 from support.runs import make_run
 
 from sparse_ingest.cluster.client import Client, Connection, connect
-from sparse_ingest.cluster.requests import Engine
+from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.records import Query
 from sparse_ingest.runs.run import Run

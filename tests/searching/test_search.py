@@ -14,7 +14,7 @@ from support.runs import DOCUMENTS, NASTY_TOKENS, make_run
 
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.reading import explained_terms
-from sparse_ingest.cluster.requests import bm25_body, rank_feature_body
+from sparse_ingest.cluster.search_bodies import bm25_body, rank_feature_body
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import Pipeline

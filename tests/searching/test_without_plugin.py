@@ -13,7 +13,7 @@ from support.runs import make_run
 from support.servers import environment, random_free_port, server_home
 
 from sparse_ingest.cluster.client import Client, Connection, connect
-from sparse_ingest.cluster.requests import Engine
+from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.local_server import download, process
 from sparse_ingest.searching.index_search import rank_index, search_hybrid, search_index

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from support.runs import DOCUMENTS, NASTY_TOKENS, VOCABULARY, make_run
 
-from sparse_ingest.cluster import bodies
-from sparse_ingest.cluster.bodies import (
+from sparse_ingest.cluster import bulk_bodies as bodies
+from sparse_ingest.cluster.bulk_bodies import (
     BodyWriter,
     BulkRequest,
     Spelling,
@@ -112,7 +112,7 @@ def test_pandas_stays_out_of_memory(tmp_path) -> None:
     run = make_run(tmp_path / "run", shard_rows=100)
     script = (
         "import sys; from pathlib import Path; from sparse_ingest.runs.shards import ShardPart, read_shard; "
-        "from sparse_ingest.cluster.bodies import BodyWriter; "
+        "from sparse_ingest.cluster.bulk_bodies import BodyWriter; "
         "requests = list(BodyWriter(['t'] * 999, 's').requests(read_shard(Path(sys.argv[1])))); "
         "assert requests and 'pandas' not in sys.modules"
     )

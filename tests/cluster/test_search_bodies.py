@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from sparse_ingest.cluster.reading import ExplainedTerm, explained_terms
-from sparse_ingest.cluster.requests import bm25_body, neural_sparse_body, rank_feature_body
+from sparse_ingest.cluster.search_bodies import bm25_body, neural_sparse_body, rank_feature_body
 from sparse_ingest.errors import UsageError
 
 
