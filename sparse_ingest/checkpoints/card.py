@@ -1,7 +1,7 @@
 """The model card, the tokenizer and the safetensors headers of a model folder, read without loading the model.
 
 In: a folder. Out: license, languages, number of parameters, vocabulary. Not covered: settings (settings.py), pickles
-(models/pickles.py).
+(models/masked_lms.py).
 """
 
 from __future__ import annotations

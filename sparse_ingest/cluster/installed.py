@@ -4,7 +4,7 @@ In: names of packaged bodies (pipelines/opensearch/search and ingest), the field
 the server runs. Out: bodies, and pipelines that carry a sentence by which we know our own again. What somebody else has
 put under a name is never replaced and never removed. `_meta` of the index says which pipelines are its own, under a key
 of ours that loads leave alone.
-Not covered: running a model on the server, requests that name a pipeline (requests.py).
+Not covered: running a model on the server, requests that name a pipeline (search_bodies.py).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ OpenSearch updates a document by reading its `_source`, changing it, and indexin
 leaves out is lost by an update that does not bring it. So an index whose `_source` leaves out fields other than the
 sparse one is refused, and what a later update by anybody will do to the vectors is said. What `_source` leaves out
 cannot be changed after an index was made (3.6.0 answers "Cannot update parameter [excludes]").
-Not covered: sending (bodies.py has the operations).
+Not covered: sending (bulk_bodies.py has the operations).
 """
 
 from __future__ import annotations

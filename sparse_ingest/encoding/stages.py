@@ -1,7 +1,7 @@
 """The stages of an encode: each in a thread of its own, one window ahead of the next, and how long each is busy.
 
 `read` parses and hashes rows, `tokenise` makes tokens of their texts, `encode` computes vectors, and `write` prunes
-them and makes row groups, until the shard has its final name. Not covered: what the stages do (parts.py).
+them and makes row groups, until the shard has its final name. Not covered: what the stages do (shard_maker.py).
 """
 
 from __future__ import annotations
