@@ -62,7 +62,7 @@ def create(index: str, pipeline: Pipeline, connection: Connection, as_json: bool
     index create --index NAME --search-pipeline two-phase --default
     index create --index NAME --ingest-pipeline sparse-encoding --model-id ID --default
 
-    `load` goes past the ingest pipeline: what it sends has its vector. The ingest pipeline prunes by the rule
+    `load` bypasses the ingest pipeline: what it sends has its vector. The ingest pipeline prunes by the rule
     in [encode].
     """
     from sparse_ingest.cluster.index_admin import CreateOptions, create_index

@@ -277,7 +277,7 @@ class _Job:
         found = [self.sweep.places(forms[query], rule).tolist() for forms in self.forms]
         at_10 = np.array([_overlap(one[:10], right, 10) for one, right in zip(found, self.right, strict=True)])
         at_100 = np.array([_overlap(one, right, DEPTH) for one, right in zip(found, self.truth, strict=True)])
-        scores = [self.sweep.scores(forms[query], rule).tolist() for forms in self.forms]
+        scores = (self.sweep.scores(forms[query], rule).tolist() for forms in self.forms)
         ranked = (
             Ranked(query_id, [self.ids[place] for place in one[:10]], of_one[:10])
             for (query_id, _), one, of_one in zip(self.weighted, found, scores, strict=True)
