@@ -18,7 +18,7 @@ from sparse_ingest.records import Query
 from sparse_ingest.searching.index_search import rank_index, rank_words, search_index
 from sparse_ingest.searching.query import query_weights
 
-PAGE = Path(__file__).parents[1] / "docs" / "scores.md"
+PAGE = Path(__file__).parents[2] / "docs" / "scores.md"
 
 
 @pytest.fixture(scope="module")
