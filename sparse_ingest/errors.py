@@ -25,7 +25,7 @@ def first_line(error: BaseException) -> str:
 
 
 class SparseIngestError(Exception):
-    """Base of every error that a user can cause or mend."""
+    """Base class for errors shown to users."""
 
     exit_code = 1
 

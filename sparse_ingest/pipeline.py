@@ -128,7 +128,7 @@ class Pipeline:
 
 
 def packaged_folder() -> Path:
-    """Where the packaged pipelines lie: in the wheel, or in a checkout beside the package."""
+    """The folder of the packaged pipelines: in the wheel, or in a checkout beside the package."""
     in_wheel = Path(__file__).parent / "_pipelines"
     return in_wheel if in_wheel.is_dir() else Path(__file__).parents[1] / "pipelines"
 

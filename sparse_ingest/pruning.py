@@ -110,7 +110,7 @@ class Ranking:
         """Each term's weight with all heavier ones of its row, and the sum of each row."""
         mass = np.empty(len(self._weights), dtype=np.float64)
         total = np.zeros(len(self._lengths), dtype=np.float64)
-        # Row by row, so that a sum never depends on what lies beside the row.
+        # Row by row, so that a sum never depends on other rows.
         for rows, terms, cells in self._tables():
             table = np.zeros(cells.shape)
             table[cells] = self._weights[self._order[terms]]

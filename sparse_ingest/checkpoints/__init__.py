@@ -1,1 +1,1 @@
-"""What a model folder is: where it lies, which family it belongs to, what its settings say. No torch."""
+"""Checkpoints: their location, their family and their settings. No torch."""

@@ -23,7 +23,7 @@ FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 PICKLES = "pytorch_model*.bin"
 CODE = "*.py"
 CARD = "README.md"
-# Copies of the model for other runtimes, and what training left behind: gigabytes that nobody reads.
+# Copies of the model for other runtimes, and what training left behind: gigabytes that are never read.
 IGNORED = ["onnx/*", "openvino/*", "coreml/*", "runs/*", "checkpoint-*/*", "*/checkpoint-*/*", "original/*"]
 LINE_EVERY_S = 30.0
 BARS_AFTER_S = 1.0

@@ -129,7 +129,7 @@ def trusted_code(checkpoint: Checkpoint, folder: Path, *, trusted: bool) -> str 
     """What of a masked LM's own code will run and where it comes from, None when nothing will.
 
     Raises:
-        CheckpointError: it is not trusted, or lies in another repository, where no revision pins it.
+        CheckpointError: it is not trusted, or is in another repository, which no revision pins.
     """
     code = remote_code(folder)
     if code is None:

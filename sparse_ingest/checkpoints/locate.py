@@ -47,7 +47,7 @@ def locate(name: str, revision: str | None = None, *, code: bool = False) -> Loc
 
 
 def _on_disk(name: str) -> Path | None:
-    """The folder that a name stands for; None for the id of a model on the hub."""
+    """The folder that a name means; None for the id of a model on the hub."""
     if name.startswith("package:"):
         return _package_folder(name.removeprefix("package:"))
     folder = Path(name)

@@ -60,7 +60,7 @@ def module_of(declared_in: Path, dotted: str, folder: Path, inner: str) -> Modul
     """A module from its dotted type and its folder within `folder`.
 
     Raises:
-        CheckpointError: the type is code of the checkpoint's own, or the folder lies outside the checkpoint.
+        CheckpointError: the type is code of the checkpoint's own, or the folder is outside the checkpoint.
     """
     package, _, kind = dotted.rpartition(".")
     if not dotted.startswith("sentence_transformers."):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 COLUMN = 52  # characters of one engine's column
 INDEX = "sparse-ingest-demo"
-MARK = ".sparse-ingest-demo"  # stands in the folders that the demo may clear
+MARK = ".sparse-ingest-demo"  # in each folder that the demo may clear
 QUESTIONS = (
     "how do I handle an exception",
     "how do I leave a loop early",
@@ -211,7 +211,7 @@ def write_corpus(path: Path) -> int:
 
 
 def passages(topics: dict[str, str]) -> Iterator[Passage]:
-    """Cut help topics into passages of whole paragraphs under one heading; a text that stood before is left out."""
+    """Cut help topics into passages of whole paragraphs under one heading; duplicate texts are skipped."""
     seen: set[str] = set()
     for topic in sorted(topics):
         number = itertools.count(1)

@@ -35,7 +35,7 @@ def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tu
     if not isinstance(error, dict):
         return "error", str(error or fallback)
     if isinstance(error.get("message"), str):
-        # What stands in front of OpenSearch at AWS. It repeats the request that it saw, a session token included.
+        # The proxy in front of OpenSearch at AWS repeats the request that it saw, a session token included.
         return "error", error["message"].partition("\n")[0]
     kind, reason = str(error.get("type", "error")), str(error.get("reason") or fallback)
     cause = error.get("caused_by")

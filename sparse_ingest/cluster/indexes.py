@@ -6,7 +6,7 @@ the key `sparse_ingest` of the mapping's `_meta`; other keys are kept. Loads sen
 
 An alias that searches use moves to another index in one request: between the removal and the addition there is no
 instant, and its filter and routing move along. A removal says `must_exist`: without it, OpenSearch passes over an alias
-that somebody else has just moved.
+that another client has just moved.
 
 Not covered: what a mapping must contain (mappings.py), index settings during a load (settings_guard.py), when an alias
 moves (loading/publish.py).
@@ -244,7 +244,7 @@ def private_alias(index: str, run_id: str) -> str:
 
 
 class Served(NamedTuple):
-    """What an alias stands for: a concrete index, or None when there is no such alias; and its properties."""
+    """What an alias points to: a concrete index, or None when there is no such alias; and its properties."""
 
     alias: str
     concrete: str | None
@@ -255,7 +255,7 @@ def served_by(client: Client, alias: str) -> Served:
     """The index that an alias serves.
 
     Raises:
-        UsageError: an index has this name, or the alias stands for several.
+        UsageError: an index has this name, or the alias points to several.
     """
     if not is_one_name(alias):
         raise UsageError(f"--alias {alias!r} is no name for an alias; one name is expected, without wildcards.")
@@ -282,7 +282,7 @@ def move_alias(client: Client, served: Served, target: Index) -> None:
     """Let the alias serve `target` and nothing else.
 
     Raises:
-        ClusterError: somebody has moved or removed it since it was looked at.
+        ClusterError: another client has moved or removed it since it was read.
     """
     actions: list[dict[str, Any]] = []
     if served.concrete is not None:

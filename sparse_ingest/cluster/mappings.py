@@ -147,7 +147,7 @@ def check_fits(index: Index, stamp: Stamp, kind: FieldKind | None = None) -> Non
             f"{there.vocabulary_sha256[:12]}; this run is of {_model_name(stamp)} with vocabulary "
             f"{stamp.vocabulary_sha256[:12]}. Load into another index, or give --replace."
         )
-    # Where the files lie is no difference: their hash is among the other keys.
+    # The path of the files is no difference: their hash is among the other keys.
     keys = (there.model.keys() | stamp.model.keys()) - {"document", "query"}
     differing = sorted(key for key in keys if there.model.get(key) != stamp.model.get(key))
     if differing:
@@ -166,7 +166,7 @@ def field_mapping(mappings: dict[str, Any], field: str) -> dict[str, Any] | None
 
 
 def sparse_field(mappings: dict[str, Any]) -> str | None:
-    """The dotted name of the first sparse field of a mapping that no vector of a passage lies in."""
+    """The dotted name of the first sparse field of a mapping that is not inside a field of passages."""
     for name, entry in mappings.get("properties", {}).items():
         if entry.get("type") in ("rank_features", "sparse_vector"):
             return str(name)

@@ -4,7 +4,7 @@ In: what became of each attempt, and when. Out: the limits for the next ones. Bo
 of answers and are halved, once a round, when the cluster is overloaded (429, 503, a timeout, a lost connection). Before
 that, waiting tells: an answer's time per byte, compared with the best of late, says how many requests only queue (as in
 TCP Vegas). More of them are sent only while none does, and fewer when a third do, so a cluster that becomes slow
-because somebody else needs it is left alone. No clock and no thread in here: the caller says what time it is.
+because another client needs it is left alone. No clock and no thread in here: the caller says what time it is.
 Not covered: pauses before one and the same request is sent again (sending.py).
 """
 

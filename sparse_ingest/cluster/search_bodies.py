@@ -29,7 +29,7 @@ from sparse_ingest.pipeline import EngineName, QuerySettings, packaged_folder
 
 SearchBody = dict[str, Any]
 QueryClause = Mapping[str, Any]
-Weights = Mapping[str, float] | FittedWeights  # by token, or by what stands for it in the field
+Weights = Mapping[str, float] | FittedWeights  # by token, or by its key in the field
 # Above zero and below every score: hits without any token of the query have 0.
 _LEAST_SCORE = 1e-45
 _WORD_FIELDS = ["title", "text"]
@@ -101,7 +101,7 @@ def two_phase_body(
 ) -> SearchBody:
     """The same search in two phases: the heavy tokens find documents, the light ones raise the best of them.
 
-    The processor stands in the request; `settings` are its prune_type, prune_ratio, expansion_rate, max_window_size.
+    The processor is in the request; `settings` are its prune_type, prune_ratio, expansion_rate, max_window_size.
     Documents that hold light tokens only are no hits, and those outside the window keep the score of the first phase.
 
     Raises:

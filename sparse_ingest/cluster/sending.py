@@ -28,7 +28,7 @@ from sparse_ingest.errors import ClusterError
 from sparse_ingest.records import Outcome, Refusal
 
 RETRIED = frozenset({429, 502, 503, 504})
-# A node that runs out of disk answers 429 too, and goes on to until somebody frees some.
+# A node that runs out of disk answers 429 too, and does so until space is freed.
 BLOCKED = "cluster_block_exception"
 # The ids show that an answer belongs to its request, for 35 ms of our time in 100,000 documents.
 _ANSWER = "items.*._id,items.*.status,items.*.error"

@@ -2,7 +2,7 @@
 
 In: an index, the settings wanted while loading. The old values are in `_meta` before the first one changes, so
 whoever comes next puts them back, from any machine: the end of the load, the next load, or `load --restore`. A
-setting that somebody else changed meanwhile is left as it is. What a cluster refuses (a managed one, a role
+setting that another client changed during the load is left as it is. What a cluster refuses (a managed one, a role
 without the right) is said in a sentence, and the load goes on without it.
 Not covered: which settings pay (benchmarks/load.py), cluster settings.
 """
@@ -41,9 +41,9 @@ def tune(client: Client, index: Index, wanted: Mapping[str, str], reporter: Repo
         reporter.note(f"Index {index.name!r} has no stamp to keep its settings in; they stay as they are.")
         return
     if there.setting("auto_expand_replicas") not in (None, "false"):
-        # The cluster itself decides how many there are, and would undo ours at once.
+        # The cluster itself decides how many there are, and would undo ours immediately.
         wanted = {name: value for name, value in wanted.items() if name != "number_of_replicas"}
-    # What a killed load has kept is what was there before it, unless somebody has set another value since.
+    # What a killed load has kept is what was there before it, unless another client has set another value since.
     kept = dict(stamp.settings)
     for name, value in wanted.items():
         if there.setting(name) != value:
@@ -62,7 +62,7 @@ def tune(client: Client, index: Index, wanted: Mapping[str, str], reporter: Repo
 def restore(client: Client, index: Index, reporter: Reporter, *, finished: str | None = None) -> list[str]:
     """Put back what loads have changed; the names put back. In the same step note that the load of a run is finished.
 
-    The stamp stays at "loading" when it names another run: one whose load began meanwhile.
+    The stamp stays at "loading" when it names another run: one whose load has begun since.
     """
     there = check_uuid(client, index)
     kept = there.stamp.settings if there.stamp else {}

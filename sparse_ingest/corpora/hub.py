@@ -189,7 +189,7 @@ def _streamed(named: Named, choose: ChooseColumns) -> Source:
         streams = builder.as_streaming_dataset()
         split = _one_of("split", named.split, list(streams), named)
         named = named._replace(split=split, config=builder.config.name)
-        if isinstance(builder.config, ParquetConfig):  # only the columns that are used, and no row group at once
+        if isinstance(builder.config, ParquetConfig):  # only the columns that are used, and never a complete row group
             if (features := streams[split].features) and builder.config.columns is None:
                 builder.config.columns = chosen_columns(features.arrow_schema, choose, named.label)
             builder.config.batch_size = builder.config.batch_size or _BATCH_ROWS
@@ -205,7 +205,7 @@ def _builder(named: Named) -> Any:
     try:
         return datasets.load_dataset_builder(named.path, named.config, **at)
     except ValueError as error:
-        # Only the message tells that the config is wrong.
+        # Only the message shows that the config is wrong.
         if "onfig" not in str(error):
             raise
         _one_of("config", named.config, datasets.get_dataset_config_names(named.path, **at), named)

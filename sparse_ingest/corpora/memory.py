@@ -43,7 +43,7 @@ _LAYOUTS = 256  # different lists of column names that are cached; every mapping
 def corpus_of(
     corpus: object, *, fields: FieldNames, format: str | None = None, columns: Sequence[str] | None = None
 ) -> Corpus:
-    """Return the corpus that a value stands for: named files and datasets, or rows in memory.
+    """Return the corpus that a value names or holds: files and datasets, or rows in memory.
 
     Args:
         corpus: a string or path, or a list or tuple of them (see `open_corpus`), or rows (see `memory_corpus`), or what

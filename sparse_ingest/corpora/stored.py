@@ -74,7 +74,7 @@ class FoundFile:
 
     @property
     def name(self) -> str:
-        """The last part of its path: it tells the format, and is in the identity."""
+        """The last part of its path: it decides the format and is in the identity."""
         return printable(self.path.name)
 
     @property

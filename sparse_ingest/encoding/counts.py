@@ -2,10 +2,10 @@
 
 The sums are what a run reports. Beside them `of_rows` keeps, for each count that a row may add to, the numbers of all
 source rows of the shard in order: little-endian uint32, zlib, base64. So a row that leaves its shard later, because
-its id stands in an earlier one, leaves the sums as well. A count that no row adds to is left out there, and `windows`
+its id is in an earlier one, leaves the sums as well. A count that no row adds to is left out there, and `windows`
 where each row has one.
 
-Not covered: `rows`, `nnz` and `empty`, which the shard itself tells.
+Not covered: `rows`, `nnz` and `empty`, which the shard itself shows.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Counts:
     without_token: int = 0
     tokens: int = 0
     skipped: list[SkippedRow] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)  # of each stage, and all in all (stages.py)
+    seconds: dict[str, float] = field(default_factory=dict)  # of each stage, and in total (stages.py)
     _of_rows: dict[str, list[tuple[Numbers, Numbers]]] = field(default_factory=lambda: {name: [] for name in OF_ROWS})
 
     def of_rows(self, name: str, rows: npt.NDArray[np.uint64], counts: Numbers) -> None:

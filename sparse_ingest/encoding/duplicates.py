@@ -1,4 +1,4 @@
-"""Ids that stand in two shards of a run: named with both places, or taken out of the later shard.
+"""Ids that are in two shards of a run: named with both places, or taken out of the later shard.
 
 In: a run whose shards are all made, and the corpus they were made from. Not covered: how they are found
 (runs/ids.py), and an id that repeats within a shard, which is a bad document (corpora/sources.py).
@@ -56,7 +56,7 @@ class Duplicates:
             reason = f"duplicate id {shown(duplicate.doc_id)}: first at {first.place}"
             leaving.setdefault(shard, {})[row] = SkippedRow(row, again.file, again.line, reason)
         for shard, rows in sorted(leaving.items()):
-            # Held, so that a process which comes now waits for the shard instead of making it anew meanwhile.
+            # Held, so that a process which comes now waits for the shard instead of making it again.
             while True:
                 with self._run.lock(part_name(shard)) as held:
                     if held:

@@ -44,7 +44,7 @@ def encode(
             mappings, a pandas or polars DataFrame, an Arrow table or reader, or a `datasets` Dataset.
         out: The run folder, or an address such as s3://bucket/prefix.
         model: Hub id, folder, or package:NAME/PATH.
-        pipeline: A `Pipeline`, a pipeline file or the name of a packaged one; may stand in for `model`.
+        pipeline: A `Pipeline`, a pipeline file or the name of a packaged one; may replace `model`.
         options: All options in one object, instead of single keywords.
         progress: True for a tqdm bar, or a `Reporter`; silent by default.
         **settings: Fields of `EncodeOptions`, such as `top_k=200` or `shard_rows=8192`.

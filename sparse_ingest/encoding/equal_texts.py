@@ -5,7 +5,7 @@ nothing but its rows, whoever makes it and whatever was killed; equal texts of t
 waiting for another shard would make workers wait for each other. Copies change which texts share a batch, and so the
 last bits of a weight may differ from a run without: the choice is part of the identity.
 
-In: text hashes (16 bytes of SHA-256: equal hash means equal text). Out: the vectors kept under them. They lie on disk
+In: text hashes (16 bytes of SHA-256: equal hash means equal text). Out: the vectors kept under them. They are on disk
 in a file without a name, so that a killed process leaves nothing; memory holds about 150 bytes for each text.
 """
 

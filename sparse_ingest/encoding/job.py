@@ -106,7 +106,7 @@ class _Job:
         return create_or_open_run(out, manifest, self._encoder.vocabulary)
 
     def _choose_dtype(self) -> tuple[str, dict[str, Any]]:
-        """What `auto` stands for on the first documents of the corpus, and why. Keeps its encoder, if built last."""
+        """What `auto` means on the first documents of the corpus, and why. Keeps its encoder, if built last."""
         from sparse_ingest.models.documents import choose_device
         from sparse_ingest.models.precision import SAMPLE, candidates, choose_dtype
 
@@ -299,7 +299,7 @@ class _Job:
             )
 
     def _refuse_or_drop_duplicates(self) -> None:
-        """An id that stands in two shards stops the run, or with `skip` the later row leaves its shard."""
+        """An id in two shards stops the run, or with `skip` the later row leaves its shard."""
         passages = self.settings.overflow == "passages"
         duplicates = Duplicates(self.run, self.cursor, self.starts, passages=passages)
         if self.options.on_bad_document == "fail":

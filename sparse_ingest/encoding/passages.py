@@ -5,7 +5,7 @@ fields are repeated, and of the text the piece that the window reads, so that st
 read as the beginning of the text, by the windows that reach it. Characters between two tokens belong to the piece
 before: without overlap (`window_stride` as large as a window) the pieces put together are the text.
 
-Not covered: where windows lie in a text (models/tokenizer.py).
+Not covered: where the windows of a text are (models/tokenizer.py).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Carried:
     def __init__(self, document: Document, *, carry_text: bool) -> None:
         self._fields = {**json.loads(document.fields), PARENT: document.id}
         self._text = self._fields["text"] if carry_text else None
-        # What the model reads ends with the text; title and blank stand before it.
+        # What the model reads ends with the text; title and blank come before it.
         self._before = len(document.text) - len(self._text or "")
 
     def fields(self, start: int, end: int) -> str:

@@ -25,7 +25,7 @@ class RowHash:
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
         self._lines = bytearray()
-        # hashlib lets go of the interpreter meanwhile: the next rows are read while these are hashed.
+        # hashlib releases the GIL: the next rows are read while these are hashed.
         self._worker = ThreadPoolExecutor(1)
         self._hashing: Future[None] = self._worker.submit(self._digest.update, b"")
 

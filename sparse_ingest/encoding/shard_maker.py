@@ -81,7 +81,7 @@ class Window(NamedTuple):
 
 
 class _Shard(NamedTuple):
-    """A shard that is being made; `stopped` is set when nobody waits for its parts any more."""
+    """A shard that is being made; `stopped` is set when its parts are no longer needed."""
 
     counts: Counts
     copies: Copies | None

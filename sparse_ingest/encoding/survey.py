@@ -46,7 +46,7 @@ class CorpusSurvey:
 
     `duplicates` are documents whose id an earlier one has. `equal_texts` counts documents whose text an earlier one
     has, `equal_in_shard` those whose own shard has it: what `--dedup-text encode-once` copies. `examples` name the
-    first bad rows and the first duplicates. `tokens` tells of a sample how long its documents are.
+    first bad rows and the first duplicates. `tokens` has the document lengths of a sample.
     """
 
     rows: int = 0

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 class Latency(NamedTuple):
-    """Milliseconds a query took. A run folder answers all queries at once: there is a mean alone.
+    """Milliseconds a query took. A run folder answers all queries together: only the mean is known.
 
     `took_ms` is the median of what the server says of itself, without the way there and back.
     """
@@ -167,7 +167,7 @@ def evaluate(
 
 
 class _Measuring(NamedTuple):
-    """How rankings are measured: the collection, the measures, how many documents are found, and who is told."""
+    """How rankings are measured: the collection, the measures, how many documents are found, and the reporter."""
 
     collection: Collection
     measures: Sequence[str]
@@ -193,7 +193,7 @@ class _Measuring(NamedTuple):
 
 
 def _evaluate_run(run: SearchableRun, found: _Measuring, options: EvaluateOptions) -> Evaluation:
-    """Search a run folder exactly. BM25 searches the texts that the run carries, all at once in memory."""
+    """Search a run folder exactly. BM25 searches the texts that the run carries, all of them in memory."""
     if options.concurrency:
         raise UsageError("--concurrency is for --index: a run folder answers all queries at once.")
     if run.pipeline.query.engine not in (None, "exact"):

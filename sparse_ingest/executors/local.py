@@ -96,7 +96,7 @@ class _Team:
         )
 
     def end(self) -> None:
-        """End those that are left, at once."""
+        """End those that are left, immediately."""
         for child in self._children:
             child.connection.close()
         for child in self._children:

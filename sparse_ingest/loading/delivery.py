@@ -48,7 +48,7 @@ class Operations:
 
     @property
     def rules(self) -> Mapping[str, Any]:
-        """What stands in every line of the journal: a load goes on only with the same ones."""
+        """What every line of the journal holds: a load goes on only with the same ones."""
         return rules_of(self.pruning, self.update)
 
     def requests(

@@ -43,7 +43,7 @@ class LoadReport:
     `shards`, `documents`, `acknowledged` and `refused` count what is loaded of the run, earlier starts included;
     `loaded_shards`, `retried` (dead letters sent again) and `deleted` count this start; `unchanged` documents were not
     sent, since the index held them. `merged` says whether every shard is one
-    segment now, None when nobody asked. `dead` is the path of dead.jsonl while it holds any.
+    segment now, None when it was not requested. `dead` is the path of dead.jsonl while it holds any.
     """
 
     index: str
@@ -234,7 +234,7 @@ def restore_settings(
 
 @contextlib.contextmanager
 def _connected(connection: Connection | OpenSearch, index: str) -> Iterator[Client]:
-    """A client of a cluster that has started; a block on the index is told from a missing right."""
+    """A client of a cluster that has started; a block on the index is distinguished from a missing right."""
     with contextlib.closing(connect(connection)) as client:
         if client.cluster_uuid == "_na_":
             raise ClusterError(f"{client.address} has not finished starting. Wait until it is green or yellow.")
@@ -338,7 +338,7 @@ def _report(run: Run, index: indexes.Index, journal: Journal, loaded: int, retri
 
 
 def _compare_counts(client: Client, run: Run, index: indexes.Index, report: LoadReport, retries: Retries) -> None:
-    """Refresh, and stop when the index holds more or less than this run's documents, and nobody else's are there."""
+    """Refresh; raise when the counts differ and no other client's documents explain it."""
     settling.patiently(lambda: indexes.refresh(client, index), retries)
     stamp = indexes.check_uuid(client, index).stamp
     if stamp is None or stamp.only_run != run.manifest.run_id:

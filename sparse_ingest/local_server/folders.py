@@ -1,6 +1,6 @@
-"""Where the local server's files lie, whose they are, and who may enter: the part that differs when root asks.
+"""Where the local server's files are, whose they are, and who may enter: the part that differs when root asks.
 
-Everything lies under SPARSE_INGEST_HOME when it is set; else in the user's own cache and state folders, and for root
+Everything is under SPARSE_INGEST_HOME when it is set; else in the user's own cache and state folders, and for root
 under /var, because the server then runs as `nobody`, who cannot look into root's home.
 
 Not covered: what is put there (download.py, launch.py).
@@ -53,7 +53,7 @@ def cache_home() -> Path:
 
 
 def state_home() -> Path:
-    """Where instances and their default data folders lie."""
+    """The folder of instances and their default data folders."""
     return _home("XDG_STATE_HOME", ".local/state", "/var/lib")
 
 

@@ -65,7 +65,7 @@ def write_configuration(home: Path, port: int, data: Path, *, with_ml: bool = Fa
         "discovery.type": "single-node",
         "network.host": "127.0.0.1",
         "http.port": port,
-        # Nobody joins a single node, so any free port will do: two instances never compete for 9300.
+        # Nothing joins a single node, so any free port will do: two instances never compete for 9300.
         "transport.port": 0,
         "path.data": str(data),
         "path.logs": str(make_folder(home / "logs")),

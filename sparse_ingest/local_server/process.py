@@ -1,7 +1,7 @@
 """A local OpenSearch as a child process on loopback: start it, find it again, stop it.
 
 An instance is a port and a data folder. In: the port, the data folder, the heap size. Out: an `Instance`, once the
-cluster is healthy; its record lies in `instances/PORT/state.json` of the state folder, with the server's
+cluster is healthy; its record is in `instances/PORT/state.json` of the state folder, with the server's
 configuration, temporary files and log beside it.
 
 A process is ours when its command line carries the random token of the record: that survives a reused pid, a reboot
@@ -66,7 +66,7 @@ def start(
 
     Args:
         port: Where it answers on 127.0.0.1.
-        data: Its data lies in `data`/sparse-ingest-opensearch; None means the instance's own folder, or, when it is
+        data: Its data is in `data`/sparse-ingest-opensearch; None means the instance's own folder, or, when it is
             running already, whatever folder it has.
         heap: Size of the Java heap, such as 512m or 2g.
         with_ml: With the machine-learning plugin; one that runs already must have it.
@@ -240,7 +240,7 @@ def _record(instance: Instance, child: subprocess.Popen[bytes], timeout_s: float
         _write_state(instance)
         _wait(instance, child, timeout_s)
     except BaseException:
-        # Also when the user gives up waiting: a server that nobody knows of must not stay.
+        # Also when the user gives up waiting: a server that no record names must not stay.
         _end(instance)
         child.wait()
         raise

@@ -1,4 +1,4 @@
-"""One pass over a run for every rule of pruning at once: what each query finds, and how many postings stay.
+"""One pass over a run for all pruning rules together: what each query finds, and how many postings stay.
 
 In: parts of a run, families of rules (rules.py), query vectors. Out: document frequencies and emptied documents of each
 rule, and for each query and rule the places of the best documents. The ranks of the terms are computed once a part. As

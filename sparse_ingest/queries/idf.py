@@ -7,7 +7,7 @@ with any token. Special tokens are not counted; they and the tokens that no docu
 what the server takes for a token that its table lacks. Texts are tokenised as queries are, so no torch is needed.
 Counts are exact, and memory is that of one batch or of the longest document: the tokenizer takes some 800 bytes a
 token while it works.
-Not covered: ids that stand twice (encode finds them), and training.
+Not covered: duplicate ids (encode finds them), and training.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def write_idf(
         corpus: As for `encode`.
         out: The file to write, idf.json.
         model: Its `document` side's tokenizer is used, with lower-casing where the settings have it.
-        pipeline: May stand in for `model`.
+        pipeline: May replace `model`.
         options: All options in one object, instead of single keywords.
         progress: True for a tqdm bar, or a `Reporter`; silent by default.
         **settings: Fields of `IdfOptions`.

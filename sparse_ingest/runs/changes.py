@@ -1,4 +1,4 @@
-"""What a run has otherwise than an older one: the documents to send, and the ids that it lacks.
+"""Diff two runs: documents to send and ids to delete.
 
 In: two runs of one vocabulary. Out: for each shard of the newer run its documents that are new or have another text,
 vector or field; and the ids of the older run that the newer one lacks. Both are found by a merge of 128-bit hashes of
@@ -39,7 +39,7 @@ class ChangeCounts(NamedTuple):
 
 
 class Changes:
-    """The differences between two runs. Both must not change meanwhile.
+    """The differences between two runs. Neither may change during the comparison.
 
     Args:
         old: the older run, as it was loaded.

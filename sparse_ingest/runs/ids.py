@@ -1,4 +1,4 @@
-"""Document ids that stand in two shards of a run: found exactly in bounded memory, and taken out on request.
+"""Document ids that are in two shards of a run: found exactly in bounded memory, and taken out on request.
 
 Each shard's ids become sorted 64-bit hashes on disk; the hash space is walked in ranges, so that only one range of
 all shards is in memory at a time; equal hashes are confirmed on the ids themselves.
@@ -20,7 +20,7 @@ RANGE_IDS = 8_000_000  # ids held at a time: 64 MB of hashes
 
 
 class Duplicate(NamedTuple):
-    """An id that stands twice in a run: the (shard, source row) where it came first and where it came again."""
+    """A duplicate id of a run: the (shard, source row) where it came first and where it came again."""
 
     doc_id: str
     first: tuple[int, int]

@@ -1,4 +1,4 @@
-"""Locks of a run that lies in a store, where the kernel holds none: an object that its holder renews.
+"""Locks of a run in a store, where the kernel holds none: an object that its holder renews.
 
 In: the place of the lock. Out: whether it is held, and whether it still is. A lease is taken by an exclusive create.
 Its holder writes it again every `RENEWED_S`; one that stays the same for `EXPIRES_S`, by the clock of who looks at
@@ -7,7 +7,7 @@ are compared.
 
 A lease saves work. Two processes that make one shard on equal machines write the same bytes; where they do not, a
 shard must fit its file in done/ all the same. A holder that gave no sign for so long that it lost its lease finds out
-before it puts a shard or its file in done/ in place, and stops; a request that was under way meanwhile changes
+before it puts a shard or its file in done/ in place, and stops; a request that was in flight then changes
 nothing, since it only creates what is not there. That is so where the store heeds conditions, as S3 and Google Cloud
 Storage do; elsewhere the time of one request stays open, and `load` refuses the shard.
 """

@@ -1,7 +1,7 @@
 """The vectors of another run, found by the hash of the text they were made from: what `encode --reuse` copies.
 
 In: a run whose vectors were made with the same settings. Out: of any number of text hashes, which ones it knows and
-their vectors. Equal hash means equal text (16 bytes of SHA-256). The table of hashes lies on disk in files without a
+their vectors. Equal hash means equal text (16 bytes of SHA-256). The table of hashes is on disk in files without a
 name, so that a killed process leaves nothing; memory holds one piece of it and a few row groups, whatever the size.
 Known of a row are its terms, so `nnz` and `empty`; not known are `truncated`, `underflow` and `without_token`, which
 a run counts per shard only.
@@ -49,7 +49,7 @@ def refuse_unlike(old: Run, identity: Identity) -> None:
 
 
 class _Known(NamedTuple):
-    """The sorted table: both halves of each hash, and where its vector lies."""
+    """The sorted table: both halves of each hash, and the place of its vector."""
 
     high: Numbers
     low: Numbers
@@ -60,7 +60,7 @@ class OldVectors:
     """The vectors of the finished shards of a run, by text hash. Not safe to use from several threads.
 
     Args:
-        run: where they come from; it must not change meanwhile.
+        run: where they come from; it must not change during the encode.
         scratch: an existing folder with room for 48 bytes per row while the table is made, 24 afterwards.
     """
 

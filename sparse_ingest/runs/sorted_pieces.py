@@ -1,7 +1,7 @@
 """More rows of numbers than fit into memory, merged by their first number: what every join over a run is made of.
 
 In: pieces in any order, each sorted as it comes. Out: all rows by ranges of the first number, one range in memory at
-a time. The rows lie in a file without a name, so that a killed process leaves nothing. First numbers are hashes:
+a time. The rows are in a file without a name, so that a killed process leaves nothing. First numbers are hashes:
 the ranges are equal parts of the 64 bits.
 """
 

@@ -1,6 +1,6 @@
 """Exact dot-product search over a stream of sparse vectors, with the arithmetic of OpenSearch.
 
-In: parts of CSR rows, one after another, and all queries at once. Out: for each query its k best rows. Scores are
+In: parts of CSR rows, one after another, and all queries together. Out: for each query its k best rows. Scores are
 those of Lucene (models/dot_products.py). Memory is that of one part plus k hits a query. What an index keeps of a
 weight is not applied here: pass vectors that went through cluster/scores.py to get its scores.
 """

@@ -22,7 +22,7 @@ class TermShare(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """One found document; `terms` lie heaviest first and their contributions sum to `score`, as float32.
+    """One found document; `terms` are sorted heaviest first and their contributions sum to `score`, as float32.
 
     Of a two-phase search the last bit may differ, which adds two such sums.
     """
@@ -58,7 +58,7 @@ def heaviest_first(shares: Iterable[TermShare]) -> list[TermShare]:
 
 
 def snippet(hit: Hit) -> str:
-    """About 160 characters of the text around the first place of the heaviest matched term that stands in it."""
+    """About 160 characters of the text around the first place of the heaviest matched term that is in it."""
     text = " ".join(str(hit.fields.get("text") or "").split())
     if len(text) <= SNIPPET_CHARACTERS:
         return text
@@ -89,7 +89,7 @@ def _word_of(token: str) -> str | None:
 
 
 def _place_of(token: str, text: str) -> int | None:
-    """Where a token stands in a text as a word, or else as the beginning of one."""
+    """Where a token is in a text as a word, or else as the beginning of one."""
     word = _word_of(token)
     if word is None:
         return None

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 Q = TypeVar("Q")
 _NO_PIPELINE = {"search_pipeline": "_none"}
-# What stands in an error of the server, and what it means for a search.
+# Text in an error of the server, and what it means for a search.
 _UNDERSTOOD = {
     "index_not_found_exception": "No index or alias {index!r} at {address}. Make it with `sparse-ingest load`.",
     "query only works on [rank_features] fields": (
@@ -157,7 +157,7 @@ def rank_index(
 ) -> Iterator[Ranked]:
     """Ask an index many queries, given with their ids; rankings come in the order of the queries.
 
-    Neither documents nor explanations are fetched. `concurrency` requests are on their way at once. With `collapse`,
+    Neither documents nor explanations are fetched. `concurrency` requests are in flight. With `collapse`,
     the values of that field stand for the ids: each comes once, with its best document.
     """
     asker = _Asker(client, index, engine)

@@ -56,10 +56,10 @@ def pipeline_of_run(given: Pipeline, run: Run, *, force: bool = False) -> Pipeli
 
 
 def indexed(client: Client, name: str) -> Index:
-    """Return the index that a name or alias stands for.
+    """Return the index that a name or alias points to.
 
     Raises:
-        UsageError: the name stands for several indexes.
+        UsageError: the name is an alias of several indexes.
         ClusterError: there is none.
     """
     from sparse_ingest.cluster.indexes import find_index
@@ -217,7 +217,7 @@ def other_model(
     checkpoint = read_checkpoint(name, revision, code=given.trust_remote_code)
     if checkpoint.revision and (checkpoint.name, checkpoint.revision) == (there.name, there.revision):
         return None
-    # The same files may lie in a folder here and on the hub there.
+    # The same files may be in a folder here and on the hub there.
     if there.sha256 in (checkpoint.sha256, None) and (there.sha256 or checkpoint.name == there.name):
         return None
     from sparse_ingest.cluster.indexes import vocabulary_hash

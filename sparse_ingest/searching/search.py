@@ -156,7 +156,7 @@ def open_run(
     Args:
         path: The run folder, or an address such as s3://bucket/prefix.
         model: The model of the queries; by default the one that made the run.
-        pipeline: A pipeline whose [query] settings apply; may stand in for `model`.
+        pipeline: A pipeline whose [query] settings apply; may replace `model`.
         force: Search with another model than the run's.
 
     Raises:
@@ -181,11 +181,11 @@ def open_index(
         url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
         model: The model of the queries, where `_meta` names none.
-        pipeline: A pipeline whose [query] and [index] settings apply; may stand in for `model`.
+        pipeline: A pipeline whose [query] and [index] settings apply; may replace `model`.
         force: Search with another model than that of `_meta`.
 
     Raises:
-        UsageError: the name stands for several indexes, or both `url` and `connection` are given.
+        UsageError: the name is an alias of several indexes, or both `url` and `connection` are given.
         ClusterError: the cluster cannot be reached, or there is no such index or sparse field, or no model is named.
         PipelineError: the field cannot be searched with the engine of [query].
     """

@@ -31,7 +31,7 @@ WEB = ("http", "https")
 _S3, _GS = ("s3", "s3a"), ("gs", "gcs")
 _RETRYING = _S3 + _GS  # their libraries repeat failed requests
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0)  # before each repetition of a failed request
-_KEPT_BLOCKS = 4  # Parquet's columns are read in turns: at 50 ms a request 13 MB/s, 7 MB/s with one block
+_KEPT_BLOCKS = 4  # Parquet's columns are read alternately: at 50 ms a request 13 MB/s, 7 MB/s with one block
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # A password may contain characters that an address has only encoded, even a slash: then no port follows the colon.
 _CREDENTIALS = re.compile(r"(?<=://)(?:[^/\s'\"]*|[^/:\s'\"]+:(?!\d+(?:/|$))[^\s'\"]*)@")

@@ -116,7 +116,7 @@ class RemoteFile(io.RawIOBase):
 
     def _read_ranges(self, start: int, length: int) -> bytes:
         # For a header, an index or the first read after a jump, the cache would fetch two blocks. It is used once the
-        # reader goes on from there; a table is read column by column, so that several readings go on in turns.
+        # reader goes on from there; a table is read column by column, so that several readings alternate.
         goes_on = any(first < start <= last for first, last in self._recent)
         self._recent.append((start, start + length))
         read = self._cache._fetch if self._cache and goes_on else self._fetch

@@ -33,7 +33,7 @@ _Places = npt.NDArray[np.int64]
 
 
 class WeightDifference(NamedTuple):
-    """A weight that the index keeps otherwise than expected; `found` None: it has none for this token.
+    """A weight of the index that differs from the run's; `found` None: it has none for this token.
 
     `token` None: the weights expected are all there, and others besides; the two sums differ.
     """

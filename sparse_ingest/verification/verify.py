@@ -7,7 +7,7 @@ must be those of the run, so that a weight too many is seen as well (unless it i
 in clusters, or its token is in no vocabulary: no request lists the tokens of a document). All documents of a
 rank_features field are read token by token instead, which shows every weight of every document, those too many
 included. That takes 20 bytes of memory and 48 of disk for a document.
-Not covered: the other fields of the documents, and mending what differs.
+Not covered: the other fields of the documents, and repairing what differs.
 """
 
 from __future__ import annotations
