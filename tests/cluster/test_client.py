@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Thread
+from threading import Event
 
 import pytest
+from support.serving import serving
 
 from sparse_ingest.cluster.client import Connection, ResponseError, UnreachableError, connect, parse_url
 from sparse_ingest.cluster.failures import error_of
@@ -39,15 +40,11 @@ def answering(status: int, body: object) -> Iterator[str]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_address[1]}"
-    finally:
-        ended.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(server):
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}"
+        finally:
+            ended.set()
 
 
 def root(number: str, distribution: str | None = "opensearch") -> dict[str, object]:

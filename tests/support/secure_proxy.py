@@ -18,11 +18,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from support.certificates import Pair
+from support.serving import serving
 
 # Path -> the cluster-level action behind it, as OpenSearch's security plugin names it.
 CLUSTER_ACTIONS = {
@@ -108,14 +108,8 @@ def secure_proxy(
         # Each handler shakes hands in its own thread: a client that does not must not stop the others.
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     proxy.url = f"{'https' if certificate else 'http'}://localhost:{server.server_address[1]}"
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with serving(server):
         yield proxy
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):
