@@ -22,7 +22,7 @@ from sparse_ingest.cluster.scores import stored_weights
 from sparse_ingest.planning.rules import ALL_TERMS, Family, PruningRule
 from sparse_ingest.pruning import Ranking
 from sparse_ingest.records import SparseRows
-from sparse_ingest.searching.exact import QueryVector
+from sparse_ingest.searching.exact import QueryVector, best_places
 
 T = TypeVar("T", np.int64, np.float64)
 _NOBODY = np.iinfo(np.uint32).max
@@ -120,13 +120,9 @@ class Sweep:
         rows = np.flatnonzero(scores > before_scores[-1])
         if not len(rows):
             return
-        found = scores[rows]
-        if len(rows) > self._depth:
-            border = np.partition(found, len(found) - self._depth)[len(found) - self._depth]
-            rows, found = rows[found >= border], found[found >= border]
-        all_scores = np.concatenate([before_scores, found])
+        all_scores = np.concatenate([before_scores, scores[rows]])
         all_places = np.concatenate([before, (rows + self.documents).astype(np.uint32)])
-        order = np.argsort(-all_scores, kind="stable")[: self._depth]
+        order = best_places(all_scores, self._depth)
         # Empty places have score zero, and hits are above it.
         self._scores[query, rule], self._places[query, rule] = all_scores[order], all_places[order]
 
