@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -173,7 +173,7 @@ class _Measuring(NamedTuple):
     measures: Sequence[str]
     size: int
     reporter: Reporter
-    trec: TextIO | None
+    trec: IO[bytes] | None
 
     def row(self, name: str, ranked: Iterable[Ranked], *, first: bool = True) -> Row:
         """Measure one way to search; the `first` is the one that is written and reported."""
@@ -183,7 +183,7 @@ class _Measuring(NamedTuple):
             for one in ranked:
                 latencies.append((one.latency_s, one.took_ms))
                 if first and self.trec is not None:
-                    self.trec.write(trec_lines(one))
+                    self.trec.write(trec_lines(one).encode())
                 if first:
                     self.reporter.advance(1)
                 yield one

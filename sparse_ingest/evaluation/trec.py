@@ -7,14 +7,13 @@ the rank, so scores are written with the nine digits that tell any two float32 v
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.searching.hits import Ranked
+from sparse_ingest.storage.durable import atomic_file
 
 TAG = "sparse-ingest"
 
@@ -63,7 +62,7 @@ def read_trec_run(path: Path, wanted: Container[str]) -> dict[str, dict[str, flo
 
 
 @contextlib.contextmanager
-def written(path: Path | str | None) -> Iterator[TextIO | None]:
+def written(path: Path | str | None) -> Iterator[IO[bytes] | None]:
     """Open a file that gets its name when the block is done, complete or not at all; None without a path.
 
     Raises:
@@ -75,13 +74,5 @@ def written(path: Path | str | None) -> Iterator[TextIO | None]:
     path = Path(path)
     if not path.parent.is_dir():
         raise UsageError(f"--trec-run {path}: there is no folder {path.parent}. Make it first.")
-    handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        yield file
