@@ -35,14 +35,8 @@ def search_run(
     enough of them differ in it.
     """
     shards, token_ids = _finished_shards(run), _token_ids(run)
-    if unknown := sorted(weights.keys() - token_ids.keys()):
-        logger.warning(
-            "%d of the %d tokens of the query are not in the vocabulary of the run, such as %r: "
-            "the query was made with another model.",
-            len(unknown),
-            len(weights),
-            unknown[0],
-        )
+    unknown = sorted(weights.keys() - token_ids.keys())
+    _tell_of_unknown(unknown, f"of the {len(weights)} tokens of the query", "the query was")
     known = {token_ids[token]: token for token in token_ids if token in weights}
     vector = QueryVector.of({token: weights[token] for token in known.values()}, token_ids)
     parts = partial(_vectors, run, shards, stored)
@@ -95,13 +89,7 @@ def rank_run(
         for (query_id, _), hits in zip(block, found, strict=True):
             doc_ids = list(map(document_id, hits.doc_ids)) if passages else hits.doc_ids
             yield Ranked(query_id, doc_ids, hits.scores.tolist(), each_s)
-    if unknown:
-        logger.warning(
-            "%d tokens of the queries are not in the vocabulary of the run, such as %r: "
-            "the queries were made with another model.",
-            len(unknown),
-            next(iter(unknown)),
-        )
+    _tell_of_unknown(list(unknown), "tokens of the queries", "the queries were")
 
 
 def _search_distinct(
@@ -131,6 +119,13 @@ def _finished_shards(run: Run) -> list[int]:
     if run.complete() is None:
         logger.warning("%s is unfinished: only its %d finished shards are searched.", run.path, len(shards))
     return shards
+
+
+def _tell_of_unknown(unknown: Sequence[str], of_what: str, who: str) -> None:
+    """Say which tokens of queries the run has no id for."""
+    if unknown:
+        found = f"{len(unknown)} {of_what} are not in the vocabulary of the run, such as {unknown[0]!r}"
+        logger.warning("%s: %s made with another model.", found, who)
 
 
 def _token_ids(run: Run) -> dict[str, int]:
