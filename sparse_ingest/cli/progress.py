@@ -30,14 +30,7 @@ class TerminalReporter(TqdmReporter):
         self._stopping = False
         self._before: Any = None
         self._lock = threading.RLock()
-        self._start("", None)
-
-    def _start(self, unit: str, total: int | None) -> None:
-        self._unit, self._total = unit, total
-        if self._terminal and unit:
-            self._bar = tqdm(total=total, unit=f" {unit}", file=sys.stderr, smoothing=0.1, mininterval=0.2)
-        self._done = self._earlier = self._tokens = 0
-        self._began = self._last_line = time.monotonic()
+        self.begin("")
 
     def __enter__(self) -> Self:
         if self._stoppable:
@@ -61,7 +54,11 @@ class TerminalReporter(TqdmReporter):
         """Start a bar; the one before is finished."""
         with self._lock:
             self.close()
-            self._start(unit, total)
+            self._unit, self._total = unit, total
+            if self._terminal and unit:
+                self._bar = tqdm(total=total, unit=f" {unit}", file=sys.stderr, smoothing=0.1, mininterval=0.2)
+            self._done = self._earlier = self._tokens = 0
+            self._began = self._last_line = time.monotonic()
 
     def expect(self, total: int) -> None:
         """Correct the number of units that the stage is believed to have."""
