@@ -151,11 +151,13 @@ def evaluate(
     collection = collection_of(queries, qrels)
     # Each once, in this order.
     names = list(dict.fromkeys([*DEFAULT_MEASURES, *chosen.measures]))
-    other = measure_trec_run(Path(chosen.compare), collection, names) if chosen.compare else None
-    size = chosen.k or depth_of(names)
+    own = chosen.ignore_identical_ids
+    other = measure_trec_run(Path(chosen.compare), collection, names, own) if chosen.compare else None
+    # One more is found where the document with the query's id is omitted.
+    size = (chosen.k or depth_of(names)) + own
     reporter.begin("queries", collection.asked)
     with written(chosen.trec_run) as trec:
-        found = _Measuring(collection, names, size, reporter, trec)
+        found = _Measuring(collection, names, size, reporter, trec, own)
         if isinstance(target, SearchableIndex):
             evaluation = _evaluate_index(target, found, chosen)
         else:
@@ -174,14 +176,20 @@ class _Measuring(NamedTuple):
     size: int
     reporter: Reporter
     trec: IO[bytes] | None
+    ignore_identical_ids: bool
 
     def row(self, name: str, ranked: Iterable[Ranked], *, first: bool = True) -> Row:
         """Measure one way to search; the `first` is the one that is written and reported."""
         latencies: list[tuple[float, float | None]] = []
+        found_themselves: list[str] = []
 
         def passing() -> Iterator[Ranked]:
             for one in ranked:
                 latencies.append((one.latency_s, one.took_ms))
+                if self.ignore_identical_ids:
+                    one = one.without(one.query_id).best(self.size - 1)
+                elif one.query_id in one.doc_ids:
+                    found_themselves.append(one.query_id)
                 if first and self.trec is not None:
                     self.trec.write(trec_lines(one).encode())
                 if first:
@@ -189,6 +197,12 @@ class _Measuring(NamedTuple):
                 yield one
 
         measured = measure(passing(), self.collection.qrels, self.measures)
+        if first and found_themselves:
+            logger.warning(
+                "%d of %d queries found the document with their own id, such as %r. If the queries are documents of "
+                "the corpus (ArguAna, Quora), BEIR omits these: pass --ignore-identical-ids.",
+                len(found_themselves), len(latencies), found_themselves[0],
+            )  # fmt: skip
         return Row(name, measured, _latency(latencies))
 
 
@@ -244,7 +258,9 @@ def _evaluate_index(index: SearchableIndex, found: _Measuring, options: Evaluate
     return Evaluation(search, baseline, terms, documents, len(vocabulary))
 
 
-def measure_trec_run(path: Path, collection: Collection, measures: Sequence[str]) -> Measured:
+def measure_trec_run(
+    path: Path, collection: Collection, measures: Sequence[str], ignore_identical_ids: bool = False
+) -> Measured:
     """Measure a TREC run file on the same queries; one that the file lacks found nothing.
 
     Raises:
@@ -258,6 +274,8 @@ def measure_trec_run(path: Path, collection: Collection, measures: Sequence[str]
         )
     rankings = ((query_id, found.get(query_id, {})) for query_id in asked)
     ranked = (Ranked(query_id, list(scores), list(scores.values())) for query_id, scores in rankings)
+    if ignore_identical_ids:
+        ranked = (one.without(one.query_id) for one in ranked)
     return measure(ranked, collection.qrels, measures)
 
 

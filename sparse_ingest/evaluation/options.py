@@ -20,6 +20,9 @@ class EvaluateOptions:
     k: int | None = option(
         None, "How many documents to find  [default: 100, or the largest cut-off]", flags="-k --size"
     )
+    ignore_identical_ids: bool = option(
+        False, "Omit the document whose id is that of the query, as BEIR does (ArguAna, Quora)"
+    )
     bm25: bool | None = option(
         None, "Add a row of BM25 (a run: over its texts, in memory)  [default: with an index]",
         flags="--bm25/--no-bm25",

@@ -51,6 +51,17 @@ class Ranked(NamedTuple):
     latency_s: float = 0.0
     took_ms: float | None = None
 
+    def without(self, doc_id: str) -> Ranked:
+        """Return the ranking without this document."""
+        kept = [place for place, found in enumerate(self.doc_ids) if found != doc_id]
+        return self._replace(
+            doc_ids=[self.doc_ids[place] for place in kept], scores=[self.scores[place] for place in kept]
+        )
+
+    def best(self, size: int) -> Ranked:
+        """Return the ranking of its first `size` documents."""
+        return self._replace(doc_ids=self.doc_ids[:size], scores=self.scores[:size])
+
 
 def heaviest_first(shares: Iterable[TermShare]) -> list[TermShare]:
     """The terms of a hit in the order that they are shown in."""

@@ -109,6 +109,28 @@ def test_a_table_is_printed_and_the_contract_keys_are_in_the_json(run_path, coll
     assert re.search(r"^2 +0\.6309 +0\.5000 ", answer.out, re.MULTILINE)
 
 
+def test_a_query_that_finds_itself_is_reported_and_omitted_when_asked(
+    run_path, tmp_path, opensearch_url, index_name, caplog
+):
+    # The query is the document `second`, which it finds first; then `first`, which is relevant.
+    collection = write_collection(tmp_path / "own", {"second": "exception"}, {("second", "first"): 1})
+    load(run_path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
+    for target in (["--run", run_path], ["--index", index_name, "--url", opensearch_url]):
+        caplog.clear()
+        trec, own = tmp_path / "trec", ("--ignore-identical-ids", "--bm25", "-k", 100)
+        found = evaluated("--queries", collection, *target, "--trec-run", trec)
+        assert (found["RR"], found["nDCG@10"]) == (0.5, pytest.approx(1 / np.log2(3)))
+        assert "1 of 1 queries found the document with their own id, such as 'second'" in caplog.text
+        caplog.clear()
+        found = evaluated("--queries", collection, *target, *own, "--compare", trec, "--trec-run", tmp_path / "again")
+        assert (found["RR"], found["nDCG@10"]) == (1, 1)
+        assert {one["measure"]: one["difference"] for one in found["comparison"]}["RR"] == 0
+        assert [line.split()[2] for line in (tmp_path / "again").read_text().splitlines()] == ["first"]
+        assert "own id" not in caplog.text
+    options = ("--queries", collection, "--run", run_path, "--measure", "Success@1", "-k", 1)
+    assert evaluated(*options, "--ignore-identical-ids")["Success@1"] == 1
+
+
 def test_fewer_documents_than_a_measure_needs_are_told(run_path, collection):
     answer = command("evaluate", "--queries", collection, "--run", run_path, "-k", 1, "--json")
     assert "-k 1 is less than the cut-off 100" in answer.err
