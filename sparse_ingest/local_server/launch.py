@@ -113,13 +113,13 @@ def java_command(java: Path, home: Path, distribution: Path, *, heap: str, token
 def spawn(command: list[str], distribution: Path, account: Account | None, log: Path) -> subprocess.Popen[bytes]:
     """Start the command as `account`; all that it says goes to `log`."""
     try:
-        # A clean environment: JAVA_TOOL_OPTIONS and its like would change the server. A session of its own, and no
-        # pipe of ours: it survives our exit and our Ctrl-C.
+        # A clean environment: JAVA_TOOL_OPTIONS and its like would change the server. Without a locale Java could not
+        # open a path that is not ASCII. A session of its own, and no pipe of ours: it survives our exit and our Ctrl-C.
         with log.open("wb") as output:
             return subprocess.Popen(
                 command,
                 cwd=distribution,
-                env={"PATH": os.defpath},
+                env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -39,11 +39,12 @@ def environment(**values: str) -> Iterator[None]:
 def server_home() -> Iterator[Path]:
     """A SPARSE_INGEST_HOME of one's own that shares the unpacked distribution and Java with the user's cache.
 
-    Not under tmp_path: as root the server runs as `nobody`, who cannot enter pytest's folders (mode 700).
+    Its name is not ASCII, as the home of a user may be. Not under tmp_path: as root the server runs as `nobody`, who
+    cannot enter pytest's folders (mode 700).
     """
     download.ensure_distribution(SILENT)
     download.ensure_java(folders.server_account(), SILENT)
-    home = Path(tempfile.mkdtemp(prefix="sparse-ingest-test-"))
+    home = Path(tempfile.mkdtemp(prefix="sparse-ingest-tést-"))
     home.chmod(0o755)
     try:
         for folder in (download.distribution_folder(), *folders.cache_home().glob("java-*")):
