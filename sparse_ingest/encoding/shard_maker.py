@@ -307,7 +307,7 @@ class ShardMaker:
         settings = self.settings
         vectors = prune(vectors, **settings.rules)
         try:
-            stored, _ = store_weights(vectors, settings.weights)
+            stored = store_weights(vectors, settings.weights)
         except ValueError as error:
             advice = "Encode with --weights float32, and with --dtype float32 if that is not enough."
             raise RunError(f"Weights cannot be kept: {error}. {advice}") from error

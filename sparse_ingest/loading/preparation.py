@@ -19,8 +19,9 @@ from sparse_ingest.loading.differences import Since, refuse_unfinished_since
 from sparse_ingest.loading.options import LoadOptions
 from sparse_ingest.pruning import count_emptied, prune
 from sparse_ingest.reporting import Reporter
-from sparse_ingest.runs.checking import CheckedPart, checked_parts
+from sparse_ingest.runs.checking import checked_parts
 from sparse_ingest.runs.run import Run
+from sparse_ingest.runs.shards import ShardPart
 
 
 class LoadPlan(NamedTuple):
@@ -108,7 +109,7 @@ class _Pruned:
         self._run, self._shards, self._pruning = run, shards, pruning
         self.emptied = 0
 
-    def __iter__(self) -> Iterator[CheckedPart]:
+    def __iter__(self) -> Iterator[ShardPart]:
         for part in checked_parts(self._run, self._shards):
             vectors = prune(part.vectors, **self._pruning)
             self.emptied += count_emptied(part.vectors, vectors)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.errors import RunError
+from sparse_ingest.runs.checking import refuse_other_rows
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import ShardPart, read_doc_ids, read_shard, take_rows
 from sparse_ingest.runs.sorted_pieces import Numbers, SortedPieces
@@ -76,12 +77,12 @@ class Changes:
     def differing(self, shard: int) -> int:
         """How many documents `documents` gives for a shard."""
         first = self._first_new[shard]
-        return int(np.count_nonzero(self._differs[first : first + _rows(self._new, shard)]))
+        return int(np.count_nonzero(self._differs[first : first + self._new.rows_of(shard)]))
 
     def missing_ids(self) -> Iterator[str]:
         """The ids of the older run that the newer one lacks, in order of the older run."""
         for shard, first in self._first_old.items():
-            if self._missing[first : first + _rows(self._old, shard)].any():
+            if self._missing[first : first + self._old.rows_of(shard)].any():
                 for place, (_, doc_id) in enumerate(read_doc_ids(self._old.shard_path(shard)), start=first):
                     if self._missing[place]:
                         yield doc_id
@@ -108,13 +109,9 @@ class Changes:
         return ChangeCounts(*counts.tolist())
 
 
-def _rows(run: Run, shard: int) -> int:
-    return int((run.done(shard) or {}).get("rows", 0))
-
-
 def _first_places(run: Run) -> tuple[dict[int, int], int]:
     """Return the place of the first document of each finished shard in the run, and the number of all documents."""
-    rows = {shard: _rows(run, shard) for shard in run.done_shards()}
+    rows = {shard: run.rows_of(shard) for shard in run.done_shards()}
     return dict(zip(rows, accumulate(rows.values(), initial=0), strict=False)), sum(rows.values())
 
 
@@ -142,11 +139,7 @@ def _add(
             rows[:, _PLACE] = np.arange(place, place + len(part.rows), dtype=np.uint64) | mark
             pieces.add(rows)
             place += len(part.rows)
-        if place - first != _rows(run, shard):
-            raise RunError(
-                f"{run.shard_path(shard)} holds {place - first} documents, its file in done/ says "
-                f"{_rows(run, shard)}. The run is damaged: delete that file and encode again."
-            )
+        refuse_other_rows(run.shard_path(shard), place - first, run.rows_of(shard))
 
 
 def _content_hashes(part: ShardPart) -> Numbers:
