@@ -217,7 +217,7 @@ class ShardMaker:
     ) -> ShardPart:
         """The rows of a window: of those that are `known` the old vectors, and the computed ones of the others."""
         kept = computed if isinstance(computed, Kept) else self._kept(computed)
-        if old is not None and known.any():
+        if old is not None:
             places = np.empty(len(known), dtype=np.int64)
             places[known] = np.arange(known.sum())
             places[~known] = known.sum() + np.arange((~known).sum())
