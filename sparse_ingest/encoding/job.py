@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 from sparse_ingest.checkpoints.settings import model_record
 from sparse_ingest.corpora.cursor import Cursor
 from sparse_ingest.corpora.sources import Corpus, Position
-from sparse_ingest.encoding.counts import Counts
+from sparse_ingest.encoding.counts import Counts, RowHash
 from sparse_ingest.encoding.duplicates import WAIT_S, Duplicates
 from sparse_ingest.encoding.estimate import Estimate
 from sparse_ingest.encoding.options import EncodeOptions
-from sparse_ingest.encoding.row_hash import RowHash
 from sparse_ingest.encoding.settings import refuse_clashes, resolve, run_identity
 from sparse_ingest.encoding.shard_maker import ShardMaker
 from sparse_ingest.encoding.stages import WALL, Stages
