@@ -147,7 +147,7 @@ class _Load:
         ):
             durability = settling.Durability(client, target) if confirms_early else None
             operations, pace = self._operations(target), Pace(max_rate=options.max_rate)
-            delivery = Delivery(client, target, alias, run, journal, operations, pace, self.retries, durability)
+            delivery = Delivery(client, target, alias, journal, operations, pace, self.retries, durability)
             earlier = sum(map(documents_of, loaded_shards(run, journal).values()))
             delivery.load_shards(plan.missing, earlier, self.reporter)
             retried = sum(map(delivery.retry_dead, dead))
@@ -168,13 +168,8 @@ class _Load:
         plan = self.plan
         field, pruning = plan.stamp.field, plan.stamp.pruning
         wire = mappings.wire(target.mappings, field, self.run.vocabulary())
-        writer = BodyWriter(
-            wire.keys,
-            field,
-            spelling=wire.spelling,
-            operation=updates.operation_for(target, field) if plan.update else "index",
-            empty_field=wire.empty_field,
-        )
+        operation = updates.operation_for(target, field) if plan.update else "index"
+        writer = BodyWriter(wire.keys, field, spelling=wire.spelling, operation=operation, empty_field=wire.empty_field)
         changes = self.older.changes if self.older and plan.missing else None
         return Operations(self.run, writer, pruning, plan.update, changes)
 

@@ -116,14 +116,14 @@ class _Pruned:
             yield part._replace(vectors=vectors)
 
 
-def _refuse_other_rules(journal: Journal, loaded: Mapping[int, dict[str, Any]], rules: Mapping[str, Any]) -> None:
+def _refuse_other_rules(journal: Journal, loaded: Mapping[int, dict[str, Any]], rules: dict[str, Any]) -> None:
     """Refuse to continue a load whose shards were sent by other rules."""
     unpruned = {"pruning": indexes.NO_PRUNING}
     for shard, line in loaded.items():
         if line.get("rules", unpruned) != rules:
             raise RunError(
                 f"Shard {shard} was loaded by the rules {line.get('rules', unpruned)}, this load asks for "
-                f"{dict(rules)} ({journal.dead_path.parent}). Give the same options, or begin anew with --replace "
+                f"{rules} ({journal.dead_path.parent}). Give the same options, or begin anew with --replace "
                 "--from-scratch."
             )
 
