@@ -71,7 +71,7 @@ def read_ours(path: Path) -> None:
     from sparse_ingest.corpora.cursor import Cursor
     from sparse_ingest.corpora.documents import FieldNames
     from sparse_ingest.corpora.files import open_corpus
-    from sparse_ingest.encoding.row_hash import RowHash
+    from sparse_ingest.encoding.counts import RowHash
 
     cursor = Cursor(open_corpus([str(path)], fields=FieldNames()), None)
     while cursor.peek(1):
@@ -201,7 +201,7 @@ def read_standard_input() -> None:
     from sparse_ingest.corpora.cursor import Cursor
     from sparse_ingest.corpora.documents import FieldNames
     from sparse_ingest.corpora.files import open_corpus
-    from sparse_ingest.encoding.row_hash import RowHash
+    from sparse_ingest.encoding.counts import RowHash
 
     cursor = Cursor(open_corpus(["-"], fields=FieldNames()), None)
     began, shown = time.perf_counter(), 0

@@ -17,7 +17,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
 import opensearchpy
@@ -62,6 +62,9 @@ class Connection:
         except UsageError:
             return "Connection(url=unreadable)"
         return f"Connection(url={str(address)!r}, user={self.user or user!r})"
+
+
+ConnectionLike: TypeAlias = Connection | OpenSearch
 
 
 class Address(NamedTuple):
@@ -215,7 +218,7 @@ class Client:
         return ResponseError(message, status=error.status_code, kind=kind, reason=reason, retry_after_s=after_s)
 
 
-def connection_of(url: str | None, connection: Connection | OpenSearch | None) -> Connection | OpenSearch:
+def connection_of(url: str | None, connection: ConnectionLike | None) -> ConnectionLike:
     """Return what `url=` and `connection=` of the Python API mean: one of them, or the SPARSE_INGEST_* variables.
 
     Raises:
@@ -230,7 +233,7 @@ def connection_of(url: str | None, connection: Connection | OpenSearch | None) -
     return Connection(**given | ({"url": url} if url is not None else {}))
 
 
-def connect(connection: Connection | OpenSearch | None = None, *, url: str | None = None) -> Client:
+def connect(connection: ConnectionLike | None = None, *, url: str | None = None) -> Client:
     """Connect and check that an OpenSearch of a known version answers.
 
     Args:

@@ -23,7 +23,7 @@ from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.scores import LOWEST_WEIGHT, weight_codes
 from sparse_ingest.errors import ClusterError, RunError
 from sparse_ingest.records import SparseRows
-from sparse_ingest.runs.checking import CheckedPart
+from sparse_ingest.runs.shards import ShardPart
 
 NAMED_DOCUMENTS = 20  # documents that an error names for each rule
 MAX_ID_BYTES = 512
@@ -55,7 +55,7 @@ class PreflightReport(NamedTuple):
     codes: npt.NDArray[np.int64]
 
 
-def check_documents(parts: Iterable[CheckedPart], limits: IndexLimits) -> PreflightReport:
+def check_documents(parts: Iterable[ShardPart], limits: IndexLimits) -> PreflightReport:
     """Check every document once.
 
     Raises:
@@ -105,7 +105,7 @@ class _DocumentChecker:
         self._needles |= {json.dumps(name) for name in (limits.field, limits.field.partition(".")[0])}
         self._check_vocabulary()
 
-    def check(self, part: CheckedPart) -> None:
+    def check(self, part: ShardPart) -> None:
         """Check the rows of one part."""
         vectors = part.vectors
         if not len(vectors.doc_ids) == len(part.fields) == len(vectors.indptr) - 1 or not (
@@ -182,7 +182,7 @@ class _DocumentChecker:
         falls[vectors.indptr[:-1][np.diff(vectors.indptr) > 0]] = False
         self._note_terms("token ids that are not ascending, or stand twice in a document", vectors, falls)
 
-    def _check_fields(self, part: CheckedPart) -> None:
+    def _check_fields(self, part: ShardPart) -> None:
         vectors = part.vectors
         # Parsing every object would cost more than all the rest: look for the name first.
         found = {row for needle in self._needles for row, carried in enumerate(part.fields) if needle in carried}

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 from sparse_ingest.checkpoints.settings import model_record
 from sparse_ingest.corpora.cursor import Cursor
 from sparse_ingest.corpora.sources import Corpus, Position
-from sparse_ingest.encoding.counts import Counts
+from sparse_ingest.encoding.counts import Counts, RowHash
 from sparse_ingest.encoding.duplicates import WAIT_S, Duplicates
 from sparse_ingest.encoding.estimate import Estimate
 from sparse_ingest.encoding.options import EncodeOptions
-from sparse_ingest.encoding.row_hash import RowHash
 from sparse_ingest.encoding.settings import refuse_clashes, resolve, run_identity
 from sparse_ingest.encoding.shard_maker import ShardMaker
 from sparse_ingest.encoding.stages import WALL, Stages
@@ -34,15 +33,7 @@ from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.reporting import SILENT, Reporter
 from sparse_ingest.runs.manifest import FORMAT, Manifest
 from sparse_ingest.runs.reuse import OldVectors, refuse_unlike
-from sparse_ingest.runs.run import (
-    Run,
-    create_or_open_run,
-    has_manifest,
-    open_run,
-    part_name,
-    refuse_differences,
-    refuse_strangers,
-)
+from sparse_ingest.runs.run import Run, begun_run, create_or_open_run, open_run, part_name, refuse_differences
 from sparse_ingest.runs.shards import shard_schema, write_shard
 from sparse_ingest.storage.places import Place, place_of
 
@@ -86,19 +77,18 @@ class _Job:
 
     def _open(self, out: Place) -> Run:
         """Create the run, or open the one that is there; refuses before a model is built."""
-        refuse_strangers(out)
+        begun = begun_run(out)
         dtype: str = self.settings.dtype
-        if has_manifest(out):
-            run = open_run(out)
-            dtype = run.manifest.identity["dtype"] if dtype == "auto" else dtype
-            refuse_differences(run, self._identity(dtype)[1])
-            if run.has_vocabulary():
-                self._refuse_unlike_old(dtype)
-                return run
         auto: dict[str, Any] = {}
-        if dtype == "auto":
+        if begun:
+            dtype = begun.manifest.identity["dtype"] if dtype == "auto" else dtype
+            refuse_differences(begun, self._identity(dtype)[1])
+        elif dtype == "auto":
             dtype, auto = self._choose_dtype()
-        self._refuse_unlike_old(dtype)
+        if self.old:
+            refuse_unlike(self.old, self._identity(dtype)[1])
+        if begun and begun.has_vocabulary():
+            return begun
         self._encoder = self._encoder or self._encoder_of(dtype)
         run_id, identity = self._identity(dtype)
         record = model_record(self.checkpoint, self.model, self.requested_model)
@@ -139,10 +129,6 @@ class _Job:
 
     def _identity(self, dtype: str) -> tuple[str, dict[str, Any]]:
         return run_identity(self.corpus, self.checkpoint, pipeline=self.pipeline, options=self.options, dtype=dtype)
-
-    def _refuse_unlike_old(self, dtype: str) -> None:
-        if self.old:
-            refuse_unlike(self.old, self._identity(dtype)[1])
 
     @cached_property
     def maker(self) -> ShardMaker:
@@ -196,7 +182,8 @@ class _Job:
                 if held and not self._missing() and not self.run.complete():
                     self._refuse_or_drop_duplicates()
                     self.run.sweep()
-                    self.run.mark_complete(_totals(self.run))
+                    sums = {"terms" if name == "nnz" else name: count for name, count in self.run.totals().items()}
+                    self.run.mark_complete({**sums, "duplicates_checked": True})
                 elif not held:
                     time.sleep(WAIT_S)
                     self._stop_if_requested()
@@ -306,12 +293,6 @@ class _Job:
             duplicates.refuse()
         else:
             duplicates.leave_out()
-
-
-def _totals(run: Run) -> dict[str, Any]:
-    """The content of complete.json."""
-    sums = {"terms" if name == "nnz" else name: count for name, count in run.totals().items()}
-    return {**sums, "duplicates_checked": True}
 
 
 def _versions() -> dict[str, str]:

@@ -73,7 +73,7 @@ def test_a_corpus_becomes_a_run(encode, tmp_path: Path, model: Path) -> None:
         rows = ROWS[first : first + 8]
         texts = [row["text"] for row in rows]
         encoded = encoder.encode(texts)
-        expected, _ = store_weights(SparseRows([], encoded.indptr, encoded.token_ids, encoded.weights), "float16")
+        expected = store_weights(SparseRows([], encoded.indptr, encoded.token_ids, encoded.weights), "float16")
         (part,) = read_shard(run.shard_path(shard))
         assert part.rows.tolist() == list(range(first, first + len(rows)))
         assert list(part.vectors.doc_ids) == [row["_id"] for row in rows]
