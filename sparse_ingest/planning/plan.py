@@ -305,14 +305,11 @@ def _as_encoded(pipeline: Pipeline, run: Run) -> Pipeline:
 
 def _with_choice(pipeline: Pipeline, point: Point) -> Pipeline:
     """The pipeline with the settings of a point."""
-    query = replace(pipeline.query, **{"top_k": None, "max_ratio": None, **point.query})
-    table = ENGINES[point.engine].settings
-    if table:
-        changes: dict[str, Any] = {table: {**getattr(query, table), **point.parameters}}
-        query = replace(query, engine=point.engine, **changes)
-    else:
-        query = replace(query, engine=None)
-    return replace(pipeline, encode=replace(pipeline.encode, **point.documents), query=query)
+    changes: dict[str, Any] = {"top_k": None, "max_ratio": None, **point.query, "engine": None}
+    if table := ENGINES[point.engine].settings:
+        changes |= {"engine": point.engine, table: {**getattr(pipeline.query, table), **point.parameters}}
+    encode = replace(pipeline.encode, **point.documents)
+    return replace(pipeline, encode=encode, query=replace(pipeline.query, **changes))
 
 
 def _sampled(queries: Iterable[Query], qrels: Qrels | None, sample: int) -> list[Query]:
