@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from typing import TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -25,19 +26,20 @@ from sparse_ingest.records import SparseRows
 _CELLS = 1 << 20  # of a padded table with a line for each row: 8 MiB
 
 
-def prune(
-    vectors: SparseRows,
-    *,
-    top_k: int | None = None,
-    max_ratio: float | None = None,
-    min_weight: float | None = None,
-    alpha_mass: float | None = None,
-) -> SparseRows:
+class Rules(TypedDict, total=False):
+    """The rules to apply; one that is None or missing keeps all."""
+
+    top_k: int | None
+    max_ratio: float | None
+    min_weight: float | None
+    alpha_mass: float | None
+
+
+def prune(vectors: SparseRows, **rules: Unpack[Rules]) -> SparseRows:
     """The same rows with fewer terms; token ids stay ascending."""
-    if top_k is None and max_ratio is None and min_weight is None and alpha_mass is None:
+    if all(value is None for value in rules.values()):
         return vectors
-    ranking = Ranking(vectors)
-    return vectors.keep(ranking.kept(top_k=top_k, max_ratio=max_ratio, min_weight=min_weight, alpha_mass=alpha_mass))
+    return vectors.keep(Ranking(vectors).kept(**rules))
 
 
 def count_emptied(before: SparseRows, after: SparseRows) -> int:
@@ -53,23 +55,16 @@ class Ranking:
         self._weights = vectors.weights.astype(np.float32, copy=False)
         self._lengths = np.diff(vectors.indptr)
 
-    def kept(
-        self,
-        *,
-        top_k: int | None = None,
-        max_ratio: float | None = None,
-        min_weight: float | None = None,
-        alpha_mass: float | None = None,
-    ) -> npt.NDArray[np.bool_]:
+    def kept(self, **rules: Unpack[Rules]) -> npt.NDArray[np.bool_]:
         """For each term whether it stays."""
         kept = np.ones(len(self._weights), dtype=bool)
-        if min_weight is not None:
+        if (min_weight := rules.get("min_weight")) is not None:
             kept &= self._weights >= np.float32(min_weight)
-        if max_ratio is not None:
+        if (max_ratio := rules.get("max_ratio")) is not None:
             kept &= self._weights >= np.float32(max_ratio) * self._largest[self._row_of]
-        if top_k is not None:
+        if (top_k := rules.get("top_k")) is not None:
             kept &= self._rank < top_k
-        if alpha_mass is not None:
+        if (alpha_mass := rules.get("alpha_mass")) is not None:
             mass, total = self._mass
             kept &= mass <= alpha_mass * total[self._row_of]
         return kept

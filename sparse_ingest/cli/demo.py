@@ -24,11 +24,8 @@ from sparse_ingest.errors import CheckpointError, MissingExtraError, UsageError
 from sparse_ingest.pipeline import Pipeline, read_pipeline
 
 if TYPE_CHECKING:
-    from sparse_ingest.loading.load import LoadReport
     from sparse_ingest.reporting import Reporter
     from sparse_ingest.searching.hits import Hit
-    from sparse_ingest.searching.search import SearchableRun
-    from sparse_ingest.verification.verify import VerifyReport
 
 COLUMN = 52  # characters of one engine's column
 INDEX = "sparse-ingest-demo"
@@ -52,18 +49,6 @@ class Answers(NamedTuple):
     bm25: list[Hit]
 
 
-class DemoReport(NamedTuple):
-    """What each step returned, and where everything is."""
-
-    url: str
-    server_started: bool
-    corpus: Path
-    run: SearchableRun
-    loaded: LoadReport
-    verified: VerifyReport
-    answers: list[Answers]
-
-
 class Passage(NamedTuple):
     """A piece of a help topic: `id` is the topic and a number, `title` the headings above it."""
 
@@ -84,25 +69,25 @@ def demo(folder: Path, keep_server: bool, as_json: bool) -> None:
     """
     began = time.monotonic()
     with TerminalReporter() as reporter:
-        report = run_demo(folder, reporter=reporter, keep_server=keep_server)
-    lines = [line for answers in report.answers for line in _as_text(answers)]
+        report, answers, server_stays = run_demo(folder, reporter=reporter, keep_server=keep_server)
+    lines = [line for one in answers for line in _as_text(one)]
     lines += [
         "",
         f"All of it took {time.monotonic() - began:.0f} s. BERT-tiny is the smallest of SPLADE models; on small",
         "collections BM25 often beats it, which is why it stands beside it. Ask your own question:",
         "",
     ]
-    if keep_server or not report.server_started:
+    if server_stays:
         lines += [
-            f'  sparse-ingest search --url {report.url} --index {report.loaded.index} "what is a decorator"',
+            f'  sparse-ingest search --url {report["url"]} --index {INDEX} "what is a decorator"',
             "  sparse-ingest server stop",
         ]
     else:
         lines += [
-            f'  sparse-ingest search --run {report.run.path} "what is a decorator"      (no server needed)',
+            f'  sparse-ingest search --run {report["run"]} "what is a decorator"      (no server needed)',
             "  sparse-ingest demo --keep-server                                  (and then search --index)",
         ]
-    print_report(as_json, _as_json(report), lines)
+    print_report(as_json, report, lines)
 
 
 def _as_text(answers: Answers) -> Iterator[str]:
@@ -121,31 +106,14 @@ def _title(hit: Hit) -> str:
     return title if len(title) <= COLUMN else title[: COLUMN - 1] + "…"
 
 
-def _as_json(report: DemoReport) -> dict[str, Any]:
-    return {
-        "url": report.url,
-        "corpus": str(report.corpus),
-        "run": str(report.run.path),
-        "documents": report.run.report.rows,
-        "terms": report.run.report.terms,
-        "loaded": report.loaded.acknowledged,
-        "refused": report.loaded.refused,
-        "weights_checked": report.verified.checked_weights,
-        "weights_differing": report.verified.differing,
-        "answers": [
-            {"question": one.question, "sparse": _scores(one.sparse), "bm25": _scores(one.bm25)}
-            for one in report.answers
-        ],
-    }
-
-
 def _scores(hits: list[Hit]) -> list[dict[str, Any]]:
     return [{"id": hit.id, "score": hit.score} for hit in hits]
 
 
-def run_demo(folder: Path, *, reporter: Reporter, keep_server: bool) -> DemoReport:
+def run_demo(folder: Path, *, reporter: Reporter, keep_server: bool) -> tuple[dict[str, Any], list[Answers], bool]:
     """Run the demo in `folder`, which afterwards holds corpus.jsonl and the run folder.
 
+    Returns what `--json` prints, the answers with their hits, and whether the server still runs.
     A server that runs already is used and left running; one that is started here is stopped unless `keep_server`.
     """
     from sparse_ingest.loading.load import load
@@ -155,10 +123,7 @@ def run_demo(folder: Path, *, reporter: Reporter, keep_server: bool) -> DemoRepo
     from sparse_ingest.verification.verify import verify
 
     pipeline = read_pipeline("demo")
-    # What would otherwise fail after minutes is refused here; one message names all extras.
-    if not all(map(importlib.util.find_spec, ("torch", "transformers", "jgo", "psutil"))):
-        raise MissingExtraError("demo", "The demo")
-    _check_model(pipeline)
+    _refuse_missing_parts(pipeline)
     if missing := bytes_to_download():
         reporter.note(f"This downloads OpenSearch once, {missing / 1e6:.0f} MB.")
     corpus, run_folder = folder / "corpus.jsonl", folder / "run"
@@ -173,6 +138,7 @@ def run_demo(folder: Path, *, reporter: Reporter, keep_server: bool) -> DemoRepo
     # Our own server on 9200, or a new one there or on the next free port.
     port = process.DEFAULT_PORT if process.is_ours(process.DEFAULT_PORT) else process.free_port()
     server = process.start(port, reporter=reporter)
+    server_stays = server.already_running or keep_server
     try:
         loaded = load(run, index=INDEX, url=server.url, pipeline=pipeline, replace=True, from_scratch=True)
         reporter.note(
@@ -185,9 +151,23 @@ def run_demo(folder: Path, *, reporter: Reporter, keep_server: bool) -> DemoRepo
         reporter.note("5/5  Ask")
         answers = list(ask(QUESTIONS, server.url))
     finally:
-        if not server.already_running and not keep_server:
+        if not server_stays:
             process.stop(server.port)
-    return DemoReport(server.url, not server.already_running, corpus, run, loaded, verified, answers)
+    report = {
+        "url": server.url,
+        "corpus": str(corpus),
+        "run": str(run.path),
+        "documents": rows,
+        "terms": terms,
+        "loaded": loaded.acknowledged,
+        "refused": loaded.refused,
+        "weights_checked": verified.checked_weights,
+        "weights_differing": verified.differing,
+        "answers": [
+            {"question": one.question, "sparse": _scores(one.sparse), "bm25": _scores(one.bm25)} for one in answers
+        ],
+    }
+    return report, answers, server_stays
 
 
 def ask(questions: tuple[str, ...], url: str, *, k: int = 3) -> Iterator[Answers]:
@@ -256,9 +236,12 @@ def _pieces(paragraphs: list[str]) -> Iterator[str]:
         yield "\n\n".join(piece)
 
 
-def _check_model(pipeline: Pipeline) -> None:
+def _refuse_missing_parts(pipeline: Pipeline) -> None:
+    """Refuse what would otherwise fail after minutes; one message names all extras."""
     from sparse_ingest.checkpoints.locate import locate
 
+    if not all(map(importlib.util.find_spec, ("torch", "transformers", "jgo", "psutil"))):
+        raise MissingExtraError("demo", "The demo")
     try:
         folder = locate(pipeline.model.document or "").folder
     except CheckpointError as error:

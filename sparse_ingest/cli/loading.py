@@ -129,9 +129,7 @@ def _served(report: PublishReport) -> Iterator[str]:
 @click.option("--field", help="Name of the sparse field  [default: the one the index is stamped with]")
 @connection_options
 @json_option
-def verify(
-    run: Place, index: str, sample: int, all_documents: bool, field: str | None, connection: Connection, as_json: bool
-) -> int:
+def verify(run: Place, sample: int, all_documents: bool, as_json: bool, **named: Any) -> int:
     """Compare an index with the run folder that was loaded into it, bit for bit.
 
     The ids of all documents are compared, and the weights of some or of --all. Documents that the run does not have
@@ -141,14 +139,7 @@ def verify(
     from sparse_ingest.verification.verify import verify as verify_index
 
     with TerminalReporter() as reporter:
-        report = verify_index(
-            run,
-            index=index,
-            connection=connection,
-            sample=None if all_documents else sample,
-            field=field,
-            progress=reporter,
-        )
+        report = verify_index(run, sample=None if all_documents else sample, progress=reporter, **named)
     print_report(as_json, report.to_dict(), _verified(report))
     if not as_json:
         for note in report.notes:

@@ -12,8 +12,9 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 
 import click
 
+from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.errors import UsageError, first_line
-from sparse_ingest.pipeline import EngineName, ModelSettings, Pipeline, option, override, read_pipeline
+from sparse_ingest.pipeline import EngineName, Pipeline, option, override, pipeline_of
 from sparse_ingest.storage.places import place_of
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -68,15 +69,13 @@ def stage_options(kind: type[Any], *omitted: str, **types: click.ParamType[Any])
         *omitted: Settings that the command has no option for.
         **types: Types of the options that take less than the dataclass.
     """
-    return joined_options("options", kind, _options_of(kind, omitted, types))
+    return joined_options("options", kind, _options_of(kind, *omitted, **types))
 
 
-def _options_of(
-    kind: type[Any], omitted: tuple[str, ...] = (), types: Mapping[str, click.ParamType[Any]] | None = None
-) -> dict[str, Option]:
-    hints, given = get_type_hints(kind), types or {}
+def _options_of(kind: type[Any], *omitted: str, **types: click.ParamType[Any]) -> dict[str, Option]:
+    hints = get_type_hints(kind)
     entries = [entry for entry in fields(kind) if entry.metadata.get("help") and entry.name not in omitted]
-    return {entry.name: _option_of(entry, hints[entry.name], given.get(entry.name)) for entry in entries}
+    return {entry.name: _option_of(entry, hints[entry.name], types.get(entry.name)) for entry in entries}
 
 
 def _option_of(entry: Field[Any], hint: Any, given: click.ParamType[Any] | None) -> Option:
@@ -132,28 +131,6 @@ _TYPES: dict[Any, Any] = {int: click.IntRange(min=1), Path: place_of, tuple: _na
 
 
 @dataclass(frozen=True)
-class _ConnectionFlags:
-    """The options of a `Connection`, whose own module brings opensearchpy, which `--help` does without."""
-
-    url: str = option("http://127.0.0.1:9200", "Address of OpenSearch", env="SPARSE_INGEST_URL")
-    user: str | None = option(None, "User name; may stand in --url", env="SPARSE_INGEST_USER")
-    password: str | None = option(None, "Password; better given by its variable", env="SPARSE_INGEST_PASSWORD")
-    ca: str | None = option(None, "CA certificates to trust instead of the system's", env="SPARSE_INGEST_CA")
-    client_cert: str | None = option(None, "Client certificate", env="SPARSE_INGEST_CLIENT_CERT")
-    client_key: str | None = option(None, "Its key, unless its file holds both", env="SPARSE_INGEST_CLIENT_KEY")
-    aws_region: str | None = option(None, "AWS region  [default: that of the AWS profile]", env="AWS_REGION")
-    aws_service: Literal["es", "aoss"] | None = option(
-        None, "Sign requests with AWS SigV4 as boto3 is set up; aoss is Serverless", env="SPARSE_INGEST_AWS_SERVICE"
-    )
-
-
-def _connection_of(**given: Any) -> object:
-    from sparse_ingest.cluster.client import Connection
-
-    return Connection(**given)
-
-
-@dataclass(frozen=True)
 class _PipelineFlags:
     """What names and changes a pipeline. `pipeline.model.document` is None when the user named no model."""
 
@@ -167,10 +144,7 @@ class _PipelineFlags:
     def pipeline(cls, **given: Any) -> Pipeline:
         """Return the pipeline that the options of a command mean."""
         flags = cls(**given)
-        pipeline = read_pipeline(flags.file) if flags.file else Pipeline()
-        if flags.model:
-            # Nothing of the file's own model may linger, such as its query side or a revision.
-            pipeline = replace(pipeline, model=ModelSettings(document=flags.model))
+        pipeline = pipeline_of(flags.model or None, flags.file or None)
         if flags.trust_remote_code:
             pipeline = replace(pipeline, model=replace(pipeline.model, trust_remote_code=True))
         pipeline = override(pipeline, flags.assignments)
@@ -178,7 +152,7 @@ class _PipelineFlags:
 
 
 def _pipeline_options(*omitted: str, **instead: Option) -> Callable[[F], F]:
-    return joined_options("pipeline", _PipelineFlags.pipeline, {**_options_of(_PipelineFlags, omitted), **instead})
+    return joined_options("pipeline", _PipelineFlags.pipeline, {**_options_of(_PipelineFlags, *omitted), **instead})
 
 
 # The command receives the keyword `pipeline`, a `Pipeline`.
@@ -187,5 +161,7 @@ model_argument_options = _pipeline_options("trust_remote_code", "engine", model=
 model_options = _pipeline_options("engine")
 query_model_options = _pipeline_options()
 # The command receives the keyword `connection`, a `Connection`.
-_FILES = dict.fromkeys(("ca", "client_cert", "client_key"), click.Path(exists=True, dir_okay=False))
-connection_options = joined_options("connection", _connection_of, _options_of(_ConnectionFlags, types=_FILES))
+_FILE = click.Path(exists=True, dir_okay=False)
+_AWS = click.Choice(["es", "aoss"])
+_CONNECTION = _options_of(Connection, ca=_FILE, client_cert=_FILE, client_key=_FILE, aws_service=_AWS)
+connection_options = joined_options("connection", Connection, _CONNECTION)

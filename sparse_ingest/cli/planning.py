@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from sparse_ingest.cli.options import connection_options, json_option, model_options, print_report, stage_options
 from sparse_ingest.cli.progress import TerminalReporter
-from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.planning.options import PlanOptions
 from sparse_ingest.storage.places import Place, place_of
-
-if TYPE_CHECKING:
-    from sparse_ingest.cluster.client import Connection
 
 PATH = click.Path(path_type=Path)
 
@@ -30,15 +26,7 @@ PATH = click.Path(path_type=Path)
 @model_options
 @connection_options
 @json_option
-def plan(
-    run: Place,
-    queries: Path,
-    index: str | None,
-    pipeline: Pipeline,
-    connection: Connection,
-    options: PlanOptions,
-    as_json: bool,
-) -> int:
+def plan(run: Place, queries: Path, options: PlanOptions, as_json: bool, **named: Any) -> int:
     """Find the cheapest pruning, or with --index the fastest engine, that loses no more than --loss.
 
     \b
@@ -54,9 +42,7 @@ def plan(
     from sparse_ingest.planning.plan import plan as plan_run
 
     with TerminalReporter() as reporter:
-        report = plan_run(
-            run, queries, index=index, connection=connection, pipeline=pipeline, options=options, progress=reporter
-        )
+        report = plan_run(run, queries, options=options, progress=reporter, **named)
     lines = [as_text(report)]
     if report.load_flags:
         lines.append(f"Load it so: sparse-ingest load {run} --index NAME{report.load_flags}")

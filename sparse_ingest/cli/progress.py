@@ -12,32 +12,25 @@ from typing import Any, Self
 import click
 from tqdm import tqdm
 
-from sparse_ingest.reporting import SilentReporter
+from sparse_ingest.reporting import TqdmReporter
 
 LINE_EVERY_S = 30.0
 
 
-class TerminalReporter(SilentReporter):
+class TerminalReporter(TqdmReporter):
     """Counts what a stage does; rates leave out what an earlier start did. Use it in a `with` block.
 
     With `stoppable`, SIGTERM makes `stop_requested` true inside the block instead of ending the process.
     """
 
     def __init__(self, *, stoppable: bool = False) -> None:
+        super().__init__()
         self._terminal = sys.stderr.isatty()
         self._stoppable = stoppable
         self._stopping = False
         self._before: Any = None
         self._lock = threading.RLock()
-        self._start("", None)
-
-    def _start(self, unit: str, total: int | None) -> None:
-        self._unit, self._total = unit, total
-        self._bar: tqdm[Any] | None = None
-        if self._terminal and unit:
-            self._bar = tqdm(total=total, unit=f" {unit}", file=sys.stderr, smoothing=0.1, mininterval=0.2)
-        self._done = self._earlier = self._tokens = 0
-        self._began = self._last_line = time.monotonic()
+        self.begin("")
 
     def __enter__(self) -> Self:
         if self._stoppable:
@@ -47,7 +40,7 @@ class TerminalReporter(SilentReporter):
     def __exit__(self, *error: object) -> None:
         if self._stoppable:
             signal.signal(signal.SIGTERM, self._before)
-        self._close()
+        self.close()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
@@ -60,14 +53,17 @@ class TerminalReporter(SilentReporter):
     def begin(self, unit: str, total: int | None = None) -> None:
         """Start a bar; the one before is finished."""
         with self._lock:
-            self._close()
-            self._start(unit, total)
+            self.close()
+            self._unit, self._total = unit, total
+            if self._terminal and unit:
+                self._bar = tqdm(total=total, unit=f" {unit}", file=sys.stderr, smoothing=0.1, mininterval=0.2)
+            self._done = self._earlier = self._tokens = 0
+            self._began = self._last_line = time.monotonic()
 
     def expect(self, total: int) -> None:
         """Correct the number of units that the stage is believed to have."""
         self._total = total
-        if self._bar is not None:
-            self._bar.total = total
+        super().expect(total)
 
     def earlier(self, count: int) -> None:
         """Count units in the progress and not in the rate."""
@@ -106,8 +102,3 @@ class TerminalReporter(SilentReporter):
             parts[0] = f"{self._done:,} of about {self._total:,} {self._unit}"
             parts.append(f"{tqdm.format_interval(max(0, self._total - self._done) / rate)} left")
         return ", ".join(part for part in parts if part)
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None

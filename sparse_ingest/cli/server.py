@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sparse_ingest.local_server.process import Instance
 
 PORT = click.IntRange(1024, 65535)
+FOLDER = click.Path(file_okay=False, path_type=Path)
 NONE_RUNS = "No local server of ours is running"
 
 
@@ -34,18 +35,12 @@ def server() -> None:
 @server.command()
 @click.option("--port", type=PORT, default=9200, show_default=True, help="Port on 127.0.0.1")
 @click.option("--heap", default="1g", show_default=True, help="Size of the Java heap")
-@click.option(
-    "--data",
-    "data_folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="Keep the data in DIR/sparse-ingest-opensearch",
-)
+@click.option("--data", type=FOLDER, metavar="DIR", help="Keep the data in DIR/sparse-ingest-opensearch")
 @click.option(
     "--with-ml", is_flag=True, help="With the machine-learning plugin: analyzers bert-uncased and mbert-uncased, models"
 )
 @json_option
-def start(port: int, heap: str, data_folder: Path | None, with_ml: bool, as_json: bool) -> None:
+def start(port: int, heap: str, data: Path | None, with_ml: bool, as_json: bool) -> None:
     """Start a server, and print its URL when it is healthy.
 
     The first start downloads 180 MB, the first one --with-ml 390 MB more. A server that runs already on that port is
@@ -54,7 +49,7 @@ def start(port: int, heap: str, data_folder: Path | None, with_ml: bool, as_json
     from sparse_ingest.local_server import process
 
     with TerminalReporter() as reporter:
-        instance = process.start(port, data=data_folder, heap=heap, with_ml=with_ml, reporter=reporter)
+        instance = process.start(port, data=data, heap=heap, with_ml=with_ml, reporter=reporter)
     print_report(as_json, {**_shown(instance), "already_running": instance.already_running}, [instance.url])
 
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from sparse_ingest.records import PARENT, document_id, passage_number
 from sparse_ingest.reporting import Reporter, reporter_of
 from sparse_ingest.runs.run import Run, RunLike
 from sparse_ingest.runs.shards import read_shard, read_shard_vectors
-from sparse_ingest.searching.hits import Ranked
+from sparse_ingest.searching.hits import Ranked, first_of_each
 from sparse_ingest.searching.query import QueryModel
 from sparse_ingest.searching.run_search import rank_run
 from sparse_ingest.searching.search import SearchableIndex, SearchableRun, open_run
@@ -173,7 +173,7 @@ class _Measuring(NamedTuple):
     measures: Sequence[str]
     size: int
     reporter: Reporter
-    trec: TextIO | None
+    trec: IO[bytes] | None
 
     def row(self, name: str, ranked: Iterable[Ranked], *, first: bool = True) -> Row:
         """Measure one way to search; the `first` is the one that is written and reported."""
@@ -183,7 +183,7 @@ class _Measuring(NamedTuple):
             for one in ranked:
                 latencies.append((one.latency_s, one.took_ms))
                 if first and self.trec is not None:
-                    self.trec.write(trec_lines(one))
+                    self.trec.write(trec_lines(one).encode())
                 if first:
                     self.reporter.advance(1)
                 yield one
@@ -309,10 +309,8 @@ def _rank_texts(run: Run, queries: Sequence[Query], size: int, most_passages: in
     each_s = (time.perf_counter() - began) / len(queries)
     for query_id, doc_ids, scores in found:
         if most_passages:
-            best: dict[str, float] = {}
-            for passage, score in zip(doc_ids, scores, strict=True):
-                best.setdefault(document_id(passage), score)
-            doc_ids, scores = list(best)[:size], list(best.values())[:size]
+            places = first_of_each(map(document_id, doc_ids))[:size]
+            doc_ids, scores = [document_id(doc_ids[place]) for place in places], [scores[place] for place in places]
         yield Ranked(query_id, doc_ids, scores, each_s)
 
 

@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from sparse_ingest.corpora.nano_beir import DATA_SET, write_nano_beir
-from sparse_ingest.encoding.encode import encode
 from sparse_ingest.evaluation.evaluate import Evaluation, evaluate
 from sparse_ingest.evaluation.options import EvaluateOptions
 from sparse_ingest.evaluation.terms import TermCounts, flops, pooled, sparsity
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.reporting import Reporter, reporter_of
+from sparse_ingest.searching.encoded import encode
 from sparse_ingest.searching.search import open_run
 
 # What the cards print, in ir-measures' names: accuracy@k is Success@k, mrr is RR, map is AP.
@@ -53,10 +53,9 @@ def evaluate_nano_beir(
     for place, name in enumerate(names, start=1):
         reporter.note(f"{place}/{len(names)}  Nano{name}")
         collection = folder / f"Nano{name}"
-        encode(
-            str(collection / "corpus.jsonl"), collection / "run", pipeline=pipeline, device=device, progress=reporter
-        )
-        run = open_run(collection / "run", pipeline=pipeline, force=True)
+        corpus, out = str(collection / "corpus.jsonl"), collection / "run"
+        encoded = encode(corpus, out, pipeline=pipeline, device=device, progress=reporter)
+        run = open_run(encoded, pipeline=pipeline, force=True)
         yield f"Nano{name}", evaluate(run, queries=collection, qrels=collection, options=options)
 
 

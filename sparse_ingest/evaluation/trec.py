@@ -7,14 +7,13 @@ the rank, so scores are written with the nine digits that tell any two float32 v
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.searching.hits import Ranked
+from sparse_ingest.storage.durable import atomic_file
 
 TAG = "sparse-ingest"
 
@@ -62,26 +61,15 @@ def read_trec_run(path: Path, wanted: Container[str]) -> dict[str, dict[str, flo
     return found
 
 
-@contextlib.contextmanager
-def written(path: Path | str | None) -> Iterator[TextIO | None]:
+def written(path: Path | str | None) -> contextlib.AbstractContextManager[IO[bytes] | None]:
     """Open a file that gets its name when the block is done, complete or not at all; None without a path.
 
     Raises:
         UsageError: there is no such folder.
     """
     if path is None:
-        yield None
-        return
+        return contextlib.nullcontext()
     path = Path(path)
     if not path.parent.is_dir():
         raise UsageError(f"--trec-run {path}: there is no folder {path.parent}. Make it first.")
-    handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    return atomic_file(path)

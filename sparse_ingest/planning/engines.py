@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 
+from sparse_ingest.cluster.client import Client, Connection, path_of
 from sparse_ingest.cluster.search_bodies import ENGINES, Engine
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.pipeline import EngineName, ModelSettings, Pipeline, QuerySettings
@@ -28,8 +28,6 @@ from sparse_ingest.searching.search import open_index
 
 if TYPE_CHECKING:
     from opensearchpy import OpenSearch
-
-    from sparse_ingest.cluster.client import Client, Connection
 
 SIZE = 10
 _AT_ONCE = 20  # queries of one setting before it is the next one's turn
@@ -117,7 +115,7 @@ def held_index(
                 f"Index {index!r} holds {of}, but the plan is for run {run.manifest.run_id[:8]} ({run.path}). Load "
                 "that run into it, or name an index that holds it."
             )
-        stats = opened.client.call("GET", f"/{quote(name, safe='')}/_stats/store")
+        stats = opened.client.call("GET", f"{path_of(name)}/_stats/store")
         pruning = {rule: value for rule, value in stamp.pruning.items() if value is not None}
         size = int(stats["_all"]["primaries"]["store"]["size_in_bytes"])
         yield HeldIndex(opened.client, name, pruning, size, opened.engine)

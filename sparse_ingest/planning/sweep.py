@@ -22,7 +22,7 @@ from sparse_ingest.cluster.scores import stored_weights
 from sparse_ingest.planning.rules import ALL_TERMS, Family, PruningRule
 from sparse_ingest.pruning import Ranking
 from sparse_ingest.records import SparseRows
-from sparse_ingest.searching.exact import QueryVector
+from sparse_ingest.searching.exact import QueryVector, best_places
 
 T = TypeVar("T", np.int64, np.float64)
 _NOBODY = np.iinfo(np.uint32).max
@@ -67,16 +67,10 @@ class Sweep:
             self._search(number, rows[at], products, [level[at] for level in kept], len(part.doc_ids))
         self.documents += len(part.doc_ids)
 
-    def places(self, query: int, rule: int) -> npt.NDArray[np.uint32]:
-        """The best documents of a query under a rule, best first, by their place among all rows of the run."""
-        places: npt.NDArray[np.uint32] = self._places[query, rule]
-        found: npt.NDArray[np.uint32] = places[places != _NOBODY]
-        return found
-
-    def scores(self, query: int, rule: int) -> npt.NDArray[np.float32]:
-        """The scores of those documents."""
-        scores: npt.NDArray[np.float32] = self._scores[query, rule]
-        return scores[: len(self.places(query, rule))]
+    def best(self, query: int, rule: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32]]:
+        """The best documents of a query under a rule, by their place among all rows of the run, and their scores."""
+        found = self._places[query, rule] != _NOBODY
+        return self._places[query, rule][found], self._scores[query, rule][found]
 
     def all_places(self) -> npt.NDArray[np.uint32]:
         """Every document that any query finds under any rule."""
@@ -120,13 +114,9 @@ class Sweep:
         rows = np.flatnonzero(scores > before_scores[-1])
         if not len(rows):
             return
-        found = scores[rows]
-        if len(rows) > self._depth:
-            border = np.partition(found, len(found) - self._depth)[len(found) - self._depth]
-            rows, found = rows[found >= border], found[found >= border]
-        all_scores = np.concatenate([before_scores, found])
+        all_scores = np.concatenate([before_scores, scores[rows]])
         all_places = np.concatenate([before, (rows + self.documents).astype(np.uint32)])
-        order = np.argsort(-all_scores, kind="stable")[: self._depth]
+        order = best_places(all_scores, self._depth)
         # Empty places have score zero, and hits are above it.
         self._scores[query, rule], self._places[query, rule] = all_scores[order], all_places[order]
 

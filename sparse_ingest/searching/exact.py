@@ -50,30 +50,24 @@ def search_exact(parts: Iterable[SparseRows], queries: Sequence[QueryVector], k:
         postings = Postings.of(part, asked)
         for number, query in enumerate(queries):
             rows, scores = postings.scores(query.token_ids, query.weights)
-            best[number] = _merge(best[number], part.doc_ids, rows, scores, first_row=first_row, k=k)
+            held = best[number]
+            if len(held.scores) == k:
+                better = scores > held.scores[-1]
+                rows, scores = rows[better], scores[better]
+            kept = best_places(scores, k)
+            all_scores = np.concatenate([held.scores, scores[kept]])
+            all_ids = held.doc_ids + [part.doc_ids[row] for row in rows[kept].tolist()]
+            all_positions = np.concatenate([held.positions, rows[kept] + first_row])
+            order = best_places(all_scores, k)
+            best[number] = ExactHits([all_ids[at] for at in order.tolist()], all_positions[order], all_scores[order])
         first_row += len(part.doc_ids)
     return best
 
 
-def _merge(
-    best: ExactHits,
-    doc_ids: Sequence[str],
-    rows: npt.NDArray[np.int64],
-    scores: npt.NDArray[np.float32],
-    *,
-    first_row: int,
-    k: int,
-) -> ExactHits:
-    """The k best of the hits so far and the rows of a part, which all come after them."""
-    if len(best.scores) == k:
-        better = scores > best.scores[-1]
-        rows, scores = rows[better], scores[better]
+def best_places(scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
+    """Return the places of the k largest scores, best first; equal scores stay in their order."""
+    places = np.arange(len(scores))
     if len(scores) > k:
         # Equal scores at the border are cut off below, where the order is stable.
-        kept = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
-        rows, scores = rows[kept], scores[kept]
-    all_scores = np.concatenate([best.scores, scores])
-    all_ids = best.doc_ids + [doc_ids[row] for row in rows.tolist()]
-    all_positions = np.concatenate([best.positions, rows + first_row])
-    order = np.argsort(-all_scores, kind="stable")[:k]
-    return ExactHits([all_ids[at] for at in order.tolist()], all_positions[order], all_scores[order])
+        places = np.flatnonzero(scores >= np.partition(scores, len(scores) - k)[len(scores) - k])
+    return places[np.argsort(-scores[places], kind="stable")[:k]]

@@ -57,6 +57,14 @@ def heaviest_first(shares: Iterable[TermShare]) -> list[TermShare]:
     return sorted(shares, key=lambda share: (-share.contribution, share.token))
 
 
+def first_of_each(keys: Iterable[str]) -> list[int]:
+    """The places where each key comes first, in order."""
+    first: dict[str, int] = {}
+    for place, key in enumerate(keys):
+        first.setdefault(key, place)
+    return list(first.values())
+
+
 def snippet(hit: Hit) -> str:
     """About 160 characters of the text around the first place of the heaviest matched term that is in it."""
     text = " ".join(str(hit.fields.get("text") or "").split())

@@ -15,13 +15,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
+from sparse_ingest.cluster.client import Client, path_of
 from sparse_ingest.cluster.indexes import max_clauses
-from sparse_ingest.cluster.limits import MAX_CLAUSES, FittedWeights, count_clauses, fit_weights
+from sparse_ingest.cluster.limits import MAX_CLAUSES, count_clauses, fit_weights
 from sparse_ingest.cluster.reading import explained_terms
 from sparse_ingest.cluster.search_bodies import (
+    BodyOptions,
     Engine,
     SearchBody,
     bm25_body,
@@ -36,7 +37,6 @@ from sparse_ingest.searching.pipelines import DEFAULT_FIELD
 from sparse_ingest.searching.query import keyed, tell_of_lost
 
 if TYPE_CHECKING:
-    from sparse_ingest.cluster.client import Client
     from sparse_ingest.records import Query
 
 Q = TypeVar("Q")
@@ -228,14 +228,7 @@ class _Asker:
         self._dotted: dict[str, None] = {}
 
     def ask(
-        self,
-        weights: QueryWeights,
-        *,
-        size: int,
-        filter: Mapping[str, Any] | None = None,
-        explain: bool = False,
-        collapse: str | None = None,
-        source: bool = True,
+        self, weights: QueryWeights, *, size: int, source: bool = True, **options: Unpack[BodyOptions]
     ) -> tuple[Any, float]:
         """Return the answer to one search, and by what its scores must be multiplied to be those of the query.
 
@@ -243,16 +236,14 @@ class _Asker:
             UsageError: the weights do not fit.
             ClusterError: the server cannot answer it.
         """
-        limit = self._limit(weights, filter)
-        settings: dict[str, Any] = {"size": size, "filter": filter, "explain": explain, "collapse": collapse}
-        settings["max_clauses"] = limit
+        options["max_clauses"] = self._limit(weights, options.get("filter"))
         weights = keyed(weights, self._engine.keys, self._unknown)
-        fitted = fit_weights(weights, max_clauses=limit)
+        fitted = fit_weights(weights, max_clauses=options["max_clauses"])
         self._warn_of_ceiling(weights, fitted.scale)
         also = {} if source else {"_source": False}
         if not self._without_plugin:
             try:
-                body = engine_body(fitted, self._engine, **settings)
+                body = engine_body(fitted, self._engine, size=size, **options)
                 return _send(self._client, self._index, body | also), fitted.scale
             except ClusterError as error:
                 if "unknown query [neural_sparse]" not in str(error):
@@ -265,7 +256,8 @@ class _Asker:
                 self._without_plugin = True
         self._dotted.update(dict.fromkeys(token for token in fitted.weights if "." in token))
         undotted = {token: weight for token, weight in fitted.weights.items() if "." not in token}
-        body = rank_feature_body(FittedWeights(undotted, fitted.scale), field=self._engine.field, **settings)
+        fitted = fitted._replace(weights=undotted)
+        body = rank_feature_body(fitted, field=self._engine.field, size=size, **options)
         return _send(self._client, self._index, body | also), fitted.scale
 
     def tell_of_lost(self) -> None:
@@ -305,7 +297,7 @@ def _send(client: Client, index: str, body: SearchBody) -> Any:
     """
     params = {} if "search_pipeline" in body else _NO_PIPELINE
     try:
-        return client.call("POST", f"/{quote(index, safe='')}/_search", body, params=params)
+        return client.call("POST", f"{path_of(index)}/_search", body, params=params)
     except ClusterError as error:
         for sign, sentence in _UNDERSTOOD.items():
             if sign in str(error):

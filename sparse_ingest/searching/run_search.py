@@ -19,7 +19,7 @@ from sparse_ingest.records import SparseRows, document_id
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_shard, read_shard_vectors
 from sparse_ingest.searching.exact import ExactHits, QueryVector, search_exact
-from sparse_ingest.searching.hits import Hit, Ranked, TermShare, heaviest_first
+from sparse_ingest.searching.hits import Hit, Ranked, TermShare, first_of_each, heaviest_first
 
 # One reading of the run answers so many; each holds its hits until then, about 10 KB for 100 of them.
 QUERIES_AT_ONCE = 4096
@@ -35,35 +35,26 @@ def search_run(
     enough of them differ in it.
     """
     shards, token_ids = _finished_shards(run), _token_ids(run)
-    if unknown := sorted(weights.keys() - token_ids.keys()):
-        logger.warning(
-            "%d of the %d tokens of the query are not in the vocabulary of the run, such as %r: "
-            "the query was made with another model.",
-            len(unknown),
-            len(weights),
-            unknown[0],
-        )
+    unknown = sorted(weights.keys() - token_ids.keys())
+    _tell_of_unknown(unknown, f"of the {len(weights)} tokens of the query", "the query was")
     known = {token_ids[token]: token for token in token_ids if token in weights}
     vector = QueryVector.of({token: weights[token] for token in known.values()}, token_ids)
-    asked = size
-    while True:
-        [found] = search_exact(_vectors(run, shards, stored), [vector], asked)
-        positions = found.positions.tolist()
-        rows = _rows_at(run, shards, set(positions), stored)
-        places = _best_of_each([rows[position][0] for position in positions], collapse)
-        if len(places) >= size or len(found.doc_ids) < asked:
-            break
-        asked *= 4
+    parts = partial(_vectors, run, shards, stored)
+    if collapse is None:
+        [found] = search_exact(parts(), [vector], size)
+    else:
+        [found] = _search_distinct(parts, [vector], size, partial(_values_of, run, shards, collapse))
+    rows = _rows_at(run, shards, set(found.positions.tolist()), stored)
     hits = []
-    for rank, place in enumerate(places[:size], start=1):
-        carried, held = rows[positions[place]]
+    for place, doc_id in enumerate(found.doc_ids):
+        carried, held = rows[int(found.positions[place])]
         shares = (
             TermShare(token, weights[token], held[token_id], to_float32(weights[token] * held[token_id]))
             for token_id, token in known.items()
             if token_id in held
         )
         score = float(found.scores[place])
-        hits.append(Hit(rank, score, found.doc_ids[place], json.loads(carried), heaviest_first(shares)))
+        hits.append(Hit(place + 1, score, doc_id, json.loads(carried), heaviest_first(shares)))
     return hits
 
 
@@ -90,35 +81,34 @@ def rank_run(
         vectors = [QueryVector.of(weights, token_ids) for _, weights in block]
         unknown.update(dict.fromkeys(token for _, weights in block for token in weights if token not in token_ids))
         parts = partial(_vectors, run, shards, stored, prune)
-        found = _search_documents(parts, vectors, size) if passages else search_exact(parts(), vectors, size)
+        if passages:
+            found = _search_distinct(parts, vectors, size, lambda hits: map(document_id, hits.doc_ids))
+        else:
+            found = search_exact(parts(), vectors, size)
         each_s = (time.perf_counter() - began) / len(block)
         for (query_id, _), hits in zip(block, found, strict=True):
-            yield Ranked(query_id, hits.doc_ids, hits.scores.tolist(), each_s)
-    if unknown:
-        logger.warning(
-            "%d tokens of the queries are not in the vocabulary of the run, such as %r: "
-            "the queries were made with another model.",
-            len(unknown),
-            next(iter(unknown)),
-        )
+            doc_ids = list(map(document_id, hits.doc_ids)) if passages else hits.doc_ids
+            yield Ranked(query_id, doc_ids, hits.scores.tolist(), each_s)
+    _tell_of_unknown(list(unknown), "tokens of the queries", "the queries were")
 
 
-def _search_documents(
-    parts: Callable[[], Iterator[SparseRows]], queries: Sequence[QueryVector], k: int
+def _search_distinct(
+    parts: Callable[[], Iterator[SparseRows]],
+    queries: Sequence[QueryVector],
+    k: int,
+    keys: Callable[[ExactHits], Iterable[str]],
 ) -> list[ExactHits]:
-    """The k best documents of each query by their best passages: more are asked for until these are of k documents."""
+    """The best hit of each key, k for each query: more are asked for until k of them differ in it."""
     best: dict[int, ExactHits] = {}
     asked, waiting = k, list(range(len(queries)))
     while waiting:
         asked *= 4
         found = search_exact(parts(), [queries[number] for number in waiting], asked)
         for number, hits in zip(waiting, found, strict=True):
-            first: dict[str, int] = {}
-            for place, passage in enumerate(hits.doc_ids):
-                first.setdefault(document_id(passage), place)
-            if len(first) >= k or len(hits.doc_ids) < asked:
-                places = list(first.values())[:k]
-                best[number] = ExactHits(list(first)[:k], hits.positions[places], hits.scores[places])
+            places = first_of_each(keys(hits))[:k]
+            if len(places) == k or len(hits.doc_ids) < asked:
+                doc_ids = [hits.doc_ids[place] for place in places]
+                best[number] = ExactHits(doc_ids, hits.positions[places], hits.scores[places])
         waiting = [number for number in waiting if number not in best]
     return [best[number] for number in range(len(queries))]
 
@@ -129,6 +119,13 @@ def _finished_shards(run: Run) -> list[int]:
     if run.complete() is None:
         logger.warning("%s is unfinished: only its %d finished shards are searched.", run.path, len(shards))
     return shards
+
+
+def _tell_of_unknown(unknown: Sequence[str], of_what: str, who: str) -> None:
+    """Say which tokens of queries the run has no id for."""
+    if unknown:
+        found = f"{len(unknown)} {of_what} are not in the vocabulary of the run, such as {unknown[0]!r}"
+        logger.warning("%s: %s made with another model.", found, who)
 
 
 def _token_ids(run: Run) -> dict[str, int]:
@@ -146,14 +143,11 @@ def _vectors(
             yield rows._replace(weights=stored_weights(rows.weights)) if stored else rows
 
 
-def _best_of_each(carried: Sequence[str], collapse: str | None) -> list[int]:
-    """The places of those rows, given by their fields, best first, whose value of `collapse` comes first there."""
-    if collapse is None:
-        return list(range(len(carried)))
-    first: dict[str, int] = {}
-    for place, fields_of_row in enumerate(carried):
-        first.setdefault(json.dumps(json.loads(fields_of_row).get(collapse)), place)
-    return list(first.values())
+def _values_of(run: Run, shards: Sequence[int], field: str, hits: ExactHits) -> list[str]:
+    """The value of a field that each hit carries, as JSON."""
+    positions = hits.positions.tolist()
+    rows = _rows_at(run, shards, set(positions), stored=False)
+    return [json.dumps(json.loads(rows[position][0]).get(field)) for position in positions]
 
 
 def _rows_at(
