@@ -27,7 +27,7 @@ from sparse_ingest.corpora.columns import chosen_columns, records_of, rows_of
 from sparse_ingest.corpora.hub_names import FORM, Named, finding, parse, reading
 from sparse_ingest.corpora.sources import ChooseColumns, Record, Source
 from sparse_ingest.corpora.stored import changed
-from sparse_ingest.errors import CorpusError, MissingExtraError
+from sparse_ingest.errors import CorpusError, needs_extra
 
 _BATCH_ROWS = 512  # that are Python objects at one time
 _ROW_BITS = 40  # of an offset; the higher bits are the data file
@@ -41,10 +41,8 @@ def hub_source(spec: str, choose: ChooseColumns) -> Source:
         CorpusError: the dataset, config or split does not exist, or cannot be reached.
     """
     named = parse(spec)
-    try:
+    with needs_extra("encode", f'The corpus "{spec}"'):
         import datasets
-    except ImportError as error:
-        raise MissingExtraError("encode", f'The corpus "{spec}"') from error
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sparse_ingest.errors import LocalServerError, MissingExtraError
+from sparse_ingest.errors import LocalServerError, needs_extra
 from sparse_ingest.local_server import folders
 from sparse_ingest.local_server.download import OPENSEARCH_VERSION, ensure_distribution, ensure_java
 from sparse_ingest.local_server.launch import CLUSTER_NAME, TOKEN, heap_bytes, java_command, spawn, write_configuration
@@ -173,10 +173,8 @@ def _is_free(port: int) -> bool:
 
 
 def _psutil() -> Any:
-    try:
+    with needs_extra("local", "The local OpenSearch"):
         return importlib.import_module("psutil")
-    except ImportError as error:
-        raise MissingExtraError("local", "The local OpenSearch") from error
 
 
 def _find(port: int) -> Instance | None:
