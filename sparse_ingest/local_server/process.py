@@ -248,8 +248,7 @@ def _record(instance: Instance, child: subprocess.Popen[bytes], timeout_s: float
 
 
 def _write_state(instance: Instance) -> None:
-    record = {**asdict(instance), "data": str(instance.data), "log": str(instance.log)}
-    write_atomic(_state_file(instance.port), json.dumps(record, indent=2).encode())
+    write_atomic(_state_file(instance.port), json.dumps(asdict(instance), indent=2, default=str).encode())
 
 
 def _wait(instance: Instance, child: subprocess.Popen[bytes] | None, timeout_s: float) -> None:
@@ -297,9 +296,7 @@ def _end(instance: Instance) -> None:
     if process is not None:
         try:
             process.terminate()
-            try:
-                process.wait(STOP_GRACE_S)
-            except psutil.TimeoutExpired:
+            for _ in psutil.wait_procs([process], STOP_GRACE_S)[1]:
                 process.kill()
                 process.wait(STOP_GRACE_S)
         except psutil.NoSuchProcess:

@@ -27,7 +27,7 @@ from sparse_ingest.runs.leases import Leases
 from sparse_ingest.runs.manifest import FORMAT, Identity, Manifest, differences
 from sparse_ingest.storage.durable import sync_folder, write_atomic
 from sparse_ingest.storage.places import Place, RemotePath, place_of
-from sparse_ingest.storage.scratch import ScratchFolder, state_folder
+from sparse_ingest.storage.scratch import ScratchFolder, user_folder
 
 
 class SkippedRow(NamedTuple):
@@ -90,7 +90,7 @@ class Run:
     @property
     def _state(self) -> Path:
         """The folder on this machine for a run that cannot be written."""
-        return state_folder() / "runs" / self.manifest.run_id
+        return user_folder() / "runs" / self.manifest.run_id
 
     @cached_property
     def _scratch(self) -> ScratchFolder:
