@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.corpora.cursor import Cursor
 from sparse_ingest.corpora.documents import shown
-from sparse_ingest.corpora.sources import START
+from sparse_ingest.corpora.sources import START, Cursor
 from sparse_ingest.records import SourceRow
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.shards import text_hash

@@ -14,10 +14,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sparse_ingest.corpora.cursor import Cursor
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.memory import memory_corpus
-from sparse_ingest.corpora.sources import Corpus, Position
+from sparse_ingest.corpora.sources import Corpus, Cursor, Position
 from sparse_ingest.errors import CorpusError
 
 FIELDS = FieldNames(keep=("year",))
