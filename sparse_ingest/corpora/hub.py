@@ -54,30 +54,36 @@ def hub_source(spec: str, choose: ChooseColumns) -> Source:
             datasets.enable_progress_bars()
 
 
-class StreamedDataset:
+class _Split:
+    """What the two kinds of splits have in common; the sizes of their files are 0 where they are unknown."""
+
+    rereadable = True
+    unit = "row"
+
+    def __init__(self, named: Named, choose: ChooseColumns, sizes: dict[str, int], commit: str | None = None) -> None:
+        self.name, self.label = named.name, named.label
+        self.bytes = sum(sizes.values()) if all(sizes.values()) else None
+        self._named, self._choose, self._sizes, self._commit = named, choose, sizes, commit
+
+    def identity(self) -> dict[str, object]:
+        """Return config, split and commit; of a folder the names and sizes of the data files."""
+        content: dict[str, object] = {"revision": self._commit} if self._commit else {"files": dict(self._sizes)}
+        return {"name": self.name, "config": self._named.config, "split": self._named.split, **content}
+
+
+class StreamedDataset(_Split):
     """One split of a dataset that the library reads from its data files.
 
     `stream` is its IterableDataset, `commit` the revision on the hub, `files` the data files in the order of the
     stream, as paths or addresses, with names and sizes (0: unknown).
     """
 
-    rereadable = True
-    unit = "row"
-
     def __init__(
         self, named: Named, stream: Any, choose: ChooseColumns, *, commit: str | None, files: dict[str, tuple[str, int]]
     ) -> None:
-        self.name, self.label = named.name, named.label
-        self._paths = list(files)
-        self._sizes = dict(files.values())
-        self.bytes = sum(self._sizes.values()) if all(self._sizes.values()) else None
-        self._named, self._stream, self._choose, self._commit = named, stream, choose, commit
+        super().__init__(named, choose, dict(files.values()), commit)
+        self._stream, self._paths = stream, list(files)
         self._rows: dict[int, int] = {}  # of the files where they are known
-
-    def identity(self) -> dict[str, object]:
-        """Return config, split and commit; of a folder the names and sizes of the data files."""
-        content: dict[str, object] = {"revision": self._commit} if self._commit else {"files": dict(self._sizes)}
-        return {"name": self.name, "config": self._named.config, "split": self._named.split, **content}
 
     def passed(self, offset: int) -> int | None:
         """Return the bytes before a row, as if rows were equally long. A file of unknown rows counts at its end."""
@@ -141,26 +147,17 @@ class StreamedDataset:
             raise changed(f"{self.label} ({name})", how)
 
 
-class SavedDataset:
+class SavedDataset(_Split):
     """One split that `save_to_disk` wrote. An offset is a row."""
 
-    rereadable = True
-    unit = "row"
-
     def __init__(self, named: Named, dataset: Any, choose: ChooseColumns) -> None:
-        self.name, self.label = named.name, named.label
-        self._named, self._table, self._choose = named, dataset.with_format("arrow"), choose
         files = [os.path.relpath(file["filename"], named.path) for file in dataset.cache_files]
-        self._files = _sizes(named.path, files)
-        self.bytes: int | None = sum(self._files.values())
-
-    def identity(self) -> dict[str, object]:
-        """Return the split, and the names and sizes of the files."""
-        return {"name": self.name, "config": None, "split": self._named.split, "files": dict(self._files)}
+        super().__init__(named, choose, _sizes(named.path, files))
+        self._table = dataset.with_format("arrow")
 
     def passed(self, offset: int) -> int | None:
         """Return the bytes before a row, as if rows were equally long."""
-        return sum(self._files.values()) * offset // max(1, len(self._table))
+        return sum(self._sizes.values()) * offset // max(1, len(self._table))
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
         """Yield every row from `offset` on."""
