@@ -11,6 +11,7 @@ from its start.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.ipc
@@ -30,7 +31,7 @@ _FILE_MAGIC = b"ARROW1"
 # unknown time zones; maps whose keys repeat, or cannot be those of a dict.
 _NO_PYTHON_VALUE = (ValueError, OverflowError, LookupError, TypeError, pa.ArrowException)
 
-Row = tuple[Mapping[str, object] | None, str | None]  # the columns that are read; or None, and what is wrong
+Row = tuple[dict[str, Any] | None, str | None]  # the columns that are read; or None, and what is wrong
 
 
 class ColumnTable(FileSource):

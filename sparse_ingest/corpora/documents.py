@@ -111,7 +111,7 @@ def _json_object(raw: bytes) -> dict[str, object] | None:
 
 # Columns to documents: the same for every format
 
-encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def document_of(columns: Mapping[str, object], fields: FieldNames, row: int, *, plain: bool = False) -> Document:
@@ -146,7 +146,7 @@ def document_of(columns: Mapping[str, object], fields: FieldNames, row: int, *, 
 
 def _kept(name: str, value: object) -> str:
     try:
-        kept = f"{encode_basestring(name)}:{encode_json(value)}"
+        kept = f"{encode_basestring(name)}:{_encode_json(value)}"
     except (ValueError, RecursionError) as error:  # a number beyond float64, which Python reads as infinity
         raise BadRow(f"the kept field {shown(name)} cannot be written as JSON again: {shown(value)}") from error
     if not kept.isascii():

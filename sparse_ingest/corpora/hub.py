@@ -254,5 +254,4 @@ def _one_of(what: str, asked: str | None, there: list[str], named: Named) -> str
 
 def _sizes(folder: str, files: list[str]) -> dict[str, int]:
     """Return the sizes of files in a folder; 0 for a missing one."""
-    paths = {file: Path(folder, file) for file in files}
-    return {file: path.stat().st_size if path.is_file() else 0 for file, path in paths.items()}
+    return {file: path.stat().st_size if (path := Path(folder, file)).is_file() else 0 for file in files}

@@ -17,6 +17,7 @@ How values that JSON lacks are converted:
 from __future__ import annotations
 
 import datetime
+import json
 import math
 import sys
 from collections.abc import Mapping
@@ -26,9 +27,10 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from sparse_ingest.corpora.documents import BadRow, encode_json, shown
+from sparse_ingest.corpora.documents import BadRow, shown
 
 _PLAIN = frozenset({str, int, bool, type(None)})  # types that orjson writes exactly as Python's json does
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def type_name(value: object) -> str:
@@ -51,7 +53,7 @@ def json_line(row: Mapping[str, object]) -> bytes:
     spelled = []
     for column, value in row.items():
         try:
-            spelled.append(f"{encode_json(column)}:{encode_json(_json(value))}")
+            spelled.append(f"{_encode(column)}:{_encode(_json(value))}")
         except BadRow as bad:
             raise BadRow(f"the column {shown(column)} holds {bad}") from bad
         except RecursionError as error:

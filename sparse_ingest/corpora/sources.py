@@ -179,13 +179,8 @@ class Cursor:
     @property
     def expected_rows(self) -> int | None:
         """An estimate of the rows of the corpus from the share that was read; None if that is unknown."""
-        share = self.share
+        share = self._corpus.share(self.position)
         return round(self.position.row / share) if share else None
-
-    @property
-    def share(self) -> float | None:
-        """The share of the corpus that was read, by stored bytes; None if it is unknown."""
-        return self._corpus.share(self.position)
 
 
 def refuse_repeated_ids(rows: Iterable[tuple[SourceRow, Position]]) -> Iterator[tuple[SourceRow, Position]]:

@@ -277,14 +277,13 @@ def _wait(instance: Instance, child: subprocess.Popen[bytes] | None, timeout_s: 
     )
 
 
-def _ask(instance: Instance, path: str) -> dict[str, Any] | None:
-    """Return the answer to a GET, None if there is none or an error."""
+def _ask(instance: Instance, path: str) -> Any:
+    """Return the JSON answer to a GET, None if there is none or an error."""
     # Loopback never goes through a proxy of the environment.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(instance.url + path, timeout=10) as answer:
-            shown: dict[str, Any] = json.load(answer)
-            return shown
+            return json.load(answer)
     except (OSError, ValueError):
         return None
 

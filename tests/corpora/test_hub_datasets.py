@@ -32,7 +32,8 @@ configs:
 # Prints what each source is, and its rows; or what is wrong.
 PROGRAM = """
 import json, os, sys
-from sparse_ingest.corpora.files import FieldNames, open_corpus
+from sparse_ingest.corpora.documents import FieldNames
+from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.errors import SparseIngestError
 for spec, token in json.loads(sys.argv[1]):
     os.environ.pop("HF_TOKEN", None)
