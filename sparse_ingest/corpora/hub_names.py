@@ -85,7 +85,9 @@ def _explained(explain: Callable[[Exception], str]) -> Iterator[None]:
     except (CorpusError, UsageError):
         raise
     except Exception as error:  # of any library that reads one of its formats; each layer has exceptions of its own
-        raise CorpusError(_safe(explain(error))) from error
+        # An address in it may have secrets, and so may a library's message.
+        token, message = _token(), explain(error)
+        raise CorpusError(without_secrets(message.replace(token, "(token)") if token else message)) from error
 
 
 def _sentence(named: Named, error: Exception) -> str:
@@ -136,9 +138,3 @@ def _token() -> str | None:
     with suppress(Exception):  # a failed exchange of tokens; the request for the dataset failed before
         return get_token()
     return None
-
-
-def _safe(message: str) -> str:
-    """Return a message without the token, and without the secrets of the addresses in it."""
-    token = _token()
-    return without_secrets(message.replace(token, "(token)") if token else message)

@@ -128,7 +128,7 @@ class Run:
     def skipped(self, shard: int) -> list[SkippedRow]:
         """Return the rows that a shard skipped."""
         path = self.skipped_path(shard)
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        lines = path.read_bytes().decode().split("\n")[:-1] if path.exists() else []
         return [SkippedRow(**json.loads(line)) for line in lines]
 
     def has_vocabulary(self) -> bool:
@@ -156,7 +156,8 @@ class Run:
                     "to a folder, or wait until it is complete."
                 )
             return list(range(complete["shards"]))
-        return sorted(int(path.stem.removeprefix("part-")) for path in (self.path / "done").glob("part-*.json"))
+        names = (path.name for path in (self.path / "done").glob("part-*.json"))
+        return sorted(int(name.removeprefix("part-").removesuffix(".json")) for name in names)
 
     def totals(self) -> dict[str, int]:
         """Return the number of finished shards, and the sums of the counts in their records."""
