@@ -112,8 +112,7 @@ def _announce(wanted: tuple[Archive, ...], reporter: Reporter) -> None:
 def _unpack(wanted: tuple[Archive, ...], zips: list[Path], folder: Path) -> None:
     top = folder / f"opensearch-{OPENSEARCH_VERSION}"  # the only folder at the top of the first zip
     for archive, path in zip(wanted, zips, strict=True):
-        with zipfile.ZipFile(path) as source:
-            source.extractall(folder if archive is wanted[0] else top / "plugins" / archive.name)
+        shutil.unpack_archive(path, folder if archive is wanted[0] else top / "plugins" / archive.name)
     shutil.rmtree(top / "modules" / UNUSED_MODULE)
     for path in top.iterdir():
         path.rename(folder / path.name)

@@ -14,7 +14,7 @@ from support.loopback_hub import TOKEN, begin, ended, loopback_hub
 
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
-from sparse_ingest.corpora.hub_names import Named, finding, parse
+from sparse_ingest.corpora.hub import Named, finding, parse
 from sparse_ingest.corpora.sources import START, Corpus, Position
 from sparse_ingest.errors import CorpusError, UsageError
 
