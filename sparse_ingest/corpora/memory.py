@@ -170,7 +170,6 @@ def _spool(rows: Iterable[Row], path: Path) -> tuple[int, str]:
             block += line
             if len(block) >= _BLOCK_BYTES:
                 _write(file, block)
-                block.clear()
         _write(file, block)
     return count, digest.hexdigest()
 
@@ -178,7 +177,7 @@ def _spool(rows: Iterable[Row], path: Path) -> tuple[int, str]:
 def _write(file: io.FileIO, block: bytearray) -> None:
     try:
         while block:
-            block = block[file.write(block) :]
+            del block[: file.write(block)]
     except OSError as error:
         raise CorpusError(
             f"{file.name!s} cannot be written: {error.strerror}. Free space there, or set TMPDIR to another folder."
