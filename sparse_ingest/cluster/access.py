@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import opensearchpy
 
-from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError, first_line
+from sparse_ingest.errors import ClusterError, UsageError, first_line, needs_extra
 
 
 def tls_context(ca: str | None, client_cert: str | None, client_key: str | None) -> ssl.SSLContext:
@@ -60,11 +60,9 @@ def aws_signer(region: str | None, service: str) -> Callable[[str, str, bytes | 
     Raises:
         MissingExtraError, ClusterError, UsageError: boto3, credentials or the region are missing.
     """
-    try:
+    with needs_extra("aws", "--aws-service"):
         import boto3  # type: ignore[import-untyped, import-not-found, unused-ignore]
         from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped, import-not-found, unused-ignore]
-    except ImportError as error:
-        raise MissingExtraError("aws", "--aws-service") from error
     # At DEBUG botocore logs what it signs, and opensearch-py the answer, in which AWS repeats it.
     for name in ("botocore.auth", "opensearch"):
         logging.getLogger(name).addFilter(_without_session_token)

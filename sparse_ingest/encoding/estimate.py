@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sparse_ingest.cluster.scores import posting_bytes
-from sparse_ingest.corpora.cursor import Cursor
+from sparse_ingest.corpora.sources import Cursor
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.shards import ShardPart
 

@@ -17,8 +17,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from sparse_ingest.checkpoints.settings import model_record
-from sparse_ingest.corpora.cursor import Cursor
-from sparse_ingest.corpora.sources import Corpus, Position
+from sparse_ingest.corpora.sources import Corpus, Cursor, Position
 from sparse_ingest.encoding.counts import Counts, RowHash
 from sparse_ingest.encoding.duplicates import WAIT_S, Duplicates
 from sparse_ingest.encoding.estimate import Estimate

@@ -33,9 +33,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.corpora.cursor import Cursor
 from sparse_ingest.corpora.documents import MAX_ID_BYTES, shown
-from sparse_ingest.corpora.sources import bad_document
+from sparse_ingest.corpora.sources import Cursor, bad_document
 from sparse_ingest.encoding.counts import OF_ROWS, Counts
 from sparse_ingest.encoding.equal_texts import Copies, Kept, together
 from sparse_ingest.encoding.options import EncodeOptions

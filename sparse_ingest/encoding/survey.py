@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparse_ingest.corpora.cursor import Cursor
 from sparse_ingest.corpora.documents import shown
-from sparse_ingest.corpora.sources import START
+from sparse_ingest.corpora.sources import START, Cursor
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.shards import text_hash
 from sparse_ingest.runs.sorted_pieces import Numbers, SortedPieces

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.errors import MissingExtraError, UsageError
+from sparse_ingest.errors import UsageError, needs_extra
 from sparse_ingest.models.dot_products import Postings, asked_tokens
 from sparse_ingest.records import SparseRows
 
@@ -154,10 +154,8 @@ class SparseVectors:
         Raises:
             MissingExtraError: scipy is not installed.
         """
-        try:
+        with needs_extra("evaluate", "SparseVectors.to_scipy()"):
             from scipy.sparse import csr_matrix
-        except ImportError as error:
-            raise MissingExtraError("evaluate", "SparseVectors.to_scipy()") from error
         shape = (len(self), len(self.vocabulary))
         return csr_matrix((self.weights, self.token_ids, self.indptr), shape=shape, copy=True)
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sparse_ingest.errors import MissingExtraError
+from sparse_ingest.errors import needs_extra
 from sparse_ingest.planning.report import PlanReport, Point
 from sparse_ingest.planning.rules import in_words
 from sparse_ingest.reporting import aligned
@@ -148,10 +148,8 @@ def figure_class() -> Any:
     Raises:
         MissingExtraError: it is not installed.
     """
-    try:
+    with needs_extra("evaluate", "Drawing a plan"):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("evaluate", "Drawing a plan") from None
     return Figure
 
 

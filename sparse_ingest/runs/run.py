@@ -27,7 +27,7 @@ from sparse_ingest.runs.leases import Leases
 from sparse_ingest.runs.manifest import FORMAT, Identity, Manifest, differences
 from sparse_ingest.storage.durable import sync_folder, write_atomic
 from sparse_ingest.storage.places import Place, RemotePath, place_of
-from sparse_ingest.storage.scratch import ScratchFolder, state_folder
+from sparse_ingest.storage.scratch import ScratchFolder, user_folder
 
 
 class SkippedRow(NamedTuple):
@@ -90,7 +90,7 @@ class Run:
     @property
     def _state(self) -> Path:
         """The folder on this machine for a run that cannot be written."""
-        return state_folder() / "runs" / self.manifest.run_id
+        return user_folder() / "runs" / self.manifest.run_id
 
     @cached_property
     def _scratch(self) -> ScratchFolder:
@@ -128,7 +128,7 @@ class Run:
     def skipped(self, shard: int) -> list[SkippedRow]:
         """Return the rows that a shard skipped."""
         path = self.skipped_path(shard)
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        lines = path.read_bytes().decode().split("\n")[:-1] if path.exists() else []
         return [SkippedRow(**json.loads(line)) for line in lines]
 
     def has_vocabulary(self) -> bool:
@@ -160,7 +160,8 @@ class Run:
                     "to a folder, or wait until it is complete."
                 )
             return list(range(complete["shards"]))
-        return sorted(int(path.stem.removeprefix("part-")) for path in (self.path / "done").glob("part-*.json"))
+        names = (path.name for path in (self.path / "done").glob("part-*.json"))
+        return sorted(int(name.removeprefix("part-").removesuffix(".json")) for name in names)
 
     def totals(self) -> dict[str, int]:
         """Return the number of finished shards, and the sums of the counts in their records."""

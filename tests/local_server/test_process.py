@@ -90,7 +90,7 @@ def test_a_server_starts_without_java_or_any_other_program_on_path(running: Runn
     assert request(f"{running.url}/_cluster/health")["status"] in ("green", "yellow")
     java = psutil.Process(running.pid)
     account = server_account()
-    assert java.uids().effective == (account.uid if account else os.geteuid()) != 0
+    assert java.uids().effective == (account.pw_uid if account else os.geteuid()) != 0
     assert [line.laddr.ip.removeprefix("::ffff:") for line in java.net_connections() if line.status == "LISTEN"] == [
         "127.0.0.1",
         "127.0.0.1",

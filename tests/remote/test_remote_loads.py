@@ -50,7 +50,7 @@ def test_dead_letters_lie_in_the_store_and_are_sent_again(
     run = in_store(run_with_bad_titles(tmp_path / "run", ("words", "small")), bucket)
     report = into(client, index_name, run, pipeline=broken_titles(tmp_path))
     assert report.refused == 2 and report.dead == f"{report.journal}/dead.jsonl"
-    lines = RemotePath.at(report.dead).read_text().splitlines()
+    lines = RemotePath.at(report.dead).read_bytes().splitlines()
     assert sorted(json.loads(line)["id"] for line in lines) == ["small", "words"]
     assert into(client, index_name, run, retry_dead=True, pipeline=broken_titles(tmp_path)).retried == 2
     assert verify(run.path, index=index_name, connection=Connection(client.address)).refused_documents == 2
