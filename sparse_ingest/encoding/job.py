@@ -147,13 +147,11 @@ class _Job:
     @cached_property
     def maker(self) -> ShardMaker:
         """Built with its encoder when the first shard is made: a run that is complete needs no model."""
-        from sparse_ingest.models.heads.compaction import DeviceRules
-
         settings, dtype = self.settings, self.run.manifest.identity["dtype"]
         encoder = self._encoder or self._encoder_of(dtype)
         # The device drops terms early only where no rule is left that looks at the complete row.
-        if not any(value for name, value in settings.rules.items() if name not in DeviceRules._fields):
-            encoder.rules = DeviceRules(settings.top_k, settings.max_ratio, settings.min_weight)
+        if not settings.alpha_mass:
+            encoder.rules = settings
         limit = {"truncate": "a document", "windows": "a window", "passages": "a passage"}[settings.overflow]
         self.reporter.note(
             f"Encoding with {self.model.document} on {encoder.device} in {dtype}, "

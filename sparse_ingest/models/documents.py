@@ -23,11 +23,10 @@ import torch
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.errors import UsageError
-from sparse_ingest.models.heads.compaction import DeviceRules
 from sparse_ingest.models.memory import BudgetLowered, DidNotFit, DocumentTooLarge
 from sparse_ingest.models.tokenizer import Cut, TokenIds, Tokenized, Tokenizer
 from sparse_ingest.models.vectors import NO_RULES, NOTHING, TORCH_STATE, BatchVectors, OnBatch, Vector, VectorMaker
-from sparse_ingest.pipeline import ModelSettings
+from sparse_ingest.pipeline import ModelSettings, Pruning
 from sparse_ingest.records import in_batches
 
 # Windows that are encoded together after the first of each text, and their tokens: both bound the memory they take.
@@ -146,7 +145,7 @@ class DocumentEncoder:
                 yield EncodedPassage(text, number, next(rows) if number else first[text], without_token)
                 without_token = 0
 
-    def _rows(self, inputs: Iterable[tuple[int, TokenIds]], progress: OnBatch, rules: DeviceRules) -> BatchVectors:
+    def _rows(self, inputs: Iterable[tuple[int, TokenIds]], progress: OnBatch, rules: Pruning) -> BatchVectors:
         """Return the vectors of inputs in their order; of each `inputs` has the place of its text, and its tokens.
 
         Raises:

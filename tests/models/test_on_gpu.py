@@ -19,12 +19,12 @@ from sparse_ingest.checkpoints.settings import resolve_settings
 from sparse_ingest.cli.demo import passages
 from sparse_ingest.cluster.scores import weight_codes
 from sparse_ingest.models.documents import DocumentEncoder
-from sparse_ingest.models.heads.compaction import DeviceRules, Transfer
+from sparse_ingest.models.heads.compaction import Transfer
 from sparse_ingest.models.heads.selection import build_head
 from sparse_ingest.models.heads.tiles import TiledHead
 from sparse_ingest.models.packing import Packing
 from sparse_ingest.models.precision import KEPT_MASS, KEPT_TERMS, _kept
-from sparse_ingest.pipeline import ModelSettings
+from sparse_ingest.pipeline import ModelSettings, Pruning
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
 DEVICE = "cuda:0"
@@ -90,7 +90,7 @@ def test_the_head_takes_less_than_a_twentieth_of_what_logits_would(width: int, p
 
     def once() -> None:
         with torch.inference_mode():
-            Transfer(head(rows, packing), DeviceRules(top_k=200), torch.zeros((), device=device)).arrive()
+            Transfer(head(rows, packing), Pruning(top_k=200), torch.zeros((), device=device)).arrive()
 
     once()
     torch.cuda.reset_peak_memory_stats(device)

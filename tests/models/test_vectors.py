@@ -8,9 +8,9 @@ import torch
 from support.checkpoints import TEXTS, build_encoder, make_masked_lm
 
 from sparse_ingest.models.heads import compaction
-from sparse_ingest.models.heads.compaction import DeviceRules
 from sparse_ingest.models.memory import DidNotFit
 from sparse_ingest.models.vectors import NotFinite
+from sparse_ingest.pipeline import Pruning
 
 MANY = [" ".join(text.split()[: 2 + place % 7]) for place in range(6) for text in TEXTS]
 
@@ -20,7 +20,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory):
     return build_encoder(make_masked_lm(tmp_path_factory.mktemp("vectors") / "bert"), batch_tokens=128)
 
 
-def answers(maker, results, token_ids, rules=DeviceRules()):  # noqa: B008
+def answers(maker, results, token_ids, rules=Pruning()):  # noqa: B008
     batches = [np.array(places) for places in np.array_split(np.arange(len(token_ids)), 7)]
     return list(results(token_ids, batches, rules))
 
@@ -67,7 +67,7 @@ def test_rules_are_applied_before_the_copy(encoder, monkeypatch: pytest.MonkeyPa
     copied = []
     monkeypatch.setattr(compaction, "ROOM", 3)
     monkeypatch.setattr(compaction, "_copied", lambda tensor: copied.append(len(tensor)) or (tensor, None))
-    for rows, _ in answers(maker, maker._ahead, token_ids, DeviceRules(top_k=3)):
+    for rows, _ in answers(maker, maker._ahead, token_ids, Pruning(top_k=3)):
         assert [len(ids) for ids, _ in rows] == [3] * len(rows)
     assert max(copied) <= 1 + 7 * (len(MANY) // 7 + 1)
 
