@@ -24,7 +24,7 @@ import torch
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.errors import UsageError
 from sparse_ingest.models.memory import BudgetLowered, DidNotFit, DocumentTooLarge
-from sparse_ingest.models.tokenizer import Cut, TokenIds, Tokenized, Tokenizer
+from sparse_ingest.models.tokenizer import Cut, FirstWindow, TokenIds, Tokenizer
 from sparse_ingest.models.vectors import NO_RULES, NOTHING, TORCH_STATE, BatchVectors, OnBatch, Vector, VectorMaker
 from sparse_ingest.pipeline import ModelSettings, Pruning
 from sparse_ingest.records import in_batches
@@ -105,15 +105,15 @@ class DocumentEncoder:
         """Encode texts, truncated at max_length; `progress` gets the documents and tokens of each finished batch."""
         return self.encode_tokens(self.tokenize(texts), progress)
 
-    def tokenize(self, texts: Sequence[str]) -> Tokenized:
+    def tokenize(self, texts: Sequence[str]) -> list[FirstWindow]:
         """Return the tokens of texts, truncated at max_length, for `encode_tokens`."""
         return self._tokenizer(texts)
 
-    def encode_tokens(self, tokens: Tokenized, progress: OnBatch = _ignore) -> Encoded:
+    def encode_tokens(self, first: Sequence[FirstWindow], progress: OnBatch = _ignore) -> Encoded:
         """Encode texts, given as their tokens."""
-        rows, without_token = self._rows(enumerate(tokens.token_ids), progress, self.rules)
-        truncated = tokens.truncated.astype(np.int64)
-        return Encoded(*_csr(rows), int(tokens.lengths.sum()), without_token, truncated, np.ones_like(truncated))
+        rows, without_token = self._rows(enumerate(window.token_ids for window in first), progress, self.rules)
+        tokens, truncated = sum(len(ids) for ids, _ in first), np.array([cut for _, cut in first], dtype=np.int64)
+        return Encoded(*_csr(rows), tokens, without_token, truncated, np.ones_like(truncated))
 
     def cut(self, texts: Sequence[str], *, places: bool = False) -> list[Cut]:
         """Return the tokens of complete texts, for `encode_windows`, or with `places` for `encode_passages`."""

@@ -63,7 +63,7 @@ def choose_dtype(build: Callable[[str], DocumentEncoder], device: str, texts: Se
 
 def _sampled(encoder: DocumentEncoder, texts: Sequence[str]) -> tuple[Encoded, Sequence[str]]:
     """Return the float32 vectors of as many texts as SAMPLE_TOKENS allows, and those texts."""
-    tokens = encoder.tokenize(texts).lengths.cumsum()
+    tokens = np.cumsum([len(window.token_ids) for window in encoder.tokenize(texts)])
     texts = texts[: max(1, int(np.searchsorted(tokens, SAMPLE_TOKENS, side="right")))]
     while True:
         try:

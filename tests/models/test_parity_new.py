@@ -110,7 +110,7 @@ def assert_follows(folder: Path, texts: tuple[str, ...]) -> None:
     tokenizer = Tokenizer(folder, ModelSettings(max_length=limit))
     encoded = encoder.encode(texts)
     for row, text in enumerate(texts):
-        token_ids = tokenizer([text]).token_ids[0].tolist()
+        token_ids = tokenizer([text])[0].token_ids.tolist()
         expected = logits(folder, token_ids).amax(0).relu().log1p().numpy()
         start, end = encoded.indptr[row], encoded.indptr[row + 1]
         found = np.zeros(len(expected))

@@ -14,7 +14,7 @@ from sparse_ingest.models.documents import Encoded
 from sparse_ingest.models.linear import has_amx, has_fast_bfloat16, has_vnni, vendor
 from sparse_ingest.models.memory import DocumentTooLarge
 from sparse_ingest.models.precision import SAMPLE, candidates, choose_dtype
-from sparse_ingest.models.tokenizer import Tokenized
+from sparse_ingest.models.tokenizer import FirstWindow
 
 
 class Told:
@@ -23,8 +23,8 @@ class Told:
     def __init__(self, row: dict[int, float], tokens: int = 1) -> None:
         self.row, self.tokens = row, tokens
 
-    def tokenize(self, texts) -> Tokenized:
-        return Tokenized([np.zeros(self.tokens, np.int32)] * len(texts), np.zeros(len(texts), np.bool_))
+    def tokenize(self, texts) -> list[FirstWindow]:
+        return [FirstWindow(np.zeros(self.tokens, np.int32), False)] * len(texts)
 
     def encode(self, texts) -> Encoded:
         ids, weights = np.array(list(self.row), np.int32), np.array(list(self.row.values()), np.float32)

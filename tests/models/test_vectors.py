@@ -33,7 +33,7 @@ def test_batches_begun_ahead_give_what_workers_give(encoder, static: bool, monke
             raise NotImplementedError
 
         monkeypatch.setattr(torch, "nonzero_static", missing)
-    maker, token_ids = encoder._maker, encoder._tokenizer(MANY).token_ids
+    maker, token_ids = encoder._maker, [ids for ids, _ in encoder._tokenizer(MANY)]
     maker._tokenless = torch.tensor([7, 9])
     expected = answers(maker, maker._on_workers, token_ids)
     found = answers(maker, maker._ahead, token_ids)
@@ -48,7 +48,7 @@ def test_batches_begun_ahead_give_what_workers_give(encoder, static: bool, monke
 @pytest.mark.parametrize("way", ["_on_workers", "_ahead"])
 def test_hidden_states_that_are_no_numbers_are_refused(encoder, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never taken for a document without terms, which a maximum over them may look like."""
-    maker, token_ids = encoder._maker, encoder._tokenizer(MANY).token_ids
+    maker, token_ids = encoder._maker, [ids for ids, _ in encoder._tokenizer(MANY)]
     hidden = maker.body.hidden
 
     def overflowing(*given):
@@ -63,7 +63,7 @@ def test_hidden_states_that_are_no_numbers_are_refused(encoder, way: str, monkey
 
 
 def test_rules_are_applied_before_the_copy(encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    maker, token_ids = encoder._maker, encoder._tokenizer(MANY).token_ids
+    maker, token_ids = encoder._maker, [ids for ids, _ in encoder._tokenizer(MANY)]
     copied = []
     monkeypatch.setattr(compaction, "ROOM", 3)
     monkeypatch.setattr(compaction, "_copied", lambda tensor: copied.append(len(tensor)) or (tensor, None))
@@ -73,7 +73,7 @@ def test_rules_are_applied_before_the_copy(encoder, monkeypatch: pytest.MonkeyPa
 
 
 def test_memory_that_runs_out_ahead_names_its_batch(encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    maker, token_ids = encoder._maker, encoder._tokenizer(MANY).token_ids
+    maker, token_ids = encoder._maker, [ids for ids, _ in encoder._tokenizer(MANY)]
     begin = maker._begin
 
     def failing(ids, rules):
