@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args, overload
 
@@ -108,7 +109,6 @@ class SparseEncoder:
         self._device = device
         # Held while a side is built. A side that is built is read without it.
         self._building = threading.RLock()
-        self._checkpoint: Checkpoint | None = None
         self._documents: DocumentSide | None = None
         self._queries: _QueryEncoding | None = None
 
@@ -198,7 +198,7 @@ class SparseEncoder:
                     kept = dict(list(weights.items())[: limit or side.max_active_dims])
                     found.append(prune_query(kept, rules) if rules.top_k or rules.max_ratio else kept)
                 reporter.advance(len(some))
-        return found[0] if isinstance(texts, str) else SparseVectors.from_dicts(found, side.vocabulary())
+        return found[0] if isinstance(texts, str) else SparseVectors.from_dicts(found, side.vocabulary)
 
     def similarity(self, queries: Vectors, documents: Vectors) -> npt.NDArray[np.float32]:
         """Return the dot product of each query with each document, as sparse_vectors.py computes it.
@@ -257,7 +257,7 @@ class SparseEncoder:
         require_torch("Encoding documents")
         from sparse_ingest.models.documents import DocumentEncoder, choose_device
 
-        checkpoint = self._read_checkpoint()
+        checkpoint = self._checkpoint
         resolved = resolve_pipeline(self._pipeline, checkpoint)
         encoder = DocumentEncoder(
             checkpoint,
@@ -271,20 +271,17 @@ class SparseEncoder:
 
     def _build_queries(self) -> _QueryEncoding:
         model = self._pipeline.model
-        checkpoint = query_checkpoint(model) if model.query else self._read_checkpoint()
+        checkpoint = query_checkpoint(model) if model.query else self._checkpoint
         # The limit of the checkpoint is applied here, where a call may replace it.
         unlimited = replace(checkpoint, max_active_dims=None)
         settings = resolve_query_settings(model, checkpoint)
-        encoder: WeightTable | MaskedLMQueryEncoder
-        if isinstance(checkpoint.query, WeightTableSide):
-            encoder = build_weight_table(unlimited, settings)
-        else:
-            require_torch(f"The query side of {checkpoint.name}, a masked LM,")
-            encoder = self._build_masked_lm(unlimited, settings)
-        return _QueryEncoding(encoder, checkpoint, None if model.query else checkpoint.transformer)
+        build = build_weight_table if isinstance(checkpoint.query, WeightTableSide) else self._build_masked_lm
+        encoder = build(unlimited, settings)
+        return _QueryEncoding(encoder, checkpoint.max_active_dims, None if model.query else checkpoint.transformer)
 
     def _build_masked_lm(self, checkpoint: Checkpoint, settings: ModelSettings) -> MaskedLMQueryEncoder:
         """Build the masked LM of the queries, on the weights of the documents' where it is the same model."""
+        require_torch(f"The query side of {checkpoint.name}, a masked LM,")
         from sparse_ingest.models.documents import choose_device
         from sparse_ingest.models.queries import MaskedLMQueryEncoder, as_documents, build_query_encoder
 
@@ -295,43 +292,34 @@ class SparseEncoder:
         device = choose_device(self._device)
         return build_query_encoder(checkpoint, settings, device=device, batch_tokens=encode.batch_tokens)
 
-    def _read_checkpoint(self) -> Checkpoint:
-        """Read the checkpoint of the documents, once."""
-        with self._building:
-            if self._checkpoint is None:
-                model = self._pipeline.model
-                if not model.document:
-                    raise UsageError(f"{model.query!r} is a model of queries alone. Set [model] document too.")
-                self._checkpoint = read_checkpoint(model.document, model.revision, code=model.trust_remote_code)
-            return self._checkpoint
+    @cached_property
+    def _checkpoint(self) -> Checkpoint:
+        """The checkpoint of the documents. Only what holds `_building` reads it."""
+        model = self._pipeline.model
+        if not model.document:
+            raise UsageError(f"{model.query!r} is a model of queries alone. Set [model] document too.")
+        return read_checkpoint(model.document, model.revision, code=model.trust_remote_code)
 
 
+@dataclass
 class _QueryEncoding:
     """A query encoder, and the vocabulary that its vectors have.
 
     `transformer` is the folder of the document model that the vocabulary is shared with, None for one of its own.
     """
 
-    def __init__(
-        self, encoder: WeightTable | MaskedLMQueryEncoder, checkpoint: Checkpoint, transformer: Path | None
-    ) -> None:
-        self.encoder = encoder
-        self.max_active_dims = checkpoint.max_active_dims
-        self._transformer = transformer
-        self._vocabulary: list[str | None] | None = None
+    encoder: WeightTable | MaskedLMQueryEncoder
+    max_active_dims: int | None
+    transformer: Path | None
 
+    @cached_property
     def vocabulary(self) -> list[str | None]:
-        """Return the vocabulary of the documents, or the queries' own where that lacks one of their tokens."""
-        if self._vocabulary is None:  # two threads may both read it, and read the same
-            self._vocabulary = self._read_vocabulary()
-        return self._vocabulary
-
-    def _read_vocabulary(self) -> list[str | None]:
+        """The vocabulary of the documents, or the queries' own where that lacks one of their tokens."""
         own = self.encoder.vocabulary
-        if self._transformer is None:
+        if self.transformer is None:
             return own
         try:
-            of_documents = read_vocabulary(self._transformer)
+            of_documents = read_vocabulary(self.transformer)
         except CheckpointError:  # a tokenizer without tokenizer.json
             return own
         weighted = set(self.encoder.table()) if isinstance(self.encoder, WeightTable) else {*own} - {None}
