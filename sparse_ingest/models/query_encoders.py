@@ -53,7 +53,7 @@ def build_weight_table(checkpoint: Checkpoint, settings: ModelSettings) -> Weigh
         from sparse_ingest.models.masked_lms import read_table
 
         pickled = read_table(side.weights)
-    return WeightTable.from_side(side, settings, max_active_dims=checkpoint.max_active_dims, by_id=pickled)
+    return WeightTable(side, settings, max_active_dims=checkpoint.max_active_dims, by_id=pickled)
 
 
 def require_torch(purpose: str) -> None:

@@ -76,21 +76,28 @@ def to_float32(value: float) -> float:
 
 
 class WeightTable:
-    """A `QueryEncoder` that looks every token up.
+    """A `QueryEncoder` that looks every token up in the table of a checkpoint.
 
-    `weights` is by token string; a token that it lacks weighs `missing_weight`. `settings` gives the rest: prompt,
-    special tokens, lower-casing and, unless None, the number of tokens that a text is cut at.
+    `settings` must be resolved (checkpoints/settings.py): prompt, special tokens, lower-casing, the weight of a token
+    that the table lacks and, unless None, the number of tokens that a text is cut at. `max_active_dims` is how many
+    tokens of a query the checkpoint's library keeps. `by_id` are weights that were read already, from a pickle.
+
+    Raises:
+        CheckpointError: a file cannot be read, or a weight is no float32 number.
     """
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
-        weights: dict[str, float],
+        side: WeightTableSide,
         settings: ModelSettings,
         *,
         max_active_dims: int | None = None,
+        by_id: list[float] | None = None,
     ) -> None:
-        make_plain(tokenizer, lower_case=bool(settings.lower_case))
+        tokenizer = plain_tokenizer(side.folder, lower_case=bool(settings.lower_case))
+        if by_id is None and side.weights.suffix == ".safetensors":
+            by_id = read_vector(side.weights, "weight")
+        weights = _read_weights(side.weights) if by_id is None else _by_token(by_id, tokenizer, side.weights)
         if settings.max_length is not None:
             tokenizer.enable_truncation(settings.max_length)
         if settings.query_special_tokens == "zero":
@@ -102,33 +109,6 @@ class WeightTable:
         self._prompt = settings.query_prompt or ""
         self._lower_case = bool(settings.lower_case)
         self._max_active_dims = max_active_dims
-
-    @classmethod
-    def from_side(
-        cls,
-        side: WeightTableSide,
-        settings: ModelSettings,
-        *,
-        max_active_dims: int | None = None,
-        by_id: list[float] | None = None,
-    ) -> WeightTable:
-        """Read the table of a checkpoint; `settings` must be resolved (checkpoints/settings.py).
-
-        `by_id` are weights that were read already, from a pickle. `max_active_dims` is how many tokens of a query the
-        checkpoint's library keeps.
-
-        Raises:
-            CheckpointError: a file cannot be read, or a weight is no float32 number.
-        """
-        tokenizer = read_tokenizer(side.folder / "tokenizer.json")
-        _normalise_as_configured(tokenizer, read_json(side.folder / "tokenizer_config.json"))
-        if by_id is None and side.weights.suffix == ".safetensors":
-            by_id = read_vector(side.weights, "weight")
-        if by_id is None:
-            weights = _read_weights(side.weights)
-        else:
-            weights = _by_token(by_id, tokenizer, side.weights)
-        return cls(tokenizer, weights, settings, max_active_dims=max_active_dims)
 
     def encode(self, texts: Sequence[str]) -> list[QueryWeights]:
         """The weights of each text's distinct tokens."""
