@@ -202,7 +202,7 @@ class Tokenizer:
     def _encode(self, texts: list[str], enough: int | None) -> list[TokenIds]:
         """Return the token ids of texts: of each the first `enough`, or all."""
         if self._characters >= QUICK_CHARACTERS and self._quick:
-            return self._quick(texts, enough=enough)
+            return self._quick(texts, enough)
         encodings = self._tokenizer.encode_batch_fast(texts, **PLAIN)
         return [np.array(one.ids[:enough], dtype=np.int32) for one in encodings]
 
