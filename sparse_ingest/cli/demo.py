@@ -260,7 +260,7 @@ def _check_model(pipeline: Pipeline) -> None:
     from sparse_ingest.checkpoints.locate import locate
 
     try:
-        folder = locate(pipeline.model.document or "").folder
+        folder, _ = locate(pipeline.model.document or "")
     except CheckpointError as error:
         raise MissingExtraError("demo", "The demo's model") from error
     weights = folder / "model.safetensors"
