@@ -164,8 +164,7 @@ class DocumentEncoder:
                 self._maker.workers = 1
             else:
                 raise DocumentTooLarge(inputs[error.places[0]][0], error.longest, str(self.device)) from error
-            documents, workers = len(error.places), self._maker.workers
-            raise BudgetLowered(str(self.device), documents, self.batch_tokens, workers) from error
+            raise BudgetLowered(str(self.device), len(error.places), self.batch_tokens, self._maker.workers) from error
 
 
 def choose_devices(asked: str) -> list[str]:

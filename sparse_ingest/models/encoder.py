@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args, overload
+from typing import get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,14 @@ import numpy.typing as npt
 from sparse_ingest.checkpoints.layouts import Checkpoint, WeightTableSide, read_checkpoint
 from sparse_ingest.checkpoints.settings import resolve_pipeline, resolve_query_settings
 from sparse_ingest.errors import CheckpointError, UsageError
-from sparse_ingest.models.query_encoders import build_weight_table, query_checkpoint, require_torch
+from sparse_ingest.models.query_encoders import (
+    MaskedLMQueryEncoder,
+    as_documents,
+    build_query_encoder,
+    build_weight_table,
+    query_checkpoint,
+    require_torch,
+)
 from sparse_ingest.models.sparse_vectors import SparseVectors, Vectors, as_vectors, similarity, whole_number
 from sparse_ingest.models.text_windows import (
     WINDOW_CHARACTERS,
@@ -32,9 +39,6 @@ from sparse_ingest.pipeline import Dtype, ModelSettings, Pipeline, pipeline_name
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, prune_query, read_vocabulary
 from sparse_ingest.records import in_batches
 from sparse_ingest.reporting import Reporter
-
-if TYPE_CHECKING:
-    from sparse_ingest.models.queries import MaskedLMQueryEncoder
 
 QUERIES_AT_ONCE = 256  # texts between two reports of progress
 
@@ -283,7 +287,6 @@ class SparseEncoder:
         """Build the masked LM of the queries, on the weights of the documents' where it is the same model."""
         require_torch(f"The query side of {checkpoint.name}, a masked LM,")
         from sparse_ingest.models.documents import choose_device
-        from sparse_ingest.models.queries import MaskedLMQueryEncoder, as_documents, build_query_encoder
 
         encode, wanted = self._pipeline.encode, as_documents(settings)
         is_own_model = not self._pipeline.model.query and checkpoint.query.folder == checkpoint.transformer

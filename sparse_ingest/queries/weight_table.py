@@ -21,7 +21,7 @@ import math
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tokenizers import Tokenizer, normalizers
 
@@ -41,14 +41,6 @@ QueryWeights = dict[str, float]
 _FLOAT32 = struct.Struct("<f")
 # Type of a tensor to its name in `struct`; bfloat16 is the upper half of a float32.
 _TENSOR_FORMATS = {"F64": "d", "F32": "f", "F16": "e", "BF16": "H"}
-
-
-class QueryEncoder(Protocol):
-    """Turns query texts into query weights."""
-
-    def encode(self, texts: Sequence[str]) -> list[QueryWeights]:
-        """The weights of each text, in the order of the texts; a text without a weighted token gives an empty dict."""
-        ...
 
 
 def as_query_weights(weights: Iterable[tuple[str, float]]) -> QueryWeights:
@@ -76,7 +68,7 @@ def to_float32(value: float) -> float:
 
 
 class WeightTable:
-    """A `QueryEncoder` that looks every token up in the table of a checkpoint.
+    """Turns query texts into weights by looking every token up in the table of a checkpoint.
 
     `settings` must be resolved (checkpoints/settings.py): prompt, special tokens, lower-casing, the weight of a token
     that the table lacks and, unless None, the number of tokens that a text is cut at. `max_active_dims` is how many
@@ -111,7 +103,7 @@ class WeightTable:
         self._max_active_dims = max_active_dims
 
     def encode(self, texts: Sequence[str]) -> list[QueryWeights]:
-        """The weights of each text's distinct tokens."""
+        """The weights of each text's distinct tokens; a text without a weighted token gives an empty dict."""
         return [self._encode(text) for text in texts]
 
     def table(self) -> dict[str, float]:
@@ -143,9 +135,7 @@ class WeightTable:
     def _encode(self, text: str) -> QueryWeights:
         tokens = dict.fromkeys(self._tokenizer.encode(self._prompt + text, add_special_tokens=False).tokens)
         weights = as_query_weights((token, self._weights.get(token, self._missing_weight)) for token in tokens)
-        if self._max_active_dims is not None:
-            weights = dict(list(weights.items())[: self._max_active_dims])
-        return weights
+        return dict(list(weights.items())[: self._max_active_dims])
 
 
 def plain_tokenizer(folder: Path, *, lower_case: bool) -> Tokenizer:

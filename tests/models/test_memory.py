@@ -15,7 +15,7 @@ from support.reporters import Recorder
 
 from sparse_ingest.models import vectors
 from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge, is_out_of_memory, until_it_fits
-from sparse_ingest.models.queries import MaskedLMQueryEncoder
+from sparse_ingest.models.query_encoders import MaskedLMQueryEncoder
 from sparse_ingest.models.text_windows import WINDOW_TEXTS, DocumentSide
 from sparse_ingest.pipeline import Pipeline
 
