@@ -126,16 +126,9 @@ class _Job:
         return choice["dtype"], {"dtype": choice}
 
     def _encoder_of(self, dtype: str) -> DocumentEncoder:
-        from sparse_ingest.models.documents import DocumentEncoder, choose_device
+        from sparse_ingest.models.documents import build_document_encoder
 
-        return DocumentEncoder(
-            self.checkpoint,
-            self.model,
-            device=choose_device(self.worker.device),
-            dtype=dtype,
-            batch_tokens=self.settings.batch_tokens,
-            window_stride=self.settings.window_stride,
-        )
+        return build_document_encoder(self.checkpoint, self.pipeline, device=self.worker.device, dtype=dtype)
 
     def _identity(self, dtype: str) -> tuple[str, dict[str, Any]]:
         return run_identity(self.corpus, self.checkpoint, pipeline=self.pipeline, options=self.options, dtype=dtype)

@@ -26,7 +26,7 @@ from sparse_ingest.errors import UsageError
 from sparse_ingest.models.memory import BudgetLowered, DidNotFit, DocumentTooLarge
 from sparse_ingest.models.tokenizer import Cut, FirstWindow, TokenIds, Tokenizer
 from sparse_ingest.models.vectors import NO_RULES, NOTHING, TORCH_STATE, BatchVectors, OnBatch, Vector, VectorMaker
-from sparse_ingest.pipeline import ModelSettings, Pruning
+from sparse_ingest.pipeline import ModelSettings, Pipeline, Pruning
 from sparse_ingest.records import in_batches
 
 # Windows that are encoded together after the first of each text, and their tokens: both bound the memory they take.
@@ -165,6 +165,22 @@ class DocumentEncoder:
             else:
                 raise DocumentTooLarge(inputs[error.places[0]][0], error.longest, str(self.device)) from error
             raise BudgetLowered(str(self.device), len(error.places), self.batch_tokens, self._maker.workers) from error
+
+
+def build_document_encoder(checkpoint: Checkpoint, pipeline: Pipeline, *, device: str, dtype: str) -> DocumentEncoder:
+    """Build the encoder of a resolved pipeline (checkpoints/settings.py) on the device that `choose_device` names.
+
+    Raises:
+        UsageError: as `choose_device`.
+    """
+    return DocumentEncoder(
+        checkpoint,
+        pipeline.model,
+        device=choose_device(device),
+        dtype=dtype,
+        batch_tokens=pipeline.encode.batch_tokens,
+        window_stride=pipeline.encode.window_stride,
+    )
 
 
 def choose_devices(asked: str) -> list[str]:

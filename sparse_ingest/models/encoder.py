@@ -259,18 +259,11 @@ class SparseEncoder:
 
     def _build_documents(self) -> DocumentSide:
         require_torch("Encoding documents")
-        from sparse_ingest.models.documents import DocumentEncoder, choose_device
+        from sparse_ingest.models.documents import build_document_encoder
 
         checkpoint = self._checkpoint
         resolved = resolve_pipeline(self._pipeline, checkpoint)
-        encoder = DocumentEncoder(
-            checkpoint,
-            resolved.model,
-            device=choose_device(self._device),
-            dtype=resolved.encode.dtype,
-            batch_tokens=resolved.encode.batch_tokens,
-            window_stride=resolved.encode.window_stride,
-        )
+        encoder = build_document_encoder(checkpoint, resolved, device=self._device, dtype=resolved.encode.dtype)
         return DocumentSide(encoder, resolved)
 
     def _build_queries(self) -> _QueryEncoding:
@@ -286,14 +279,11 @@ class SparseEncoder:
     def _build_masked_lm(self, checkpoint: Checkpoint, settings: ModelSettings) -> MaskedLMQueryEncoder:
         """Build the masked LM of the queries, on the weights of the documents' where it is the same model."""
         require_torch(f"The query side of {checkpoint.name}, a masked LM,")
-        from sparse_ingest.models.documents import choose_device
-
         encode, wanted = self._pipeline.encode, as_documents(settings)
         is_own_model = not self._pipeline.model.query and checkpoint.query.folder == checkpoint.transformer
         if is_own_model and encode.dtype == "float32" and (documents := self._document_side()).computes_as(wanted):
             return MaskedLMQueryEncoder(documents.encoder.on_same_weights(wanted))
-        device = choose_device(self._device)
-        return build_query_encoder(checkpoint, settings, device=device, batch_tokens=encode.batch_tokens)
+        return build_query_encoder(checkpoint, settings, device=self._device, batch_tokens=encode.batch_tokens)
 
     @cached_property
     def _checkpoint(self) -> Checkpoint:

@@ -95,9 +95,10 @@ def build_query_encoder(
 
     `settings` must be those of its query side, resolved (checkpoints/settings.py).
     """
-    from sparse_ingest.models.documents import DocumentEncoder
+    from sparse_ingest.models.documents import DocumentEncoder, choose_device
 
     query_side = replace(checkpoint, transformer=checkpoint.query.folder)
+    device = choose_device(device)
     encoder = DocumentEncoder(
         query_side, as_documents(settings), device=device, dtype="float32", batch_tokens=batch_tokens
     )
