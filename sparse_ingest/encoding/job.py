@@ -115,16 +115,9 @@ class _Job:
         return choice["dtype"], {"dtype": choice}
 
     def _encoder_of(self, dtype: str) -> DocumentEncoder:
-        from sparse_ingest.models.documents import DocumentEncoder, choose_device
+        from sparse_ingest.models.documents import build_document_encoder
 
-        return DocumentEncoder(
-            self.checkpoint,
-            self.model,
-            device=choose_device(self.worker.device),
-            dtype=dtype,
-            batch_tokens=self.settings.batch_tokens,
-            window_stride=self.settings.window_stride,
-        )
+        return build_document_encoder(self.checkpoint, self.pipeline, device=self.worker.device, dtype=dtype)
 
     def _identity(self, dtype: str) -> tuple[str, dict[str, Any]]:
         return run_identity(self.corpus, self.checkpoint, pipeline=self.pipeline, options=self.options, dtype=dtype)
@@ -132,13 +125,11 @@ class _Job:
     @cached_property
     def maker(self) -> ShardMaker:
         """Built with its encoder when the first shard is made: a run that is complete needs no model."""
-        from sparse_ingest.models.heads.compaction import DeviceRules
-
         settings, dtype = self.settings, self.run.manifest.identity["dtype"]
         encoder = self._encoder or self._encoder_of(dtype)
         # The device drops terms early only where no rule is left that looks at the complete row.
-        if not any(value for name, value in settings.rules.items() if name not in DeviceRules._fields):
-            encoder.rules = DeviceRules(settings.top_k, settings.max_ratio, settings.min_weight)
+        if not settings.alpha_mass:
+            encoder.rules = settings
         limit = {"truncate": "a document", "windows": "a window", "passages": "a passage"}[settings.overflow]
         self.reporter.note(
             f"Encoding with {self.model.document} on {encoder.device} in {dtype}, "

@@ -28,7 +28,7 @@ from functools import partial
 from operator import call
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,7 @@ from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.encoding.stages import Ahead, Stages, Stopped
 from sparse_ingest.errors import RunError
 from sparse_ingest.models.memory import DocumentTooLarge
-from sparse_ingest.models.tokenizer import Cut, Tokenized
+from sparse_ingest.models.tokenizer import FirstWindow
 from sparse_ingest.pipeline import EncodeSettings
 from sparse_ingest.pruning import prune
 from sparse_ingest.records import PARENT, Document, SourceRow, SparseRows, passage_id
@@ -56,24 +56,23 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 WINDOW_BYTES = 32 << 20  # text of one row group at most, so that very long documents do not fill the memory
 Terms = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]  # token ids and weights
-Tokens = Tokenized | list[Cut]  # the beginning of each text, or the whole of it
 
 
 class Window(NamedTuple):
-    """Rows that are encoded together, with their documents and what the model reads of them."""
+    """Rows that are encoded together, with their documents and what the model reads of them.
+
+    `tokens` has a `FirstWindow` of each text where texts are truncated, otherwise a `Cut` (models/tokenizer.py).
+    """
 
     rows: list[SourceRow]
     documents: list[Document]
     hashes: list[bytes]
-    tokens: Tokens
+    tokens: list[Any]
 
     def take(self, places: npt.NDArray[np.int64]) -> Window:
         """The rows at these places."""
         chosen = places.tolist()
-        rows, documents, hashes = ([each[place] for place in chosen] for each in self[:3])
-        tokens = self.tokens
-        taken = tokens.take(places) if isinstance(tokens, Tokenized) else [tokens[place] for place in chosen]
-        return Window(rows, documents, hashes, taken)
+        return Window(*([each[place] for place in chosen] for each in self))
 
 
 class _Carried:
@@ -168,7 +167,7 @@ class ShardMaker:
             documents = [document for _, document in rows]
             texts = [document.text for document in documents]
             if self.settings.overflow == "truncate":
-                tokens: Tokens = self.encoder.tokenize(texts)
+                tokens: list[Any] = self.encoder.tokenize(texts)
             else:
                 tokens = self.encoder.cut(texts, places=self.settings.overflow == "passages")
             return Window([row for row, _ in rows], documents, [text_hash(text) for text in texts], tokens)
@@ -256,7 +255,7 @@ class ShardMaker:
         """The vectors of texts from the model."""
         tokens, encoded = window.tokens, partial(self._encoded, shard.stopped)
         with _too_large(window):
-            if isinstance(tokens, Tokenized):
+            if self.settings.overflow == "truncate":
                 vectors = self.encoder.encode_tokens(tokens, encoded)
             else:
                 vectors = self.encoder.encode_windows(tokens, encoded)
@@ -271,9 +270,8 @@ class ShardMaker:
         self.reporter.advance(documents, tokens=tokens, detail=self.stages.slowest())
 
     def _kept(self, encoded: Encoded) -> Kept:
-        texts = [""] * (len(encoded.indptr) - 1)
-        vectors, underflow = self._stored(SparseRows(texts, encoded.indptr, encoded.token_ids, encoded.weights))
-        of_rows = np.zeros(len(texts), OF_ROWS)
+        vectors, underflow = self._stored(encoded.vectors)
+        of_rows = np.zeros(len(underflow), OF_ROWS)
         of_rows["truncated"], of_rows["windows"] = encoded.truncated_of, encoded.windows_of
         of_rows["underflow"] = underflow
         return Kept(vectors, of_rows)
@@ -281,14 +279,14 @@ class ShardMaker:
     def _passages(self, window: Window, shard: _Shard) -> Iterator[Finish]:
         """One row for each window of each document, in row groups of bounded size."""
         fitting = []
-        for place, (row, document, cut) in enumerate(zip(window.rows, window.documents, _cuts(window), strict=True)):
+        for place, (row, document, cut) in enumerate(zip(window.rows, window.documents, window.tokens, strict=True)):
             if reason := _too_long(document.id, cut.windows - 1):
                 self._refuse_or_skip(row._replace(reason=reason), shard.counts)
             else:
                 fitting.append(place)
         window = window.take(np.array(fitting, dtype=np.int64))
         group: list[tuple[int, str, bytes, Terms, str]] = []  # row, id, hash of the text, terms, fields
-        size, cuts = 0, _cuts(window)
+        size, cuts = 0, window.tokens
         passages = self.encoder.encode_passages(cuts, partial(self._encoded, shard.stopped))
         while True:
             with _too_large(window):
@@ -337,8 +335,8 @@ def _reused(window: Window, vectors: SparseRows) -> Kept:
     """The vectors of texts from another run."""
     of_rows = np.zeros(len(window.rows), OF_ROWS)
     of_rows["reused"] = 1
-    if isinstance(window.tokens, Tokenized):
-        of_rows["truncated"], of_rows["windows"] = window.tokens.truncated, 1
+    if isinstance(window.tokens[0], FirstWindow):
+        of_rows["truncated"], of_rows["windows"] = [text.truncated for text in window.tokens], 1
     else:
         of_rows["windows"] = [cut.windows for cut in window.tokens]
     return Kept(vectors, of_rows)
@@ -353,11 +351,6 @@ def _too_long(doc_id: str, last: int) -> str | None:
         f"the id {shown(doc_id)} has {size} bytes with the suffix #{last} of its last passage; "
         f"at most {MAX_ID_BYTES} were expected"
     )
-
-
-def _cuts(window: Window) -> list[Cut]:
-    assert isinstance(window.tokens, list), "whole texts were asked for"
-    return window.tokens
 
 
 class _TooLarge(Exception):

@@ -115,7 +115,7 @@ def test_parameters_are_those_that_the_library_counts(tmp_path: Path) -> None:
 
     from sparse_ingest.checkpoints.locate import locate
 
-    folder = locate(CLEAN).folder
+    folder, _ = locate(CLEAN)
     with safe_open(folder / "model.safetensors", framework="np") as opened:
         shapes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118
     counted = 0
