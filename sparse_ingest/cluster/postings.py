@@ -92,7 +92,8 @@ class IndexScan:
     def _hits(self, bodies: Sequence[dict[str, Any]], *parts: str) -> Iterator[list[dict[str, Any]]]:
         """These parts of the hits of each search."""
         wanted = ",".join(f"responses.hits.hits.{part}" for part in parts)
-        for answer in search_many(self._client, "/_msearch", bodies, self._index, filter_path=wanted):
+        answers = search_many(self._client, "/_msearch", bodies, self._index, at_once=_SEARCHES, filter_path=wanted)
+        for answer in answers:
             yield answer.get("hits", {}).get("hits", [])
 
     def _body(self, query: dict[str, Any], after: int | None) -> dict[str, Any]:
@@ -159,14 +160,10 @@ def count_holding(client: Client, index: str, field: str, tokens: Sequence[str])
     Raises:
         ClusterError: the cluster lacks the neural-search plugin.
     """
-    counts: dict[str, int] = {}
-    path = f"{path_of(index)}/_msearch"
-    for start in range(0, len(tokens), _SEARCHES):
-        some = tokens[start : start + _SEARCHES]
-        bodies = [{"size": 0, "track_total_hits": True, "query": _question(field, [token])} for token in some]
-        answers = search_many(client, path, bodies, index, filter_path="responses.hits.total.value")
-        counts |= {token: int(answer["hits"]["total"]["value"]) for token, answer in zip(some, answers, strict=True)}
-    return counts
+    path, wanted = f"{path_of(index)}/_msearch", "responses.hits.total.value"
+    bodies = ({"size": 0, "track_total_hits": True, "query": _question(field, [token])} for token in tokens)
+    answers = search_many(client, path, bodies, index, at_once=_SEARCHES, filter_path=wanted)
+    return {token: int(answer["hits"]["total"]["value"]) for token, answer in zip(tokens, answers, strict=True)}
 
 
 def _batches(doc_ids: Iterable[str]) -> Iterator[list[str]]:

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,18 +72,16 @@ class StoredReader:
             for start in range(0, max(1, len(keys)), self._group)
         ]
         found: dict[str, dict[str, Stored]] = {}
-        for first in range(0, len(questions), _SEARCHES):
-            some = questions[first : first + _SEARCHES]
-            bodies = [
-                {**self._query([doc_id], keys, named=len(keys)), "explain": True, "size": 1} for doc_id, keys in some
-            ]
-            for (doc_id, keys), hits in zip(some, self._search(bodies), strict=True):
-                for hit in hits:
-                    kept = found.setdefault(doc_id, {})
-                    if _of_clusters(hit["_explanation"]) is not None:
-                        # A byte of zero is not named.
-                        kept.update(dict.fromkeys(keys, np.uint8(0)))
-                    kept.update(self._features(hit["_explanation"]))
+        bodies = (
+            {**self._query([doc_id], keys, named=len(keys)), "explain": True, "size": 1} for doc_id, keys in questions
+        )
+        for (doc_id, keys), hits in zip(questions, self._search(bodies), strict=True):
+            for hit in hits:
+                kept = found.setdefault(doc_id, {})
+                if _of_clusters(hit["_explanation"]) is not None:
+                    # A byte of zero is not named.
+                    kept.update(dict.fromkeys(keys, np.uint8(0)))
+                kept.update(self._features(hit["_explanation"]))
         return found
 
     def sums(
@@ -99,16 +98,15 @@ class StoredReader:
         groups = self.groups(vocabulary)
         for explain in (False, True):
             chosen = [doc_id for doc_id in doc_ids if (doc_id in of_bytes) == explain]
-            bodies = [
+            bodies = (
                 {**self._query(chosen, keys, named=1), "size": len(chosen), "explain": explain}
                 for keys in groups
                 if chosen
-            ]
-            for first in range(0, len(bodies), _SEARCHES):
-                for group, hits in enumerate(self._search(bodies[first : first + _SEARCHES]), start=first):
-                    for hit in hits:
-                        sums = found.setdefault(hit["_id"], np.zeros(len(groups), dtype=np.float32))
-                        sums[group] = self._sum_of_bytes(hit) if explain else hit["_score"] / self._weight
+            )
+            for group, hits in enumerate(self._search(bodies)):
+                for hit in hits:
+                    sums = found.setdefault(hit["_id"], np.zeros(len(groups), dtype=np.float32))
+                    sums[group] = self._sum_of_bytes(hit) if explain else hit["_score"] / self._weight
         return found
 
     def groups(self, vocabulary: Sequence[str]) -> list[Sequence[str]]:
@@ -132,8 +130,9 @@ class StoredReader:
             "track_total_hits": False,
         }
 
-    def _search(self, bodies: Sequence[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-        for response in search_many(self._client, f"{path_of(self._index)}/_msearch", bodies, self._index):
+    def _search(self, bodies: Iterable[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        path = f"{path_of(self._index)}/_msearch"
+        for response in search_many(self._client, path, bodies, self._index, at_once=_SEARCHES):
             yield response["hits"]["hits"]
 
     def _sum_of_bytes(self, hit: Mapping[str, Any]) -> int:
@@ -154,31 +153,33 @@ class StoredReader:
 
 
 def search_many(
-    client: Client, path: str, bodies: Sequence[Mapping[str, Any]], index: str, *, filter_path: str | None = None
+    client: Client, path: str, bodies: Iterable[Mapping[str, Any]], index: str, *, at_once: int, filter_path: str = ""
 ) -> Iterator[Any]:
-    """Send several searches in one `_msearch` and yield their responses in order.
+    """Send searches, `at_once` of them in one `_msearch`, and yield their responses in order.
 
     Raises:
         ClusterError: a search failed, or a shard did not answer.
     """
     params = {"max_concurrent_searches": "2"}
-    if filter_path is not None:
+    if filter_path:
         params["filter_path"] = f"responses.error,responses._shards.failed,{filter_path}"
     # An index's default search pipeline, such as two-phase, would change scores and refuse to sort. In one _msearch
     # only a body can name a pipeline, and only from 2.18 on.
     past = {"search_pipeline": "_none"} if client.version >= PIPELINE_IN_BODY_SINCE else {}
-    lines = b"".join(b"{}\n" + json.dumps({**body, **past}).encode() + b"\n" for body in bodies)
-    answer = client.call("POST", path, lines, params=params, timeout_s=300)
-    for response in answer["responses"]:
-        if "error" in response:
-            kind, reason = error_of(response)
-            raise ClusterError(
-                f"{client.address} cannot answer neural_sparse on {index!r} ({kind}: {reason}). "
-                "Reading weights back needs the neural-search plugin and a sparse field."
-            )
-        if response["_shards"]["failed"]:
-            raise ClusterError(f"Shards of {index!r} did not answer; wait until the index is green or yellow.")
-        yield response
+    waiting = iter(bodies)
+    while some := list(islice(waiting, at_once)):
+        lines = b"".join(b"{}\n" + json.dumps({**body, **past}).encode() + b"\n" for body in some)
+        answer = client.call("POST", path, lines, params=params, timeout_s=300)
+        for response in answer["responses"]:
+            if "error" in response:
+                kind, reason = error_of(response)
+                raise ClusterError(
+                    f"{client.address} cannot answer neural_sparse on {index!r} ({kind}: {reason}). "
+                    "Reading weights back needs the neural-search plugin and a sparse field."
+                )
+            if response["_shards"]["failed"]:
+                raise ClusterError(f"Shards of {index!r} did not answer; wait until the index is green or yellow.")
+            yield response
 
 
 def explained_terms(explanation: Mapping[str, Any], field: str) -> Iterator[ExplainedTerm]:
