@@ -25,7 +25,7 @@ from opensearchpy import OpenSearch
 from opensearchpy.exceptions import SerializationError, TransportError
 
 from sparse_ingest.cluster.access import aws_signer, basic_header, tls_context
-from sparse_ingest.cluster.failures import error_of, unreachable_message
+from sparse_ingest.cluster.failures import BLOCKED, BUSY, error_of, unreachable_message
 from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 OLDEST_VERSION = (2, 11)  # the first with neural_sparse
 # The version of the tests. An older server refuses by itself what it does not know.
 NEWEST_TRIED = (3, 6, 0)
-_BUSY = frozenset({429, 502, 503, 504})  # statuses that come with Retry-After
 # Field of `Connection` to the variable that gives it where neither an option nor an argument does.
 VARIABLES = {
     "url": "SPARSE_INGEST_URL", "user": "SPARSE_INGEST_USER", "password": "SPARSE_INGEST_PASSWORD",
@@ -92,6 +91,11 @@ class ResponseError(ClusterError):
         self.reason = reason
         self.retry_after_s = retry_after_s
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.status in BUSY and self.kind != BLOCKED
+
 
 class UnreachableError(ClusterError):
     """No usable answer came: refused, timed out, cut off or not understood."""
@@ -102,8 +106,8 @@ class _PlainConnection(opensearchpy.Urllib3HttpConnection):
 
     def perform_request(self, *request: Any, ignore: Collection[int] = (), **more: Any) -> Any:
         """Send one request; status, headers and text of the answer."""
-        status, answered, text = super().perform_request(*request, **more | {"ignore": _BUSY.union(ignore)})
-        if status in _BUSY and status not in ignore:
+        status, answered, text = super().perform_request(*request, **more | {"ignore": BUSY.union(ignore)})
+        if status in BUSY and status not in ignore:
             try:
                 self._raise_error(status, text, answered.get("content-type"))
             except TransportError as error:

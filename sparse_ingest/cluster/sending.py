@@ -22,14 +22,11 @@ from typing import Any, NamedTuple
 
 from sparse_ingest.cluster.bulk_bodies import BulkRequest
 from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError, path_of
-from sparse_ingest.cluster.failures import error_of
+from sparse_ingest.cluster.failures import BLOCKED, BUSY, error_of
 from sparse_ingest.cluster.pacing import Attempt, Pace
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.records import Outcome, Refusal
 
-RETRIED = frozenset({429, 502, 503, 504})
-# A node that runs out of disk answers 429 too, and does so until space is freed.
-BLOCKED = "cluster_block_exception"
 # The ids show that an answer belongs to its request, for 35 ms of our time in 100,000 documents.
 _ANSWER = "items.*._id,items.*.status,items.*.error"
 # A server may ask for a longer pause than our own, but a wrong clock or number must not stop a load for hours.
@@ -184,7 +181,7 @@ class _Sender:
                 if error.status == 413:
                     self._pace.too_large(attempt)
                 return _Left(request, str(error), halves=error)
-            if error.status not in RETRIED or error.kind == BLOCKED:
+            if not error.may_pass:
                 raise
             self._pace.overloaded(attempt)
             return _Left(request, str(error), pause_s=min(error.retry_after_s or 0, _LONGEST_PAUSE_S))
@@ -251,7 +248,7 @@ class _Sender:
             kind, reason = error_of(results[place])
             if kind in (BLOCKED, "index_not_found_exception", "index_closed_exception", "security_exception"):
                 raise ClusterError(_stopping(kind, reason))
-            if status in RETRIED:
+            if status in BUSY:
                 waiting[place] = f"{status} {kind}: {reason}."
             else:
                 refused.append(Refusal(ids[place], int(request.rows[place]), status, f"{kind}: {reason}"))

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 from sparse_ingest.cluster import indexes, mappings, seismic, settings_guard, settling, updates
 from sparse_ingest.cluster.bulk_bodies import BodyWriter
 from sparse_ingest.cluster.client import Client, Connection, ResponseError, UnreachableError, connect, connection_of
+from sparse_ingest.cluster.failures import BLOCKED
 from sparse_ingest.cluster.journal import Journal, documents_of, loaded_shards, open_journal
 from sparse_ingest.cluster.pacing import Pace
-from sparse_ingest.cluster.sending import BLOCKED, Retries
+from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.delivery import Delivery, Operations
 from sparse_ingest.loading.differences import Since

@@ -10,7 +10,8 @@ import pytest
 
 from sparse_ingest.cluster import indexes, settling
 from sparse_ingest.cluster.client import Client, Connection, ResponseError, UnreachableError, connect
-from sparse_ingest.cluster.sending import BLOCKED, Retries
+from sparse_ingest.cluster.failures import BLOCKED
+from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.cluster.settling import Durability
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.reporting import SILENT, SilentReporter
