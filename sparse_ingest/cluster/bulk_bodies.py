@@ -50,14 +50,10 @@ class BulkRequest(NamedTuple):
     def part(self, places: Sequence[int]) -> BulkRequest:
         """The documents at these places as a request of their own."""
         edges = self.borders.tolist()
-        return _joined(
-            [self.body[edges[place] : edges[place + 1]] for place in places],
-            np.diff(self.borders)[places],
-            self.rows[places],
-            [self.doc_ids[place] for place in places],
-            self.shard,
-            self.operation,
-        )
+        body = b"".join(self.body[edges[place] : edges[place + 1]] for place in places)
+        borders = _borders(np.diff(self.borders)[places])
+        doc_ids = [self.doc_ids[place] for place in places]
+        return self._replace(body=body, borders=borders, rows=self.rows[places], doc_ids=doc_ids)
 
 
 class Spelling(NamedTuple):
@@ -196,19 +192,18 @@ class BodyWriter:
             yield self._request(waiting, shard)
 
     def _request(self, written: Sequence[BulkRequest], shard: int) -> BulkRequest:
-        return _joined(
-            [one.body for one in written],
-            np.concatenate([np.diff(one.borders) for one in written]),
-            np.concatenate([one.rows for one in written]),
-            [doc_id for one in written for doc_id in one.doc_ids],
-            shard,
-            self._text.operation,
-        )
+        if len(written) == 1:
+            return written[0]._replace(shard=shard, operation=self._text.operation)
+        body = b"".join([one.body for one in written])
+        borders = _borders(np.concatenate([np.diff(one.borders) for one in written]))
+        rows = np.concatenate([one.rows for one in written])
+        doc_ids = [doc_id for one in written for doc_id in one.doc_ids]
+        return BulkRequest(body, borders, rows, doc_ids, shard, self._text.operation)
 
     def _layouts(self, part: ShardPart) -> Iterator[_Layout]:
         """The part's documents, some at a time."""
         vectors, start = part.vectors, 0
-        characters = np.concatenate(([0], np.cumsum(np.fromiter(map(len, part.fields), dtype=np.int64))))
+        characters = _borders(np.fromiter(map(len, part.fields), dtype=np.int64))
         while start < len(vectors.doc_ids):
             limits = ((vectors.indptr, _SLICE_TERMS), (characters, _SLICE_CHARACTERS))
             ends = [int(np.searchsorted(sums, sums[start] + most, side="right")) - 1 for sums, most in limits]
@@ -229,7 +224,7 @@ class BodyWriter:
         codes = self._spelling.codes(vectors.weights)
         self._spell(codes)
         terms = np.diff(vectors.indptr)
-        borders = np.concatenate(([0], np.cumsum(2 * terms + 1)))
+        borders = _borders(2 * terms + 1)
         pieces = np.empty(int(borders[-1]), dtype=np.int32)
         before = (borders[:-1] + 1 - 2 * vectors.indptr[:-1]).astype(np.int32)
         at = np.repeat(before, terms) + np.arange(0, 2 * len(codes), 2, dtype=np.int32)
@@ -241,9 +236,8 @@ class BodyWriter:
         heads = list(map(self._head, vectors.doc_ids, fields, terms.tolist()))
         lengths = np.concatenate((self._lengths, np.fromiter(map(len, heads), dtype=np.int32, count=len(heads))))
         sizes = np.add.reduceat(lengths[pieces], borders[:-1])
-        offsets = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
         table = pa.concat_arrays([self._pieces, _arrow(heads)])
-        return _Layout(table, pieces, borders, offsets, rows, vectors.doc_ids)
+        return _Layout(table, pieces, borders, _borders(sizes), rows, vectors.doc_ids)
 
     def _head(self, doc_id: str, carried: str, terms: int) -> bytes:
         """What stands before a document's terms; all of it when there are none."""
@@ -251,10 +245,13 @@ class BodyWriter:
         opening = self._text.opening if terms else self._without
         if self._text.operation == "update":
             return action + opening
-        # Most often the two are one, and none is there: this is asked of every document.
+        # Parsing every object would cost more than writing it. Most often the two names are one, and none is there.
         for name in self._names:
-            if name in carried:
-                refuse_clash(carried, self._field)
+            if name in carried and self._field in json.loads(carried):
+                raise PipelineError(
+                    f"The documents carry a field {self._field!r}, which is also the name of the sparse field. "
+                    "Choose another one with --field, or leave that field out with encode --keep."
+                )
         # A line break between the parts of a JSON object is only white space, but it would end the operation.
         object_start = carried.strip().replace("\n", " ").encode()[:-1].rstrip()
         comma = b"" if object_start == b"{" or opening == self._text.without else b","
@@ -333,39 +330,15 @@ def _arrow(values: Sequence[bytes]) -> pa.Array[Any]:
     )
 
 
-def delete_requests(
-    documents: Iterable[tuple[int, str]], *, shard: int = 0, max_documents: int = MAX_DOCUMENTS
-) -> Iterator[BulkRequest]:
-    """Requests that delete documents, given as source row and id."""
-    remaining = iter(documents)
-    while some := list(islice(remaining, max_documents)):
-        bodies = [b'{"delete":{"_id":%b}}\n' % encode_basestring(doc_id).encode() for _, doc_id in some]
-        rows = np.array([row for row, _ in some], dtype=np.uint64)
-        sizes = np.array([len(body) for body in bodies], dtype=np.int64)
-        yield _joined(bodies, sizes, rows, [doc_id for _, doc_id in some], shard, "delete")
+def delete_requests(doc_ids: Iterable[str]) -> Iterator[BulkRequest]:
+    """Requests that delete documents; no shard and no source row belongs to them."""
+    remaining = iter(doc_ids)
+    while some := list(islice(remaining, MAX_DOCUMENTS)):
+        bodies = [b'{"delete":{"_id":%b}}\n' % encode_basestring(doc_id).encode() for doc_id in some]
+        borders = _borders(list(map(len, bodies)))
+        yield BulkRequest(b"".join(bodies), borders, np.zeros(len(some), np.uint64), some, operation="delete")
 
 
-def _joined(
-    bodies: Sequence[bytes],
-    sizes: npt.NDArray[np.int64],
-    rows: npt.NDArray[np.uint64],
-    doc_ids: Sequence[str],
-    shard: int,
-    operation: BulkOperation,
-) -> BulkRequest:
-    body = bodies[0] if len(bodies) == 1 else b"".join(bodies)
-    return BulkRequest(body, np.concatenate(([0], np.cumsum(sizes))), rows, doc_ids, shard, operation)
-
-
-def refuse_clash(fields: str, field: str) -> None:
-    """Refuse a document's JSON object of fields when it has the sparse field's own name.
-
-    Raises:
-        PipelineError: it has.
-    """
-    # Parsing every object would cost more than writing it: look for the name first.
-    if (encode_basestring(field) in fields or json.dumps(field) in fields) and field in json.loads(fields):
-        raise PipelineError(
-            f"The documents carry a field {field!r}, which is also the name of the sparse field. "
-            "Choose another one with --field, or leave that field out with encode --keep."
-        )
+def _borders(sizes: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """The offsets at which documents of these sizes begin, and the end of the last."""
+    return np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))

@@ -165,7 +165,7 @@ class Delivery:
             ClusterError: the index refuses to delete one.
         """
         deleted = 0
-        for outcome in self._send(delete_requests((0, doc_id) for doc_id in ids)):
+        for outcome in self._send(delete_requests(ids)):
             for one in outcome.refused:
                 raise ClusterError(
                     f"Document {one.doc_id!r} cannot be deleted ({one.status} {one.reason}). Remove the cause, then "
