@@ -23,7 +23,6 @@ import json
 import mmap
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -31,7 +30,7 @@ from typing import Any, NamedTuple
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.runs.run import Run
-from sparse_ingest.storage.durable import sync_folder
+from sparse_ingest.storage.durable import new_file, sync_folder
 from sparse_ingest.storage.places import Place, RemotePath
 from sparse_ingest.storage.scratch import ScratchFolder
 
@@ -126,20 +125,9 @@ class Journal:
     def _replace_dead(self, shards: Collection[int], letters: Iterable[DeadLetter]) -> None:
         """Replace the dead letters of some shards atomically, one line at a time."""
         others = (line for line in _lines(self._dead) if line["shard"] not in shards)
-        handle, temporary = tempfile.mkstemp(prefix=".new-", dir=self._dead.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                for line in others:
-                    file.write(_as_bytes(line))
-                for letter in letters:
-                    file.write(_as_bytes(_line(letter)))
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(self._dead)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-        sync_folder(self._dead.parent)
+        with new_file(self._dead) as file:
+            file.writelines(map(_as_bytes, others))
+            file.writelines(_as_bytes(_line(letter)) for letter in letters)
 
     def _publish(self) -> None:
         if self._copy:

@@ -78,10 +78,13 @@ class StoredReader:
         for (doc_id, keys), hits in zip(questions, self._search(bodies), strict=True):
             for hit in hits:
                 kept = found.setdefault(doc_id, {})
-                if _of_clusters(hit["_explanation"]) is not None:
-                    # A byte of zero is not named.
-                    kept.update(dict.fromkeys(keys, np.uint8(0)))
-                kept.update(self._features(hit["_explanation"]))
+                raw = _of_clusters(hit["_explanation"])
+                if raw is None:
+                    terms = explained_terms(hit["_explanation"], self._field)
+                    kept.update((term.token, np.float32(term.stored_weight)) for term in terms)
+                else:
+                    kept.update(dict.fromkeys(keys, np.uint8(0)))  # a byte of zero is not named
+                    kept.update((token, np.uint8(byte)) for token, _, byte, _ in _contributions(raw))
         return found
 
     def sums(
@@ -139,18 +142,6 @@ class StoredReader:
         raw = _of_clusters(hit["_explanation"])
         return 0 if raw is None else int(raw["value"]) // self._query_byte
 
-    def _features(self, explanation: Mapping[str, Any]) -> Iterator[tuple[str, Stored]]:
-        """Yield key and stored value of every clause that matched."""
-        if (token := _feature_token(explanation, self._field)) is not None:
-            for part in explanation["details"]:
-                if part["description"].startswith("S, "):
-                    yield token, np.float32(part["value"])
-        elif self._seismic and (named := _CONTRIBUTION.fullmatch(str(explanation["description"]))):
-            yield named[1], np.uint8(int(named[3]))
-        else:
-            for part in explanation.get("details", ()):
-                yield from self._features(part)
-
 
 def search_many(
     client: Client, path: str, bodies: Iterable[Mapping[str, Any]], index: str, *, at_once: int, filter_path: str = ""
@@ -190,24 +181,18 @@ def explained_terms(explanation: Mapping[str, Any], field: str) -> Iterator[Expl
     weight in the query, and S, the stored weight. Clusters of a sparse_vector field have another node, which names
     only the `top_n` heaviest tokens of the query. Clauses that are not sparse are skipped.
     """
-    if (token := _feature_token(explanation, field)) is not None:
+    description = str(explanation["description"])
+    # By prefix and suffix: a token may contain any character, even the words of the description.
+    before, after = f"Linear function on the {field} field for the ", " feature, computed as w * S from:"
+    if description.startswith(before) and description.endswith(after):
         weight, stored = (float(detail["value"]) for detail in explanation["details"])
+        token = description[len(before) : -len(after)]
         yield ExplainedTerm(token, weight, stored, float(explanation["value"]))
-    elif explanation["description"].startswith("sparse_ann score for doc "):
+    elif description.startswith("sparse_ann score for doc "):
         yield from _clustered_terms(explanation["details"])
     else:
         for detail in explanation["details"]:
             yield from explained_terms(detail, field)
-
-
-def _feature_token(explanation: Mapping[str, Any], field: str) -> str | None:
-    """Return the token that a node of an explanation is about, or None if it is about something else."""
-    description = str(explanation["description"])
-    before, after = f"Linear function on the {field} field for the ", " feature, computed as w * S from:"
-    # By prefix and suffix: a token may contain any character, even the words of the description.
-    if description.startswith(before) and description.endswith(after):
-        return description[len(before) : -len(after)]
-    return None
 
 
 def _clustered_terms(details: Sequence[Mapping[str, Any]]) -> Iterator[ExplainedTerm]:
@@ -215,10 +200,16 @@ def _clustered_terms(details: Sequence[Mapping[str, Any]]) -> Iterator[Explained
     [raw] = (part for part in details if part["description"].startswith("raw dot product"))
     [scaling] = (part for part in details if part["description"].startswith("quantization rescaling"))
     boost, ceiling_ingest, ceiling_search, levels = (float(part["value"]) for part in scaling["details"])
+    for token, query_byte, byte, product in _contributions(raw):
+        requested, stored = query_byte * boost * ceiling_search / levels, byte * ceiling_ingest / levels
+        yield ExplainedTerm(token, requested, stored, product * float(scaling["value"]))
+
+
+def _contributions(raw: Mapping[str, Any]) -> Iterator[tuple[str, int, int, float]]:
+    """Yield each token that a segment with clusters explains: its byte in the query, in the document, the product."""
     for part in raw["details"]:
         if named := _CONTRIBUTION.fullmatch(part["description"]):
-            requested, stored = int(named[2]) * boost * ceiling_search / levels, int(named[3]) * ceiling_ingest / levels
-            yield ExplainedTerm(named[1], requested, stored, float(part["value"]) * float(scaling["value"]))
+            yield named[1], int(named[2]), int(named[3]), float(part["value"])
 
 
 def _of_clusters(explanation: Mapping[str, Any]) -> Mapping[str, Any] | None:

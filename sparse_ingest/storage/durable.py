@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from sparse_ingest.errors import StorageError
 from sparse_ingest.storage.places import Place, RemotePath
@@ -24,10 +25,17 @@ def write_atomic(path: Place, content: bytes, *, exclusive: bool = False) -> Non
         with contextlib.suppress(FileExistsError):
             path.write_whole(content, exclusive=exclusive)
         return
+    with new_file(path, exclusive=exclusive) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, exclusive: bool = False) -> Iterator[BinaryIO]:
+    """Open a file that gets its name at the end of the block, complete. With `exclusive`, an existing file is kept."""
     handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
