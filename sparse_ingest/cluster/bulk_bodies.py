@@ -262,23 +262,19 @@ class BodyWriter:
         if not len(weights):
             return
         weights = weights.astype(np.float32, copy=False)  # numpy compares float16 slowly
+        damage = None
         # Written so that a NaN fails as well.
         if not (weights.min() >= LOWEST_WEIGHT and weights.max() < np.inf):
-            raise RunError(
-                f"The run holds weights from {weights.min()} to {weights.max()}; an index takes finite weights from "
-                f"{LOWEST_WEIGHT:.8g}. The run is damaged: encode it again."
+            damage = (
+                f"holds weights from {weights.min()} to {weights.max()}; an index takes finite weights from "
+                f"{LOWEST_WEIGHT:.8g}"
             )
-        if token_ids.max() >= len(self._no_token):
-            raise RunError(
-                f"The run holds token id {token_ids.max()}, but vocab.json has {len(self._no_token)} tokens. "
-                "The run is damaged: encode it again."
-            )
-        wrong = self._no_token[token_ids]
-        if wrong.any():
-            raise RunError(
-                f"The run has a weight for token id {token_ids[wrong.argmax()]}, which is no token by vocab.json. "
-                "The run is damaged: encode it again."
-            )
+        elif token_ids.max() >= len(self._no_token):
+            damage = f"holds token id {token_ids.max()}, but vocab.json has {len(self._no_token)} tokens"
+        elif (wrong := self._no_token[token_ids]).any():
+            damage = f"has a weight for token id {token_ids[wrong.argmax()]}, which is no token by vocab.json"
+        if damage:
+            raise RunError(f"The run {damage}. The run is damaged: encode it again.")
 
     def _spell(self, codes: npt.NDArray[np.integer[Any]]) -> None:
         """See to it that each of these codes has its decimal among the pieces."""

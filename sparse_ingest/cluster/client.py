@@ -202,19 +202,15 @@ class Client:
         return _checked_version(root, self.address), str(root.get("cluster_uuid", "unknown"))
 
     def _translated(self, error: TransportError, timeout_s: float) -> SparseIngestError:
-        if not isinstance(error.status_code, int):
+        if isinstance(error.info, SparseIngestError):
             # The signer's own sentence, which opensearch-py wraps as if the connection had failed.
-            return (
-                error.info
-                if isinstance(error.info, SparseIngestError)
-                else UnreachableError(unreachable_message(error, self.address, timeout_s))
-            )
+            return error.info
+        if not isinstance(error.status_code, int):
+            return UnreachableError(unreachable_message(error, self.address, timeout_s))
         kind, reason = error_of(error.info if isinstance(error.info, dict) else {}, str(error.error))
-        message = _refused(error.status_code, self.address, self._connection)
-        if message is None:
-            message = f"{self.address} answered {error.status_code} {kind}: {reason}"
-        else:
-            message = f"{message} It said: {reason[:200]}"
+        message = f"{self.address} answered {error.status_code} {kind}: {reason}"
+        if refused := _refused(error.status_code, self.address, self._connection):
+            message = f"{refused} It said: {reason[:200]}"
         after_s = _retry_after_s(getattr(error, "retry_after", None))
         return ResponseError(message, status=error.status_code, kind=kind, reason=reason, retry_after_s=after_s)
 
@@ -229,8 +225,7 @@ def connection_of(url: str | None, connection: Connection | OpenSearch | None) -
         raise UsageError("Give url= or connection=, not both.")
     if connection is not None:
         return connection
-    named = {name: os.environ.get(variable) for name, variable in VARIABLES.items()}
-    given = {name: value for name, value in named.items() if value}
+    given = {name: value for name, variable in VARIABLES.items() if (value := os.environ.get(variable))}
     return Connection(**given | ({"url": url} if url is not None else {}))
 
 
