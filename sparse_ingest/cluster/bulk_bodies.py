@@ -35,6 +35,7 @@ _SLICE_TERMS = 1 << 18
 _SLICE_CHARACTERS = 8 << 20
 
 BulkOperation = Literal["index", "update", "delete"]
+WriteOperation = Literal["index", "update", "replace"]
 
 
 class BulkRequest(NamedTuple):
@@ -137,7 +138,7 @@ class BodyWriter:
         field: str,
         *,
         spelling: Spelling = FEATURE_SPELLING,
-        operation: Literal["index", "update", "replace"] = "index",
+        operation: WriteOperation = "index",
         empty_field: bool = True,
     ) -> None:
         self._field = field

@@ -18,7 +18,6 @@ from dataclasses import replace as with_changes
 from typing import TYPE_CHECKING, Any
 
 from sparse_ingest.cluster import indexes, mappings, seismic, settings_guard, settling, updates
-from sparse_ingest.cluster.bulk_bodies import BodyWriter
 from sparse_ingest.cluster.client import Client, Connection, ResponseError, UnreachableError, connect, connection_of
 from sparse_ingest.cluster.failures import BLOCKED
 from sparse_ingest.cluster.journal import Journal, documents_of, loaded_shards, open_journal
@@ -171,14 +170,8 @@ class _Load:
         """What is sent for the shards of a run, in the words of the index that is there now."""
         plan = self.plan
         field, pruning = plan.stamp.field, plan.stamp.pruning
-        wire = mappings.wire(target.mappings, field, self.run.vocabulary())
-        writer = BodyWriter(
-            wire.keys,
-            field,
-            spelling=wire.spelling,
-            operation=updates.operation_for(target, field) if plan.update else "index",
-            empty_field=wire.empty_field,
-        )
+        operation = updates.operation_for(target, field) if plan.update else "index"
+        writer = mappings.document_writer(target.mappings, field, self.run.vocabulary(), operation)
         changes = self.older.changes if self.older and plan.missing else None
         return Operations(self.run, writer, pruning, plan.update, changes)
 

@@ -128,11 +128,10 @@ def _checker(
     """What compares single documents, and whether the field is rank_features."""
     entry = mappings.field_mapping(there.mappings, field) or {}
     vocabulary = run.vocabulary()
-    keys = mappings.wire(there.mappings, field, vocabulary).keys
     limit = indexes.max_clauses(client)
     if entry.get("type") != "sparse_vector":
         reader = StoredReader(client, there.name, field, limit)
-        return WeightChecker(reader, vocabulary, keys, None, report), True
+        return WeightChecker(reader, vocabulary, vocabulary, None, report), True
     if client.version[:2] < EXPLAINED_SINCE:
         raise ClusterError(
             f"{client.address} is OpenSearch {'.'.join(map(str, client.version))}, which does not explain scores of "
@@ -141,7 +140,7 @@ def _checker(
     parameters = parameters_of(entry)
     ceiling, ceiling_search = (float(parameters[f"quantization_ceiling_{side}"]) for side in ("ingest", "search"))
     reader = StoredReader(client, there.name, field, limit, ceiling_search=ceiling_search)
-    return WeightChecker(reader, vocabulary, keys, ceiling, report), False
+    return WeightChecker(reader, vocabulary, mappings.token_id_keys(vocabulary), ceiling, report), False
 
 
 @contextlib.contextmanager
