@@ -63,6 +63,9 @@ class Connection:
         return f"Connection(url={str(address)!r}, user={self.user or user!r})"
 
 
+ClusterLike = Connection | OpenSearch
+
+
 class Address(NamedTuple):
     """A URL in parts, without the user and password that stood in it."""
 
@@ -215,7 +218,7 @@ class Client:
         return ResponseError(message, status=error.status_code, kind=kind, reason=reason, retry_after_s=after_s)
 
 
-def connection_of(url: str | None, connection: Connection | OpenSearch | None) -> Connection | OpenSearch:
+def connection_of(url: str | None, connection: ClusterLike | None) -> ClusterLike:
     """Return what `url=` and `connection=` of the Python API mean: one of them, or the SPARSE_INGEST_* variables.
 
     Raises:
@@ -229,7 +232,7 @@ def connection_of(url: str | None, connection: Connection | OpenSearch | None) -
     return Connection(**given | ({"url": url} if url is not None else {}))
 
 
-def connect(connection: Connection | OpenSearch | None = None, *, url: str | None = None) -> Client:
+def connect(connection: ClusterLike | None = None, *, url: str | None = None) -> Client:
     """Connect and check that an OpenSearch of a known version answers.
 
     Args:

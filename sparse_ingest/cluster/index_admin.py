@@ -11,17 +11,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from sparse_ingest.cluster import indexes, installed, mappings, seismic
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client, ClusterLike, connect
 from sparse_ingest.cluster.installed import Installed
 from sparse_ingest.errors import ClusterError, PipelineError, UsageError
 from sparse_ingest.pipeline import Pipeline, options_from, pipeline_of
 from sparse_ingest.reporting import Reporter, reporter_of
-
-if TYPE_CHECKING:
-    from opensearchpy import OpenSearch
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ def create_index(
     index: str,
     *,
     url: str | None = None,
-    connection: Connection | OpenSearch | None = None,
+    connection: ClusterLike | None = None,
     pipeline: Pipeline | str | None = None,
     options: CreateOptions | None = None,
     progress: Reporter | bool = False,
@@ -154,7 +151,7 @@ def create_index(
     return CreateReport(made.name, made.uuid, full.index.field, full.index.kind, *pipelines, chosen.default)
 
 
-def show_index(index: str, *, url: str | None = None, connection: Connection | OpenSearch | None = None) -> IndexReport:
+def show_index(index: str, *, url: str | None = None, connection: ClusterLike | None = None) -> IndexReport:
     """Return what an index or alias is and holds.
 
     Raises:
@@ -193,7 +190,7 @@ def drop_index(
     index: str,
     *,
     url: str | None = None,
-    connection: Connection | OpenSearch | None = None,
+    connection: ClusterLike | None = None,
     force: bool = False,
     sure: Callable[[str], bool] = lambda question: True,
 ) -> DropReport | None:

@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from dataclasses import replace as with_changes
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparse_ingest.cluster import indexes, mappings, seismic, settings_guard, settling, updates
-from sparse_ingest.cluster.client import Client, Connection, ResponseError, UnreachableError, connect, connection_of
+from sparse_ingest.cluster.client import Client, ClusterLike, ResponseError, UnreachableError, connect, connection_of
 from sparse_ingest.cluster.failures import BLOCKED
 from sparse_ingest.cluster.journal import Journal, documents_of, loaded_shards, open_journal
 from sparse_ingest.cluster.pacing import Pace
@@ -31,9 +31,6 @@ from sparse_ingest.loading.preparation import LoadPlan, make_plan, ready_index
 from sparse_ingest.pipeline import Pipeline, options_from, pipeline_of
 from sparse_ingest.reporting import SILENT, Reporter, reporter_of
 from sparse_ingest.runs.run import Run, RunLike, open_run, refuse_incomplete
-
-if TYPE_CHECKING:
-    from opensearchpy import OpenSearch
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def load(
     *,
     index: str,
     url: str | None = None,
-    connection: Connection | OpenSearch | None = None,
+    connection: ClusterLike | None = None,
     pipeline: Pipeline | str | None = None,
     options: LoadOptions | None = None,
     progress: Reporter | bool = False,
@@ -210,11 +207,7 @@ def _older(run: Run, options: LoadOptions) -> Since | None:
 
 
 def restore_settings(
-    index: str,
-    *,
-    url: str | None = None,
-    connection: Connection | OpenSearch | None = None,
-    progress: Reporter | bool = False,
+    index: str, *, url: str | None = None, connection: ClusterLike | None = None, progress: Reporter | bool = False
 ) -> list[str]:
     """Put back the settings that a killed load has left changed, and return their names. Needs no run.
 
@@ -227,7 +220,7 @@ def restore_settings(
 
 
 @contextlib.contextmanager
-def _connected(connection: Connection | OpenSearch, index: str) -> Iterator[Client]:
+def _connected(connection: ClusterLike, index: str) -> Iterator[Client]:
     """A client of a cluster that has started; a block on the index is distinguished from a missing right."""
     with contextlib.closing(connect(connection)) as client:
         if client.cluster_uuid == "_na_":

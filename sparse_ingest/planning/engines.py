@@ -27,9 +27,7 @@ from sparse_ingest.searching.index_search import rank_index
 from sparse_ingest.searching.search import open_index
 
 if TYPE_CHECKING:
-    from opensearchpy import OpenSearch
-
-    from sparse_ingest.cluster.client import Client, Connection
+    from sparse_ingest.cluster.client import Client, ClusterLike
 
 SIZE = 10
 _AT_ONCE = 20  # queries of one setting before it is the next one's turn
@@ -97,7 +95,7 @@ def measure(
 
 @contextlib.contextmanager
 def held_index(
-    run: Run, pipeline: Pipeline, index: str | None, url: str | None, connection: Connection | OpenSearch | None
+    run: Run, pipeline: Pipeline, index: str | None, url: str | None, connection: ClusterLike | None
 ) -> Iterator[HeldIndex | None]:
     """Open the index for the block; None when none is named.
 

@@ -17,12 +17,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparse_ingest.cluster import indexes, mappings
-from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
+from sparse_ingest.cluster.client import Client, ClusterLike, ResponseError, connect
 from sparse_ingest.cluster.journal import loaded_shards, open_journal
 from sparse_ingest.cluster.postings import IndexScan, scan
 from sparse_ingest.cluster.reading import StoredReader
@@ -39,9 +38,6 @@ from sparse_ingest.verification.comparison import (
     compare_ids,
 )
 
-if TYPE_CHECKING:
-    from opensearchpy import OpenSearch
-
 __all__ = ["SAMPLE", "VerifyReport", "verify"]
 
 SAMPLE = 200
@@ -54,7 +50,7 @@ def verify(
     *,
     index: str,
     url: str | None = None,
-    connection: Connection | OpenSearch | None = None,
+    connection: ClusterLike | None = None,
     sample: int | None = SAMPLE,
     field: str | None = None,
     progress: Reporter | bool = False,
