@@ -156,14 +156,9 @@ class BodyWriter:
         self._lay_out_pieces()
 
     def requests(
-        self,
-        parts: Iterable[ShardPart],
-        *,
-        shard: int = 0,
-        max_bytes: int | Callable[[], int] = MAX_BYTES,
-        max_documents: int = MAX_DOCUMENTS,
+        self, parts: Iterable[ShardPart], *, shard: int = 0, max_bytes: int | Callable[[], int] = MAX_BYTES
     ) -> Iterator[BulkRequest]:
-        """The documents as requests below both limits; only one that is too large by itself exceeds them.
+        """The documents as requests of at most MAX_DOCUMENTS and `max_bytes`; one that is larger by itself is alone.
 
         Args:
             max_bytes: when it is a function, it is asked before each request.
@@ -174,7 +169,7 @@ class BodyWriter:
         """
         limit = max_bytes if callable(max_bytes) else lambda: max_bytes
         waiting: list[BulkRequest] = []
-        room_bytes, room_documents = limit(), max_documents
+        room_bytes, room_documents = limit(), MAX_DOCUMENTS
         for layout in (layout for part in parts for layout in self._layouts(part)):
             start = 0
             while start < len(layout.doc_ids):
@@ -188,7 +183,7 @@ class BodyWriter:
                     start = end
                 if start < len(layout.doc_ids):
                     yield self._request(waiting, shard)
-                    waiting, room_bytes, room_documents = [], limit(), max_documents
+                    waiting, room_bytes, room_documents = [], limit(), MAX_DOCUMENTS
         if waiting:
             yield self._request(waiting, shard)
 

@@ -176,8 +176,7 @@ class Client:
     ) -> dict[str, Any] | None:
         """The answer to a GET; None where nothing is, or who asks may not see it: the `absent` statuses."""
         try:
-            found: dict[str, Any] = self.call("GET", path, params=params)
-            return found
+            return dict(self.call("GET", path, params=params))
         except ResponseError as error:
             if error.status in absent:
                 return None

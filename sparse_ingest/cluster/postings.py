@@ -126,16 +126,16 @@ def _question(field: str, tokens: Sequence[str]) -> dict[str, Any]:
 
 def count_searchable(client: Client, index: str) -> int:
     """Return how many documents a search can find. Shards that do not answer are not counted."""
-    return int(client.call("POST", f"{path_of(index)}/_count", {"query": {"match_all": {}}})["count"])
+    return _count(client, index, {"match_all": {}})
 
 
 def count_known(client: Client, index: str, doc_ids: Iterable[str]) -> int:
     """How many of these documents an index has."""
-    known = 0
-    for some in _batches(doc_ids):
-        body = {"query": {"ids": {"values": some}}}
-        known += int(client.call("POST", f"{path_of(index)}/_count", body)["count"])
-    return known
+    return sum(_count(client, index, {"ids": {"values": some}}) for some in _batches(doc_ids))
+
+
+def _count(client: Client, index: str, query: dict[str, Any]) -> int:
+    return int(client.call("POST", f"{path_of(index)}/_count", {"query": query})["count"])
 
 
 def count_parents(client: Client, index: str, doc_ids: Iterable[str]) -> int:

@@ -169,7 +169,7 @@ def test_decimals_are_short() -> None:
     assert sum(lengths) / len(lengths) < 6
 
 
-def test_requests_stay_below_both_limits() -> None:
+def test_requests_stay_below_both_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     writer = BodyWriter(["a", "b", "c"], "s")
     parts = [some_documents(10), some_documents(13, first_row=10)]
     everything = written(writer, *parts)
@@ -179,7 +179,8 @@ def test_requests_stay_below_both_limits() -> None:
     # None could take the next one's first document as well.
     for request, following in zip(by_bytes, by_bytes[1:], strict=False):
         assert len(request.body) + following.borders[1] > 300
-    by_count = list(writer.requests(parts, max_documents=9))
+    monkeypatch.setattr(bodies, "MAX_DOCUMENTS", 9)
+    by_count = list(writer.requests(parts))
     assert [len(request.doc_ids) for request in by_count] == [9, 9, 5]
     for requests in (by_bytes, by_count):
         assert b"".join(request.body for request in requests).decode() == everything
