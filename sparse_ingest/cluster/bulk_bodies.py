@@ -151,8 +151,6 @@ class BodyWriter:
         self._decimals: list[bytes] = []
         # The place of a code's decimal in that list, -1 while it has none.
         self._places = np.full(_CODES, -1, dtype=np.int32)
-        self._pieces: pa.Array[Any] = self._keys
-        self._lengths = np.zeros(0, dtype=np.int32)
         self._lay_out_pieces()
 
     def requests(
@@ -284,7 +282,7 @@ class BodyWriter:
         """Keys, decimals before another key, decimals before a document's end."""
         inner = [decimal + b"," for decimal in self._decimals]
         last = [decimal + self._text.end for decimal in self._decimals]
-        self._pieces = pa.concat_arrays([self._keys, _arrow([*inner, *last])])
+        self._pieces: pa.Array[Any] = pa.concat_arrays([self._keys, _arrow([*inner, *last])])
         self._lengths = np.diff(np.frombuffer(self._pieces.buffers()[1], dtype=np.int32)[: len(self._pieces) + 1])
 
 

@@ -172,13 +172,11 @@ def sparse_field(mappings: dict[str, Any]) -> str | None:
 
 
 def _refuse_no_objects(body: dict[str, Any]) -> None:
-    """Raise TypeError when a part of an index body that must be a JSON object is none."""
+    """Raise TypeError or AttributeError when a part of an index body that must be a JSON object is none."""
     settings, mappings = body.get("settings", {}), body["mappings"]
-    parts = [body.get("aliases", {}), settings, mappings.get("_source", {}), mappings.get("_meta", {})]
-    parts += [settings.get("index", {})] if isinstance(settings, dict) else []
-    for entry in mappings["properties"].values():
-        method = entry.get("method", {})
-        parts += [method, method.get("parameters") or {}] if isinstance(method, dict) else [method]
+    methods = [entry.get("method", {}) for entry in mappings["properties"].values()]
+    parts = [body.get("aliases", {}), settings.get("index", {}), mappings.get("_source", {}), mappings.get("_meta", {})]
+    parts += [method.get("parameters") or {} for method in methods]
     if not all(isinstance(part, dict) for part in parts):
         raise TypeError
 

@@ -14,7 +14,7 @@ import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,14 +30,8 @@ _KEEP_ALIVE = "10m"
 _SEARCHES = 500  # in one _msearch, when the tokens are rare
 _IDS = 1000  # in one _count
 _HITS = 100_000  # that one _msearch may bring, about 4 MB
-
-
-class Page(NamedTuple):
-    """Some of the documents that answer a question: which question, their places, and the weights."""
-
-    question: int
-    places: npt.NDArray[np.int64]
-    weights: npt.NDArray[np.float32]
+# Some of the documents that answer a question: the number of the question, their places, and the weights.
+Page = tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
 
 class IndexScan:
@@ -69,7 +63,6 @@ class IndexScan:
 
     def weights(self, field: str, questions: Sequence[Sequence[str]], likely: Sequence[int]) -> Iterator[Page]:
         """All documents that have a token of a question, with the sum of the weights of those; without order.
-
         `likely` says about how many documents will answer each question, so that answers stay of one size.
         """
         waiting: deque[tuple[int, int | None]] = deque((number, None) for number in range(len(questions)))
@@ -85,7 +78,7 @@ class IndexScan:
             for (number, _), found in zip(batch, self._hits(bodies, "_score", "sort"), strict=True):
                 if found:
                     places = np.array([hit["sort"][0] for hit in found], dtype=np.int64)
-                    yield Page(number, places, np.array([hit["_score"] for hit in found], dtype=np.float32))
+                    yield number, places, np.array([hit["_score"] for hit in found], dtype=np.float32)
                 if len(found) == self._page:
                     waiting.appendleft((number, found[-1]["sort"][0]))
 

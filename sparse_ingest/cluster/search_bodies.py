@@ -21,6 +21,7 @@ from sparse_ingest.cluster.limits import (
     check_clauses,
     check_seismic,
     check_two_phase,
+    count_clauses,
     fit_weights,
     leaves_nothing,
 )
@@ -381,7 +382,7 @@ def _body(
     """The request of a query. With `tokens`, how many of its clauses are sparse ones, the clauses are counted."""
     query = _filtered(query, filter)
     if tokens is not None:
-        check_clauses(query, tokens, max_clauses=max_clauses)
+        check_clauses(tokens, count_clauses(query) - tokens, max_clauses=max_clauses)
     body: SearchBody = {"size": size, "_source": {"excludes": [field]}, "query": query}
     if collapse is not None:
         body["collapse"] = {"field": collapse}

@@ -250,10 +250,10 @@ def compare_all(
     fingerprints = np.zeros(len(places), dtype=np.uint64)
     questions, numbers, likely = _questions(vocabulary, documents, checker.reader.groups)
     asked = reached = 0
-    for page in whole.weights(name, questions, likely):
-        at = np.searchsorted(places, page.places)
-        fingerprints[at] += term_fingerprints(numbers[page.question], page.weights.view(np.uint32))
-        asked += len(page.places)
+    for question, some, weights in whole.weights(name, questions, likely):
+        at = np.searchsorted(places, some)
+        fingerprints[at] += term_fingerprints(numbers[question], weights.view(np.uint32))
+        asked += len(some)
         before, reached = reached, min(len(terms_of), len(terms_of) * asked // max(1, total))
         reporter.advance(reached - before)
     entries["fingerprint"] = fingerprints
