@@ -13,16 +13,16 @@ import copy
 import logging
 import os
 import re
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 import opensearchpy
 from opensearchpy import OpenSearch
 from opensearchpy.exceptions import SerializationError, TransportError
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
 
 from sparse_ingest.cluster.access import aws_signer, basic_header, tls_context
 from sparse_ingest.cluster.failures import BLOCKED, BUSY, error_of, unreachable_message
@@ -121,13 +121,9 @@ class _PlainConnection(opensearchpy.Urllib3HttpConnection):
 
 def _retry_after_s(header: str | None) -> float | None:
     """The seconds in a Retry-After header, which holds them or a date; None when it cannot be read."""
-    if not header:
-        return None
-    if header.strip().isdecimal():
-        return float(header)
     try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except ValueError:
+        return Retry().parse_retry_after(header or "")
+    except (InvalidHeader, ValueError):
         return None
 
 

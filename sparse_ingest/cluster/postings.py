@@ -63,6 +63,7 @@ class IndexScan:
 
     def weights(self, field: str, questions: Sequence[Sequence[str]], likely: Sequence[int]) -> Iterator[Page]:
         """All documents that have a token of a question, with the sum of the weights of those; without order.
+
         `likely` says about how many documents will answer each question, so that answers stay of one size.
         """
         waiting: deque[tuple[int, int | None]] = deque((number, None) for number in range(len(questions)))
