@@ -79,9 +79,7 @@ def merge(client: Client, index: Index, reporter: Reporter) -> str | None:
     return None
 
 
-def wait_for_copies(
-    client: Client, index: Index, reporter: Reporter, *, patience_s: float = 300.0, poll_s: float = _POLL_S
-) -> str | None:
+def wait_for_copies(client: Client, index: Index, reporter: Reporter, *, patience_s: float = 300.0) -> str | None:
     """Wait until all copies of the shards exist. Return a message if the cluster has too few nodes for them.
 
     Args:
@@ -114,7 +112,7 @@ def wait_for_copies(
                 f"has changed. {_why_unassigned(client, index)} Mend that, or set number_of_replicas to what the "
                 "cluster can hold, then start the same command again."
             )
-        time.sleep(poll_s)
+        time.sleep(_POLL_S)
 
 
 class Durability:
