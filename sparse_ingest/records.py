@@ -8,6 +8,7 @@ that of their document. Texts travel in batches of bounded size. Nothing here re
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 PARENT = "parent"  # the field of a passage that names its document
 S = TypeVar("S", bound=Sized)
+T = TypeVar("T")
 
 
 class Document(NamedTuple):
@@ -128,6 +130,13 @@ def document_id(passage: str) -> str:
 def passage_number(passage: str) -> int:
     """The place of a passage in its document, from 0."""
     return int(passage.rpartition("#")[2])
+
+
+def batched(values: Iterable[T], most: int) -> Iterator[list[T]]:
+    """Yield lists of `most` values, the last one shorter."""
+    waiting = iter(values)
+    while batch := list(islice(waiting, most)):
+        yield batch
 
 
 def in_batches(sequences: Iterable[S], most: int, most_size: int) -> Iterator[list[S]]:

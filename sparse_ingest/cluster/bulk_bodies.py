@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
-from itertools import islice
 from json.encoder import encode_basestring
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +22,7 @@ import pyarrow as pa
 
 from sparse_ingest.cluster.scores import DROPPED_BITS, LOWEST_WEIGHT, weight_codes
 from sparse_ingest.errors import PipelineError, RunError
-from sparse_ingest.records import SparseRows
+from sparse_ingest.records import SparseRows, batched
 from sparse_ingest.runs.shards import ShardPart
 
 MAX_BYTES = 8 << 20  # managed services refuse requests from 10 MiB
@@ -322,8 +321,7 @@ def _arrow(values: Sequence[bytes]) -> pa.Array[Any]:
 
 def delete_requests(doc_ids: Iterable[str]) -> Iterator[BulkRequest]:
     """Requests that delete documents; no shard and no source row belongs to them."""
-    remaining = iter(doc_ids)
-    while some := list(islice(remaining, MAX_DOCUMENTS)):
+    for some in batched(doc_ids, MAX_DOCUMENTS):
         bodies = [b'{"delete":{"_id":%b}}\n' % encode_basestring(doc_id).encode() for doc_id in some]
         borders = _borders(list(map(len, bodies)))
         yield BulkRequest(b"".join(bodies), borders, np.zeros(len(some), np.uint64), some, operation="delete")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from sparse_ingest.cluster.client import Client, path_of
 from sparse_ingest.cluster.indexes import Index
 from sparse_ingest.cluster.reading import search_many
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.records import PARENT
+from sparse_ingest.records import PARENT, batched
 
 PAGE = 10_000  # the default of index.max_result_window
 _KEEP_ALIVE = "10m"
@@ -125,7 +124,7 @@ def count_searchable(client: Client, index: str) -> int:
 
 def count_known(client: Client, index: str, doc_ids: Iterable[str]) -> int:
     """How many of these documents an index has."""
-    return sum(_count(client, index, {"ids": {"values": some}}) for some in _batches(doc_ids))
+    return sum(_count(client, index, {"ids": {"values": some}}) for some in batched(doc_ids, _IDS))
 
 
 def _count(client: Client, index: str, query: dict[str, Any]) -> int:
@@ -140,7 +139,7 @@ def count_parents(client: Client, index: str, doc_ids: Iterable[str]) -> int:
                for one in mapped.values()):  # fmt: skip
         return 0
     known = 0
-    for some in _batches(doc_ids):
+    for some in batched(doc_ids, _IDS):
         # Below 3,000 values the count of different ones is as good as exact.
         counted = {"parents": {"cardinality": {"field": field, "precision_threshold": 3 * _IDS}}}
         body = {"size": 0, "query": {"terms": {field: some}}, "aggs": counted}
@@ -158,9 +157,3 @@ def count_holding(client: Client, index: str, field: str, tokens: Sequence[str])
     bodies = ({"size": 0, "track_total_hits": True, "query": _question(field, [token])} for token in tokens)
     answers = search_many(client, path, bodies, index, at_once=_SEARCHES, filter_path=wanted)
     return {token: int(answer["hits"]["total"]["value"]) for token, answer in zip(tokens, answers, strict=True)}
-
-
-def _batches(doc_ids: Iterable[str]) -> Iterator[list[str]]:
-    waiting = iter(doc_ids)
-    while some := list(islice(waiting, _IDS)):
-        yield some

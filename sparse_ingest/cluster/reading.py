@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +26,7 @@ from sparse_ingest.cluster.client import Client, path_of
 from sparse_ingest.cluster.failures import error_of
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes
 from sparse_ingest.errors import ClusterError
+from sparse_ingest.records import batched
 
 # The filter on ids counts as a clause too; some are left over for what a rewrite may add.
 _SPARE_CLAUSES = 8
@@ -157,8 +157,7 @@ def search_many(
     # An index's default search pipeline, such as two-phase, would change scores and refuse to sort. In one _msearch
     # only a body can name a pipeline, and only from 2.18 on.
     past = {"search_pipeline": "_none"} if client.version >= PIPELINE_IN_BODY_SINCE else {}
-    waiting = iter(bodies)
-    while some := list(islice(waiting, at_once)):
+    for some in batched(bodies, at_once):
         lines = b"".join(b"{}\n" + json.dumps({**body, **past}).encode() + b"\n" for body in some)
         answer = client.call("POST", path, lines, params=params, timeout_s=300)
         for response in answer["responses"]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from sparse_ingest.cluster.postings import IndexScan
 from sparse_ingest.cluster.reading import Stored, StoredReader
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes, stored_weights
 from sparse_ingest.pruning import prune
-from sparse_ingest.records import SparseRows
+from sparse_ingest.records import SparseRows, batched
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.matching import Ledger, compare, row_fingerprints, term_fingerprints
 from sparse_ingest.runs.run import Run
@@ -261,7 +261,7 @@ def compare_all(
     # What differs is counted when it is explained.
     report.checked_documents = expected.length - len(gone) - len(differing)
     report.checked_weights = total - int(terms_of[gone].sum() + terms_of[differing].sum())
-    for batch in _batches(loaded.documents(differing)):
+    for batch in batched(loaded.documents(differing), _BATCH):
         checker.check_strictly(batch)
 
 
@@ -324,16 +324,11 @@ def _note_mismatches(
     return gone, np.sort(np.concatenate(differing))
 
 
-def _batches(documents: Iterator[Expected]) -> Iterator[list[Expected]]:
-    while batch := list(islice(documents, _BATCH)):
-        yield batch
-
-
 def check_sample(
     loaded: Loaded, places: _Places, checker: WeightChecker, report: VerifyReport, reporter: Reporter, *, ids_too: bool
 ) -> None:
     """Compare the weights of the documents at some places; `ids_too`: note those that are not there as well."""
-    for batch in _batches(loaded.documents(places)):
+    for batch in batched(loaded.documents(places), _BATCH):
         before = report.checked_documents
         absent, _ = checker.check(batch)
         for doc_id in absent if ids_too else ():
