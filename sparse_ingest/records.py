@@ -99,6 +99,7 @@ class Refusal(NamedTuple):
     """A document that OpenSearch refused. `status` is the HTTP status of its item."""
 
     doc_id: str
+    shard: int
     row: int
     status: int
     reason: str

@@ -251,7 +251,7 @@ class _Sender:
             if status in BUSY:
                 waiting[place] = f"{status} {kind}: {reason}."
             else:
-                refused.append(Refusal(ids[place], int(request.rows[place]), status, f"{kind}: {reason}"))
+                refused.append(_refusal(request, place, status, kind, reason))
         return waiting
 
     def _changed_on_the_way(self, what: str) -> str:
@@ -263,9 +263,13 @@ class _Sender:
     def _send_halves(self, request: BulkRequest, error: ResponseError) -> list[Refusal]:
         count = len(request.doc_ids)
         if count == 1:
-            return [Refusal(request.doc_ids[0], int(request.rows[0]), error.status, f"{error.kind}: {error.reason}")]
+            return [_refusal(request, 0, error.status, error.kind, error.reason)]
         halves = (range(count // 2), range(count // 2, count))
         return [one for half in halves for one in self._send(request.part(half))]
+
+
+def _refusal(request: BulkRequest, place: int, status: int, kind: str, reason: str) -> Refusal:
+    return Refusal(request.doc_ids[place], request.shard, int(request.rows[place]), status, f"{kind}: {reason}")
 
 
 def _stopping(kind: str, reason: str) -> str:
