@@ -118,6 +118,15 @@ class Outcome(NamedTuple):
         return self.acknowledged + len(self.refused)
 
 
+class TermShare(NamedTuple):
+    """What one token gave to a score: the weights are those of query and document, the contribution their product."""
+
+    token: str
+    query_weight: float
+    document_weight: float
+    contribution: float
+
+
 def passage_id(doc_id: str, number: int) -> str:
     """The id of a passage. No two passages share one when no two documents do."""
     return f"{doc_id}#{number}"

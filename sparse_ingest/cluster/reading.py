@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from sparse_ingest.cluster.client import Client, path_of
 from sparse_ingest.cluster.failures import error_of
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.records import batched
+from sparse_ingest.records import TermShare, batched
 
 # The filter on ids counts as a clause too; some are left over for what a rewrite may add.
 _SPARE_CLAUSES = 8
@@ -38,15 +38,6 @@ _CONTRIBUTION = re.compile(r"token '(\d+)' contribution: query_weight=(\d+) \* d
 
 # The stored value of a key: a float32 of 9 bits, or the byte of a segment with clusters.
 Stored = np.float32 | np.uint8
-
-
-class ExplainedTerm(NamedTuple):
-    """What one token added to a score, as the server reports it: query weight, stored weight, their product."""
-
-    token: str
-    query_weight: float
-    stored_weight: float
-    contribution: float
 
 
 class StoredReader:
@@ -81,7 +72,7 @@ class StoredReader:
                 raw = _of_clusters(hit["_explanation"])
                 if raw is None:
                     terms = explained_terms(hit["_explanation"], self._field)
-                    kept.update((term.token, np.float32(term.stored_weight)) for term in terms)
+                    kept.update((term.token, np.float32(term.document_weight)) for term in terms)
                 else:
                     kept.update(dict.fromkeys(keys, np.uint8(0)))  # a byte of zero is not named
                     kept.update((token, np.uint8(byte)) for token, _, byte, _ in _contributions(raw))
@@ -172,7 +163,7 @@ def search_many(
             yield response
 
 
-def explained_terms(explanation: Mapping[str, Any], field: str) -> Iterator[ExplainedTerm]:
+def explained_terms(explanation: Mapping[str, Any], field: str) -> Iterator[TermShare]:
     """Yield the terms in the `_explanation` of a hit, for any body with sparse clauses.
 
     The tree has one node for each matching token, below a node "sum of:" if the query has more than one. Such a node
@@ -186,7 +177,7 @@ def explained_terms(explanation: Mapping[str, Any], field: str) -> Iterator[Expl
     if description.startswith(before) and description.endswith(after):
         weight, stored = (float(detail["value"]) for detail in explanation["details"])
         token = description[len(before) : -len(after)]
-        yield ExplainedTerm(token, weight, stored, float(explanation["value"]))
+        yield TermShare(token, weight, stored, float(explanation["value"]))
     elif description.startswith("sparse_ann score for doc "):
         yield from _clustered_terms(explanation["details"])
     else:
@@ -194,14 +185,14 @@ def explained_terms(explanation: Mapping[str, Any], field: str) -> Iterator[Expl
             yield from explained_terms(detail, field)
 
 
-def _clustered_terms(details: Sequence[Mapping[str, Any]]) -> Iterator[ExplainedTerm]:
+def _clustered_terms(details: Sequence[Mapping[str, Any]]) -> Iterator[TermShare]:
     """Yield the terms of a document in clusters, where weights are bytes relative to two ceilings."""
     [raw] = (part for part in details if part["description"].startswith("raw dot product"))
     [scaling] = (part for part in details if part["description"].startswith("quantization rescaling"))
     boost, ceiling_ingest, ceiling_search, levels = (float(part["value"]) for part in scaling["details"])
     for token, query_byte, byte, product in _contributions(raw):
         requested, stored = query_byte * boost * ceiling_search / levels, byte * ceiling_ingest / levels
-        yield ExplainedTerm(token, requested, stored, product * float(scaling["value"]))
+        yield TermShare(token, requested, stored, product * float(scaling["value"]))
 
 
 def _contributions(raw: Mapping[str, Any]) -> Iterator[tuple[str, int, int, float]]:

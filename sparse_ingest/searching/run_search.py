@@ -14,11 +14,11 @@ from functools import partial
 
 from sparse_ingest.cluster.scores import stored_weights
 from sparse_ingest.queries.weight_table import QueryWeights, to_float32
-from sparse_ingest.records import SparseRows, batched, document_id
+from sparse_ingest.records import SparseRows, TermShare, batched, document_id
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_shard, read_shard_vectors
 from sparse_ingest.searching.exact import ExactHits, QueryVector, search_exact
-from sparse_ingest.searching.hits import Hit, Ranked, TermShare, heaviest_first
+from sparse_ingest.searching.hits import Hit, Ranked, heaviest_first
 
 # One reading of the run answers so many; each holds its hits until then, about 10 KB for 100 of them.
 QUERIES_AT_ONCE = 4096
