@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 
 import click
 
+from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.errors import UsageError, first_line
 from sparse_ingest.pipeline import EngineName, ModelSettings, Pipeline, option, override, read_pipeline
 from sparse_ingest.storage.places import place_of
@@ -132,28 +133,6 @@ _TYPES: dict[Any, Any] = {int: click.IntRange(min=1), Path: place_of, tuple: _na
 
 
 @dataclass(frozen=True)
-class _ConnectionFlags:
-    """The options of a `Connection`, whose own module brings opensearchpy, which `--help` does without."""
-
-    url: str = option("http://127.0.0.1:9200", "Address of OpenSearch", env="SPARSE_INGEST_URL")
-    user: str | None = option(None, "User name; may stand in --url", env="SPARSE_INGEST_USER")
-    password: str | None = option(None, "Password; better given by its variable", env="SPARSE_INGEST_PASSWORD")
-    ca: str | None = option(None, "CA certificates to trust instead of the system's", env="SPARSE_INGEST_CA")
-    client_cert: str | None = option(None, "Client certificate", env="SPARSE_INGEST_CLIENT_CERT")
-    client_key: str | None = option(None, "Its key, unless its file holds both", env="SPARSE_INGEST_CLIENT_KEY")
-    aws_region: str | None = option(None, "AWS region  [default: that of the AWS profile]", env="AWS_REGION")
-    aws_service: Literal["es", "aoss"] | None = option(
-        None, "Sign requests with AWS SigV4 as boto3 is set up; aoss is Serverless", env="SPARSE_INGEST_AWS_SERVICE"
-    )
-
-
-def _connection_of(**given: Any) -> object:
-    from sparse_ingest.cluster.client import Connection
-
-    return Connection(**given)
-
-
-@dataclass(frozen=True)
 class _PipelineFlags:
     """What names and changes a pipeline. `pipeline.model.document` is None when the user named no model."""
 
@@ -188,4 +167,4 @@ model_options = _pipeline_options("engine")
 query_model_options = _pipeline_options()
 # The command receives the keyword `connection`, a `Connection`.
 _FILES = dict.fromkeys(("ca", "client_cert", "client_key"), click.Path(exists=True, dir_okay=False))
-connection_options = joined_options("connection", _connection_of, _options_of(_ConnectionFlags, types=_FILES))
+connection_options = joined_options("connection", Connection, _options_of(Connection, types=_FILES))

@@ -14,7 +14,7 @@ from sparse_ingest.planning.options import PlanOptions
 from sparse_ingest.storage.places import Place, place_of
 
 if TYPE_CHECKING:
-    from sparse_ingest.cluster.client import Connection
+    from sparse_ingest.cluster.connection import Connection
 
 PATH = click.Path(path_type=Path)
 

@@ -14,9 +14,9 @@ import logging
 import os
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from dataclasses import fields, replace
+from typing import Any
+from urllib.parse import quote
 
 import opensearchpy
 from opensearchpy import OpenSearch
@@ -25,6 +25,7 @@ from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from sparse_ingest.cluster.access import aws_signer, basic_header, tls_context
+from sparse_ingest.cluster.connection import Address, Connection, parse_url
 from sparse_ingest.cluster.failures import BLOCKED, BUSY, error_of, unreachable_message
 from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
 
@@ -33,50 +34,10 @@ logger = logging.getLogger(__name__)
 OLDEST_VERSION = (2, 11)  # the first with neural_sparse
 # The version of the tests. An older server refuses by itself what it does not know.
 NEWEST_TRIED = (3, 6, 0)
-# Field of `Connection` to the variable that gives it where neither an option nor an argument does.
-VARIABLES = {
-    "url": "SPARSE_INGEST_URL", "user": "SPARSE_INGEST_USER", "password": "SPARSE_INGEST_PASSWORD",
-    "ca": "SPARSE_INGEST_CA", "client_cert": "SPARSE_INGEST_CLIENT_CERT", "client_key": "SPARSE_INGEST_CLIENT_KEY",
-    "aws_region": "AWS_REGION", "aws_service": "SPARSE_INGEST_AWS_SERVICE",
-}  # fmt: skip
 CONNECTIONS = 32  # kept open at most, as many as a search with --concurrency has requests in flight
 
 
-@dataclass(frozen=True)
-class Connection:
-    """How to reach a cluster. `url` may hold a user and password; `user` and `password` take precedence."""
-
-    url: str = "http://127.0.0.1:9200"
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-    ca: str | None = None
-    client_cert: str | None = None
-    client_key: str | None = None
-    aws_region: str | None = None
-    aws_service: str | None = None
-
-    def __repr__(self) -> str:
-        try:
-            address, user, _ = parse_url(self.url)
-        except UsageError:
-            return "Connection(url=unreadable)"
-        return f"Connection(url={str(address)!r}, user={self.user or user!r})"
-
-
 ClusterLike = Connection | OpenSearch
-
-
-class Address(NamedTuple):
-    """A URL in parts, without the user and password that stood in it."""
-
-    scheme: str
-    host: str
-    port: int
-    prefix: str
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}{self.prefix}"
 
 
 class ResponseError(ClusterError):
@@ -223,7 +184,8 @@ def connection_of(url: str | None, connection: ClusterLike | None) -> ClusterLik
         raise UsageError("Give url= or connection=, not both.")
     if connection is not None:
         return connection
-    given = {name: value for name, variable in VARIABLES.items() if (value := os.environ.get(variable))}
+    variables = {entry.name: os.environ.get(entry.metadata["env"]) for entry in fields(Connection)}
+    given: dict[str, Any] = {name: value for name, value in variables.items() if value}
     return Connection(**given | ({"url": url} if url is not None else {}))
 
 
@@ -295,25 +257,6 @@ def _refuse_conflicts(connection: Connection, address: Address) -> None:
         files = {"--ca": connection.ca, "--client-cert": connection.client_cert}
         for name in (name for name, path in files.items() if path):
             raise UsageError(f"{name} is for TLS, but --url begins with http://. Write https://, or leave out {name}.")
-
-
-def parse_url(url: str) -> tuple[Address, str | None, str | None]:
-    """The address, user and password of a URL. The port is 443 for https, else 9200, when left out.
-
-    Raises:
-        UsageError: it is no http or https URL; the message does not repeat it, it may hold a password.
-    """
-    try:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise UsageError("--url is no address such as https://search.example.org:9200 or http://127.0.0.1:9200.")
-    default_port = 443 if parts.scheme == "https" else 9200
-    address = Address(parts.scheme, parts.hostname, port or default_port, parts.path.rstrip("/"))
-    user, password = parts.username, parts.password
-    return address, unquote(user) if user else None, unquote(password) if password is not None else None
 
 
 def path_of(name: str) -> str:

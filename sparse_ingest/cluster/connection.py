@@ -1,0 +1,69 @@
+"""How a cluster is reached: what the user gives in options, arguments and variables, and a URL in parts.
+
+The command line declares its options from `Connection`, so nothing heavy is imported here.
+Not covered: connecting (client.py), what the files and names become (access.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from sparse_ingest.errors import UsageError
+from sparse_ingest.pipeline import option
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How to reach a cluster. `url` may hold a user and password; `user` and `password` take precedence."""
+
+    url: str = option("http://127.0.0.1:9200", "Address of OpenSearch", env="SPARSE_INGEST_URL")
+    user: str | None = option(None, "User name; may stand in --url", env="SPARSE_INGEST_USER")
+    password: str | None = option(None, "Password; better given by its variable", env="SPARSE_INGEST_PASSWORD")
+    ca: str | None = option(None, "CA certificates to trust instead of the system's", env="SPARSE_INGEST_CA")
+    client_cert: str | None = option(None, "Client certificate", env="SPARSE_INGEST_CLIENT_CERT")
+    client_key: str | None = option(None, "Its key, unless its file holds both", env="SPARSE_INGEST_CLIENT_KEY")
+    aws_region: str | None = option(None, "AWS region  [default: that of the AWS profile]", env="AWS_REGION")
+    aws_service: Literal["es", "aoss"] | None = option(
+        None, "Sign requests with AWS SigV4 as boto3 is set up; aoss is Serverless", env="SPARSE_INGEST_AWS_SERVICE"
+    )
+
+    def __repr__(self) -> str:
+        try:
+            address, user, _ = parse_url(self.url)
+        except UsageError:
+            return "Connection(url=unreadable)"
+        return f"Connection(url={str(address)!r}, user={self.user or user!r})"
+
+
+class Address(NamedTuple):
+    """A URL in parts, without the user and password that stood in it."""
+
+    scheme: str
+    host: str
+    port: int
+    prefix: str
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}{self.prefix}"
+
+
+def parse_url(url: str) -> tuple[Address, str | None, str | None]:
+    """The address, user and password of a URL. The port is 443 for https, else 9200, when left out.
+
+    Raises:
+        UsageError: it is no http or https URL; the message does not repeat it, it may hold a password.
+    """
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise UsageError("--url is no address such as https://search.example.org:9200 or http://127.0.0.1:9200.")
+    default_port = 443 if parts.scheme == "https" else 9200
+    address = Address(parts.scheme, parts.hostname, port or default_port, parts.path.rstrip("/"))
+    user, password = parts.username, parts.password
+    return address, unquote(user) if user else None, unquote(password) if password is not None else None
