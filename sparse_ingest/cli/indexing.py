@@ -23,7 +23,7 @@ from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from sparse_ingest.cluster.client import Connection
+    from sparse_ingest.cluster.connection import Connection
     from sparse_ingest.cluster.index_admin import IndexReport
 
 _INDEX = click.option("--index", required=True, metavar="NAME", help="The index")

@@ -29,7 +29,7 @@ from sparse_ingest.searching.options import SearchOptions
 from sparse_ingest.storage.places import Place, place_of
 
 if TYPE_CHECKING:
-    from sparse_ingest.cluster.client import Connection
+    from sparse_ingest.cluster.connection import Connection
     from sparse_ingest.searching.hits import Hit, Ranked
     from sparse_ingest.searching.search import SearchableIndex, SearchableRun
 

@@ -89,20 +89,16 @@ class _DocumentChecker:
         # By the message of a broken rule: how often it is broken, and the first examples.
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
-        names = limits.vocabulary
-        if limits.kind == "sparse_vector":
-            lengths = [len(str(token_id)) for token_id in range(len(names))]
-        else:
-            lengths = [0 if token is None else len(token.encode()) for token in names]
-        self._longest = max(lengths, default=0)
+        names, field = limits.vocabulary, limits.field
+        keys = map(str, range(len(names))) if limits.kind == "sparse_vector" else (token or "" for token in names)
+        self._lengths = np.array([len(key.encode()) for key in keys], dtype=np.int64)
         # Tokens that no document may have, by token id.
         self._no_token = np.array([token is None for token in names], dtype=np.bool_)
-        self._too_long = np.array(lengths, dtype=np.int64) > MAX_TOKEN_BYTES
-        self._lengths = np.array(lengths, dtype=np.int64)
+        self._too_long = self._lengths > MAX_TOKEN_BYTES
         self._unusable = self._no_token | self._too_long
         self._any_unusable = bool(self._unusable.any())
-        self._needles = {encode_basestring(name) for name in (limits.field, limits.field.partition(".")[0])}
-        self._needles |= {json.dumps(name) for name in (limits.field, limits.field.partition(".")[0])}
+        parts = (field, field.partition(".")[0])
+        self._needles = {spell(name) for name in parts for spell in (encode_basestring, json.dumps)}
         self._check_vocabulary()
 
     def check(self, part: ShardPart) -> None:
@@ -196,7 +192,8 @@ class _DocumentChecker:
         terms = np.diff(vectors.indptr)
         characters = np.fromiter(map(len, part.fields), dtype=np.int64, count=len(part.fields))
         # An upper bound first; a term costs quotes, colon, comma and at most 16 characters of a number.
-        for row in np.flatnonzero(4 * characters + terms * (self._longest + 20) > self._limits.max_bytes).tolist():
+        most = 4 * characters + terms * (self._lengths.max(initial=0) + 20)
+        for row in np.flatnonzero(most > self._limits.max_bytes).tolist():
             token_ids = vectors.row(row)[0]
             usable = token_ids[token_ids < len(self._lengths)]
             least = len(part.fields[row].encode()) + int(self._lengths[usable].sum()) + 5 * len(token_ids)

@@ -20,13 +20,13 @@ import numpy as np
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.bulk_bodies import BodyWriter, BulkRequest, delete_requests
 from sparse_ingest.cluster.client import Client
-from sparse_ingest.cluster.journal import DeadLetter, Journal
+from sparse_ingest.cluster.journal import Journal
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import Retries, send
 from sparse_ingest.cluster.settling import Durability, patiently
 from sparse_ingest.errors import ClusterError, Interrupted, RunError
 from sparse_ingest.pruning import prune
-from sparse_ingest.records import Outcome
+from sparse_ingest.records import Outcome, Refusal
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.changes import Changes
 from sparse_ingest.runs.run import Run
@@ -121,7 +121,7 @@ class Delivery:
             this = next(one for one in in_flight if one.shard == outcome.shard)
             this.answered += outcome.documents
             this.refused += len(outcome.refused)
-            self.journal.record_dead(_letters(outcome))
+            self.journal.record_dead(outcome.refused)
             reporter.advance(outcome.documents + self._finish_answered(in_flight))
         reporter.advance(self._finish_answered(in_flight))
         if len(begun) < len(missing):
@@ -136,11 +136,11 @@ class Delivery:
         """
         rows = self.journal.dead_rows(shard)
 
-        def still_dead() -> Iterator[DeadLetter]:
+        def still_dead() -> Iterator[Refusal]:
             answered = 0
             for outcome in self._send(self.operations.requests(shard, rows=rows, max_bytes=self.pace.max_bytes)):
                 answered += outcome.documents
-                yield from _letters(outcome)
+                yield from outcome.refused
             # A row that became several documents brings all of them.
             if answered < len(rows):
                 raise RunError(
@@ -159,7 +159,7 @@ class Delivery:
             ClusterError: the index refuses to delete one.
         """
         deleted = 0
-        for outcome in self._send(delete_requests((0, doc_id) for doc_id in ids)):
+        for outcome in self._send(delete_requests(ids)):
             for one in outcome.refused:
                 raise ClusterError(
                     f"Document {one.doc_id!r} cannot be deleted ({one.status} {one.reason}). Remove the cause, then "
@@ -202,8 +202,3 @@ class Delivery:
         if self.durability:
             self.durability.settle()
         patiently(lambda: indexes.check_uuid(self.client, self.index), self.retries)
-
-
-def _letters(outcome: Outcome) -> Iterator[DeadLetter]:
-    for one in outcome.refused:
-        yield DeadLetter(one.doc_id, outcome.shard, one.row, one.status, one.reason)

@@ -18,11 +18,11 @@ from dataclasses import replace as with_changes
 from typing import Any
 
 from sparse_ingest.cluster import indexes, mappings, seismic, settings_guard, settling, updates
-from sparse_ingest.cluster.bulk_bodies import BodyWriter
 from sparse_ingest.cluster.client import Client, ConnectionLike, ResponseError, UnreachableError, connect, connection_of
+from sparse_ingest.cluster.failures import BLOCKED
 from sparse_ingest.cluster.journal import Journal, documents_of, loaded_shards, open_journal
 from sparse_ingest.cluster.pacing import Pace
-from sparse_ingest.cluster.sending import BLOCKED, Retries
+from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.delivery import Delivery, Operations
 from sparse_ingest.loading.differences import Since
@@ -167,9 +167,8 @@ class _Load:
         """What is sent for the shards of a run, in the words of the index that is there now."""
         plan = self.plan
         field, pruning = plan.stamp.field, plan.stamp.pruning
-        wire = mappings.wire(target.mappings, field, self.run.vocabulary())
         operation = updates.operation_for(target, field) if plan.update else "index"
-        writer = BodyWriter(wire.keys, field, spelling=wire.spelling, operation=operation, empty_field=wire.empty_field)
+        writer = mappings.document_writer(target.mappings, field, self.run.vocabulary(), operation)
         changes = self.older.changes if self.older and plan.missing else None
         return Operations(self.run, writer, pruning, plan.update, changes)
 

@@ -45,9 +45,7 @@ from sparse_ingest.searching.pipelines import pipeline_of_run
 from sparse_ingest.searching.query import many_query_weights
 
 if TYPE_CHECKING:
-    from opensearchpy import OpenSearch
-
-    from sparse_ingest.cluster.client import Connection
+    from sparse_ingest.cluster.client import ConnectionLike
 
 LEAST_QUERIES = 10
 DEPTH = 100
@@ -62,7 +60,7 @@ def plan(
     *,
     index: str | None = None,
     url: str | None = None,
-    connection: Connection | OpenSearch | None = None,
+    connection: ConnectionLike | None = None,
     pipeline: Pipeline | str | None = None,
     options: PlanOptions | None = None,
     progress: Reporter | bool = False,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from sparse_ingest.cluster.postings import IndexScan
 from sparse_ingest.cluster.reading import Stored, StoredReader
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes, stored_weights
 from sparse_ingest.pruning import prune
-from sparse_ingest.records import SparseRows
+from sparse_ingest.records import SparseRows, batched
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.ids import hash_id
 from sparse_ingest.runs.run import Run
@@ -243,17 +243,17 @@ def compare_all(
     total = int(terms_of.sum())
     questions, numbers, likely = _questions(vocabulary, frequencies, checker.reader.groups)
     asked = reached = 0
-    for page in whole.weights(name, questions, likely):
-        at = np.searchsorted(sides.places, page.places)
-        sides.fingerprints[at] += term_fingerprints(numbers[page.question], page.weights.view(np.uint32))
-        asked += len(page.places)
+    for question, places, weights in whole.weights(name, questions, likely):
+        at = np.searchsorted(sides.places, places)
+        sides.fingerprints[at] += term_fingerprints(numbers[question], weights.view(np.uint32))
+        asked += len(places)
         before, reached = reached, min(len(terms_of), len(terms_of) * asked // max(1, total))
         reporter.advance(reached - before)
     gone, differing = sides.note_mismatches()
     # What differs is counted when it is explained.
     report.checked_documents = expected - len(gone) - len(differing)
     report.checked_weights = total - int(terms_of[gone].sum() + terms_of[differing].sum())
-    for batch in _batches(loaded.documents(differing)):
+    for batch in batched(loaded.documents(differing), _BATCH):
         checker.check_strictly(batch)
 
 
@@ -347,15 +347,10 @@ def _questions(
     return [*([tokens[token_id]] for token_id in held), *unused], numbers, likely
 
 
-def _batches(documents: Iterator[Expected]) -> Iterator[list[Expected]]:
-    while batch := list(islice(documents, _BATCH)):
-        yield batch
-
-
 def check_sample(loaded: Loaded, places: _Places, checker: WeightChecker, reporter: Reporter, *, ids_too: bool) -> None:
     """Compare the weights of the documents at some places; `ids_too`: note those that are not there as well."""
     report = checker.report
-    for batch in _batches(loaded.documents(places)):
+    for batch in batched(loaded.documents(places), _BATCH):
         before = report.checked_documents
         absent, _ = checker.check(batch)
         for doc_id in absent if ids_too else ():

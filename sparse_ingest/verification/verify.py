@@ -119,6 +119,7 @@ def _checker(client: Client, there: indexes.Index, field: str, run: Run, report:
     """What compares single documents."""
     entry = mappings.field_mapping(there.mappings, field) or {}
     vocabulary = run.vocabulary()
+    keys: Sequence[str | None] = vocabulary
     ceiling = ceiling_search = None
     if entry.get("type") == "sparse_vector":
         if client.version[:2] < EXPLAINED_SINCE:
@@ -128,8 +129,8 @@ def _checker(client: Client, there: indexes.Index, field: str, run: Run, report:
             )
         parameters = parameters_of(entry)
         ceiling, ceiling_search = (float(parameters[f"quantization_ceiling_{side}"]) for side in ("ingest", "search"))
+        keys = mappings.token_id_keys(vocabulary)
     reader = StoredReader(client, there.name, field, indexes.max_clauses(client), ceiling_search=ceiling_search)
-    keys = mappings.wire(there.mappings, field, vocabulary).keys
     return WeightChecker(reader, vocabulary, keys, ceiling, report)
 
 

@@ -14,8 +14,9 @@ from support.stores import FaultyStore, put_folder, stored, web_server
 
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import Client, Connection
-from sparse_ingest.cluster.journal import DeadLetter, open_journal
+from sparse_ingest.cluster.journal import open_journal
 from sparse_ingest.errors import StorageError
+from sparse_ingest.records import Refusal
 from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.storage.places import RemotePath
 from sparse_ingest.verification.verify import verify
@@ -134,7 +135,7 @@ def test_a_store_that_fails_while_a_run_is_loaded_loses_nothing(
 
 
 def test_a_journal_in_a_store_holds_what_one_on_a_disk_would(bucket: str, tmp_path: Path) -> None:
-    letters = [DeadLetter("é", 0, 7, 400, "no"), DeadLetter("b", 0, 9, 400, "no")]
+    letters = [Refusal("é", 0, 7, 400, "no"), Refusal("b", 0, 9, 400, "no")]
     places = (RemotePath.at(f"{bucket}/load"), tmp_path / "load")
     for place in places:
         journal = open_journal(place, "CLUSTER", "INDEX")
