@@ -68,10 +68,10 @@ def read_json(path: Path) -> None:
 
 def read_ours(path: Path) -> None:
     """Rows as `encode` takes them, each hashed."""
-    from sparse_ingest.corpora.cursor import Cursor
     from sparse_ingest.corpora.documents import FieldNames
     from sparse_ingest.corpora.files import open_corpus
-    from sparse_ingest.encoding.row_hash import RowHash
+    from sparse_ingest.corpora.sources import Cursor
+    from sparse_ingest.encoding.counts import RowHash
 
     cursor = Cursor(open_corpus([str(path)], fields=FieldNames()), None)
     while cursor.peek(1):
@@ -198,10 +198,10 @@ def show_memory(gigabytes: float) -> None:
 
 def read_standard_input() -> None:
     """Go over standard input as `encode` does, and print peak memory at each gigabyte."""
-    from sparse_ingest.corpora.cursor import Cursor
     from sparse_ingest.corpora.documents import FieldNames
     from sparse_ingest.corpora.files import open_corpus
-    from sparse_ingest.encoding.row_hash import RowHash
+    from sparse_ingest.corpora.sources import Cursor
+    from sparse_ingest.encoding.counts import RowHash
 
     cursor = Cursor(open_corpus(["-"], fields=FieldNames()), None)
     began, shown = time.perf_counter(), 0

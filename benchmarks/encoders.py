@@ -98,13 +98,13 @@ def ours(job: Job, texts: Sequence[str]) -> Contender:
     encoder = build(dtype)
 
     def terms(some: Sequence[str]) -> list[list[int]]:
-        found = encoder.encode(some)
+        found = encoder.encode(some).vectors
         pairs = zip(found.indptr[:-1], found.indptr[1:], strict=True)
         return [found.token_ids[a:b][found.weights[a:b] > HEAVY].tolist() for a, b in pairs]
 
     encode: Callable[[Sequence[str]], object] = encoder.encode
     if job.get("device_only"):
-        token_ids = encoder._tokenizer(texts).token_ids
+        token_ids = [ids for ids, _ in encoder._tokenizer(texts)]
 
         def encode(some: Sequence[str]) -> object:
             return encoder._maker.make(token_ids[: len(some)], encoder.batch_tokens, lambda documents, tokens: None)
@@ -130,7 +130,7 @@ def work(job: Job, texts: Sequence[str]) -> Contender:
     from sparse_ingest.models.tokenizer import Tokenizer
 
     checkpoint, settings = _model(job)
-    lengths = Tokenizer(checkpoint.transformer, settings)(texts).lengths.tolist()
+    lengths = [len(ids) for ids, _ in Tokenizer(checkpoint.transformer, settings)(texts)]
     model = build_masked_lm(checkpoint, trust_remote_code=False)
     projection, config = model.get_output_embeddings(), model.config
     layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not projection]

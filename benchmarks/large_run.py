@@ -84,7 +84,7 @@ def _parts(rng: np.random.Generator, vocabulary: list[str], first: int, rows: in
         token_ids = _different(rng, borders, count, terms)
         weights = np.exp(rng.normal(-1.2, 0.9, size=count * terms)).clip(0.001, 3.5).astype(np.float32)
         indptr = np.arange(count + 1, dtype=np.int64) * terms
-        vectors, _ = store_weights(SparseRows(ids, indptr, token_ids.ravel(), weights), "float16")
+        vectors = store_weights(SparseRows(ids, indptr, token_ids.ravel(), weights), "float16")
         words = rng.integers(0, len(vocabulary), size=(count, 8)).tolist()
         fields = [json.dumps({"title": " ".join(vocabulary[word] for word in title)}) for title in words]
         yield ShardPart(np.arange(start, start + count, dtype=np.uint64), list(map(text_hash, ids)), vectors, fields)

@@ -34,7 +34,8 @@ from typing import Any, NamedTuple
 from large_run import make_large_run
 
 from sparse_ingest.cli.progress import TerminalReporter
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client, connect
+from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.local_server import process
 

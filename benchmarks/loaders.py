@@ -26,7 +26,8 @@ from opensearchpy import OpenSearch, helpers
 from opensearchpy.serializer import JSONSerializer
 
 from sparse_ingest.cluster.bulk_bodies import BodyWriter, BulkRequest
-from sparse_ingest.cluster.client import Connection, connect
+from sparse_ingest.cluster.client import connect
+from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import send
 from sparse_ingest.loading.load import load

@@ -38,7 +38,8 @@ from load import scratch, server
 from passages import make_corpus
 
 from sparse_ingest.cli.progress import TerminalReporter
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client, connect
+from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.cluster.indexes import find_index
 from sparse_ingest.cluster.search_bodies import Engine, engine_body
 from sparse_ingest.cluster.seismic import parameters_of

@@ -1,6 +1,7 @@
 # What the package exports: __init__.py imports each name from here when it is first used.
 from .checkpoints.inspect import inspect_model
-from .cluster.client import Connection, connect
+from .cluster.client import connect
+from .cluster.connection import Connection
 from .cluster.index_admin import CreateOptions, create_index, drop_index, show_index
 from .cluster.limits import fit_weights
 from .cluster.search_bodies import (

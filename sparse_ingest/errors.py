@@ -18,6 +18,9 @@ Exit code 3 (finished, but documents were refused or skipped) is a result, not a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 def first_line(error: BaseException) -> str:
     """What a library's error says, without the lines behind the first and without its full stop."""
@@ -70,6 +73,15 @@ class MissingExtraError(SparseIngestError):
     def __init__(self, extra: str, purpose: str) -> None:
         install = f'pip install "sparse-ingest[{extra}]", or ".[{extra}]" in a clone'
         super().__init__(f'{purpose} needs the extra "{extra}": {install}')
+
+
+@contextmanager
+def needs_extra(extra: str, purpose: str) -> Iterator[None]:
+    """Raise `MissingExtraError` if an import in the block fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(extra, purpose) from error
 
 
 class Interrupted(SparseIngestError):

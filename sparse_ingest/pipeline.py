@@ -279,9 +279,10 @@ def _build(kind: Any, table: Mapping[str, object], source: str, prefix: str) -> 
 
 def _checked(value: object, hint: Any, source: str, name: str) -> object:
     """The value, when its type is one of those of the hint."""
-    if value is None and type(None) in _alternatives(hint):
+    alternatives = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
+    if value is None and type(None) in alternatives:
         return None
-    choices = [choice for choice in _alternatives(hint) if choice is not type(None)]
+    choices = [choice for choice in alternatives if choice is not type(None)]
     for choice in choices:
         if (found := _as_kind(value, choice)) is not None:
             return found
@@ -305,10 +306,6 @@ def _as_kind(value: object, kind: Any) -> object:
     else:
         fits = isinstance(value, get_origin(kind) or kind)
     return value if fits else None
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
 
 
 def _in_words(choice: Any) -> str:

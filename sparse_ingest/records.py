@@ -8,6 +8,7 @@ that of their document. Texts travel in batches of bounded size. Nothing here re
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 PARENT = "parent"  # the field of a passage that names its document
 S = TypeVar("S", bound=Sized)
+T = TypeVar("T")
 
 
 class Document(NamedTuple):
@@ -97,6 +99,7 @@ class Refusal(NamedTuple):
     """A document that OpenSearch refused. `status` is the HTTP status of its item."""
 
     doc_id: str
+    shard: int
     row: int
     status: int
     reason: str
@@ -115,6 +118,15 @@ class Outcome(NamedTuple):
         return self.acknowledged + len(self.refused)
 
 
+class TermShare(NamedTuple):
+    """What one token gave to a score: the weights are those of query and document, the contribution their product."""
+
+    token: str
+    query_weight: float
+    document_weight: float
+    contribution: float
+
+
 def passage_id(doc_id: str, number: int) -> str:
     """The id of a passage. No two passages share one when no two documents do."""
     return f"{doc_id}#{number}"
@@ -128,6 +140,13 @@ def document_id(passage: str) -> str:
 def passage_number(passage: str) -> int:
     """The place of a passage in its document, from 0."""
     return int(passage.rpartition("#")[2])
+
+
+def batched(values: Iterable[T], most: int) -> Iterator[list[T]]:
+    """Yield lists of `most` values, the last one shorter."""
+    waiting = iter(values)
+    while batch := list(islice(waiting, most)):
+        yield batch
 
 
 def in_batches(sequences: Iterable[S], most: int, most_size: int) -> Iterator[list[S]]:

@@ -43,22 +43,12 @@ class Reporter(Protocol):
 class SilentReporter(Reporter):
     """Shows nothing and never asks to stop. Other reporters override what they show."""
 
-    def begin(self, unit: str, total: int | None = None) -> None:  # noqa: D102 - see Reporter
+    def _ignore(self, *given: Any, **named: Any) -> None:
         pass
 
-    def expect(self, total: int) -> None:  # noqa: D102
-        pass
+    begin = expect = advance = earlier = note = _ignore
 
-    def advance(self, count: int, *, tokens: int = 0, detail: str = "") -> None:  # noqa: D102
-        pass
-
-    def earlier(self, count: int) -> None:  # noqa: D102
-        pass
-
-    def note(self, message: str) -> None:  # noqa: D102
-        pass
-
-    def warn(self, message: str) -> None:  # noqa: D102
+    def warn(self, message: str) -> None:  # noqa: D102 - see Reporter
         self.note(message)
 
     def stop_requested(self) -> bool:  # noqa: D102

@@ -83,25 +83,21 @@ def inspect_model(model: ModelSettings | str) -> Inspection:
     checkpoint = read_checkpoint(model.document, model.revision)
     document = None
     if checkpoint.encodes_documents:
-        side = MaskedLMSide(checkpoint.transformer, checkpoint.declared)
-        document = _side(checkpoint, side, model, warnings, task="document")
+        document = _side(checkpoint, model, warnings, "document")
     queries = read_checkpoint(model.query, model.query_revision) if model.query else checkpoint
-    query = _side(queries, queries.query, model, warnings, task="query")
+    query = _side(queries, model, warnings, "query")
     # What both sides share is said once.
     return Inspection(document, query, list(dict.fromkeys(warnings)))
 
 
 def _side(
-    checkpoint: Checkpoint,
-    side: MaskedLMSide | WeightTableSide,
-    asked: ModelSettings,
-    warnings: list[str],
-    *,
-    task: Literal["document", "query"],
+    checkpoint: Checkpoint, asked: ModelSettings, warnings: list[str], task: Literal["document", "query"]
 ) -> Side:
     """Describe one side, and append to `warnings`."""
+    side, resolve = checkpoint.query, resolve_query_settings
+    if task == "document":
+        side, resolve = MaskedLMSide(checkpoint.transformer, checkpoint.declared), resolve_settings
     is_table = isinstance(side, WeightTableSide)
-    resolve = resolve_settings if task == "document" else resolve_query_settings
     try:
         settings = resolve(replace(asked, trust_remote_code=True), checkpoint)
     except CheckpointError as error:

@@ -92,13 +92,13 @@ def read_checkpoint(name: str, revision: str | None = None, *, code: bool = Fals
     Raises:
         CheckpointError: the model is not found, its family is unknown or not built here, or a file is missing.
     """
-    located = locate(name, revision, code=code)
-    folder, modules = located.folder, read_modules(located.folder)
+    folder, commit = locate(name, revision, code=code)
+    modules = read_modules(folder)
     for family, read in FAMILIES.items():
         if sides := read(folder, modules):
             (transformer, declared), query = sides
             limit = _max_active_dims(folder)
-            return Checkpoint(name, folder, located.revision, family, transformer, declared, query, limit)
+            return Checkpoint(name, folder, commit, family, transformer, declared, query, limit)
     files = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "nothing"
     tried = "; ".join(FAMILIES)
     chain = f" Its modules: {', '.join(module.kind for module in modules)}." if modules else ""

@@ -12,7 +12,6 @@ import hashlib
 import importlib.util
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from sparse_ingest.checkpoints.hub import FILES, PICKLES, fetch
 from sparse_ingest.errors import CheckpointError
@@ -20,17 +19,11 @@ from sparse_ingest.errors import CheckpointError
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-class Located(NamedTuple):
-    """A model folder; `revision` is the commit on the hub, None for a folder or a package."""
+def locate(name: str, revision: str | None = None, *, code: bool = False) -> tuple[Path, str | None]:
+    """Find the folder of a model and its commit, downloading it from the hub when it is named by a hub id.
 
-    folder: Path
-    revision: str | None
-
-
-def locate(name: str, revision: str | None = None, *, code: bool = False) -> Located:
-    """Find the folder of a model, downloading it from the hub when it is named by a hub id.
-
-    `code` asks for the model's own Python files too, which are otherwise not fetched.
+    The commit is None for a folder or a package. `code` asks for the model's own Python files too, which are otherwise
+    not fetched.
 
     Raises:
         CheckpointError: nothing of that name can be found or fetched, or a folder is asked for with a revision.
@@ -40,10 +33,10 @@ def locate(name: str, revision: str | None = None, *, code: bool = False) -> Loc
             raise CheckpointError(
                 f"{name} is a folder, which has no revision {revision!r}: revisions belong to hub ids. Leave it out."
             )
-        return Located(on_disk, None)
+        return on_disk, None
     folder = fetch(name, revision, code=code)
     # The hub's cache names a snapshot's folder by its commit.
-    return Located(folder, folder.name)
+    return folder, folder.name
 
 
 def _on_disk(name: str) -> Path | None:

@@ -243,7 +243,7 @@ def _refuse_missing_parts(pipeline: Pipeline) -> None:
     if not all(map(importlib.util.find_spec, ("torch", "transformers", "jgo", "psutil"))):
         raise MissingExtraError("demo", "The demo")
     try:
-        folder = locate(pipeline.model.document or "").folder
+        folder, _ = locate(pipeline.model.document or "")
     except CheckpointError as error:
         raise MissingExtraError("demo", "The demo's model") from error
     weights = folder / "model.safetensors"

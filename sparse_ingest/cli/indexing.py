@@ -23,7 +23,7 @@ from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from sparse_ingest.cluster.client import Connection
+    from sparse_ingest.cluster.connection import Connection
     from sparse_ingest.cluster.index_admin import IndexReport
 
 _INDEX = click.option("--index", required=True, metavar="NAME", help="The index")
@@ -55,7 +55,7 @@ def index() -> None:
 @click.option("--default", is_flag=True, help="Make them the pipelines of every search and document that names none")
 @connection_options
 @json_option
-def create(index: str, pipeline: Pipeline, connection: Connection, as_json: bool, **given: Any) -> None:
+def create(index: str, as_json: bool, **given: Any) -> None:
     """Make an empty index that a load with the same settings accepts, with pipelines on the server.
 
     \b
@@ -65,12 +65,10 @@ def create(index: str, pipeline: Pipeline, connection: Connection, as_json: bool
     `load` bypasses the ingest pipeline: what it sends has its vector. The ingest pipeline prunes by the rule
     in [encode].
     """
-    from sparse_ingest.cluster.index_admin import CreateOptions, create_index
+    from sparse_ingest.cluster.index_admin import create_index
 
     with TerminalReporter() as reporter:
-        report = create_index(
-            index, connection=connection, pipeline=pipeline, options=CreateOptions(**given), progress=reporter
-        )
+        report = create_index(index, progress=reporter, **given)
     lines = [f"Index {report.index!r} is there, empty, with the {report.kind} field {report.field!r}."]
     for what, name, key in (
         ("search", report.search_pipeline, "search_pipeline"), ("ingest", report.ingest_pipeline, "pipeline")

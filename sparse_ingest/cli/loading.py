@@ -13,7 +13,7 @@ from sparse_ingest.loading.options import PublishOptions
 from sparse_ingest.storage.places import Place, place_of
 
 if TYPE_CHECKING:
-    from sparse_ingest.cluster.client import Connection
+    from sparse_ingest.cluster.connection import Connection
     from sparse_ingest.loading.load import LoadReport
     from sparse_ingest.loading.publish import PublishReport
     from sparse_ingest.pipeline import Pipeline

@@ -161,7 +161,5 @@ model_argument_options = _pipeline_options("trust_remote_code", "engine", model=
 model_options = _pipeline_options("engine")
 query_model_options = _pipeline_options()
 # The command receives the keyword `connection`, a `Connection`.
-_FILE = click.Path(exists=True, dir_okay=False)
-_AWS = click.Choice(["es", "aoss"])
-_CONNECTION = _options_of(Connection, ca=_FILE, client_cert=_FILE, client_key=_FILE, aws_service=_AWS)
-connection_options = joined_options("connection", Connection, _CONNECTION)
+_FILES = dict.fromkeys(("ca", "client_cert", "client_key"), click.Path(exists=True, dir_okay=False))
+connection_options = joined_options("connection", Connection, _options_of(Connection, **_FILES))

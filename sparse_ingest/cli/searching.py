@@ -29,7 +29,7 @@ from sparse_ingest.searching.options import SearchOptions
 from sparse_ingest.storage.places import Place, place_of
 
 if TYPE_CHECKING:
-    from sparse_ingest.cluster.client import Connection
+    from sparse_ingest.cluster.connection import Connection
     from sparse_ingest.searching.hits import Hit, Ranked
     from sparse_ingest.searching.search import SearchableIndex, SearchableRun
 
@@ -47,8 +47,7 @@ class Target:
     pipeline: Pipeline
     connection: Connection
 
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[SearchableRun | SearchableIndex]:
+    def opened(self) -> contextlib.AbstractContextManager[SearchableRun | SearchableIndex]:
         """Open it for the block.
 
         Raises:
@@ -60,10 +59,8 @@ class Target:
             raise UsageError("Give either --index NAME or --run RUN.")
         how: dict[str, Any] = {"pipeline": self.pipeline, "force": self.force}
         if self.run is not None:
-            yield open_run(self.run, **how)
-            return
-        with open_index(str(self.index), connection=self.connection, **how) as opened:
-            yield opened
+            return contextlib.nullcontext(open_run(self.run, **how))
+        return open_index(str(self.index), connection=self.connection, **how)
 
 
 def target_options(force: str) -> Callable[[F], F]:

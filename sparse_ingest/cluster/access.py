@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import opensearchpy
 
-from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError, first_line
+from sparse_ingest.errors import ClusterError, UsageError, first_line, needs_extra
 
 
 def tls_context(ca: str | None, client_cert: str | None, client_key: str | None) -> ssl.SSLContext:
@@ -25,25 +25,19 @@ def tls_context(ca: str | None, client_cert: str | None, client_key: str | None)
     Raises:
         ClusterError: a file cannot be used, and which.
     """
+    files, expected = f"--ca {ca}", "is a PEM file of CA certificates"
     try:
         context = ssl.create_default_context(cafile=ca)
-    except (OSError, ssl.SSLError) as error:
-        raise ClusterError(
-            f"--ca {ca} cannot be used ({_short(error)}): expected is a PEM file of CA certificates."
-        ) from error
-    if not (ca or os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
-        # Python from python.org has no list of the system's on macOS.
-        context.load_verify_locations(opensearchpy.Connection.default_ca_certs())
-    if client_cert:
-        files = f"--client-cert {client_cert}" + (f" with --client-key {client_key}" if client_key else "")
-        try:
+        if not (ca or os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
+            # Python from python.org has no list of the system's on macOS.
+            context.load_verify_locations(opensearchpy.Connection.default_ca_certs())
+        if client_cert:
+            files = f"--client-cert {client_cert}" + (f" with --client-key {client_key}" if client_key else "")
+            expected = "are PEM files, a certificate and the key that belongs to it"
             # Without the callback OpenSSL would ask on the terminal, and a load in the background would hang.
             context.load_cert_chain(client_cert, client_key, password=_refuse_passphrase)
-        except (OSError, ssl.SSLError) as error:
-            raise ClusterError(
-                f"{files} cannot be used ({_short(error)}): expected are PEM files, a certificate and the key "
-                "that belongs to it."
-            ) from error
+    except OSError as error:
+        raise ClusterError(f"{files} cannot be used ({_short(error)}): expected {expected}.") from error
     return context
 
 
@@ -60,11 +54,9 @@ def aws_signer(region: str | None, service: str) -> Callable[[str, str, bytes | 
     Raises:
         MissingExtraError, ClusterError, UsageError: boto3, credentials or the region are missing.
     """
-    try:
+    with needs_extra("aws", "--aws-service"):
         import boto3  # type: ignore[import-untyped, import-not-found, unused-ignore]
         from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped, import-not-found, unused-ignore]
-    except ImportError as error:
-        raise MissingExtraError("aws", "--aws-service") from error
     # At DEBUG botocore logs what it signs, and opensearch-py the answer, in which AWS repeats it.
     for name in ("botocore.auth", "opensearch"):
         logging.getLogger(name).addFilter(_without_session_token)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
-from itertools import islice
 from json.encoder import encode_basestring
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +22,7 @@ import pyarrow as pa
 
 from sparse_ingest.cluster.scores import DROPPED_BITS, LOWEST_WEIGHT, weight_codes
 from sparse_ingest.errors import PipelineError, RunError
-from sparse_ingest.records import SparseRows
+from sparse_ingest.records import SparseRows, batched
 from sparse_ingest.runs.shards import ShardPart
 
 MAX_BYTES = 8 << 20  # managed services refuse requests from 10 MiB
@@ -35,6 +34,7 @@ _SLICE_TERMS = 1 << 18
 _SLICE_CHARACTERS = 8 << 20
 
 BulkOperation = Literal["index", "update", "delete"]
+WriteOperation = Literal["index", "update", "replace"]
 
 
 class BulkRequest(NamedTuple):
@@ -50,14 +50,10 @@ class BulkRequest(NamedTuple):
     def part(self, places: Sequence[int]) -> BulkRequest:
         """The documents at these places as a request of their own."""
         edges = self.borders.tolist()
-        return _joined(
-            [self.body[edges[place] : edges[place + 1]] for place in places],
-            np.diff(self.borders)[places],
-            self.rows[places],
-            [self.doc_ids[place] for place in places],
-            self.shard,
-            self.operation,
-        )
+        body = b"".join(self.body[edges[place] : edges[place + 1]] for place in places)
+        borders = _borders(np.diff(self.borders)[places])
+        doc_ids = [self.doc_ids[place] for place in places]
+        return self._replace(body=body, borders=borders, rows=self.rows[places], doc_ids=doc_ids)
 
 
 class Spelling(NamedTuple):
@@ -141,7 +137,7 @@ class BodyWriter:
         field: str,
         *,
         spelling: Spelling = FEATURE_SPELLING,
-        operation: Literal["index", "update", "replace"] = "index",
+        operation: WriteOperation = "index",
         empty_field: bool = True,
     ) -> None:
         self._field = field
@@ -154,19 +150,12 @@ class BodyWriter:
         self._decimals: list[bytes] = []
         # The place of a code's decimal in that list, -1 while it has none.
         self._places = np.full(_CODES, -1, dtype=np.int32)
-        self._pieces: pa.Array[Any] = self._keys
-        self._lengths = np.zeros(0, dtype=np.int32)
         self._lay_out_pieces()
 
     def requests(
-        self,
-        parts: Iterable[ShardPart],
-        *,
-        shard: int = 0,
-        max_bytes: int | Callable[[], int] = MAX_BYTES,
-        max_documents: int = MAX_DOCUMENTS,
+        self, parts: Iterable[ShardPart], *, shard: int = 0, max_bytes: int | Callable[[], int] = MAX_BYTES
     ) -> Iterator[BulkRequest]:
-        """The documents as requests below both limits; only one that is too large by itself exceeds them.
+        """The documents as requests of at most MAX_DOCUMENTS and `max_bytes`; one that is larger by itself is alone.
 
         Args:
             max_bytes: when it is a function, it is asked before each request.
@@ -177,7 +166,7 @@ class BodyWriter:
         """
         limit = max_bytes if callable(max_bytes) else lambda: max_bytes
         waiting: list[BulkRequest] = []
-        room_bytes, room_documents = limit(), max_documents
+        room_bytes, room_documents = limit(), MAX_DOCUMENTS
         for layout in (layout for part in parts for layout in self._layouts(part)):
             start = 0
             while start < len(layout.doc_ids):
@@ -191,24 +180,23 @@ class BodyWriter:
                     start = end
                 if start < len(layout.doc_ids):
                     yield self._request(waiting, shard)
-                    waiting, room_bytes, room_documents = [], limit(), max_documents
+                    waiting, room_bytes, room_documents = [], limit(), MAX_DOCUMENTS
         if waiting:
             yield self._request(waiting, shard)
 
     def _request(self, written: Sequence[BulkRequest], shard: int) -> BulkRequest:
-        return _joined(
-            [one.body for one in written],
-            np.concatenate([np.diff(one.borders) for one in written]),
-            np.concatenate([one.rows for one in written]),
-            [doc_id for one in written for doc_id in one.doc_ids],
-            shard,
-            self._text.operation,
-        )
+        if len(written) == 1:
+            return written[0]._replace(shard=shard, operation=self._text.operation)
+        body = b"".join([one.body for one in written])
+        borders = _borders(np.concatenate([np.diff(one.borders) for one in written]))
+        rows = np.concatenate([one.rows for one in written])
+        doc_ids = [doc_id for one in written for doc_id in one.doc_ids]
+        return BulkRequest(body, borders, rows, doc_ids, shard, self._text.operation)
 
     def _layouts(self, part: ShardPart) -> Iterator[_Layout]:
         """The part's documents, some at a time."""
         vectors, start = part.vectors, 0
-        characters = np.concatenate(([0], np.cumsum(np.fromiter(map(len, part.fields), dtype=np.int64))))
+        characters = _borders(np.fromiter(map(len, part.fields), dtype=np.int64))
         while start < len(vectors.doc_ids):
             limits = ((vectors.indptr, _SLICE_TERMS), (characters, _SLICE_CHARACTERS))
             ends = [int(np.searchsorted(sums, sums[start] + most, side="right")) - 1 for sums, most in limits]
@@ -229,7 +217,7 @@ class BodyWriter:
         codes = self._spelling.codes(vectors.weights)
         self._spell(codes)
         terms = np.diff(vectors.indptr)
-        borders = np.concatenate(([0], np.cumsum(2 * terms + 1)))
+        borders = _borders(2 * terms + 1)
         pieces = np.empty(int(borders[-1]), dtype=np.int32)
         before = (borders[:-1] + 1 - 2 * vectors.indptr[:-1]).astype(np.int32)
         at = np.repeat(before, terms) + np.arange(0, 2 * len(codes), 2, dtype=np.int32)
@@ -241,9 +229,8 @@ class BodyWriter:
         heads = list(map(self._head, vectors.doc_ids, fields, terms.tolist()))
         lengths = np.concatenate((self._lengths, np.fromiter(map(len, heads), dtype=np.int32, count=len(heads))))
         sizes = np.add.reduceat(lengths[pieces], borders[:-1])
-        offsets = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
         table = pa.concat_arrays([self._pieces, _arrow(heads)])
-        return _Layout(table, pieces, borders, offsets, rows, vectors.doc_ids)
+        return _Layout(table, pieces, borders, _borders(sizes), rows, vectors.doc_ids)
 
     def _head(self, doc_id: str, carried: str, terms: int) -> bytes:
         """What stands before a document's terms; all of it when there are none."""
@@ -251,10 +238,13 @@ class BodyWriter:
         opening = self._text.opening if terms else self._without
         if self._text.operation == "update":
             return action + opening
-        # Most often the two are one, and none is there: this is asked of every document.
+        # Parsing every object would cost more than writing it. Most often the two names are one, and none is there.
         for name in self._names:
-            if name in carried:
-                refuse_clash(carried, self._field)
+            if name in carried and self._field in json.loads(carried):
+                raise PipelineError(
+                    f"The documents carry a field {self._field!r}, which is also the name of the sparse field. "
+                    "Choose another one with --field, or leave that field out with encode --keep."
+                )
         # A line break between the parts of a JSON object is only white space, but it would end the operation.
         object_start = carried.strip().replace("\n", " ").encode()[:-1].rstrip()
         comma = b"" if object_start == b"{" or opening == self._text.without else b","
@@ -265,23 +255,19 @@ class BodyWriter:
         if not len(weights):
             return
         weights = weights.astype(np.float32, copy=False)  # numpy compares float16 slowly
+        damage = None
         # Written so that a NaN fails as well.
         if not (weights.min() >= LOWEST_WEIGHT and weights.max() < np.inf):
-            raise RunError(
-                f"The run holds weights from {weights.min()} to {weights.max()}; an index takes finite weights from "
-                f"{LOWEST_WEIGHT:.8g}. The run is damaged: encode it again."
+            damage = (
+                f"holds weights from {weights.min()} to {weights.max()}; an index takes finite weights from "
+                f"{LOWEST_WEIGHT:.8g}"
             )
-        if token_ids.max() >= len(self._no_token):
-            raise RunError(
-                f"The run holds token id {token_ids.max()}, but vocab.json has {len(self._no_token)} tokens. "
-                "The run is damaged: encode it again."
-            )
-        wrong = self._no_token[token_ids]
-        if wrong.any():
-            raise RunError(
-                f"The run has a weight for token id {token_ids[wrong.argmax()]}, which is no token by vocab.json. "
-                "The run is damaged: encode it again."
-            )
+        elif token_ids.max() >= len(self._no_token):
+            damage = f"holds token id {token_ids.max()}, but vocab.json has {len(self._no_token)} tokens"
+        elif (wrong := self._no_token[token_ids]).any():
+            damage = f"has a weight for token id {token_ids[wrong.argmax()]}, which is no token by vocab.json"
+        if damage:
+            raise RunError(f"The run {damage}. The run is damaged: encode it again.")
 
     def _spell(self, codes: npt.NDArray[np.integer[Any]]) -> None:
         """See to it that each of these codes has its decimal among the pieces."""
@@ -295,7 +281,7 @@ class BodyWriter:
         """Keys, decimals before another key, decimals before a document's end."""
         inner = [decimal + b"," for decimal in self._decimals]
         last = [decimal + self._text.end for decimal in self._decimals]
-        self._pieces = pa.concat_arrays([self._keys, _arrow([*inner, *last])])
+        self._pieces: pa.Array[Any] = pa.concat_arrays([self._keys, _arrow([*inner, *last])])
         self._lengths = np.diff(np.frombuffer(self._pieces.buffers()[1], dtype=np.int32)[: len(self._pieces) + 1])
 
 
@@ -333,39 +319,14 @@ def _arrow(values: Sequence[bytes]) -> pa.Array[Any]:
     )
 
 
-def delete_requests(
-    documents: Iterable[tuple[int, str]], *, shard: int = 0, max_documents: int = MAX_DOCUMENTS
-) -> Iterator[BulkRequest]:
-    """Requests that delete documents, given as source row and id."""
-    remaining = iter(documents)
-    while some := list(islice(remaining, max_documents)):
-        bodies = [b'{"delete":{"_id":%b}}\n' % encode_basestring(doc_id).encode() for _, doc_id in some]
-        rows = np.array([row for row, _ in some], dtype=np.uint64)
-        sizes = np.array([len(body) for body in bodies], dtype=np.int64)
-        yield _joined(bodies, sizes, rows, [doc_id for _, doc_id in some], shard, "delete")
+def delete_requests(doc_ids: Iterable[str]) -> Iterator[BulkRequest]:
+    """Requests that delete documents; no shard and no source row belongs to them."""
+    for some in batched(doc_ids, MAX_DOCUMENTS):
+        bodies = [b'{"delete":{"_id":%b}}\n' % encode_basestring(doc_id).encode() for doc_id in some]
+        borders = _borders(list(map(len, bodies)))
+        yield BulkRequest(b"".join(bodies), borders, np.zeros(len(some), np.uint64), some, operation="delete")
 
 
-def _joined(
-    bodies: Sequence[bytes],
-    sizes: npt.NDArray[np.int64],
-    rows: npt.NDArray[np.uint64],
-    doc_ids: Sequence[str],
-    shard: int,
-    operation: BulkOperation,
-) -> BulkRequest:
-    body = bodies[0] if len(bodies) == 1 else b"".join(bodies)
-    return BulkRequest(body, np.concatenate(([0], np.cumsum(sizes))), rows, doc_ids, shard, operation)
-
-
-def refuse_clash(fields: str, field: str) -> None:
-    """Refuse a document's JSON object of fields when it has the sparse field's own name.
-
-    Raises:
-        PipelineError: it has.
-    """
-    # Parsing every object would cost more than writing it: look for the name first.
-    if (encode_basestring(field) in fields or json.dumps(field) in fields) and field in json.loads(fields):
-        raise PipelineError(
-            f"The documents carry a field {field!r}, which is also the name of the sparse field. "
-            "Choose another one with --field, or leave that field out with encode --keep."
-        )
+def _borders(sizes: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """The offsets at which documents of these sizes begin, and the end of the last."""
+    return np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))

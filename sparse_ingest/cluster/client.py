@@ -13,21 +13,21 @@ import copy
 import logging
 import os
 import re
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
-from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 import opensearchpy
 from opensearchpy import OpenSearch
 from opensearchpy.exceptions import SerializationError, TransportError
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
 
 from sparse_ingest.cluster.access import aws_signer, basic_header, tls_context
 from sparse_ingest.cluster.connection import Address, parse_url
 from sparse_ingest.cluster.connection import Connection as Connection  # which most modules need beside `connect`
-from sparse_ingest.cluster.failures import error_of, unreachable_message
+from sparse_ingest.cluster.failures import BLOCKED, BUSY, error_of, unreachable_message
 from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,10 @@ logger = logging.getLogger(__name__)
 OLDEST_VERSION = (2, 11)  # the first with neural_sparse
 # The version of the tests. An older server refuses by itself what it does not know.
 NEWEST_TRIED = (3, 6, 0)
-_BUSY = frozenset({429, 502, 503, 504})  # statuses that come with Retry-After
 CONNECTIONS = 32  # kept open at most, as many as a search with --concurrency has requests in flight
+
+
+ConnectionLike: TypeAlias = Connection | OpenSearch
 
 
 class ResponseError(ClusterError):
@@ -54,6 +56,11 @@ class ResponseError(ClusterError):
         self.reason = reason
         self.retry_after_s = retry_after_s
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.status in BUSY and self.kind != BLOCKED
+
 
 class UnreachableError(ClusterError):
     """No usable answer came: refused, timed out, cut off or not understood."""
@@ -64,8 +71,8 @@ class _PlainConnection(opensearchpy.Urllib3HttpConnection):
 
     def perform_request(self, *request: Any, ignore: Collection[int] = (), **more: Any) -> Any:
         """Send one request; status, headers and text of the answer."""
-        status, answered, text = super().perform_request(*request, **more | {"ignore": _BUSY.union(ignore)})
-        if status in _BUSY and status not in ignore:
+        status, answered, text = super().perform_request(*request, **more | {"ignore": BUSY.union(ignore)})
+        if status in BUSY and status not in ignore:
             try:
                 self._raise_error(status, text, answered.get("content-type"))
             except TransportError as error:
@@ -76,13 +83,9 @@ class _PlainConnection(opensearchpy.Urllib3HttpConnection):
 
 def _retry_after_s(header: str | None) -> float | None:
     """The seconds in a Retry-After header, which holds them or a date; None when it cannot be read."""
-    if not header:
-        return None
-    if header.strip().isdecimal():
-        return float(header)
     try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except ValueError:
+        return Retry().parse_retry_after(header or "")
+    except (InvalidHeader, ValueError):
         return None
 
 
@@ -131,8 +134,7 @@ class Client:
     ) -> dict[str, Any] | None:
         """The answer to a GET; None where nothing is, or who asks may not see it: the `absent` statuses."""
         try:
-            found: dict[str, Any] = self.call("GET", path, params=params)
-            return found
+            return dict(self.call("GET", path, params=params))
         except ResponseError as error:
             if error.status in absent:
                 return None
@@ -160,24 +162,20 @@ class Client:
         return _checked_version(root, self.address), str(root.get("cluster_uuid", "unknown"))
 
     def _translated(self, error: TransportError, timeout_s: float) -> SparseIngestError:
-        if not isinstance(error.status_code, int):
+        if isinstance(error.info, SparseIngestError):
             # The signer's own sentence, which opensearch-py wraps as if the connection had failed.
-            return (
-                error.info
-                if isinstance(error.info, SparseIngestError)
-                else UnreachableError(unreachable_message(error, self.address, timeout_s))
-            )
+            return error.info
+        if not isinstance(error.status_code, int):
+            return UnreachableError(unreachable_message(error, self.address, timeout_s))
         kind, reason = error_of(error.info if isinstance(error.info, dict) else {}, str(error.error))
-        message = _refused(error.status_code, self.address, self._connection)
-        if message is None:
-            message = f"{self.address} answered {error.status_code} {kind}: {reason}"
-        else:
-            message = f"{message} It said: {reason[:200]}"
+        message = f"{self.address} answered {error.status_code} {kind}: {reason}"
+        if refused := _refused(error.status_code, self.address, self._connection):
+            message = f"{refused} It said: {reason[:200]}"
         after_s = _retry_after_s(getattr(error, "retry_after", None))
         return ResponseError(message, status=error.status_code, kind=kind, reason=reason, retry_after_s=after_s)
 
 
-def connection_of(url: str | None, connection: Connection | OpenSearch | None) -> Connection | OpenSearch:
+def connection_of(url: str | None, connection: ConnectionLike | None) -> ConnectionLike:
     """Return what `url=` and `connection=` of the Python API mean: one of them, or the SPARSE_INGEST_* variables.
 
     Raises:
@@ -187,12 +185,12 @@ def connection_of(url: str | None, connection: Connection | OpenSearch | None) -
         raise UsageError("Give url= or connection=, not both.")
     if connection is not None:
         return connection
-    named = {entry.name: os.environ.get(entry.metadata["env"]) for entry in fields(Connection)}
-    given = {name: value for name, value in named.items() if value}
+    variables = {entry.name: os.environ.get(entry.metadata["env"]) for entry in fields(Connection)}
+    given: dict[str, Any] = {name: value for name, value in variables.items() if value}
     return Connection(**given | ({"url": url} if url is not None else {}))
 
 
-def connect(connection: Connection | OpenSearch | None = None, *, url: str | None = None) -> Client:
+def connect(connection: ConnectionLike | None = None, *, url: str | None = None) -> Client:
     """Connect and check that an OpenSearch of a known version answers.
 
     Args:

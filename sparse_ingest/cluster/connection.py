@@ -1,12 +1,13 @@
-"""Where OpenSearch is and who asks: a `Connection`, and the parts of its URL.
+"""How a cluster is reached: what the user gives in options, arguments and variables, and a URL in parts.
 
-What `option` says beside a field becomes an option of the command line, whose `--help` must not import opensearchpy.
+The command line declares its options from `Connection`, so nothing heavy is imported here.
+Not covered: connecting (client.py), what the files and names become (access.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from sparse_ingest.errors import UsageError
@@ -24,7 +25,7 @@ class Connection:
     client_cert: str | None = option(None, "Client certificate", env="SPARSE_INGEST_CLIENT_CERT")
     client_key: str | None = option(None, "Its key, unless its file holds both", env="SPARSE_INGEST_CLIENT_KEY")
     aws_region: str | None = option(None, "AWS region  [default: that of the AWS profile]", env="AWS_REGION")
-    aws_service: str | None = option(
+    aws_service: Literal["es", "aoss"] | None = option(
         None, "Sign requests with AWS SigV4 as boto3 is set up; aoss is Serverless", env="SPARSE_INGEST_AWS_SERVICE"
     )
 

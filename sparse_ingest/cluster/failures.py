@@ -11,6 +11,9 @@ from typing import Any
 
 from opensearchpy.exceptions import SSLError, TransportError
 
+BUSY = frozenset({429, 502, 503, 504})  # statuses that may pass, and come with Retry-After
+# A node that runs out of disk answers 429 too, and does so until space is freed.
+BLOCKED = "cluster_block_exception"
 # What OpenSSL says, and what it means.
 _TLS_FAILURES = (
     ("certificate is not valid for", "{}. Write the name that its certificate is for in --url."),

@@ -9,19 +9,16 @@ Not covered: loading (load.py), aliases that are moved (loading/publish.py), mod
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from sparse_ingest.cluster import indexes, installed, mappings, seismic
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client, ConnectionLike, connect
 from sparse_ingest.cluster.installed import Installed
 from sparse_ingest.errors import ClusterError, PipelineError, UsageError
 from sparse_ingest.pipeline import Pipeline, options_from, pipeline_of
 from sparse_ingest.reporting import Reporter, reporter_of
-
-if TYPE_CHECKING:
-    from opensearchpy import OpenSearch
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ def create_index(
     index: str,
     *,
     url: str | None = None,
-    connection: Connection | OpenSearch | None = None,
+    connection: ConnectionLike | None = None,
     pipeline: Pipeline | str | None = None,
     options: CreateOptions | None = None,
     progress: Reporter | bool = False,
@@ -134,9 +131,13 @@ def create_index(
         if there is not None:
             what = "is there already" if there.name == index else f"is an alias of {there.name!r}"
             raise ClusterError(f"{index!r} {what}. `sparse-ingest index show --index {index}` says what it holds.")
-        _complete(body, [one for one, _ in wanted], chosen)
-        with _installing(client, index, wanted):
+        body = _equipped(body, [one for one, _ in wanted], chosen)
+        with contextlib.ExitStack() as undo:
+            for one, content in wanted:
+                if installed.install(client, one, content, index):
+                    undo.callback(_remove_again, client, one, index)
             made = indexes.create_index(client, index, body)
+            undo.pop_all()
     if full.index.kind == "sparse_vector":
         entry = mappings.field_mapping(made.mappings, full.index.field) or {}
         parameters = seismic.parameters_of(entry)
@@ -150,7 +151,7 @@ def create_index(
     return CreateReport(made.name, made.uuid, full.index.field, full.index.kind, *pipelines, chosen.default)
 
 
-def show_index(index: str, *, url: str | None = None, connection: Connection | OpenSearch | None = None) -> IndexReport:
+def show_index(index: str, *, url: str | None = None, connection: ConnectionLike | None = None) -> IndexReport:
     """Return what an index or alias is and holds.
 
     Raises:
@@ -171,11 +172,8 @@ def show_index(index: str, *, url: str | None = None, connection: Connection | O
             field=field,
             kind=entry.get("type"),
             ours=installed.is_ours(there),
-            model=stamp.model if stamp else None,
-            run_id=stamp.run_id if stamp else None,
             runs=list(stamp.runs) if stamp else [],
-            load=stamp.load if stamp else None,
-            pruning=stamp.pruning if stamp else None,
+            **{name: getattr(stamp, name, None) for name in ("model", "run_id", "load", "pruning")},
             documents=indexes.count_documents(client, there),
             bytes=int(primaries["store"]["size_in_bytes"]),
             segments=int(primaries["segments"]["count"]),
@@ -192,7 +190,7 @@ def drop_index(
     index: str,
     *,
     url: str | None = None,
-    connection: Connection | OpenSearch | None = None,
+    connection: ConnectionLike | None = None,
     force: bool = False,
     sure: Callable[[str], bool] = lambda question: True,
 ) -> DropReport | None:
@@ -258,36 +256,19 @@ def _pipelines(index: str, pipeline: Pipeline, options: CreateOptions) -> list[t
     return wanted
 
 
-def _complete(body: dict[str, Any], pipelines: Sequence[Installed], options: CreateOptions) -> None:
-    """Add to an index body what its pipelines need, and the key by which we know it as ours."""
-    content = body["mappings"]
-    installed.note_made(content, pipelines)
-    if options.ingest == "text-chunking":
-        if installed.PASSAGES in content["properties"]:
-            raise PipelineError(
-                f"The index body maps {installed.PASSAGES!r} already, where text-chunking puts the vectors of passages."
-            )
-        installed.add_passages(content)
-    if options.default:
-        settings = body.setdefault("settings", {})
-        for one in pipelines:
-            settings[f"index.{installed.DEFAULT_PIPELINE_SETTINGS[one.kind]}"] = one.name
+def _equipped(body: dict[str, Any], pipelines: Sequence[Installed], options: CreateOptions) -> dict[str, Any]:
+    """An index body with what its pipelines need, and the key by which we know it as ours."""
+    passages = options.ingest == "text-chunking"
+    if passages and installed.PASSAGES in body["mappings"]["properties"]:
+        raise PipelineError(
+            f"The index body maps {installed.PASSAGES!r} already, where text-chunking puts the vectors of passages."
+        )
+    return installed.equipped(body, pipelines, passages=passages, defaults=pipelines if options.default else ())
 
 
-@contextlib.contextmanager
-def _installing(client: Client, index: str, wanted: Sequence[tuple[Installed, dict[str, Any]]]) -> Iterator[None]:
-    """The pipelines are there, and go again when what needs them fails."""
-    new = []
-    try:
-        for one, body in wanted:
-            if installed.install(client, one, body, index):
-                new.append(one)
-        yield
-    except BaseException:
-        for one in new:
-            with contextlib.suppress(ClusterError):
-                installed.remove(client, one, index)
-        raise
+def _remove_again(client: Client, pipeline: Installed, index: str) -> None:
+    with contextlib.suppress(ClusterError):
+        installed.remove(client, pipeline, index)
 
 
 def _refuse_to_drop(there: indexes.Index) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from dataclasses import field as made_of
 from typing import Any, Literal, NamedTuple
 
@@ -333,20 +333,10 @@ def max_clauses(client: Client) -> int:
 
 def _stamp_from(meta: dict[str, Any]) -> Stamp | None:
     try:
-        return Stamp(
-            model=dict(meta["model"]),
-            vocabulary_sha256=str(meta["vocabulary_sha256"]),
-            field=str(meta["field"]),
-            run_id=str(meta["run_id"]),
-            created_by=meta.get("created_by"),
-            runs=tuple(meta.get("runs", ())),
-            load=meta["load"]["state"],
-            pruning={**NO_PRUNING, **meta.get("pruning", {})},
-            settings=dict(meta.get("settings", {})),
-            replaced=meta.get("replaced"),
-            since=meta.get("since"),
-            format=int(meta["format"]),
-        )
+        known = {each.name: meta[each.name] for each in fields(Stamp) if each.name in meta}
+        known |= {"model": dict(meta["model"]), "runs": tuple(meta.get("runs", ())), "load": meta["load"]["state"]}
+        known |= {"pruning": {**NO_PRUNING, **meta.get("pruning", {})}, "format": int(meta["format"])}
+        return Stamp(**known)
     except (KeyError, TypeError, ValueError):
         return None
 

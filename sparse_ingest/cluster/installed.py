@@ -36,6 +36,11 @@ class Installed(NamedTuple):
     kind: PipelineKind
     name: str
 
+    @property
+    def setting(self) -> str:
+        """The index setting, without `index.`, that makes it the default."""
+        return DEFAULT_PIPELINE_SETTINGS[self.kind]
+
 
 def search_body(names: Sequence[str], field: str, model_id: str | None) -> dict[str, Any]:
     """One search pipeline that does what all the named ones do, in their order.
@@ -150,10 +155,24 @@ def refuse_encoding_at_last(client: Client, index: Index, field: str) -> None:
             )
 
 
-def note_made(content: dict[str, Any], pipelines: Sequence[Installed]) -> None:
-    """Say in `_meta` of a mapping, under our key, that `index create` made the index with these pipelines."""
+def equipped(
+    body: dict[str, Any], pipelines: Sequence[Installed], *, passages: bool, defaults: Sequence[Installed]
+) -> dict[str, Any]:
+    """An index body whose `_meta` says, under our key, that `index create` made the index with these pipelines.
+
+    With `passages` it maps their vectors, outside `_source`: the server puts each into an object with
+    `sparse_encoding`. `defaults` are the pipelines of every search and document that name none.
+    """
+    content = dict(body["mappings"])
     made = {"format": 1, "pipelines": [pipeline._asdict() for pipeline in pipelines]}
     content["_meta"] = {**content.get("_meta", {}), MADE_KEY: made}
+    if passages:
+        nested = {"type": "nested", "properties": {"sparse_encoding": {"type": "rank_features"}}}
+        source = content.get("_source", {})
+        content["properties"] = {**content["properties"], PASSAGES: nested}
+        content["_source"] = {**source, "excludes": [*source.get("excludes", []), PASSAGES]}
+    named = {f"index.{one.setting}": one.name for one in defaults}
+    return {**body, "settings": {**body.get("settings", {}), **named}, "mappings": content}
 
 
 def made_of(index: Index) -> list[Installed] | None:
@@ -175,29 +194,16 @@ def carried_over(old: Index, body: dict[str, Any]) -> dict[str, Any]:
     pipelines = made_of(old)
     if pipelines is None:
         return body
-    content = dict(body["mappings"])
-    note_made(content, pipelines)
-    if PASSAGES in old.mappings.get("properties", {}) and PASSAGES not in content["properties"]:
-        add_passages(content)
-    settings = dict(body.get("settings", {}))
-    for kind, name in pipelines:
-        if old.setting(DEFAULT_PIPELINE_SETTINGS[kind]) == name:
-            settings.setdefault(f"index.{DEFAULT_PIPELINE_SETTINGS[kind]}", name)
-    return {**body, "settings": settings, "mappings": content}
+    passages = PASSAGES in old.mappings.get("properties", {}) and PASSAGES not in body["mappings"]["properties"]
+    own = body.get("settings", {})
+    defaults = [one for one in pipelines if old.setting(one.setting) == one.name and f"index.{one.setting}" not in own]
+    return equipped(body, pipelines, passages=passages, defaults=defaults)
 
 
 def left_behind(old: Index, new: Index) -> dict[str, str]:
     """The settings by which `old` names its default pipelines and `new` names none."""
     named = {name: old.setting(name) for name in DEFAULT_PIPELINE_SETTINGS.values() if new.setting(name) is None}
     return {f"index.{name}": pipeline for name, pipeline in named.items() if pipeline not in (None, "_none")}
-
-
-def add_passages(content: dict[str, Any]) -> None:
-    """Map the passages' vectors, outside `_source`; the server puts each into an object with `sparse_encoding`."""
-    nested = {"type": "nested", "properties": {"sparse_encoding": {"type": "rank_features"}}}
-    source = content.get("_source", {})
-    content["properties"] = {**content["properties"], PASSAGES: nested}
-    content["_source"] = {**source, "excludes": [*source.get("excludes", []), PASSAGES]}
 
 
 def _packaged(kind: PipelineKind, name: str, field: str, model_id: str | None) -> dict[str, Any]:

@@ -23,30 +23,20 @@ import json
 import mmap
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sparse_ingest.errors import RunError
+from sparse_ingest.records import Refusal
 from sparse_ingest.runs.run import Run
-from sparse_ingest.storage.durable import sync_folder
+from sparse_ingest.storage.durable import atomic_file, sync_folder
 from sparse_ingest.storage.places import Place, RemotePath
 from sparse_ingest.storage.scratch import ScratchFolder
 
 _FILES = ("dead.jsonl", "journal.jsonl")  # in order of upload
 _LETTER_KEYS = ("id", "shard", "row", "status", "reason")  # of a line of dead.jsonl
-
-
-class DeadLetter(NamedTuple):
-    """A document that OpenSearch refused."""
-
-    doc_id: str
-    shard: int
-    row: int
-    status: int
-    reason: str
 
 
 class Journal:
@@ -63,12 +53,12 @@ class Journal:
         """Return the last line of each finished shard."""
         return {int(line["shard"]): line for line in _lines(self._journal)}
 
-    def dead(self) -> Iterator[DeadLetter]:
+    def dead(self) -> Iterator[Refusal]:
         """Yield the dead letters of the finished shards."""
         finished = self.finished().keys()
         for line in _lines(self._dead):
             if line["shard"] in finished:
-                yield DeadLetter(*(line[key] for key in _LETTER_KEYS))
+                yield Refusal(*(line[key] for key in _LETTER_KEYS))
 
     def dead_rows(self, shard: int) -> list[int]:
         """Return the source rows of a shard's dead letters."""
@@ -94,7 +84,7 @@ class Journal:
                 sync_folder(path.parent)
             self._publish()
 
-    def record_dead(self, letters: Iterable[DeadLetter]) -> None:
+    def record_dead(self, letters: Iterable[Refusal]) -> None:
         """Add dead letters of a shard that is being loaded. They count after `finish`."""
         lines = [_line(letter) for letter in letters]
         if lines:
@@ -105,7 +95,7 @@ class Journal:
         _append(self._journal, [{"shard": shard, **record}])
         self._publish()
 
-    def retried(self, shard: int, letters: Iterable[DeadLetter]) -> None:
+    def retried(self, shard: int, letters: Iterable[Refusal]) -> None:
         """Replace the dead letters of a finished shard, and write its line again with the new counts.
 
         The letters are written as they are produced. If the iterator fails, the old ones stay.
@@ -123,23 +113,12 @@ class Journal:
                 _append(self._journal, [{**line, "acknowledged": line["rows"] - count, "refused": count}])
         self._publish()
 
-    def _replace_dead(self, shards: Collection[int], letters: Iterable[DeadLetter]) -> None:
+    def _replace_dead(self, shards: Collection[int], letters: Iterable[Refusal]) -> None:
         """Replace the dead letters of some shards atomically, one line at a time."""
         others = (line for line in _lines(self._dead) if line["shard"] not in shards)
-        handle, temporary = tempfile.mkstemp(prefix=".new-", dir=self._dead.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                for line in others:
-                    file.write(_as_bytes(line))
-                for letter in letters:
-                    file.write(_as_bytes(_line(letter)))
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(self._dead)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-        sync_folder(self._dead.parent)
+        with atomic_file(self._dead) as file:
+            file.writelines(map(_as_bytes, others))
+            file.writelines(_as_bytes(_line(letter)) for letter in letters)
 
     def _publish(self) -> None:
         if self._copy:
@@ -203,7 +182,7 @@ def documents_of(line: Mapping[str, Any]) -> int:
     return int(line["rows"]) + int(line.get("unchanged", 0))
 
 
-def _line(letter: DeadLetter) -> dict[str, Any]:
+def _line(letter: Refusal) -> dict[str, Any]:
     return dict(zip(_LETTER_KEYS, letter, strict=True))
 
 

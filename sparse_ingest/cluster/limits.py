@@ -50,7 +50,7 @@ def fit_weights(weights: Mapping[str, float] | FittedWeights, *, max_clauses: in
     """
     if isinstance(weights, FittedWeights):
         return weights
-    _refuse_clauses(len(weights), 0, max_clauses)
+    check_clauses(len(weights), 0, max_clauses=max_clauses)
     for token, weight in weights.items():
         if not 0 < weight < math.inf:
             raise UsageError(f"The query weight of {token!r} is {weight}; expected a finite number above zero.")
@@ -60,13 +60,18 @@ def fit_weights(weights: Mapping[str, float] | FittedWeights, *, max_clauses: in
     return FittedWeights({token: weight / scale for token, weight in weights.items()}, scale)
 
 
-def check_clauses(query: Mapping[str, Any], tokens: int, *, max_clauses: int = MAX_CLAUSES) -> None:
-    """Refuse a query with more clauses than a cluster allows; `tokens` of them are sparse ones.
+def check_clauses(tokens: int, others: int, *, max_clauses: int = MAX_CLAUSES) -> None:
+    """Refuse a query with more clauses than a cluster allows, so many of tokens and so many others.
 
     Raises:
         UsageError: how many there are of each sort.
     """
-    _refuse_clauses(tokens, count_clauses(query) - tokens, max_clauses)
+    if tokens + others > max_clauses:
+        more, top_k = f" and {others} other clauses" if others else "", max(1, max_clauses - others)
+        raise UsageError(
+            f"The query has {tokens} tokens{more}, but the cluster allows {max_clauses} clauses "
+            f"(indices.query.bool.max_clause_count). Prune it, such as --set query.top_k={top_k}."
+        )
 
 
 def count_clauses(query: Mapping[str, Any]) -> int:
@@ -162,15 +167,6 @@ def refuse_unknown(table: str, settings: Mapping[str, Any], known: Mapping[str, 
     """Refuse a setting of [query] that nobody knows, naming those that are known."""
     if unknown := sorted(settings.keys() - known.keys()):
         raise PipelineError(f"[query] {table} has a key {unknown[0]!r}; known are {', '.join(sorted(known))}.")
-
-
-def _refuse_clauses(tokens: int, others: int, max_clauses: int) -> None:
-    if tokens + others > max_clauses:
-        more, top_k = f" and {others} other clauses" if others else "", max(1, max_clauses - others)
-        raise UsageError(
-            f"The query has {tokens} tokens{more}, but the cluster allows {max_clauses} clauses "
-            f"(indices.query.bool.max_clause_count). Prune it, such as --set query.top_k={top_k}."
-        )
 
 
 def _words(content: Mapping[str, Any]) -> int:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from sparse_ingest.cluster.bulk_bodies import FEATURE_SPELLING, Spelling
+from sparse_ingest.cluster.bulk_bodies import BodyWriter, Spelling, WriteOperation
 from sparse_ingest.cluster.indexes import META_KEY, Index, Stamp
 from sparse_ingest.cluster.seismic import MAX_VOCABULARY, ByteCodes, body_setting, parameters_of
 from sparse_ingest.errors import ClusterError, PipelineError
@@ -23,26 +23,22 @@ FieldKind = Literal["rank_features", "sparse_vector"]
 SEISMIC_SINCE = (3, 3)
 
 
-class Wire(NamedTuple):
-    """How documents are written for a field: the key of each token id, the spelling of weights.
-
-    `empty_field` False: a document without terms leaves the field out. A sparse_vector field does not take an empty
-    object: beside documents with terms either it or they are refused (3.6.0).
-    """
-
-    keys: Sequence[str | None]
-    spelling: Spelling
-    empty_field: bool
-
-
-def wire(mappings: dict[str, Any], field: str, vocabulary: Sequence[str | None]) -> Wire:
-    """How documents are written for a field that `check_fits` found fitting."""
+def document_writer(
+    mappings: dict[str, Any], field: str, vocabulary: Sequence[str | None], operation: WriteOperation = "index"
+) -> BodyWriter:
+    """What writes documents for a field that `check_fits` found fitting."""
     entry = field_mapping(mappings, field) or {}
     if entry.get("type") != "sparse_vector":
-        return Wire(vocabulary, FEATURE_SPELLING, empty_field=True)
-    keys = [None if token is None else str(token_id) for token_id, token in enumerate(vocabulary)]
+        return BodyWriter(vocabulary, field, operation=operation)
     codes = ByteCodes(float(parameters_of(entry)["quantization_ceiling_ingest"]))
-    return Wire(keys, Spelling(codes.codes, codes.decimal), empty_field=False)
+    spelling = Spelling(codes.codes, codes.decimal)
+    # The field takes no empty object: beside documents with terms either it or they are refused (3.6.0).
+    return BodyWriter(token_id_keys(vocabulary), field, spelling=spelling, operation=operation, empty_field=False)
+
+
+def token_id_keys(vocabulary: Sequence[str | None]) -> list[str | None]:
+    """The key of each token id in a sparse_vector field."""
+    return [None if token is None else str(token_id) for token_id, token in enumerate(vocabulary)]
 
 
 def check_version(kind: FieldKind, version: tuple[int, int, int]) -> None:
@@ -176,13 +172,11 @@ def sparse_field(mappings: dict[str, Any]) -> str | None:
 
 
 def _refuse_no_objects(body: dict[str, Any]) -> None:
-    """Raise TypeError when a part of an index body that must be a JSON object is none."""
+    """Raise TypeError or AttributeError when a part of an index body that must be a JSON object is none."""
     settings, mappings = body.get("settings", {}), body["mappings"]
-    parts = [body.get("aliases", {}), settings, mappings.get("_source", {}), mappings.get("_meta", {})]
-    parts += [settings.get("index", {})] if isinstance(settings, dict) else []
-    for entry in mappings["properties"].values():
-        method = entry.get("method", {})
-        parts += [method, method.get("parameters") or {}] if isinstance(method, dict) else [method]
+    methods = [entry.get("method", {}) for entry in mappings["properties"].values()]
+    parts = [body.get("aliases", {}), settings.get("index", {}), mappings.get("_source", {}), mappings.get("_meta", {})]
+    parts += [method.get("parameters") or {} for method in methods]
     if not all(isinstance(part, dict) for part in parts):
         raise TypeError
 

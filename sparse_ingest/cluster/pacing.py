@@ -41,19 +41,16 @@ class Pace:
 
     Args:
         max_in_flight: requests in flight at most.
-        max_bytes: bytes of a request at most; lowered for good when the server says that one is too large.
         max_rate: documents a second at most.
     """
 
-    def __init__(
-        self, *, max_in_flight: int = MAX_IN_FLIGHT, max_bytes: int = MAX_BYTES, max_rate: float | None = None
-    ) -> None:
+    def __init__(self, *, max_in_flight: int = MAX_IN_FLIGHT, max_rate: float | None = None) -> None:
         self._lock = Lock()
         self._most_in_flight = max_in_flight
-        self._most_bytes = max_bytes
+        self._most_bytes = MAX_BYTES  # of a request; lowered for good when the server says that one is too large
         self._max_rate = max_rate
         self._in_flight = min(_FIRST_IN_FLIGHT, max_in_flight)
-        self._bytes = min(_FIRST_BYTES, max_bytes)
+        self._bytes = _FIRST_BYTES
         self._reductions = 0
         self._free_at_s = 0.0
         self._document_bytes = 0.0

@@ -13,8 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,21 +22,15 @@ from sparse_ingest.cluster.client import Client, path_of
 from sparse_ingest.cluster.indexes import Index
 from sparse_ingest.cluster.reading import search_many
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.records import PARENT
+from sparse_ingest.records import PARENT, batched
 
 PAGE = 10_000  # the default of index.max_result_window
 _KEEP_ALIVE = "10m"
 _SEARCHES = 500  # in one _msearch, when the tokens are rare
 _IDS = 1000  # in one _count
 _HITS = 100_000  # that one _msearch may bring, about 4 MB
-
-
-class Page(NamedTuple):
-    """Some of the documents that answer a question: which question, their places, and the weights."""
-
-    question: int
-    places: npt.NDArray[np.int64]
-    weights: npt.NDArray[np.float32]
+# Some of the documents that answer a question: the number of the question, their places, and the weights.
+Page = tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
 
 class IndexScan:
@@ -85,14 +78,15 @@ class IndexScan:
             for (number, _), found in zip(batch, self._hits(bodies, "_score", "sort"), strict=True):
                 if found:
                     places = np.array([hit["sort"][0] for hit in found], dtype=np.int64)
-                    yield Page(number, places, np.array([hit["_score"] for hit in found], dtype=np.float32))
+                    yield number, places, np.array([hit["_score"] for hit in found], dtype=np.float32)
                 if len(found) == self._page:
                     waiting.appendleft((number, found[-1]["sort"][0]))
 
     def _hits(self, bodies: Sequence[dict[str, Any]], *parts: str) -> Iterator[list[dict[str, Any]]]:
         """These parts of the hits of each search."""
         wanted = ",".join(f"responses.hits.hits.{part}" for part in parts)
-        for answer in search_many(self._client, "/_msearch", bodies, self._index, filter_path=wanted):
+        answers = search_many(self._client, "/_msearch", bodies, self._index, at_once=_SEARCHES, filter_path=wanted)
+        for answer in answers:
             yield answer.get("hits", {}).get("hits", [])
 
     def _body(self, query: dict[str, Any], after: int | None) -> dict[str, Any]:
@@ -125,16 +119,16 @@ def _question(field: str, tokens: Sequence[str]) -> dict[str, Any]:
 
 def count_searchable(client: Client, index: str) -> int:
     """Return how many documents a search can find. Shards that do not answer are not counted."""
-    return int(client.call("POST", f"{path_of(index)}/_count", {"query": {"match_all": {}}})["count"])
+    return _count(client, index, {"match_all": {}})
 
 
 def count_known(client: Client, index: str, doc_ids: Iterable[str]) -> int:
     """How many of these documents an index has."""
-    known = 0
-    for some in _batches(doc_ids):
-        body = {"query": {"ids": {"values": some}}}
-        known += int(client.call("POST", f"{path_of(index)}/_count", body)["count"])
-    return known
+    return sum(_count(client, index, {"ids": {"values": some}}) for some in batched(doc_ids, _IDS))
+
+
+def _count(client: Client, index: str, query: dict[str, Any]) -> int:
+    return int(client.call("POST", f"{path_of(index)}/_count", {"query": query})["count"])
 
 
 def count_parents(client: Client, index: str, doc_ids: Iterable[str]) -> int:
@@ -145,7 +139,7 @@ def count_parents(client: Client, index: str, doc_ids: Iterable[str]) -> int:
                for one in mapped.values()):  # fmt: skip
         return 0
     known = 0
-    for some in _batches(doc_ids):
+    for some in batched(doc_ids, _IDS):
         # Below 3,000 values the count of different ones is as good as exact.
         counted = {"parents": {"cardinality": {"field": field, "precision_threshold": 3 * _IDS}}}
         body = {"size": 0, "query": {"terms": {field: some}}, "aggs": counted}
@@ -159,17 +153,7 @@ def count_holding(client: Client, index: str, field: str, tokens: Sequence[str])
     Raises:
         ClusterError: the cluster lacks the neural-search plugin.
     """
-    counts: dict[str, int] = {}
-    path = f"{path_of(index)}/_msearch"
-    for start in range(0, len(tokens), _SEARCHES):
-        some = tokens[start : start + _SEARCHES]
-        bodies = [{"size": 0, "track_total_hits": True, "query": _question(field, [token])} for token in some]
-        answers = search_many(client, path, bodies, index, filter_path="responses.hits.total.value")
-        counts |= {token: int(answer["hits"]["total"]["value"]) for token, answer in zip(some, answers, strict=True)}
-    return counts
-
-
-def _batches(doc_ids: Iterable[str]) -> Iterator[list[str]]:
-    waiting = iter(doc_ids)
-    while some := list(islice(waiting, _IDS)):
-        yield some
+    path, wanted = f"{path_of(index)}/_msearch", "responses.hits.total.value"
+    bodies = ({"size": 0, "track_total_hits": True, "query": _question(field, [token])} for token in tokens)
+    answers = search_many(client, path, bodies, index, at_once=_SEARCHES, filter_path=wanted)
+    return {token: int(answer["hits"]["total"]["value"]) for token, answer in zip(tokens, answers, strict=True)}

@@ -23,7 +23,7 @@ from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.scores import LOWEST_WEIGHT, weight_codes
 from sparse_ingest.errors import ClusterError, RunError
 from sparse_ingest.records import SparseRows
-from sparse_ingest.runs.checking import CheckedPart
+from sparse_ingest.runs.shards import ShardPart
 
 NAMED_DOCUMENTS = 20  # documents that an error names for each rule
 MAX_ID_BYTES = 512
@@ -55,7 +55,7 @@ class PreflightReport(NamedTuple):
     codes: npt.NDArray[np.int64]
 
 
-def check_documents(parts: Iterable[CheckedPart], limits: IndexLimits) -> PreflightReport:
+def check_documents(parts: Iterable[ShardPart], limits: IndexLimits) -> PreflightReport:
     """Check every document once.
 
     Raises:
@@ -89,23 +89,19 @@ class _DocumentChecker:
         # By the message of a broken rule: how often it is broken, and the first examples.
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
-        names = limits.vocabulary
-        if limits.kind == "sparse_vector":
-            lengths = [len(str(token_id)) for token_id in range(len(names))]
-        else:
-            lengths = [0 if token is None else len(token.encode()) for token in names]
-        self._longest = max(lengths, default=0)
+        names, field = limits.vocabulary, limits.field
+        keys = map(str, range(len(names))) if limits.kind == "sparse_vector" else (token or "" for token in names)
+        self._lengths = np.array([len(key.encode()) for key in keys], dtype=np.int64)
         # Tokens that no document may have, by token id.
         self._no_token = np.array([token is None for token in names], dtype=np.bool_)
-        self._too_long = np.array(lengths, dtype=np.int64) > MAX_TOKEN_BYTES
-        self._lengths = np.array(lengths, dtype=np.int64)
+        self._too_long = self._lengths > MAX_TOKEN_BYTES
         self._unusable = self._no_token | self._too_long
         self._any_unusable = bool(self._unusable.any())
-        self._needles = {encode_basestring(name) for name in (limits.field, limits.field.partition(".")[0])}
-        self._needles |= {json.dumps(name) for name in (limits.field, limits.field.partition(".")[0])}
+        parts = (field, field.partition(".")[0])
+        self._needles = {spell(name) for name in parts for spell in (encode_basestring, json.dumps)}
         self._check_vocabulary()
 
-    def check(self, part: CheckedPart) -> None:
+    def check(self, part: ShardPart) -> None:
         """Check the rows of one part."""
         vectors = part.vectors
         if not len(vectors.doc_ids) == len(part.fields) == len(vectors.indptr) - 1 or not (
@@ -182,7 +178,7 @@ class _DocumentChecker:
         falls[vectors.indptr[:-1][np.diff(vectors.indptr) > 0]] = False
         self._note_terms("token ids that are not ascending, or stand twice in a document", vectors, falls)
 
-    def _check_fields(self, part: CheckedPart) -> None:
+    def _check_fields(self, part: ShardPart) -> None:
         vectors = part.vectors
         # Parsing every object would cost more than all the rest: look for the name first.
         found = {row for needle in self._needles for row, carried in enumerate(part.fields) if needle in carried}
@@ -196,7 +192,8 @@ class _DocumentChecker:
         terms = np.diff(vectors.indptr)
         characters = np.fromiter(map(len, part.fields), dtype=np.int64, count=len(part.fields))
         # An upper bound first; a term costs quotes, colon, comma and at most 16 characters of a number.
-        for row in np.flatnonzero(4 * characters + terms * (self._longest + 20) > self._limits.max_bytes).tolist():
+        most = 4 * characters + terms * (self._lengths.max(initial=0) + 20)
+        for row in np.flatnonzero(most > self._limits.max_bytes).tolist():
             token_ids = vectors.row(row)[0]
             usable = token_ids[token_ids < len(self._lengths)]
             least = len(part.fields[row].encode()) + int(self._lengths[usable].sum()) + 5 * len(token_ids)

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from sparse_ingest.cluster.client import Client, path_of
 from sparse_ingest.cluster.failures import error_of
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes
 from sparse_ingest.errors import ClusterError
+from sparse_ingest.records import TermShare, batched
 
 # The filter on ids counts as a clause too; some are left over for what a rewrite may add.
 _SPARE_CLAUSES = 8
@@ -37,15 +38,6 @@ _CONTRIBUTION = re.compile(r"token '(\d+)' contribution: query_weight=(\d+) \* d
 
 # The stored value of a key: a float32 of 9 bits, or the byte of a segment with clusters.
 Stored = np.float32 | np.uint8
-
-
-class ExplainedTerm(NamedTuple):
-    """What one token added to a score, as the server reports it: query weight, stored weight, their product."""
-
-    token: str
-    query_weight: float
-    stored_weight: float
-    contribution: float
 
 
 class StoredReader:
@@ -71,18 +63,19 @@ class StoredReader:
             for start in range(0, max(1, len(keys)), self._group)
         ]
         found: dict[str, dict[str, Stored]] = {}
-        for first in range(0, len(questions), _SEARCHES):
-            some = questions[first : first + _SEARCHES]
-            bodies = [
-                {**self._query([doc_id], keys, named=len(keys)), "explain": True, "size": 1} for doc_id, keys in some
-            ]
-            for (doc_id, keys), hits in zip(some, self._search(bodies), strict=True):
-                for hit in hits:
-                    kept = found.setdefault(doc_id, {})
-                    if _of_clusters(hit["_explanation"]) is not None:
-                        # A byte of zero is not named.
-                        kept.update(dict.fromkeys(keys, np.uint8(0)))
-                    kept.update(self._features(hit["_explanation"]))
+        bodies = (
+            {**self._query([doc_id], keys, named=len(keys)), "explain": True, "size": 1} for doc_id, keys in questions
+        )
+        for (doc_id, keys), hits in zip(questions, self._search(bodies), strict=True):
+            for hit in hits:
+                kept = found.setdefault(doc_id, {})
+                raw = _of_clusters(hit["_explanation"])
+                if raw is None:
+                    terms = explained_terms(hit["_explanation"], self._field)
+                    kept.update((term.token, np.float32(term.document_weight)) for term in terms)
+                else:
+                    kept.update(dict.fromkeys(keys, np.uint8(0)))  # a byte of zero is not named
+                    kept.update((token, np.uint8(byte)) for token, _, byte, _ in _contributions(raw))
         return found
 
     def sums(
@@ -99,16 +92,15 @@ class StoredReader:
         groups = self.groups(vocabulary)
         for explain in (False, True):
             chosen = [doc_id for doc_id in doc_ids if (doc_id in of_bytes) == explain]
-            bodies = [
+            bodies = (
                 {**self._query(chosen, keys, named=1), "size": len(chosen), "explain": explain}
                 for keys in groups
                 if chosen
-            ]
-            for first in range(0, len(bodies), _SEARCHES):
-                for group, hits in enumerate(self._search(bodies[first : first + _SEARCHES]), start=first):
-                    for hit in hits:
-                        sums = found.setdefault(hit["_id"], np.zeros(len(groups), dtype=np.float32))
-                        sums[group] = self._sum_of_bytes(hit) if explain else hit["_score"] / self._weight
+            )
+            for group, hits in enumerate(self._search(bodies)):
+                for hit in hits:
+                    sums = found.setdefault(hit["_id"], np.zeros(len(groups), dtype=np.float32))
+                    sums[group] = self._sum_of_bytes(hit) if explain else hit["_score"] / self._weight
         return found
 
     def groups(self, vocabulary: Sequence[str]) -> list[Sequence[str]]:
@@ -132,56 +124,46 @@ class StoredReader:
             "track_total_hits": False,
         }
 
-    def _search(self, bodies: Sequence[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-        for response in search_many(self._client, f"{path_of(self._index)}/_msearch", bodies, self._index):
+    def _search(self, bodies: Iterable[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        path = f"{path_of(self._index)}/_msearch"
+        for response in search_many(self._client, path, bodies, self._index, at_once=_SEARCHES):
             yield response["hits"]["hits"]
 
     def _sum_of_bytes(self, hit: Mapping[str, Any]) -> int:
         raw = _of_clusters(hit["_explanation"])
         return 0 if raw is None else int(raw["value"]) // self._query_byte
 
-    def _features(self, explanation: Mapping[str, Any]) -> Iterator[tuple[str, Stored]]:
-        """Yield key and stored value of every clause that matched."""
-        if (token := _feature_token(explanation, self._field)) is not None:
-            for part in explanation["details"]:
-                if part["description"].startswith("S, "):
-                    yield token, np.float32(part["value"])
-        elif self._seismic and (named := _CONTRIBUTION.fullmatch(str(explanation["description"]))):
-            yield named[1], np.uint8(int(named[3]))
-        else:
-            for part in explanation.get("details", ()):
-                yield from self._features(part)
-
 
 def search_many(
-    client: Client, path: str, bodies: Sequence[Mapping[str, Any]], index: str, *, filter_path: str | None = None
+    client: Client, path: str, bodies: Iterable[Mapping[str, Any]], index: str, *, at_once: int, filter_path: str = ""
 ) -> Iterator[Any]:
-    """Send several searches in one `_msearch` and yield their responses in order.
+    """Send searches, `at_once` of them in one `_msearch`, and yield their responses in order.
 
     Raises:
         ClusterError: a search failed, or a shard did not answer.
     """
     params = {"max_concurrent_searches": "2"}
-    if filter_path is not None:
+    if filter_path:
         params["filter_path"] = f"responses.error,responses._shards.failed,{filter_path}"
     # An index's default search pipeline, such as two-phase, would change scores and refuse to sort. In one _msearch
     # only a body can name a pipeline, and only from 2.18 on.
     past = {"search_pipeline": "_none"} if client.version >= PIPELINE_IN_BODY_SINCE else {}
-    lines = b"".join(b"{}\n" + json.dumps({**body, **past}).encode() + b"\n" for body in bodies)
-    answer = client.call("POST", path, lines, params=params, timeout_s=300)
-    for response in answer["responses"]:
-        if "error" in response:
-            kind, reason = error_of(response)
-            raise ClusterError(
-                f"{client.address} cannot answer neural_sparse on {index!r} ({kind}: {reason}). "
-                "Reading weights back needs the neural-search plugin and a sparse field."
-            )
-        if response["_shards"]["failed"]:
-            raise ClusterError(f"Shards of {index!r} did not answer; wait until the index is green or yellow.")
-        yield response
+    for some in batched(bodies, at_once):
+        lines = b"".join(b"{}\n" + json.dumps({**body, **past}).encode() + b"\n" for body in some)
+        answer = client.call("POST", path, lines, params=params, timeout_s=300)
+        for response in answer["responses"]:
+            if "error" in response:
+                kind, reason = error_of(response)
+                raise ClusterError(
+                    f"{client.address} cannot answer neural_sparse on {index!r} ({kind}: {reason}). "
+                    "Reading weights back needs the neural-search plugin and a sparse field."
+                )
+            if response["_shards"]["failed"]:
+                raise ClusterError(f"Shards of {index!r} did not answer; wait until the index is green or yellow.")
+            yield response
 
 
-def explained_terms(explanation: Mapping[str, Any], field: str) -> Iterator[ExplainedTerm]:
+def explained_terms(explanation: Mapping[str, Any], field: str) -> Iterator[TermShare]:
     """Yield the terms in the `_explanation` of a hit, for any body with sparse clauses.
 
     The tree has one node for each matching token, below a node "sum of:" if the query has more than one. Such a node
@@ -189,35 +171,35 @@ def explained_terms(explanation: Mapping[str, Any], field: str) -> Iterator[Expl
     weight in the query, and S, the stored weight. Clusters of a sparse_vector field have another node, which names
     only the `top_n` heaviest tokens of the query. Clauses that are not sparse are skipped.
     """
-    if (token := _feature_token(explanation, field)) is not None:
+    description = str(explanation["description"])
+    # By prefix and suffix: a token may contain any character, even the words of the description.
+    before, after = f"Linear function on the {field} field for the ", " feature, computed as w * S from:"
+    if description.startswith(before) and description.endswith(after):
         weight, stored = (float(detail["value"]) for detail in explanation["details"])
-        yield ExplainedTerm(token, weight, stored, float(explanation["value"]))
-    elif explanation["description"].startswith("sparse_ann score for doc "):
+        token = description[len(before) : -len(after)]
+        yield TermShare(token, weight, stored, float(explanation["value"]))
+    elif description.startswith("sparse_ann score for doc "):
         yield from _clustered_terms(explanation["details"])
     else:
         for detail in explanation["details"]:
             yield from explained_terms(detail, field)
 
 
-def _feature_token(explanation: Mapping[str, Any], field: str) -> str | None:
-    """Return the token that a node of an explanation is about, or None if it is about something else."""
-    description = str(explanation["description"])
-    before, after = f"Linear function on the {field} field for the ", " feature, computed as w * S from:"
-    # By prefix and suffix: a token may contain any character, even the words of the description.
-    if description.startswith(before) and description.endswith(after):
-        return description[len(before) : -len(after)]
-    return None
-
-
-def _clustered_terms(details: Sequence[Mapping[str, Any]]) -> Iterator[ExplainedTerm]:
+def _clustered_terms(details: Sequence[Mapping[str, Any]]) -> Iterator[TermShare]:
     """Yield the terms of a document in clusters, where weights are bytes relative to two ceilings."""
     [raw] = (part for part in details if part["description"].startswith("raw dot product"))
     [scaling] = (part for part in details if part["description"].startswith("quantization rescaling"))
     boost, ceiling_ingest, ceiling_search, levels = (float(part["value"]) for part in scaling["details"])
+    for token, query_byte, byte, product in _contributions(raw):
+        requested, stored = query_byte * boost * ceiling_search / levels, byte * ceiling_ingest / levels
+        yield TermShare(token, requested, stored, product * float(scaling["value"]))
+
+
+def _contributions(raw: Mapping[str, Any]) -> Iterator[tuple[str, int, int, float]]:
+    """Yield each token that a segment with clusters explains: its byte in the query, in the document, the product."""
     for part in raw["details"]:
         if named := _CONTRIBUTION.fullmatch(part["description"]):
-            requested, stored = int(named[2]) * boost * ceiling_search / levels, int(named[3]) * ceiling_ingest / levels
-            yield ExplainedTerm(named[1], requested, stored, float(part["value"]) * float(scaling["value"]))
+            yield named[1], int(named[2]), int(named[3]), float(part["value"])
 
 
 def _of_clusters(explanation: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -55,8 +55,8 @@ def stored_bytes(weights: npt.NDArray[np.floating[Any]], ceiling: float) -> npt.
     return np.floor(scaled.astype(np.float64) + 0.5).astype(np.uint8)
 
 
-def posting_bytes(frequencies: npt.NDArray[np.int64], documents: int, *, segments: int = 1) -> float:
-    """Predict the bytes of the postings of all tokens.
+def posting_bytes(frequencies: npt.NDArray[np.int64], documents: int) -> float:
+    """Predict the bytes of the postings of all tokens, in one segment.
 
     tests/planning/test_plan.py compares with OpenSearch 3.6.0. Ids, `_source` and other fields are not included, nor
     the clusters of a sparse_vector field.
@@ -64,15 +64,13 @@ def posting_bytes(frequencies: npt.NDArray[np.int64], documents: int, *, segment
     Args:
         frequencies: how many documents contain each token, shape [vocabulary].
         documents: how many documents the index has.
-        segments: how many segments of equal size they are in.
     """
-    held = frequencies[frequencies > 0] / segments
-    size = documents / segments
+    held = frequencies[frequencies > 0]
     blocks = np.floor(held / _BLOCK)
-    gap_bits = np.ceil(np.log2(np.maximum(_LARGEST_GAP * size / held, 2.0)))
+    gap_bits = np.ceil(np.log2(np.maximum(_LARGEST_GAP * documents / held, 2.0)))
     # Where documents are dense, a block is a bit for each of them.
-    gap_bits = np.minimum(gap_bits, size / held)
+    gap_bits = np.minimum(gap_bits, documents / held)
     in_blocks = blocks * (_BLOCK * (gap_bits + _CODE_BITS) / 8 + _BLOCK_BYTES)
     tail = held - blocks * _BLOCK
     in_tails = np.where(held > 1, tail * _TAIL_BYTES, 0.0)
-    return float(segments * (in_blocks + in_tails + _DICTIONARY_BYTES).sum())
+    return float((in_blocks + in_tails + _DICTIONARY_BYTES).sum())

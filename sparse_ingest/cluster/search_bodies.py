@@ -21,6 +21,7 @@ from sparse_ingest.cluster.limits import (
     check_clauses,
     check_seismic,
     check_two_phase,
+    count_clauses,
     fit_weights,
     leaves_nothing,
 )
@@ -147,7 +148,7 @@ def seismic_body(
     settings = settings or {}
     check_seismic(settings)
     fitted, filter = _fitted(weights, options), options.get("filter")
-    clause = _seismic_clause(fitted, field, size, settings, filter)
+    clause = _sparse_clause(fitted, field, _method_parameters(size, settings, filter))
     body = _body(clause, field=field, size=size, tokens=len(fitted), **options)
     # Otherwise documents that match the filter and no token fill up the k hits (3.6.0).
     return body | {"min_score": _LEAST_SCORE} if filter else body
@@ -237,10 +238,8 @@ def hybrid_body(
         )
     fitted = fit_weights(weights, max_clauses=max_clauses).weights
     depth = max(size, depth) if depth is not None else None
-    if engine.name == "seismic":
-        sparse = _seismic_clause(fitted, engine.field, depth or size, engine.seismic, filter)
-    else:
-        sparse = _sparse_clause(fitted, engine.field)
+    parameters = _method_parameters(depth or size, engine.seismic, filter) if engine.name == "seismic" else None
+    sparse = _sparse_clause(fitted, engine.field, parameters)
     parts: SearchBody = {"queries": [_filtered(_words_clause(text), filter), _filtered(sparse, filter)]}
     query = {"hybrid": parts | ({"pagination_depth": depth} if depth is not None else {})}
     body = _body(query, field=engine.field, size=size, tokens=len(fitted), max_clauses=max_clauses)
@@ -316,17 +315,12 @@ def msearch_bytes(bodies: Iterable[SearchBody], index: str | None = None) -> byt
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _sparse_clause(fitted: Mapping[str, float], field: str) -> SearchBody:
-    return {"neural_sparse": {field: {"query_tokens": dict(fitted)}}} if fitted else {"match_none": {}}
-
-
-def _seismic_clause(
-    fitted: Mapping[str, float], field: str, size: int, settings: Mapping[str, Any], filter: QueryClause | None
-) -> SearchBody:
+def _sparse_clause(fitted: Mapping[str, float], field: str, parameters: SearchBody | None = None) -> SearchBody:
+    """The clause of query tokens; `parameters` are those of the search in clusters."""
     if not fitted:
         return {"match_none": {}}
-    parameters = _method_parameters(size, settings, filter)
-    return {"neural_sparse": {field: {"query_tokens": dict(fitted), "method_parameters": parameters}}}
+    asked = {"query_tokens": dict(fitted)} | ({"method_parameters": parameters} if parameters else {})
+    return {"neural_sparse": {field: asked}}
 
 
 def _method_parameters(size: int, settings: Mapping[str, Any], filter: QueryClause | None) -> SearchBody:
@@ -388,7 +382,7 @@ def _body(
     """The request of a query. With `tokens`, how many of its clauses are sparse ones, the clauses are counted."""
     query = _filtered(query, filter)
     if tokens is not None:
-        check_clauses(query, tokens, max_clauses=max_clauses)
+        check_clauses(tokens, count_clauses(query) - tokens, max_clauses=max_clauses)
     body: SearchBody = {"size": size, "_source": {"excludes": [field]}, "query": query}
     if collapse is not None:
         body["collapse"] = {"field": collapse}

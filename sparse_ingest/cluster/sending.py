@@ -22,14 +22,11 @@ from typing import Any, NamedTuple
 
 from sparse_ingest.cluster.bulk_bodies import BulkRequest
 from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError, path_of
-from sparse_ingest.cluster.failures import error_of
+from sparse_ingest.cluster.failures import BLOCKED, BUSY, error_of
 from sparse_ingest.cluster.pacing import Attempt, Pace
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.records import Outcome, Refusal
 
-RETRIED = frozenset({429, 502, 503, 504})
-# A node that runs out of disk answers 429 too, and does so until space is freed.
-BLOCKED = "cluster_block_exception"
 # The ids show that an answer belongs to its request, for 35 ms of our time in 100,000 documents.
 _ANSWER = "items.*._id,items.*.status,items.*.error"
 # A server may ask for a longer pause than our own, but a wrong clock or number must not stop a load for hours.
@@ -184,7 +181,7 @@ class _Sender:
                 if error.status == 413:
                     self._pace.too_large(attempt)
                 return _Left(request, str(error), halves=error)
-            if error.status not in RETRIED or error.kind == BLOCKED:
+            if not error.may_pass:
                 raise
             self._pace.overloaded(attempt)
             return _Left(request, str(error), pause_s=min(error.retry_after_s or 0, _LONGEST_PAUSE_S))
@@ -251,10 +248,10 @@ class _Sender:
             kind, reason = error_of(results[place])
             if kind in (BLOCKED, "index_not_found_exception", "index_closed_exception", "security_exception"):
                 raise ClusterError(_stopping(kind, reason))
-            if status in RETRIED:
+            if status in BUSY:
                 waiting[place] = f"{status} {kind}: {reason}."
             else:
-                refused.append(Refusal(ids[place], int(request.rows[place]), status, f"{kind}: {reason}"))
+                refused.append(_refusal(request, place, status, kind, reason))
         return waiting
 
     def _changed_on_the_way(self, what: str) -> str:
@@ -266,9 +263,13 @@ class _Sender:
     def _send_halves(self, request: BulkRequest, error: ResponseError) -> list[Refusal]:
         count = len(request.doc_ids)
         if count == 1:
-            return [Refusal(request.doc_ids[0], int(request.rows[0]), error.status, f"{error.kind}: {error.reason}")]
+            return [_refusal(request, 0, error.status, error.kind, error.reason)]
         halves = (range(count // 2), range(count // 2, count))
         return [one for half in halves for one in self._send(request.part(half))]
+
+
+def _refusal(request: BulkRequest, place: int, status: int, kind: str, reason: str) -> Refusal:
+    return Refusal(request.doc_ids[place], request.shard, int(request.rows[place]), status, f"{kind}: {reason}")
 
 
 def _stopping(kind: str, reason: str) -> str:

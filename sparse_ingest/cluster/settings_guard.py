@@ -99,13 +99,12 @@ def _put(client: Client, index: Index, settings: Mapping[str, str | None]) -> di
         return {}
     try:
         client.call("PUT", f"{index.path}/_settings", {"index": dict(settings)})
+        return {}
     except ResponseError as error:
         if not 400 <= error.status < 500 or error.status in (401, 404, 429):
             raise
         if len(settings) == 1:
             return {name: error.reason for name in settings}
-    else:
-        return {}
     refused: dict[str, str] = {}
     for name, value in settings.items():
         refused |= _put(client, index, {name: value})

@@ -9,14 +9,14 @@ Not covered: when to wait (loading/).
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError
+from sparse_ingest.cluster.failures import BUSY
 from sparse_ingest.cluster.indexes import Index, check_uuid, refresh
-from sparse_ingest.cluster.sending import BLOCKED, RETRIED, Retries
+from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.reporting import Reporter
 
@@ -36,17 +36,15 @@ def patiently(ask: Callable[[], T], retries: Retries) -> T:
     while True:
         try:
             return ask()
-        except UnreachableError:
-            if attempt + 1 >= retries.attempts:
-                raise
-        except ResponseError as error:
-            if error.status not in RETRIED or error.kind == BLOCKED or attempt + 1 >= retries.attempts:
+        except (ResponseError, UnreachableError) as error:
+            lasting = isinstance(error, ResponseError) and not error.may_pass
+            if lasting or attempt + 1 >= retries.attempts:
                 raise
         time.sleep(retries.pause_s(attempt))
         attempt += 1
 
 
-def merge(client: Client, index: Index, reporter: Reporter, *, step_s: float = _STEP_S) -> str | None:
+def merge(client: Client, index: Index, reporter: Reporter) -> str | None:
     """Merge every shard into one segment. Return None if that succeeded, otherwise a message.
 
     Raises:
@@ -55,12 +53,11 @@ def merge(client: Client, index: Index, reporter: Reporter, *, step_s: float = _
     surplus, asked_in_vain = _surplus_segments(client, index), 0
     while surplus:
         # The answer comes when the merge is done. After a timeout it continues, and asking again starts no second one.
-        with contextlib.suppress(UnreachableError):
-            try:
-                client.call("POST", f"{index.path}/_forcemerge", params={"max_num_segments": "1"}, timeout_s=step_s)
-            except ResponseError as error:
-                if error.status not in RETRIED:
-                    raise
+        try:
+            client.call("POST", f"{index.path}/_forcemerge", params={"max_num_segments": "1"}, timeout_s=_STEP_S)
+        except (ResponseError, UnreachableError) as error:
+            if isinstance(error, ResponseError) and error.status not in BUSY:
+                raise
         check_uuid(client, index)
         said = time.monotonic()
         while _merging(client, index):
@@ -82,9 +79,7 @@ def merge(client: Client, index: Index, reporter: Reporter, *, step_s: float = _
     return None
 
 
-def wait_for_copies(
-    client: Client, index: Index, reporter: Reporter, *, patience_s: float = 300.0, poll_s: float = _POLL_S
-) -> str | None:
+def wait_for_copies(client: Client, index: Index, reporter: Reporter, *, patience_s: float = 300.0) -> str | None:
     """Wait until all copies of the shards exist. Return a message if the cluster has too few nodes for them.
 
     Args:
@@ -117,7 +112,7 @@ def wait_for_copies(
                 f"has changed. {_why_unassigned(client, index)} Mend that, or set number_of_replicas to what the "
                 "cluster can hold, then start the same command again."
             )
-        time.sleep(poll_s)
+        time.sleep(_POLL_S)
 
 
 class Durability:

@@ -9,6 +9,7 @@ Not covered: sending (bulk_bodies.py has the operations).
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -52,13 +53,13 @@ def with_field(index: Index | None, name: str, field: str, kind: str) -> Index:
             f"Index {index.name!r} has no field {field!r}, and a {kind} field needs index settings that only a new "
             "index takes. Give --kind rank_features, or load into a new index."
         )
-    return index._replace(mappings=_merged(index.mappings, _new_field(field)))
+    return index._replace(mappings=_mapped(index.mappings, field))
 
 
 def add_field(client: Client, index: Index, field: str) -> None:
     """Map the sparse field, unless it is mapped."""
     if field_mapping(check_uuid(client, index).mappings, field) is None:
-        client.call("PUT", f"{index.path}/_mapping", _new_field(field))
+        client.call("PUT", f"{index.path}/_mapping", _mapped({}, field))
 
 
 def operation_for(index: Index, field: str) -> UpdateOperation:
@@ -79,20 +80,14 @@ def notice(index: Index, field: str) -> str:
     )
 
 
-def _new_field(field: str) -> dict[str, Any]:
-    mapping: dict[str, Any] = {"type": "rank_features"}
-    for name in reversed(field.split(".")):
-        mapping = {"properties": {name: mapping}}
-    return mapping
-
-
-def _merged(mappings: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """The mappings with those of `more`, which names no field that is there."""
-    merged = dict(mappings)
-    for key, value in more.items():
-        there = merged.get(key)
-        merged[key] = _merged(there, value) if isinstance(there, dict) and isinstance(value, dict) else value
-    return merged
+def _mapped(mappings: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """A copy of the mappings that has the sparse field, which they lack."""
+    mapped = copy.deepcopy(dict(mappings))
+    entry = mapped
+    for name in field.split("."):
+        entry = entry.setdefault("properties", {}).setdefault(name, {})
+    entry["type"] = "rank_features"
+    return mapped
 
 
 def _leaves(mappings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

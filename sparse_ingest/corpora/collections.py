@@ -31,7 +31,7 @@ _QUERIES = (
     "queries/*.jsonl",
 )
 _QRELS = ("qrels/test.tsv", "qrels.jsonl", "qrels.jsonl.gz", "qrels/test.jsonl", "qrels.parquet", "qrels/test*.parquet")
-_HEADER = ["query-id", "corpus-id", "score"]
+_QUERY, _DOCUMENT, _SCORE = _HEADER = ["query-id", "corpus-id", "score"]
 _TAG = re.compile(r"<(/?[a-z]+)>", re.IGNORECASE)
 _LABEL = re.compile(r"^(number|topic)\s*:", re.IGNORECASE)
 
@@ -187,34 +187,34 @@ def _query_of_topic(topic: str) -> Query:
 
 
 def _judgements_of(path: Path) -> Iterator[tuple[str, str, str, int]]:
-    query_name, doc_name, score_name = _HEADER
     at = "line 1"
     try:
         if _format(path) != "tsv":
-            for at, columns in _rows(path, {query_name: "id", doc_name: "id", score_name: "kept field"}):
-                query_id, doc_id = id_in(columns, query_name), id_in(columns, doc_name)
-                require(score_name, columns)
-                yield at, query_id, doc_id, _score_of(columns[score_name])
+            for at, columns in _rows(path, {_QUERY: "id", _DOCUMENT: "id", _SCORE: "kept field"}):
+                yield at, *_judgement(columns)
             return
         for at, text in _texts(path):
             # Blanks separate columns only in lines without a tab, as in TREC files: "Geneva Durben" is an id.
             values = text.split("\t") if "\t" in text else text.split()
             if at != "line 1" or values != _HEADER:
-                yield at, *_judgement(text, values)
+                yield at, *_judgement(_columns_of(text, values))
     except BadRow as bad:
         raise CorpusError(f"{path} {at}: {bad}") from bad
 
 
-def _judgement(text: str, values: list[str]) -> tuple[str, str, int]:
+def _columns_of(text: str, values: list[str]) -> dict[str, object]:
     if len(values) == 4:
-        query_id, _, doc_id, score = values
-    elif len(values) == 3 and "\t" in text:
-        query_id, doc_id, score = values
-    else:
+        del values[1]
+    elif len(values) != 3 or "\t" not in text:
         expected = "query, document and score with tabs between them, or TREC's four columns, were expected"
         raise BadRow(f"{expected}, found {shown(text)}")
-    query_name, doc_name, _ = _HEADER
-    return id_in({query_name: query_id}, query_name), id_in({doc_name: doc_id}, doc_name), _score_of(score)
+    return dict(zip(_HEADER, values, strict=True))
+
+
+def _judgement(columns: Mapping[str, object]) -> tuple[str, str, int]:
+    query_id, doc_id = id_in(columns, _QUERY), id_in(columns, _DOCUMENT)
+    require(_SCORE, columns)
+    return query_id, doc_id, _score_of(columns[_SCORE])
 
 
 def _score_of(value: object) -> int:

@@ -31,6 +31,8 @@ _FILE_MAGIC = b"ARROW1"
 # unknown time zones; maps whose keys repeat, or cannot be those of a dict.
 _NO_PYTHON_VALUE = (ValueError, OverflowError, LookupError, TypeError, pa.ArrowException)
 
+Row = tuple[dict[str, Any] | None, str | None]  # the columns that are read; or None, and what is wrong
+
 
 class ColumnTable(FileSource):
     """A file of columns."""
@@ -182,18 +184,14 @@ def slices_of(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         yield batch.slice(start, rows)
 
 
-def records_of(
-    rows: Iterable[tuple[dict[str, Any] | None, str | None]], reached: list[int], offset: int
-) -> Iterator[Record]:
+def records_of(rows: Iterable[Row], reached: list[int], offset: int) -> Iterator[Record]:
     """Yield rows as records. The first is row `reached[0]`, which is kept up to date, and is at `offset`."""
     for following, (columns, reason) in enumerate(rows, offset + 1):
         reached[0] += 1
         yield Record(columns, reason, reached[0] - 1, following, reached[0])
 
 
-def rows_of(
-    batches: Iterable[pa.RecordBatch], names: Sequence[str], skip: int = 0
-) -> Iterator[tuple[dict[str, Any] | None, str | None]]:
+def rows_of(batches: Iterable[pa.RecordBatch], names: Sequence[str], skip: int = 0) -> Iterator[Row]:
     """Yield these columns of every row but the first `skip`; or None, and what is wrong with the row."""
     for batch in batches:
         if skip >= batch.num_rows:
@@ -209,7 +207,7 @@ def rows_of(
             yield dict(zip(names, values, strict=True)), None
 
 
-def _row(batch: pa.RecordBatch, names: Sequence[str], place: int) -> tuple[dict[str, Any] | None, str | None]:
+def _row(batch: pa.RecordBatch, names: Sequence[str], place: int) -> Row:
     row = {}
     for name in names:
         try:

@@ -180,24 +180,19 @@ def id_in(columns: Mapping[str, object], name: str | None) -> str:
     return value
 
 
-def text_in(columns: Mapping[str, object], name: str | None) -> str:
-    """Return the string in the column `name`; with None, in `text`. Raises `BadRow`."""
-    value = columns.get(name or "text")
+def text_in(columns: Mapping[str, object], name: str | None, role: str = "text") -> str:
+    """Return the string in the column `name`; with None, in that of its role. Raises `BadRow`."""
+    value = columns.get(name or role)
     if isinstance(value, str):
         return value
-    require(name or "text", columns, " for the text", "; --text-field names another" if name is None else "")
-    raise BadRow(f"the text in {shown(name or 'text')} is {shown(value)}; a string was expected")
+    require(name or role, columns, f" for the {role}", f"; --{role}-field names another" if name is None else "")
+    raise BadRow(f"the {role} in {shown(name or role)} is {shown(value)}; a string was expected")
 
 
 def _title_in(columns: Mapping[str, object], name: str | None) -> str:
-    value = columns.get(name or "title")
-    if isinstance(value, str):
-        return value
-    if name is not None:
-        require(name, columns, " for the title")
-    if value is None:
+    if columns.get(name or "title") is None and (name is None or name in columns):
         return ""
-    raise BadRow(f"the title in {shown(name or 'title')} is {shown(value)}; a string was expected")
+    return text_in(columns, name, "title")
 
 
 def needed_columns(names: Collection[str], fields: FieldNames) -> dict[str, str]:

@@ -17,10 +17,8 @@ from functools import partial
 from pathlib import Path
 
 from sparse_ingest.corpora.columns import Arrow, Parquet
-from sparse_ingest.corpora.documents import FieldNames as FieldNames
-from sparse_ingest.corpora.documents import needed_columns, without_carried
-from sparse_ingest.corpora.hub import hub_source
-from sparse_ingest.corpora.hub_names import PREFIX
+from sparse_ingest.corpora.documents import FieldNames, needed_columns, without_carried
+from sparse_ingest.corpora.hub import PREFIX, hub_source
 from sparse_ingest.corpora.sources import ChooseColumns, Corpus, Source
 from sparse_ingest.corpora.stored import PACKED, FoundFile, StandardInput, StoredFile, about, is_packed
 from sparse_ingest.corpora.text_formats import JsonLines, TextTable

@@ -1,9 +1,10 @@
 """Corpora in memory: the rows of a Python object, spooled to a file that other processes can read.
 
-In: an iterable of mappings, a DataFrame, an Arrow table or reader, or a `datasets` Dataset (containers.py). Out: a
-`Corpus` of one source. The rows are read once, in pieces, and written to a temporary file; memory stays flat. The file
-is in the folder for temporary files (TMPDIR) and is removed with the corpus, or when the process exits. A corpus can be
-pickled: other processes of this machine can read the file for as long as the first process keeps the corpus.
+In: an iterable of mappings, a pandas or polars DataFrame, an Arrow table, batch or reader (whatever has
+`__arrow_c_stream__`), or a `datasets` Dataset. Out: a `Corpus` of one source. The rows are read once, in pieces of
+bounded size, and written to a temporary file; memory stays flat. The file is in the folder for temporary files (TMPDIR)
+and is removed with the corpus, or when the process exits. A corpus can be pickled: other processes of this machine can
+read the file for as long as the first process keeps the corpus.
 
 The documents are those that the same rows give as a file of JSON lines. json_values.py lists how values that JSON lacks
 are converted; a value that cannot be converted makes a bad row.
@@ -11,7 +12,10 @@ are converted; a value that cannot be converted makes a bad row.
 The identity is the number of rows and a SHA-256, which do not depend on the container. The hash covers one line for
 each row, in UTF-8 with a line feed: a JSON object (as `json_line` writes it) of the columns that documents are made of,
 sorted by name, or `null` for a row without one, since the text of a reason may change between releases. Other columns
-are not read and not hashed: adding one does not change the identity.
+are not read and not hashed: adding one does not change the identity. The index of a pandas DataFrame is not a column.
+
+pandas, polars and datasets are never imported here: a container of theirs exists only where they are imported already.
+Without pandas, an Arrow timestamp that is finer than a microsecond is a value that cannot be read.
 """
 
 from __future__ import annotations
@@ -21,23 +25,31 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from sparse_ingest.corpora.containers import Choose, Row, rows_in
+import pyarrow as pa
+
+from sparse_ingest.corpora.columns import Row, rows_of, slices_of
 from sparse_ingest.corpora.documents import BadRow, FieldNames, needed_columns, shown, without_carried
 from sparse_ingest.corpora.files import open_corpus
-from sparse_ingest.corpora.json_values import json_line
+from sparse_ingest.corpora.json_values import json_line, type_name
 from sparse_ingest.corpora.sources import Corpus
 from sparse_ingest.corpora.stored import MAX_LINE, FoundFile
 from sparse_ingest.corpora.text_formats import JsonLines
-from sparse_ingest.errors import CorpusError, UsageError
+from sparse_ingest.errors import CorpusError, UsageError, first_line
 from sparse_ingest.storage.scratch import ScratchFolder
 
 _BLOCK_BYTES = 1 << 20  # of lines that are written at one time
+_BATCH_ROWS = 512  # that are Python objects at one time
 _LAYOUTS = 256  # different lists of column names that are cached; every mapping may have its own
+
+# Names of all columns -> the columns to read, each with its place among them; or what is wrong.
+Choose = Callable[[tuple[object, ...]], dict[str, int] | str]
 
 
 def corpus_of(
@@ -83,7 +95,7 @@ def memory_corpus(rows: object, *, fields: FieldNames) -> Corpus:
         CorpusError: the file cannot be written.
     """
     fields = without_carried(fields)
-    found = rows_in(rows, _choice(fields))
+    found = _rows_in(rows, _choice(fields))
     folder = ScratchFolder()
     try:
         path = folder.path / "rows.jsonl"
@@ -158,7 +170,6 @@ def _spool(rows: Iterable[Row], path: Path) -> tuple[int, str]:
             block += line
             if len(block) >= _BLOCK_BYTES:
                 _write(file, block)
-                block.clear()
         _write(file, block)
     return count, digest.hexdigest()
 
@@ -166,8 +177,105 @@ def _spool(rows: Iterable[Row], path: Path) -> tuple[int, str]:
 def _write(file: io.FileIO, block: bytearray) -> None:
     try:
         while block:
-            block = block[file.write(block) :]
+            del block[: file.write(block)]
     except OSError as error:
         raise CorpusError(
             f"{file.name!s} cannot be written: {error.strerror}. Free space there, or set TMPDIR to another folder."
         ) from error
+
+
+# Rows of a container: the Python values of the columns that documents are made of
+
+
+def _rows_in(container: Any, choose: Choose) -> Iterator[Row]:
+    """Return an iterator over the rows of a container. What the container raises while it is read is not caught.
+
+    Raises:
+        UsageError: the value is not a container of rows.
+    """
+    if _comes_from("datasets", "Dataset", container) or _comes_from("datasets", "IterableDataset", container):
+        return _rows_of_dataset(container, choose)
+    if _comes_from("pandas", "DataFrame", container):
+        return _rows_of_frame(container, choose)
+    if (batches := _batches_of(container)) is not None:
+        return _rows_of_batches(batches, choose)
+    if isinstance(container, Iterable) and not isinstance(container, (str, bytes, Mapping)):
+        return _rows_of_mappings(container, choose)
+    advice = "Give an iterable of mappings, a DataFrame, an Arrow table or a Dataset."
+    if type(container).__name__ in ("DatasetDict", "IterableDatasetDict"):
+        advice = f"Give one of its splits: {', '.join(container)}."
+    elif isinstance(container, Mapping):
+        advice = "One mapping is one row: give a list of them."
+    raise UsageError(f"Rows of a corpus were expected, found a value of type {type_name(container)}. {advice}")
+
+
+def _comes_from(module: str, name: str, container: Any) -> bool:
+    """Return whether the container is an instance of a class of a library, without importing the library."""
+    return isinstance(container, getattr(sys.modules.get(module), name, ()))
+
+
+def _rows_of_mappings(rows: Iterable[object], choose: Choose) -> Iterator[Row]:
+    for row in rows:
+        if not isinstance(row, Mapping):
+            value = f": {shown(row)}" if isinstance(row, str) else ""
+            yield None, f"a mapping of columns to values was expected, found a value of type {type_name(row)}{value}"
+            continue
+        names = tuple(row)
+        chosen = choose(names)
+        if isinstance(chosen, str):
+            yield None, chosen
+        else:
+            yield {name: row[names[place]] for name, place in chosen.items()}, None
+
+
+def _rows_of_frame(frame: Any, choose: Choose) -> Iterator[Row]:
+    chosen = choose(tuple(frame.columns))
+    if isinstance(chosen, str):
+        yield from repeat((None, chosen), len(frame))
+        return
+    for start in range(0, len(frame), _BATCH_ROWS):
+        part = frame.iloc[start : start + _BATCH_ROWS]
+        yield from _zipped(chosen, (part.iloc[:, place].tolist() for place in chosen.values()))
+
+
+def _zipped(names: Iterable[str], columns: Iterable[list[object]]) -> Iterator[Row]:
+    return ((dict(zip(names, values, strict=True)), None) for values in zip(*columns, strict=True))
+
+
+def _batches_of(container: Any) -> Iterable[pa.RecordBatch] | None:
+    """Return the record batches of an object with Arrow's C interface; None for other objects."""
+    if isinstance(container, pa.RecordBatch):
+        return [container]
+    if isinstance(container, pa.RecordBatchReader):  # through the C interface its iterator's exceptions become OSError
+        return cast(Iterable[pa.RecordBatch], container)
+    # A Series is an iterable of its values.
+    if not hasattr(container, "__arrow_c_stream__") or type(container).__name__ == "Series":
+        return None
+    try:
+        return cast(Iterable[pa.RecordBatch], pa.RecordBatchReader.from_stream(container))
+    except pa.ArrowException as error:
+        raise UsageError(
+            f"The value of type {type_name(container)} is not a table that Arrow can read: {first_line(error)}. Give a "
+            "table with named columns of types that Arrow has."
+        ) from error
+
+
+def _rows_of_batches(batches: Iterable[pa.RecordBatch], choose: Choose) -> Iterator[Row]:
+    for batch in batches:
+        chosen = choose(tuple(batch.schema.names))
+        if isinstance(chosen, str):
+            yield from repeat((None, chosen), batch.num_rows)
+        else:
+            yield from rows_of(slices_of(batch.select(list(chosen.values()))), list(chosen))
+
+
+def _rows_of_dataset(dataset: Any, choose: Choose) -> Iterator[Row]:
+    if getattr(dataset, "format", {}).get("type") != "custom":  # a transform, which makes the columns
+        dataset = dataset.with_format(None)
+        # A generator's columns are not known; its rows may differ in them.
+        known = dataset.column_names is not None and dataset.features is not None
+        if known and not isinstance(chosen := choose(tuple(dataset.column_names)), str):
+            for batch in dataset.select_columns(list(chosen)).iter(_BATCH_ROWS):
+                yield from _zipped(chosen, (batch[name] for name in chosen))
+            return
+    yield from _rows_of_mappings(dataset, choose)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparse_ingest.errors import CorpusError, MissingExtraError, UsageError, first_line
+from sparse_ingest.errors import CorpusError, UsageError, first_line, needs_extra
 
 DATA_SET = "sentence-transformers/NanoBEIR-en"
 # In the order of the model cards.
@@ -62,10 +62,8 @@ def write_nano_beir(name: str, folder: Path, data_set: str = DATA_SET) -> None:
 
 
 def _rows(data_set: str, configuration: str, name: str, columns: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:
-    try:
+    with needs_extra("encode", "NanoBEIR"):
         from datasets import load_dataset
-    except ImportError:
-        raise MissingExtraError("encode", "NanoBEIR") from None
 
     place = f"{data_set}, configuration {configuration}, split Nano{name}"
     try:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 from sparse_ingest.pipeline import option
 
 if TYPE_CHECKING:
-    from sparse_ingest.corpora.documents import FieldNames
     from sparse_ingest.corpora.sources import Corpus
 
 
@@ -34,22 +33,17 @@ class CorpusOptions:
         "fail", "Stop at a bad document, or omit it and name it in skipped/"
     )
 
-    @property
-    def field_names(self) -> FieldNames:
-        """Which columns make a document."""
-        from sparse_ingest.corpora.documents import FieldNames
-
-        return FieldNames(self.id_field, self.text_field, self.title_field, self.keep, carry_text=not self.no_text)
-
     def open(self, corpus: object) -> Corpus:
         """Return the corpus that a stage was given: files and addresses, or rows in memory.
 
         Raises:
             CorpusError, UsageError: see `corpus_of`.
         """
+        from sparse_ingest.corpora.documents import FieldNames
         from sparse_ingest.corpora.memory import corpus_of
 
-        return corpus_of(corpus, fields=self.field_names, format=self.format, columns=self.columns)
+        names = FieldNames(self.id_field, self.text_field, self.title_field, self.keep, carry_text=not self.no_text)
+        return corpus_of(corpus, fields=names, format=self.format, columns=self.columns)
 
 
 @dataclass(frozen=True)

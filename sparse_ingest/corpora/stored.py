@@ -142,10 +142,13 @@ class Opened:
         self.stored = file.open()
         self.content = cast(io.BufferedReader, self.stored)
         if self.packed:
-            zstd = file.name.lower().endswith(".zst")
-            blocks = _ZstdBlocks(self.stored) if zstd else _GzipBlocks(fileobj=self.stored)
-            # Neither finds lines in C; BufferedReader does.
-            self.content = io.BufferedReader(cast(io.RawIOBase, blocks), _BLOCK_BYTES)
+            # Neither library finds lines in C; BufferedReader does.
+            if file.name.lower().endswith(".zst"):
+                # In small blocks: Arrow gives nothing of a block in which the damage begins.
+                zstd = pa.CompressedInputStream(pa.PythonFile(self.stored, mode="r"), "zstd")
+                self.content = io.BufferedReader(zstd, _ZSTD_BYTES)
+            else:
+                self.content = io.BufferedReader(cast(io.RawIOBase, _GzipBlocks(fileobj=self.stored)), _BLOCK_BYTES)
 
     def skip(self, offset: int) -> None:
         """Go to a byte of the content; compressed content is read up to there."""
@@ -172,19 +175,6 @@ class _GzipBlocks(gzip.GzipFile):
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         return self.readinto1(buffer)
-
-
-class _ZstdBlocks(io.RawIOBase):
-    """Hands over small blocks: Arrow gives nothing of a block in which the damage begins."""
-
-    def __init__(self, stored: BinaryIO) -> None:
-        self._stream = pa.CompressedInputStream(pa.PythonFile(stored, mode="r"), "zstd")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        return self._stream.readinto(buffer[:_ZSTD_BYTES])  # type: ignore[no-any-return]
 
 
 class FileSource:

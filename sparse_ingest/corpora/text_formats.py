@@ -56,20 +56,20 @@ class TextTable(LineSource):
         self, file: StoredFile, label: str, choose: ChooseColumns, *, format: str, columns: Sequence[str] | None = None
     ) -> None:
         super().__init__(file, label)
-        self._choose, self._format = choose, format
+        self._choose, self.format = choose, format
         self._given = columns or (MSMARCO_COLUMNS if format == "msmarco" else None)
 
     def identity(self) -> dict[str, object]:
         """Return name and size, the format, and the columns if they are not in the file."""
         columns = {"columns": list(self._given)} if self._given else {}
-        return {**super().identity(), "format": self._format, **columns}
+        return {**super().identity(), "format": self.format, **columns}
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
         """Yield every row from `offset` on."""
-        rows = self._rows(offset, line)
+        rows = _Rows(self, offset, line)
         names = self._given
         if names is None:
-            names = self._header(self._rows() if offset else rows)
+            names = self._header(_Rows(self, 0, 1) if offset else rows)
         if names is None:
             return
         try:
@@ -84,9 +84,6 @@ class TextTable(LineSource):
             columns = None if reason else {name: row[place] for name, place in chosen}
             yield Record(columns, reason, at, rows.offset, rows.line)
 
-    def _rows(self, offset: int = 0, line: int = 1) -> _Rows:
-        return _Rows(self.lines(offset, line), offset, line, self._format, self.label)
-
     def _header(self, rows: _Rows) -> Sequence[str] | None:
         """Return the names in the first row; None for a file without one."""
         line, names, reason = next(iter(rows), (1, None, None))
@@ -100,18 +97,17 @@ class TextTable(LineSource):
 
 
 class _Rows:
-    """Rows of values from lines; `offset` and `line` are where the next row begins."""
+    """The rows of values of a table; `offset` and `line` are where the next row begins."""
 
-    def __init__(self, lines: Iterator[bytes], offset: int, line: int, format: str, label: str) -> None:
-        self.offset, self.line = offset, line
-        self._lines, self._format, self._label = lines, format, label
+    def __init__(self, table: TextTable, offset: int, line: int) -> None:
+        self._table, self.offset, self.line = table, offset, line
         self._reason: str | None = None
         self._reader: Iterator[list[str]]
-        if format == "msmarco":
+        if table.format == "msmarco":
             self._reader = (text.rstrip("\n").removesuffix("\r").split("\t") for text in self._texts())
         else:
             csv.field_size_limit(_MAX_VALUE)  # of the process; the default is 128 KB
-            self._reader = csv.reader(self._texts(), delimiter=_SEPARATORS[format], strict=True)
+            self._reader = csv.reader(self._texts(), delimiter=_SEPARATORS[table.format], strict=True)
 
     def __iter__(self) -> Iterator[tuple[int, list[str], str | None]]:
         """Yield the line where each row that is left begins, its values, and what is wrong with it."""
@@ -133,7 +129,7 @@ class _Rows:
     def _texts(self) -> Iterator[str]:
         """Yield each line as text just before the reader takes it: it never takes more lines than its row needs."""
         first = self.offset == 0
-        for raw in self._lines:
+        for raw in self._table.lines(self.offset, self.line):
             self.offset += len(raw)
             self.line += 1
             if first:
@@ -155,8 +151,9 @@ class _Rows:
         if "field limit" in said:
             endless = f"a value is longer than {_MAX_VALUE:,} characters; is a quote not closed?"
         if endless:
-            other = "" if self._format == "csv" else ", or say --format msmarco if quotes mean nothing in this file"
-            raise CorpusError(f"{self._label} line {line}: {endless}. Close or double it{other}.") from error
+            is_csv = self._table.format == "csv"
+            other = "" if is_csv else ", or say --format msmarco if quotes mean nothing in this file"
+            raise CorpusError(f"{self._table.label} line {line}: {endless}. Close or double it{other}.") from error
         if "new-line" in said:
             return "a carriage return stands outside quotes; rows end with a line feed, with or without one before it"
         if "expected after" in said:

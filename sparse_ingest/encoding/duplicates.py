@@ -11,9 +11,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sparse_ingest.corpora.cursor import Cursor
 from sparse_ingest.corpora.documents import shown
-from sparse_ingest.corpora.sources import Position
+from sparse_ingest.corpora.sources import Cursor, Position
 from sparse_ingest.encoding.counts import counts_of
 from sparse_ingest.errors import CorpusError, RunError
 from sparse_ingest.records import SourceRow, document_id

@@ -11,8 +11,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from sparse_ingest.corpora.cursor import Cursor
-from sparse_ingest.corpora.sources import Corpus
+from sparse_ingest.corpora.sources import Corpus, Cursor
 from sparse_ingest.encoding.job import encode_alone
 from sparse_ingest.encoding.options import EncodeOptions, with_options
 from sparse_ingest.encoding.settings import resolve

@@ -11,7 +11,6 @@ in a file without a name, so that a killed process leaves nothing; memory holds 
 
 from __future__ import annotations
 
-import os
 import tempfile
 from array import array
 from collections.abc import Sequence
@@ -21,7 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sparse_ingest.encoding.counts import OfRows
 from sparse_ingest.records import SparseRows
+from sparse_ingest.runs.sorted_pieces import mapped
 
 Numbers = npt.NDArray[np.int64]
 
@@ -30,16 +31,16 @@ class Kept(NamedTuple):
     """Vectors as the run keeps them, and what each adds to the counts of its shard (counts.py)."""
 
     vectors: SparseRows
-    of_rows: dict[str, Numbers]
+    of_rows: OfRows
 
     def take(self, places: Numbers) -> Kept:
         """Those at these places, in this order."""
-        return Kept(self.vectors.take(places), {name: counts[places] for name, counts in self.of_rows.items()})
+        return Kept(self.vectors.take(places), self.of_rows[places])
 
 
 def together(pieces: Sequence[Kept]) -> Kept:
     """Return all vectors in the order of the pieces."""
-    of_rows = {name: np.concatenate([piece.of_rows[name] for piece in pieces]) for name in pieces[0].of_rows}
+    of_rows = np.concatenate([piece.of_rows for piece in pieces])
     return Kept(SparseRows.joined([piece.vectors for piece in pieces]), of_rows)
 
 
@@ -51,7 +52,7 @@ class Copies:
         self._types: list[np.dtype[Any]] = []
         self._numbers: dict[bytes, int] = {}
         self._ends = array("q", [0])  # of the terms of each text
-        self._of_rows: dict[str, array[int]] = {}
+        self._of_rows: list[OfRows] = []
 
     def close(self) -> None:
         """Forget all."""
@@ -68,27 +69,13 @@ class Copies:
         self._types = [values.dtype for values in arrays]
         for file, values in zip(self._files, arrays, strict=True):
             file.write(values.tobytes())
-            file.flush()
         first, end = len(self._numbers), self._ends[-1]
         self._numbers.update(zip(text_hashes, range(first, first + len(text_hashes)), strict=True))
         self._ends.extend((kept.vectors.indptr[1:] - kept.vectors.indptr[0] + end).tolist())
-        for name, counts in kept.of_rows.items():
-            self._of_rows.setdefault(name, array("q")).extend(counts.tolist())
+        self._of_rows.append(kept.of_rows)
 
     def take(self, numbers: Numbers) -> Kept:
-        """The vectors of these numbers, each read once."""
-        different, places = np.unique(numbers, return_inverse=True)
-        spans = [(self._ends[number], self._ends[number + 1]) for number in different.tolist()]
-        arrays = [
-            np.frombuffer(
-                b"".join(
-                    os.pread(file.fileno(), (end - start) * kind.itemsize, start * kind.itemsize)
-                    for start, end in spans
-                ),
-                dtype=kind,
-            )
-            for file, kind in zip(self._files, self._types, strict=True)
-        ]
-        indptr = np.concatenate(([0], np.cumsum([end - start for start, end in spans], dtype=np.int64)))
-        of_rows = {name: np.array(counts, dtype=np.int64)[different] for name, counts in self._of_rows.items()}
-        return Kept(SparseRows([""] * len(different), indptr, *arrays), of_rows).take(places)
+        """The vectors of these numbers."""
+        terms = [mapped(file, kind) for file, kind in zip(self._files, self._types, strict=True)]
+        vectors = SparseRows([""] * len(self._numbers), np.array(self._ends), *terms)
+        return Kept(vectors.take(numbers), np.concatenate(self._of_rows)[numbers])

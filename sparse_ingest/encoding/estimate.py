@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sparse_ingest.cluster.scores import posting_bytes
-from sparse_ingest.corpora.cursor import Cursor
+from sparse_ingest.corpora.sources import Cursor
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.shards import ShardPart
 
@@ -92,10 +92,8 @@ class Estimate:
 
     def _rows(self) -> int | None:
         """About how many rows the whole corpus has."""
-        rows = self._cursor.expected_rows
-        if self._limit is None:
-            return rows
-        return self._limit if rows is None else min(rows, self._limit)
+        known = [rows for rows in (self._cursor.expected_rows, self._limit) if rows is not None]
+        return min(known, default=None)
 
 
 def _duration(seconds: float) -> str:

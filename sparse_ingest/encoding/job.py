@@ -17,13 +17,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from sparse_ingest.checkpoints.settings import model_record
-from sparse_ingest.corpora.cursor import Cursor
-from sparse_ingest.corpora.sources import Corpus, Position
-from sparse_ingest.encoding.counts import Counts
+from sparse_ingest.corpora.sources import Corpus, Cursor, Position
+from sparse_ingest.encoding.counts import Counts, RowHash
 from sparse_ingest.encoding.duplicates import WAIT_S, Duplicates
 from sparse_ingest.encoding.estimate import Estimate
 from sparse_ingest.encoding.options import EncodeOptions
-from sparse_ingest.encoding.row_hash import RowHash
 from sparse_ingest.encoding.settings import refuse_clashes, resolve, run_identity
 from sparse_ingest.encoding.shard_maker import ShardMaker
 from sparse_ingest.encoding.stages import WALL, Stages
@@ -34,15 +32,7 @@ from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.reporting import SILENT, Reporter
 from sparse_ingest.runs.manifest import FORMAT, Manifest
 from sparse_ingest.runs.reuse import OldVectors, refuse_unlike
-from sparse_ingest.runs.run import (
-    Run,
-    create_or_open_run,
-    has_manifest,
-    open_run,
-    part_name,
-    refuse_differences,
-    refuse_strangers,
-)
+from sparse_ingest.runs.run import Run, begun_run, create_or_open_run, open_run, part_name, refuse_differences
 from sparse_ingest.runs.shards import shard_schema, write_shard
 from sparse_ingest.storage.places import Place, place_of
 
@@ -86,19 +76,18 @@ class _Job:
 
     def _open(self, out: Place) -> Run:
         """Create the run, or open the one that is there; refuses before a model is built."""
-        refuse_strangers(out)
+        begun = begun_run(out)
         dtype: str = self.settings.dtype
-        if has_manifest(out):
-            run = open_run(out)
-            dtype = run.manifest.identity["dtype"] if dtype == "auto" else dtype
-            refuse_differences(run, self._identity(dtype)[1])
-            if run.has_vocabulary():
-                self._refuse_unlike_old(dtype)
-                return run
         auto: dict[str, Any] = {}
-        if dtype == "auto":
+        if begun:
+            dtype = begun.manifest.identity["dtype"] if dtype == "auto" else dtype
+            refuse_differences(begun, self._identity(dtype)[1])
+        elif dtype == "auto":
             dtype, auto = self._choose_dtype()
-        self._refuse_unlike_old(dtype)
+        if self.old:
+            refuse_unlike(self.old, self._identity(dtype)[1])
+        if begun and begun.has_vocabulary():
+            return begun
         self._encoder = self._encoder or self._encoder_of(dtype)
         run_id, identity = self._identity(dtype)
         record = model_record(self.checkpoint, self.model, self.requested_model)
@@ -126,34 +115,21 @@ class _Job:
         return choice["dtype"], {"dtype": choice}
 
     def _encoder_of(self, dtype: str) -> DocumentEncoder:
-        from sparse_ingest.models.documents import DocumentEncoder, choose_device
+        from sparse_ingest.models.documents import build_document_encoder
 
-        return DocumentEncoder(
-            self.checkpoint,
-            self.model,
-            device=choose_device(self.worker.device),
-            dtype=dtype,
-            batch_tokens=self.settings.batch_tokens,
-            window_stride=self.settings.window_stride,
-        )
+        return build_document_encoder(self.checkpoint, self.pipeline, device=self.worker.device, dtype=dtype)
 
     def _identity(self, dtype: str) -> tuple[str, dict[str, Any]]:
         return run_identity(self.corpus, self.checkpoint, pipeline=self.pipeline, options=self.options, dtype=dtype)
 
-    def _refuse_unlike_old(self, dtype: str) -> None:
-        if self.old:
-            refuse_unlike(self.old, self._identity(dtype)[1])
-
     @cached_property
     def maker(self) -> ShardMaker:
         """Built with its encoder when the first shard is made: a run that is complete needs no model."""
-        from sparse_ingest.models.heads.compaction import DeviceRules
-
         settings, dtype = self.settings, self.run.manifest.identity["dtype"]
         encoder = self._encoder or self._encoder_of(dtype)
         # The device drops terms early only where no rule is left that looks at the complete row.
-        if not any(value for name, value in settings.rules.items() if name not in DeviceRules._fields):
-            encoder.rules = DeviceRules(settings.top_k, settings.max_ratio, settings.min_weight)
+        if not settings.alpha_mass:
+            encoder.rules = settings
         limit = {"truncate": "a document", "windows": "a window", "passages": "a passage"}[settings.overflow]
         self.reporter.note(
             f"Encoding with {self.model.document} on {encoder.device} in {dtype}, "
@@ -196,7 +172,8 @@ class _Job:
                 if held and not self._missing() and not self.run.complete():
                     self._refuse_or_drop_duplicates()
                     self.run.sweep()
-                    self.run.mark_complete(_totals(self.run))
+                    sums = {"terms" if name == "nnz" else name: count for name, count in self.run.totals().items()}
+                    self.run.mark_complete({**sums, "duplicates_checked": True})
                 elif not held:
                     time.sleep(WAIT_S)
                     self._stop_if_requested()
@@ -306,12 +283,6 @@ class _Job:
             duplicates.refuse()
         else:
             duplicates.leave_out()
-
-
-def _totals(run: Run) -> dict[str, Any]:
-    """The content of complete.json."""
-    sums = {"terms" if name == "nnz" else name: count for name, count in run.totals().items()}
-    return {**sums, "duplicates_checked": True}
 
 
 def _versions() -> dict[str, str]:

@@ -38,21 +38,20 @@ def resolve(pipeline: Pipeline) -> tuple[Checkpoint, Pipeline]:
 
 def refuse_clashes(corpus: Corpus, settings: EncodeSettings, *, reuse: Place | None, copies: bool, out: Place) -> None:
     """Refuse what passages and copied vectors do not go with."""
-    if settings.overflow == "passages" and PARENT in corpus.fields.keep:
+    passages = settings.overflow == "passages"
+    if passages and PARENT in corpus.fields.keep:
         raise UsageError(
             f'--keep {PARENT}: with overflow = "passages" the field "{PARENT}" names the document of each passage. '
             f"Leave out --keep {PARENT}, or give the column another name."
         )
-    if settings.overflow == "passages" and reuse:
-        raise UsageError(
-            '--reuse finds vectors by the texts of documents, and overflow = "passages" makes several of each. '
-            "Leave out --reuse."
-        )
-    if settings.overflow == "passages" and copies:
-        raise UsageError(
-            '--dedup-text copies the vectors of documents, and overflow = "passages" makes several of each. '
-            "Leave out --dedup-text."
-        )
+    for name, does, given in (
+        ("--reuse", "finds vectors by the texts", reuse),
+        ("--dedup-text", "copies the vectors", copies),
+    ):
+        if passages and given:
+            raise UsageError(
+                f'{name} {does} of documents, and overflow = "passages" makes several of each. Leave out {name}.'
+            )
     if reuse and reuse.resolve() == out.resolve():
         raise UsageError(f"--reuse {reuse} is the run that --out makes. Name an older one.")
 

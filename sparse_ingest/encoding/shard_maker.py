@@ -1,20 +1,26 @@
 """The parts of a shard: source rows in, row groups with their vectors out, everything counted.
 
 Rows are taken a window at a time, as many as fit one row group or 32 MB of text, so that memory grows neither with the
-corpus nor with the shard. A document becomes one row; with `overflow = "passages"` it becomes one row for each of its
-windows (passages.py). A vector is computed, or copied: from another run (`--reuse`), or from an earlier row of the
-shard with the same text (`--dedup-text encode-once`, copies.py).
+corpus nor with the shard. A document becomes one row. A vector is computed, or copied: from another run (`--reuse`), or
+from an earlier row of the shard with the same text (`--dedup-text encode-once`, equal_texts.py).
+
+With `overflow = "passages"` a document becomes one row for each of its windows. Ids are DOC#0, DOC#1, ... (also where
+there is one only); a field `parent` holds the id of the document, title and kept fields are repeated, and of the text
+the piece that the window reads, so that storage does not multiply. The title is read as the beginning of the text, by
+the windows that reach it. Characters between two tokens belong to the piece before: without overlap (`window_stride` as
+large as a window) the pieces put together are the text.
 
 Three threads read windows, tokenise them and compute their vectors, each at most one window ahead of the next
 (stages.py); the caller's thread prunes the vectors and writes them. Standard input is read, computed and written
 one after another. Vectors that are kept for equal texts are pruned where they are computed, because the next window
 may need them.
 
-Not covered: which rows make a shard, and its files (job.py).
+Not covered: which rows make a shard, and its files (job.py); where the windows of a text are (models/tokenizer.py).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -22,24 +28,23 @@ from functools import partial
 from operator import call
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.corpora.cursor import Cursor
-from sparse_ingest.corpora.sources import bad_document
+from sparse_ingest.corpora.documents import MAX_ID_BYTES, shown
+from sparse_ingest.corpora.sources import Cursor, bad_document
 from sparse_ingest.encoding.counts import OF_ROWS, Counts
 from sparse_ingest.encoding.equal_texts import Copies, Kept, together
 from sparse_ingest.encoding.options import EncodeOptions
-from sparse_ingest.encoding.passages import Carried, PassageGroup, too_long
 from sparse_ingest.encoding.stages import Ahead, Stages, Stopped
 from sparse_ingest.errors import RunError
 from sparse_ingest.models.memory import DocumentTooLarge
-from sparse_ingest.models.tokenizer import Cut, Tokenized
+from sparse_ingest.models.tokenizer import FirstWindow
 from sparse_ingest.pipeline import EncodeSettings
 from sparse_ingest.pruning import prune
-from sparse_ingest.records import Document, SourceRow, SparseRows, passage_id
+from sparse_ingest.records import PARENT, Document, SourceRow, SparseRows, passage_id
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.run import SkippedRow
 from sparse_ingest.runs.shards import PART_ROWS, ShardPart, store_weights, text_hash
@@ -50,34 +55,40 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 WINDOW_BYTES = 32 << 20  # text of one row group at most, so that very long documents do not fill the memory
-Tokens = Tokenized | list[Cut]  # the beginning of each text, or the whole of it
+Terms = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]  # token ids and weights
 
 
 class Window(NamedTuple):
-    """Rows that are encoded together, with their documents and what the model reads of them."""
+    """Rows that are encoded together, with their documents and what the model reads of them.
+
+    `tokens` has a `FirstWindow` of each text where texts are truncated, otherwise a `Cut` (models/tokenizer.py).
+    """
 
     rows: list[SourceRow]
     documents: list[Document]
     hashes: list[bytes]
-    tokens: Tokens
+    tokens: list[Any]
 
     def take(self, places: npt.NDArray[np.int64]) -> Window:
         """The rows at these places."""
         chosen = places.tolist()
-        rows, documents, hashes = ([each[place] for place in chosen] for each in self[:3])
-        tokens = self.tokens
-        taken = tokens.take(places) if isinstance(tokens, Tokenized) else [tokens[place] for place in chosen]
-        return Window(rows, documents, hashes, taken)
+        return Window(*([each[place] for place in chosen] for each in self))
 
-    @property
-    def texts(self) -> list[str]:
-        """The texts of the documents."""
-        return [document.text for document in self.documents]
 
-    @property
-    def numbers(self) -> npt.NDArray[np.uint64]:
-        """The numbers of the rows."""
-        return np.array([row.row for row in self.rows], dtype=np.uint64)
+class _Carried:
+    """The fields of a document, for its passages."""
+
+    def __init__(self, document: Document, *, carry_text: bool) -> None:
+        self._fields = {**json.loads(document.fields), PARENT: document.id}
+        self._text = self._fields["text"] if carry_text else None
+        # What the model reads ends with the text; title and blank come before it.
+        self._before = len(document.text) - len(self._text or "")
+
+    def fields(self, start: int, end: int) -> str:
+        """The fields of the passage that reads these characters of what the model reads."""
+        if self._text is not None:
+            self._fields["text"] = self._text[max(0, start - self._before) : max(0, end - self._before)]
+        return json.dumps(self._fields, ensure_ascii=False, separators=(",", ":"))
 
 
 class _Shard(NamedTuple):
@@ -156,7 +167,7 @@ class ShardMaker:
             documents = [document for _, document in rows]
             texts = [document.text for document in documents]
             if self.settings.overflow == "truncate":
-                tokens: Tokens = self.encoder.tokenize(texts)
+                tokens: list[Any] = self.encoder.tokenize(texts)
             else:
                 tokens = self.encoder.cut(texts, places=self.settings.overflow == "passages")
             return Window([row for row, _ in rows], documents, [text_hash(text) for text in texts], tokens)
@@ -186,7 +197,7 @@ class ShardMaker:
                     raise RunError(
                         f"A document does not fit: {large.reason}. Encode with a smaller --max-length."
                     ) from large
-                too_large = np.array([text == large.text for text in window.texts])
+                too_large = np.array([document.text == large.text for document in window.documents])
                 for row in window.take(np.flatnonzero(too_large)).rows:
                     self._refuse_or_skip(row._replace(reason=large.reason), shard.counts)
                 window = window.take(np.flatnonzero(~too_large))
@@ -217,14 +228,13 @@ class ShardMaker:
     ) -> ShardPart:
         """The rows of a window: of those that are `known` the old vectors, and the computed ones of the others."""
         kept = computed if isinstance(computed, Kept) else self._kept(computed)
-        if old is not None and known.any():
+        if old is not None:
             places = np.empty(len(known), dtype=np.int64)
             places[known] = np.arange(known.sum())
             places[~known] = known.sum() + np.arange((~known).sum())
             kept = together([_reused(window.take(np.flatnonzero(known)), old), kept]).take(places)
-        numbers = window.numbers
-        for name, each in kept.of_rows.items():
-            counts.of_rows(name, numbers, each)
+        numbers = np.array([row.row for row in window.rows], dtype=np.uint64)
+        counts.of_rows(numbers, kept.of_rows)
         vectors = kept.vectors._replace(doc_ids=[document.id for document in window.documents])
         return ShardPart(numbers, window.hashes, vectors, [document.fields for document in window.documents])
 
@@ -237,7 +247,7 @@ class ShardMaker:
         first = np.fromiter(new.values(), dtype=np.int64, count=len(new))
         copies.add(list(new), self._kept(self._computed(window.take(first), shard)))
         kept = copies.take(copies.find(window.hashes))
-        kept.of_rows["deduplicated"][:] = 1
+        kept.of_rows["deduplicated"] = 1
         kept.of_rows["deduplicated"][first] = 0
         return kept
 
@@ -245,7 +255,7 @@ class ShardMaker:
         """The vectors of texts from the model."""
         tokens, encoded = window.tokens, partial(self._encoded, shard.stopped)
         with _too_large(window):
-            if isinstance(tokens, Tokenized):
+            if self.settings.overflow == "truncate":
                 vectors = self.encoder.encode_tokens(tokens, encoded)
             else:
                 vectors = self.encoder.encode_windows(tokens, encoded)
@@ -260,22 +270,23 @@ class ShardMaker:
         self.reporter.advance(documents, tokens=tokens, detail=self.stages.slowest())
 
     def _kept(self, encoded: Encoded) -> Kept:
-        texts = [""] * (len(encoded.indptr) - 1)
-        vectors, underflow = self._stored(SparseRows(texts, encoded.indptr, encoded.token_ids, encoded.weights))
-        of_rows = {name: np.zeros(len(texts), dtype=np.int64) for name in OF_ROWS}
-        of_rows |= {"truncated": encoded.truncated_of, "windows": encoded.windows_of, "underflow": underflow}
+        vectors, underflow = self._stored(encoded.vectors)
+        of_rows = np.zeros(len(underflow), OF_ROWS)
+        of_rows["truncated"], of_rows["windows"] = encoded.truncated_of, encoded.windows_of
+        of_rows["underflow"] = underflow
         return Kept(vectors, of_rows)
 
     def _passages(self, window: Window, shard: _Shard) -> Iterator[Finish]:
         """One row for each window of each document, in row groups of bounded size."""
         fitting = []
-        for place, (row, document, cut) in enumerate(zip(window.rows, window.documents, _cuts(window), strict=True)):
-            if reason := too_long(document.id, cut.windows - 1):
+        for place, (row, document, cut) in enumerate(zip(window.rows, window.documents, window.tokens, strict=True)):
+            if reason := _too_long(document.id, cut.windows - 1):
                 self._refuse_or_skip(row._replace(reason=reason), shard.counts)
             else:
                 fitting.append(place)
         window = window.take(np.array(fitting, dtype=np.int64))
-        group, cuts = PassageGroup(), _cuts(window)
+        group: list[tuple[int, str, bytes, Terms, str]] = []  # row, id, hash of the text, terms, fields
+        size, cuts = 0, window.tokens
         passages = self.encoder.encode_passages(cuts, partial(self._encoded, shard.stopped))
         while True:
             with _too_large(window):
@@ -284,30 +295,36 @@ class ShardMaker:
                 break
             row, document = window.rows[passage.text], window.documents[passage.text]
             if passage.number == 0:
-                carried = Carried(document, carry_text=not self.options.no_text)
+                carried = _Carried(document, carry_text=not self.options.no_text)
             start, end = cuts[passage.text].span(passage.number, len(document.text))
-            doc_id, text = passage_id(document.id, passage.number), document.text[start:end]
-            group.add(row.row, doc_id, text, passage.row, carried.fields(start, end))
+            doc_id, hashed = passage_id(document.id, passage.number), text_hash(document.text[start:end])
+            fields = carried.fields(start, end)
+            group.append((row.row, doc_id, hashed, passage.row, fields))
+            size += len(fields)
             shard.counts.without_token += passage.without_token
-            if len(group.rows) == PART_ROWS or group.size >= WINDOW_BYTES:
+            if len(group) == PART_ROWS or size >= WINDOW_BYTES:
                 yield partial(self._part_of, group, shard.counts)
-                group = PassageGroup()
-        if group.rows:
+                group, size = [], 0
+        if group:
             yield partial(self._part_of, group, shard.counts)
 
-    def _part_of(self, group: PassageGroup, counts: Counts) -> ShardPart:
-        rows = np.array(group.rows, dtype=np.uint64)
-        vectors, underflow = self._stored(group.vectors())
-        counts.of_rows("windows", rows, np.ones(len(rows), dtype=np.int64))
-        counts.of_rows("underflow", rows, underflow)
-        return ShardPart(rows, group.text_hashes, vectors, group.fields)
+    def _part_of(self, group: list[tuple[int, str, bytes, Terms, str]], counts: Counts) -> ShardPart:
+        numbers, doc_ids, hashes, terms, fields = map(list, zip(*group, strict=True))
+        rows = np.array(numbers, dtype=np.uint64)
+        indptr = np.concatenate(([0], np.cumsum([len(token_ids) for token_ids, _ in terms])))
+        token_ids, weights = (np.concatenate(arrays) for arrays in zip(*terms, strict=True))
+        vectors, underflow = self._stored(SparseRows(doc_ids, indptr, token_ids, weights))
+        of_rows = np.zeros(len(rows), OF_ROWS)
+        of_rows["windows"], of_rows["underflow"] = 1, underflow
+        counts.of_rows(rows, of_rows)
+        return ShardPart(rows, hashes, vectors, fields)
 
     def _stored(self, vectors: SparseRows) -> tuple[SparseRows, npt.NDArray[np.int64]]:
         """The vectors as the run keeps them, pruned, in the type of its weights; and the underflow of each."""
         settings = self.settings
         vectors = prune(vectors, **settings.rules)
         try:
-            stored, _ = store_weights(vectors, settings.weights)
+            stored = store_weights(vectors, settings.weights)
         except ValueError as error:
             advice = "Encode with --weights float32, and with --dtype float32 if that is not enough."
             raise RunError(f"Weights cannot be kept: {error}. {advice}") from error
@@ -316,18 +333,24 @@ class ShardMaker:
 
 def _reused(window: Window, vectors: SparseRows) -> Kept:
     """The vectors of texts from another run."""
-    of_rows = {name: np.zeros(len(window.rows), dtype=np.int64) for name in OF_ROWS}
-    of_rows["reused"][:] = 1
-    if isinstance(window.tokens, Tokenized):
-        of_rows["truncated"], of_rows["windows"][:] = window.tokens.truncated.astype(np.int64), 1
+    of_rows = np.zeros(len(window.rows), OF_ROWS)
+    of_rows["reused"] = 1
+    if isinstance(window.tokens[0], FirstWindow):
+        of_rows["truncated"], of_rows["windows"] = [text.truncated for text in window.tokens], 1
     else:
-        of_rows["windows"][:] = [cut.windows for cut in window.tokens]
+        of_rows["windows"] = [cut.windows for cut in window.tokens]
     return Kept(vectors, of_rows)
 
 
-def _cuts(window: Window) -> list[Cut]:
-    assert isinstance(window.tokens, list), "whole texts were asked for"
-    return window.tokens
+def _too_long(doc_id: str, last: int) -> str | None:
+    """What is wrong with the id of a document's last passage, if it is longer than OpenSearch takes."""
+    size = len(passage_id(doc_id, last).encode())
+    if size <= MAX_ID_BYTES:
+        return None
+    return (
+        f"the id {shown(doc_id)} has {size} bytes with the suffix #{last} of its last passage; "
+        f"at most {MAX_ID_BYTES} were expected"
+    )
 
 
 class _TooLarge(Exception):

@@ -17,18 +17,15 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from sparse_ingest.corpora.cursor import Cursor
 from sparse_ingest.corpora.documents import shown
-from sparse_ingest.corpora.sources import START
-from sparse_ingest.records import SourceRow
+from sparse_ingest.corpora.sources import START, Cursor
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.shards import text_hash
-from sparse_ingest.runs.sorted_pieces import SortedPieces
+from sparse_ingest.runs.sorted_pieces import Numbers, SortedPieces
 
 if TYPE_CHECKING:
     from sparse_ingest.models.tokenizer import Tokenizer
@@ -88,34 +85,24 @@ def survey(cursor: Cursor, tokenizer: Tokenizer | None, *, shard_rows: int, repo
             reporter.advance(_PIECE_ROWS)
     found.shards = -(-found.rows // shard_rows)
     lowest: list[tuple[int, int]] = []
-    for again in ids.repeated():
-        found.duplicates += len(again.rows)
-        places = np.argsort(again.rows)[:EXAMPLES].tolist()
-        pairs = [(int(again.rows[place]), int(again.first[place])) for place in places]
+    for again, _, first in ids.repeated():
+        found.duplicates += len(again)
+        pairs = [(int(again[place]), int(first[place])) for place in np.argsort(again)[:EXAMPLES].tolist()]
         lowest = heapq.nsmallest(EXAMPLES, [*lowest, *pairs])
     found.examples += _named(cursor, lowest)
-    for again in texts.repeated():
-        found.equal_texts += len(again.rows)
-        found.equal_in_shard += int((again.rows // shard_rows == again.before // shard_rows).sum())
+    for again, before, _ in texts.repeated():
+        found.equal_texts += len(again)
+        found.equal_in_shard += int((again // shard_rows == before // shard_rows).sum())
     if tokenizer and found.documents:
         found.tokens = sample.tokens(tokenizer)
     return found
-
-
-class _Again(NamedTuple):
-    """Rows with something that earlier rows have: the last one before each, and the first one."""
-
-    rows: npt.NDArray[np.uint64]
-    before: npt.NDArray[np.uint64]
-    first: npt.NDArray[np.uint64]
 
 
 class _Hashes:
     """128 bits of each row, on disk."""
 
     def __init__(self) -> None:
-        folder = Path(tempfile.gettempdir())
-        self._pieces = SortedPieces(folder, 3, rows=_RANGES * _RANGE_ROWS, range_rows=_RANGE_ROWS)
+        self._pieces = SortedPieces(Path(tempfile.gettempdir()), 3, rows=_RANGES * _RANGE_ROWS, range_rows=_RANGE_ROWS)
         self._digests = bytearray()
         self._rows: list[int] = []
 
@@ -126,15 +113,15 @@ class _Hashes:
         if len(self._rows) == _PIECE_ROWS:
             self._flush()
 
-    def repeated(self) -> Iterator[_Again]:
-        """All rows whose hash an earlier row has, a part of them at a time."""
+    def repeated(self) -> Iterator[tuple[Numbers, Numbers, Numbers]]:
+        """All rows whose hash earlier rows have, a part of them at a time; the last one before each; the first one."""
         self._flush()
         for table in self._pieces.ranges():
             table = table[np.lexsort((table[:, 2], table[:, 1], table[:, 0]))]
             same = (table[1:, :2] == table[:-1, :2]).all(axis=1)
             starts = np.where(same, 0, np.arange(1, len(table)))
             first = np.maximum.accumulate(starts)[same] if len(starts) else starts
-            yield _Again(table[1:, 2][same], table[:-1, 2][same], table[first, 2])
+            yield table[1:, 2][same], table[:-1, 2][same], table[first, 2]
 
     def _flush(self) -> None:
         halves = np.frombuffer(bytes(self._digests), dtype=">u8").reshape(-1, 2).astype(np.uint64)
@@ -180,20 +167,15 @@ def _named(cursor: Cursor, pairs: list[tuple[int, int]]) -> list[str]:
     if not cursor.rereadable:
         return [f"row {again + 1} has the id of row {first + 1}" for again, first in pairs]
     wanted = {row for pair in pairs for row in pair}
-    found: dict[int, SourceRow] = {}
+    found: dict[int, tuple[str, str]] = {}  # place and id
     cursor.jump(START)
-    rows = cursor.rows() if wanted else iter(())
-    for row in rows:
-        if row.row in wanted:
-            found[row.row] = row
+    for row in cursor.rows() if wanted else ():
+        if row.row in wanted and row.document:
+            found[row.row] = row.place, row.document.id
             if len(found) == len(wanted):
                 break
     return [
-        f"{found[again].place}: duplicate id {shown(_id_of(found[again]))}: first at {found[first].place}"
+        f"{found[again][0]}: duplicate id {shown(found[again][1])}: first at {found[first][0]}"
         for again, first in pairs
         if first in found and again in found
     ]
-
-
-def _id_of(row: SourceRow) -> str:
-    return row.document.id if row.document else ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
-from sparse_ingest.errors import MissingExtraError
+from sparse_ingest.errors import needs_extra
 from sparse_ingest.records import Query
 
 K1, B = 0.9, 0.4
@@ -26,11 +26,9 @@ def rank_texts(
     Raises:
         MissingExtraError: the library or its stemmer is not installed.
     """
-    try:
+    with needs_extra("evaluate", "BM25 over a run folder"):
         import bm25s
         import Stemmer
-    except ImportError:
-        raise MissingExtraError("evaluate", "BM25 over a run folder") from None
 
     tokens = partial(bm25s.tokenize, stopwords="en", stemmer=Stemmer.Stemmer("english"), show_progress=False)
     pairs = list(documents)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from sparse_ingest.errors import MissingExtraError, UsageError, first_line
+from sparse_ingest.errors import UsageError, first_line, needs_extra
 from sparse_ingest.searching.hits import Ranked
 
 DEFAULT_MEASURES = ("nDCG@10", "RR@10", "RR", "R@100", "AP@100")
@@ -118,10 +118,8 @@ def compare(first: Mapping[str, Mapping[str, float]], second: Mapping[str, Mappi
     at random, 9,999 times from a fixed seed, and counts how often the means then differ as much. Every measure sees the
     same swaps.
     """
-    try:
+    with needs_extra("evaluate", "Comparing two rankings"):
         from scipy.stats import ttest_rel
-    except ImportError:
-        raise MissingExtraError("evaluate", "Comparing two rankings") from None
     import numpy as np
 
     queries = list(first[next(iter(first))])
@@ -172,8 +170,6 @@ def _unknown(name: str, library: Any) -> str:
 
 
 def _library() -> Any:
-    try:
+    with needs_extra("evaluate", "Measuring"):
         import ir_measures
-    except ImportError:
-        raise MissingExtraError("evaluate", "Measuring") from None
     return ir_measures

@@ -7,7 +7,7 @@ the rank, so scores are written with the nine digits that tell any two float32 v
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from pathlib import Path
 from typing import IO
 
@@ -61,18 +61,15 @@ def read_trec_run(path: Path, wanted: Container[str]) -> dict[str, dict[str, flo
     return found
 
 
-@contextlib.contextmanager
-def written(path: Path | str | None) -> Iterator[IO[bytes] | None]:
+def written(path: Path | str | None) -> contextlib.AbstractContextManager[IO[bytes] | None]:
     """Open a file that gets its name when the block is done, complete or not at all; None without a path.
 
     Raises:
         UsageError: there is no such folder.
     """
     if path is None:
-        yield None
-        return
+        return contextlib.nullcontext()
     path = Path(path)
     if not path.parent.is_dir():
         raise UsageError(f"--trec-run {path}: there is no folder {path.parent}. Make it first.")
-    with atomic_file(path) as file:
-        yield file
+    return atomic_file(path)

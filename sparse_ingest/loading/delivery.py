@@ -20,17 +20,17 @@ import numpy as np
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.bulk_bodies import BodyWriter, BulkRequest, delete_requests
 from sparse_ingest.cluster.client import Client
-from sparse_ingest.cluster.journal import DeadLetter, Journal
+from sparse_ingest.cluster.journal import Journal
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import Retries, send
 from sparse_ingest.cluster.settling import Durability, patiently
 from sparse_ingest.errors import ClusterError, Interrupted, RunError
 from sparse_ingest.pruning import prune
-from sparse_ingest.records import Outcome
+from sparse_ingest.records import Outcome, Refusal
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.changes import Changes
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.shards import ShardPart, read_shard, take_rows
+from sparse_ingest.runs.shards import read_shard, take_rows
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,6 @@ class Operations:
     update: bool = False
     changes: Changes | None = None
 
-    @property
-    def rules(self) -> Mapping[str, Any]:
-        """What every line of the journal holds: a load goes on only with the same ones."""
-        return rules_of(self.pruning, self.update)
-
     def requests(
         self, shard: int, *, rows: Collection[int] | None = None, max_bytes: Callable[[], int]
     ) -> Iterator[BulkRequest]:
@@ -59,19 +54,19 @@ class Operations:
             parts = self.changes.documents(shard)
         else:
             parts = read_shard(self.run.shard_path(shard))
-            parts = parts if rows is None else _only(parts, rows)
+        if rows is not None:
+            wanted = np.array(list(rows), dtype=np.uint64)
+            parts = (take_rows(part, np.flatnonzero(np.isin(part.rows, wanted))) for part in parts)
         pruned = (part._replace(vectors=prune(part.vectors, **self.pruning)) for part in parts)
         yield from self.writer.requests(pruned, shard=shard, max_bytes=max_bytes)
 
     def unchanged(self, shard: int) -> int:
         """How many documents of a shard the index holds already, so that they are not sent."""
-        if self.changes is None:
-            return 0
-        return int((self.run.done(shard) or {})["rows"]) - self.changes.differing(shard)
+        return self.run.rows_of(shard) - self.changes.differing(shard) if self.changes else 0
 
 
-def rules_of(pruning: Mapping[str, Any], update: bool) -> Mapping[str, Any]:
-    """What stands as `rules` in the lines of the journal."""
+def rules_of(pruning: Mapping[str, Any], update: bool) -> dict[str, Any]:
+    """Return the `rules` of every line of the journal: a load goes on only with the same ones."""
     return {"pruning": dict(pruning), **({"update": True} if update else {})}
 
 
@@ -94,7 +89,6 @@ class Delivery:
     client: Client
     index: indexes.Index
     alias: str
-    run: Run
     journal: Journal
     operations: Operations
     pace: Pace
@@ -127,7 +121,7 @@ class Delivery:
             this = next(one for one in in_flight if one.shard == outcome.shard)
             this.answered += outcome.documents
             this.refused += len(outcome.refused)
-            self.journal.record_dead(_letters(outcome))
+            self.journal.record_dead(outcome.refused)
             reporter.advance(outcome.documents + self._finish_answered(in_flight))
         reporter.advance(self._finish_answered(in_flight))
         if len(begun) < len(missing):
@@ -142,11 +136,11 @@ class Delivery:
         """
         rows = self.journal.dead_rows(shard)
 
-        def still_dead() -> Iterator[DeadLetter]:
+        def still_dead() -> Iterator[Refusal]:
             answered = 0
             for outcome in self._send(self.operations.requests(shard, rows=rows, max_bytes=self.pace.max_bytes)):
                 answered += outcome.documents
-                yield from _letters(outcome)
+                yield from outcome.refused
             # A row that became several documents brings all of them.
             if answered < len(rows):
                 raise RunError(
@@ -165,7 +159,7 @@ class Delivery:
             ClusterError: the index refuses to delete one.
         """
         deleted = 0
-        for outcome in self._send(delete_requests((0, doc_id) for doc_id in ids)):
+        for outcome in self._send(delete_requests(ids)):
             for one in outcome.refused:
                 raise ClusterError(
                     f"Document {one.doc_id!r} cannot be deleted ({one.status} {one.reason}). Remove the cause, then "
@@ -194,8 +188,8 @@ class Delivery:
                 "acknowledged": this.answered - this.refused,
                 "refused": this.refused,
                 **({"unchanged": unchanged} if unchanged else {}),
-                "sha256": (self.run.done(this.shard) or {}).get("sha256"),
-                "rules": dict(self.operations.rules),
+                "sha256": (self.operations.run.done(this.shard) or {}).get("sha256"),
+                "rules": rules_of(self.operations.pruning, self.operations.update),
                 "seconds": round(time.monotonic() - this.began, 3),
             }
             self.journal.finish(this.shard, line)
@@ -204,21 +198,7 @@ class Delivery:
 
     def _make_sure(self) -> None:
         """Stop unless this process still holds the lock, confirmed writes are on disk, and the index is the same."""
-        self.run.refuse_lost()
+        self.operations.run.refuse_lost()
         if self.durability:
             self.durability.settle()
         patiently(lambda: indexes.check_uuid(self.client, self.index), self.retries)
-
-
-def _letters(outcome: Outcome) -> Iterator[DeadLetter]:
-    for one in outcome.refused:
-        yield DeadLetter(one.doc_id, outcome.shard, one.row, one.status, one.reason)
-
-
-def _only(parts: Iterator[ShardPart], rows: Collection[int]) -> Iterator[ShardPart]:
-    """The parts with only some source rows."""
-    wanted = np.array(list(rows), dtype=np.uint64)
-    for part in parts:
-        places = np.flatnonzero(np.isin(part.rows, wanted))
-        if len(places):
-            yield take_rows(part, places)

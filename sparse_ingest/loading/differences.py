@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.indexes import Index, Stamp
@@ -88,18 +89,14 @@ class Since:
         created_by = new if stamp.created_by == old else stamp.created_by
         return replace(stamp, created_by=created_by, runs=tuple(run for run in stamp.runs if run != old))
 
-    def _begun(self, there: Index) -> bool:
-        """Return whether the stamp is the one of this load, finished or not."""
-        stamp = there.stamp
-        return (
-            stamp is not None
-            and stamp.run_id == self.new.manifest.run_id
-            and (stamp.since or {}).get("run_id") == self.old.manifest.run_id
-        )
+    def _begun(self, there: Index) -> dict[str, Any] | None:
+        """Return what the stamp says of an earlier start of this load, finished or not; None if there was none."""
+        since = there.stamp.since if there.stamp and there.stamp.run_id == self.new.manifest.run_id else None
+        return since if since and since.get("run_id") == self.old.manifest.run_id else None
 
     def _delete_missing_before(self, there: Index) -> bool:
         """Return whether an earlier start of this load had `--delete-missing`."""
-        return self._begun(there) and there.stamp is not None and bool((there.stamp.since or {}).get("delete_missing"))
+        return bool((self._begun(there) or {}).get("delete_missing"))
 
     def _read_journal(self, journal: Journal, there: Index, whole: str) -> None:
         lines, shards = loaded_shards(self.old, journal), self.old.done_shards()

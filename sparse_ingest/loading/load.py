@@ -15,14 +15,14 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from dataclasses import replace as with_changes
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparse_ingest.cluster import indexes, mappings, seismic, settings_guard, settling, updates
-from sparse_ingest.cluster.bulk_bodies import BodyWriter
-from sparse_ingest.cluster.client import Client, Connection, ResponseError, UnreachableError, connect, connection_of
+from sparse_ingest.cluster.client import Client, ConnectionLike, ResponseError, UnreachableError, connect, connection_of
+from sparse_ingest.cluster.failures import BLOCKED
 from sparse_ingest.cluster.journal import Journal, documents_of, loaded_shards, open_journal
 from sparse_ingest.cluster.pacing import Pace
-from sparse_ingest.cluster.sending import BLOCKED, Retries
+from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.delivery import Delivery, Operations
 from sparse_ingest.loading.differences import Since
@@ -31,9 +31,6 @@ from sparse_ingest.loading.preparation import LoadPlan, make_plan, ready_index
 from sparse_ingest.pipeline import Pipeline, options_from, pipeline_of
 from sparse_ingest.reporting import SILENT, Reporter, reporter_of
 from sparse_ingest.runs.run import Run, RunLike, open_run, refuse_incomplete
-
-if TYPE_CHECKING:
-    from opensearchpy import OpenSearch
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def load(
     *,
     index: str,
     url: str | None = None,
-    connection: Connection | OpenSearch | None = None,
+    connection: ConnectionLike | None = None,
     pipeline: Pipeline | str | None = None,
     options: LoadOptions | None = None,
     progress: Reporter | bool = False,
@@ -150,7 +147,7 @@ class _Load:
         ):
             durability = settling.Durability(client, target) if confirms_early else None
             operations, pace = self._operations(target), Pace(max_rate=options.max_rate)
-            delivery = Delivery(client, target, alias, run, journal, operations, pace, self.retries, durability)
+            delivery = Delivery(client, target, alias, journal, operations, pace, self.retries, durability)
             earlier = sum(map(documents_of, loaded_shards(run, journal).values()))
             delivery.load_shards(plan.missing, earlier, self.reporter)
             retried = sum(map(delivery.retry_dead, dead))
@@ -170,14 +167,8 @@ class _Load:
         """What is sent for the shards of a run, in the words of the index that is there now."""
         plan = self.plan
         field, pruning = plan.stamp.field, plan.stamp.pruning
-        wire = mappings.wire(target.mappings, field, self.run.vocabulary())
-        writer = BodyWriter(
-            wire.keys,
-            field,
-            spelling=wire.spelling,
-            operation=updates.operation_for(target, field) if plan.update else "index",
-            empty_field=wire.empty_field,
-        )
+        operation = updates.operation_for(target, field) if plan.update else "index"
+        writer = mappings.document_writer(target.mappings, field, self.run.vocabulary(), operation)
         changes = self.older.changes if self.older and plan.missing else None
         return Operations(self.run, writer, pruning, plan.update, changes)
 
@@ -216,11 +207,7 @@ def _older(run: Run, options: LoadOptions) -> Since | None:
 
 
 def restore_settings(
-    index: str,
-    *,
-    url: str | None = None,
-    connection: Connection | OpenSearch | None = None,
-    progress: Reporter | bool = False,
+    index: str, *, url: str | None = None, connection: ConnectionLike | None = None, progress: Reporter | bool = False
 ) -> list[str]:
     """Put back the settings that a killed load has left changed, and return their names. Needs no run.
 
@@ -233,7 +220,7 @@ def restore_settings(
 
 
 @contextlib.contextmanager
-def _connected(connection: Connection | OpenSearch, index: str) -> Iterator[Client]:
+def _connected(connection: ConnectionLike, index: str) -> Iterator[Client]:
     """A client of a cluster that has started; a block on the index is distinguished from a missing right."""
     with contextlib.closing(connect(connection)) as client:
         if client.cluster_uuid == "_na_":

@@ -19,8 +19,9 @@ from sparse_ingest.loading.differences import Since, refuse_unfinished_since
 from sparse_ingest.loading.options import LoadOptions
 from sparse_ingest.pruning import count_emptied, prune
 from sparse_ingest.reporting import Reporter
-from sparse_ingest.runs.checking import CheckedPart, checked_parts
+from sparse_ingest.runs.checking import checked_parts
 from sparse_ingest.runs.run import Run
+from sparse_ingest.runs.shards import ShardPart
 
 
 class LoadPlan(NamedTuple):
@@ -108,21 +109,21 @@ class _Pruned:
         self._run, self._shards, self._pruning = run, shards, pruning
         self.emptied = 0
 
-    def __iter__(self) -> Iterator[CheckedPart]:
+    def __iter__(self) -> Iterator[ShardPart]:
         for part in checked_parts(self._run, self._shards):
             vectors = prune(part.vectors, **self._pruning)
             self.emptied += count_emptied(part.vectors, vectors)
             yield part._replace(vectors=vectors)
 
 
-def _refuse_other_rules(journal: Journal, loaded: Mapping[int, dict[str, Any]], rules: Mapping[str, Any]) -> None:
+def _refuse_other_rules(journal: Journal, loaded: Mapping[int, dict[str, Any]], rules: dict[str, Any]) -> None:
     """Refuse to continue a load whose shards were sent by other rules."""
     unpruned = {"pruning": indexes.NO_PRUNING}
     for shard, line in loaded.items():
         if line.get("rules", unpruned) != rules:
             raise RunError(
                 f"Shard {shard} was loaded by the rules {line.get('rules', unpruned)}, this load asks for "
-                f"{dict(rules)} ({journal.dead_path.parent}). Give the same options, or begin anew with --replace "
+                f"{rules} ({journal.dead_path.parent}). Give the same options, or begin anew with --replace "
                 "--from-scratch."
             )
 

@@ -12,10 +12,10 @@ import contextlib
 import json
 from dataclasses import asdict, dataclass
 from dataclasses import replace as with_changes
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparse_ingest.cluster import indexes, installed, settling
-from sparse_ingest.cluster.client import Client, Connection, connect, connection_of
+from sparse_ingest.cluster.client import Client, ConnectionLike, connect, connection_of
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.load import LoadReport, load
 from sparse_ingest.loading.options import PublishOptions
@@ -23,9 +23,6 @@ from sparse_ingest.pipeline import Pipeline, options_from
 from sparse_ingest.reporting import Reporter, reporter_of
 from sparse_ingest.runs.run import Run, RunLike, open_run
 from sparse_ingest.verification.verify import verify
-
-if TYPE_CHECKING:
-    from opensearchpy import OpenSearch
 
 _LIST = "GET /_cat/indices lists those that are there."
 
@@ -56,7 +53,7 @@ def publish(
     *,
     alias: str,
     url: str | None = None,
-    connection: Connection | OpenSearch | None = None,
+    connection: ConnectionLike | None = None,
     pipeline: Pipeline | str | None = None,
     options: PublishOptions | None = None,
     progress: Reporter | bool = False,
@@ -123,7 +120,7 @@ def roll_back(
     to: str,
     *,
     url: str | None = None,
-    connection: Connection | OpenSearch | None = None,
+    connection: ConnectionLike | None = None,
     progress: Reporter | bool = False,
 ) -> str | None:
     """Let the alias serve the index `to`, in one request, and return the index that it served before. Needs no run.
@@ -164,7 +161,7 @@ def _refuse_strangers(client: Client, name: str, alias: str, run_id: str) -> Non
         )
 
 
-def _verified(run: Run, name: str, alias: str, connection: Connection | OpenSearch) -> int:
+def _verified(run: Run, name: str, alias: str, connection: ConnectionLike) -> int:
     """Compare a sample of the index with the run; the number of documents compared."""
     checked = verify(run, index=name, connection=connection)
     if not checked.same:

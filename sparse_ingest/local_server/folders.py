@@ -14,18 +14,13 @@ import pwd
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sparse_ingest.errors import LocalServerError
 from sparse_ingest.reporting import Reporter
+from sparse_ingest.storage.scratch import user_folder
 
-
-class Account(NamedTuple):
-    """The unprivileged user that runs the server when the caller is root."""
-
-    name: str
-    uid: int
-    gid: int
+Account = pwd.struct_passwd  # of the unprivileged user that runs the server when the caller is root
 
 
 def server_account() -> Account | None:
@@ -33,37 +28,33 @@ def server_account() -> Account | None:
     if os.geteuid() != 0:
         return None
     try:
-        entry = pwd.getpwnam("nobody")
+        return pwd.getpwnam("nobody")
     except KeyError:
         raise LocalServerError(
             "OpenSearch refuses to run as root, and this system has no user `nobody`. "
             "Run the command as an ordinary user."
         ) from None
-    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
 
 
 def as_account(account: Account | None) -> dict[str, Any]:
     """The arguments of `subprocess` that make a child run as `account`."""
-    return {} if account is None else {"user": account.uid, "group": account.gid, "extra_groups": []}
+    return {} if account is None else {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
 def cache_home() -> Path:
     """Where downloads are unpacked; may be deleted at any time while no server runs."""
-    return _home("XDG_CACHE_HOME", ".cache", "/var/cache")
+    return _home("/var/cache", "XDG_CACHE_HOME", ".cache")
 
 
 def state_home() -> Path:
     """The folder of instances and their default data folders."""
-    return _home("XDG_STATE_HOME", ".local/state", "/var/lib")
+    return _home("/var/lib", "XDG_STATE_HOME", ".local/state")
 
 
-def _home(variable: str, in_home: str, for_root: str) -> Path:
-    if own := os.environ.get("SPARSE_INGEST_HOME"):
-        return Path(own).absolute()
-    if os.geteuid() == 0:
+def _home(for_root: str, variable: str, in_home: str) -> Path:
+    if os.geteuid() == 0 and not os.environ.get("SPARSE_INGEST_HOME"):
         return Path(for_root) / "sparse-ingest"
-    base = os.environ.get(variable)
-    return (Path(base) if base else Path.home() / in_home) / "sparse-ingest"
+    return user_folder(variable, in_home)
 
 
 def make_folder(folder: Path) -> Path:
@@ -86,10 +77,10 @@ def require_reachable(folder: Path, account: Account | None) -> None:
         return
     for path in (folder.resolve(), *folder.resolve().parents):
         found = path.stat()
-        bit = 0o100 if found.st_uid == account.uid else 0o010 if found.st_gid == account.gid else 0o001
+        bit = 0o100 if found.st_uid == account.pw_uid else 0o010 if found.st_gid == account.pw_gid else 0o001
         if not found.st_mode & bit:
             raise LocalServerError(
-                f"As root the server runs as the user {account.name}, who cannot enter {path} "
+                f"As root the server runs as the user {account.pw_name}, who cannot enter {path} "
                 f"(mode {found.st_mode & 0o777:o}). Put {folder} elsewhere with SPARSE_INGEST_HOME or --data."
             )
 
@@ -123,9 +114,9 @@ def hand_over(folder: Path, account: Account | None) -> None:
                 f"{folder} cannot be written by this user (it belongs to {folder.owner()}). Give another --data."
             )
         return
-    if folder.stat().st_uid != account.uid:
+    if folder.stat().st_uid != account.pw_uid:
         for parent, folders, files in os.walk(folder):
             for name in (*folders, *files):
-                os.chown(Path(parent) / name, account.uid, account.gid, follow_symlinks=False)
+                os.chown(Path(parent) / name, account.pw_uid, account.pw_gid, follow_symlinks=False)
         # Last: an interrupted walk is then done again.
-        os.chown(folder, account.uid, account.gid)
+        os.chown(folder, account.pw_uid, account.pw_gid)

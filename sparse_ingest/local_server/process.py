@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sparse_ingest.errors import LocalServerError, MissingExtraError
+from sparse_ingest.errors import LocalServerError, needs_extra
 from sparse_ingest.local_server import folders
 from sparse_ingest.local_server.download import OPENSEARCH_VERSION, ensure_distribution, ensure_java
 from sparse_ingest.local_server.launch import CLUSTER_NAME, TOKEN, heap_bytes, java_command, spawn, write_configuration
@@ -173,10 +173,8 @@ def _is_free(port: int) -> bool:
 
 
 def _psutil() -> Any:
-    try:
+    with needs_extra("local", "The local OpenSearch"):
         return importlib.import_module("psutil")
-    except ImportError as error:
-        raise MissingExtraError("local", "The local OpenSearch") from error
 
 
 def _find(port: int) -> Instance | None:
@@ -250,8 +248,7 @@ def _record(instance: Instance, child: subprocess.Popen[bytes], timeout_s: float
 
 
 def _write_state(instance: Instance) -> None:
-    record = {**asdict(instance), "data": str(instance.data), "log": str(instance.log)}
-    write_atomic(_state_file(instance.port), json.dumps(record, indent=2).encode())
+    write_atomic(_state_file(instance.port), json.dumps(asdict(instance), indent=2, default=str).encode())
 
 
 def _wait(instance: Instance, child: subprocess.Popen[bytes] | None, timeout_s: float) -> None:
@@ -280,14 +277,13 @@ def _wait(instance: Instance, child: subprocess.Popen[bytes] | None, timeout_s: 
     )
 
 
-def _ask(instance: Instance, path: str) -> dict[str, Any] | None:
-    """Return the answer to a GET, None if there is none or an error."""
+def _ask(instance: Instance, path: str) -> Any:
+    """Return the JSON answer to a GET, None if there is none or an error."""
     # Loopback never goes through a proxy of the environment.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(instance.url + path, timeout=10) as answer:
-            shown: dict[str, Any] = json.load(answer)
-            return shown
+            return json.load(answer)
     except (OSError, ValueError):
         return None
 
@@ -299,9 +295,7 @@ def _end(instance: Instance) -> None:
     if process is not None:
         try:
             process.terminate()
-            try:
-                process.wait(STOP_GRACE_S)
-            except psutil.TimeoutExpired:
+            for _ in psutil.wait_procs([process], STOP_GRACE_S)[1]:
                 process.kill()
                 process.wait(STOP_GRACE_S)
         except psutil.NoSuchProcess:

@@ -23,12 +23,11 @@ import torch
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.errors import UsageError
-from sparse_ingest.models.heads.compaction import DeviceRules
 from sparse_ingest.models.memory import BudgetLowered, DidNotFit, DocumentTooLarge
-from sparse_ingest.models.tokenizer import Cut, TokenIds, Tokenized, Tokenizer
+from sparse_ingest.models.tokenizer import Cut, FirstWindow, TokenIds, Tokenizer
 from sparse_ingest.models.vectors import NO_RULES, NOTHING, TORCH_STATE, BatchVectors, OnBatch, Vector, VectorMaker
-from sparse_ingest.pipeline import ModelSettings
-from sparse_ingest.records import in_batches
+from sparse_ingest.pipeline import ModelSettings, Pipeline, Pruning
+from sparse_ingest.records import SparseRows, in_batches
 
 # Windows that are encoded together after the first of each text, and their tokens: both bound the memory they take.
 GROUP_WINDOWS = 2048
@@ -40,16 +39,14 @@ def _ignore(documents: int, tokens: int) -> None:
 
 
 class Encoded(NamedTuple):
-    """Vectors of a list of texts as CSR (float32 weights), and counts.
+    """Vectors of a list of texts, without ids and with float32 weights, and counts.
 
     `tokens` counts the tokens read, `without_token` the weights on ids without a token string, which no index can hold
     and which are omitted. `truncated_of` is 1 for each text that was truncated, `windows_of` the number of windows that
     were read of each text.
     """
 
-    indptr: npt.NDArray[np.int64]
-    token_ids: npt.NDArray[np.int32]
-    weights: npt.NDArray[np.float32]
+    vectors: SparseRows
     tokens: int
     without_token: int
     truncated_of: npt.NDArray[np.int64]
@@ -106,15 +103,15 @@ class DocumentEncoder:
         """Encode texts, truncated at max_length; `progress` gets the documents and tokens of each finished batch."""
         return self.encode_tokens(self.tokenize(texts), progress)
 
-    def tokenize(self, texts: Sequence[str]) -> Tokenized:
+    def tokenize(self, texts: Sequence[str]) -> list[FirstWindow]:
         """Return the tokens of texts, truncated at max_length, for `encode_tokens`."""
         return self._tokenizer(texts)
 
-    def encode_tokens(self, tokens: Tokenized, progress: OnBatch = _ignore) -> Encoded:
+    def encode_tokens(self, first: Sequence[FirstWindow], progress: OnBatch = _ignore) -> Encoded:
         """Encode texts, given as their tokens."""
-        rows, without_token = self._rows(enumerate(tokens.token_ids), progress, self.rules)
-        truncated = tokens.truncated.astype(np.int64)
-        return Encoded(*_csr(rows), int(tokens.lengths.sum()), without_token, truncated, np.ones_like(truncated))
+        rows, without_token = self._rows(enumerate(window.token_ids for window in first), progress, self.rules)
+        tokens, truncated = sum(len(ids) for ids, _ in first), np.array([cut for _, cut in first], dtype=np.int64)
+        return Encoded(_csr(rows), tokens, without_token, truncated, np.ones_like(truncated))
 
     def cut(self, texts: Sequence[str], *, places: bool = False) -> list[Cut]:
         """Return the tokens of complete texts, for `encode_windows`, or with `places` for `encode_passages`."""
@@ -132,7 +129,7 @@ class DocumentEncoder:
                 rows[text] = _maximum([rows[text], *(row for _, row in pairs)])
             without_token += dropped
             tokens += sum(len(ids) for *_, ids in group)
-        return Encoded(*_csr(rows), tokens, without_token, np.zeros_like(windows), windows)
+        return Encoded(_csr(rows), tokens, without_token, np.zeros_like(windows), windows)
 
     def encode_passages(self, cuts: Sequence[Cut], progress: OnBatch = _ignore) -> Iterator[EncodedPassage]:
         """Encode each window separately, text after text."""
@@ -146,7 +143,7 @@ class DocumentEncoder:
                 yield EncodedPassage(text, number, next(rows) if number else first[text], without_token)
                 without_token = 0
 
-    def _rows(self, inputs: Iterable[tuple[int, TokenIds]], progress: OnBatch, rules: DeviceRules) -> BatchVectors:
+    def _rows(self, inputs: Iterable[tuple[int, TokenIds]], progress: OnBatch, rules: Pruning) -> BatchVectors:
         """Return the vectors of inputs in their order; of each `inputs` has the place of its text, and its tokens.
 
         Raises:
@@ -165,8 +162,23 @@ class DocumentEncoder:
                 self._maker.workers = 1
             else:
                 raise DocumentTooLarge(inputs[error.places[0]][0], error.longest, str(self.device)) from error
-            documents, workers = len(error.places), self._maker.workers
-            raise BudgetLowered(str(self.device), documents, self.batch_tokens, workers) from error
+            raise BudgetLowered(str(self.device), len(error.places), self.batch_tokens, self._maker.workers) from error
+
+
+def build_document_encoder(checkpoint: Checkpoint, pipeline: Pipeline, *, device: str, dtype: str) -> DocumentEncoder:
+    """Build the encoder of a resolved pipeline (checkpoints/settings.py) on the device that `choose_device` names.
+
+    Raises:
+        UsageError: as `choose_device`.
+    """
+    return DocumentEncoder(
+        checkpoint,
+        pipeline.model,
+        device=choose_device(device),
+        dtype=dtype,
+        batch_tokens=pipeline.encode.batch_tokens,
+        window_stride=pipeline.encode.window_stride,
+    )
 
 
 def choose_devices(asked: str) -> list[str]:
@@ -223,7 +235,7 @@ def _maximum(vectors: Iterable[Vector]) -> Vector:
     return found, np.maximum.reduceat(weights[order], starts)
 
 
-def _csr(rows: list[Vector]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+def _csr(rows: list[Vector]) -> SparseRows:
     indptr = np.cumsum([0, *(len(ids) for ids, _ in rows)], dtype=np.int64)
     token_ids, weights = (np.concatenate(arrays) for arrays in zip(NOTHING, *rows, strict=True))
-    return indptr, token_ids, weights
+    return SparseRows([""] * len(rows), indptr, token_ids, weights)

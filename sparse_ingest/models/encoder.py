@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args, overload
+from typing import get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,14 @@ import numpy.typing as npt
 from sparse_ingest.checkpoints.layouts import Checkpoint, WeightTableSide, read_checkpoint
 from sparse_ingest.checkpoints.settings import resolve_pipeline, resolve_query_settings
 from sparse_ingest.errors import CheckpointError, UsageError
-from sparse_ingest.models.query_encoders import build_weight_table, query_checkpoint, require_torch
+from sparse_ingest.models.query_encoders import (
+    MaskedLMQueryEncoder,
+    as_documents,
+    build_query_encoder,
+    build_weight_table,
+    query_checkpoint,
+    require_torch,
+)
 from sparse_ingest.models.sparse_vectors import SparseVectors, Vectors, as_vectors, similarity, whole_number
 from sparse_ingest.models.text_windows import (
     WINDOW_CHARACTERS,
@@ -31,9 +39,6 @@ from sparse_ingest.pipeline import Dtype, ModelSettings, Pipeline, pipeline_name
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, prune_query, read_vocabulary
 from sparse_ingest.records import in_batches
 from sparse_ingest.reporting import Reporter
-
-if TYPE_CHECKING:
-    from sparse_ingest.models.queries import MaskedLMQueryEncoder
 
 QUERIES_AT_ONCE = 256  # texts between two reports of progress
 
@@ -108,7 +113,6 @@ class SparseEncoder:
         self._device = device
         # Held while a side is built. A side that is built is read without it.
         self._building = threading.RLock()
-        self._checkpoint: Checkpoint | None = None
         self._documents: DocumentSide | None = None
         self._queries: _QueryEncoding | None = None
 
@@ -198,7 +202,7 @@ class SparseEncoder:
                     kept = dict(list(weights.items())[: limit or side.max_active_dims])
                     found.append(prune_query(kept, rules) if rules.top_k or rules.max_ratio else kept)
                 reporter.advance(len(some))
-        return found[0] if isinstance(texts, str) else SparseVectors.from_dicts(found, side.vocabulary())
+        return found[0] if isinstance(texts, str) else SparseVectors.from_dicts(found, side.vocabulary)
 
     def similarity(self, queries: Vectors, documents: Vectors) -> npt.NDArray[np.float32]:
         """Return the dot product of each query with each document, as sparse_vectors.py computes it.
@@ -255,83 +259,60 @@ class SparseEncoder:
 
     def _build_documents(self) -> DocumentSide:
         require_torch("Encoding documents")
-        from sparse_ingest.models.documents import DocumentEncoder, choose_device
+        from sparse_ingest.models.documents import build_document_encoder
 
-        checkpoint = self._read_checkpoint()
+        checkpoint = self._checkpoint
         resolved = resolve_pipeline(self._pipeline, checkpoint)
-        encoder = DocumentEncoder(
-            checkpoint,
-            resolved.model,
-            device=choose_device(self._device),
-            dtype=resolved.encode.dtype,
-            batch_tokens=resolved.encode.batch_tokens,
-            window_stride=resolved.encode.window_stride,
-        )
+        encoder = build_document_encoder(checkpoint, resolved, device=self._device, dtype=resolved.encode.dtype)
         return DocumentSide(encoder, resolved)
 
     def _build_queries(self) -> _QueryEncoding:
         model = self._pipeline.model
-        checkpoint = query_checkpoint(model) if model.query else self._read_checkpoint()
+        checkpoint = query_checkpoint(model) if model.query else self._checkpoint
         # The limit of the checkpoint is applied here, where a call may replace it.
         unlimited = replace(checkpoint, max_active_dims=None)
         settings = resolve_query_settings(model, checkpoint)
-        encoder: WeightTable | MaskedLMQueryEncoder
-        if isinstance(checkpoint.query, WeightTableSide):
-            encoder = build_weight_table(unlimited, settings)
-        else:
-            require_torch(f"The query side of {checkpoint.name}, a masked LM,")
-            encoder = self._build_masked_lm(unlimited, settings)
-        return _QueryEncoding(encoder, checkpoint, None if model.query else checkpoint.transformer)
+        build = build_weight_table if isinstance(checkpoint.query, WeightTableSide) else self._build_masked_lm
+        encoder = build(unlimited, settings)
+        return _QueryEncoding(encoder, checkpoint.max_active_dims, None if model.query else checkpoint.transformer)
 
     def _build_masked_lm(self, checkpoint: Checkpoint, settings: ModelSettings) -> MaskedLMQueryEncoder:
         """Build the masked LM of the queries, on the weights of the documents' where it is the same model."""
-        from sparse_ingest.models.documents import choose_device
-        from sparse_ingest.models.queries import MaskedLMQueryEncoder, as_documents, build_query_encoder
-
+        require_torch(f"The query side of {checkpoint.name}, a masked LM,")
         encode, wanted = self._pipeline.encode, as_documents(settings)
         is_own_model = not self._pipeline.model.query and checkpoint.query.folder == checkpoint.transformer
         if is_own_model and encode.dtype == "float32" and (documents := self._document_side()).computes_as(wanted):
             return MaskedLMQueryEncoder(documents.encoder.on_same_weights(wanted))
-        device = choose_device(self._device)
-        return build_query_encoder(checkpoint, settings, device=device, batch_tokens=encode.batch_tokens)
+        return build_query_encoder(checkpoint, settings, device=self._device, batch_tokens=encode.batch_tokens)
 
-    def _read_checkpoint(self) -> Checkpoint:
-        """Read the checkpoint of the documents, once."""
-        with self._building:
-            if self._checkpoint is None:
-                model = self._pipeline.model
-                if not model.document:
-                    raise UsageError(f"{model.query!r} is a model of queries alone. Set [model] document too.")
-                self._checkpoint = read_checkpoint(model.document, model.revision, code=model.trust_remote_code)
-            return self._checkpoint
+    @cached_property
+    def _checkpoint(self) -> Checkpoint:
+        """The checkpoint of the documents. Only what holds `_building` reads it."""
+        model = self._pipeline.model
+        if not model.document:
+            raise UsageError(f"{model.query!r} is a model of queries alone. Set [model] document too.")
+        return read_checkpoint(model.document, model.revision, code=model.trust_remote_code)
 
 
+@dataclass
 class _QueryEncoding:
     """A query encoder, and the vocabulary that its vectors have.
 
     `transformer` is the folder of the document model that the vocabulary is shared with, None for one of its own.
     """
 
-    def __init__(
-        self, encoder: WeightTable | MaskedLMQueryEncoder, checkpoint: Checkpoint, transformer: Path | None
-    ) -> None:
-        self.encoder = encoder
-        self.max_active_dims = checkpoint.max_active_dims
-        self._transformer = transformer
-        self._vocabulary: list[str | None] | None = None
+    encoder: WeightTable | MaskedLMQueryEncoder
+    max_active_dims: int | None
+    transformer: Path | None
 
+    @cached_property
     def vocabulary(self) -> list[str | None]:
-        """Return the vocabulary of the documents, or the queries' own where that lacks one of their tokens."""
-        if self._vocabulary is None:  # two threads may both read it, and read the same
-            self._vocabulary = self._read_vocabulary()
-        return self._vocabulary
-
-    def _read_vocabulary(self) -> list[str | None]:
+        """The vocabulary of the documents, or the queries' own where that lacks one of their tokens."""
         own = self.encoder.vocabulary
-        if self._transformer is None:
+        if self.transformer is None:
             return own
         try:
-            of_documents = read_vocabulary(self._transformer)
+            of_documents = read_vocabulary(self.transformer)
         except CheckpointError:  # a tokenizer without tokenizer.json
             return own
         weighted = set(self.encoder.table()) if isinstance(self.encoder, WeightTable) else {*own} - {None}

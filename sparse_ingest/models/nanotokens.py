@@ -10,10 +10,10 @@ not return the places of tokens in their text, so tokenizer.py does not use it w
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,17 +35,6 @@ HARD = (
 )  # fmt: skip
 
 
-class Encode(Protocol):
-    """Texts to token ids without special tokens; of each text the first `enough`, or all.
-
-    Raises:
-        OtherTokens: tokenizers gives other ids.
-    """
-
-    def __call__(self, texts: Sequence[str], *, enough: int | None) -> list[npt.NDArray[np.int32]]:
-        """Return the token ids of each text."""
-
-
 class OtherTokens(SparseIngestError):
     """nanotoken and tokenizers disagree on a text."""
 
@@ -56,11 +45,16 @@ class OtherTokens(SparseIngestError):
         )
 
 
+# Texts to token ids without special tokens; of each text the first so many, or all.
+Encode = Callable[[Sequence[str], int | None], list[npt.NDArray[np.int32]]]
 logger = logging.getLogger(__name__)
 
 
 def build_nanotokens(tokenizer: Any) -> Encode | None:
-    """Return nanotoken's tokenizer with the words and rules of this one, or None."""
+    """Return nanotoken's tokenizer with the words and rules of this one, or None.
+
+    It raises OtherTokens where tokenizers gives other ids.
+    """
     try:
         import nanotoken
     except ImportError:
@@ -77,16 +71,16 @@ def build_nanotokens(tokenizer: Any) -> Encode | None:
     return None
 
 
-def _encode(quick: Any, texts: Sequence[str], *, enough: int | None) -> list[npt.NDArray[np.int32]]:
+def _encode(quick: Any, texts: Sequence[str], enough: int | None) -> list[npt.NDArray[np.int32]]:
     found = quick.encode_batch(texts, add_special_tokens=False, max_length=enough)
     ids = found.ids.view(np.int32)
     return [ids[start:end] for start, end in pairwise(found.offsets.tolist())]
 
 
 def _encode_compared(
-    tokenizer: Any, quick: Any, texts: Sequence[str], *, enough: int | None
+    tokenizer: Any, quick: Any, texts: Sequence[str], enough: int | None
 ) -> list[npt.NDArray[np.int32]]:
-    found = _encode(quick, texts, enough=enough)
+    found = _encode(quick, texts, enough)
     some = list(texts[::COMPARED])
     for text, ids, one in zip(some, found[::COMPARED], _expected(tokenizer, some), strict=True):
         if ids.tolist() != one[:enough]:
@@ -110,5 +104,5 @@ def _trial(tokenizer: Any, quick: Any) -> bool:
     return all(
         found.tolist() == ids[:enough]
         for enough in (None, 7)
-        for found, ids in zip(_encode(quick, texts, enough=enough), expected, strict=True)
+        for found, ids in zip(_encode(quick, texts, enough), expected, strict=True)
     )

@@ -1,9 +1,9 @@
-"""Documents packed one after another, without padding: their token ids, their positions, and attention within each.
+"""Documents packed one after another, without padding: where each is, its positions, and attention within each.
 
-In: token ids of a batch. Out: one row of all tokens for the linear layers, and an attention function that transformers
-calls in place of its own, in which a token sees its own document only. On a GPU in half precision all documents are one
-call of torch's variable-length attention; otherwise each run of documents of one length is one call of the usual
-attention. Models with attention of their own are padded (body.py).
+In: lengths and token ids of a batch. Out: places and positions of the tokens in one row, and an attention function that
+transformers calls in place of its own, in which a token sees its own document only. On a GPU in half precision all
+documents are one call of torch's variable-length attention; otherwise each run of documents of one length is one call
+of the usual attention. Models with attention of their own are padded (body.py).
 """
 
 from __future__ import annotations
@@ -105,13 +105,6 @@ def positions_behind(padding_id: int, token_ids: Sequence[TokenIds]) -> npt.NDAr
     """Return positions as RoBERTa numbers them: from the padding's id + 1, and padding within a text is not counted."""
     counted = [ids != padding_id for ids in token_ids]
     return np.concatenate([np.cumsum(one) * one for one in counted]) + padding_id
-
-
-def pack(token_ids: Sequence[TokenIds], device: torch.device) -> tuple[torch.Tensor, Packing]:
-    """Return all tokens in one row, `[1, rows]`, and where each document is."""
-    row = np.concatenate(token_ids).astype(np.int64)
-    packing = Packing(tuple(len(ids) for ids in token_ids), device)
-    return to_device(row, device).unsqueeze(0), packing
 
 
 def to_device(array: npt.NDArray[np.integer], device: torch.device) -> torch.Tensor:

@@ -1,17 +1,25 @@
-"""Choose what turns query texts into weights: a weight table, which needs neither torch nor numpy, or a masked LM.
+"""What turns query texts into weights: a weight table, which needs neither torch nor numpy, or a masked LM.
 
-Weight tables themselves are in queries/weight_table.py, masked LMs in queries.py.
+Weight tables themselves are in queries/weight_table.py. torch is imported only where a masked LM is built.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
 
 from sparse_ingest.checkpoints.layouts import Checkpoint, WeightTableSide, read_checkpoint
 from sparse_ingest.checkpoints.settings import resolve_query_settings
 from sparse_ingest.errors import MissingExtraError, UsageError
+from sparse_ingest.models.memory import until_it_fits
 from sparse_ingest.pipeline import ModelSettings
-from sparse_ingest.queries.weight_table import QueryEncoder, WeightTable
+from sparse_ingest.queries.weight_table import QueryWeights, WeightTable
+
+if TYPE_CHECKING:
+    from sparse_ingest.models.documents import DocumentEncoder
 
 
 def query_encoder(model: ModelSettings) -> QueryEncoder:
@@ -25,8 +33,6 @@ def query_encoder(model: ModelSettings) -> QueryEncoder:
     if isinstance(checkpoint.query, WeightTableSide):
         return build_weight_table(checkpoint, resolve_query_settings(model, checkpoint))
     require_torch(f"The query side of {checkpoint.name}, a masked LM,")
-    from sparse_ingest.models.queries import build_query_encoder
-
     return build_query_encoder(checkpoint, resolve_query_settings(model, checkpoint))
 
 
@@ -53,7 +59,56 @@ def build_weight_table(checkpoint: Checkpoint, settings: ModelSettings) -> Weigh
         from sparse_ingest.models.masked_lms import read_table
 
         pickled = read_table(side.weights)
-    return WeightTable.from_side(side, settings, max_active_dims=checkpoint.max_active_dims, by_id=pickled)
+    return WeightTable(side, settings, max_active_dims=checkpoint.max_active_dims, by_id=pickled)
+
+
+class MaskedLMQueryEncoder:
+    """A checkpoint's query side as token strings and weights, heaviest first; equal weights by token id.
+
+    `vocabulary` holds the token string of each id. Threads may call it at the same time; their texts are computed one
+    call after another.
+    """
+
+    def __init__(self, encoder: DocumentEncoder, *, max_active_dims: int | None = None) -> None:
+        self.vocabulary = encoder.vocabulary
+        self._encoder = encoder
+        self._max_active_dims = max_active_dims
+        self._lock = threading.Lock()
+
+    def encode(self, texts: Sequence[str]) -> list[QueryWeights]:
+        """The weights of each query; a query without any weight is an empty dict."""
+        from sparse_ingest.models.sparse_vectors import SparseVectors
+
+        with self._lock:  # a call may lower the encoder's budget, and change its tokenizer to the faster one
+            encoded = until_it_fits(lambda: self._encoder.encode(texts))
+        vectors = SparseVectors.from_rows(encoded.vectors, self.vocabulary)
+        return [dict(pairs) for pairs in vectors.decode(self._max_active_dims)]
+
+
+QueryEncoder: TypeAlias = WeightTable | MaskedLMQueryEncoder
+
+
+def build_query_encoder(
+    checkpoint: Checkpoint, settings: ModelSettings, *, device: str = "cpu", batch_tokens: int | None = None
+) -> MaskedLMQueryEncoder:
+    """Build the masked LM that encodes a checkpoint's queries.
+
+    `settings` must be those of its query side, resolved (checkpoints/settings.py).
+    """
+    from sparse_ingest.models.documents import DocumentEncoder, choose_device
+
+    query_side = replace(checkpoint, transformer=checkpoint.query.folder)
+    device = choose_device(device)
+    encoder = DocumentEncoder(
+        query_side, as_documents(settings), device=device, dtype="float32", batch_tokens=batch_tokens
+    )
+    return MaskedLMQueryEncoder(encoder, max_active_dims=checkpoint.max_active_dims)
+
+
+def as_documents(settings: ModelSettings) -> ModelSettings:
+    """Return the settings of documents that are encoded as these settings say of queries."""
+    prompt, special_tokens = settings.query_prompt, settings.query_special_tokens
+    return replace(settings, document_prompt=prompt, document_special_tokens=special_tokens)
 
 
 def require_torch(purpose: str) -> None:

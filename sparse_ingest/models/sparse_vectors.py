@@ -7,14 +7,14 @@ weights, a scipy matrix, or the dot products of two sets of vectors. Needs only 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.errors import MissingExtraError, UsageError
+from sparse_ingest.errors import UsageError, needs_extra
 from sparse_ingest.models.dot_products import Postings, asked_tokens
 from sparse_ingest.records import SparseRows
 
@@ -120,10 +120,8 @@ class SparseVectors:
         if not isinstance(place, slice):
             place = np.asarray(place) if len(place) else np.empty(0, dtype=np.int64)
         places = np.arange(len(self))[place]
-        taken = self.to_rows().take(places)
-        doc_ids = None if self.doc_ids is None else taken.doc_ids
-        token_ids, weights = taken.token_ids.astype(np.int32), taken.weights.astype(np.float32)
-        return SparseVectors(taken.indptr, token_ids, weights, self.vocabulary, doc_ids)
+        taken = SparseVectors.from_rows(self.to_rows().take(places), self.vocabulary)
+        return taken if self.doc_ids is not None else replace(taken, doc_ids=None)
 
     def __iter__(self) -> Iterator[dict[str, float]]:
         return (dict(self._pairs(row)) for row in range(len(self)))
@@ -154,10 +152,8 @@ class SparseVectors:
         Raises:
             MissingExtraError: scipy is not installed.
         """
-        try:
+        with needs_extra("evaluate", "SparseVectors.to_scipy()"):
             from scipy.sparse import csr_matrix
-        except ImportError as error:
-            raise MissingExtraError("evaluate", "SparseVectors.to_scipy()") from error
         shape = (len(self), len(self.vocabulary))
         return csr_matrix((self.weights, self.token_ids, self.indptr), shape=shape, copy=True)
 

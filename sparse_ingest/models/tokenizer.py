@@ -37,7 +37,6 @@ BORDERS_TRIED = 100
 # Characters after which it pays to build nanotoken's tokenizer and to try it, which takes half a second.
 QUICK_CHARACTERS = 1 << 21
 PLAIN = {"add_special_tokens": False}
-NO_STARTS = np.empty(0, dtype=np.int32)
 
 # Each row is enough for transformers. With none of them it would create a tokenizer without a single word.
 FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("*.model",))
@@ -95,20 +94,11 @@ class Cut(NamedTuple):
         return first, min(first + self.layout.room - self.prompt, len(self.token_ids))
 
 
-class Tokenized(NamedTuple):
-    """Token ids of each text with special tokens, truncated at max_length, and which texts were truncated."""
+class FirstWindow(NamedTuple):
+    """Token ids of a text with special tokens, truncated at max_length, and whether it was truncated."""
 
-    token_ids: list[TokenIds]
-    truncated: npt.NDArray[np.bool_]
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Number of tokens of each text."""
-        return np.fromiter((len(ids) for ids in self.token_ids), dtype=np.int64, count=len(self.token_ids))
-
-    def take(self, places: npt.NDArray[np.int64]) -> Tokenized:
-        """Return the texts at these places."""
-        return Tokenized([self.token_ids[place] for place in places.tolist()], self.truncated[places])
+    token_ids: TokenIds
+    truncated: bool
 
 
 @dataclass
@@ -161,10 +151,9 @@ class Tokenizer:
         self._prompt_tokens = len(self._ids(self._prompt))
         self._layout = self._layout_of(settings.max_length, window_stride)
 
-    def __call__(self, texts: Sequence[str]) -> Tokenized:
+    def __call__(self, texts: Sequence[str]) -> list[FirstWindow]:
         """Return the first window of each text."""
-        cuts = self.cut(texts, whole=False)
-        return Tokenized([cut.window(0) for cut in cuts], np.array([cut.windows > 1 for cut in cuts], dtype=bool))
+        return [FirstWindow(cut.window(0), cut.windows > 1) for cut in self.cut(texts, whole=False)]
 
     def cut(self, texts: Sequence[str], *, whole: bool = True, places: bool = False) -> list[Cut]:
         """Return texts as tokens, for windows.
@@ -174,13 +163,12 @@ class Tokenizer:
             whole: False where the first window is enough: a text is then read only until it is known to have another.
             places: whether `Cut.span` will be called.
         """
-        readings = [_Reading(self._prompt + text) for text in texts]
+        readings = waiting = [_Reading(self._prompt + text) for text in texts]
         # Offsets also separate the prompt's tokens from the text's, which matters where several windows are read.
         with_offsets = whole and (places or bool(self._prompt))
         # The first window, and one token more, which shows that there is another.
         enough = None if whole else self._layout.room + 1
         self._characters += sum(map(len, texts))
-        waiting = readings
         while waiting:
             pieces = map(self._next_piece, waiting)
             chunks = in_batches(pieces, self.CHUNK_TEXTS, self.CHUNK_CHARACTERS)
@@ -214,7 +202,7 @@ class Tokenizer:
     def _encode(self, texts: list[str], enough: int | None) -> list[TokenIds]:
         """Return the token ids of texts: of each the first `enough`, or all."""
         if self._characters >= QUICK_CHARACTERS and self._quick:
-            return self._quick(texts, enough=enough)
+            return self._quick(texts, enough)
         encodings = self._tokenizer.encode_batch_fast(texts, **PLAIN)
         return [np.array(one.ids[:enough], dtype=np.int32) for one in encodings]
 
@@ -300,4 +288,4 @@ class Tokenizer:
 
 def _ascending(starts: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
     """Return where each token starts, never before the previous one."""
-    return np.maximum.accumulate(np.concatenate(starts)) if starts else NO_STARTS
+    return np.maximum.accumulate(np.concatenate(starts)) if starts else np.empty(0, dtype=np.int32)

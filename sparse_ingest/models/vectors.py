@@ -22,19 +22,19 @@ import torch
 from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.errors import SparseIngestError
 from sparse_ingest.models.body import Body
-from sparse_ingest.models.heads.compaction import DeviceRules, Terms, Transfer
+from sparse_ingest.models.heads.compaction import Terms, Transfer
 from sparse_ingest.models.heads.selection import build_head
 from sparse_ingest.models.heads.tiles import logarithm
 from sparse_ingest.models.memory import DidNotFit, is_out_of_memory
 from sparse_ingest.models.tokenizer import TokenIds, Tokenizer
-from sparse_ingest.pipeline import ModelSettings
+from sparse_ingest.pipeline import ModelSettings, Pruning
 
 # The dtype of the body; with the int8 ones the head computes in integers.
 DTYPES = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
     "int8": torch.float32, "int8-bfloat16": torch.bfloat16,
 }  # fmt: skip
-NO_RULES = DeviceRules()
+NO_RULES = Pruning()
 # Tokens of a batch on a CPU: larger batches do not fit into the cache.
 CPU_TOKENS = 2048
 # On a GPU the host takes some 0.3 ms a layer to launch a batch, and 0.6 for the rest: computing it must take longer.
@@ -89,7 +89,7 @@ class VectorMaker:
         self.usual_batch_tokens = usual_batch_tokens(device.type, weight.shape[1])
 
     def make(
-        self, token_ids: Sequence[TokenIds], batch_tokens: int, progress: OnBatch, rules: DeviceRules = NO_RULES
+        self, token_ids: Sequence[TokenIds], batch_tokens: int, progress: OnBatch, rules: Pruning = NO_RULES
     ) -> BatchVectors:
         """Return the vectors of these inputs in their order, and how many weights were on ids without a token.
 
@@ -113,7 +113,7 @@ class VectorMaker:
                 progress(len(batch), int(lengths[batch].sum()))
         return rows, without_token
 
-    def _on_workers(self, token_ids: Sequence[TokenIds], batches: list[Batch], _: DeviceRules) -> Batches:
+    def _on_workers(self, token_ids: Sequence[TokenIds], batches: list[Batch], _: Pruning) -> Batches:
         """Yield the batches in their order, computed by the workers of a CPU. The caller applies the rules."""
         pool = ThreadPoolExecutor(self.workers)
         try:
@@ -122,7 +122,7 @@ class VectorMaker:
             # After Ctrl-C, or a batch that failed, do not wait for batches that have not started.
             pool.shutdown(cancel_futures=True)
 
-    def _ahead(self, token_ids: Sequence[TokenIds], batches: list[Batch], rules: DeviceRules) -> Batches:
+    def _ahead(self, token_ids: Sequence[TokenIds], batches: list[Batch], rules: Pruning) -> Batches:
         """Yield the batches in their order; each is started before the terms of the previous one are waited for."""
         before: tuple[Batch, Transfer] | None = None
         for batch in [*batches, None]:
@@ -146,7 +146,7 @@ class VectorMaker:
             values = logarithm(found, self._activation).numpy()
             return self._split(Terms(counts, columns.astype(np.int32), values, int(dropped)))
 
-    def _begin(self, token_ids: Sequence[TokenIds], rules: DeviceRules) -> Transfer:
+    def _begin(self, token_ids: Sequence[TokenIds], rules: Pruning) -> Transfer:
         with torch.inference_mode():
             weights, dropped = self._weights(token_ids)
             return Transfer(logarithm(weights, self._activation), rules, dropped)

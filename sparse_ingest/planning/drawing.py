@@ -9,10 +9,10 @@ from __future__ import annotations
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sparse_ingest.errors import MissingExtraError
+from sparse_ingest.errors import needs_extra
 from sparse_ingest.planning.report import PlanReport, Point
 from sparse_ingest.planning.rules import in_words
 from sparse_ingest.reporting import aligned
@@ -47,31 +47,27 @@ svg {{ max-width: 100%; height: auto; }}
 """
 
 
-def sentences(report: PlanReport) -> list[str]:
+def sentences(report: PlanReport) -> Iterator[str]:
     """What a plan says in words."""
     full = f"{report.quality} of whole vectors: {report.full_quality:.4f}"
-    lines = [
-        f"{report.documents:,} documents, {report.queries} queries; {full}, exact search on the 9 bits of an index."
-    ]
+    yield f"{report.documents:,} documents, {report.queries} queries; {full}, exact search on the 9 bits of an index."
     choice = report.choice
     if choice is None:
-        return [*lines, f"Nothing loses {report.allowed_loss:.2%} or less on both halves of the queries."]
+        yield f"Nothing loses {report.allowed_loss:.2%} or less on both halves of the queries."
+        return
     point, low, high = choice.point, *choice.interval
     engine = ", ".join([point.engine, *_parameters(point)])
-    lines.append(
+    yield (
         f"Taken: documents {in_words(point.documents)}, queries {in_words(point.query)}, {engine}. "
         f"It loses {choice.loss:.2%} (95%: {low:.2%} to {high:.2%}) on the half of the queries that confirmed the "
         f"choice, {choice.chosen_by:.2%} on the other."
     )
     if choice.passed_over:
-        lines.append(f"{choice.passed_over} cheaper ones were not confirmed; the range is wider for each of them.")
+        yield f"{choice.passed_over} cheaper ones were not confirmed; the range is wider for each of them."
     if point.tied:
-        lines.append(
-            f"In {point.tied} queries other documents have the score of the tenth best: an index gives some of them."
-        )
+        yield f"In {point.tied} queries other documents have the score of the tenth best: an index gives some of them."
     if point.emptied:
-        lines.append(f"{point.emptied:,} documents keep no term: no sparse query finds them.")
-    return lines
+        yield f"{point.emptied:,} documents keep no term: no sparse query finds them."
 
 
 def table(report: PlanReport, points: Sequence[Point], best: Sequence[int]) -> tuple[list[list[str]], list[bool]]:
@@ -140,11 +136,10 @@ def as_html(report: PlanReport) -> str:
     )
 
 
-def _frontiers(report: PlanReport) -> list[tuple[str, Sequence[Point], Sequence[int]]]:
-    blocks: list[tuple[str, Sequence[Point], Sequence[int]]] = [("Pruning", report.points, report.frontier)]
+def _frontiers(report: PlanReport) -> Iterator[tuple[str, Sequence[Point], Sequence[int]]]:
+    yield "Pruning", report.points, report.frontier
     if report.settings:
-        blocks.append((f"Engines of {report.index}", report.settings, report.settings_frontier))
-    return blocks
+        yield f"Engines of {report.index}", report.settings, report.settings_frontier
 
 
 def figure_class() -> Any:
@@ -153,10 +148,8 @@ def figure_class() -> Any:
     Raises:
         MissingExtraError: it is not installed.
     """
-    try:
+    with needs_extra("evaluate", "Drawing a plan"):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("evaluate", "Drawing a plan") from None
     return Figure
 
 

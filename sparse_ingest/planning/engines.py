@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sparse_ingest.cluster.client import Client, Connection, path_of
+from sparse_ingest.cluster.client import Client, path_of
 from sparse_ingest.cluster.search_bodies import ENGINES, Engine
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.pipeline import EngineName, ModelSettings, Pipeline, QuerySettings
@@ -27,7 +27,7 @@ from sparse_ingest.searching.index_search import rank_index
 from sparse_ingest.searching.search import open_index
 
 if TYPE_CHECKING:
-    from opensearchpy import OpenSearch
+    from sparse_ingest.cluster.client import Client, ConnectionLike
 
 SIZE = 10
 _AT_ONCE = 20  # queries of one setting before it is the next one's turn
@@ -95,7 +95,7 @@ def measure(
 
 @contextlib.contextmanager
 def held_index(
-    run: Run, pipeline: Pipeline, index: str | None, url: str | None, connection: Connection | OpenSearch | None
+    run: Run, pipeline: Pipeline, index: str | None, url: str | None, connection: ConnectionLike | None
 ) -> Iterator[HeldIndex | None]:
     """Open the index for the block; None when none is named.
 

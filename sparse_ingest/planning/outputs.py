@@ -7,7 +7,7 @@ Not covered: pictures and tables (drawing.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +56,15 @@ def write_outputs(report: PlanReport, folder: Path) -> list[Path]:
     return [folder / name for name in contents]
 
 
-def _comments(report: PlanReport) -> list[str]:
-    lines = ["Chosen by `sparse-ingest plan`:", *sentences(report)]
+def _comments(report: PlanReport) -> Iterator[str]:
+    yield "Chosen by `sparse-ingest plan`:"
+    yield from sentences(report)
     if report.load_flags:
-        lines += [
-            "Texts encoded with this pipeline are pruned so; the vectors of this run are pruned when they are loaded:",
-            f"sparse-ingest load RUN --index NAME{report.load_flags}",
-        ]
-    return lines
+        yield "Texts encoded with this pipeline are pruned so; the vectors of this run are pruned when they are loaded:"
+        yield f"sparse-ingest load RUN --index NAME{report.load_flags}"
 
 
-def pipeline_text(pipeline: Pipeline, comments: Sequence[str]) -> str:
+def pipeline_text(pipeline: Pipeline, comments: Iterable[str]) -> str:
     """Return a pipeline file that `read_pipeline` takes: comments, and every setting that is not the default."""
     lines = [f"# {line}".rstrip() for line in comments]
     for table, settings in vars(pipeline).items():

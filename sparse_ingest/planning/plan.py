@@ -45,9 +45,7 @@ from sparse_ingest.searching.pipelines import pipeline_of_run
 from sparse_ingest.searching.query import many_query_weights
 
 if TYPE_CHECKING:
-    from opensearchpy import OpenSearch
-
-    from sparse_ingest.cluster.client import Connection
+    from sparse_ingest.cluster.client import ConnectionLike
 
 LEAST_QUERIES = 10
 DEPTH = 100
@@ -62,7 +60,7 @@ def plan(
     *,
     index: str | None = None,
     url: str | None = None,
-    connection: Connection | OpenSearch | None = None,
+    connection: ConnectionLike | None = None,
     pipeline: Pipeline | str | None = None,
     options: PlanOptions | None = None,
     progress: Reporter | bool = False,
@@ -160,7 +158,7 @@ class _Job:
         self.truth: list[set[int]] = []
         self.right: list[set[int]] = []  # the ten best of them
         for forms in self.forms:
-            places, scores = self.sweep.places(forms[0], 0), self.sweep.scores(forms[0], 0)
+            places, scores = self.sweep.best(forms[0], 0)
             self.truth.append(set(places.tolist()))
             # Equal scores at the border are all right.
             self.right.append(set(places[scores >= scores[:10][-1]].tolist()) if len(places) else set())
@@ -257,7 +255,7 @@ class _Job:
         postings = int(frequencies.sum())
         # The postings alone, all else being the same; nothing is known of the size of clusters.
         is_known = not self.index or self.index.engine.kind == "rank_features"
-        tenths = [self.sweep.scores(forms[query], rule)[9:11] for forms in self.forms]
+        tenths = [self.sweep.best(forms[query], rule)[1][9:11] for forms in self.forms]
         return Point(
             documents=self.sweep.rules[rule],
             query=self.query_rules[query],
@@ -274,13 +272,13 @@ class _Job:
 
     def _quality(self, rule: int, query: int) -> tuple[Values, float, float]:
         """The quality of each query under two rules, and the overlap with the ground truth at 10 and at 100."""
-        found = [self.sweep.places(forms[query], rule).tolist() for forms in self.forms]
+        best = [self.sweep.best(forms[query], rule) for forms in self.forms]
+        found = [places.tolist() for places, _ in best]
         at_10 = np.array([_overlap(one[:10], right, 10) for one, right in zip(found, self.right, strict=True)])
         at_100 = np.array([_overlap(one, right, DEPTH) for one, right in zip(found, self.truth, strict=True)])
-        scores = (self.sweep.scores(forms[query], rule).tolist() for forms in self.forms)
         ranked = (
-            Ranked(query_id, [self.ids[place] for place in one[:10]], of_one[:10])
-            for (query_id, _), one, of_one in zip(self.weighted, found, scores, strict=True)
+            Ranked(query_id, [self.ids[place] for place in one[:10]], scores[:10].tolist())
+            for (query_id, _), one, (_, scores) in zip(self.weighted, found, best, strict=True)
         )
         return self._values(ranked, at_10), float(at_10.mean()), float(at_100.mean())
 
@@ -305,14 +303,11 @@ def _as_encoded(pipeline: Pipeline, run: Run) -> Pipeline:
 
 def _with_choice(pipeline: Pipeline, point: Point) -> Pipeline:
     """The pipeline with the settings of a point."""
-    query = replace(pipeline.query, **{"top_k": None, "max_ratio": None, **point.query})
-    table = ENGINES[point.engine].settings
-    if table:
-        changes: dict[str, Any] = {table: {**getattr(query, table), **point.parameters}}
-        query = replace(query, engine=point.engine, **changes)
-    else:
-        query = replace(query, engine=None)
-    return replace(pipeline, encode=replace(pipeline.encode, **point.documents), query=query)
+    changes: dict[str, Any] = {"top_k": None, "max_ratio": None, **point.query, "engine": None}
+    if table := ENGINES[point.engine].settings:
+        changes |= {"engine": point.engine, table: {**getattr(pipeline.query, table), **point.parameters}}
+    encode = replace(pipeline.encode, **point.documents)
+    return replace(pipeline, encode=encode, query=replace(pipeline.query, **changes))
 
 
 def _sampled(queries: Iterable[Query], qrels: Qrels | None, sample: int) -> list[Query]:

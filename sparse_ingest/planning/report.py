@@ -77,10 +77,6 @@ class Choice(NamedTuple):
     chosen_by: float
     passed_over: int
 
-    def as_json(self) -> dict[str, Any]:
-        """As `--json` prints it."""
-        return {**self._asdict(), "point": self.point.as_json()}
-
 
 @dataclass(frozen=True)
 class PlanReport:
@@ -115,7 +111,7 @@ class PlanReport:
             **{name: value for name, value in vars(self).items() if name not in ("pipeline", "choice", "written")},
             "points": [point.as_json() for point in self.points],
             "settings": [point.as_json() for point in self.settings],
-            "choice": self.choice.as_json() if self.choice else None,
+            "choice": {**self.choice._asdict(), "point": self.choice.point.as_json()} if self.choice else None,
             "pipeline": asdict(self.pipeline),
         }
 

@@ -67,16 +67,10 @@ class Sweep:
             self._search(number, rows[at], products, [level[at] for level in kept], len(part.doc_ids))
         self.documents += len(part.doc_ids)
 
-    def places(self, query: int, rule: int) -> npt.NDArray[np.uint32]:
-        """The best documents of a query under a rule, best first, by their place among all rows of the run."""
-        places: npt.NDArray[np.uint32] = self._places[query, rule]
-        found: npt.NDArray[np.uint32] = places[places != _NOBODY]
-        return found
-
-    def scores(self, query: int, rule: int) -> npt.NDArray[np.float32]:
-        """The scores of those documents."""
-        scores: npt.NDArray[np.float32] = self._scores[query, rule]
-        return scores[: len(self.places(query, rule))]
+    def best(self, query: int, rule: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32]]:
+        """The best documents of a query under a rule, by their place among all rows of the run, and their scores."""
+        found = self._places[query, rule] != _NOBODY
+        return self._places[query, rule][found], self._scores[query, rule][found]
 
     def all_places(self) -> npt.NDArray[np.uint32]:
         """Every document that any query finds under any rule."""

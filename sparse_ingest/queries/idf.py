@@ -83,19 +83,18 @@ def write_idf(
     special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     reporter.begin("documents")
     held: Counter[int] = Counter()
-    documents, empty = 0, 0
-    texts = _Texts(chosen.open(corpus), chosen, reporter)
-    for batch in in_batches(texts, BATCH_TEXTS, BATCH_CHARACTERS):
+    counts: Counter[str] = Counter()
+    for batch in in_batches(_texts(chosen.open(corpus), chosen, counts, reporter), BATCH_TEXTS, BATCH_CHARACTERS):
         for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
             token_ids = set(encoding.ids) - special
             held.update(token_ids)
-            documents += bool(token_ids)
-            empty += not token_ids
+            counts["documents" if token_ids else "empty"] += 1
         reporter.advance(len(batch))
+    documents, empty, skipped = (counts[name] for name in ("documents", "empty", "skipped"))
     if not documents:
         raise CorpusError(
-            f"No document of the corpus has a token ({empty} are without, {texts.skipped} bad ones were left out), so "
-            "there is nothing to count. Check --corpus and --text-field."
+            f"No document of the corpus has a token ({empty} are without, {skipped} bad ones were left out), so there "
+            "is nothing to count. Check --corpus and --text-field."
         )
     table = {
         token: to_float32(weight_of(held[token_id], documents)) if held[token_id] else UNSEEN_WEIGHT
@@ -104,7 +103,7 @@ def write_idf(
     }
     _write(out, table, chosen.force)
     seen = sum(token is not None and held[token_id] > 0 for token_id, token in enumerate(vocabulary))
-    return IdfReport(out, documents, empty, texts.skipped, len(table), seen)
+    return IdfReport(out, documents, empty, skipped, len(table), seen)
 
 
 def weight_of(holding: int, documents: int) -> float:
@@ -112,23 +111,17 @@ def weight_of(holding: int, documents: int) -> float:
     return math.log(1 + (documents - holding + 0.5) / (holding + 0.5))
 
 
-class _Texts:
-    """The texts of a corpus; bad documents are refused, or named and counted in `skipped`."""
-
-    def __init__(self, corpus: Corpus, options: CorpusOptions, reporter: Reporter) -> None:
-        self._corpus, self._options, self._reporter = corpus, options, reporter
-        self.skipped = 0
-
-    def __iter__(self) -> Iterator[str]:
-        for row, _ in islice(self._corpus.rows(), self._options.limit):
-            if row.document is not None:
-                yield row.document.text
-            elif self._options.on_bad_document == "fail":
-                raise bad_document(row)
-            else:
-                self.skipped += 1
-                if self.skipped <= NAMED_BAD:
-                    self._reporter.note(f"Left out: {row.place}: {row.reason}")
+def _texts(corpus: Corpus, options: CorpusOptions, counts: Counter[str], reporter: Reporter) -> Iterator[str]:
+    """Yield the texts of a corpus; bad documents are refused, or named and counted as "skipped"."""
+    for row, _ in islice(corpus.rows(), options.limit):
+        if row.document is not None:
+            yield row.document.text
+        elif options.on_bad_document == "fail":
+            raise bad_document(row)
+        else:
+            counts["skipped"] += 1
+            if counts["skipped"] <= NAMED_BAD:
+                reporter.note(f"Left out: {row.place}: {row.reason}")
 
 
 def _refuse_out(out: Path, force: bool) -> None:

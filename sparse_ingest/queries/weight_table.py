@@ -21,7 +21,7 @@ import math
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tokenizers import Tokenizer, normalizers
 
@@ -41,14 +41,6 @@ QueryWeights = dict[str, float]
 _FLOAT32 = struct.Struct("<f")
 # Type of a tensor to its name in `struct`; bfloat16 is the upper half of a float32.
 _TENSOR_FORMATS = {"F64": "d", "F32": "f", "F16": "e", "BF16": "H"}
-
-
-class QueryEncoder(Protocol):
-    """Turns query texts into query weights."""
-
-    def encode(self, texts: Sequence[str]) -> list[QueryWeights]:
-        """The weights of each text, in the order of the texts; a text without a weighted token gives an empty dict."""
-        ...
 
 
 def as_query_weights(weights: Iterable[tuple[str, float]]) -> QueryWeights:
@@ -76,21 +68,28 @@ def to_float32(value: float) -> float:
 
 
 class WeightTable:
-    """A `QueryEncoder` that looks every token up.
+    """Turns query texts into weights by looking every token up in the table of a checkpoint.
 
-    `weights` is by token string; a token that it lacks weighs `missing_weight`. `settings` gives the rest: prompt,
-    special tokens, lower-casing and, unless None, the number of tokens that a text is cut at.
+    `settings` must be resolved (checkpoints/settings.py): prompt, special tokens, lower-casing, the weight of a token
+    that the table lacks and, unless None, the number of tokens that a text is cut at. `max_active_dims` is how many
+    tokens of a query the checkpoint's library keeps. `by_id` are weights that were read already, from a pickle.
+
+    Raises:
+        CheckpointError: a file cannot be read, or a weight is no float32 number.
     """
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
-        weights: dict[str, float],
+        side: WeightTableSide,
         settings: ModelSettings,
         *,
         max_active_dims: int | None = None,
+        by_id: list[float] | None = None,
     ) -> None:
-        make_plain(tokenizer, lower_case=bool(settings.lower_case))
+        tokenizer = plain_tokenizer(side.folder, lower_case=bool(settings.lower_case))
+        if by_id is None and side.weights.suffix == ".safetensors":
+            by_id = read_vector(side.weights, "weight")
+        weights = _read_weights(side.weights) if by_id is None else _by_token(by_id, tokenizer, side.weights)
         if settings.max_length is not None:
             tokenizer.enable_truncation(settings.max_length)
         if settings.query_special_tokens == "zero":
@@ -103,35 +102,8 @@ class WeightTable:
         self._lower_case = bool(settings.lower_case)
         self._max_active_dims = max_active_dims
 
-    @classmethod
-    def from_side(
-        cls,
-        side: WeightTableSide,
-        settings: ModelSettings,
-        *,
-        max_active_dims: int | None = None,
-        by_id: list[float] | None = None,
-    ) -> WeightTable:
-        """Read the table of a checkpoint; `settings` must be resolved (checkpoints/settings.py).
-
-        `by_id` are weights that were read already, from a pickle. `max_active_dims` is how many tokens of a query the
-        checkpoint's library keeps.
-
-        Raises:
-            CheckpointError: a file cannot be read, or a weight is no float32 number.
-        """
-        tokenizer = read_tokenizer(side.folder / "tokenizer.json")
-        _normalise_as_configured(tokenizer, read_json(side.folder / "tokenizer_config.json"))
-        if by_id is None and side.weights.suffix == ".safetensors":
-            by_id = read_vector(side.weights, "weight")
-        if by_id is None:
-            weights = _read_weights(side.weights)
-        else:
-            weights = _by_token(by_id, tokenizer, side.weights)
-        return cls(tokenizer, weights, settings, max_active_dims=max_active_dims)
-
     def encode(self, texts: Sequence[str]) -> list[QueryWeights]:
-        """The weights of each text's distinct tokens."""
+        """The weights of each text's distinct tokens; a text without a weighted token gives an empty dict."""
         return [self._encode(text) for text in texts]
 
     def table(self) -> dict[str, float]:
@@ -163,9 +135,7 @@ class WeightTable:
     def _encode(self, text: str) -> QueryWeights:
         tokens = dict.fromkeys(self._tokenizer.encode(self._prompt + text, add_special_tokens=False).tokens)
         weights = as_query_weights((token, self._weights.get(token, self._missing_weight)) for token in tokens)
-        if self._max_active_dims is not None:
-            weights = dict(list(weights.items())[: self._max_active_dims])
-        return weights
+        return dict(list(weights.items())[: self._max_active_dims])
 
 
 def plain_tokenizer(folder: Path, *, lower_case: bool) -> Tokenizer:

@@ -19,14 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.errors import RunError
+from sparse_ingest.runs.checking import refuse_other_rows
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import ShardPart, read_doc_ids, read_shard, take_rows
-from sparse_ingest.runs.sorted_pieces import Numbers, SortedPieces
+from sparse_ingest.runs.sorted_pieces import SECOND, Numbers, SortedPieces, match
 
 RANGE_ROWS = 200_000  # rows of both runs merged at a time: 6 MB, five times that while they are sorted
 
-_HIGH, _LOW, _CONTENT, _PLACE = range(4)
-_NEWER = np.uint64(1 << 63)  # in _PLACE: the row is of the newer run
+_CONTENT, _PLACE = 2, 3  # columns, after both halves of the hash of the id
 
 
 class ChangeCounts(NamedTuple):
@@ -55,18 +55,18 @@ class Changes:
                 "Load the newer run into an index of its own."
             )
         self._old, self._new = old, new
-        self._first_old, old_rows = _first_places(old)
-        self._first_new, new_rows = _first_places(new)
+        self._old_places, old_rows = _places(old)
+        self._new_places, new_rows = _places(new)
         pieces = SortedPieces(scratch, 4, rows=old_rows + new_rows, range_rows=RANGE_ROWS)
-        _add(old, self._first_old, pieces, np.uint64(0), frozenset(refused))
-        _add(new, self._first_new, pieces, _NEWER, frozenset())
+        _add(old, self._old_places, pieces, np.uint64(0), frozenset(refused))
+        _add(new, self._new_places, pieces, SECOND, frozenset())
         self._differs = _flags(scratch, new_rows)
         self._missing = _flags(scratch, old_rows)
         self.counts = self._merge(pieces)
 
     def documents(self, shard: int) -> Iterator[ShardPart]:
         """The documents of a shard of the newer run that differ, one row group at a time."""
-        first = self._first_new[shard]
+        first = self._new_places[shard].start
         for part in read_shard(self._new.shard_path(shard)):
             differs = np.array(self._differs[first : first + len(part.rows)])
             first += len(part.rows)
@@ -75,47 +75,32 @@ class Changes:
 
     def differing(self, shard: int) -> int:
         """How many documents `documents` gives for a shard."""
-        first = self._first_new[shard]
-        return int(np.count_nonzero(self._differs[first : first + _rows(self._new, shard)]))
+        return int(np.count_nonzero(self._differs[self._new_places[shard]]))
 
     def missing_ids(self) -> Iterator[str]:
         """The ids of the older run that the newer one lacks, in order of the older run."""
-        for shard, first in self._first_old.items():
-            if self._missing[first : first + _rows(self._old, shard)].any():
-                for place, (_, doc_id) in enumerate(read_doc_ids(self._old.shard_path(shard)), start=first):
+        for shard, places in self._old_places.items():
+            if self._missing[places].any():
+                for place, (_, doc_id) in enumerate(read_doc_ids(self._old.shard_path(shard)), start=places.start):
                     if self._missing[place]:
                         yield doc_id
 
     def _merge(self, pieces: SortedPieces) -> ChangeCounts:
         counts = np.zeros(4, dtype=np.int64)
         for table in pieces.ranges():
-            # Of equal ids the older run's row comes first: pieces are added in that order, and the sort is stable.
-            table = table[np.lexsort((table[:, _LOW], table[:, _HIGH]))]
-            newer = table[:, _PLACE] >= _NEWER
-            begins = np.ones(len(table), dtype=np.bool_)
-            begins[1:] = (table[1:, :_CONTENT] != table[:-1, :_CONTENT]).any(axis=1)
-            document = np.cumsum(begins) - 1
-            in_new = np.bincount(document, weights=newer) > 0
-            lacking = ~newer & ~in_new[document]
-            # A newer row is the same as the older one right before it, if that has its id and its content.
-            follows = newer & ~begins
-            follows[1:] &= ~newer[:-1]
-            equal = follows.copy()
-            equal[1:] &= table[1:, _CONTENT] == table[:-1, _CONTENT]
-            self._differs[(table[newer & ~equal, _PLACE] & ~_NEWER).astype(np.int64)] = True
-            self._missing[table[lacking, _PLACE].astype(np.int64)] = True
-            counts += [np.count_nonzero(rows) for rows in (newer & ~follows, follows & ~equal, equal, lacking)]
+            found = match(table)
+            added = found.extra | found.repeat
+            self._differs[found.places[added | found.changed]] = True
+            self._missing[found.places[found.missing]] = True
+            counts += [np.count_nonzero(rows) for rows in (added, found.changed, found.same, found.missing)]
         return ChangeCounts(*counts.tolist())
 
 
-def _rows(run: Run, shard: int) -> int:
-    return int((run.done(shard) or {}).get("rows", 0))
-
-
-def _first_places(run: Run) -> tuple[dict[int, int], int]:
-    """Return the place of the first document of each finished shard in the run, and the number of all documents."""
-    rows = {shard: _rows(run, shard) for shard in run.done_shards()}
-    return dict(zip(rows, accumulate(rows.values(), initial=0), strict=False)), sum(rows.values())
+def _places(run: Run) -> tuple[dict[int, slice], int]:
+    """Return the places of the documents of each finished shard in the run, and the number of all documents."""
+    shards = run.done_shards()
+    ends = list(accumulate(map(run.rows_of, shards), initial=0))
+    return {shard: slice(*span) for shard, span in zip(shards, pairwise(ends), strict=True)}, ends[-1]
 
 
 def _flags(scratch: Path, rows: int) -> npt.NDArray[np.bool_]:
@@ -124,12 +109,10 @@ def _flags(scratch: Path, rows: int) -> npt.NDArray[np.bool_]:
         return np.memmap(file, dtype=np.bool_, mode="w+", shape=max(1, rows))
 
 
-def _add(
-    run: Run, first_places: dict[int, int], pieces: SortedPieces, mark: np.uint64, refused: frozenset[str]
-) -> None:
+def _add(run: Run, places: dict[int, slice], pieces: SortedPieces, mark: np.uint64, refused: frozenset[str]) -> None:
     """Add a row for each document of a run, marked as of this run."""
-    for shard, first in first_places.items():
-        place = first
+    for shard, expected in places.items():
+        place = expected.start
         for part in read_shard(run.shard_path(shard)):
             rows = np.empty((len(part.rows), 4), dtype=np.uint64)
             ids = b"".join(hashlib.blake2b(doc_id.encode(), digest_size=16).digest() for doc_id in part.vectors.doc_ids)
@@ -142,11 +125,7 @@ def _add(
             rows[:, _PLACE] = np.arange(place, place + len(part.rows), dtype=np.uint64) | mark
             pieces.add(rows)
             place += len(part.rows)
-        if place - first != _rows(run, shard):
-            raise RunError(
-                f"{run.shard_path(shard)} holds {place - first} documents, its file in done/ says "
-                f"{_rows(run, shard)}. The run is damaged: delete that file and encode again."
-            )
+        refuse_other_rows(run.shard_path(shard), place - expected.start, expected.stop - expected.start)
 
 
 def _content_hashes(part: ShardPart) -> Numbers:

@@ -14,25 +14,16 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 
 from sparse_ingest.errors import RunError
-from sparse_ingest.records import SparseRows
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.shards import read_doc_ids, read_documents
+from sparse_ingest.runs.shards import ShardPart, read_doc_ids, read_shard
 from sparse_ingest.storage.places import Place, RemotePath
 
 
-class CheckedPart(NamedTuple):
-    """One row group without the columns that only `encode` needs."""
-
-    vectors: SparseRows
-    fields: list[str]
-
-
-def checked_parts(run: Run, shards: Iterable[int]) -> Iterator[CheckedPart]:
+def checked_parts(run: Run, shards: Iterable[int]) -> Iterator[ShardPart]:
     """Yield the parts of some finished shards. A shard is hashed before its first part.
 
     Raises:
@@ -46,7 +37,7 @@ def checked_parts(run: Run, shards: Iterable[int]) -> Iterator[CheckedPart]:
         if not {"sha256", "rows"} <= record.keys():
             raise RunError(f"The file of {path} in done/ names no sha256 or rows. Delete that file and encode again.")
         if number == 0 and isinstance(path, RemotePath) and not path.listable:
-            _try_ranges(path)
+            next(read_doc_ids(path), None)  # by ranges, as sending reads: not every web server supports that
         with _local_file(run, path) as local, pa.OSFile(str(local)) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != record["sha256"]:
@@ -55,14 +46,10 @@ def checked_parts(run: Run, shards: Iterable[int]) -> Iterator[CheckedPart]:
                     "The shard is damaged: delete that file and encode again, or copy the run anew."
                 )
             rows = 0
-            for part in map(CheckedPart._make, read_documents(path, file)):
-                rows += len(part.fields)
+            for part in read_shard(path, opened=file):
+                rows += len(part.rows)
                 yield part
-        if rows != record["rows"]:
-            raise RunError(
-                f"{path} holds {rows} documents, its file in done/ says {record['rows']}. "
-                "The run is damaged: delete that file and encode again."
-            )
+        refuse_other_rows(path, rows, record["rows"])
 
 
 @contextlib.contextmanager
@@ -80,10 +67,14 @@ def _local_file(run: Run, path: Place) -> Iterator[Path]:
         copy.unlink(missing_ok=True)
 
 
-def _try_ranges(path: RemotePath) -> None:
-    """Read a little of a shard by ranges, as sending will: not every web server supports that.
+def refuse_other_rows(shard: Place, found: int, recorded: int) -> None:
+    """Refuse a shard that holds another number of documents than its file in done/ says.
 
     Raises:
-        StorageError: this one does not.
+        RunError: with both numbers.
     """
-    next(read_doc_ids(path), None)
+    if found != recorded:
+        raise RunError(
+            f"{shard} holds {found} documents, its file in done/ says {recorded}. "
+            "The run is damaged: delete that file and encode again."
+        )

@@ -30,7 +30,7 @@ class Duplicate(NamedTuple):
 def find_duplicates(run: Run, *, range_ids: int = RANGE_IDS) -> Iterator[Duplicate]:
     """Give every row of the finished shards whose id an earlier row has, by ranges of hash."""
     shards = run.done_shards()
-    rows = sum((run.done(shard) or {}).get("rows", 0) for shard in shards)
+    rows = sum(map(run.rows_of, shards))
     pieces = SortedPieces(run.scratch_path("ids").parent, 1, rows=rows, range_rows=range_ids)
     for shard in shards:
         hashes = np.fromiter((hash_id(doc_id) for _, doc_id in read_doc_ids(run.shard_path(shard))), dtype=np.uint64)

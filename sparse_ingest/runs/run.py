@@ -27,7 +27,7 @@ from sparse_ingest.runs.leases import Leases
 from sparse_ingest.runs.manifest import FORMAT, Identity, Manifest, differences
 from sparse_ingest.storage.durable import sync_folder, write_atomic
 from sparse_ingest.storage.places import Place, RemotePath, place_of
-from sparse_ingest.storage.scratch import ScratchFolder, state_folder
+from sparse_ingest.storage.scratch import ScratchFolder, user_folder
 
 
 class SkippedRow(NamedTuple):
@@ -90,7 +90,7 @@ class Run:
     @property
     def _state(self) -> Path:
         """The folder on this machine for a run that cannot be written."""
-        return state_folder() / "runs" / self.manifest.run_id
+        return user_folder() / "runs" / self.manifest.run_id
 
     @cached_property
     def _scratch(self) -> ScratchFolder:
@@ -128,7 +128,7 @@ class Run:
     def skipped(self, shard: int) -> list[SkippedRow]:
         """Return the rows that a shard skipped."""
         path = self.skipped_path(shard)
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        lines = path.read_bytes().decode().split("\n")[:-1] if path.exists() else []
         return [SkippedRow(**json.loads(line)) for line in lines]
 
     def has_vocabulary(self) -> bool:
@@ -146,6 +146,10 @@ class Run:
         record: dict[str, Any] | None = _read_json(self.path / "done" / f"{part_name(shard)}.json", missing_ok=True)
         return record if record is not None and self.shard_path(shard).exists() else None
 
+    def rows_of(self, shard: int) -> int:
+        """Return how many documents a finished shard holds; 0 if it is not finished."""
+        return int((self.done(shard) or {}).get("rows", 0))
+
     def done_shards(self) -> list[int]:
         """Return the numbers of the finished shards, ascending."""
         if isinstance(self.path, RemotePath) and not self.path.listable:
@@ -156,19 +160,22 @@ class Run:
                     "to a folder, or wait until it is complete."
                 )
             return list(range(complete["shards"]))
-        return sorted(int(path.stem.removeprefix("part-")) for path in (self.path / "done").glob("part-*.json"))
+        names = (path.name for path in (self.path / "done").glob("part-*.json"))
+        return sorted(int(name.removeprefix("part-").removesuffix(".json")) for name in names)
 
     def totals(self) -> dict[str, int]:
         """Return the number of finished shards, and the sums of the counts in their records."""
-        records = [record for shard in self.done_shards() if (record := self.done(shard))]
+        records = self._records()
         counts = ("rows", "nnz", "empty", "truncated", "skipped", "underflow", "windows", "reused", "deduplicated")
         # Earlier releases did not count the last three.
         return {"shards": len(records), **{name: sum(record.get(name, 0) for record in records) for name in counts}}
 
     def rows_done(self) -> int:
         """Source rows of the finished shards, those that were skipped included."""
-        records = (record for shard in self.done_shards() if (record := self.done(shard)))
-        return sum(record["next"][-1] - record["first_row"] for record in records)
+        return sum(record["next"][-1] - record["first_row"] for record in self._records())
+
+    def _records(self) -> list[dict[str, Any]]:
+        return [record for shard in self.done_shards() if (record := self.done(shard))]
 
     def refuse_lost(self) -> None:
         """Stop if another process has acquired a lock that this one held; see leases.py.
@@ -260,9 +267,8 @@ def has_manifest(path: Place) -> bool:
     return (path / "manifest.json").exists()
 
 
-RunLike: TypeAlias = (
-    Run | Path | RemotePath | str
-)  # a run, or where it is: a folder, or an address as s3://bucket/prefix
+# A run, or where it is: a folder, or an address as s3://bucket/prefix.
+RunLike: TypeAlias = Run | Place | str
 
 
 def open_run(run: RunLike) -> Run:
@@ -293,15 +299,24 @@ def is_begun(run: RunLike) -> bool:
     return isinstance(run, Run) or (has_manifest(place_of(run)) and open_run(run).has_vocabulary())
 
 
+def begun_run(path: Place) -> Run | None:
+    """Open the run at a path, or return None if one can be created there.
+
+    Raises:
+        RunError: as `open_run` and `refuse_strangers`.
+    """
+    refuse_strangers(path)
+    return open_run(path) if has_manifest(path) else None
+
+
 def create_or_open_run(path: Place, manifest: Manifest, vocabulary: Sequence[str | None]) -> Run:
     """Create a run folder, or open an existing one with the same identity.
 
     Raises:
         RunError: the folder contains a run of another identity (each difference is named), or other files.
     """
-    refuse_strangers(path)
-    path.mkdir(parents=True, exist_ok=True)
-    if not has_manifest(path):
+    if begun_run(path) is None:
+        path.mkdir(parents=True, exist_ok=True)
         write_json(path / "manifest.json", asdict(manifest), exclusive=True)
     run = open_run(path)
     refuse_differences(run, manifest.identity)
@@ -318,12 +333,9 @@ def refuse_strangers(path: Place) -> None:
     Raises:
         RunError: it is a file, a web address, or a folder with other files and no manifest.
     """
-    if isinstance(path, RemotePath):
-        if not path.writable:
-            raise RunError(f"{path} is a web address, which is for reading. Give --out a folder, or an s3:// address.")
-        if path.is_file():
-            raise RunError(f"{path} is a file; a run is a folder. Give --out an empty or new folder.")
-    for place in (path, *path.parents) if isinstance(path, Path) else ():
+    if isinstance(path, RemotePath) and not path.writable:
+        raise RunError(f"{path} is a web address, which is for reading. Give --out a folder, or an s3:// address.")
+    for place in (path, *path.parents) if isinstance(path, Path) else (path,):
         if place.exists() and not place.is_dir():
             raise RunError(f"{place} is a file; a run is a folder. Give --out an empty or new folder.")
     if isinstance(path, RemotePath) or path.is_dir():

@@ -90,13 +90,16 @@ def write_shard(
     return sha256
 
 
-def read_shard(path: Place) -> Iterator[ShardPart]:
+def read_shard(path: Place, *, opened: pa.NativeFile | None = None) -> Iterator[ShardPart]:
     """Read a shard one row group at a time, or less where fields are long.
+
+    Args:
+        opened: the content of the shard, if it is open already. `path` is used in messages only then.
 
     Raises:
         RunError: the file is missing, is no Parquet, or has other columns than format 1.
     """
-    with _opened(path) as file:
+    with _opened(path, opened) as file:
         yield from map(_shard_part, _tables(file, ["row", "doc_id", "text_hash", "token_ids", "weights", "fields"]))
 
 
@@ -141,20 +144,6 @@ def read_shard_vectors(path: Place) -> Iterator[SparseRows]:
     """
     with _opened(path) as file:
         yield from map(_vectors, _tables(file, ["doc_id", "token_ids", "weights"]))
-
-
-def read_documents(path: Place, opened: pa.NativeFile | None = None) -> Iterator[tuple[SparseRows, list[str]]]:
-    """Yield what a load sends of each row group of a shard: ids and vectors, and fields.
-
-    Args:
-        opened: the content of the shard, if it is open already. `path` is used in messages only then.
-
-    Raises:
-        RunError: as `read_shard`.
-    """
-    with _opened(path, opened) as file:
-        for table in _tables(file, ["doc_id", "token_ids", "weights", "fields"]):
-            yield _vectors(table), table.column("fields").to_pylist()
 
 
 def _tables(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Table]:
@@ -207,17 +196,16 @@ def drop_bits(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
     return (halves.view(np.uint16) - rounded_up).view(np.float16)
 
 
-def store_weights(vectors: SparseRows, kind: WeightType) -> tuple[SparseRows, int]:
-    """The vectors as a shard keeps them, and how many weights became zero (underflow) and were dropped."""
+def store_weights(vectors: SparseRows, kind: WeightType) -> SparseRows:
+    """The vectors as a shard keeps them; weights that become zero (underflow) are dropped."""
     if kind == "float32":
         if not np.isfinite(vectors.weights).all():
             raise ValueError("some are not finite numbers")
-        return vectors, 0
+        return vectors
     halves = drop_bits(vectors.weights.astype(np.float32, copy=False))
     kept = halves > 0
-    underflow = int(kept.size - np.count_nonzero(kept))
     stored = vectors._replace(weights=halves)
-    return stored.keep(kept) if underflow else stored, underflow
+    return stored if kept.all() else stored.keep(kept)
 
 
 def drop_rows(part: ShardPart, rows: Sequence[int]) -> ShardPart:

@@ -54,14 +54,12 @@ def search_exact(parts: Iterable[SparseRows], queries: Sequence[QueryVector], k:
             if len(held.scores) == k:
                 better = scores > held.scores[-1]
                 rows, scores = rows[better], scores[better]
-            all_scores = np.concatenate([held.scores, scores])
+            kept = best_places(scores, k)
+            all_scores = np.concatenate([held.scores, scores[kept]])
+            all_ids = held.doc_ids + [part.doc_ids[row] for row in rows[kept].tolist()]
+            all_positions = np.concatenate([held.positions, rows[kept] + first_row])
             order = best_places(all_scores, k)
-            doc_ids = [
-                held.doc_ids[at] if at < len(held.doc_ids) else part.doc_ids[rows[at - len(held.doc_ids)]]
-                for at in order.tolist()
-            ]
-            positions = np.concatenate([held.positions, rows + first_row])
-            best[number] = ExactHits(doc_ids, positions[order], all_scores[order])
+            best[number] = ExactHits([all_ids[at] for at in order.tolist()], all_positions[order], all_scores[order])
         first_row += len(part.doc_ids)
     return best
 

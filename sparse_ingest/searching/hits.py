@@ -9,16 +9,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from sparse_ingest.records import TermShare
+
 SNIPPET_CHARACTERS = 160
-
-
-class TermShare(NamedTuple):
-    """What one token gave to a score."""
-
-    token: str
-    query_weight: float
-    document_weight: float
-    contribution: float
 
 
 class Hit(NamedTuple):

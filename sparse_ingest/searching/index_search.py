@@ -32,11 +32,13 @@ from sparse_ingest.cluster.search_bodies import (
 )
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.queries.weight_table import QueryWeights, to_float32
-from sparse_ingest.searching.hits import Hit, Ranked, TermShare, heaviest_first
+from sparse_ingest.records import Query, TermShare
+from sparse_ingest.searching.hits import Hit, Ranked, heaviest_first
 from sparse_ingest.searching.pipelines import DEFAULT_FIELD
 from sparse_ingest.searching.query import keyed, tell_of_lost
 
 if TYPE_CHECKING:
+    from sparse_ingest.cluster.client import Client
     from sparse_ingest.records import Query
 
 Q = TypeVar("Q")
@@ -100,7 +102,7 @@ def search_index(
             TermShare(
                 tokens.get(term.token, term.token),
                 to_float32(term.query_weight) * scale,
-                to_float32(term.stored_weight),
+                to_float32(term.document_weight),
                 to_float32(term.contribution) * scale,
             )
             for term in explained_terms(found["_explanation"], engine.field)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from sparse_ingest.checkpoints.layouts import WeightTableSide
 from sparse_ingest.checkpoints.settings import resolve_query_settings
 from sparse_ingest.errors import UsageError
-from sparse_ingest.models.query_encoders import build_weight_table, query_checkpoint, query_encoder
+from sparse_ingest.models.query_encoders import QueryEncoder, build_weight_table, query_checkpoint, query_encoder
 from sparse_ingest.pipeline import ModelSettings, Pipeline
-from sparse_ingest.queries.weight_table import QueryEncoder, QueryWeights, WeightTable, prune_query
+from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, prune_query
 
 if TYPE_CHECKING:
     from sparse_ingest.records import Query

@@ -11,15 +11,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
 
 from sparse_ingest.cluster.scores import stored_weights
 from sparse_ingest.queries.weight_table import QueryWeights, to_float32
-from sparse_ingest.records import SparseRows, document_id
+from sparse_ingest.records import SparseRows, TermShare, batched, document_id
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_shard, read_shard_vectors
 from sparse_ingest.searching.exact import ExactHits, QueryVector, search_exact
-from sparse_ingest.searching.hits import Hit, Ranked, TermShare, first_of_each, heaviest_first
+from sparse_ingest.searching.hits import Hit, Ranked, first_of_each, heaviest_first
 
 # One reading of the run answers so many; each holds its hits until then, about 10 KB for 100 of them.
 QUERIES_AT_ONCE = 4096
@@ -74,9 +73,8 @@ def rank_run(
     run must hold passages, and the best one of each document stands for it, under the document's id.
     """
     shards, token_ids = _finished_shards(run), _token_ids(run)
-    waiting = iter(queries)
     unknown: dict[str, None] = {}
-    while block := list(islice(waiting, QUERIES_AT_ONCE)):
+    for block in batched(queries, QUERIES_AT_ONCE):
         began = time.perf_counter()
         vectors = [QueryVector.of(weights, token_ids) for _, weights in block]
         unknown.update(dict.fromkeys(token for _, weights in block for token in weights if token not in token_ids))

@@ -30,9 +30,7 @@ from sparse_ingest.searching.query import QueryModel
 from sparse_ingest.searching.run_search import rank_run, search_run
 
 if TYPE_CHECKING:
-    from opensearchpy import OpenSearch
-
-    from sparse_ingest.cluster.client import Client, Connection
+    from sparse_ingest.cluster.client import Client, ConnectionLike
     from sparse_ingest.cluster.indexes import Index
     from sparse_ingest.records import Query
 
@@ -169,7 +167,7 @@ def open_index(
     name: str,
     *,
     url: str | None = None,
-    connection: Connection | OpenSearch | None = None,
+    connection: ConnectionLike | None = None,
     model: str | ModelSettings | None = None,
     pipeline: Pipeline | str | None = None,
     force: bool = False,

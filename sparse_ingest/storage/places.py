@@ -20,7 +20,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -92,11 +92,6 @@ class RemotePath:
         """The last part of the address."""
         last = self._key.rpartition("/")[2]
         return unquote(last) if self._scheme in WEB else last
-
-    @property
-    def stem(self) -> str:
-        """The last part of the address without its suffix."""
-        return PurePosixPath(self.name).stem
 
     @property
     def parent(self) -> RemotePath:
@@ -184,13 +179,8 @@ class RemotePath:
         how = {"max_concurrency": 1} if self._scheme in _S3 else {}
         return bytes(self._request("read", lambda: self._storage.cat_file(self._target, **how)))
 
-    def read_text(self, encoding: str = "utf-8") -> str:
-        """Return the content of a small file, as `read_bytes` does."""
-        return self.read_bytes().decode(encoding)
-
-    def open(self, mode: str = "rb") -> io.BufferedReader:
+    def open(self) -> io.BufferedReader:
         """Open the file for reading, with the next block fetched in the background."""
-        assert mode == "rb", "nothing is written piece by piece"
         return io.BufferedReader(self.open_ranges(_KEPT_BLOCKS), 1 << 20)
 
     def open_ranges(self, kept_blocks: int = 0) -> RemoteFile:

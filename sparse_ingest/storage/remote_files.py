@@ -123,13 +123,12 @@ class RemoteFile(io.RawIOBase):
         return bytes(read(start, start + length))
 
     def _fetch(self, start: int, end: int) -> bytes:
-        end = min(end, self._size)  # the cache's last block goes beyond it
-        with self._one_fetch:
-            return bytes(self._request("read", lambda: self._range(start, end - start)))
+        def read() -> bytes:
+            self._file.seek(start)
+            return bytes(self._file.read(min(end, self._size) - start))  # the cache's last block goes beyond the end
 
-    def _range(self, start: int, length: int) -> bytes:
-        self._file.seek(start)
-        return bytes(self._file.read(length))
+        with self._one_fetch:
+            return bytes(self._request("read", read))
 
     def _read_stream(self, start: int, length: int) -> bytes:
         if start < (self._streamed or 0):

@@ -38,12 +38,15 @@ class ScratchFolder:
         self._end()
 
 
-def state_folder() -> Path:
-    """Return the folder of this user's state: SPARSE_INGEST_HOME, otherwise `sparse-ingest` in XDG_STATE_HOME."""
+def user_folder(variable: str = "XDG_STATE_HOME", in_home: str = ".local/state") -> Path:
+    """Return this user's folder: SPARSE_INGEST_HOME, otherwise `sparse-ingest` where `variable` says, or `in_home`.
+
+    The defaults are those of the user's state.
+    """
     if own := os.environ.get("SPARSE_INGEST_HOME"):
         return Path(own).absolute()
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "sparse-ingest"
+    base = os.environ.get(variable)
+    return (Path(base) if base else Path.home() / in_home) / "sparse-ingest"
 
 
 def _locked(folder: Path) -> int | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +21,15 @@ from sparse_ingest.cluster.postings import IndexScan
 from sparse_ingest.cluster.reading import Stored, StoredReader
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes, stored_weights
 from sparse_ingest.pruning import prune
-from sparse_ingest.records import SparseRows
+from sparse_ingest.records import SparseRows, batched
 from sparse_ingest.reporting import Reporter
-from sparse_ingest.runs.matching import Ledger, compare, row_fingerprints, term_fingerprints
+from sparse_ingest.runs.ids import hash_id
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_shard
+from sparse_ingest.runs.sorted_pieces import SECOND, Numbers, SortedPieces, match
 
 NAMED = 20  # differences and ids that the report names
+RANGE_ROWS = 2_000_000  # documents of both sides matched at a time: 24 bytes each, four times that meanwhile
 _BATCH = 200
 _Places = npt.NDArray[np.int64]
 
@@ -186,11 +188,8 @@ class WeightChecker:
         self, one: Expected, found: dict[int, Stored | None], sums: npt.NDArray[np.float32], of_bytes: bool
     ) -> bool:
         """Note each weight that differs, or else each sum; whether there was one."""
-        stored: npt.NDArray[Any]
-        if of_bytes and self.ceiling is not None:
-            stored = stored_bytes(one.weights, self.ceiling)
-        else:
-            stored = stored_weights(one.weights)
+        ceiling, weights = self.ceiling if of_bytes else None, one.weights
+        stored: npt.NDArray[Any] = stored_weights(weights) if ceiling is None else stored_bytes(weights, ceiling)
         before = self.report.differing
         for token_id, expected in zip(one.token_ids.tolist(), stored, strict=True):
             kept = found[token_id]
@@ -205,7 +204,7 @@ class WeightChecker:
         ).astype(np.float32)
         for expected, seen in zip(wanted, sums, strict=True):
             if expected != seen:
-                unit = self.ceiling / LEVELS if of_bytes and self.ceiling is not None else 1.0
+                unit = 1.0 if ceiling is None else ceiling / LEVELS
                 self.report.note(one.doc_id, None, float(expected) * unit, float(seen) * unit)
         return self.report.differing > before
 
@@ -218,59 +217,116 @@ class WeightChecker:
 
 def compare_ids(whole: IndexScan, loaded: Loaded, report: VerifyReport, folder: Path) -> None:
     """Note the ids that only one side has."""
-    expected, found = Ledger(folder / "expected"), _found(whole, folder)
+    sides = _BothSides(whole, loaded, report, folder)
     for start, vectors in loaded.parts():
-        _add(expected, loaded, start, vectors, None)
-    _note_mismatches(whole, loaded, report, expected, found)
+        sides.add(start, vectors, np.zeros(len(vectors.doc_ids), dtype=np.uint64))
+    sides.note_mismatches()
 
 
 def compare_all(
-    whole: IndexScan,
-    name: str,
-    loaded: Loaded,
-    checker: WeightChecker,
-    report: VerifyReport,
-    folder: Path,
-    reporter: Reporter,
+    whole: IndexScan, name: str, loaded: Loaded, checker: WeightChecker, folder: Path, reporter: Reporter
 ) -> None:
     """Note the ids that only one side has, and every weight that differs."""
-    expected, found = Ledger(folder / "expected"), _found(whole, folder)
+    report = checker.report
+    sides = _BothSides(whole, loaded, report, folder)
     vocabulary = loaded.run.vocabulary()
-    documents = np.zeros(len(vocabulary), dtype=np.int64)
+    frequencies = np.zeros(len(vocabulary), dtype=np.int64)
+    expected = 0
     lengths: list[npt.NDArray[np.int32]] = []
     for start, vectors in loaded.parts():
         terms = term_fingerprints(vectors.token_ids, stored_weights(vectors.weights).view(np.uint32))
-        kept = _add(expected, loaded, start, vectors, row_fingerprints(vectors.indptr, terms))
-        documents += np.bincount(vectors.token_ids, minlength=len(vocabulary))
+        kept = sides.add(start, vectors, row_fingerprints(vectors.indptr, terms))
+        expected += int(kept.sum())
+        frequencies += np.bincount(vectors.token_ids, minlength=len(vocabulary))
         lengths.append(np.where(kept, np.diff(vectors.indptr), 0).astype(np.int32))
     terms_of = np.concatenate([*lengths, np.zeros(0, dtype=np.int32)])
     total = int(terms_of.sum())
-    entries = found.open()
-    places = np.ascontiguousarray(entries["place"])
-    fingerprints = np.zeros(len(places), dtype=np.uint64)
-    questions, numbers, likely = _questions(vocabulary, documents, checker.reader.groups)
+    questions, numbers, likely = _questions(vocabulary, frequencies, checker.reader.groups)
     asked = reached = 0
-    for page in whole.weights(name, questions, likely):
-        at = np.searchsorted(places, page.places)
-        fingerprints[at] += term_fingerprints(numbers[page.question], page.weights.view(np.uint32))
-        asked += len(page.places)
+    for question, places, weights in whole.weights(name, questions, likely):
+        at = np.searchsorted(sides.places, places)
+        sides.fingerprints[at] += term_fingerprints(numbers[question], weights.view(np.uint32))
+        asked += len(places)
         before, reached = reached, min(len(terms_of), len(terms_of) * asked // max(1, total))
         reporter.advance(reached - before)
-    entries["fingerprint"] = fingerprints
-    gone, differing = _note_mismatches(whole, loaded, report, expected, found)
+    gone, differing = sides.note_mismatches()
     # What differs is counted when it is explained.
-    report.checked_documents = expected.length - len(gone) - len(differing)
+    report.checked_documents = expected - len(gone) - len(differing)
     report.checked_weights = total - int(terms_of[gone].sum() + terms_of[differing].sum())
-    for batch in _batches(loaded.documents(differing)):
+    for batch in batched(loaded.documents(differing), _BATCH):
         checker.check_strictly(batch)
 
 
-def _found(whole: IndexScan, folder: Path) -> Ledger:
-    found = Ledger(folder / "found")
-    for places, ids in whole.ids():
-        found.add(ids, places)
-    found.close()
-    return found
+def term_fingerprints(tokens: npt.NDArray[Any] | int, codes: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """A number for each pair of a token id and what is stored for it."""
+    mixed = (np.asarray(tokens).astype(np.uint64) << np.uint64(32)) | codes.astype(np.uint64)
+    # The finalizer of splitmix64: a change of one bit changes half of the others.
+    mixed = (mixed + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def row_fingerprints(indptr: npt.NDArray[np.int64], terms: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The fingerprints of rows: the sums of those of their terms, modulo 2^64.
+
+    Terms may come in any order; of two rows that differ, one in 2^64 pairs looks the same.
+    """
+    before = np.zeros(len(terms) + 1, dtype=np.uint64)
+    np.cumsum(terms, out=before[1:])
+    return before[indptr[1:]] - before[indptr[:-1]]
+
+
+class _BothSides:
+    """The documents of a run and those of an index, which are numbered as they come: by ascending place."""
+
+    def __init__(self, whole: IndexScan, loaded: Loaded, report: VerifyReport, folder: Path) -> None:
+        self._whole, self._loaded, self._report = whole, loaded, report
+        rows = sum(loaded.rows) + report.index_documents
+        self._documents = SortedPieces(folder, 3, rows=rows, range_rows=RANGE_ROWS)
+        places, count = [np.empty(0, np.int64)], 0
+        for some, ids in whole.ids():
+            self._documents.add(_rows(ids, 0, np.arange(count, count + len(ids), dtype=np.uint64) | SECOND))
+            places.append(some)
+            count += len(ids)
+        self.places = np.concatenate(places)
+        self.fingerprints = np.zeros(count, dtype=np.uint64)  # of the documents of the index
+
+    def add(self, start: int, vectors: SparseRows, fingerprints: Numbers) -> npt.NDArray[np.bool_]:
+        """Add a part of the run, without the documents that were refused when it was loaded; which ones stayed."""
+        kept = np.array([doc_id not in self._loaded.refused for doc_id in vectors.doc_ids], dtype=np.bool_)
+        ids = [doc_id for doc_id, stays in zip(vectors.doc_ids, kept.tolist(), strict=True) if stays]
+        self._documents.add(_rows(ids, fingerprints[kept], (np.flatnonzero(kept) + start).astype(np.uint64)))
+        return kept
+
+    def note_mismatches(self) -> tuple[_Places, _Places]:
+        """Note what only one side has; the places in the run of the missing documents, and of those that differ."""
+        missing, differing = [], []
+        lone: tuple[list[_Places], list[_Places]] = [], []
+        for rows in self._documents.ranges():
+            there = rows[:, 2] >= SECOND
+            rows[there, 1] = self.fingerprints[(rows[there, 2] & ~SECOND).astype(np.int64)]
+            found = match(rows)
+            missing.append(found.places[found.missing])
+            differing.append(found.places[np.flatnonzero(found.changed) - 1])
+            self._report.extra += int(found.extra.sum())
+            self._report.doubled += int(found.repeat.sum())
+            for flags, first in zip((found.extra, found.repeat), lone, strict=True):
+                first.append(np.sort(self.places[found.places[flags]])[:NAMED])
+        gone = np.sort(np.concatenate(missing))
+        self._report.missing += len(gone)
+        self._report.missing_ids += [one.doc_id for one in self._loaded.documents(gone[:NAMED])]
+        for some, names in zip(lone, (self._report.extra_ids, self._report.doubled_ids), strict=True):
+            names.extend(self._whole.id_at(int(place)) for place in np.sort(np.concatenate(some))[:NAMED])
+        return gone, np.sort(np.concatenate(differing))
+
+
+def _rows(ids: Sequence[str], fingerprints: Numbers | int, places: Numbers) -> Numbers:
+    """Rows as `match` reads them."""
+    rows = np.empty((len(ids), 3), dtype=np.uint64)
+    rows[:, 0] = np.fromiter(map(hash_id, ids), dtype=np.uint64, count=len(ids))
+    rows[:, 1], rows[:, 2] = fingerprints, places
+    return rows
 
 
 def _questions(
@@ -291,49 +347,10 @@ def _questions(
     return [*([tokens[token_id]] for token_id in held), *unused], numbers, likely
 
 
-def _add(
-    ledger: Ledger, loaded: Loaded, start: int, vectors: SparseRows, fingerprints: npt.NDArray[np.uint64] | None
-) -> npt.NDArray[np.bool_]:
-    """Add a part of the run, without the documents that were refused when it was loaded; which ones stayed."""
-    kept = np.array([doc_id not in loaded.refused for doc_id in vectors.doc_ids], dtype=np.bool_)
-    ids = [doc_id for doc_id, stays in zip(vectors.doc_ids, kept.tolist(), strict=True) if stays]
-    places = np.flatnonzero(kept) + start
-    ledger.add(ids, places, None if fingerprints is None else fingerprints[kept])
-    return kept
-
-
-def _note_mismatches(
-    whole: IndexScan, loaded: Loaded, report: VerifyReport, expected: Ledger, found: Ledger
-) -> tuple[_Places, _Places]:
-    """Note what only one side has; the places of the missing documents, and of those that both have and that differ."""
-    expected.close()
-    missing, extra, doubled, differing = [], [], [], []
-    for mismatch in compare(expected, found):
-        report.missing += len(mismatch.missing)
-        report.extra += len(mismatch.extra)
-        report.doubled += len(mismatch.doubled)
-        missing.append(np.sort(mismatch.missing))
-        extra.append(np.sort(mismatch.extra)[:NAMED])
-        doubled.append(np.sort(mismatch.doubled)[:NAMED])
-        differing.append(mismatch.differing)
-    gone = np.sort(np.concatenate(missing))
-    for one in loaded.documents(gone[:NAMED]):
-        report.missing_ids.append(one.doc_id)
-    for places, names in ((extra, report.extra_ids), (doubled, report.doubled_ids)):
-        names.extend(whole.id_at(int(place)) for place in np.sort(np.concatenate(places))[:NAMED])
-    return gone, np.sort(np.concatenate(differing))
-
-
-def _batches(documents: Iterator[Expected]) -> Iterator[list[Expected]]:
-    while batch := list(islice(documents, _BATCH)):
-        yield batch
-
-
-def check_sample(
-    loaded: Loaded, places: _Places, checker: WeightChecker, report: VerifyReport, reporter: Reporter, *, ids_too: bool
-) -> None:
+def check_sample(loaded: Loaded, places: _Places, checker: WeightChecker, reporter: Reporter, *, ids_too: bool) -> None:
     """Compare the weights of the documents at some places; `ids_too`: note those that are not there as well."""
-    for batch in _batches(loaded.documents(places)):
+    report = checker.report
+    for batch in batched(loaded.documents(places), _BATCH):
         before = report.checked_documents
         absent, _ = checker.check(batch)
         for doc_id in absent if ids_too else ():

@@ -15,14 +15,13 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparse_ingest.cluster import indexes, mappings
-from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
+from sparse_ingest.cluster.client import Client, ConnectionLike, ResponseError, connect
 from sparse_ingest.cluster.journal import loaded_shards, open_journal
 from sparse_ingest.cluster.postings import IndexScan, scan
 from sparse_ingest.cluster.reading import StoredReader
@@ -39,9 +38,6 @@ from sparse_ingest.verification.comparison import (
     compare_ids,
 )
 
-if TYPE_CHECKING:
-    from opensearchpy import OpenSearch
-
 __all__ = ["SAMPLE", "VerifyReport", "verify"]
 
 SAMPLE = 200
@@ -54,7 +50,7 @@ def verify(
     *,
     index: str,
     url: str | None = None,
-    connection: Connection | OpenSearch | None = None,
+    connection: ConnectionLike | None = None,
     sample: int | None = SAMPLE,
     field: str | None = None,
     progress: Reporter | bool = False,
@@ -84,19 +80,20 @@ def verify(
         mappings.check_fits(there, indexes.run_stamp(run, field))
         indexes.refresh(client, there)
         loaded, report = _begin(client, there, run)
-        checker, of_features = _checker(client, there, field, run, report)
+        checker = _checker(client, there, field, run, report)
         total = sum(loaded.rows)
         everything = sample is None or sample >= total
         reporter.begin("documents", total if sample is None else min(sample, total))
-        with _held(client, there, report) as whole:
-            by_token = everything and of_features and _TOKENS_A_DOCUMENT * total >= len(run.vocabulary())
+        with contextlib.ExitStack() as stack:
+            whole = _held(stack, client, there, report)
+            by_token = everything and checker.ceiling is None and _TOKENS_A_DOCUMENT * total >= len(run.vocabulary())
             if whole is not None and by_token:
-                compare_all(whole, field, loaded, checker, report, Path(folder), reporter)
+                compare_all(whole, field, loaded, checker, Path(folder), reporter)
             else:
                 if whole is not None:
                     compare_ids(whole, loaded, report, Path(folder))
                 places = np.arange(total) if everything else np.linspace(0, total - 1, sample or 1).astype(np.int64)
-                check_sample(loaded, np.unique(places), checker, report, reporter, ids_too=whole is None)
+                check_sample(loaded, np.unique(places), checker, reporter, ids_too=whole is None)
     report.seconds = round(time.monotonic() - started, 3)
     return report
 
@@ -110,47 +107,38 @@ def _begin(client: Client, there: indexes.Index, run: Run) -> tuple[Loaded, Veri
         refuse_incomplete(run)
     shards = [shard for shard in run.done_shards() if shard in lines or not lines]
     refused = frozenset(letter.doc_id for letter in journal.dead())
-    rows = [int((run.done(shard) or {})["rows"]) for shard in shards]
+    rows = list(map(run.rows_of, shards))
     alone = stamp is not None and stamp.only_run == run.manifest.run_id
-    report = VerifyReport(
-        there.name,
-        indexes.count_documents(client, there),
-        sum(rows) - len(refused) if alone else None,
-        len(refused),
-        unloaded_shards=len(run.done_shards()) - len(shards),
-    )
+    documents = indexes.count_documents(client, there)
+    expected = sum(rows) - len(refused) if alone else None
+    unloaded = len(run.done_shards()) - len(shards)
+    report = VerifyReport(there.name, documents, expected, len(refused), unloaded_shards=unloaded)
     return Loaded(run, shards, rows, dict(stamp.pruning) if stamp else {}, refused), report
 
 
-def _checker(
-    client: Client, there: indexes.Index, field: str, run: Run, report: VerifyReport
-) -> tuple[WeightChecker, bool]:
-    """What compares single documents, and whether the field is rank_features."""
+def _checker(client: Client, there: indexes.Index, field: str, run: Run, report: VerifyReport) -> WeightChecker:
+    """What compares single documents."""
     entry = mappings.field_mapping(there.mappings, field) or {}
     vocabulary = run.vocabulary()
-    keys = mappings.wire(there.mappings, field, vocabulary).keys
-    limit = indexes.max_clauses(client)
-    if entry.get("type") != "sparse_vector":
-        reader = StoredReader(client, there.name, field, limit)
-        return WeightChecker(reader, vocabulary, keys, None, report), True
-    if client.version[:2] < EXPLAINED_SINCE:
-        raise ClusterError(
-            f"{client.address} is OpenSearch {'.'.join(map(str, client.version))}, which does not explain scores of "
-            "sparse_vector fields; from 3.5 on they can be verified. Upgrade the cluster."
-        )
-    parameters = parameters_of(entry)
-    ceiling, ceiling_search = (float(parameters[f"quantization_ceiling_{side}"]) for side in ("ingest", "search"))
-    reader = StoredReader(client, there.name, field, limit, ceiling_search=ceiling_search)
-    return WeightChecker(reader, vocabulary, keys, ceiling, report), False
+    keys: Sequence[str | None] = vocabulary
+    ceiling = ceiling_search = None
+    if entry.get("type") == "sparse_vector":
+        if client.version[:2] < EXPLAINED_SINCE:
+            raise ClusterError(
+                f"{client.address} is OpenSearch {'.'.join(map(str, client.version))}, which does not explain scores "
+                "of sparse_vector fields; from 3.5 on they can be verified. Upgrade the cluster."
+            )
+        parameters = parameters_of(entry)
+        ceiling, ceiling_search = (float(parameters[f"quantization_ceiling_{side}"]) for side in ("ingest", "search"))
+        keys = mappings.token_id_keys(vocabulary)
+    reader = StoredReader(client, there.name, field, indexes.max_clauses(client), ceiling_search=ceiling_search)
+    return WeightChecker(reader, vocabulary, keys, ceiling, report)
 
 
-@contextlib.contextmanager
-def _held(client: Client, there: indexes.Index, report: VerifyReport) -> Iterator[IndexScan | None]:
+def _held(stack: contextlib.ExitStack, client: Client, there: indexes.Index, report: VerifyReport) -> IndexScan | None:
     """The index at one instant; None, and a note, where the cluster does not give it."""
-    with contextlib.ExitStack() as stack:
-        whole = None
-        try:
-            whole = stack.enter_context(scan(client, there))
-        except ResponseError as error:
-            report.notes.append(f"The ids of the whole index could not be compared ({error})")
-        yield whole
+    try:
+        return stack.enter_context(scan(client, there))
+    except ResponseError as error:
+        report.notes.append(f"The ids of the whole index could not be compared ({error})")
+        return None

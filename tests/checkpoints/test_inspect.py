@@ -65,9 +65,9 @@ def make(folder: Path, tokenizer: str = "wordpiece", **files: Any) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     if tokenizer == "wordpiece":
-        made_checkpoints._wordpiece(cased=False).save(str(folder / "tokenizer.json"))
+        made_checkpoints.wordpiece(cased=False).save(str(folder / "tokenizer.json"))
     elif tokenizer == "bpe":
-        made_checkpoints._byte_level_bpe().save(str(folder / "tokenizer.json"))
+        made_checkpoints.byte_level_bpe().save(str(folder / "tokenizer.json"))
     return folder
 
 
@@ -115,7 +115,7 @@ def test_parameters_are_those_that_the_library_counts(tmp_path: Path) -> None:
 
     from sparse_ingest.checkpoints.locate import locate
 
-    folder = locate(CLEAN).folder
+    folder, _ = locate(CLEAN)
     with safe_open(folder / "model.safetensors", framework="np") as opened:
         shapes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118
     counted = 0

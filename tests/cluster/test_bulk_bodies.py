@@ -12,14 +12,7 @@ import pytest
 from support.runs import DOCUMENTS, NASTY_TOKENS, VOCABULARY, make_run
 
 from sparse_ingest.cluster import bulk_bodies as bodies
-from sparse_ingest.cluster.bulk_bodies import (
-    BodyWriter,
-    BulkRequest,
-    Spelling,
-    delete_requests,
-    refuse_clash,
-    shortest_decimal,
-)
+from sparse_ingest.cluster.bulk_bodies import BodyWriter, BulkRequest, Spelling, delete_requests, shortest_decimal
 from sparse_ingest.cluster.scores import stored_weights, weight_codes
 from sparse_ingest.errors import PipelineError, RunError
 from sparse_ingest.records import SparseRows
@@ -140,10 +133,11 @@ def test_parts_laid_out_in_slices_give_the_same_bytes(monkeypatch, limit: str, l
     assert written(BodyWriter(["a", "b", "c"], "s"), some_documents(50)) == whole
 
 
-def test_deletions_name_the_ids() -> None:
-    first, last = delete_requests([(7, 'a"'), (8, "b"), (9, "c")], shard=4, max_documents=2)
+def test_deletions_name_the_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "MAX_DOCUMENTS", 2)
+    first, last = delete_requests(['a"', "b", "c"])
     assert first.body == b'{"delete":{"_id":"a\\""}}\n{"delete":{"_id":"b"}}\n'
-    assert (first.doc_ids, first.rows.tolist(), first.shard, first.operation) == (['a"', "b"], [7, 8], 4, "delete")
+    assert (first.doc_ids, first.borders.tolist(), first.operation) == (['a"', "b"], [0, 25, 48], "delete")
     assert last.doc_ids == ["c"]
 
 
@@ -175,7 +169,7 @@ def test_decimals_are_short() -> None:
     assert sum(lengths) / len(lengths) < 6
 
 
-def test_requests_stay_below_both_limits() -> None:
+def test_requests_stay_below_both_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     writer = BodyWriter(["a", "b", "c"], "s")
     parts = [some_documents(10), some_documents(13, first_row=10)]
     everything = written(writer, *parts)
@@ -185,7 +179,8 @@ def test_requests_stay_below_both_limits() -> None:
     # None could take the next one's first document as well.
     for request, following in zip(by_bytes, by_bytes[1:], strict=False):
         assert len(request.body) + following.borders[1] > 300
-    by_count = list(writer.requests(parts, max_documents=9))
+    monkeypatch.setattr(bodies, "MAX_DOCUMENTS", 9)
+    by_count = list(writer.requests(parts))
     assert [len(request.doc_ids) for request in by_count] == [9, 9, 5]
     for requests in (by_bytes, by_count):
         assert b"".join(request.body for request in requests).decode() == everything
@@ -232,16 +227,12 @@ def test_part_keeps_documents_and_bytes_together() -> None:
 @pytest.mark.parametrize("ascii_only", [True, False])
 def test_a_carried_field_of_the_same_name_is_refused(field: str, ascii_only: bool) -> None:
     with pytest.raises(PipelineError, match="also the name of the sparse field"):
-        refuse_clash(json.dumps({"text": "x", field: 1}, ensure_ascii=ascii_only), field)
-
-
-def test_the_writer_refuses_a_clash() -> None:
-    with pytest.raises(PipelineError, match="also the name of the sparse field"):
-        written(BodyWriter(["t"], "s"), one([1], [0], '{"s": 1}'))
+        written(BodyWriter(["t"], field), one([1], [0], json.dumps({"text": "x", field: 1}, ensure_ascii=ascii_only)))
 
 
 def test_the_field_name_inside_a_text_is_no_clash() -> None:
-    refuse_clash(json.dumps({"text": 'say "sparse": it is', "more": {"sparse": 1}}), "sparse")
+    carried = json.dumps({"text": 'say "sparse": it is', "more": {"sparse": 1}})
+    assert carried[:-1] in written(BodyWriter(["t"], "sparse"), one([1], [0], carried))
 
 
 def test_a_weight_for_an_id_without_token_is_a_damaged_run() -> None:

@@ -38,9 +38,17 @@ def made(client: Client, index_name: str) -> Iterator[str]:
     yield index_name
     for kind in ("search", "ingest"):
         for name in (f"{index_name}-{kind}", f"{index_name}-other-{kind}"):
-            left = Installed(kind, name)
-            if installed._found(client, left) is not None:
-                client.call("DELETE", installed._path(left))
+            if found(client, kind, name) is not None:
+                client.call("DELETE", address(kind, name))
+
+
+def address(kind: str, name: str) -> str:
+    return f"/_{kind}/pipeline/{name}"
+
+
+def found(client: Client, kind: str, name: str) -> dict | None:
+    """The pipeline of that name on the server."""
+    return (client.find(address(kind, name)) or {}).get(name)
 
 
 def made_with(client: Client, name: str, pipeline: Pipeline | None = None, **options):
@@ -63,8 +71,8 @@ def bodies() -> list[Path]:
 
 @pytest.mark.parametrize("path", bodies(), ids=lambda path: path.stem)
 def test_a_packaged_pipeline_is_accepted_as_it_lies_there(client: Client, made: str, path: Path) -> None:
-    pipeline = Installed(path.parent.name, f"{made}-other-{path.parent.name}")
-    assert client.call("PUT", installed._path(pipeline), path.read_bytes()) == {"acknowledged": True}
+    kind = path.parent.name
+    assert client.call("PUT", address(kind, f"{made}-other-{kind}"), path.read_bytes()) == {"acknowledged": True}
 
 
 def test_every_packaged_pipeline_has_a_name_on_the_command_line() -> None:
@@ -228,13 +236,12 @@ def test_two_phase_is_refused_for_a_sparse_vector_field() -> None:
 
 
 def test_an_index_or_a_pipeline_that_is_there_is_left_as_it_is(client: Client, made: str) -> None:
-    other = Installed("search", f"{made}-search")
     theirs = {"request_processors": [], "description": "theirs"}
-    client.call("PUT", installed._path(other), theirs)
+    client.call("PUT", address("search", f"{made}-search"), theirs)
     with pytest.raises(ClusterError, match=f"another search pipeline '{made}-search' already"):
         made_with(client, made, search=("two-phase",))
     assert indexes.find_index(client, made) is None
-    assert installed._found(client, other) == theirs
+    assert found(client, "search", f"{made}-search") == theirs
     made_with(client, made)
     with pytest.raises(ClusterError, match="is there already"):
         made_with(client, made)
@@ -246,7 +253,7 @@ def test_pipelines_go_again_when_the_index_cannot_be_made(client: Client, made: 
     body.write_text(json.dumps({"mappings": {"properties": properties}}))
     with pytest.raises(ResponseError, match="nonsense"):
         made_with(client, made, Pipeline(index=IndexSettings(body=str(body))), search=("two-phase",))
-    assert installed._found(client, Installed("search", f"{made}-search")) is None
+    assert found(client, "search", f"{made}-search") is None
 
 
 def test_a_create_that_was_killed_before_its_index_is_taken_up(client: Client, made: str) -> None:
@@ -264,23 +271,22 @@ def test_drop_deletes_the_index_and_its_own_pipelines(client: Client, made: str)
     report = dropped(client, made)
     assert (report.pipelines, report.kept) == ([f"{made}-search", f"{made}-ingest"], [])
     assert indexes.find_index(client, made) is None
-    assert installed._found(client, Installed("search", f"{made}-search")) is None
-    assert installed._found(client, Installed("ingest", f"{made}-ingest")) is None
+    assert found(client, "search", f"{made}-search") is None
+    assert found(client, "ingest", f"{made}-ingest") is None
     with pytest.raises(ClusterError, match="There is no index or alias"):
         dropped(client, made)
 
 
 def test_drop_keeps_a_pipeline_that_was_replaced_or_that_another_index_uses(client: Client, made: str) -> None:
     made_with(client, made, search=("two-phase",), ingest="sparse-encoding", model_id="m")
-    search, ingest = Installed("search", f"{made}-search"), Installed("ingest", f"{made}-ingest")
-    client.call("PUT", installed._path(search), {"request_processors": []})
-    client.call("PUT", f"/{made}-other", {"settings": {"index.default_pipeline": ingest.name}})
+    client.call("PUT", address("search", f"{made}-search"), {"request_processors": []})
+    client.call("PUT", f"/{made}-other", {"settings": {"index.default_pipeline": f"{made}-ingest"}})
     report = dropped(client, made)
     assert report.pipelines == []
     assert "somebody has replaced" in report.kept[0]
     assert f"{made}-other use it as well" in report.kept[1]
-    assert installed._found(client, search) == {"request_processors": []}
-    assert installed._found(client, ingest) is not None
+    assert found(client, "search", f"{made}-search") == {"request_processors": []}
+    assert found(client, "ingest", f"{made}-ingest") is not None
 
 
 def test_drop_refuses_aliases_served_indexes_and_those_of_others_unless_forced(client: Client, made: str) -> None:
@@ -323,7 +329,7 @@ def test_a_missing_plugin_is_one_sentence(client: Client, made: str) -> None:
 def test_the_server_takes_each_of_our_rules(client: Client, made: str, rule: str, value: float, server: str) -> None:
     encode = EncodeSettings(**{rule: value})
     report = made_with(client, made, Pipeline(encode=encode), ingest="sparse-encoding", model_id="m")
-    body = installed._found(client, Installed("ingest", report.ingest_pipeline))
+    body = found(client, "ingest", report.ingest_pipeline)
     [encoding] = [one["sparse_encoding"] for one in body["processors"] if "sparse_encoding" in one]
     assert (encoding["prune_type"], encoding["prune_ratio"]) == (server, value)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from sparse_ingest.cluster.journal import DeadLetter, Journal, open_journal
+from sparse_ingest.cluster.journal import Journal, open_journal
 from sparse_ingest.errors import RunError
+from sparse_ingest.records import Refusal
 
-DEAD = [DeadLetter("é", 0, 7, 400, "mapper_parsing_exception: no"), DeadLetter("b", 0, 9, 400, "no")]
-OTHER = [DeadLetter("x", 1, 11, 400, "no")]
+DEAD = [Refusal("é", 0, 7, 400, "mapper_parsing_exception: no"), Refusal("b", 0, 9, 400, "no")]
+OTHER = [Refusal("x", 1, 11, 400, "no")]
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def journal(tmp_path: Path) -> Journal:
     return open_journal(tmp_path / "load", "CLUSTER", "INDEX")
 
 
-def load(journal: Journal, shard: int, rows: int, dead: list[DeadLetter]) -> None:
+def load(journal: Journal, shard: int, rows: int, dead: list[Refusal]) -> None:
     journal.begin({shard})
     journal.record_dead(dead)
     journal.finish(shard, {"rows": rows, "acknowledged": rows - len(dead), "refused": len(dead)})
@@ -76,7 +77,7 @@ def test_letters_of_a_shard_without_a_line_do_not_count_and_go_when_it_begins_ag
 def test_shards_that_begin_again_lose_their_dead_letters_only(journal: Journal) -> None:
     load(journal, 0, 3, DEAD)
     load(journal, 1, 4, OTHER)
-    load(journal, 2, 4, [DeadLetter("y", 2, 20, 400, "no")])
+    load(journal, 2, 4, [Refusal("y", 2, 20, 400, "no")])
     journal.begin({0, 2})
     assert list(journal.dead()) == OTHER
 
@@ -95,7 +96,7 @@ def test_after_a_retry_letters_and_counts_agree(journal: Journal) -> None:
 def test_a_retry_that_fails_half_way_changes_nothing(journal: Journal) -> None:
     load(journal, 0, 3, DEAD)
 
-    def letters() -> Iterator[DeadLetter]:
+    def letters() -> Iterator[Refusal]:
         yield DEAD[0]
         raise RunError("the server is gone")
 

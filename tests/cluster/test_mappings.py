@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from sparse_ingest.cluster import indexes, mappings
+from sparse_ingest.cluster.bulk_bodies import BodyWriter
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.errors import ClusterError, PipelineError
 from sparse_ingest.pipeline import IndexSettings, packaged_folder
+from sparse_ingest.records import SparseRows
+from sparse_ingest.runs.shards import ShardPart
 
 STAMP = indexes.Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
 
@@ -134,14 +137,27 @@ def test_an_old_server_is_refused_for_sparse_vector_only() -> None:
         mappings.check_version("sparse_vector", (3, 2, 1))
 
 
+def written(writer: BodyWriter, *weights: float) -> list[str]:
+    """Documents that have the token id 2 with one of these weights, or no term where it is 0."""
+    indptr = np.cumsum([0, *map(bool, weights)])
+    held = np.array([weight for weight in weights if weight], dtype=np.float32)
+    vectors = SparseRows(list("abcdef")[: len(weights)], indptr, np.full(len(held), 2, dtype=np.uint16), held)
+    part = ShardPart(np.arange(len(weights), dtype=np.uint64), [], vectors, ["{}"] * len(weights))
+    return [line for request in writer.requests([part]) for line in request.body.decode().splitlines()[1::2]]
+
+
 def test_keys_are_tokens_or_token_ids() -> None:
     vocabulary = ["a", None, "c"]
-    features = mappings.wire({"properties": {"sparse": {"type": "rank_features"}}}, "sparse", vocabulary)
-    assert (list(features.keys), features.empty_field) == (vocabulary, True)
+    features = {"properties": {"sparse": {"type": "rank_features"}}}
+    lines = written(mappings.document_writer(features, "sparse", vocabulary), 1.0, 0)
+    assert lines == ['{"sparse":{"c":1}}', '{"sparse":{}}']
     vector = {"type": "sparse_vector", "method": {"name": "seismic", "parameters": {"quantization_ceiling_ingest": 2}}}
-    numbered = mappings.wire({"properties": {"a": {"properties": {"b": vector}}}}, "a.b", vocabulary)
-    assert (list(numbered.keys), numbered.empty_field) == (["0", None, "2"], False)
-    assert len(set(numbered.spelling.codes(np.array([2.0, 2.001, 200.0], dtype=np.float32)).tolist())) == 2
+    writer = mappings.document_writer({"properties": {"a": {"properties": {"b": vector}}}}, "a.b", vocabulary)
+    lines = written(writer, 2.0, 2.001, 200.0, 0)
+    assert [list(json.loads(line).get("a.b", {})) for line in lines] == [["2"], ["2"], ["2"], []]
+    assert len(set(lines[:3])) == 2
+    assert lines[3] == "{}"
+    assert mappings.token_id_keys(vocabulary) == ["0", None, "2"]
 
 
 def test_the_other_kind_is_refused_unless_either_will_do(client: Client, index_name: str) -> None:

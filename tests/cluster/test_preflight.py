@@ -22,7 +22,7 @@ from sparse_ingest.cluster.preflight import (
 from sparse_ingest.cluster.scores import LOWEST_WEIGHT, weight_codes
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows
-from sparse_ingest.runs.checking import CheckedPart
+from sparse_ingest.runs.shards import ShardPart
 
 VOCABULARY = ["zero", "one", None, "three", "four"]
 LIMITS = IndexLimits("sparse", VOCABULARY)
@@ -30,9 +30,11 @@ LIMITS = IndexLimits("sparse", VOCABULARY)
 
 def part(
     documents: dict[str, list[tuple[int, float]]], fields: Sequence[str] | None = None, weights: type = np.float32
-) -> CheckedPart:
+) -> ShardPart:
     rows = list(documents.values())
-    return CheckedPart(
+    return ShardPart(
+        np.arange(len(rows), dtype=np.uint64),
+        [bytes(16)] * len(rows),
         SparseRows(
             list(documents),
             np.cumsum([0, *map(len, rows)], dtype=np.int64),
@@ -43,7 +45,7 @@ def part(
     )
 
 
-def refusal(*parts: CheckedPart, limits: IndexLimits = LIMITS) -> list[str]:
+def refusal(*parts: ShardPart, limits: IndexLimits = LIMITS) -> list[str]:
     """The lines of the error, without the first and the last."""
     with pytest.raises(RunError) as caught:
         check_documents(parts, limits)

@@ -7,9 +7,10 @@ import struct
 
 import pytest
 
-from sparse_ingest.cluster.reading import ExplainedTerm, explained_terms
+from sparse_ingest.cluster.reading import explained_terms
 from sparse_ingest.cluster.search_bodies import bm25_body, neural_sparse_body, rank_feature_body
 from sparse_ingest.errors import UsageError
+from sparse_ingest.records import TermShare
 
 
 def test_a_neural_sparse_body_is_a_complete_request_without_the_vector() -> None:
@@ -83,7 +84,7 @@ def linear(token: str, weight: float, stored: float, value: float) -> dict:
 def test_an_explanation_of_one_token_or_of_many_gives_the_terms() -> None:
     one = linear("hello", 2.0, 1.5, 3.0)
     many = {"value": 3.5, "description": "sum of:", "details": [one, linear("", 0.5, 1.0, 0.5)]}
-    assert list(explained_terms(one, "sparse")) == [ExplainedTerm("hello", 2.0, 1.5, 3.0)]
+    assert list(explained_terms(one, "sparse")) == [TermShare("hello", 2.0, 1.5, 3.0)]
     assert [term.token for term in explained_terms(many, "sparse")] == ["hello", ""]
 
 

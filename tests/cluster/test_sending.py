@@ -247,7 +247,7 @@ def test_deleting_what_is_not_there_is_no_refusal(index) -> None:
     url, made, alias = index
     with closing(connect(Connection(url))) as client:
         list(send(client, requests(3), target=alias))
-        deletions = list(delete_requests([(0, "d0"), (9, "never there"), (2, "d2")]))
+        deletions = list(delete_requests(["d0", "never there", "d2"]))
         assert list(send(client, deletions, target=alias)) == [Outcome(0, 3, [])]
         assert count(client, made) == 1
 

@@ -10,7 +10,8 @@ import pytest
 
 from sparse_ingest.cluster import indexes, settling
 from sparse_ingest.cluster.client import Client, Connection, ResponseError, UnreachableError, connect
-from sparse_ingest.cluster.sending import BLOCKED, Retries
+from sparse_ingest.cluster.failures import BLOCKED
+from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.cluster.settling import Durability
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.reporting import SILENT, SilentReporter
@@ -127,8 +128,9 @@ def test_copies_that_never_come_end_in_a_sentence_also_without_rights_on_the_clu
         return call(self, method, path, *arguments, **keywords)
 
     monkeypatch.setattr(Client, "call", without_cluster)
+    monkeypatch.setattr(settling, "_POLL_S", 0.05)
     with pytest.raises(ClusterError, match=r"has 1 of 2 copies.* for 0.2 s nothing has changed.*allocation/explain"):
-        settling.wait_for_copies(client, index, SILENT, patience_s=0.2, poll_s=0.05)
+        settling.wait_for_copies(client, index, SILENT, patience_s=0.2)
 
 
 def test_a_question_is_asked_again_while_the_cluster_does_not_answer() -> None:

@@ -16,7 +16,7 @@ from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.corpora.sources import START, Corpus, Position
 from sparse_ingest.corpora.stored import FoundFile
-from sparse_ingest.encoding.row_hash import RowHash
+from sparse_ingest.encoding.counts import RowHash
 from sparse_ingest.errors import CorpusError
 
 ROWS = [

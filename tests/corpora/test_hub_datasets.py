@@ -14,7 +14,7 @@ from support.loopback_hub import TOKEN, begin, ended, loopback_hub
 
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
-from sparse_ingest.corpora.hub_names import Named, finding, parse
+from sparse_ingest.corpora.hub import Named, finding, parse
 from sparse_ingest.corpora.sources import START, Corpus, Position
 from sparse_ingest.errors import CorpusError, UsageError
 
@@ -32,7 +32,8 @@ configs:
 # Prints what each source is, and its rows; or what is wrong.
 PROGRAM = """
 import json, os, sys
-from sparse_ingest.corpora.files import FieldNames, open_corpus
+from sparse_ingest.corpora.documents import FieldNames
+from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.errors import SparseIngestError
 for spec, token in json.loads(sys.argv[1]):
     os.environ.pop("HF_TOKEN", None)

@@ -17,7 +17,7 @@ from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.corpora.memory import corpus_of, memory_corpus
 from sparse_ingest.corpora.sources import Corpus
-from sparse_ingest.encoding.row_hash import RowHash
+from sparse_ingest.encoding.counts import RowHash
 from sparse_ingest.errors import UsageError
 
 FIELDS = FieldNames(keep=("year", "tags", "price", "open", "place"))

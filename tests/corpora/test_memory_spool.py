@@ -14,10 +14,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sparse_ingest.corpora.cursor import Cursor
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.memory import memory_corpus
-from sparse_ingest.corpora.sources import Corpus, Position
+from sparse_ingest.corpora.sources import Corpus, Cursor, Position
 from sparse_ingest.errors import CorpusError
 
 FIELDS = FieldNames(keep=("year",))
@@ -53,7 +52,7 @@ def test_a_failed_iteration_leaves_no_spool(temporary: Path) -> None:
 
 PROGRAM = """
 import os, sys, resource
-from sparse_ingest.corpora.files import FieldNames
+from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.memory import memory_corpus
 from sparse_ingest.errors import SparseIngestError
 rows = ({"_id": str(number), "text": "a" * 1000} for number in range(5000))
@@ -134,7 +133,7 @@ def test_reading_goes_on_from_any_row() -> None:
     cursor.jump(position)
     assert [row.place for row in cursor.rows()] == expected
     assert expected[0] == "memory row 1001"
-    assert cursor.share == 1
+    assert corpus.share(cursor.position) == 1
     assert cursor.rereadable
 
 

@@ -310,7 +310,7 @@ def test_a_generated_dataset_may_hold_values_of_several_types() -> None:
 def test_libraries_whose_containers_are_not_used_are_not_imported(container: str, libraries: set) -> None:
     program = (
         "import sys, pyarrow\n"
-        "from sparse_ingest.corpora.files import FieldNames\n"
+        "from sparse_ingest.corpora.documents import FieldNames\n"
         "from sparse_ingest.corpora.memory import memory_corpus\n"
         "rows = [{'_id': '1', 'text': 'a', 'kept': float('nan')}]\n"
         f"memory_corpus({container}, fields=FieldNames(keep=('kept',)))\n"

@@ -18,7 +18,7 @@ from support.run_contents import contents, documents, lasting, write
 
 from sparse_ingest.corpora.documents import FieldNames, document_of
 from sparse_ingest.encoding import estimate
-from sparse_ingest.encoding.row_hash import RowHash
+from sparse_ingest.encoding.counts import RowHash
 from sparse_ingest.models.documents import DocumentEncoder
 from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge
 from sparse_ingest.records import Document, SourceRow
@@ -56,7 +56,7 @@ def lengths_encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     tokens, windows = DocumentEncoder.encode_tokens, DocumentEncoder.encode_windows
 
     def encode_tokens(self, given, *arguments):
-        seen.extend(given.lengths.tolist())
+        seen.extend(len(window.token_ids) for window in given)
         return tokens(self, given, *arguments)
 
     def encode_windows(self, given, *arguments):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pwd
 import re
 import shutil
 import sys
@@ -178,8 +179,9 @@ def test_a_folder_that_the_servers_user_cannot_enter_is_refused(tmp_path: Path) 
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     (closed / "data").mkdir()
+    stranger = pwd.struct_passwd(("nobody", "", 4_000_000, 4_000_000, "", "", ""))
     with pytest.raises(LocalServerError, match=f"nobody, who cannot enter .* Put {closed / 'data'} elsewhere"):
-        folders.require_reachable(closed / "data", folders.Account("nobody", 4_000_000, 4_000_000))
+        folders.require_reachable(closed / "data", stranger)
     folders.require_reachable(closed / "data", None)
 
 

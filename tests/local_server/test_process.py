@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -24,7 +25,8 @@ from support.servers import Running, environment, random_free_port, server_home,
 from sparse_ingest.cli.server import server
 from sparse_ingest.errors import LocalServerError, UsageError
 from sparse_ingest.local_server import process
-from sparse_ingest.local_server.folders import make_folder, server_account
+from sparse_ingest.local_server.download import OPENSEARCH_VERSION
+from sparse_ingest.local_server.folders import make_folder, server_account, state_home
 from sparse_ingest.local_server.launch import TOKEN
 from sparse_ingest.local_server.process import Instance
 
@@ -43,18 +45,31 @@ def home() -> Iterator[Path]:
         yield home
 
 
+def record_of(port: int) -> Path:
+    """The file that says which of our servers runs on a port."""
+    return state_home() / "instances" / str(port) / "state.json"
+
+
+def write_record(instance: Instance) -> None:
+    content = {**asdict(instance), "data": str(instance.data), "log": str(instance.log)}
+    record_of(instance.port).write_text(json.dumps(content))
+
+
 @pytest.fixture
 def stand_in(home: Path) -> Iterator[Callable[[int], Instance]]:
     """Records an instance whose process sleeps, with the token on its command line."""
     children: list[subprocess.Popen[bytes]] = []
 
     def begin(port: int) -> Instance:
-        instance = process._new_instance(port, home / "data", "1g")
-        command = [sys.executable, "-c", "import time; time.sleep(600)", TOKEN + instance.token]
+        token = secrets.token_hex(16)
+        command = [sys.executable, "-c", "import time; time.sleep(600)", TOKEN + token]
         children.append(subprocess.Popen(command))
-        instance = replace(instance, pid=children[-1].pid)
-        make_folder(instance.log.parent)
-        process._write_state(instance)
+        log = record_of(port).parent / "logs" / "server.log"
+        instance = Instance(
+            f"http://127.0.0.1:{port}", port, children[-1].pid, home / "data", "1g", log, OPENSEARCH_VERSION, "", token
+        )
+        make_folder(log.parent)
+        write_record(instance)
         return instance
 
     yield begin
@@ -75,7 +90,7 @@ def test_a_server_starts_without_java_or_any_other_program_on_path(running: Runn
     assert request(f"{running.url}/_cluster/health")["status"] in ("green", "yellow")
     java = psutil.Process(running.pid)
     account = server_account()
-    assert java.uids().effective == (account.uid if account else os.geteuid()) != 0
+    assert java.uids().effective == (account.pw_uid if account else os.geteuid()) != 0
     assert [line.laddr.ip.removeprefix("::ffff:") for line in java.net_connections() if line.status == "LISTEN"] == [
         "127.0.0.1",
         "127.0.0.1",
@@ -121,9 +136,9 @@ def test_a_server_without_the_plugin_is_not_taken_for_one_with_it(running: Runni
 
 def test_a_record_of_an_older_release_says_nothing_of_the_plugin(stand_in: Callable[[int], Instance]) -> None:
     instance = stand_in(9_201)
-    record = json.loads(process._state_file(9_201).read_text())
+    record = json.loads(record_of(9_201).read_text())
     del record["with_ml"]
-    process._state_file(9_201).write_text(json.dumps(record))
+    record_of(9_201).write_text(json.dumps(record))
     assert process.instances() == [instance]
     assert instance.with_ml is False
 
@@ -145,7 +160,7 @@ def test_status_shows_the_running_server(running: Running) -> None:
 
 def test_data_stays_a_stale_record_is_repaired_and_starts_at_once_make_one_server(running: Running) -> None:
     request(f"{running.url}/kept/_doc/a?refresh=true", {"text": "still here"}, "PUT")
-    record = process._state_file(running.port).read_text()
+    record = record_of(running.port).read_text()
     stopped = process.stop()
     assert stopped is not None and stopped.pid == running.pid
     assert not psutil.pid_exists(running.pid)
@@ -153,7 +168,7 @@ def test_data_stays_a_stale_record_is_repaired_and_starts_at_once_make_one_serve
 
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as stranger:
         # The pid of the record now belongs to somebody else.
-        process._state_file(running.port).write_text(json.dumps({**json.loads(record), "pid": stranger.pid}))
+        record_of(running.port).write_text(json.dumps({**json.loads(record), "pid": stranger.pid}))
         programs = [start_program(running.home, running.port, running.data) for _ in range(2)]
         answers = [program.communicate(timeout=150) for program in programs]
         assert stranger.poll() is None
@@ -193,13 +208,13 @@ def test_a_record_whose_process_ended_counts_as_none(stand_in: Callable[[int], I
 @pytest.mark.parametrize("record", ["", "{}", "[]", '{"pid": 1}'])
 def test_a_damaged_record_counts_as_none(stand_in: Callable[[int], Instance], record: str) -> None:
     stand_in(9_201)
-    process._state_file(9_201).write_text(record)
+    record_of(9_201).write_text(record)
     assert process.instances() == []
 
 
 def test_stop_never_ends_a_process_that_reused_the_pid(stand_in: Callable[[int], Instance]) -> None:
     instance = stand_in(9_201)
-    process._write_state(replace(instance, token="another"))
+    write_record(replace(instance, token="another"))
     assert process.stop(9_201) is None
     assert psutil.Process(instance.pid).is_running()
 
@@ -219,8 +234,8 @@ def test_a_start_that_fails_shows_the_last_log_lines_and_leaves_nothing(home: Pa
     port = random_free_port()
     with pytest.raises(LocalServerError, match=r"(?s)ended with exit code 1\. The last lines.*Too small") as error:
         process.start(port, heap="1k")
-    assert str(process._instance_folder(port) / "logs" / "server.log") in str(error.value)
-    assert not process._state_file(port).exists()
+    assert str(record_of(port).parent / "logs" / "server.log") in str(error.value)
+    assert not record_of(port).exists()
 
 
 def test_a_server_that_is_not_healthy_in_time_is_ended(home: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,15 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
 from sparse_ingest.models.heads import compaction
-from sparse_ingest.models.heads.compaction import DeviceRules, Transfer
+from sparse_ingest.models.heads.compaction import Transfer
+from sparse_ingest.pipeline import Pruning
 from sparse_ingest.pruning import prune
 from sparse_ingest.records import SparseRows
 
 # Few values, so that there are many ties.
 VALUES = st.sampled_from([0.0, 0.0, 0.125, 0.1, 0.3, 1.0, 2.5])
 RULES = st.builds(
-    DeviceRules,
+    Pruning,
     top_k=st.none() | st.integers(1, 14),
     max_ratio=st.none() | st.sampled_from([0.05, 0.3, 0.4, 1.0]),
     min_weight=st.none() | st.sampled_from([0.1, 0.125, 0.3]),
@@ -36,18 +38,18 @@ def csr(weights: np.ndarray) -> SparseRows:
 
 @settings(max_examples=150)
 @given(st.lists(st.lists(VALUES, min_size=12, max_size=12), min_size=1, max_size=5), RULES)
-def test_a_device_keeps_the_terms_that_pruning_keeps(rows: list[list[float]], rules: DeviceRules) -> None:
+def test_a_device_keeps_the_terms_that_pruning_keeps(rows: list[list[float]], rules: Pruning) -> None:
     """And of terms that weigh the same as the last one of top_k all, which pruning on the host then cuts."""
     weights = np.array(rows, dtype=np.float32)
-    expected = prune(csr(weights), **rules._asdict())
+    expected = prune(csr(weights), **rules.rules)
     terms = Transfer(torch.from_numpy(weights.copy()), rules, torch.tensor(7)).arrive()
     assert terms.dropped == 7
     came = SparseRows(["a"] * len(weights), np.append(0, terms.counts.cumsum()), terms.token_ids, terms.weights)
-    pruned = prune(came, **rules._asdict())
+    pruned = prune(came, **rules.rules)
     assert pruned.indptr.tolist() == expected.indptr.tolist()
     assert pruned.token_ids.tolist() == expected.token_ids.tolist()
     assert pruned.weights.tobytes() == expected.weights.astype(np.float32).tobytes()
-    without_top_k = prune(csr(weights), **rules._replace(top_k=None)._asdict())
+    without_top_k = prune(csr(weights), **replace(rules, top_k=None).rules)
     for place in range(len(weights)):
         last = expected.weights[expected.indptr[place] : expected.indptr[place + 1]].min(initial=np.inf)
         others = without_top_k.weights[without_top_k.indptr[place] : without_top_k.indptr[place + 1]]
@@ -60,14 +62,14 @@ def test_terms_for_which_there_was_no_room_come_too(monkeypatch: pytest.MonkeyPa
     weights = torch.rand(4, 50, generator=torch.Generator().manual_seed(1)).sub_(0.2).relu_()
     weights[2] = 0
     expected = csr(weights.numpy())
-    terms = Transfer(weights, DeviceRules(), torch.tensor(0)).arrive()
+    terms = Transfer(weights, Pruning(), torch.tensor(0)).arrive()
     assert terms.counts.tolist() == np.diff(expected.indptr).tolist() and terms.counts[2] == 0
     assert terms.token_ids.tolist() == expected.token_ids.tolist()
     assert terms.weights.tolist() == expected.weights.tolist()
 
 
-@pytest.mark.parametrize("rules", [DeviceRules(), DeviceRules(top_k=200, max_ratio=0.1, min_weight=0.05)])
-def test_the_head_takes_less_than_a_twentieth_of_what_logits_would(rules: DeviceRules, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rules", [Pruning(), Pruning(top_k=200, max_ratio=0.1, min_weight=0.05)])
+def test_the_head_takes_less_than_a_twentieth_of_what_logits_would(rules: Pruning, tmp_path: Path) -> None:
     """Of documents of 128 tokens in bfloat16: the dense rows that a fused head writes, and what compacts them."""
     documents, tokens, vocabulary = 64, 128, 30522
     weights = torch.rand(documents, vocabulary, generator=torch.Generator().manual_seed(1)).sub_(0.99).relu_()

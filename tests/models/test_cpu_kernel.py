@@ -49,12 +49,18 @@ def expected_of(rows, weight, bias, of_columns, of_documents, lengths) -> torch.
     return ((largest * of_documents.unsqueeze(1)) * of_columns + bias).relu()
 
 
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_kernel, "compile_kernel", compile_emulated)
+
+
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("instructions", ["avx512", "amx"])
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16])
 @pytest.mark.parametrize(("width", "vocabulary"), [(64, 32), (100, 33), (768, 50), (8, 1)])
 def test_it_is_the_formula_by_emulated_instructions(instructions, dtype, width, vocabulary) -> None:
     rows, weight, bias, of_columns, of_documents = made(dtype, width, vocabulary, LENGTHS)
-    head = Kernel(weight, bias, of_columns, instructions=instructions, compiled=compile_emulated)
+    head = Kernel(weight, bias, of_columns, instructions=instructions)
     found = head(rows, Packing(LENGTHS, CPU), of_documents)
     expected = expected_of(rows, weight, bias, of_columns, of_documents, LENGTHS)
     assert found.shape == expected.shape and found.dtype == torch.float32
@@ -130,9 +136,10 @@ def test_it_runs_on_threads_at_once() -> None:
         assert all(torch.equal(one, expected) for one in found)
 
 
+@pytest.mark.usefixtures("emulated")
 def test_a_document_gets_the_bits_that_it_gets_alone() -> None:
     rows, weight, bias, *_ = made(torch.bfloat16, 64, 100, LENGTHS)
-    head = Kernel(weight, bias, instructions="avx512", compiled=compile_emulated)
+    head = Kernel(weight, bias, instructions="avx512")
     together = head(rows, Packing(LENGTHS, CPU))
     starts = np.cumsum((0, *LENGTHS))
     for place in (0, 5, len(LENGTHS) - 1):
@@ -140,17 +147,19 @@ def test_a_document_gets_the_bits_that_it_gets_alone() -> None:
         assert torch.equal(alone[0], together[place])
 
 
+@pytest.mark.usefixtures("emulated")
 def test_weights_and_rows_may_lie_in_columns() -> None:
     rows, weight, bias, *_ = made(torch.bfloat16, 64, 64, LENGTHS)
     packing, heads = Packing(LENGTHS, CPU), []
     for one in (weight, weight.T.contiguous().T):
-        heads.append(Kernel(one, bias, instructions="avx512", compiled=compile_emulated))
+        heads.append(Kernel(one, bias, instructions="avx512"))
     assert torch.equal(heads[0](rows, packing), heads[1](rows.T.contiguous().T, packing))
 
 
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("rows", [torch.ones(5, 8), torch.ones(5, 9).bfloat16(), torch.ones(4, 8).bfloat16()])
 def test_rows_that_it_would_misread_are_refused(rows: torch.Tensor) -> None:
-    head = Kernel(torch.ones(3, 8).bfloat16(), torch.zeros(3), instructions="avx512", compiled=compile_emulated)
+    head = Kernel(torch.ones(3, 8).bfloat16(), torch.zeros(3), instructions="avx512")
     with pytest.raises(TypeError, match=r"and should be torch.bfloat16 of \(5, 8\)"):
         head(rows, Packing((2, 3), CPU))
 
@@ -248,9 +257,10 @@ def test_other_systems_and_forbidden_instructions_have_none(monkeypatch) -> None
     assert instructions_for(torch.int8, 128) is None
 
 
+@pytest.mark.usefixtures("emulated")
 def test_it_needs_no_compiler(tmp_path: Path, monkeypatch) -> None:
     """With nothing on PATH."""
     monkeypatch.setenv("PATH", str(tmp_path))
     weight, rows = torch.ones(3, 8, dtype=torch.int8), torch.ones(5, 8, dtype=torch.int8)
-    head = Kernel(weight, torch.zeros(3), instructions="avx512", compiled=compile_emulated)
+    head = Kernel(weight, torch.zeros(3), instructions="avx512")
     assert head(rows, Packing((5,), CPU)).tolist() == [[8.0, 8.0, 8.0]]

@@ -16,9 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparse_ingest.models import body, packing
 from sparse_ingest.models.heads import compaction
-from sparse_ingest.models.heads.compaction import ROOM, DeviceRules, Transfer
+from sparse_ingest.models.heads.compaction import ROOM, Transfer
 from sparse_ingest.models.heads.tiles import TiledHead, logarithm
 from sparse_ingest.models.vectors import VectorMaker
+from sparse_ingest.pipeline import Pruning
 
 GPU = torch.device("cuda:0")
 if torch.cuda.is_available():
@@ -73,9 +74,9 @@ def test_attention_is_one_call_whatever_this_torch_can_split(
     assert calls == [9] * maker.body._model.config.num_hidden_layers
 
 
-@pytest.mark.parametrize("rules", [DeviceRules(), DeviceRules(top_k=5, max_ratio=0.1, min_weight=0.05)])
+@pytest.mark.parametrize("rules", [Pruning(), Pruning(top_k=5, max_ratio=0.1, min_weight=0.05)])
 def test_terms_are_compacted_without_waiting(
-    maker: VectorMaker, rules: DeviceRules, monkeypatch: pytest.MonkeyPatch
+    maker: VectorMaker, rules: Pruning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied: list[torch.Tensor] = []
     monkeypatch.setattr(compaction, "_copied", lambda tensor: copied.append(tensor) or (tensor, None))

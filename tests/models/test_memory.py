@@ -15,7 +15,7 @@ from support.reporters import Recorder
 
 from sparse_ingest.models import vectors
 from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge, is_out_of_memory, until_it_fits
-from sparse_ingest.models.queries import MaskedLMQueryEncoder
+from sparse_ingest.models.query_encoders import MaskedLMQueryEncoder
 from sparse_ingest.models.text_windows import WINDOW_TEXTS, DocumentSide
 from sparse_ingest.pipeline import Pipeline
 
@@ -84,8 +84,8 @@ def test_the_budget_is_halved_until_all_fits_and_stays_so(model: Path, name: str
     assert lowered and lowered == sorted(lowered, reverse=True) and encoder.batch_tokens == lowered[-1] <= 48
     # As if that had been the budget from the start.
     expected = build_encoder(model, batch_tokens=lowered[-1]).encode(TEXTS)
-    assert found.token_ids.tobytes() == expected.token_ids.tobytes()
-    assert found.weights.tobytes() == expected.weights.tobytes()
+    assert found.vectors.token_ids.tobytes() == expected.vectors.token_ids.tobytes()
+    assert found.vectors.weights.tobytes() == expected.vectors.weights.tobytes()
     encoder.encode(TEXTS)
 
 
@@ -99,8 +99,8 @@ def test_a_text_that_fits_no_budget_is_named(model: Path, way: str) -> None:
 
     with pytest.raises(DocumentTooLarge) as caught:
         until_it_fits(once)
-    longest = int(np.argmax(encoder._tokenizer(TEXTS[:4]).lengths))
-    assert caught.value.text == longest and caught.value.tokens == max(encoder._tokenizer(TEXTS[:4]).lengths)
+    lengths = [len(ids) for ids, _ in encoder._tokenizer(TEXTS[:4])]
+    assert caught.value.text == int(np.argmax(lengths)) and caught.value.tokens == max(lengths)
     assert f"its {caught.value.tokens} tokens do not fit into the memory of cpu" in str(caught.value)
 
 
@@ -133,7 +133,7 @@ def test_vectors_in_memory_are_those_of_the_smaller_budget_and_each_text_is_repo
     side, heard = DocumentSide(small(model, 40), Pipeline()), Recorder()
     found = side.encode(TEXTS, None, heard)
     expected = build_encoder(model, batch_tokens=side.encoder.batch_tokens).encode(TEXTS)
-    assert found.weights.tobytes() == expected.weights.tobytes() and side.encoder.batch_tokens < 96
+    assert found.weights.tobytes() == expected.vectors.weights.tobytes() and side.encoder.batch_tokens < 96
     assert heard.done == len(TEXTS) and "no memory for a batch" in heard.notes[0]
 
 
@@ -154,7 +154,7 @@ def test_a_limit_that_the_system_sets_is_survived(model: Path) -> None:
     lowered, found = answers.get(timeout=120)
     child.join()
     assert child.exitcode == 0 and lowered >= 1
-    assert found == [len(build_encoder(model).encode(MANY[:1]).token_ids)] * len(MANY)
+    assert found == [len(build_encoder(model).encode(MANY[:1]).vectors.token_ids)] * len(MANY)
 
 
 MANY = ["river stone lamp the of water bird cloud"] * 20_000
@@ -175,4 +175,4 @@ def _encode_within_a_limit(model: Path, answers: Any) -> None:
             break
         except BudgetLowered:
             lowered += 1
-    answers.put((lowered, np.diff(found.indptr).tolist()))
+    answers.put((lowered, np.diff(found.vectors.indptr).tolist()))

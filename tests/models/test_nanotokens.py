@@ -65,8 +65,8 @@ def test_every_token_is_that_of_tokenizers(wordpiece: Any) -> None:
     assert quick
     some = texts(500)
     expected = [one.ids for one in wordpiece.encode_batch(some, add_special_tokens=False)]
-    assert [ids.tolist() for ids in quick(some, enough=None)] == expected
-    assert [ids.tolist() for ids in quick(some, enough=11)] == [ids[:11] for ids in expected]
+    assert [ids.tolist() for ids in quick(some, None)] == expected
+    assert [ids.tolist() for ids in quick(some, 11)] == [ids[:11] for ids in expected]
 
 
 @pytest.mark.parametrize("asked", [{}, {"document_prompt": "passage: "}, {"lower_case": True}])
@@ -110,14 +110,14 @@ def test_one_that_gives_other_tokens_later_ends_the_run(wordpiece: Any, monkeypa
     quick = build_nanotokens(wordpiece)
     assert quick
     some = ["fire and water"] * (COMPARED + 1)
-    quick(some, enough=None)
+    quick(some, None)
     # What a fault in nanotoken would look like: one more token than before for a text that is compared.
     wrong = partial(quick.func, *quick.args[:1], type(quick.args[1]).from_json(without_fire(wordpiece)))
     with pytest.raises(OtherTokens, match="begins 'fire and water'.*uninstall nanotoken"):
-        wrong(some, enough=None)
+        wrong(some, None)
     with pytest.raises(OtherTokens):
-        wrong(["water"] * COMPARED + ["fire"], enough=3)
-    assert len(wrong(["water", "fire"], enough=None)) == 2, "not compared"
+        wrong(["water"] * COMPARED + ["fire"], 3)
+    assert len(wrong(["water", "fire"], None)) == 2, "not compared"
 
 
 def test_without_nanotoken_tokenizers_is_used(wordpiece: Any, monkeypatch: pytest.MonkeyPatch) -> None:

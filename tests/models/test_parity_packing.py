@@ -31,9 +31,10 @@ def texts() -> list[str]:
 
 
 def rows(encoded, size: int) -> np.ndarray:
-    dense = np.zeros((len(encoded.indptr) - 1, size), dtype=np.float32)
-    for row, (start, end) in enumerate(zip(encoded.indptr[:-1], encoded.indptr[1:], strict=True)):
-        dense[row, encoded.token_ids[start:end]] = encoded.weights[start:end]
+    dense = np.zeros((len(encoded.vectors.doc_ids), size), dtype=np.float32)
+    for row in range(len(dense)):
+        token_ids, weights = encoded.vectors.row(row)
+        dense[row, token_ids] = weights
     return dense
 
 
@@ -43,7 +44,7 @@ def test_a_batch_of_mixed_lengths_gives_each_text_what_it_gets_alone(architectur
     assert encoder._maker.body.packs
     size, given = len(encoder.vocabulary), texts()
     alone = np.concatenate([rows(encoder.encode([text]), size) for text in given])
-    token_ids = encoder._tokenizer(given).token_ids
+    token_ids = [ids for ids, _ in encoder._tokenizer(given)]
     assert len(np.unique(alone.round(3), axis=0)) == len({tuple(ids) for ids in token_ids}) > len(given) / 2
     for order in (range(len(given)), range(len(given) - 1, -1, -1), np.random.default_rng(1).permutation(len(given))):
         batch, _ = encoder._maker._compute([token_ids[place] for place in order], np.array(order))
@@ -61,7 +62,7 @@ def test_what_shares_a_batch_moves_weights_by_one_step_of_the_index_at_most(dtyp
     encoder = build_encoder(PACKAGED, dtype=dtype, max_length=256)
     prose = " ".join(passage.text for passage, _ in zip(passages(topics), range(12), strict=False))
     given = [prose[300 * place : 300 * place + 20 + 120 * place] for place in range(12)]
-    size, token_ids = len(encoder.vocabulary), encoder._tokenizer(given).token_ids
+    size, token_ids = len(encoder.vocabulary), [ids for ids, _ in encoder._tokenizer(given)]
     alone = np.concatenate([rows(encoder.encode([text]), size) for text in given])
     together = np.zeros_like(alone)
     order = np.random.default_rng(1).permutation(len(given))

@@ -85,7 +85,7 @@ def test_nor_in_a_whole_batch_of_documents() -> None:
     from support.checkpoints import PACKAGED, build_encoder
 
     encoder = build_encoder(PACKAGED)
-    token_ids = encoder._tokenizer(["river stone lamp " * 8] * 8).token_ids
+    token_ids = [ids for ids, _ in encoder._tokenizer(["river stone lamp " * 8] * 8)]
     length = len(token_ids[0])
     with LargestOutput() as largest:
         encoder._maker._compute(token_ids, np.arange(8))

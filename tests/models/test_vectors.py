@@ -8,9 +8,9 @@ import torch
 from support.checkpoints import TEXTS, build_encoder, make_masked_lm
 
 from sparse_ingest.models.heads import compaction
-from sparse_ingest.models.heads.compaction import DeviceRules
 from sparse_ingest.models.memory import DidNotFit
 from sparse_ingest.models.vectors import NotFinite
+from sparse_ingest.pipeline import Pruning
 
 MANY = [" ".join(text.split()[: 2 + place % 7]) for place in range(6) for text in TEXTS]
 
@@ -20,7 +20,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory):
     return build_encoder(make_masked_lm(tmp_path_factory.mktemp("vectors") / "bert"), batch_tokens=128)
 
 
-def answers(maker, results, token_ids, rules=DeviceRules()):  # noqa: B008
+def answers(maker, results, token_ids, rules=Pruning()):  # noqa: B008
     batches = [np.array(places) for places in np.array_split(np.arange(len(token_ids)), 7)]
     return list(results(token_ids, batches, rules))
 
@@ -33,7 +33,7 @@ def test_batches_begun_ahead_give_what_workers_give(encoder, static: bool, monke
             raise NotImplementedError
 
         monkeypatch.setattr(torch, "nonzero_static", missing)
-    maker, token_ids = encoder._maker, encoder._tokenizer(MANY).token_ids
+    maker, token_ids = encoder._maker, [ids for ids, _ in encoder._tokenizer(MANY)]
     maker._tokenless = torch.tensor([7, 9])
     expected = answers(maker, maker._on_workers, token_ids)
     found = answers(maker, maker._ahead, token_ids)
@@ -48,7 +48,7 @@ def test_batches_begun_ahead_give_what_workers_give(encoder, static: bool, monke
 @pytest.mark.parametrize("way", ["_on_workers", "_ahead"])
 def test_hidden_states_that_are_no_numbers_are_refused(encoder, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never taken for a document without terms, which a maximum over them may look like."""
-    maker, token_ids = encoder._maker, encoder._tokenizer(MANY).token_ids
+    maker, token_ids = encoder._maker, [ids for ids, _ in encoder._tokenizer(MANY)]
     hidden = maker.body.hidden
 
     def overflowing(*given):
@@ -63,17 +63,17 @@ def test_hidden_states_that_are_no_numbers_are_refused(encoder, way: str, monkey
 
 
 def test_rules_are_applied_before_the_copy(encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    maker, token_ids = encoder._maker, encoder._tokenizer(MANY).token_ids
+    maker, token_ids = encoder._maker, [ids for ids, _ in encoder._tokenizer(MANY)]
     copied = []
     monkeypatch.setattr(compaction, "ROOM", 3)
     monkeypatch.setattr(compaction, "_copied", lambda tensor: copied.append(len(tensor)) or (tensor, None))
-    for rows, _ in answers(maker, maker._ahead, token_ids, DeviceRules(top_k=3)):
+    for rows, _ in answers(maker, maker._ahead, token_ids, Pruning(top_k=3)):
         assert [len(ids) for ids, _ in rows] == [3] * len(rows)
     assert max(copied) <= 1 + 7 * (len(MANY) // 7 + 1)
 
 
 def test_memory_that_runs_out_ahead_names_its_batch(encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    maker, token_ids = encoder._maker, encoder._tokenizer(MANY).token_ids
+    maker, token_ids = encoder._maker, [ids for ids, _ in encoder._tokenizer(MANY)]
     begin = maker._begin
 
     def failing(ids, rules):

@@ -29,7 +29,7 @@ from sparse_ingest.planning import drawing, outputs
 from sparse_ingest.planning.plan import plan
 from sparse_ingest.planning.report import PlanReport
 from sparse_ingest.pruning import prune
-from sparse_ingest.runs.shards import read_documents
+from sparse_ingest.runs.shards import read_shard_vectors
 from sparse_ingest.searching.index_search import rank_index
 from sparse_ingest.searching.query import many_query_weights
 from sparse_ingest.searching.run_search import rank_run
@@ -102,7 +102,7 @@ def test_the_chosen_point_is_what_the_index_then_shows(
     pruned = [
         prune(vectors, **point.documents)
         for shard in run.done_shards()
-        for vectors, _ in read_documents(run.shard_path(shard))
+        for vectors in read_shard_vectors(run.shard_path(shard))
     ]
     number = {token: place for place, token in enumerate(run.vocabulary())}
     together = np.bincount(np.concatenate([part.token_ids for part in pruned]), minlength=len(number))
@@ -148,7 +148,7 @@ def test_postings_take_the_bytes_that_are_predicted(
 def _predicted(run: Any, rule: dict[str, Any]) -> int:
     counts = np.zeros(len(run.vocabulary()), dtype=np.int64)
     for shard in run.done_shards():
-        for vectors, _ in read_documents(run.shard_path(shard)):
+        for vectors in read_shard_vectors(run.shard_path(shard)):
             counts += np.bincount(prune(vectors, **rule).token_ids, minlength=len(counts))
     return round(posting_bytes(counts, DOCUMENTS))
 

@@ -59,8 +59,9 @@ def test_every_rule_finds_what_exact_search_of_pruned_vectors_finds() -> None:
         pruned = [prune(part, **rule) for part in parts]
         stored = [part._replace(weights=stored_weights(part.weights)) for part in pruned]
         for query, exact in enumerate(search_exact(stored, queries, DEPTH)):
-            np.testing.assert_array_equal(sweep.places(query, number), exact.positions)
-            np.testing.assert_array_equal(sweep.scores(query, number), exact.scores)
+            places, scores = sweep.best(query, number)
+            np.testing.assert_array_equal(places, exact.positions)
+            np.testing.assert_array_equal(scores, exact.scores)
         together = np.concatenate([part.token_ids for part in pruned])
         np.testing.assert_array_equal(sweep.frequencies[number], np.bincount(together, minlength=VOCABULARY))
         emptied = sum(count_emptied(before, after) for before, after in zip(parts, pruned, strict=True))

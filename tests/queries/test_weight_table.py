@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def table(folder: Path, weights: str | Path = "idf.json", *, max_active_dims: int | None = None, **settings):
     asked = {"query_special_tokens": "zero", "missing_idf_weight": 0.0, **settings}
     side = WeightTableSide(folder, folder / weights, {})
-    return WeightTable.from_side(side, ModelSettings(**asked), max_active_dims=max_active_dims)
+    return WeightTable(side, ModelSettings(**asked), max_active_dims=max_active_dims)
 
 
 def weights_of(text: str, folder: Path, *given, **settings) -> dict[str, float]:

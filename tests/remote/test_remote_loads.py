@@ -14,8 +14,9 @@ from support.stores import FaultyStore, put_folder, stored, web_server
 
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import Client, Connection
-from sparse_ingest.cluster.journal import DeadLetter, open_journal
+from sparse_ingest.cluster.journal import open_journal
 from sparse_ingest.errors import StorageError
+from sparse_ingest.records import Refusal
 from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.storage.places import RemotePath
 from sparse_ingest.verification.verify import verify
@@ -50,7 +51,7 @@ def test_dead_letters_lie_in_the_store_and_are_sent_again(
     run = in_store(run_with_bad_titles(tmp_path / "run", ("words", "small")), bucket)
     report = into(client, index_name, run, pipeline=broken_titles(tmp_path))
     assert report.refused == 2 and report.dead == f"{report.journal}/dead.jsonl"
-    lines = RemotePath.at(report.dead).read_text().splitlines()
+    lines = RemotePath.at(report.dead).read_bytes().splitlines()
     assert sorted(json.loads(line)["id"] for line in lines) == ["small", "words"]
     assert into(client, index_name, run, retry_dead=True, pipeline=broken_titles(tmp_path)).retried == 2
     assert verify(run.path, index=index_name, connection=Connection(client.address)).refused_documents == 2
@@ -134,7 +135,7 @@ def test_a_store_that_fails_while_a_run_is_loaded_loses_nothing(
 
 
 def test_a_journal_in_a_store_holds_what_one_on_a_disk_would(bucket: str, tmp_path: Path) -> None:
-    letters = [DeadLetter("é", 0, 7, 400, "no"), DeadLetter("b", 0, 9, 400, "no")]
+    letters = [Refusal("é", 0, 7, 400, "no"), Refusal("b", 0, 9, 400, "no")]
     places = (RemotePath.at(f"{bucket}/load"), tmp_path / "load")
     for place in places:
         journal = open_journal(place, "CLUSTER", "INDEX")

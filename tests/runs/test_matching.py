@@ -1,4 +1,4 @@
-"""Two ledgers compared on disk."""
+"""Two sets of documents matched on disk."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparse_ingest.runs.matching import Ledger, compare, row_fingerprints, term_fingerprints
+from sparse_ingest.runs.ids import hash_id
+from sparse_ingest.runs.sorted_pieces import SECOND, SortedPieces, match
 
-Content = dict[str, int]
 
-
-def ledger(path: Path, documents: list[tuple[str, int]]) -> Ledger:
+def add(pieces: SortedPieces, documents: list[tuple[str, int]], mark: int) -> None:
     """Documents with a fingerprint each; the place is where it stands in the list."""
-    made = Ledger(path)
     for start in range(0, len(documents), 7):
-        some = documents[start : start + 7]
-        fingerprints = np.array([fingerprint for _, fingerprint in some], dtype=np.uint64)
-        made.add([doc_id for doc_id, _ in some], np.arange(start, start + len(some)), fingerprints)
-    made.close()
-    return made
+        some = enumerate(documents[start : start + 7], start=start)
+        pieces.add(np.array([(hash_id(doc_id), content, place | mark) for place, (doc_id, content) in some], np.uint64))
 
 
 def difference(
     tmp_path: Path, expected: list[tuple[str, int]], found: list[tuple[str, int]], range_entries: int = 10**6
 ) -> tuple[set[str], list[str], set[str]]:
-    """Ids that are missing, extra or there once more, differing."""
+    """Ids that are missing, extra or there once more, differing; the second set may come first."""
     missing, extra, differing = set(), [], set()
-    ledgers = ledger(tmp_path / "expected", expected), ledger(tmp_path / "found", found)
-    for mismatch in compare(*ledgers, range_entries=range_entries):
-        missing |= {expected[place][0] for place in mismatch.missing.tolist()}
-        extra += [found[place][0] for place in [*mismatch.extra.tolist(), *mismatch.doubled.tolist()]]
-        differing |= {expected[place][0] for place in mismatch.differing.tolist()}
+    pieces = SortedPieces(tmp_path, 3, rows=len(expected) + len(found), range_rows=range_entries)
+    add(pieces, found, int(SECOND))
+    add(pieces, expected, 0)
+    for rows in pieces.ranges():
+        matched = match(rows)
+        missing |= {expected[place][0] for place in matched.places[matched.missing].tolist()}
+        extra += [found[place][0] for place in matched.places[matched.extra | matched.repeat].tolist()]
+        differing |= {found[place][0] for place in matched.places[matched.changed].tolist()}
+        before = matched.places[np.flatnonzero(matched.changed) - 1].tolist()
+        assert {expected[place][0] for place in before} <= differing
     return missing, sorted(extra), differing
 
 
@@ -57,16 +57,3 @@ def test_one_side_may_be_empty(tmp_path: Path) -> None:
     documents = [("a", 1), ("b", 2)]
     assert difference(tmp_path, documents, []) == ({"a", "b"}, [], set())
     assert difference(tmp_path, [], documents) == (set(), ["a", "b"], set())
-
-
-def test_a_fingerprint_is_a_sum_in_any_order_and_changes_with_every_bit() -> None:
-    tokens, codes = np.array([1, 5, 9]), np.array([7, 8, 9], dtype=np.uint32)
-    terms = term_fingerprints(tokens, codes)
-    indptr = np.array([0, 2, 2, 3])
-    rows = row_fingerprints(indptr, terms)
-    assert rows.tolist() == [(int(terms[0]) + int(terms[1])) % 2**64, 0, int(terms[2])]
-    assert row_fingerprints(np.array([0, 2]), terms[[1, 0]])[0] == rows[0]
-    swapped = term_fingerprints(np.array([5, 1]), codes[:2])
-    assert row_fingerprints(np.array([0, 2]), swapped)[0] != rows[0]
-    several = term_fingerprints(np.repeat(np.arange(300), 300), np.tile(np.arange(300), 300).astype(np.uint32))
-    assert len(np.unique(several)) == 90_000

@@ -73,7 +73,7 @@ def test_it_agrees_with_a_dictionary(tmp_path_factory, data: st.DataObject) -> N
     asked = data.draw(st.lists(st.sampled_from(pool), max_size=12))
     known, vectors = old.find(asked)
     assert known.tolist() == [digest in expected for digest in asked]
-    assert rows_of(vectors) == [expected[digest] for digest in asked if digest in expected]
+    assert (rows_of(vectors) if vectors else []) == [expected[digest] for digest in asked if digest in expected]
 
 
 @pytest.mark.parametrize("weights", ["float16", "float32"])
@@ -124,9 +124,9 @@ def test_a_shuffled_corpus_is_found_and_few_row_groups_stay_in_memory(
 
 def test_nothing_is_found_in_an_empty_run_and_nothing_asked_gives_nothing(tmp_path: Path) -> None:
     known, vectors = OldVectors(make_run(tmp_path / "empty", {}), tmp_path).find([text_hash("d1")])
-    assert known.tolist() == [False] and vectors.indptr.tolist() == [0]
+    assert known.tolist() == [False] and vectors is None
     known, vectors = OldVectors(make_run(tmp_path / "many", MANY, weights="float32"), tmp_path).find([])
-    assert len(known) == 0 and rows_of(vectors) == [] and vectors.weights.dtype == np.float32
+    assert len(known) == 0 and vectors is None
 
 
 def test_its_tables_have_no_name_on_disk(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from sparse_ingest.runs.shards import (
     drop_bits,
     drop_rows,
     read_doc_ids,
-    read_documents,
     read_shard,
     shard_schema,
     shard_schema_of,
@@ -92,22 +91,21 @@ def rows_of(*rows: dict[int, float], ids: list[str] | None = None, id_type: type
     )
 
 
-def test_a_weight_that_becomes_zero_is_dropped_and_counted() -> None:
+def test_a_weight_that_becomes_zero_is_dropped() -> None:
     below = float(np.nextafter(SMALLEST, np.float32(0)))
     vectors = rows_of({1: 1.0, 2: below, 3: 2.0}, {}, {4: below}, {5: float(SMALLEST), 9: 1e-30})
-    stored, underflow = store_weights(vectors, "float16")
-    assert underflow == 3
+    stored = store_weights(vectors, "float16")
+    assert len(vectors.weights) - len(stored.weights) == 3
     assert stored.indptr.tolist() == [0, 2, 2, 2, 3]
     assert stored.token_ids.tolist() == [1, 3, 5]
     assert stored.weights.tolist() == [1.0, 2.0, float(SMALLEST)] and stored.weights.dtype == np.float16
-    assert store_weights(vectors, "float32") == (vectors, 0)
+    assert store_weights(vectors, "float32") is vectors
 
 
 def test_nothing_lost_is_nothing_copied() -> None:
     vectors = rows_of({1: 1.0, 70000: 0.1})
-    stored, underflow = store_weights(vectors, "float16")
-    assert underflow == 0 and stored.token_ids is vectors.token_ids
-    assert store_weights(rows_of({}, {}), "float16")[1] == 0
+    assert store_weights(vectors, "float16").token_ids is vectors.token_ids
+    assert store_weights(rows_of({}, {}), "float16").indptr.tolist() == [0, 0, 0]
 
 
 @st.composite
@@ -149,7 +147,7 @@ def test_what_was_written_is_read(
 ) -> None:
     schema = shard_schema(vocabulary, kind)  # type: ignore[arg-type]
     parts = content.draw(parts_of(vocabulary - 1))
-    stored = [part._replace(vectors=store_weights(part.vectors, kind)[0]) for part in parts]  # type: ignore[arg-type]
+    stored = [part._replace(vectors=store_weights(part.vectors, kind)) for part in parts]  # type: ignore[arg-type]
     path, digest = write(tmp_path, stored, schema)
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     assert not (tmp_path / "scratch").exists()
@@ -182,15 +180,14 @@ def test_a_row_group_with_long_fields_is_read_in_pieces(tmp_path: Path, monkeypa
     documents = {f"d{number}": {"river": 1 + number / 4, "stone": 0.5} for number in range(10)}
     fields = {doc_id: {"text": doc_id * 500} for doc_id in documents}
     path = make_run(tmp_path / "run", documents, shard_rows=10, fields=fields).shard_path(0)
-    [whole], [(vectors, carried)] = list(read_shard(path)), list(read_documents(path))
+    [whole] = read_shard(path)
     monkeypatch.setattr(shards, "_PART_BYTES", 4000)
     pieces = list(read_shard(path))
     assert [len(piece.rows) for piece in pieces] == [2, 2, 2, 2, 2]
     for start, piece in zip(range(0, 10, 2), pieces, strict=True):
         same(piece, take_rows(whole, np.arange(start, start + len(piece.rows))))
-    again = list(read_documents(path))
-    assert [row for _, some in again for row in some] == carried
-    assert [doc_id for some, _ in again for doc_id in some.doc_ids] == list(vectors.doc_ids)
+    assert [row for piece in pieces for row in piece.fields] == whole.fields
+    assert [doc_id for piece in pieces for doc_id in piece.vectors.doc_ids] == list(documents)
 
 
 def test_a_row_group_holds_one_part(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sparse_ingest.searching.hits import Hit, TermShare, marked, snippet
+from sparse_ingest.records import TermShare
+from sparse_ingest.searching.hits import Hit, marked, snippet
 
 
 def hit_of(text: str, *tokens: str) -> Hit:

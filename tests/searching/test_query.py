@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from support.indexes import fill
@@ -18,6 +16,7 @@ from support.tables import TOKENS, write_table
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.indexes import Stamp
 from sparse_ingest.errors import ClusterError, MissingExtraError, RunError, UsageError
+from sparse_ingest.models import query_encoders
 from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import IndexSettings, ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable
@@ -94,9 +93,7 @@ def test_a_checkpoint_without_a_table_of_its_own_declaring_is_a_masked_lm(
         types = ("sentence_transformers.models.Transformer", "sentence_transformers.models.SpladePooling")
         modules = [{"idx": place, "path": "", "type": kind} for place, kind in enumerate(types)]
         (tmp_path / "modules.json").write_text(json.dumps(modules))
-    queries = ModuleType("sparse_ingest.models.queries")
-    monkeypatch.setattr(queries, "build_query_encoder", lambda checkpoint, settings: FixedWeights(), raising=False)
-    monkeypatch.setitem(sys.modules, "sparse_ingest.models.queries", queries)
+    monkeypatch.setattr(query_encoders, "build_query_encoder", lambda checkpoint, settings: FixedWeights())
     assert query_weights("any", Pipeline(ModelSettings(document=str(tmp_path)))) == {"river": 2.0}
 
 

@@ -19,8 +19,9 @@ from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.queries.weight_table import as_query_weights
+from sparse_ingest.records import TermShare
 from sparse_ingest.runs.run import Run
-from sparse_ingest.searching.hits import Hit, TermShare
+from sparse_ingest.searching.hits import Hit
 from sparse_ingest.searching.index_search import search_index
 from sparse_ingest.searching.run_search import search_run
 

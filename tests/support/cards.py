@@ -35,7 +35,7 @@ def build_gte() -> Any:
     import torch
     import transformers
 
-    sizes = made_checkpoints._sizes(len(WORDPIECE))
+    sizes = made_checkpoints.sizes(len(WORDPIECE))
     rope = {"rope_type": "default", "rope_theta": 10000.0}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -57,7 +57,7 @@ def make_gte(folder: Path) -> Path:
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     code = "Alibaba-NLP/new-impl--modeling"
     config = {
-        **made_checkpoints._sizes(len(WORDPIECE)),
+        **made_checkpoints.sizes(len(WORDPIECE)),
         "architectures": ["NewForMaskedLM"], "model_type": "new", "rope_theta": 10000.0, "pad_token_id": 0,
         "type_vocab_size": 1, "layer_norm_type": "layer_norm", "hidden_act": "gelu", "pack_qkv": True,
         "position_embedding_type": "rope", "logn_attention_scale": False, "layer_norm_eps": 1e-12,

@@ -112,22 +112,22 @@ def make_masked_lm(
     import transformers
 
     config_of: dict[str, Callable[[], Any]] = {
-        "bert": lambda: transformers.BertConfig(**_sizes(len(WORDPIECE))),
+        "bert": lambda: transformers.BertConfig(**sizes(len(WORDPIECE))),
         "distilbert": lambda: transformers.DistilBertConfig(
             vocab_size=len(WORDPIECE), dim=WIDTH, hidden_dim=2 * WIDTH, n_layers=LAYERS, n_heads=HEADS,
             max_position_embeddings=POSITIONS, initializer_range=0.3,
         ),
         "roberta": lambda: transformers.RobertaConfig(
-            **{**_sizes(len(_bpe_vocabulary())), "max_position_embeddings": POSITIONS + 2},
+            **{**sizes(len(_bpe_vocabulary())), "max_position_embeddings": POSITIONS + 2},
             pad_token_id=1, bos_token_id=0, eos_token_id=2, type_vocab_size=1,
         ),
         # One layer that looks everywhere, two that look 4 tokens to each side.
         "modernbert": lambda: transformers.ModernBertConfig(
-            **{**_sizes(len(WORDPIECE)), "num_hidden_layers": 3}, pad_token_id=0, cls_token_id=2, sep_token_id=3,
+            **{**sizes(len(WORDPIECE)), "num_hidden_layers": 3}, pad_token_id=0, cls_token_id=2, sep_token_id=3,
             bos_token_id=2, eos_token_id=3, local_attention=8, initializer_cutoff_factor=2.0,
         ),
         "gte": lambda: transformers.GteConfig(
-            **_sizes(len(WORDPIECE)), pad_token_id=0, type_vocab_size=type_vocab_size,
+            **sizes(len(WORDPIECE)), pad_token_id=0, type_vocab_size=type_vocab_size,
             rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
         ),
     }  # fmt: skip
@@ -149,7 +149,7 @@ def make_tokenizer(architecture: str, *, cased: bool = False, model_max_length: 
     """The fast tokenizer of an architecture: byte-level BPE for RoBERTa, WordPiece for the others."""
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = _byte_level_bpe() if architecture == "roberta" else _wordpiece(cased=cased)
+    tokenizer = byte_level_bpe() if architecture == "roberta" else wordpiece(cased=cased)
     names = ("cls", "pad", "sep", "unk", "mask") if architecture == "roberta" else ("pad", "unk", "cls", "sep", "mask")
     tokens = BPE_SPECIAL if architecture == "roberta" else SPECIAL
     special = {f"{name}_token": token for name, token in zip(names, tokens, strict=True)}
@@ -322,7 +322,7 @@ def _write_json(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def _sizes(vocabulary: int) -> dict[str, Any]:
+def sizes(vocabulary: int) -> dict[str, Any]:
     return {
         "vocab_size": vocabulary,
         "hidden_size": WIDTH,
@@ -334,7 +334,7 @@ def _sizes(vocabulary: int) -> dict[str, Any]:
     }
 
 
-def _wordpiece(*, cased: bool) -> Tokenizer:
+def wordpiece(*, cased: bool) -> Tokenizer:
     vocabulary = {token: place for place, token in enumerate(WORDPIECE)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=200))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=not cased)
@@ -350,7 +350,7 @@ def _bpe_vocabulary() -> dict[str, int]:
     return {token: place for place, token in enumerate([*BPE_SPECIAL, *letters, *(a + b for a, b in MERGES)])}
 
 
-def _byte_level_bpe() -> Tokenizer:
+def byte_level_bpe() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(_bpe_vocabulary(), list(MERGES)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

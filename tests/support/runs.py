@@ -119,7 +119,7 @@ def _parts(
             np.array([token_id for row in pairs for token_id, _ in row], dtype=np.uint32),
             np.array([weight for row in pairs for _, weight in row], dtype=np.float32),
         )
-        stored, _ = store_weights(vectors, weights)
+        stored = store_weights(vectors, weights)
         carried = [
             dict(fields[doc_id]) if fields else {"title": f"Title of {doc_id}", "text": f"Text of {doc_id}."}
             for doc_id in some

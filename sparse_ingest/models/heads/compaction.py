@@ -15,16 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sparse_ingest.pipeline import Pruning
+
 # Terms per document that the copy has room for. A batch with more is copied again with more room.
 ROOM = 512
-
-
-class DeviceRules(NamedTuple):
-    """The settings of `prune` that a device applies."""
-
-    top_k: int | None = None
-    max_ratio: float | None = None
-    min_weight: float | None = None
 
 
 class Terms(NamedTuple):
@@ -39,8 +33,8 @@ class Terms(NamedTuple):
     dropped: int
 
 
-def drop_light(weights: torch.Tensor, rules: DeviceRules) -> None:
-    """Set to zero what a rule drops, in place: all weights below the largest limit of the rules."""
+def drop_light(weights: torch.Tensor, rules: Pruning) -> None:
+    """Set to zero what a rule drops, in place: all weights below the largest limit of the rules, without alpha_mass."""
     lowest: list[torch.Tensor] = []
     if rules.min_weight is not None:
         lowest.append(weights.new_full((1, 1), rules.min_weight))
@@ -58,7 +52,7 @@ class Transfer:
     The weights are changed in place.
     """
 
-    def __init__(self, weights: torch.Tensor, rules: DeviceRules, dropped: torch.Tensor) -> None:
+    def __init__(self, weights: torch.Tensor, rules: Pruning, dropped: torch.Tensor) -> None:
         drop_light(weights, rules)
         self._weights, self._dropped = weights, dropped.to(torch.int32).view(1)
         self._room = min(len(weights) * ROOM, weights.numel())

@@ -41,13 +41,7 @@ class Kernel:
     """
 
     def __init__(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        scales: torch.Tensor | None = None,
-        *,
-        instructions: str,
-        compiled: Callable[[str, str], Compiled] | None = None,
+        self, weight: torch.Tensor, bias: torch.Tensor, scales: torch.Tensor | None = None, *, instructions: str
     ) -> None:
         self._columns, self._width, self._dtype = len(bias), weight.shape[1], weight.dtype
         self._least = BLOCKS[instructions][-1]
@@ -63,7 +57,7 @@ class Kernel:
         self._bias = pad(bias.to(torch.float32), (0, missing))
         dtype, row_bytes = DTYPES[weight.dtype], weight.shape[1] * weight.itemsize
         text = kernel_text(dtype, instructions, row_bytes)
-        self._maxima = (compiled or compile_kernel)(text, FEATURES[dtype, instructions])
+        self._maxima = compile_kernel(text, FEATURES[dtype, instructions])
 
     def __call__(self, rows: torch.Tensor, packing: Packing, scales: torch.Tensor | None = None) -> torch.Tensor:
         """Weights before the logarithm of packed rows in the weight's dtype; `scales` is `[documents]`."""
