@@ -104,10 +104,10 @@ def ours(job: Job, texts: Sequence[str]) -> Contender:
 
     encode: Callable[[Sequence[str]], object] = encoder.encode
     if job.get("device_only"):
-        token_ids = [ids for ids, _ in encoder._tokenizer(texts)]
+        token_ids = [ids for ids, _ in encoder.tokenize(texts)]
 
         def encode(some: Sequence[str]) -> object:
-            return encoder._maker.make(token_ids[: len(some)], encoder.batch_tokens, lambda documents, tokens: None)
+            return encoder.maker.make(token_ids[: len(some)], encoder.batch_tokens, lambda documents, tokens: None)
 
     return Contender(encode, terms, dtype)
 

@@ -65,8 +65,9 @@ class EncodedPassage(NamedTuple):
 class DocumentEncoder:
     """A checkpoint's document side on one device.
 
-    `settings` must be resolved (checkpoints/settings.py). `vocabulary` holds the token string of each id. `rules` may
-    be set: a GPU applies them so that it need not copy what they drop. They do not replace `prune`.
+    `settings` must be resolved (checkpoints/settings.py). `vocabulary` holds the token string of each id; `maker`
+    computes on token ids. `rules` may be set: a GPU applies them so that it need not copy what they drop. They do not
+    replace `prune`.
     """
 
     def __init__(
@@ -85,9 +86,9 @@ class DocumentEncoder:
         # transformers imports its parts when they are first used, which two threads cannot do at the same time.
         with TORCH_STATE:
             self._tokenizer = Tokenizer(self._folder, settings, window_stride=window_stride)
-            self._maker = VectorMaker(checkpoint, settings, self._tokenizer, device=self.device, dtype=dtype)
-        self.batch_tokens = batch_tokens or self._maker.usual_batch_tokens
-        self.vocabulary = self._maker.vocabulary
+            self.maker = VectorMaker(checkpoint, settings, self._tokenizer, device=self.device, dtype=dtype)
+        self.batch_tokens = batch_tokens or self.maker.usual_batch_tokens
+        self.vocabulary = self.maker.vocabulary
 
     def on_same_weights(self, settings: ModelSettings) -> DocumentEncoder:
         """Return an encoder with another prompt, length limit or case that computes with the weights of this one.
@@ -152,17 +153,17 @@ class DocumentEncoder:
         """
         inputs = list(inputs)
         try:
-            return self._maker.make([ids for _, ids in inputs], self.batch_tokens, progress, rules)
+            return self.maker.make([ids for _, ids in inputs], self.batch_tokens, progress, rules)
         except DidNotFit as error:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             if len(error.places) > 1:
                 self.batch_tokens = min(self.batch_tokens, len(error.places) * error.longest) // 2
-            elif self._maker.workers > 1:
-                self._maker.workers = 1
+            elif self.maker.workers > 1:
+                self.maker.workers = 1
             else:
                 raise DocumentTooLarge(inputs[error.places[0]][0], error.longest, str(self.device)) from error
-            raise BudgetLowered(str(self.device), len(error.places), self.batch_tokens, self._maker.workers) from error
+            raise BudgetLowered(str(self.device), len(error.places), self.batch_tokens, self.maker.workers) from error
 
 
 def build_document_encoder(checkpoint: Checkpoint, pipeline: Pipeline, *, device: str, dtype: str) -> DocumentEncoder:

@@ -103,7 +103,7 @@ class VectorMaker:
         batches = [filled[batch] for batch in plan]
         rows: list[Vector] = [NOTHING] * len(token_ids)
         without_token = 0
-        results = self._on_workers if self.device.type == "cpu" else self._ahead
+        results = self.on_workers if self.device.type == "cpu" else self.ahead
         # Closed as soon as `progress` raises: batches that have not started are then not computed.
         with _on(self.device), _one_thread(), closing(results(token_ids, batches, rules)) as answers:
             for batch, (vectors, dropped) in zip(batches, answers, strict=True):
@@ -113,16 +113,16 @@ class VectorMaker:
                 progress(len(batch), int(lengths[batch].sum()))
         return rows, without_token
 
-    def _on_workers(self, token_ids: Sequence[TokenIds], batches: list[Batch], _: Pruning) -> Batches:
+    def on_workers(self, token_ids: Sequence[TokenIds], batches: list[Batch], _: Pruning) -> Batches:
         """Yield the batches in their order, computed by the workers of a CPU. The caller applies the rules."""
         pool = ThreadPoolExecutor(self.workers)
         try:
-            yield from pool.map(lambda batch: self._compute([token_ids[place] for place in batch], batch), batches)
+            yield from pool.map(lambda batch: self.compute([token_ids[place] for place in batch], batch), batches)
         finally:
             # After Ctrl-C, or a batch that failed, do not wait for batches that have not started.
             pool.shutdown(cancel_futures=True)
 
-    def _ahead(self, token_ids: Sequence[TokenIds], batches: list[Batch], rules: Pruning) -> Batches:
+    def ahead(self, token_ids: Sequence[TokenIds], batches: list[Batch], rules: Pruning) -> Batches:
         """Yield the batches in their order; each is started before the terms of the previous one are waited for."""
         before: tuple[Batch, Transfer] | None = None
         for batch in [*batches, None]:
@@ -136,7 +136,8 @@ class VectorMaker:
                     yield self._split(transfer.arrive())
             before = begun
 
-    def _compute(self, token_ids: Sequence[TokenIds], places: Batch) -> BatchVectors:
+    def compute(self, token_ids: Sequence[TokenIds], places: Batch) -> BatchVectors:
+        """Return the vectors of one batch, computed on a CPU."""
         with self._fitting(places, token_ids), torch.inference_mode():
             weights, dropped = self._weights(token_ids)
             # numpy finds the few non-zero weights 6 times as fast as torch.

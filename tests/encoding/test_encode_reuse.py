@@ -42,7 +42,7 @@ def test_a_run_of_the_same_texts_is_the_same_to_the_byte(overflow: str, encode, 
     options = [*OVERFLOW[overflow], "--set", "encode.top_k=12", "--keep", "year"]
     renamed = [{**row, "_id": f"new {row['_id']}", "year": row["year"] + 1} for row in ROWS]
     assert encode(ROWS, "old", *options).code == encode(renamed, "computed", *options).code == 0
-    monkeypatch.setattr(VectorMaker, "_compute", None)  # nothing is computed
+    monkeypatch.setattr(VectorMaker, "compute", None)  # nothing is computed
     answer = encode(renamed, "reused", *options, "--reuse", tmp_path / "old")
     assert answer.code == 0, answer.err
     one, other = open_run(tmp_path / "computed"), open_run(tmp_path / "reused")

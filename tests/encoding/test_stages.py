@@ -234,7 +234,7 @@ def test_a_bad_document_ends_what_comes_before_it_in_its_shard(encode, tmp_path:
 def test_computing_stops_after_its_batch_when_writing_fails(encode, monkeypatch) -> None:
     monkeypatch.setattr(parts, "PART_ROWS", 20)
     written = threading.Event()
-    true, computed = VectorMaker._compute, []
+    true, computed = VectorMaker.compute, []
 
     def compute(self, token_ids, places):
         if written.is_set():
@@ -247,7 +247,7 @@ def test_computing_stops_after_its_batch_when_writing_fails(encode, monkeypatch)
         time.sleep(0.1)
         raise OSError(28, "No space left on device", "disk")
 
-    monkeypatch.setattr(VectorMaker, "_compute", compute)
+    monkeypatch.setattr(VectorMaker, "compute", compute)
     monkeypatch.setattr(pq.ParquetWriter, "write_batch", write_batch)
     assert encode("run", "--batch-tokens", 20).code == 1
     assert 0 < len(computed) < 12  # of 20 batches of one document

@@ -99,7 +99,7 @@ def test_any_number_of_workers_gives_the_same_bytes(name: str, checkpoints: dict
     encoder = shared_encoder(checkpoints[name], batch_tokens=256)
     answers = []
     for workers in (1, 2, 3):
-        encoder._maker.workers = workers
+        encoder.maker.workers = workers
         answers.append(encoder.encode(MANY).vectors)
     for other in answers[1:]:
         for field in ("indptr", "token_ids", "weights"):
@@ -282,7 +282,9 @@ def test_a_device_of_no_known_form_is_named(asked: str) -> None:
 
 
 def test_long_texts_are_tokenised_a_few_at_a_time() -> None:
-    tokenizer = shared_encoder(PACKAGED)._tokenizer
+    from sparse_ingest.models.tokenizer import Tokenizer as OurTokenizer
+
+    tokenizer = OurTokenizer
     texts = ["x" * length for length in (5, tokenizer.CHUNK_CHARACTERS, 7, 9)] + ["y"] * (tokenizer.CHUNK_TEXTS + 1)
     chunks = list(in_batches(texts, tokenizer.CHUNK_TEXTS, tokenizer.CHUNK_CHARACTERS))
     assert [text for chunk in chunks for text in chunk] == texts

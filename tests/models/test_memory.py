@@ -55,7 +55,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small(model: Path, rows: int, error: BaseException = ERRORS["python"], batch_tokens: int = 96):
     encoder = build_encoder(model, batch_tokens=batch_tokens)
-    encoder._maker._head = SmallMemory(encoder._maker._head, rows, error)
+    encoder.maker._head = SmallMemory(encoder.maker._head, rows, error)
     return encoder
 
 
@@ -99,14 +99,14 @@ def test_a_text_that_fits_no_budget_is_named(model: Path, way: str) -> None:
 
     with pytest.raises(DocumentTooLarge) as caught:
         until_it_fits(once)
-    lengths = [len(ids) for ids, _ in encoder._tokenizer(TEXTS[:4])]
+    lengths = [len(ids) for ids, _ in encoder.tokenize(TEXTS[:4])]
     assert caught.value.text == int(np.argmax(lengths)) and caught.value.tokens == max(lengths)
     assert f"its {caught.value.tokens} tokens do not fit into the memory of cpu" in str(caught.value)
 
 
 def test_a_window_that_fits_no_budget_is_named_by_its_text(model: Path) -> None:
     encoder = build_encoder(model, max_length=10, window_stride=4)
-    maker, compute, calls = encoder._maker, encoder._maker._compute, []
+    maker, compute, calls = encoder.maker, encoder.maker.compute, []
     maker.workers = 1
 
     def failing(token_ids, places):
@@ -117,7 +117,7 @@ def test_a_window_that_fits_no_budget_is_named_by_its_text(model: Path) -> None:
         return compute(token_ids, places)
 
     unlucky = encoder.cut(["stone", "bird " * 5 + "lamp " * 12])[1].window(2)
-    maker._compute = failing
+    maker.compute = failing
     with pytest.raises(DocumentTooLarge) as caught:
         until_it_fits(lambda: encoder.encode_windows(encoder.cut(["stone", "bird " * 5 + "lamp " * 12, "river"])))
     assert caught.value.text == 1 and calls

@@ -59,7 +59,7 @@ def test_the_kernel_passes_its_trial(width: int, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_documents_are_packed(dtype: str) -> None:
-    assert encoder(DEVICE, dtype)._maker.body.packs
+    assert encoder(DEVICE, dtype).maker.body.packs
 
 
 @pytest.mark.parametrize("dtype", ["float32", *HALF])

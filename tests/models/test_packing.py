@@ -74,7 +74,7 @@ def test_a_token_sees_its_own_document_only_and_as_far_as_it_may(reach: int | No
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_packed_and_padded_hidden_states_are_the_same(architecture: str, tmp_path: Path) -> None:
-    body = build_encoder(make_masked_lm(tmp_path, architecture))._maker.body
+    body = build_encoder(make_masked_lm(tmp_path, architecture)).maker.body
     token_ids = [np.arange(5, 5 + length, dtype=np.int32) for length in (30, 30, 17, 3, 1)]
     with torch.inference_mode():
         packed, packing = body.hidden(token_ids, 0)
@@ -88,7 +88,7 @@ def test_packed_and_padded_hidden_states_are_the_same(architecture: str, tmp_pat
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nothing_grows_with_the_square_of_a_batch(architecture: str, tmp_path: Path) -> None:
     """No mask over all tokens of a packed row: documents of 8,192 tokens would fill the memory with it."""
-    body = build_encoder(make_masked_lm(tmp_path, architecture))._maker.body
+    body = build_encoder(make_masked_lm(tmp_path, architecture)).maker.body
     assert body.packs
     token_ids = [np.arange(5, 45, dtype=np.int32)] * 50
     with LargestOutput() as largest, torch.inference_mode():
@@ -106,7 +106,7 @@ def test_a_model_that_would_give_something_else_packed_is_padded(
     monkeypatch.setattr(body, "ordinal_positions", lambda token_ids: ordinal_positions(token_ids)[::-1].copy())
     with caplog.at_level(logging.INFO):
         encoder = build_encoder(model)
-    assert not encoder._maker.body.packs and "computes padded documents" in caplog.text
+    assert not encoder.maker.body.packs and "computes padded documents" in caplog.text
     found = encoder.encode(["river stone", "lamp"])
     assert found.vectors.token_ids.tolist() == expected.vectors.token_ids.tolist()
     np.testing.assert_allclose(found.vectors.weights, expected.vectors.weights, atol=1e-4)

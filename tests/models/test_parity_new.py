@@ -176,7 +176,7 @@ def test_nothing_is_said_while_it_is_built(
 def test_frequencies_stay_exact_in_short_numbers(gte: dict[int, Path], tmp_path: Path) -> None:
     """Rounded to bfloat16, far positions would lie elsewhere."""
     folder = make_new(tmp_path / "new", gte[0], rope_scaling=SCALINGS["ntk"])
-    rotary = build_encoder(folder, dtype="bfloat16")._maker.body._model.gte.rotary_emb
+    rotary = build_encoder(folder, dtype="bfloat16").maker.body._model.gte.rotary_emb
     config = json.loads((folder / "config.json").read_text())
     assert rotary.inv_freq.dtype == torch.float32
     torch.testing.assert_close(rotary.inv_freq.double(), frequencies(config), rtol=1e-6, atol=0)

@@ -41,13 +41,13 @@ def rows(encoded, size: int) -> np.ndarray:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_batch_of_mixed_lengths_gives_each_text_what_it_gets_alone(architecture: str, tmp_path: Path) -> None:
     encoder = build_encoder(make_masked_lm(tmp_path, architecture))
-    assert encoder._maker.body.packs
+    assert encoder.maker.body.packs
     size, given = len(encoder.vocabulary), texts()
     alone = np.concatenate([rows(encoder.encode([text]), size) for text in given])
-    token_ids = [ids for ids, _ in encoder._tokenizer(given)]
+    token_ids = [ids for ids, _ in encoder.tokenize(given)]
     assert len(np.unique(alone.round(3), axis=0)) == len({tuple(ids) for ids in token_ids}) > len(given) / 2
     for order in (range(len(given)), range(len(given) - 1, -1, -1), np.random.default_rng(1).permutation(len(given))):
-        batch, _ = encoder._maker._compute([token_ids[place] for place in order], np.array(order))
+        batch, _ = encoder.maker.compute([token_ids[place] for place in order], np.array(order))
         for place, (ids, weights) in zip(order, batch, strict=True):
             found = np.zeros(size, dtype=np.float32)
             found[ids] = weights
@@ -62,11 +62,11 @@ def test_what_shares_a_batch_moves_weights_by_one_step_of_the_index_at_most(dtyp
     encoder = build_encoder(PACKAGED, dtype=dtype, max_length=256)
     prose = " ".join(passage.text for passage, _ in zip(passages(topics), range(12), strict=False))
     given = [prose[300 * place : 300 * place + 20 + 120 * place] for place in range(12)]
-    size, token_ids = len(encoder.vocabulary), [ids for ids, _ in encoder._tokenizer(given)]
+    size, token_ids = len(encoder.vocabulary), [ids for ids, _ in encoder.tokenize(given)]
     alone = np.concatenate([rows(encoder.encode([text]), size) for text in given])
     together = np.zeros_like(alone)
     order = np.random.default_rng(1).permutation(len(given))
-    batch, _ = encoder._maker._compute([token_ids[place] for place in order], order)
+    batch, _ = encoder.maker.compute([token_ids[place] for place in order], order)
     for place, (ids, weights) in zip(order, batch, strict=True):
         together[place, ids] = weights
     heavy = np.maximum(alone, together) > 0.05

@@ -91,7 +91,7 @@ def test_a_dtype_in_which_the_model_overflows_is_passed_over(checkpoints: dict[s
     def build(dtype: str):
         encoder = build_encoder(checkpoints["plain-bert"], dtype=dtype)
         if dtype == "float16":
-            layer = encoder._maker.body._model.bert.encoder.layer[0].intermediate.dense
+            layer = encoder.maker.body._model.bert.encoder.layer[0].intermediate.dense
             layer.bias.data += 65_000.0
             layer.weight.data *= 1000
         return encoder

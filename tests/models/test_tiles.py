@@ -85,9 +85,9 @@ def test_nor_in_a_whole_batch_of_documents() -> None:
     from support.checkpoints import PACKAGED, build_encoder
 
     encoder = build_encoder(PACKAGED)
-    token_ids = [ids for ids, _ in encoder._tokenizer(["river stone lamp " * 8] * 8)]
+    token_ids = [ids for ids, _ in encoder.tokenize(["river stone lamp " * 8] * 8)]
     length = len(token_ids[0])
     with LargestOutput() as largest:
-        encoder._maker._compute(token_ids, np.arange(8))
+        encoder.maker.compute(token_ids, np.arange(8))
     # The embedding table is not an output; the largest things are dense rows and tiles.
     assert largest.elements <= max(8 * 30522, 8 * length * CPU_TILE) < 8 * length * 30522 / 10

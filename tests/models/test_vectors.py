@@ -33,10 +33,10 @@ def test_batches_begun_ahead_give_what_workers_give(encoder, static: bool, monke
             raise NotImplementedError
 
         monkeypatch.setattr(torch, "nonzero_static", missing)
-    maker, token_ids = encoder._maker, [ids for ids, _ in encoder._tokenizer(MANY)]
+    maker, token_ids = encoder.maker, [ids for ids, _ in encoder.tokenize(MANY)]
     maker._tokenless = torch.tensor([7, 9])
-    expected = answers(maker, maker._on_workers, token_ids)
-    found = answers(maker, maker._ahead, token_ids)
+    expected = answers(maker, maker.on_workers, token_ids)
+    found = answers(maker, maker.ahead, token_ids)
     assert sum(dropped for _, dropped in expected) > 0
     for (rows, dropped), (others, again) in zip(expected, found, strict=True):
         assert dropped == again
@@ -45,10 +45,10 @@ def test_batches_begun_ahead_give_what_workers_give(encoder, static: bool, monke
             np.testing.assert_allclose(weights, other_weights, rtol=1e-6)
 
 
-@pytest.mark.parametrize("way", ["_on_workers", "_ahead"])
+@pytest.mark.parametrize("way", ["on_workers", "ahead"])
 def test_hidden_states_that_are_no_numbers_are_refused(encoder, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never taken for a document without terms, which a maximum over them may look like."""
-    maker, token_ids = encoder._maker, [ids for ids, _ in encoder._tokenizer(MANY)]
+    maker, token_ids = encoder.maker, [ids for ids, _ in encoder.tokenize(MANY)]
     hidden = maker.body.hidden
 
     def overflowing(*given):
@@ -63,17 +63,17 @@ def test_hidden_states_that_are_no_numbers_are_refused(encoder, way: str, monkey
 
 
 def test_rules_are_applied_before_the_copy(encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    maker, token_ids = encoder._maker, [ids for ids, _ in encoder._tokenizer(MANY)]
+    maker, token_ids = encoder.maker, [ids for ids, _ in encoder.tokenize(MANY)]
     copied = []
     monkeypatch.setattr(compaction, "ROOM", 3)
     monkeypatch.setattr(compaction, "_copied", lambda tensor: copied.append(len(tensor)) or (tensor, None))
-    for rows, _ in answers(maker, maker._ahead, token_ids, Pruning(top_k=3)):
+    for rows, _ in answers(maker, maker.ahead, token_ids, Pruning(top_k=3)):
         assert [len(ids) for ids, _ in rows] == [3] * len(rows)
     assert max(copied) <= 1 + 7 * (len(MANY) // 7 + 1)
 
 
 def test_memory_that_runs_out_ahead_names_its_batch(encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    maker, token_ids = encoder._maker, [ids for ids, _ in encoder._tokenizer(MANY)]
+    maker, token_ids = encoder.maker, [ids for ids, _ in encoder.tokenize(MANY)]
     begin = maker._begin
 
     def failing(ids, rules):
@@ -85,5 +85,5 @@ def test_memory_that_runs_out_ahead_names_its_batch(encoder, monkeypatch: pytest
     seen: list[int] = []
     monkeypatch.setattr(maker, "_begin", failing)
     with pytest.raises(DidNotFit) as caught:
-        answers(maker, maker._ahead, token_ids)
+        answers(maker, maker.ahead, token_ids)
     assert caught.value.places[0] == sum(seen)
