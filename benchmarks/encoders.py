@@ -98,7 +98,7 @@ def ours(job: Job, texts: Sequence[str]) -> Contender:
     encoder = build(dtype)
 
     def terms(some: Sequence[str]) -> list[list[int]]:
-        found = encoder.encode(some)
+        found = encoder.encode(some).vectors
         pairs = zip(found.indptr[:-1], found.indptr[1:], strict=True)
         return [found.token_ids[a:b][found.weights[a:b] > HEAVY].tolist() for a, b in pairs]
 

@@ -117,7 +117,7 @@ def test_a_twin_of_the_card_is_encoded_as_the_card_says(name: str, twins: dict[s
     resolved = resolve_pipeline(pipeline, checkpoint)
     assert resolved.model.activation == card.activation
     encoder = DocumentEncoder(checkpoint, resolved.model, device="cpu", dtype="float32")
-    encoded = encoder.encode([DOCUMENT])
+    encoded = encoder.encode([DOCUMENT]).vectors
     found = dict(zip(encoded.token_ids.tolist(), encoded.weights.tolist(), strict=True))
     expected = reference(checkpoint.transformer, DOCUMENT, card.activation)
     if resolved.model.document_special_tokens == "zero":

@@ -259,9 +259,8 @@ class ShardMaker:
         self.reporter.advance(documents, tokens=tokens, detail=self.stages.slowest())
 
     def _kept(self, encoded: Encoded) -> Kept:
-        texts = [""] * (len(encoded.indptr) - 1)
-        vectors, underflow = self._stored(SparseRows(texts, encoded.indptr, encoded.token_ids, encoded.weights))
-        of_rows = {name: np.zeros(len(texts), dtype=np.int64) for name in OF_ROWS}
+        vectors, underflow = self._stored(encoded.vectors)
+        of_rows = {name: np.zeros(len(underflow), dtype=np.int64) for name in OF_ROWS}
         of_rows |= {"truncated": encoded.truncated_of, "windows": encoded.windows_of, "underflow": underflow}
         return Kept(vectors, of_rows)
 

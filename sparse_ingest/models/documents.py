@@ -27,7 +27,7 @@ from sparse_ingest.models.memory import BudgetLowered, DidNotFit, DocumentTooLar
 from sparse_ingest.models.tokenizer import Cut, FirstWindow, TokenIds, Tokenizer
 from sparse_ingest.models.vectors import NO_RULES, NOTHING, TORCH_STATE, BatchVectors, OnBatch, Vector, VectorMaker
 from sparse_ingest.pipeline import ModelSettings, Pipeline, Pruning
-from sparse_ingest.records import in_batches
+from sparse_ingest.records import SparseRows, in_batches
 
 # Windows that are encoded together after the first of each text, and their tokens: both bound the memory they take.
 GROUP_WINDOWS = 2048
@@ -39,16 +39,14 @@ def _ignore(documents: int, tokens: int) -> None:
 
 
 class Encoded(NamedTuple):
-    """Vectors of a list of texts as CSR (float32 weights), and counts.
+    """Vectors of a list of texts, without ids and with float32 weights, and counts.
 
     `tokens` counts the tokens read, `without_token` the weights on ids without a token string, which no index can hold
     and which are omitted. `truncated_of` is 1 for each text that was truncated, `windows_of` the number of windows that
     were read of each text.
     """
 
-    indptr: npt.NDArray[np.int64]
-    token_ids: npt.NDArray[np.int32]
-    weights: npt.NDArray[np.float32]
+    vectors: SparseRows
     tokens: int
     without_token: int
     truncated_of: npt.NDArray[np.int64]
@@ -113,7 +111,7 @@ class DocumentEncoder:
         """Encode texts, given as their tokens."""
         rows, without_token = self._rows(enumerate(window.token_ids for window in first), progress, self.rules)
         tokens, truncated = sum(len(ids) for ids, _ in first), np.array([cut for _, cut in first], dtype=np.int64)
-        return Encoded(*_csr(rows), tokens, without_token, truncated, np.ones_like(truncated))
+        return Encoded(_csr(rows), tokens, without_token, truncated, np.ones_like(truncated))
 
     def cut(self, texts: Sequence[str], *, places: bool = False) -> list[Cut]:
         """Return the tokens of complete texts, for `encode_windows`, or with `places` for `encode_passages`."""
@@ -131,7 +129,7 @@ class DocumentEncoder:
                 rows[text] = _maximum([rows[text], *(row for _, row in pairs)])
             without_token += dropped
             tokens += sum(len(ids) for *_, ids in group)
-        return Encoded(*_csr(rows), tokens, without_token, np.zeros_like(windows), windows)
+        return Encoded(_csr(rows), tokens, without_token, np.zeros_like(windows), windows)
 
     def encode_passages(self, cuts: Sequence[Cut], progress: OnBatch = _ignore) -> Iterator[EncodedPassage]:
         """Encode each window separately, text after text."""
@@ -237,7 +235,7 @@ def _maximum(vectors: Iterable[Vector]) -> Vector:
     return found, np.maximum.reduceat(weights[order], starts)
 
 
-def _csr(rows: list[Vector]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+def _csr(rows: list[Vector]) -> SparseRows:
     indptr = np.cumsum([0, *(len(ids) for ids, _ in rows)], dtype=np.int64)
     token_ids, weights = (np.concatenate(arrays) for arrays in zip(NOTHING, *rows, strict=True))
-    return indptr, token_ids, weights
+    return SparseRows([""] * len(rows), indptr, token_ids, weights)

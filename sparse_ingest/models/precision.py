@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.models.documents import DocumentEncoder, Encoded
+from sparse_ingest.models.documents import DocumentEncoder
 from sparse_ingest.models.linear import has_fast_bfloat16, has_vnni
 from sparse_ingest.models.memory import DocumentTooLarge, until_it_fits
 from sparse_ingest.models.vectors import NotFinite
+from sparse_ingest.records import SparseRows
 
 SAMPLE = 256  # documents
 # Of these, as many as have so many tokens together: a large model reads them in a minute on two cores.
@@ -52,7 +53,7 @@ def choose_dtype(build: Callable[[str], DocumentEncoder], device: str, texts: Se
         choice["documents"] = len(texts)
         for dtype in faster if texts else ():
             try:
-                mass, terms = _kept(expected, until_it_fits(partial(build(dtype).encode, texts)))
+                mass, terms = _kept(expected, until_it_fits(partial(build(dtype).encode, texts)).vectors)
             except NotFinite:
                 mass, terms = 0.0, 0.0
             tried[dtype] = {"mass": round(mass, 6), "terms": round(terms, 6)}
@@ -61,18 +62,18 @@ def choose_dtype(build: Callable[[str], DocumentEncoder], device: str, texts: Se
     return choice
 
 
-def _sampled(encoder: DocumentEncoder, texts: Sequence[str]) -> tuple[Encoded, Sequence[str]]:
+def _sampled(encoder: DocumentEncoder, texts: Sequence[str]) -> tuple[SparseRows, Sequence[str]]:
     """Return the float32 vectors of as many texts as SAMPLE_TOKENS allows, and those texts."""
     tokens = np.cumsum([len(window.token_ids) for window in encoder.tokenize(texts)])
     texts = texts[: max(1, int(np.searchsorted(tokens, SAMPLE_TOKENS, side="right")))]
     while True:
         try:
-            return until_it_fits(partial(encoder.encode, texts)), texts
+            return until_it_fits(partial(encoder.encode, texts)).vectors, texts
         except DocumentTooLarge as large:  # the run itself reports it, if it does not fit there either
             texts = [*texts[: large.text], *texts[large.text + 1 :]]
 
 
-def _kept(expected: Encoded, found: Encoded) -> tuple[float, float]:
+def _kept(expected: SparseRows, found: SparseRows) -> tuple[float, float]:
     """Shares of float32's weight mass, and of its terms above TERM_WEIGHT, whose terms the other has too."""
     if not np.isfinite(found.weights).all():
         return 0.0, 0.0
@@ -83,6 +84,6 @@ def _kept(expected: Encoded, found: Encoded) -> tuple[float, float]:
     return kept_mass, float(common[heavy].mean()) if heavy.any() else 1.0
 
 
-def _keys(encoded: Encoded) -> npt.NDArray[np.int64]:
+def _keys(rows: SparseRows) -> npt.NDArray[np.int64]:
     """Return one number per (text, token)."""
-    return np.repeat(np.arange(len(encoded.indptr) - 1), np.diff(encoded.indptr)) << 32 | encoded.token_ids
+    return np.repeat(np.arange(len(rows.doc_ids)), np.diff(rows.indptr)) << 32 | rows.token_ids

@@ -81,7 +81,7 @@ class MaskedLMQueryEncoder:
 
         with self._lock:  # a call may lower the encoder's budget, and change its tokenizer to the faster one
             encoded = until_it_fits(lambda: self._encoder.encode(texts))
-        vectors = SparseVectors(encoded.indptr, encoded.token_ids, encoded.weights, self.vocabulary)
+        vectors = SparseVectors.from_rows(encoded.vectors, self.vocabulary)
         return [dict(pairs) for pairs in vectors.decode(self._max_active_dims)]
 
 

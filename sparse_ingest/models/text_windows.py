@@ -53,6 +53,7 @@ class DocumentSide:
             Interrupted: the reporter asked to stop.
         """
         reporter.begin("documents", len(texts))
+        rules = self._settings.rules | {"top_k": max_active_dims or self._settings.top_k}
         parts: list[SparseRows] = []
         first = without_token = 0
         for window in list(in_batches(texts, WINDOW_TEXTS, WINDOW_CHARACTERS)) or [[]]:
@@ -61,7 +62,7 @@ class DocumentSide:
                     encoded = self._encode(window, _Progress(reporter))
             except DocumentTooLarge as large:
                 raise DocumentTooLarge(first + large.text, large.tokens, str(self.encoder.device)) from large
-            parts.append(self._pruned(encoded, max_active_dims))
+            parts.append(prune(encoded.vectors, **rules))
             first += len(window)
             without_token += encoded.without_token
         if without_token:
@@ -76,10 +77,6 @@ class DocumentSide:
                 return self.encoder.encode(texts, progress)
             except BudgetLowered as lowered:
                 progress.restart(str(lowered))
-
-    def _pruned(self, encoded: Encoded, max_active_dims: int | None) -> SparseRows:
-        rows = SparseRows([""] * (len(encoded.indptr) - 1), encoded.indptr, encoded.token_ids, encoded.weights)
-        return prune(rows, **self._settings.rules | {"top_k": max_active_dims or self._settings.top_k})
 
 
 class _Progress:

@@ -17,7 +17,6 @@ from support.forked import Answer, command, start
 from support.run_contents import ROWS, VOLATILE, contents, documents, lasting, write
 
 from sparse_ingest.pruning import prune
-from sparse_ingest.records import SparseRows
 from sparse_ingest.runs.run import Run, SkippedRow, open_run
 from sparse_ingest.runs.shards import read_shard, store_weights, text_hash
 
@@ -72,8 +71,7 @@ def test_a_corpus_becomes_a_run(encode, tmp_path: Path, model: Path) -> None:
     for shard, first in enumerate(range(0, 20, 8)):
         rows = ROWS[first : first + 8]
         texts = [row["text"] for row in rows]
-        encoded = encoder.encode(texts)
-        expected, _ = store_weights(SparseRows([], encoded.indptr, encoded.token_ids, encoded.weights), "float16")
+        expected, _ = store_weights(encoder.encode(texts).vectors, "float16")
         (part,) = read_shard(run.shard_path(shard))
         assert part.rows.tolist() == list(range(first, first + len(rows)))
         assert list(part.vectors.doc_ids) == [row["_id"] for row in rows]
@@ -94,8 +92,7 @@ def test_pruning_is_done_and_part_of_the_identity(encode, tmp_path: Path, model:
     run = open_run(tmp_path / "run")
     identity = run.manifest.identity
     assert (identity["top_k"], identity["max_ratio"], identity["min_weight"]) == (6, 0.3, 0.2)
-    encoded = build_encoder(model).encode([row["text"] for row in ROWS[:8]])
-    vectors = SparseRows(["x"] * 8, encoded.indptr, encoded.token_ids, encoded.weights)
+    vectors = build_encoder(model).encode([row["text"] for row in ROWS[:8]]).vectors
     expected = prune(vectors, top_k=6, max_ratio=0.3, min_weight=0.2)
     (part,) = read_shard(run.shard_path(0))
     assert part.vectors.indptr.tolist() == expected.indptr.tolist()

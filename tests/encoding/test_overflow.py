@@ -48,8 +48,8 @@ def tokenizer_of(model: str, *, window_stride: int | None = None, **asked) -> To
 
 def rows_of(encoded) -> list[tuple[bytes, bytes]]:
     """Token ids and weights of each text, as bytes."""
-    ends = zip(encoded.indptr[:-1], encoded.indptr[1:], strict=True)
-    return [(encoded.token_ids[start:end].tobytes(), encoded.weights[start:end].tobytes()) for start, end in ends]
+    rows = (encoded.vectors.row(place) for place in range(len(encoded.vectors.doc_ids)))
+    return [(token_ids.tobytes(), weights.tobytes()) for token_ids, weights in rows]
 
 
 # Which tokens a window has
@@ -163,7 +163,7 @@ def test_windows_are_the_maximum_over_the_masked_lm_of_each(name: str, asked: di
     encoder = shared_encoder(models[name], **asked)
     encoded = encoder.encode_windows(encoder.cut(TEXTS))
     windows = 0
-    for text, (start, stop) in zip(TEXTS, zip(encoded.indptr[:-1], encoded.indptr[1:], strict=True), strict=True):
+    for place, text in enumerate(TEXTS):
         given = tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         # With RoBERTa the blank at the prompt's end is often part of the first word.
         places = sum(after <= len(before) for _, after in given["offset_mapping"])
@@ -179,7 +179,8 @@ def test_windows_are_the_maximum_over_the_masked_lm_of_each(name: str, asked: di
             if first + inner >= len(ids):
                 break
         found = np.zeros_like(expected)
-        found[encoded.token_ids[start:stop]] = encoded.weights[start:stop]
+        token_ids, weights = encoded.vectors.row(place)
+        found[token_ids] = weights
         np.testing.assert_allclose(found, expected, atol=1e-4)
     assert (encoded.windows_of.sum(), encoded.truncated_of.sum()) == (windows, 0) and windows > len(TEXTS) + 5
 
@@ -203,8 +204,8 @@ def test_a_document_may_lie_in_several_groups(group: str, models: dict[str, str]
     passages = list(encoder.encode_passages(encoder.cut(TEXTS)))
     monkeypatch.setattr(f"sparse_ingest.models.documents.{group}", 3 if group == "GROUP_WINDOWS" else 50)
     found = encoder.encode_windows(encoder.cut(TEXTS))
-    assert found.token_ids.tolist() == expected.token_ids.tolist()
-    np.testing.assert_allclose(found.weights, expected.weights, atol=1e-4)
+    assert found.vectors.token_ids.tolist() == expected.vectors.token_ids.tolist()
+    np.testing.assert_allclose(found.vectors.weights, expected.vectors.weights, atol=1e-4)
     assert (found.tokens, found.windows_of.tolist()) == (expected.tokens, expected.windows_of.tolist())
     again = list(encoder.encode_passages(encoder.cut(TEXTS)))
     assert [passage[:2] for passage in again] == [passage[:2] for passage in passages]
@@ -285,7 +286,7 @@ def test_a_document_becomes_its_passages(encode, tmp_path: Path, models: dict[st
         kept = {key: source[key] for key in ("title", "year") if key in source}
         assert all(fields == {**kept, "parent": source["_id"]} for fields in carried)
     assert list(found) == [key for row in range(len(ROWS)) for key in found if found[key][0] == row]
-    vectors = encoder.encode([ROWS[1]["title"] + " " + LONG])
+    vectors = encoder.encode([ROWS[1]["title"] + " " + LONG]).vectors
     assert list(found["long#0"][2]) == vectors.token_ids.tolist()
     for shard in run.done_shards():
         for part in read_shard(run.shard_path(shard)):

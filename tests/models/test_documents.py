@@ -27,9 +27,10 @@ MANY = [" ".join(text.split()[: 3 + place % 11]) for place in range(12) for text
 
 
 def dense(encoded, size: int) -> np.ndarray:
-    rows = np.zeros((len(encoded.indptr) - 1, size), dtype=np.float32)
-    for row, (start, end) in enumerate(zip(encoded.indptr[:-1], encoded.indptr[1:], strict=True)):
-        rows[row, encoded.token_ids[start:end]] = encoded.weights[start:end]
+    rows = np.zeros((len(encoded.vectors.doc_ids), size), dtype=np.float32)
+    for row in range(len(rows)):
+        token_ids, weights = encoded.vectors.row(row)
+        rows[row, token_ids] = weights
     return rows
 
 
@@ -71,7 +72,7 @@ def test_it_gives_what_sentence_transformers_gives(name: str, checkpoints: dict[
     differing = (found > 0) != (expected > 0)
     assert np.maximum(found, expected)[differing].max(initial=0) < 1e-5
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    assert all(encoded.indptr[1:] > encoded.indptr[:-1])
+    assert all(np.diff(encoded.vectors.indptr) > 0)
     prompted = [(reference.prompts["document"] or "") + text for text in TEXTS]
     lengths = [len(ids) for ids in reference.tokenizer(prompted)["input_ids"]]
     assert encoded.truncated_of.tolist() == [length > reference.max_seq_length for length in lengths]
@@ -99,7 +100,7 @@ def test_any_number_of_workers_gives_the_same_bytes(name: str, checkpoints: dict
     answers = []
     for workers in (1, 2, 3):
         encoder._maker.workers = workers
-        answers.append(encoder.encode(MANY))
+        answers.append(encoder.encode(MANY).vectors)
     for other in answers[1:]:
         for field in ("indptr", "token_ids", "weights"):
             assert getattr(other, field).tobytes() == getattr(answers[0], field).tobytes()
@@ -125,7 +126,7 @@ def test_progress_hears_of_every_document(plain: Path) -> None:
 
 def test_no_texts_give_no_rows(plain: Path) -> None:
     encoded = shared_encoder(plain).encode([])
-    assert encoded.indptr.tolist() == [0] and not len(encoded.weights)
+    assert encoded.vectors.indptr.tolist() == [0] and not len(encoded.vectors.weights)
 
 
 def test_the_second_logarithm_of_log1p_relu(plain: Path) -> None:
@@ -157,7 +158,7 @@ def test_a_text_without_any_token_gets_an_empty_row(own: Path) -> None:
     (own / "tokenizer.json").write_text(json.dumps({**content, "post_processor": None}))
     encoder = build_encoder(own)
     for texts in (["", "river stone", ""], [""]):
-        lengths = np.diff(encoder.encode(texts).indptr)
+        lengths = np.diff(encoder.encode(texts).vectors.indptr)
         assert [length > 0 for length in lengths] == [bool(text) for text in texts]
 
 

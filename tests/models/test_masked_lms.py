@@ -38,7 +38,7 @@ def own(bert: Path, tmp_path: Path) -> Path:
 
 
 def weights_of(folder: Path, **settings: Any) -> np.ndarray:
-    return build_encoder(folder, **settings).encode(TEXTS).weights
+    return build_encoder(folder, **settings).encode(TEXTS).vectors.weights
 
 
 class Dangerous:

@@ -84,8 +84,8 @@ def test_the_budget_is_halved_until_all_fits_and_stays_so(model: Path, name: str
     assert lowered and lowered == sorted(lowered, reverse=True) and encoder.batch_tokens == lowered[-1] <= 48
     # As if that had been the budget from the start.
     expected = build_encoder(model, batch_tokens=lowered[-1]).encode(TEXTS)
-    assert found.token_ids.tobytes() == expected.token_ids.tobytes()
-    assert found.weights.tobytes() == expected.weights.tobytes()
+    assert found.vectors.token_ids.tobytes() == expected.vectors.token_ids.tobytes()
+    assert found.vectors.weights.tobytes() == expected.vectors.weights.tobytes()
     encoder.encode(TEXTS)
 
 
@@ -133,7 +133,7 @@ def test_vectors_in_memory_are_those_of_the_smaller_budget_and_each_text_is_repo
     side, heard = DocumentSide(small(model, 40), Pipeline()), Recorder()
     found = side.encode(TEXTS, None, heard)
     expected = build_encoder(model, batch_tokens=side.encoder.batch_tokens).encode(TEXTS)
-    assert found.weights.tobytes() == expected.weights.tobytes() and side.encoder.batch_tokens < 96
+    assert found.weights.tobytes() == expected.vectors.weights.tobytes() and side.encoder.batch_tokens < 96
     assert heard.done == len(TEXTS) and "no memory for a batch" in heard.notes[0]
 
 
@@ -154,7 +154,7 @@ def test_a_limit_that_the_system_sets_is_survived(model: Path) -> None:
     lowered, found = answers.get(timeout=120)
     child.join()
     assert child.exitcode == 0 and lowered >= 1
-    assert found == [len(build_encoder(model).encode(MANY[:1]).token_ids)] * len(MANY)
+    assert found == [len(build_encoder(model).encode(MANY[:1]).vectors.token_ids)] * len(MANY)
 
 
 MANY = ["river stone lamp the of water bird cloud"] * 20_000
@@ -175,4 +175,4 @@ def _encode_within_a_limit(model: Path, answers: Any) -> None:
             break
         except BudgetLowered:
             lowered += 1
-    answers.put((lowered, np.diff(found.indptr).tolist()))
+    answers.put((lowered, np.diff(found.vectors.indptr).tolist()))

@@ -108,8 +108,8 @@ def test_a_model_that_would_give_something_else_packed_is_padded(
         encoder = build_encoder(model)
     assert not encoder._maker.body.packs and "computes padded documents" in caplog.text
     found = encoder.encode(["river stone", "lamp"])
-    assert found.token_ids.tolist() == expected.token_ids.tolist()
-    np.testing.assert_allclose(found.weights, expected.weights, atol=1e-4)
+    assert found.vectors.token_ids.tolist() == expected.vectors.token_ids.tolist()
+    np.testing.assert_allclose(found.vectors.weights, expected.vectors.weights, atol=1e-4)
 
 
 def test_a_model_that_mixes_padding_with_the_text_gives_each_document_what_it_gets_alone(tmp_path: Path) -> None:
@@ -164,8 +164,8 @@ def test_torch_itself_computes_where_the_operators_of_onednn_fail(
         assert not linear.is_faster(torch.float32)
     finally:
         linear.is_faster.cache_clear()
-    assert found.token_ids.tolist() == expected.token_ids.tolist()
-    np.testing.assert_allclose(found.weights, expected.weights, atol=1e-5)
+    assert found.vectors.token_ids.tolist() == expected.vectors.token_ids.tolist()
+    np.testing.assert_allclose(found.vectors.weights, expected.vectors.weights, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

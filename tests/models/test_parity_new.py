@@ -112,9 +112,8 @@ def assert_follows(folder: Path, texts: tuple[str, ...]) -> None:
     for row, text in enumerate(texts):
         token_ids = tokenizer([text])[0].token_ids.tolist()
         expected = logits(folder, token_ids).amax(0).relu().log1p().numpy()
-        start, end = encoded.indptr[row], encoded.indptr[row + 1]
-        found = np.zeros(len(expected))
-        found[encoded.token_ids[start:end]] = encoded.weights[start:end]
+        found, (ids, weights) = np.zeros(len(expected)), encoded.vectors.row(row)
+        found[ids] = weights
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -131,7 +130,7 @@ def test_separate_projections_follow_them_too(gte: dict[int, Path], tmp_path: Pa
 def test_scaling_changes_the_weights(gte: dict[int, Path], tmp_path: Path) -> None:
     """So that the tests above cannot pass where nobody scales."""
     weights = [
-        build_encoder(make_new(tmp_path / name, gte[0], rope_scaling=scaling)).encode(TEXTS).weights[:20]
+        build_encoder(make_new(tmp_path / name, gte[0], rope_scaling=scaling)).encode(TEXTS).vectors.weights[:20]
         for name, scaling in SCALINGS.items()
     ]
     for place, one in enumerate(weights):
@@ -190,4 +189,6 @@ def test_a_model_that_has_no_code_of_its_own_is_built_the_same(gte: dict[int, Pa
     config = json.loads((bare / "config.json").read_text())
     del config["auto_map"]
     (bare / "config.json").write_text(json.dumps(config))
-    assert np.array_equal(build_encoder(bare).encode(TEXTS).weights, build_encoder(folder).encode(TEXTS).weights)
+    assert np.array_equal(
+        build_encoder(bare).encode(TEXTS).vectors.weights, build_encoder(folder).encode(TEXTS).vectors.weights
+    )

@@ -31,9 +31,10 @@ def texts() -> list[str]:
 
 
 def rows(encoded, size: int) -> np.ndarray:
-    dense = np.zeros((len(encoded.indptr) - 1, size), dtype=np.float32)
-    for row, (start, end) in enumerate(zip(encoded.indptr[:-1], encoded.indptr[1:], strict=True)):
-        dense[row, encoded.token_ids[start:end]] = encoded.weights[start:end]
+    dense = np.zeros((len(encoded.vectors.doc_ids), size), dtype=np.float32)
+    for row in range(len(dense)):
+        token_ids, weights = encoded.vectors.row(row)
+        dense[row, token_ids] = weights
     return dense
 
 

@@ -15,6 +15,7 @@ from sparse_ingest.models.linear import has_amx, has_fast_bfloat16, has_vnni, ve
 from sparse_ingest.models.memory import DocumentTooLarge
 from sparse_ingest.models.precision import SAMPLE, candidates, choose_dtype
 from sparse_ingest.models.tokenizer import FirstWindow
+from sparse_ingest.records import SparseRows
 
 
 class Told:
@@ -28,7 +29,8 @@ class Told:
 
     def encode(self, texts) -> Encoded:
         ids, weights = np.array(list(self.row), np.int32), np.array(list(self.row.values()), np.float32)
-        return Encoded(np.array([0, len(ids)]), ids, weights, 1, 0, np.zeros(1, np.int64), np.ones(1, np.int64))
+        vectors = SparseRows([""], np.array([0, len(ids)]), ids, weights)
+        return Encoded(vectors, 1, 0, np.zeros(1, np.int64), np.ones(1, np.int64))
 
 
 FLOAT32 = {place: 1.0 for place in range(200)} | {500: 0.05}
@@ -116,8 +118,8 @@ def test_the_halves_are_measured_on_a_real_model(checkpoints: dict[str, str]) ->
 
 
 def test_bfloat16_computes_here(checkpoints: dict[str, str]) -> None:
-    expected = build_encoder(checkpoints["plain-bert"]).encode(TEXTS)
-    found = build_encoder(checkpoints["plain-bert"], dtype="bfloat16").encode(TEXTS)
+    expected = build_encoder(checkpoints["plain-bert"]).encode(TEXTS).vectors
+    found = build_encoder(checkpoints["plain-bert"], dtype="bfloat16").encode(TEXTS).vectors
     assert found.weights.dtype == np.float32
     assert abs(found.weights.sum() / expected.weights.sum() - 1) < 0.05
 

@@ -15,7 +15,6 @@ from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.models.linear import has_vnni
 from sparse_ingest.models.precision import SAMPLE, choose_dtype
-from sparse_ingest.records import SparseRows
 from sparse_ingest.searching.exact import QueryVector, search_exact
 
 CRANFIELD = Path(__file__).parents[3] / "shared" / "data" / "cranfield"
@@ -34,17 +33,16 @@ def documents() -> list[tuple[str, str]]:
 @pytest.fixture(scope="module")
 def queries() -> tuple[list[str], list[QueryVector]]:
     asked = list(read_queries(CRANFIELD))
-    encoded = build_encoder(PACKAGED).encode([query.text for query in asked])
-    pairs = zip(encoded.indptr[:-1], encoded.indptr[1:], strict=True)
-    vectors = [QueryVector(encoded.token_ids[a:b].astype(np.uint32), encoded.weights[a:b]) for a, b in pairs]
+    rows = build_encoder(PACKAGED).encode([query.text for query in asked]).vectors
+    pairs = (rows.row(place) for place in range(len(asked)))
+    vectors = [QueryVector(token_ids.astype(np.uint32), weights) for token_ids, weights in pairs]
     return [query.id for query in asked], vectors
 
 
 def figure(dtype: str, documents, queries) -> float:
     encoded = build_encoder(PACKAGED, dtype=dtype, max_length=256).encode([text for _, text in documents])
-    rows = SparseRows(
-        [doc_id for doc_id, _ in documents], encoded.indptr, encoded.token_ids.astype(np.uint32), encoded.weights
-    )
+    doc_ids, token_ids = [doc_id for doc_id, _ in documents], encoded.vectors.token_ids.astype(np.uint32)
+    rows = encoded.vectors._replace(doc_ids=doc_ids, token_ids=token_ids)
     names, vectors = queries
     hits = search_exact([rows], vectors, 10)
     ranking = {

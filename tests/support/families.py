@@ -154,9 +154,10 @@ def reference_of(folder: str) -> Any:
 
 
 def dense(encoded: Any, size: int) -> np.ndarray:
-    rows = np.zeros((len(encoded.indptr) - 1, size), dtype=np.float32)
-    for row, (start, end) in enumerate(zip(encoded.indptr[:-1], encoded.indptr[1:], strict=True)):
-        rows[row, encoded.token_ids[start:end]] = encoded.weights[start:end]
+    rows = np.zeros((len(encoded.vectors.doc_ids), size), dtype=np.float32)
+    for row in range(len(rows)):
+        token_ids, weights = encoded.vectors.row(row)
+        rows[row, token_ids] = weights
     return rows
 
 

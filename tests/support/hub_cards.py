@@ -161,9 +161,9 @@ def _document_encoder(pipeline: Pipeline) -> Any:
 
 def _by_token(encoder: Any, texts: list[str]) -> Iterator[QueryWeights]:
     for start in range(0, len(texts), BATCH):
-        encoded = encoder.encode(texts[start : start + BATCH])
-        for first, end in zip(encoded.indptr[:-1], encoded.indptr[1:], strict=True):
-            ids, weights = encoded.token_ids[first:end].tolist(), encoded.weights[first:end].tolist()
+        vectors = encoder.encode(texts[start : start + BATCH]).vectors
+        for place in range(len(vectors.doc_ids)):
+            ids, weights = (array.tolist() for array in vectors.row(place))
             yield {encoder.vocabulary[token_id]: weight for token_id, weight in zip(ids, weights, strict=True)}
 
 
