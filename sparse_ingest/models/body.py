@@ -24,7 +24,7 @@ from sparse_ingest.checkpoints.layouts import Checkpoint
 from sparse_ingest.errors import CheckpointError, first_line
 from sparse_ingest.models.linear import pack_linear_layers
 from sparse_ingest.models.masked_lms import build_masked_lm, without_report
-from sparse_ingest.models.packing import Packing, ordinal_positions, pack, positions_behind, register, to_device
+from sparse_ingest.models.packing import Packing, ordinal_positions, positions_behind, register, to_device
 from sparse_ingest.models.tokenizer import TokenIds
 
 # How far packed and unpacked hidden states may be apart, in shares of the largest one.
@@ -72,24 +72,24 @@ class Body:
 
     def hidden(self, token_ids: Sequence[TokenIds], padding_id: int) -> tuple[torch.Tensor, Packing]:
         """Return hidden states `[rows, hidden]` of a batch, and where in them each document is."""
+        packing = Packing(tuple(map(len, token_ids)), self.device)
         if self._positions is None:
-            return self._padded(token_ids, padding_id)
-        row, packing = pack(token_ids, self.device)
+            return self._padded(token_ids, packing, padding_id), packing
+        row = to_device(np.concatenate(token_ids).astype(np.int64), self.device).unsqueeze(0)
         positions = to_device(self._positions(token_ids), self.device).unsqueeze(0)
         return self._forward(row, position_ids=positions, packing=packing)[0], packing
 
-    def _padded(self, token_ids: Sequence[TokenIds], padding_id: int) -> tuple[torch.Tensor, Packing]:
-        packing = Packing(tuple(map(len, token_ids)), self.device)
+    def _padded(self, token_ids: Sequence[TokenIds], packing: Packing, padding_id: int) -> torch.Tensor:
         if len(packing.runs) > 1 and not self._masks:
             of_runs = (token_ids[run.document : run.document + run.documents] for run in packing.runs)
-            return torch.cat([self._padded(same, padding_id)[0] for same in of_runs]), packing
+            return torch.cat([self.hidden(same, padding_id)[0] for same in of_runs])
         rows = [torch.from_numpy(ids).long() for ids in token_ids]
         inputs = pad_sequence(rows, batch_first=True, padding_value=padding_id).to(self.device)
         if len(packing.runs) == 1:
-            return self._forward(inputs).flatten(0, 1), packing
+            return self._forward(inputs).flatten(0, 1)
         inside = torch.arange(inputs.shape[1]) < torch.tensor(packing.lengths).unsqueeze(1)
         hidden = self._forward(inputs, attention_mask=inside.to(self.device, torch.int64))
-        return hidden.flatten(0, 1)[torch.nonzero(inside.flatten()).squeeze(1).to(self.device)], packing
+        return hidden.flatten(0, 1)[torch.nonzero(inside.flatten()).squeeze(1).to(self.device)]
 
     def _forward(self, inputs: torch.Tensor, **given: Any) -> torch.Tensor:
         hidden: torch.Tensor = self._model(input_ids=inputs, **given).logits

@@ -107,13 +107,6 @@ def positions_behind(padding_id: int, token_ids: Sequence[TokenIds]) -> npt.NDAr
     return np.concatenate([np.cumsum(one) * one for one in counted]) + padding_id
 
 
-def pack(token_ids: Sequence[TokenIds], device: torch.device) -> tuple[torch.Tensor, Packing]:
-    """Return all tokens in one row, `[1, rows]`, and where each document is."""
-    row = np.concatenate(token_ids).astype(np.int64)
-    packing = Packing(tuple(len(ids) for ids in token_ids), device)
-    return to_device(row, device).unsqueeze(0), packing
-
-
 def to_device(array: npt.NDArray[np.integer], device: torch.device) -> torch.Tensor:
     """Copy an array to the device. The host does not wait for a GPU, as it would with ordinary memory."""
     tensor = torch.from_numpy(array)
