@@ -1,9 +1,9 @@
-"""Documents packed one after another, without padding: their token ids, their positions, and attention within each.
+"""Documents packed one after another, without padding: where each is, its positions, and attention within each.
 
-In: token ids of a batch. Out: one row of all tokens for the linear layers, and an attention function that transformers
-calls in place of its own, in which a token sees its own document only. On a GPU in half precision all documents are one
-call of torch's variable-length attention; otherwise each run of documents of one length is one call of the usual
-attention. Models with attention of their own are padded (body.py).
+In: lengths and token ids of a batch. Out: places and positions of the tokens in one row, and an attention function that
+transformers calls in place of its own, in which a token sees its own document only. On a GPU in half precision all
+documents are one call of torch's variable-length attention; otherwise each run of documents of one length is one call
+of the usual attention. Models with attention of their own are padded (body.py).
 """
 
 from __future__ import annotations

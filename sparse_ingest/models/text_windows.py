@@ -59,7 +59,7 @@ class DocumentSide:
         for window in list(in_batches(texts, WINDOW_TEXTS, WINDOW_CHARACTERS)) or [[]]:
             try:
                 with self._lock:
-                    encoded = self._encode(window, _Progress(reporter))
+                    encoded = self._encode(window, reporter)
             except DocumentTooLarge as large:
                 raise DocumentTooLarge(first + large.text, large.tokens, str(self.encoder.device)) from large
             parts.append(prune(encoded.vectors, **rules))
@@ -69,35 +69,27 @@ class DocumentSide:
             reporter.note(f"{without_token:,} weights are on ids without a token string and were omitted.")
         return replace(SparseVectors.from_rows(SparseRows.joined(parts), self.encoder.vocabulary), doc_ids=None)
 
-    def _encode(self, texts: Sequence[str], progress: _Progress) -> Encoded:
+    def _encode(self, texts: Sequence[str], reporter: Reporter) -> Encoded:
+        """Encode a window. What is encoded again, in smaller batches, is reported once."""
+        done = reported = 0
+
+        def progress(documents: int, tokens: int) -> None:
+            nonlocal done, reported
+            refuse_if_stopped(reporter)
+            done += documents
+            new = max(0, done - reported)
+            reported += new
+            if new or not documents:
+                reporter.advance(new, tokens=tokens)
+
         while True:
             try:
                 if self._settings.overflow == "windows":
                     return self.encoder.encode_windows(self.encoder.cut(texts), progress)
                 return self.encoder.encode(texts, progress)
             except BudgetLowered as lowered:
-                progress.restart(str(lowered))
-
-
-class _Progress:
-    """The progress of one window; what is encoded again is reported once."""
-
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
-        self._done = self._reported = 0
-
-    def __call__(self, documents: int, tokens: int) -> None:
-        refuse_if_stopped(self._reporter)
-        self._done += documents
-        new = max(0, self._done - self._reported)
-        self._reported += new
-        if new or not documents:
-            self._reporter.advance(new, tokens=tokens)
-
-    def restart(self, reason: str) -> None:
-        """Begin the window again."""
-        self._reporter.note(reason)
-        self._done = 0
+                reporter.note(str(lowered))
+                done = 0
 
 
 def checked_texts(texts: str | Iterable[str]) -> list[str]:
