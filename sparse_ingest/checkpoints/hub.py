@@ -25,6 +25,17 @@ CODE = "*.py"
 CARD = "README.md"
 # Copies of the model for other runtimes, and what training left behind: gigabytes that are never read.
 IGNORED = ["onnx/*", "openvino/*", "coreml/*", "runs/*", "checkpoint-*/*", "*/checkpoint-*/*", "original/*"]
+# The first class that an error has decides: a gated model is a repository that is not found, too.
+MESSAGES = {
+    "GatedRepoError": "The model {name} is gated, and {token}: accept its conditions on its page on the hub, set "
+    "HF_TOKEN to a token of that account, then try again.",
+    "RepositoryNotFoundError": "No model {name!r}: looked for a folder of that name here, and for a model of that name "
+    "on the hub {hub}, where {token}. Mend the name; for a private model set HF_TOKEN to a token that may read it.",
+    "RevisionNotFoundError": "The model {name} has no revision {revision!r} on the hub: looked for a branch, a tag and "
+    "a commit of that name. Mend [model] revision, or leave it out for the newest.",
+    "HFValidationError": "{name!r} is no model of the hub ({reason}). Give a folder, package:NAME/PATH, or a hub id "
+    "(owner/name).",
+}
 LINE_EVERY_S = 30.0
 BARS_AFTER_S = 1.0
 
@@ -103,29 +114,12 @@ def _sentence(name: str, revision: str | None, error: Exception) -> str:
     from huggingface_hub import constants, errors
 
     at = f" at revision {revision!r}" if revision else ""
-    if isinstance(error, errors.GatedRepoError):
-        return (
-            f"The model {name} is gated, and {_token_in_words()}: accept its conditions on its page on the hub, set "
-            "HF_TOKEN to a token of that account, then try again."
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return (
-            f"No model {name!r}: looked for a folder of that name here, and for a model of that name on the hub "
-            f"{constants.ENDPOINT}, where {_token_in_words()}. Mend the name; for a private model set HF_TOKEN to a "
-            "token that may read it."
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return (
-            f"The model {name} has no revision {revision!r} on the hub: looked for a branch, a tag and a commit of "
-            "that name. Mend [model] revision, or leave it out for the newest."
-        )
     if isinstance(error, errors.LocalEntryNotFoundError):
         return _out_of_reach(name, at, error)
-    if isinstance(error, errors.HFValidationError):
-        return (
-            f"{name!r} is no model of the hub ({first_line(error)}). "
-            "Give a folder, package:NAME/PATH, or a hub id (owner/name)."
-        )
+    known = {"name": name, "revision": revision, "hub": constants.ENDPOINT, "token": _token_in_words()}
+    for kind, message in MESSAGES.items():
+        if isinstance(error, getattr(errors, kind)):
+            return message.format(**known, reason=first_line(error))
     if getattr(getattr(error, "response", None), "status_code", None) == 401:
         return (
             f"The hub {constants.ENDPOINT} refuses the token that was sent for the model {name}. Set HF_TOKEN to one "
