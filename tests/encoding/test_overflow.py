@@ -286,7 +286,7 @@ def test_a_document_becomes_its_passages(encode, tmp_path: Path, models: dict[st
         kept = {key: source[key] for key in ("title", "year") if key in source}
         assert all(fields == {**kept, "parent": source["_id"]} for fields in carried)
     assert list(found) == [key for row in range(len(ROWS)) for key in found if found[key][0] == row]
-    vectors = encoder.encode([ROWS[1]["title"] + " " + LONG])
+    vectors = encoder.encode([ROWS[1]["title"] + " " + LONG]).vectors
     assert list(found["long#0"][2]) == vectors.token_ids.tolist()
     for shard in run.done_shards():
         for part in read_shard(run.shard_path(shard)):
