@@ -27,6 +27,7 @@ from sparse_ingest.checkpoints.modules import (
 from sparse_ingest.errors import CheckpointError
 
 TABLE_ALONE = "weight table alone, no model"
+PLAIN = "masked LM, plain layout"
 # Checkpoints of this type come with remote code, but transformers has the same architecture under the name `gte`.
 BUILT_AS_GTE = "new"
 # The first wins where a folder has both: OpenSearch's models ship one table in both forms.
@@ -270,12 +271,15 @@ def _read_masked_lm_and_table(folder: Path, modules: list[Module]) -> Sides | No
 
 
 def _read_table(folder: Path, modules: list[Module]) -> Sides | None:
-    """Declare what OpenSearch's own cards and analyzers compute: special tokens weigh 0, unlisted tokens 1.0."""
+    """Declare what OpenSearch's own cards and analyzers compute: special tokens weigh 0, unlisted tokens 1.0.
+
+    No file of this layout states the activation, and OpenSearch's models differ: `None` makes settings.py ask for it.
+    """
     weights = next((folder / name for name in TABLE_FILES if (folder / name).is_file()), None)
     if modules or weights is None:
         return None
     query = WeightTableSide(folder, weights, {"query_special_tokens": "zero", "missing_idf_weight": 1.0})
-    return MaskedLMSide(folder, {"document_special_tokens": "zero"}), query
+    return MaskedLMSide(folder, {"document_special_tokens": "zero", "activation": None}), query
 
 
 # Tried in this order. Each function receives the folder and the modules of its modules.json, which may be none, and
@@ -284,6 +288,6 @@ FAMILIES: dict[str, Callable[[Path, list[Module]], Sides | None]] = {
     "symmetric SPLADE, sentence-transformers layout": _read_symmetric,
     "Router with a separate query side": _read_router,
     "masked LM with idf.json, plain layout": _read_masked_lm_and_table,
-    "masked LM, plain layout": _read_masked_lm,
+    PLAIN: _read_masked_lm,
     TABLE_ALONE: _read_table,
 }

@@ -133,6 +133,12 @@ def _lm_values(asked: ModelSettings, checkpoint: Checkpoint, folder: Path, decla
         # A checkpoint may declare 514 where 512 can be computed: its library would fail on the first long text.
         length = min(length, positions)
     values = _filled(asked, {**declared, "max_length": length}, DOCUMENT_SETTINGS)
+    if values["activation"] is None:
+        raise CheckpointError(
+            f"{checkpoint.name}: no file states the activation of this masked LM with idf.json. OpenSearch's doc-v1 "
+            "and doc-v2 models use log1p(relu), doc-v3 models log1p(log1p(relu)); the wrong one gives wrong weights. "
+            'Set [model] activation = "relu" or "log1p_relu", as the model card says (--set model.activation=relu).'
+        )
     if values["activation"] not in ("relu", "log1p_relu") or values["pooling"] != "max":
         raise CheckpointError(
             f"{checkpoint.name} asks for activation {values['activation']!r} and pooling {values['pooling']!r}; "

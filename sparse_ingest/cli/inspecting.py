@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import click
 
 from sparse_ingest.cli.options import json_option, model_argument_options, print_report
+from sparse_ingest.errors import SparseIngestError
 from sparse_ingest.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from sparse_ingest.checkpoints.inspect import Inspection, Side
 
-ACTIVATIONS = {"relu": "log1p(relu)", "log1p_relu": "log1p(log1p(relu))"}
+ACTIVATIONS = {"relu": "log1p(relu)", "log1p_relu": "log1p(log1p(relu))", "": "not stated"}
+TEXTS = ["Yeast makes dough rise.", "The river carries sand to the sea.", "How to catch an exception in Python"]
 
 
 @click.command()
@@ -23,13 +26,31 @@ ACTIVATIONS = {"relu": "log1p(relu)", "log1p_relu": "log1p(log1p(relu))"}
 def inspect(as_json: bool, pipeline: Pipeline) -> None:
     """Show what MODEL is: family, parts, activation, limits, vocabulary, licence; and what will matter later.
 
-    MODEL is a hub id, a folder, or package:NAME/PATH. No weight is loaded, and no code of the model runs. Pin a
+    MODEL is a hub id, a folder, or package:NAME/PATH. No code of the model runs. Weights are loaded only for a plain
+    masked LM, of which no file states whether it was trained for sparse vectors: a few texts are encoded to see. Pin a
     revision with --set model.revision=REVISION.
     """
     from sparse_ingest.checkpoints.inspect import inspect_model
 
     found = inspect_model(pipeline.model)
+    if warning := _tried(found, pipeline):
+        found.warnings.append(warning)
     print_report(as_json, asdict(found), _lines(found))
+
+
+def _tried(found: Inspection, pipeline: Pipeline) -> str | None:
+    """Encode a few texts with a plain masked LM, if torch is installed, and return what is odd about the vectors."""
+    from sparse_ingest.checkpoints.inspect import dense_warning
+    from sparse_ingest.checkpoints.layouts import PLAIN
+    from sparse_ingest.models.encoder import SparseEncoder
+
+    side = found.document
+    if side is None or side.family != PLAIN or side.remote_code or not find_spec("torch"):
+        return None
+    try:
+        return dense_warning(SparseEncoder(pipeline.model, device="cpu").encode_document(TEXTS).to_rows())
+    except SparseIngestError as error:
+        return f"{side.model} could not be tried on texts: {error}"
 
 
 def _lines(found: Inspection) -> Iterator[str]:

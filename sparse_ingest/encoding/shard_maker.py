@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from operator import call
 from pathlib import Path
@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from sparse_ingest.checkpoints.inspect import dense_warning
 from sparse_ingest.corpora.documents import MAX_ID_BYTES, shown
 from sparse_ingest.corpora.sources import Cursor, bad_document
 from sparse_ingest.encoding.counts import OF_ROWS, Counts
@@ -117,6 +118,7 @@ class ShardMaker:
     stages: Stages
     old: OldVectors | None = None
     copies_folder: Path | None = None
+    _judged: Event = field(default_factory=Event)  # set when the model's first vectors were looked at
 
     def parts(self, cursor: Cursor, shard_rows: int, counts: Counts) -> Generator[ShardPart, None, None]:
         """The row groups of the shard at the cursor's position, which stands behind it when all have been given.
@@ -322,6 +324,10 @@ class ShardMaker:
     def _stored(self, vectors: SparseRows) -> tuple[SparseRows, npt.NDArray[np.int64]]:
         """The vectors as the run keeps them, pruned, in the type of its weights; and the underflow of each."""
         settings = self.settings
+        if not self._judged.is_set():
+            self._judged.set()
+            if warning := dense_warning(vectors):
+                self.reporter.warn(warning)
         vectors = prune(vectors, **settings.rules)
         try:
             stored = store_weights(vectors, settings.weights)

@@ -1,8 +1,9 @@
-"""`inspect`: what a model is, and what of it will matter later, without torch and without its weights."""
+"""`inspect`: what a model is, and what of it will matter later."""
 
 from __future__ import annotations
 
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from support import checkpoints as made_checkpoints
+from support.checkpoints import make_dense_lm
 from support.forked import command
 from support.tables import write_table
 
@@ -281,9 +283,24 @@ def test_no_model_is_named_by_nobody() -> None:
 
 def test_torch_is_not_needed() -> None:
     program = (
-        "import sys; from sparse_ingest.cli.main import cli; cli.main(['inspect', sys.argv[1]], standalone_mode=False);"
-        "assert not {'torch', 'transformers', 'safetensors', 'opensearchpy'} & set(sys.modules)"
+        "import sys; sys.modules['torch'] = None; "
+        "from sparse_ingest.cli.main import cli; cli.main(['inspect', sys.argv[1]], standalone_mode=False); "
+        "assert not {'transformers', 'safetensors', 'opensearchpy'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program, CLEAN], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "4,416,698 parameters" in done.stdout
+
+
+def test_a_masked_lm_that_was_not_trained_for_sparse_vectors_is_reported(tmp_path: Path) -> None:
+    """By `inspect`, which tries it on a few texts, and by `encode` at its first batch; a SPLADE model is not."""
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"_id": "1", "text": "the river"}\n{"_id": "2", "text": "a lamp"}\n')
+    dense = make_dense_lm(tmp_path / "dense", terms=3000)
+    for model, reported in ((dense, True), (CLEAN, False)):
+        looked_at = command("inspect", model)
+        encoded = command("encode", "--model", model, "--corpus", corpus, "--out", tmp_path / f"run-{reported}")
+        assert (looked_at.code, encoded.code) == (0, 0), looked_at.err + encoded.err
+        for shown in (looked_at.out, encoded.err):
+            assert bool(re.search(r"[23],\d\d\d terms per document", shown)) is reported
+            assert ("Is this a SPLADE model?" in shown) is reported

@@ -143,7 +143,7 @@ def test_architectures_that_are_no_list_name_no_masked_lm(tmp_path: Path) -> Non
 def test_a_masked_lm_with_a_table_beside_it(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(str(make(tmp_path, {**PLAIN, "idf.json": {"a": 1.0}})))
     assert checkpoint.family == "masked LM with idf.json, plain layout"
-    assert checkpoint.declared == {"document_special_tokens": "zero"}
+    assert checkpoint.declared == {"document_special_tokens": "zero", "activation": None}
     declared = {"query_special_tokens": "zero", "missing_idf_weight": 1.0}
     assert checkpoint.query == WeightTableSide(tmp_path, tmp_path / "idf.json", declared)
 

@@ -113,11 +113,21 @@ def of_queries(folder: Path, **asked):
 def test_a_table_of_the_library_keeps_special_tokens_and_one_of_opensearch_does_not(tmp_path: Path) -> None:
     for files, special, missing in ((ROUTER, "keep", 0.0), ({**PLAIN, "idf.json": {"a": 1.0}}, "zero", 1.0)):
         folder = make(tmp_path / special, files)
-        for settings in (of_queries(folder), resolve_settings(ModelSettings(), read_checkpoint(str(folder)))):
+        for settings in (of_queries(folder), resolved(folder, activation="relu")):
             assert (settings.query_special_tokens, settings.missing_idf_weight) == (special, missing)
-        assert resolved(folder).document_special_tokens == special
+        assert resolved(folder, activation="relu").document_special_tokens == special
         asked = of_queries(folder, query_special_tokens="keep", missing_idf_weight=0.5, query_prompt="p")
         assert (asked.query_special_tokens, asked.missing_idf_weight, asked.query_prompt) == ("keep", 0.5, "p")
+
+
+def test_an_activation_that_no_file_states_is_asked_for(tmp_path: Path) -> None:
+    """OpenSearch's models with idf.json have one logarithm or two; queries of the table need to know of neither."""
+    folder = make(tmp_path, {**PLAIN, "idf.json": {"a": 1.0}})
+    with pytest.raises(CheckpointError, match='no file states the activation.*"relu" or "log1p_relu"') as refused:
+        resolved(folder)
+    assert str(folder) in str(refused.value)
+    assert of_queries(folder).activation is None
+    assert resolved(folder, activation="log1p_relu").activation == "log1p_relu"
 
 
 def test_a_table_is_cut_where_its_own_tokenizer_says(tmp_path: Path) -> None:

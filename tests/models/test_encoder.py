@@ -129,7 +129,7 @@ def test_decode_has_the_shapes_of_sentence_transformers(plain: str) -> None:
 
 def test_an_opensearch_checkpoint_gives_what_its_own_sides_give(inference_free: str) -> None:
     """sentence-transformers reads no idf.json; test_parity.py compares both sides with the formula of its cards."""
-    encoder = shared(inference_free)
+    encoder = SparseEncoder(ModelSettings(document=inference_free, activation="relu"))
     table = query_encoder(ModelSettings(document=inference_free))
     assert encoder.encode_query(QUERIES).to_dicts() == table.encode(QUERIES)
     vectors = encoder.encode_document(TEXTS)

@@ -157,6 +157,22 @@ def make_tokenizer(architecture: str, *, cased: bool = False, model_max_length: 
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **limit)
 
 
+def make_dense_lm(folder: Path, *, terms: int) -> Path:
+    """A masked LM that gives every document more than `terms` terms, as one does that was only pretrained."""
+    import torch
+    import transformers
+
+    make_masked_lm(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"word{number}" for number in range(terms)])
+    tokenizer.save_pretrained(folder)
+    model = transformers.AutoModelForMaskedLM.from_pretrained(folder)
+    model.resize_token_embeddings(len(tokenizer))
+    torch.nn.init.constant_(model.get_output_embeddings().bias, 9.0)
+    model.save_pretrained(folder)
+    return folder
+
+
 def make_new(
     folder: Path, gte: Path, *, packed: bool = True, rope_scaling: Mapping[str, Any] | None = None, **changed: Any
 ) -> Path:
