@@ -33,6 +33,7 @@ def option(
     metavar: str | None = None,
     flags: str = "",
     env: str = "",
+    commas: bool = False,
 ) -> T:
     """Declare a setting: its default, the values it may have, and its help text on the command line.
 
@@ -42,8 +43,9 @@ def option(
         metavar: what the help shows for the value.
         flags: the names on the command line, such as "-k --size"; "" for that of the setting.
         env: the environment variable that gives the option, if there is one.
+        commas: on the command line, `a,b` equals the option given twice.
     """
-    metadata = {"help": help, "range": range, "metavar": metavar, "flags": flags, "env": env}
+    metadata = {"help": help, "range": range, "metavar": metavar, "flags": flags, "env": env, "commas": commas}
     found: T = field(default=default, metadata=metadata)
     return found
 

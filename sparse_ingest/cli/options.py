@@ -91,6 +91,10 @@ def _option_of(entry: Field[Any], hint: Any, given: click.ParamType[Any] | None)
         settings |= {"is_flag": True, "default": entry.default}
     elif kind is tuple and entry.default is not None:
         settings["multiple"] = True
+        if entry.metadata["commas"]:
+            settings["callback"] = lambda _context, _option, given: tuple(
+                name for text in given for name in text.split(",")
+            )
     elif kind is Literal:
         settings["type"] = click.Choice(choices)
     elif kind is float:
