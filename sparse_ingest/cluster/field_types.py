@@ -159,8 +159,9 @@ class Values:
             return None
         if self.kinds == {"long", "double"}:
             return f"{self._inexact} is not exact as a double"
+        if self.odd == "" and not self._any_word:
+            others = sorted(self.kinds - {"keyword"})
+            return f"'' is no {' or '.join(others)}" if others else None
         if self._any_word or not self.kinds <= {"long", "double", "keyword"}:
             return f"it has values of several kinds ({', '.join(sorted(self.kinds))})"
-        if self.odd == "":
-            return None if self.kinds == {"keyword"} else "'' is no number"
         return f"{self.odd!r} is {'not how that number is printed' if isinstance(self.odd, str) else 'over 64 bits'}"
