@@ -52,7 +52,9 @@ def fits(value: str | float, entry: Mapping[str, Any]) -> bool:
         return "format" in entry or _is_date(value)
     if kind not in _INTEGERS and kind not in _FLOATS:
         return True
-    if isinstance(value, bool) or (isinstance(value, str) and len(value) > _LONGEST):
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, str) and (len(value) > _LONGEST or entry.get("coerce", True) in (False, "false")):
         return False
     return _fits_number(value, kind)
 

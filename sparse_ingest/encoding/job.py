@@ -64,7 +64,7 @@ class _Job:
         self.checkpoint, self.pipeline = resolve(pipeline)
         self.model, self.settings = self.pipeline.model, self.pipeline.encode
         reuse = place_of(options.reuse) if options.reuse else None
-        refuse_clashes(corpus, self.pipeline, reuse=reuse, copies=options.dedup_text != "off", out=out)
+        refuse_clashes(corpus, self.settings, reuse=reuse, copies=options.dedup_text != "off", out=out)
         self.old = open_run(reuse) if reuse else None
         self._encoder: DocumentEncoder | None = None  # that of the last candidate for `auto`
         self.run = self._open(out)

@@ -15,8 +15,8 @@ from sparse_ingest.checkpoints.settings import document_identity, resolve_pipeli
 from sparse_ingest.corpora.sources import Corpus
 from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.errors import MissingExtraError, PipelineError, UsageError
-from sparse_ingest.pipeline import Pipeline, refuse_lone_stride
-from sparse_ingest.records import PARENT, field_path, is_within
+from sparse_ingest.pipeline import EncodeSettings, Pipeline, refuse_lone_stride
+from sparse_ingest.records import PARENT
 from sparse_ingest.runs.manifest import identity_of
 from sparse_ingest.storage.places import Place
 
@@ -36,15 +36,9 @@ def resolve(pipeline: Pipeline) -> tuple[Checkpoint, Pipeline]:
     return checkpoint, resolve_pipeline(pipeline, checkpoint)
 
 
-def refuse_clashes(corpus: Corpus, pipeline: Pipeline, *, reuse: Place | None, copies: bool, out: Place) -> None:
-    """Refuse what the sparse field, passages and copied vectors do not go with."""
-    passages, sparse = pipeline.encode.overflow == "passages", pipeline.index.field
-    for name in corpus.fields.keep:
-        if is_within(field_path(name), sparse):
-            raise UsageError(
-                f"--keep {name}: {sparse!r} is the sparse field of the index. Give that another name, such as --set "
-                f"index.field=vector (and load --field vector), or leave out --keep {name}."
-            )
+def refuse_clashes(corpus: Corpus, settings: EncodeSettings, *, reuse: Place | None, copies: bool, out: Place) -> None:
+    """Refuse what passages and copied vectors do not go with."""
+    passages = settings.overflow == "passages"
     if passages and PARENT in corpus.fields.keep:
         raise UsageError(
             f'--keep {PARENT}: with overflow = "passages" the field "{PARENT}" names the document of each passage. '

@@ -140,6 +140,19 @@ def test_a_type_takes_the_values_that_the_server_takes_and_does_not_change(clien
     assert wrong == []
 
 
+@pytest.mark.parametrize(
+    ("value", "also", "taken"),
+    [("5", {"coerce": False}, False), (5, {"coerce": False}, True), ("x", {"ignore_malformed": True}, True)],
+)
+def test_settings_of_a_field_count(
+    client: Client, index_name: str, value: str | int, also: dict[str, bool], taken: bool
+) -> None:
+    entry = {"type": "long"} | also
+    client.call("PUT", f"/{index_name}", {"mappings": {"properties": {"a": entry}}})
+    answer = client.call("POST", f"/{index_name}/_bulk", f'{{"create":{{}}}}\n{json.dumps({"a": value})}\n'.encode())
+    assert fits(value, entry) == (not answer["errors"]) == taken
+
+
 NAMES = ["_id", "_index", "_source", "_routing", "_seq_no", "_version", "_field_names", "_ignored", "_nested_path",
          "_feature", "_data_stream_timestamp", "_type", "_foo", "_size", "", " ", "\t", ".", "..", "a.", "a..b", ".x",
          "y.", "a. b", "a. .b", " a", "a ", "a*", "a,b", "é", "x" * 49_999, "x" * 50_001, "a.\u3000", "a.\u2028",
