@@ -209,13 +209,13 @@ def _notes(new: Mapping[str, str], seen: Mapping[str, Values], refused: Mapping[
     empty = [path for path in new if not seen[path].kinds]
     unmapped = [f"{path} (it has {what})" for path, what in refused.items()]
     lines = (
-        (found, "Kept fields are mapped, so searches can filter by them: {}. Another type is given with --map."),
-        (reasons, "Kept as keywords: {}. If one is a number all the same, give --map FIELD=double."),
+        (found, "Kept fields are mapped, so searches can filter by them: {}. Pass --map for another type."),
+        (reasons, "Kept as keywords: {}. If one is a number, pass --map FIELD=double."),
         (long, f"Values longer than a keyword may be (ignore_above, {MAX_KEYWORD} characters where a load set it), so "
-               "no filter finds a document by them: {}. To search their words, give --map FIELD=text."),
-        (finer, "Times finer than milliseconds, which a date does not keep: {}. _source has them whole."),
+               "no filter finds a document by them: {}. To search their words, pass --map FIELD=text."),
+        (finer, "Dates keep milliseconds; what is finer is in _source only: {}."),
         (empty, "No document has a value of: {}. Check the names given to encode --keep."),
-        (unmapped, "Not mapped, so no search can filter by it: {}."),
+        (unmapped, "Not mapped, so no search can filter by them: {}."),
     )  # fmt: skip
     return [line.format(_listed(names)) for names, line in lines if names]
 

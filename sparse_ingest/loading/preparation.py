@@ -119,7 +119,7 @@ class _Pruned:
             yield part._replace(vectors=vectors)
 
     def notes(self) -> list[str]:
-        """Return what is to say of the documents that lost their last term, after all were read."""
+        """Return a note on the documents that lost their last term. All parts must have been read."""
         what = f"Pruning leaves {self.emptied} documents without a term; no sparse query finds them."
         return [what] if self.emptied else []
 
