@@ -14,6 +14,7 @@ import tomllib
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import field as made_of
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -23,6 +24,7 @@ T = TypeVar("T")
 SpecialTokens = Literal["keep", "zero"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int8-bfloat16"]
 EngineName = Literal["exact", "two-phase", "seismic"]
+FieldType = Literal["keyword", "text", "integer", "long", "float", "double", "boolean", "date"]
 
 
 def option(
@@ -33,6 +35,7 @@ def option(
     metavar: str | None = None,
     flags: str = "",
     env: str = "",
+    commas: bool = False,
 ) -> T:
     """Declare a setting: its default, the values it may have, and its help text on the command line.
 
@@ -42,8 +45,9 @@ def option(
         metavar: what the help shows for the value.
         flags: the names on the command line, such as "-k --size"; "" for that of the setting.
         env: the environment variable that gives the option, if there is one.
+        commas: on the command line, `a,b` equals the option given twice.
     """
-    metadata = {"help": help, "range": range, "metavar": metavar, "flags": flags, "env": env}
+    metadata = {"help": help, "range": range, "metavar": metavar, "flags": flags, "env": env, "commas": commas}
     found: T = field(default=default, metadata=metadata)
     return found
 
@@ -98,12 +102,16 @@ class EncodeSettings(Pruning):
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """What the index looks like. `body` is a packaged name or a path; None: the one that fits `kind`."""
+    """What the index looks like. `body` is a packaged name or a path; None: the one that fits `kind`.
+
+    `fields` has the types of kept fields, by dotted path; others are found when a run is loaded.
+    """
 
     field: str = "sparse"
     kind: Literal["rank_features", "sparse_vector"] = "rank_features"
     body: str | None = None
     source: Literal["exclude", "keep"] = "exclude"
+    fields: dict[str, FieldType] = made_of(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -303,14 +311,27 @@ def _as_kind(value: object, kind: Any) -> object:
     elif get_origin(kind) is tuple:
         fits = isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
         return tuple(value) if fits else None  # type: ignore[arg-type]
+    elif get_args(kind) == (str, FieldType):
+        value = _dotted(value) if isinstance(value, dict) else {"": value}
+        fits = all(name and each in get_args(FieldType) for name, each in value.items())
     else:
         fits = isinstance(value, get_origin(kind) or kind)
     return value if fits else None
 
 
+def _dotted(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """The keys of inner tables with those around them: TOML reads `a.b = 1` as a table in a table."""
+    flat: dict[str, object] = {}
+    for name, value in table.items():
+        flat |= _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
 def _in_words(choice: Any) -> str:
     if get_origin(choice) is Literal:
         return " or ".join(repr(word) for word in get_args(choice))
+    if get_args(choice) == (str, FieldType):
+        return f"a table from names to {', '.join(get_args(FieldType))}"
     words = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", dict: "a table",
              tuple: "a list of strings"}  # fmt: skip
     kind = get_origin(choice) or choice

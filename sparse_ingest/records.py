@@ -15,6 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 PARENT = "parent"  # the field of a passage that names its document
+MAX_NAME = 50_000  # characters of a field's name
+MAX_LEVELS = 20  # of lists in lists, and of mapped objects in objects: index.mapping.depth.limit
+# Names that OpenSearch keeps for itself at the top of a document (3.6.0); others may begin with an underscore.
+METADATA = frozenset(
+    "_data_stream_timestamp _feature _field_names _id _ignored _index _nested_path _routing _seq_no _source "
+    "_version".split()
+)
 S = TypeVar("S", bound=Sized)
 T = TypeVar("T")
 
@@ -125,6 +132,35 @@ class TermShare(NamedTuple):
     query_weight: float
     document_weight: float
     contribution: float
+
+
+def field_path(name: str) -> str:
+    """The path by which OpenSearch knows a field: dots at the end of its name do not count."""
+    return name.rstrip(".")
+
+
+def is_within(path: str, other: str) -> bool:
+    """Whether a field is another one or inside it."""
+    return path == other or path.startswith(f"{other}.")
+
+
+def refused_name(name: str, *, inner: bool = False) -> str | None:
+    """Why OpenSearch refuses a document with a field of this name, None if it does not; tried on 3.6.0.
+
+    Args:
+        inner: The field is in an object that the index maps.
+    """
+    if not name:
+        return "an empty name"
+    if name in METADATA and not inner:
+        return "a metadata field"
+    if len(name) > MAX_NAME:
+        return f"longer than {MAX_NAME:,} characters"
+    if "." not in name:
+        return None
+    # Blank as Java has it, which lacks four characters of Python's. A name without dots may be blank.
+    blank = (all(c.isspace() and c not in "\x85\xa0\u2007\u202f" for c in part) for part in field_path(name).split("."))
+    return "nothing between or before its dots" if any(blank) else None
 
 
 def passage_id(doc_id: str, number: int) -> str:

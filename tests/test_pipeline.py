@@ -41,6 +41,7 @@ field = "vector"
 kind = "sparse_vector"
 body = "body.json"
 source = "keep"
+fields = {price = "float", author.born = "date"}
 [query]
 top_k = 10
 max_ratio = 0.4
@@ -63,6 +64,7 @@ def test_every_key_can_be_given(tmp_path: Path) -> None:
         assert unset == [], f"[{table.name}] has keys that this test does not know"
     assert pipeline.model.missing_idf_weight == 1.0 and type(pipeline.model.missing_idf_weight) is float
     assert pipeline.query.seismic == {"top_n": 10, "heap_factor": 1.2}
+    assert pipeline.index.fields == {"price": "float", "author.born": "date"}
 
 
 def test_an_empty_file_is_every_default(tmp_path: Path) -> None:
@@ -76,6 +78,11 @@ def test_an_empty_file_is_every_default(tmp_path: Path) -> None:
         ("[modle]", "unknown key modle; known here: encode, index, model, query"),
         ("[encode]\ntopk = 3", "unknown key encode.topk; known here: alpha_mass, batch_tokens"),
         ("model = 3", "model must be a table"),
+        (
+            "[index.fields]\nprice = 'flaot'",
+            "index.fields = {'price': 'flaot'}; expected a table from names to keyword",
+        ),
+        ("[index]\nfields = 3", "index.fields = 3; expected a table from names to keyword, text"),
         ("[encode]\ntop_k = 0", "encode.top_k = 0; expected a whole number above zero"),
         ("[encode]\ntop_k = -5", "expected a whole number above zero"),
         ("[encode]\ntop_k = 3.0", "encode.top_k = 3.0; expected a whole number"),

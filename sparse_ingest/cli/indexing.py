@@ -163,6 +163,7 @@ def _shown(report: IndexReport) -> dict[str, object]:
     """A report in words; what is not there is None or empty."""
     model = report.model or {}
     stamp = f"run {report.run_id}, {report.load}" if report.run_id else "never loaded by sparse-ingest"
+    fields = (f"{name} ({kind or 'not mapped'})" for name, kind in sorted(report.fields.items()))
     pruning = (f"{rule} {value:g}" for rule, value in (report.pruning or {}).items() if value is not None)
     return {
         "index": report.index if report.index == report.asked else f"{report.index} (alias {report.asked})",
@@ -174,6 +175,7 @@ def _shown(report: IndexReport) -> dict[str, object]:
         "load": stamp,
         "runs": len(report.runs) if len(report.runs) > 1 else None,
         "pruning": ", ".join(pruning),
+        "kept fields": ", ".join(fields),
         "documents": f"{report.documents:,}",
         "size": f"{report.bytes / 1e6:,.1f} MB in {report.segments} segments",
         "shards": f"{report.primaries} primaries, {report.replicas} replicas of each",

@@ -91,6 +91,12 @@ def _option_of(entry: Field[Any], hint: Any, given: click.ParamType[Any] | None)
         settings |= {"is_flag": True, "default": entry.default}
     elif kind is tuple and entry.default is not None:
         settings["multiple"] = True
+        if entry.metadata["commas"]:
+            settings["callback"] = lambda _context, _option, given: tuple(
+                name for text in given for name in text.split(",")
+            )
+    elif kind is dict:
+        settings |= {"multiple": True, "callback": _assigned}
     elif kind is Literal:
         settings["type"] = click.Choice(choices)
     elif kind is float:
@@ -102,6 +108,17 @@ def _option_of(entry: Field[Any], hint: Any, given: click.ParamType[Any] | None)
         settings |= {"default": entry.default, "show_default": True}
     flags = entry.metadata["flags"] or f"--{entry.name.replace('_', '-')}"
     return click.option(*flags.split(), entry.name, **settings)
+
+
+def _assigned(_context: object, asked: click.Parameter, given: tuple[str, ...]) -> dict[str, str] | None:
+    """The pairs of an option such as `--map price=float --map year=integer`."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, value = text.rpartition("=")
+        if not name or found.setdefault(name, value) != value:
+            what = f"{name!r} is {found[name]} and {value}" if name else f"{text!r} is no {asked.metavar}"
+            raise UsageError(f"{asked.opts[0]}: {what}. Give each field once, such as price=float.")
+    return found or None
 
 
 def _names(text: str) -> tuple[str, ...]:

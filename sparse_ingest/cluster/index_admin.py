@@ -56,7 +56,8 @@ class IndexReport:
     """What `show` found; `--json` prints these keys.
 
     `field` and `kind` are None when the index has no sparse field, `model`, `run_id`, `load` and `pruning` when no load
-    has stamped it. The three pipelines are those of its settings, `installed` those that `create` made for it.
+    has stamped it. `fields` are the types of kept fields, None for one that is not mapped. The three pipelines are
+    those of its settings, `installed` those that `create` made for it.
     """
 
     index: str
@@ -71,6 +72,7 @@ class IndexReport:
     runs: list[str]
     load: str | None
     pruning: dict[str, Any] | None
+    fields: dict[str, str | None]
     documents: int
     bytes: int
     segments: int
@@ -174,6 +176,7 @@ def show_index(index: str, *, url: str | None = None, connection: ConnectionLike
             ours=installed.is_ours(there),
             runs=list(stamp.runs) if stamp else [],
             **{name: getattr(stamp, name, None) for name in ("model", "run_id", "load", "pruning")},
+            fields=(stamp.fields if stamp else None) or {},
             documents=indexes.count_documents(client, there),
             bytes=int(primaries["store"]["size_in_bytes"]),
             segments=int(primaries["segments"]["count"]),

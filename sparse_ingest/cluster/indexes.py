@@ -43,6 +43,8 @@ class Stamp:
             the value before, and the value during the load.
         replaced: name and UUID of the index that an alias served before this one.
         since: the `run_id` of the older run if only differences to it were sent, and `delete_missing`.
+        fields: the types of kept fields by dotted path, None for one that is not mapped. None if only releases that
+            mapped no kept fields have loaded into the index.
     """
 
     model: dict[str, Any]
@@ -56,6 +58,7 @@ class Stamp:
     settings: dict[str, dict[str, str | None]] = made_of(default_factory=dict)
     replaced: dict[str, str] | None = None
     since: dict[str, Any] | None = None
+    fields: dict[str, str | None] | None = None
     format: int = STAMP_FORMAT
 
     def as_meta(self) -> dict[str, Any]:
@@ -110,7 +113,9 @@ def vocabulary_hash(vocabulary: Sequence[str | None]) -> str:
 def run_stamp(run: Run, field: str, pruning: Mapping[str, Any] = NO_PRUNING) -> Stamp:
     """Return the stamp of an index that a load of this run creates."""
     run_id, vocabulary_sha256 = run.manifest.run_id, vocabulary_hash(run.vocabulary())
-    return Stamp(run.manifest.model, vocabulary_sha256, field, run_id, run_id, runs=(run_id,), pruning=dict(pruning))
+    return Stamp(
+        run.manifest.model, vocabulary_sha256, field, run_id, run_id, (run_id,), pruning=dict(pruning), fields={}
+    )
 
 
 def is_one_name(name: str) -> bool:
@@ -194,9 +199,10 @@ def continued_stamp(there: Stamp | None, stamp: Stamp) -> Stamp:
     if there is None:
         return replace(stamp, created_by=None, runs=(stamp.run_id,))
     runs = there.runs if stamp.run_id in there.runs else (*there.runs, stamp.run_id)
-    kept = {"created_by": there.created_by, "settings": there.settings, "replaced": there.replaced}
+    names = ("created_by", "settings", "replaced", "fields")
+    kept = {name: getattr(there, name) for name in names}
     since = there.since if there.run_id == stamp.run_id else None
-    return replace(stamp, runs=runs, since=since, **kept)  # type: ignore[arg-type]
+    return replace(stamp, runs=runs, since=since, **kept)
 
 
 def refuse_other_pruning(index: Index, stamp: Stamp) -> None:

@@ -9,15 +9,17 @@ Not covered: creating and finding indexes (indexes.py), method parameters that a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sparse_ingest.cluster.bulk_bodies import BodyWriter, Spelling, WriteOperation
+from sparse_ingest.cluster.field_types import MAX_KEYWORD
 from sparse_ingest.cluster.indexes import META_KEY, Index, Stamp
 from sparse_ingest.cluster.seismic import MAX_VOCABULARY, ByteCodes, body_setting, parameters_of
 from sparse_ingest.errors import ClusterError, PipelineError
-from sparse_ingest.pipeline import IndexSettings, packaged_folder
+from sparse_ingest.pipeline import FieldType, IndexSettings, packaged_folder
+from sparse_ingest.records import field_path, is_within, refused_name
 
 FieldKind = Literal["rank_features", "sparse_vector"]
 SEISMIC_SINCE = (3, 3)
@@ -99,6 +101,7 @@ def index_body(settings: IndexSettings, stamp: Stamp | None) -> dict[str, Any]:
         if settings.field in properties:
             raise PipelineError(f"{path} maps {settings.field!r} as another type; choose another [index] field.")
         properties[settings.field] = properties.pop(sparse)
+    add_types(mappings, settings.fields, settings.field)
     source = mappings.setdefault("_source", {})
     excluded = source.get("excludes") or []
     excluded = [excluded] if isinstance(excluded, str) else excluded
@@ -107,6 +110,30 @@ def index_body(settings: IndexSettings, stamp: Stamp | None) -> dict[str, Any]:
     if stamp is not None:
         mappings["_meta"] = {**mappings.get("_meta", {}), META_KEY: stamp.as_meta()}
     return dict(body)
+
+
+def add_types(mappings: dict[str, Any], types: Mapping[str, str], sparse: str) -> None:
+    """Map fields by their dotted names in place, whatever type they had; `sparse` is the sparse field.
+
+    Raises:
+        PipelineError: a type or a name is none, or a field is a part of another, as `a.b` is of `a`.
+    """
+    for name, kind in types.items():
+        if kind not in get_args(FieldType):
+            raise PipelineError(f"The type of {name!r} is {kind!r}; expected one of {', '.join(get_args(FieldType))}.")
+        path, reason = field_path(name), refused_name(name)
+        if reason or is_within(path, sparse) or is_within(sparse, path):
+            raise PipelineError(f"{name!r} cannot be mapped as {kind}: {reason or f'{sparse!r} is the sparse field'}.")
+        entry = mappings
+        for part in path.split("."):
+            if "type" in entry and entry["type"] not in ("object", "nested"):
+                raise PipelineError(f"{name!r} cannot be mapped as {kind}: a part of its name is {entry['type']}.")
+            entry = entry.setdefault("properties", {}).setdefault(part, {})
+        if "properties" in entry:
+            raise PipelineError(f"{name!r} cannot be mapped as {kind}: it has the field {min(entry['properties'])!r}.")
+        if entry.get("type") != kind:
+            entry.clear()
+            entry.update({"type": kind} | ({"ignore_above": MAX_KEYWORD} if kind == "keyword" else {}))
 
 
 def check_fits(index: Index, stamp: Stamp, kind: FieldKind | None = None) -> None:

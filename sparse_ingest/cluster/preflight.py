@@ -4,7 +4,7 @@ In: the parts of the shards to load, the limits of the index. Out: a `PreflightR
 to which seismic.py fits its parameters; or one error that counts every broken rule and names the first documents of
 each. One pass in constant memory: it checks arrays, and looks at single rows only where an array has an error.
 
-Not covered: values of fields that the mapping does not accept; a load reports those one by one.
+Not covered: titles and texts that the mapping does not accept; a load reports those one by one.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.cluster.client import Client
+from sparse_ingest.cluster.kept_fields import KeptFields
 from sparse_ingest.cluster.scores import LOWEST_WEIGHT, weight_codes
 from sparse_ingest.errors import ClusterError, RunError
-from sparse_ingest.records import SparseRows
+from sparse_ingest.records import SparseRows, field_path, is_within
 from sparse_ingest.runs.shards import ShardPart
 
 NAMED_DOCUMENTS = 20  # documents that an error names for each rule
@@ -39,12 +40,16 @@ _NAME_CHARACTERS = 80
 
 @dataclass(frozen=True)
 class IndexLimits:
-    """What limits the documents of an index: its sparse field, the vocabulary of the run, the largest request."""
+    """What limits the documents of an index: its sparse field, the vocabulary of the run, the largest request.
+
+    `kept` reads the fields of each document in the same pass; None: they are not sent.
+    """
 
     field: str
     vocabulary: Sequence[str | None]
     kind: Literal["rank_features", "sparse_vector"] = "rank_features"
     max_bytes: int = MAX_REQUEST_BYTES
+    kept: KeptFields | None = None
 
 
 class PreflightReport(NamedTuple):
@@ -97,8 +102,8 @@ class _DocumentChecker:
         self._too_long = self._lengths > MAX_TOKEN_BYTES
         self._unusable = self._no_token | self._too_long
         self._any_unusable = bool(self._unusable.any())
-        parts = (field, field.partition(".")[0])
-        self._needles = {spell(name) for name in parts for spell in (encode_basestring, json.dumps)}
+        first = field.partition(".")[0]  # without the quote behind it, as "sparse.x" clashes with sparse
+        self._needles = {spell(first)[:-1] for spell in (encode_basestring, json.dumps)}
         self._check_vocabulary()
 
     def check(self, part: ShardPart) -> None:
@@ -128,7 +133,7 @@ class _DocumentChecker:
             lines.append(f"\n  {rule}: {', '.join(examples)}{f', and {others} more' if others else ''}")
         raise RunError(
             f"OpenSearch would refuse documents of this run, so nothing was sent.{''.join(lines)}\n"
-            "Correct the corpus or the settings that this names and encode again."
+            "Correct the settings that this names, or the corpus and encode it again."
         )
 
     def _check_vocabulary(self) -> None:
@@ -189,6 +194,9 @@ class _DocumentChecker:
                     "another one with --field, or leave that field out with encode --keep)",
                     _short(vectors.doc_ids[row]),
                 )
+        if self._limits.kept is not None and self._limits.kept.is_needed:
+            for rule, example in self._limits.kept.read(vectors.doc_ids, part.fields):
+                self._note(rule, example)
         terms = np.diff(vectors.indptr)
         characters = np.fromiter(map(len, part.fields), dtype=np.int64, count=len(part.fields))
         # An upper bound first; a term costs quotes, colon, comma and at most 16 characters of a number.
@@ -218,10 +226,13 @@ def clashes(carried: object, name: str) -> bool:
     """Return whether a document's fields contain the sparse field, or a value that is no object on the path to it."""
     if not isinstance(carried, dict):
         return True
-    if name in carried:
-        return True
-    first, dot, rest = name.partition(".")
-    return bool(dot) and first in carried and clashes(carried[first], rest)
+    for key, value in carried.items():
+        path = field_path(key)
+        if is_within(path, name):
+            return True
+        if name.startswith(f"{path}.") and clashes(value, name.removeprefix(f"{path}.")):
+            return True
+    return False
 
 
 def _document(vectors: SparseRows, place: int) -> str:

@@ -43,7 +43,7 @@ class Engine:
 
     `keys` says by which key the field knows a token, None where tokens are keys; `two_phase` and `seismic` are the
     settings of those engines, as [query] has them. `ceiling` is what the clusters of a sparse_vector field clip query
-    weights at, None where it is not known.
+    weights at, None where it is not known. `mappings` are those of the index, if they were read.
     """
 
     name: EngineName = "exact"
@@ -53,6 +53,7 @@ class Engine:
     two_phase: Mapping[str, Any] = made_of(default_factory=dict)
     seismic: Mapping[str, Any] = made_of(default_factory=dict)
     ceiling: float | None = None
+    mappings: Mapping[str, Any] | None = made_of(default=None, repr=False, compare=False)
 
 
 class BodyOptions(TypedDict, total=False):

@@ -18,7 +18,7 @@ from typing import NoReturn
 import orjson
 
 from sparse_ingest.errors import UsageError
-from sparse_ingest.records import Document
+from sparse_ingest.records import MAX_LEVELS, Document, refused_name
 
 ROW_NUMBER = ":row"
 MAX_ID_BYTES = 512  # what OpenSearch takes as an `_id`
@@ -151,7 +151,15 @@ def _kept(name: str, value: object) -> str:
         raise BadRow(f"the kept field {shown(name)} cannot be written as JSON again: {shown(value)}") from error
     if not kept.isascii():
         _check_unicode(kept, f"the kept field {shown(name)}")
+    if kept.count("[") > MAX_LEVELS and _list_levels(value) > MAX_LEVELS:
+        raise BadRow(
+            f"the kept field {shown(name)} has lists in more than {MAX_LEVELS} levels, which OpenSearch refuses"
+        )
     return kept
+
+
+def _list_levels(value: object) -> int:
+    return 1 + max(map(_list_levels, value), default=0) if isinstance(value, list) else 0
 
 
 def require(name: str, columns: Mapping[str, object], purpose: str = "", advice: str = "") -> None:
@@ -218,8 +226,17 @@ def needed_columns(names: Collection[str], fields: FieldNames) -> dict[str, str]
 
 
 def without_carried(fields: FieldNames) -> FieldNames:
-    """Return the same names without kept columns that are repeated, or carried as title and text already."""
+    """Return the same names without kept columns that are repeated, or carried as title and text already.
+
+    Raises:
+        UsageError: OpenSearch would refuse every document with one of these fields.
+    """
     kept = dict.fromkeys(fields.keep)
+    if refused := [f"{shown(name)} ({reason})" for name in kept if (reason := refused_name(name)) is not None]:
+        raise UsageError(
+            f"--keep: OpenSearch refuses documents with a field {', '.join(refused)}. Leave it out, or give the column "
+            "another name."
+        )
     sources = {"title": fields.title or "title", "text": fields.text or "text"} if fields.carry_text else {}
     for name, source in sources.items():
         if name in kept and source != name:

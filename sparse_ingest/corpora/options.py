@@ -26,7 +26,9 @@ class CorpusOptions:
     )
     text_field: str | None = option(None, "Column of the text  [default: text]", metavar="NAME")
     title_field: str | None = option(None, "Column of the title  [default: title, where there is one]", metavar="NAME")
-    keep: tuple[str, ...] = option((), "Carry this column into the run; may be repeated", metavar="FIELD")
+    keep: tuple[str, ...] = option(
+        (), "Carry these columns into the run, to be filtered by; may be repeated", metavar="FIELD,...", commas=True
+    )
     no_text: bool = option(False, "Carry neither title nor text into the run")
     limit: int | None = option(None, "Read only the first N rows")
     on_bad_document: Literal["fail", "skip"] = option(

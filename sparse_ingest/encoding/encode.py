@@ -18,6 +18,7 @@ from sparse_ingest.encoding.settings import resolve
 from sparse_ingest.errors import UsageError
 from sparse_ingest.executors.local import Worker, run_on_devices
 from sparse_ingest.pipeline import ModelSettings, Pipeline, options_from, pipeline_of
+from sparse_ingest.records import field_path, is_within
 from sparse_ingest.reporting import Reporter, reporter_of
 from sparse_ingest.runs.run import Run, has_manifest, open_run
 from sparse_ingest.storage.places import Place, place_of
@@ -59,7 +60,7 @@ def encode(
     """
     chosen = options_from(EncodeOptions, options, settings, "encode")
     full, place, reporter = with_options(pipeline_of(model, pipeline), chosen), place_of(out), reporter_of(progress)
-    source = chosen.open(corpus)
+    source = _opened(corpus, full, chosen)
     devices = _devices(chosen.device, source, place, reporter)
     if len(devices) == 1:
         encode_alone(Worker(devices[0]), source, place, full, chosen, reporter)
@@ -86,6 +87,7 @@ def dry_run(
     Args are those of `encode`.
 
     Raises:
+        UsageError: options that do not go together.
         CorpusError: a source cannot be read to its end.
     """
     from sparse_ingest.encoding.survey import survey
@@ -98,8 +100,20 @@ def dry_run(
         from sparse_ingest.models.tokenizer import Tokenizer
 
         tokenizer = Tokenizer(checkpoint.transformer, full.model, window_stride=full.encode.window_stride)
-    cursor = Cursor(chosen.open(corpus), chosen.limit)
+    cursor = Cursor(_opened(corpus, full, chosen), chosen.limit)
     return survey(cursor, tokenizer, shard_rows=chosen.shard_rows, reporter=reporter_of(progress))
+
+
+def _opened(corpus: object, pipeline: Pipeline, options: EncodeOptions) -> Corpus:
+    """The corpus, of which no kept field is the sparse field or inside it: OpenSearch would refuse every document."""
+    found, sparse = options.open(corpus), pipeline.index.field
+    for name in found.fields.keep:
+        if is_within(field_path(name), sparse):
+            raise UsageError(
+                f"--keep {name}: {sparse!r} is the sparse field of the index. Give that another name, such as --set "
+                f"index.field=vector (and load --field vector), or leave out --keep {name}."
+            )
+    return found
 
 
 def _devices(named: str, corpus: Corpus, out: Place, reporter: Reporter) -> list[str]:

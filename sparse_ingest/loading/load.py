@@ -104,8 +104,9 @@ def load(
     if chosen.async_translog:
         reporter.warn(settings_guard.ASYNC_RISK)
     table = pipeline_of(None, pipeline).index
-    table = with_changes(table, field=chosen.field or table.field, kind=chosen.kind or table.kind)
-    chosen = with_changes(chosen, field=table.field, kind=table.kind)
+    fields = {**table.fields, **(chosen.fields or {})}
+    table = with_changes(table, field=chosen.field or table.field, kind=chosen.kind or table.kind, fields=fields)
+    chosen = with_changes(chosen, field=table.field, kind=table.kind, fields=fields)
     mappings.check_vocabulary(table.kind, folder.vocabulary())
     stamp = indexes.run_stamp(folder, table.field, chosen.pruning)
     body = mappings.index_body(table, stamp)
@@ -199,6 +200,8 @@ def _older(run: Run, options: LoadOptions) -> Since | None:
             "--delete-missing belongs to --since OLD_RUN: that run says which documents were there before. Without it, "
             "those that others wrote would be deleted too."
         )
+    if options.update and options.fields:
+        raise UsageError("--map is for documents that are sent whole; --update sends their vectors alone. Omit --map.")
     if options.delete_missing and options.update:
         raise UsageError("--update is for documents that others made; --delete-missing would delete them. Give one.")
     if options.since is None:

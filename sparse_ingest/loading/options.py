@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from sparse_ingest.pipeline import Pruning, option
+from sparse_ingest.pipeline import FieldType, Pruning, option
 from sparse_ingest.runs.run import RunLike
 
 # The rules that the first releases knew: they are in every stamp and journal line, others only where they are used.
@@ -22,6 +22,13 @@ class LoadOptions(Pruning):
 
     field: str | None = option(None, "Name of the sparse field  [default: that of the pipeline, else sparse]")
     kind: Literal["rank_features", "sparse_vector"] | None = option(None, "Type of the sparse field")
+    fields: dict[str, FieldType] | None = option(
+        None,
+        "Type of a kept field: keyword, text, integer, long, float, double, boolean or date; may be repeated  "
+        "[default: found in the run]",
+        metavar="FIELD=TYPE",
+        flags="--map",
+    )
     replace: bool = option(False, "Delete the index first, unless it is an unfinished load of this run")
     from_scratch: bool = option(False, "With --replace: delete that one too")
     partial: bool = option(False, "Load the finished shards of an unfinished run")

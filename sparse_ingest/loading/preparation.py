@@ -7,7 +7,7 @@ Not covered: sending (delivery.py), settings and what follows the last shard (lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sparse_ingest.cluster import indexes, installed, mappings, preflight, seismic, updates
@@ -16,6 +16,7 @@ from sparse_ingest.cluster.journal import Journal, loaded_shards, open_journal
 from sparse_ingest.errors import RunError, UsageError
 from sparse_ingest.loading.delivery import rules_of
 from sparse_ingest.loading.differences import Since, refuse_unfinished_since
+from sparse_ingest.loading.kept_types import KeptTypes
 from sparse_ingest.loading.options import LoadOptions
 from sparse_ingest.pruning import count_emptied, prune
 from sparse_ingest.reporting import Reporter
@@ -31,10 +32,10 @@ class LoadPlan(NamedTuple):
         there: the index to load into; None if it will be created.
         index_to_delete: the index that is deleted first.
         missing: the shards to send.
-        fitted: a message about the method parameters that were fitted to the run.
         stale: a journal of this run from before another run was loaded.
         update: documents are updated, not indexed.
-        emptied: how many documents have no term left after pruning.
+        added: the mapping of fields that an existing index is given.
+        notes: what the user should know of the kept fields, the method parameters, and pruning.
     """
 
     name: str
@@ -43,10 +44,10 @@ class LoadPlan(NamedTuple):
     stamp: indexes.Stamp
     body: dict[str, Any]
     missing: list[int]
-    fitted: str | None
     stale: Journal | None = None
     update: bool = False
-    emptied: int = 0
+    added: Mapping[str, Any] = {}
+    notes: Sequence[str] = ()
 
 
 def make_plan(
@@ -93,17 +94,19 @@ def make_plan(
         loaded = {} if stale else loaded_shards(run, journal)
         _refuse_other_rules(journal, loaded, rules_of(stamp.pruning, update))
         missing = [shard for shard in missing if shard not in loaded]
-    limits = preflight.IndexLimits(stamp.field, run.vocabulary(), kind, preflight.request_limit(client))
+    fields = KeptTypes(run, there, body, options)
+    limits = preflight.IndexLimits(stamp.field, run.vocabulary(), kind, preflight.request_limit(client), fields.kept)
     pruned = _Pruned(run, missing, stamp.pruning)
     report = preflight.check_documents(pruned, limits)
-    fitted = None
+    stamp, added, notes = fields.decided(stamp)
     if there is None and kind == "sparse_vector":
         body, fitted = seismic.fit(body, stamp.field, report)
-    return LoadPlan(name, there, index_to_delete, stamp, body, missing, fitted, stale, update, pruned.emptied)
+        notes += [fitted] if fitted else []
+    return LoadPlan(name, there, index_to_delete, stamp, body, missing, stale, update, added, [*notes, *pruned.notes()])
 
 
 class _Pruned:
-    """The parts of some shards as they are sent. `emptied` counts the documents that lose their last term."""
+    """The parts of some shards as they are sent."""
 
     def __init__(self, run: Run, shards: list[int], pruning: Mapping[str, Any]) -> None:
         self._run, self._shards, self._pruning = run, shards, pruning
@@ -114,6 +117,11 @@ class _Pruned:
             vectors = prune(part.vectors, **self._pruning)
             self.emptied += count_emptied(part.vectors, vectors)
             yield part._replace(vectors=vectors)
+
+    def notes(self) -> list[str]:
+        """Return a note on the documents that lost their last term. All parts must have been read."""
+        what = f"Pruning leaves {self.emptied} documents without a term; no sparse query finds them."
+        return [what] if self.emptied else []
 
 
 def _refuse_other_rules(journal: Journal, loaded: Mapping[int, dict[str, Any]], rules: dict[str, Any]) -> None:
@@ -130,10 +138,8 @@ def _refuse_other_rules(journal: Journal, loaded: Mapping[int, dict[str, Any]], 
 
 def ready_index(client: Client, plan: LoadPlan, reporter: Reporter) -> indexes.Index:
     """Create the index to load into, or stamp it with the run that is being loaded. Return it."""
-    if plan.fitted:
-        reporter.note(plan.fitted)
-    if plan.emptied:
-        reporter.note(f"Pruning leaves {plan.emptied} documents without a term; no sparse query finds them.")
+    for note in plan.notes:
+        reporter.note(note)
     if old := plan.index_to_delete:
         client.call("DELETE", old.path)
     if plan.there is None:
@@ -152,8 +158,15 @@ def ready_index(client: Client, plan: LoadPlan, reporter: Reporter) -> indexes.I
     if plan.update:
         updates.add_field(client, plan.there, plan.stamp.field)
         reporter.note(updates.notice(plan.there, plan.stamp.field))
+    if plan.added:
+        client.call("PUT", f"{plan.there.path}/_mapping", plan.added)
     before = plan.there.stamp
-    if plan.missing or before is None or (before.run_id, before.since) != (plan.stamp.run_id, plan.stamp.since):
+    if (
+        plan.missing
+        or plan.added
+        or before is None
+        or (before.run_id, before.since) != (plan.stamp.run_id, plan.stamp.since)
+    ):
         indexes.stamp_index(client, plan.there, plan.stamp)
         return indexes.check_uuid(client, plan.there)
     return plan.there

@@ -76,7 +76,8 @@ def pipeline_text(pipeline: Pipeline, comments: Iterable[str]) -> str:
 
 def _toml(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name} = {_toml(inner)}" for name, inner in value.items()) + "}"
+        names = {name: name if name.isidentifier() and name.isascii() else _toml(name) for name in value}
+        return "{" + ", ".join(f"{names[name]} = {_toml(inner)}" for name, inner in value.items()) + "}"
     return json.dumps(value).replace("\x7f", "\\u007f")
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from sparse_ingest.cluster.client import Client, path_of
 from sparse_ingest.cluster.indexes import max_clauses
 from sparse_ingest.cluster.limits import MAX_CLAUSES, count_clauses, fit_weights
+from sparse_ingest.cluster.query_fields import refuse_unmapped
 from sparse_ingest.cluster.reading import explained_terms
 from sparse_ingest.cluster.search_bodies import (
     BodyOptions,
@@ -90,8 +91,13 @@ def search_index(
     `filter` is any query: documents that it does not match are no hits. `collapse` names a field: of the documents
     that share its value, as passages share their `parent`, only the best is a hit. Documents without the field count
     as sharing one.
+
+    Raises:
+        UsageError: the index does not map a field of `filter`, or `collapse`; or weights do not fit.
+        ClusterError: the server cannot answer.
     """
     engine = engine or Engine()
+    refuse_unmapped(client, path_of(index), engine.mappings, filter, collapse)
     asker = _Asker(client, index, engine)
     answer, scale = asker.ask(weights, size=size, filter=filter, explain=True, collapse=collapse)
     asker.tell_of_lost()
@@ -128,6 +134,7 @@ def search_hybrid(
     A score is what the packaged pipeline makes of both; hits have no terms.
     """
     engine = engine or Engine()
+    refuse_unmapped(client, path_of(index), engine.mappings, filter, None)
     lost: dict[str, None] = {}
     weights = keyed(weights, engine.keys, lost)
     tell_of_lost(lost)
@@ -162,6 +169,7 @@ def rank_index(
     Neither documents nor explanations are fetched. `concurrency` requests are in flight. With `collapse`,
     the values of that field stand for the ids: each comes once, with its best document.
     """
+    refuse_unmapped(client, path_of(index), engine.mappings, filter, collapse)
     asker = _Asker(client, index, engine)
     ask = partial(asker.ask, size=size, filter=filter, collapse=collapse, source=False)
     yield from _ranked(ask, queries, collapse, concurrency)

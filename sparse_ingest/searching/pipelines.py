@@ -120,7 +120,8 @@ def engine_of_index(pipeline: Pipeline, index: Index | None) -> Engine:
 
         if mapped := field_mapping(index.mappings, field):
             ceiling = float(parameters_of(mapped)["quantization_ceiling_search"])
-    return Engine(name, field, kind, token_keys(pipeline, index), settings.two_phase, settings.seismic, ceiling)
+    keys, there = token_keys(pipeline, index), index.mappings if index else None
+    return Engine(name, field, kind, keys, settings.two_phase, settings.seismic, ceiling, there)
 
 
 def _kind_of_field(mappings: dict[str, Any], field: str, index: str, stamped: str) -> FieldKind:

@@ -104,7 +104,7 @@ class SearchableIndex:
             **settings: Fields of `SearchOptions`, such as `k=10` or `filter={"term": {"lang": "en"}}`.
 
         Raises:
-            UsageError: options or weights do not fit.
+            UsageError: options or weights do not fit, or the index does not map a field of `filter` or `collapse`.
             ClusterError: the server cannot answer.
         """
         from sparse_ingest.searching.index_search import search_hybrid, search_index

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
+from sparse_ingest.corpora.memory import corpus_of
 from sparse_ingest.corpora.sources import START, Position, bad_document, refuse_repeated_ids
 from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.records import Document
@@ -107,6 +108,16 @@ def test_keeping_a_column_under_a_name_that_is_taken_is_a_usage_error(tmp_path):
     path = write(tmp_path / "c.jsonl", doc())
     with pytest.raises(UsageError, match='--keep text: the text is read from "body"'):
         open_corpus([str(path)], fields=FieldNames(text="body", keep=("text",)))
+
+
+@pytest.mark.parametrize("name", ["_id", "_source", "", "a..b", ".x", "a. .b", "x" * 50_001])
+def test_a_kept_name_that_opensearch_refuses_is_a_usage_error_for_files_and_rows(tmp_path, name):
+    fields = FieldNames(keep=("fine", name))
+    for corpus in ([str(write(tmp_path / "c.jsonl", doc()))], [{"id": "1", "text": "a", name: 1}]):
+        with pytest.raises(UsageError, match="OpenSearch refuses documents with a field"):
+            corpus_of(corpus, fields=fields)
+    for allowed in ("y.", " ", "_foo", "a b", "a.b", "sparse"):
+        assert documents(tmp_path / "c.jsonl", keep=(allowed,))
 
 
 def test_an_id_is_a_string_or_a_whole_number_and_underscore_id_comes_first(tmp_path):
@@ -207,6 +218,10 @@ BAD_LINES = {
     "kept number beyond float64": (
         b'{"_id": "1", "text": "a", "kept": 1e999}',
         'the kept field "kept" cannot be written as JSON again: Infinity',
+    ),
+    "kept lists in lists": (
+        b'{"_id": "1", "text": "a", "kept": [0, %b]}' % (b"[" * 20 + b"]" * 20),
+        'the kept field "kept" has lists in more than 20 levels',
     ),
 }
 

@@ -123,6 +123,10 @@ def test_a_long_text_is_counted(encode, tmp_path: Path) -> None:
         (["--shard-rows", 0], 2, "Invalid value for '--shard-rows'"),
         (["--format", "xml"], 2, 'format "xml" is unknown'),
         (["--keep", "text", "--text-field", "body"], 2, "--keep text"),
+        (["--keep", "_id"], 2, 'OpenSearch refuses documents with a field "_id" (a metadata field)'),
+        (["--keep", "a..b,_routing", "--keep", ""], 2, '"a..b" (nothing between or before its dots), "_routing" (a'),
+        (["--keep", "sparse"], 2, "--keep sparse: 'sparse' is the sparse field of the index"),
+        (["--keep", "v.x", "--set", "index.field=v"], 2, "--keep v.x: 'v' is the sparse field of the index"),
         (["--text-field", "body"], 1, 'corpus.jsonl line 1: no column "body" for the text'),
         (["--nonsense"], 2, "No such option"),
         (["--corpus", ""], 2, "named by an empty string"),
@@ -401,6 +405,7 @@ def test_fields_travel_along(encode, tmp_path: Path) -> None:
     titled = write(tmp_path / "titled.jsonl", rows)
     named = ("--id-field", "key", "--text-field", "body", "--title-field", "head", "--keep", "year", "--keep", "tags")
     assert encode(*named, specs=(titled,)).code == 0
+    assert encode(*named[:6], "--keep", "year,tags", specs=(titled,)).code == 0, "the same run"
     kept = {"year": 1999, "tags": ["a", "é"]}
     (found,) = documents(open_run(tmp_path / "run")).items()
     assert found[0] == "7" and found[1][1] == {"title": "The river", "text": 'stone "x"', **kept}

@@ -239,6 +239,8 @@ def test_a_dry_run_needs_no_model_and_heeds_the_limit(tmp_path: Path) -> None:
     assert "40 rows: 40 documents (6 with an empty text)" in command(
         "encode", "--dry-run", "--corpus", corpus, "--limit", 40
     ).out  # fmt: skip
+    answer = command("encode", "--dry-run", "--corpus", corpus, "--keep", "sparse.y")
+    assert answer.code == 2 and "--keep sparse.y: 'sparse' is the sparse field" in answer.err
     answer = command("encode", "--corpus", corpus)
     assert answer.code == 2 and "Name one with --out" in answer.err
 

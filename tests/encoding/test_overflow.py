@@ -19,7 +19,7 @@ from support.runs import make_run
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.cluster.client import Connection, connect
 from sparse_ingest.cluster.search_bodies import neural_sparse_body, rank_feature_body
-from sparse_ingest.errors import ClusterError, PipelineError
+from sparse_ingest.errors import PipelineError, UsageError
 from sparse_ingest.loading.load import load
 from sparse_ingest.models.tokenizer import Cut, Tokenizer, WindowLayout, _Reading
 from sparse_ingest.pipeline import ModelSettings, Pipeline
@@ -403,7 +403,7 @@ def test_documents_without_the_field_count_as_sharing_one(tmp_path: Path, opense
         search_run(run, {"river": 1.0}, size=5, collapse="parent"),
     ):
         assert [hit.doc_id for hit in hits] == ["b"]
-    with pytest.raises(ClusterError, match="nothing"):
+    with pytest.raises(UsageError, match="does not map the field 'nothing' of collapse"):
         search_index(client, index_name, {"river": 1.0}, size=5, collapse="nothing")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparse_ingest.pipeline import EncodeSettings, ModelSettings, Pipeline, QuerySettings, read_pipeline
+from sparse_ingest.pipeline import EncodeSettings, IndexSettings, ModelSettings, Pipeline, QuerySettings, read_pipeline
 from sparse_ingest.planning.outputs import pipeline_text
 from sparse_ingest.planning.report import Choice, Point, choose, frontier, loss_of
 
@@ -93,6 +93,9 @@ def test_a_pipeline_file_says_what_is_not_the_default_and_is_read_back(tmp_path:
     assert read_pipeline(str(tmp_path / "p.toml")) == pipeline
     assert (tmp_path / "p.toml").read_text().startswith("# why\n#\n\n[model]\n")
     assert "[index]" not in (tmp_path / "p.toml").read_text()
+    typed = Pipeline(index=IndexSettings(fields={"a.b": "float", 'c "d"': "date"}))
+    (tmp_path / "p.toml").write_text(pipeline_text(typed, []))
+    assert read_pipeline(str(tmp_path / "p.toml")) == typed
 
 
 def test_a_path_in_a_pipeline_file_is_that_folder_from_anywhere(tmp_path: Path) -> None:

@@ -106,7 +106,8 @@ def test_a_cluster_that_allows_more_clauses_is_asked_more_its_filter_counted() -
     roomy: Any = Roomy()
     weights = {str(number): 1.0 for number in range(1000)}
     filter = {"bool": {"should": [{"term": {"tag": str(number)}} for number in range(100)]}}
-    list(rank_index(roomy, "index", [("a", weights)], Engine(), size=1, filter=filter))
+    engine = Engine(mappings={"properties": {"tag": {"type": "keyword"}}})
+    list(rank_index(roomy, "index", [("a", weights)], engine, size=1, filter=filter))
     assert len(roomy.asked) == 1
 
 

@@ -1,0 +1,229 @@
+"""The kept fields of a run: checked against the mapping of an index, and typed where it has none.
+
+In: the fields of every document that is sent, in one pass; the mapping of the index; the types that earlier loads
+recorded. Out: broken rules for preflight.py; the type of each field by its dotted path, with notes. Objects are mapped
+by their leaves, lists by their elements. Memory grows with the number of fields, of which there is a limit.
+
+Not covered: title and text, which the body of the index maps or not; what one value is (field_types.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sparse_ingest.cluster.field_types import MAX_KEYWORD, Values, fits
+from sparse_ingest.records import MAX_LEVELS, field_path, is_within, refused_name
+
+MAX_FIELDS = 500  # that are typed; an index maps 1,000 unless index.mapping.total_fields.limit says otherwise
+_CARRIED = ("title", "text")
+_OBJECTS = ("object", "nested")
+_OPAQUE = ("flat_object", "flattened", "geo_point", "geo_shape", "completion", "join", "percolator")
+_SHOWN = 60  # characters of a value in a message
+
+
+class FoundTypes(NamedTuple):
+    """The types of a run's fields by dotted path, None where a field is not mapped; those that are new; notes."""
+
+    types: dict[str, str | None]
+    new: dict[str, str]
+    notes: list[str]
+
+
+class _Field:
+    """What was seen of a field or an object.
+
+    Attributes:
+        entry: its mapping; None if the index has none.
+        values: those of a field without a mapping.
+        refused: what it has that OpenSearch takes only while it is not mapped.
+        skipped: nothing below it is looked at.
+    """
+
+    def __init__(self, entry: Mapping[str, Any] | None, *, skipped: bool) -> None:
+        self.entry, self.skipped, self.refused = entry, skipped, ""
+        self.values = Values()
+        kind = None if entry is None else entry.get("type", "object")
+        self.is_object = kind in _OBJECTS
+        if entry is not None and (kind in _OPAQUE or entry.get("enabled", True) in (False, "false")):
+            self.skipped = True
+
+
+class KeptFields:
+    """Reads the fields of documents.
+
+    Args:
+        names: The fields that the run keeps; None if that is not known.
+        mapping: That of the index, or of the body that will create it.
+        recorded: The types that earlier loads into the index recorded.
+        origin: What declares the types of the mapping, as in "index 'articles' maps".
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str] | None,
+        mapping: Mapping[str, Any],
+        recorded: Mapping[str, str | None],
+        origin: str = "is declared",
+    ) -> None:
+        self._mapping, self._recorded, self._origin = mapping, recorded, origin
+        self._fields: dict[str, _Field] = {}
+        self._broken: list[tuple[str, str]] = []
+        kept = None if names is None else [name for name in names if name not in _CARRIED]
+        self.is_needed = kept != []
+        for name in kept or ():
+            if refused_name(name) is None:
+                self._walk("", name, None, "")
+
+    def read(self, doc_ids: Sequence[str], fields: Sequence[str]) -> list[tuple[str, str]]:
+        """Return the broken rules of some documents, each with an example."""
+        self._broken = []
+        for doc_id, text in zip(doc_ids, fields, strict=True):
+            try:
+                carried = json.loads(text)
+            except RecursionError:
+                self._break("documents whose fields are nested too deeply", _short(doc_id))
+                continue
+            for name, value in carried.items():
+                if reason := refused_name(name):
+                    self._break(f"documents with a field {_short(name)} ({reason})", _short(doc_id))
+                elif name not in _CARRIED:
+                    self._walk("", name, value, doc_id)
+        return self._broken
+
+    def found(self) -> FoundTypes:
+        """Return the types of all fields that were seen."""
+        types: dict[str, str | None] = {}
+        new: dict[str, str] = {}
+        refused: dict[str, str] = {}
+        for path, field in sorted(self._fields.items()):
+            if any(is_within(path, other) and other in types for other in refused):
+                continue
+            if field.refused or (field.entry is None and field.is_object and field.values.kinds):
+                refused[path] = field.refused or "objects and other values"
+                types |= {path: None} if field.entry is None else {}
+            elif field.entry is None and not field.skipped and not field.is_object:
+                types[path] = new[path] = field.values.type
+            elif not field.is_object:
+                types[path] = None if field.entry is None else field.entry["type"]
+        seen = {path: self._fields[path].values for path, kind in types.items() if kind}
+        return FoundTypes(types, new, _notes(new, seen, refused))
+
+    def _walk(self, parent: str, name: str, value: object, doc_id: str) -> None:
+        """Add a value under a name with any number of dots: what is before a dot is an object."""
+        if parent and self._field(parent.partition(".")[0]).skipped:
+            return
+        path = parent
+        *objects, last = field_path(name).split(".") if "." in name else (name,)
+        for part in objects:
+            path = f"{path}.{part}" if path else part
+            field = self._field(path)
+            if field.skipped:
+                return
+            if field.entry is not None and not field.is_object:
+                self._break_type(path, field, doc_id, value)
+                return
+            field.is_object = True
+        path = f"{path}.{last}" if path else last
+        if path.count(".") < MAX_LEVELS:
+            self._add(path, value, doc_id)
+            return
+        objects = path.split(".")
+        above = (".".join(objects[:count]) for count in range(1, len(objects)))
+        first = next(path for path in above if self._field(path).entry is None)
+        self._refuse(first, f"fields in more than {MAX_LEVELS} levels", doc_id)
+
+    def _add(self, path: str, value: object, doc_id: str, lists: int = 0) -> None:
+        field = self._field(path)
+        if isinstance(value, list):
+            if lists == MAX_LEVELS:
+                self._refuse(path.rpartition(".")[0], f"lists in more than {MAX_LEVELS} levels", doc_id)
+                return
+            for each in value:
+                self._add(path, each, doc_id, lists + 1)
+        elif field.skipped or value is None:
+            return
+        elif field.entry is not None and isinstance(value, dict) != field.is_object:
+            self._break_type(path, field, doc_id, value)
+        elif isinstance(value, dict):
+            self._add_object(path, field, value, doc_id)
+        elif field.entry is None:
+            field.values.add(value)  # type: ignore[arg-type]
+        elif not fits(value, field.entry):  # type: ignore[arg-type]
+            self._break_type(path, field, doc_id, value)
+        elif "ignore_above" in field.entry and isinstance(value, str):
+            field.values.count_long(value, int(field.entry["ignore_above"]))
+
+    def _add_object(self, path: str, field: _Field, value: dict[str, Any], doc_id: str) -> None:
+        field.is_object = True
+        for name, each in value.items():
+            if reason := refused_name(name, inner=True):
+                self._refuse(path, f"a field {_short(name)} ({reason})", doc_id)
+            else:
+                self._walk(path, name, each, doc_id)
+
+    def _field(self, path: str) -> _Field:
+        field = self._fields.get(path)
+        if field is None:
+            entry: Any = self._mapping
+            for part in path.split("."):
+                entry = (entry or {}).get("properties", {}).get(part)
+            field = _Field(entry, skipped=entry is None and self._recorded.get(path, "") is None)
+            if len(self._fields) < MAX_FIELDS or entry is not None:
+                self._fields[path] = field
+            else:
+                first = path.partition(".")[0]
+                top = self._fields.setdefault(first, field)
+                top.refused, top.skipped, field.skipped = f"more than {MAX_FIELDS} fields", True, True
+                for other in [other for other in self._fields if other.startswith(f"{first}.")]:
+                    del self._fields[other]
+        return field
+
+    def _refuse(self, path: str, what: str, doc_id: str) -> None:
+        """Note what OpenSearch takes in an object only if the object is not mapped; "" is the document."""
+        field = self._field(path) if path else None
+        if field is not None and field.entry is None:
+            field.refused = what
+        else:
+            self._break(f"documents with {what}{f' in {path!r}' if path else ''}", _short(doc_id))
+
+    def _break_type(self, path: str, field: _Field, doc_id: str, value: object) -> None:
+        kind = (field.entry or {}).get("type", "object")
+        advice = "give it another with --map" if self._origin == "is declared" else "load into a new index"
+        rule = f"documents whose field {path!r} does not fit the type {kind}, which {self._origin} (correct them, or "
+        self._break(f"{rule}{advice})", f"{_short(doc_id)}: {_short(value)}")
+
+    def _break(self, rule: str, example: str) -> None:
+        self._broken.append((rule, example))
+
+
+def _notes(new: Mapping[str, str], seen: Mapping[str, Values], refused: Mapping[str, str]) -> list[str]:
+    """What a user should know about the types that were found."""
+    from_strings = {path for path, kind in new.items() if kind != "keyword" and seen[path].any_string}
+    found = [f"{path} ({kind}{', from strings' if path in from_strings else ''})" for path, kind in new.items()]
+    reasons = [f"{path} ({reason})" for path in new if (reason := seen[path].reason)]
+    long = [f"{path} ({values.long})" for path, values in seen.items()
+            if values.long and new.get(path, "keyword") == "keyword"]  # fmt: skip
+    finer = [path for path, kind in new.items() if kind == "date" and seen[path].finer]
+    empty = [path for path in new if not seen[path].kinds]
+    unmapped = [f"{path} (it has {what})" for path, what in refused.items()]
+    lines = (
+        (found, "Kept fields are mapped, so searches can filter by them: {}. Pass --map for another type."),
+        (reasons, "Kept as keywords: {}. If one is a number, pass --map FIELD=double."),
+        (long, f"Values longer than a keyword may be (ignore_above, {MAX_KEYWORD} characters where a load set it), so "
+               "no filter finds a document by them: {}. To search their words, pass --map FIELD=text."),
+        (finer, "Dates keep milliseconds; what is finer is in _source only: {}."),
+        (empty, "No document has a value of: {}. Check the names given to encode --keep."),
+        (unmapped, "Not mapped, so no search can filter by them: {}."),
+    )  # fmt: skip
+    return [line.format(_listed(names)) for names, line in lines if names]
+
+
+def _listed(names: Sequence[str], most: int = 20) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -1,0 +1,145 @@
+"""Refuse a filter or a collapse by a field that the index does not map: OpenSearch answers it with nothing found.
+
+In: a query, a field to collapse by, the mapping. Out: a `UsageError` that lists the mapped fields. Clauses that are not
+known here, and patterns of names, are passed on unchecked.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sparse_ingest.cluster.indexes import META_KEY
+from sparse_ingest.errors import UsageError
+from sparse_ingest.records import METADATA, is_within
+
+if TYPE_CHECKING:
+    from sparse_ingest.cluster.client import Client
+
+# Clauses whose keys are fields, beside these.
+_BY_FIELD = frozenset(
+    "term terms range prefix wildcard regexp fuzzy match match_phrase match_phrase_prefix match_bool_prefix terms_set "
+    "intervals span_term neural_sparse knn".split()
+)
+_NO_FIELDS = ("boost", "_name", "value_type")
+# Clauses with a key that names a field, an object in the cases of exists and nested.
+_BY_NAME = {"exists": "field", "nested": "path", "distance_feature": "field", "rank_feature": "field"}
+_WITH_FIELDS = ("multi_match", "query_string", "simple_query_string", "combined_fields", "more_like_this")
+# Clauses with queries, and their keys that are queries.
+_COMPOUND = frozenset(
+    "bool dis_max constant_score nested boosting function_score script_score hybrid has_child has_parent".split()
+)
+_QUERIES = ("must", "should", "filter", "must_not", "query", "queries", "positive", "negative")
+_BOUNDS = ("gt", "gte", "lt", "lte")
+_ALWAYS = METADATA | {"_doc_count", "_primary_term", "_size", "_tier", "_type"}
+_SHOWN = 30  # fields that a message lists
+
+
+logger = logging.getLogger(__name__)
+
+
+class _Asked(NamedTuple):
+    """A field that a search names, and where. `any_kind`: it may be an object; `between`: numbers bound its values."""
+
+    name: str
+    place: str = "the filter"
+    any_kind: bool = False
+    between: bool = False
+
+
+def refuse_unmapped(
+    client: Client, path: str, known: Mapping[str, Any] | None, filter: Mapping[str, Any] | None, collapse: str | None
+) -> None:
+    """Refuse a search that names a field which the index does not map.
+
+    Args:
+        path: That of the index or alias.
+        known: The mapping, if it was read; a field that it lacks may have been added since.
+
+    Raises:
+        UsageError: names the field, and the fields that there are.
+    """
+    asked = [*_fields_of(filter), *([_Asked(collapse, "collapse")] if collapse else [])]
+    if not asked or (known is not None and all(_maps(known, one) for one in asked)):
+        _warn_of_keywords(known or {}, asked)
+        return
+    # A role that may only search cannot read the mapping; where there is no index, the search reports it.
+    found = client.find(f"{path}/_mapping", absent=(403, 404)) or {}
+    mappings = [entry.get("mappings", {}) for entry in found.values()]
+    missing = [one for one in asked if mappings and not any(_maps(mapping, one) for mapping in mappings)]
+    if not missing:
+        _warn_of_keywords(mappings[0] if mappings else {}, asked)
+        return
+    name, place = missing[0][:2]
+    stamps = [mapping.get("_meta", {}).get(META_KEY, {}).get("fields") or {} for mapping in mappings]
+    advice = "Correct the name, or encode with it in --keep and load that run."
+    if any(kind is None and is_within(name, field) for stamp in stamps for field, kind in stamp.items()):
+        advice = "Documents have it, but no mapping takes all of them; `load` named the reason."
+    there = sorted({field for mapping in mappings for field in _leaves(mapping)})
+    more = f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else ""
+    raise UsageError(
+        f"Index {path[1:]!r} does not map the field {name!r} of {place}, so no document would match it. Mapped are "
+        f"{', '.join(there[:_SHOWN])}{more}. {advice}"
+    )
+
+
+def _fields_of(query: Any) -> Iterator[_Asked]:
+    """The fields that the clauses of a query name, without patterns."""
+    for clause, content in query.items() if isinstance(query, Mapping) else ():
+        if not isinstance(content, Mapping):
+            continue
+        names: list[Any] = []
+        if clause in _BY_FIELD:
+            names = [name for name in content if name not in _NO_FIELDS]
+        elif clause in _BY_NAME:
+            names = [content.get(_BY_NAME[clause])]
+        elif clause in _WITH_FIELDS and isinstance(content.get("fields"), list):
+            names = [str(name).partition("^")[0] for name in content["fields"]]
+        for name in names:
+            if isinstance(name, str) and "*" not in name:
+                bounds = content.get(name) if clause == "range" else None
+                between = isinstance(bounds, Mapping) and any(type(bounds.get(key)) in (int, float) for key in _BOUNDS)
+                yield _Asked(name, any_kind=clause in ("exists", "nested"), between=between)
+        for key in _QUERIES if clause in _COMPOUND else ():
+            inner = content.get(key)
+            for each in inner if isinstance(inner, list) else [inner]:
+                yield from _fields_of(each)
+
+
+def _maps(mapping: Mapping[str, Any], asked: _Asked) -> bool:
+    """Return whether a mapping has a field, a multi-field or, where that will do, an object."""
+    if asked.name in _ALWAYS or asked.name in (mapping.get("derived") or {}):
+        return True
+    entry = _entry(mapping, asked.name)
+    return entry is not None and (asked.any_kind or "properties" not in entry)
+
+
+def _entry(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """The entry of a field; inside a field whose inner ones a mapping does not name, that field's."""
+    entry: Any = mapping
+    for part in name.split("."):
+        if entry.get("type") in ("flat_object", "rank_features", "sparse_vector", "join"):
+            break
+        entry = (entry.get("properties") or {}).get(part) or (entry.get("fields") or {}).get(part)
+        if entry is None:
+            return None
+    return dict(entry)
+
+
+def _warn_of_keywords(mapping: Mapping[str, Any], asked: Sequence[_Asked]) -> None:
+    for name in dict.fromkeys(one.name for one in asked if one.between):
+        if (_entry(mapping, name) or {}).get("type") == "keyword":
+            logger.warning(
+                "%s is mapped as keyword: the range compares its values as text, where 100 comes before 30. Load with "
+                "--map %s=double into a new index to compare numbers.", name, name,
+            )  # fmt: skip
+
+
+def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The fields of a mapping with their types, for a message; without those that hold vectors."""
+    for name, entry in (mapping.get("properties") or {}).items():
+        if "properties" in entry:
+            yield from _leaves(entry, f"{prefix}{name}.")
+        elif entry.get("type") not in ("rank_features", "sparse_vector"):
+            yield f"{prefix}{name} ({entry.get('type', 'object')})"

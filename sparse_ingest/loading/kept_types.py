@@ -1,0 +1,107 @@
+"""Which type each kept field of a run has in the index that it is loaded into.
+
+In: a run, the index or the body of a new one, the declared types. Out: what reads the run's documents in the pass that
+checks them; then the mapping, the stamp with all types, and notes.
+
+A field that the index maps keeps its type, and a document that does not fit is refused. Then a declared type counts,
+then one that an earlier load recorded; other types are found in the documents. So a load that continues changes none.
+Fields are added to an index of another client, too: without a mapping no filter would find a document by them. An index
+that an earlier release loaded gets none: its documents may have them already, and would not be found.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from sparse_ingest.cluster import indexes, mappings
+from sparse_ingest.cluster.kept_fields import KeptFields
+from sparse_ingest.errors import ClusterError
+from sparse_ingest.loading.options import LoadOptions
+from sparse_ingest.records import PARENT, field_path
+from sparse_ingest.runs.run import Run
+
+
+class KeptTypes:
+    """The types of a run's kept fields.
+
+    Args:
+        there: The index to load into; None if `body` will create it, with the declared types in it.
+
+    Raises:
+        ClusterError: the index maps a field as another type than the declared one.
+    """
+
+    def __init__(self, run: Run, there: indexes.Index | None, body: dict[str, Any], options: LoadOptions) -> None:
+        self._there, self._body, self._sparse = there, body, options.field or "sparse"
+        # An update sends no fields.
+        declared = {} if options.update else options.fields or {}
+        self._declared = {field_path(name): str(kind) for name, kind in declared.items()}
+        mapping = body["mappings"]
+        if there:
+            for path in [path for path, kind in self._declared.items() if _is_mapped(there, path, kind)]:
+                del self._declared[path]
+            mapping = copy.deepcopy(there.mappings)
+            mappings.add_types(mapping, self._declared, self._sparse)
+        stamp = there.stamp if there else None
+        self._is_older = stamp is not None and stamp.fields is None
+        self._recorded = (stamp.fields if stamp else None) or {}
+        names = run.manifest.identity.get("fields", {}).get("keep")
+        if names is not None and run.manifest.identity.get("overflow") == "passages":
+            names = [*names, PARENT]
+        origin = f"index {there.name!r} maps" if there else "is declared"
+        self.kept = None if options.update else KeptFields(names, mapping, self._recorded, origin)
+
+    def decided(self, stamp: indexes.Stamp) -> tuple[indexes.Stamp, dict[str, Any], list[str]]:
+        """Return the stamp with all types, the mapping to add to an index that exists, and notes.
+
+        The body of a new index is completed in place.
+        """
+        if self.kept is None:
+            return stamp, {}, []
+        types, new, notes = self.kept.found()
+        if self._there is None:
+            stamp = replace(stamp, fields=types)
+            content = self._body["mappings"]
+            mappings.add_types(content, new, self._sparse)
+            content["_meta"][indexes.META_KEY] = stamp.as_meta()
+            if unseen := sorted(self._declared.keys() - types.keys()):
+                notes.append(f"No document has a declared field: {', '.join(unseen)}.")
+            return stamp, {}, notes
+        if self._is_older and new:
+            types, notes = types | dict.fromkeys(new), [
+                f"Index {self._there.name!r} was loaded by a release that mapped no kept fields, so these are not "
+                f"mapped: {', '.join(new)}. Load into a new index (--alias, or --replace --from-scratch) to filter "
+                "by them."
+            ]  # fmt: skip
+            new = {}
+        added: dict[str, Any] = {}
+        if more := self._declared | new:
+            mappings.add_types(added, more, self._sparse)
+            _add_nested(added, self._there.mappings)
+            notes.append(
+                f"Added to the mapping of index {self._there.name!r}: {', '.join(more)}. Documents that it holds "
+                "already are found by them only after they are loaded again."
+            )
+        return replace(stamp, fields=self._recorded | types), added, notes
+
+
+def _add_nested(added: dict[str, Any], there: Mapping[str, Any]) -> None:
+    """Say again which objects are nested: OpenSearch refuses to add a field to one without it."""
+    for name, entry in added.get("properties", {}).items():
+        mapped = there.get("properties", {}).get(name, {})
+        if mapped.get("type") == "nested":
+            entry["type"] = "nested"
+        _add_nested(entry, mapped)
+
+
+def _is_mapped(there: indexes.Index, path: str, kind: str) -> bool:
+    entry = mappings.field_mapping(there.mappings, path)
+    if entry is None or entry.get("type") == kind:
+        return entry is not None
+    raise ClusterError(
+        f"Index {there.name!r} maps {path!r} as {entry.get('type', 'object')}, and {kind} is declared. Declare that "
+        "type, or load into a new index."
+    )

@@ -1,0 +1,106 @@
+"""Filters and collapses by fields that the index does not map."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.query_fields import refuse_unmapped
+from sparse_ingest.errors import UsageError
+
+MAPPING: dict[str, Any] = {
+    "_meta": {"sparse_ingest": {"fields": {"mixed": None, "price": "double"}}},
+    "properties": {
+        "title": {"type": "text", "fields": {"raw": {"type": "keyword"}}},
+        "price": {"type": "double"},
+        "meta": {"properties": {"lang": {"type": "keyword"}}},
+        "parts": {"type": "nested", "properties": {"size": {"type": "long"}}},
+        "labels": {"type": "flat_object"},
+        "sparse": {"type": "rank_features"},
+    },
+}
+GOOD = [
+    {"term": {"price": 1}},
+    {"term": {"meta.lang": {"value": "en", "boost": 2}}},
+    {"terms": {"title.raw": ["a"], "boost": 1}},
+    {"range": {"price": {"gte": 1}}},
+    {"exists": {"field": "meta"}},
+    {"ids": {"values": ["1"]}},
+    {"term": {"_id": "1"}},
+    {"term": {"labels.any.thing": "x"}},
+    {"nested": {"path": "parts", "query": {"range": {"parts.size": {"gt": 1}}}}},
+    {"multi_match": {"query": "x", "fields": ["title^2", "unknown*"]}},
+    {"script": {"script": {"source": "doc['unknown'].size() > 0"}}},
+    {"a_clause_of_2031": {"unknown": 1}},
+    {"bool": {"filter": {"term": {"price": 1}}, "must_not": [{"match_all": {}}], "minimum_should_match": 0}},
+    {"bool": {}},
+]
+BAD = [
+    {"term": {"unknown": 1}},
+    {"term": {"meta": 1}},
+    {"term": {"title.unknown": "x"}},
+    {"terms": {"unknown": [1], "boost": 1}},
+    {"range": {"unknown": {"gte": 1}}},
+    {"exists": {"field": "unknown"}},
+    {"match": {"unknown": "x"}},
+    {"prefix": {"unknown": "x"}},
+    {"bool": {"must": [{"bool": {"should": [{"term": {"price": 1}}, {"wildcard": {"unknown": "x*"}}]}}]}},
+    {"bool": {"must_not": {"regexp": {"unknown": "x"}}}},
+    {"constant_score": {"filter": {"term": {"unknown": 1}}}},
+    {"dis_max": {"queries": [{"term": {"price": 1}}, {"term": {"unknown": 1}}]}},
+    {"nested": {"path": "unknown", "query": {"match_all": {}}}},
+    {"nested": {"path": "parts", "query": {"range": {"parts.unknown": {"gt": 1}}}}},
+    {"function_score": {"query": {"term": {"unknown": 1}}}},
+    {"boosting": {"positive": {"match_all": {}}, "negative": {"term": {"unknown": 1}}, "negative_boost": 0.5}},
+    {"multi_match": {"query": "x", "fields": ["title", "unknown^3"]}},
+]
+
+
+@pytest.fixture(scope="module")
+def mapped(opensearch_url: str) -> Iterator[str]:
+    """An index with this mapping."""
+    name = f"sparse-ingest-test-{secrets.token_hex(6)}"
+    with closing(connect(Connection(opensearch_url))) as client:
+        client.call("PUT", f"/{name}", {"mappings": MAPPING | {"dynamic": False}})
+        yield name
+        client.call("DELETE", f"/{name}")
+
+
+@pytest.mark.parametrize("known", [None, MAPPING])
+@pytest.mark.parametrize("filter", GOOD, ids=str)
+def test_fields_that_are_mapped_and_clauses_that_are_not_known_pass(
+    client: Client, mapped: str, filter: dict[str, Any], known: dict[str, Any] | None
+) -> None:
+    refuse_unmapped(client, f"/{mapped}", known, filter, "price")
+
+
+@pytest.mark.parametrize("filter", BAD, ids=str)
+def test_a_field_that_is_not_mapped_is_named_with_those_that_are(
+    client: Client, mapped: str, filter: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match=r"Mapped are labels .*, meta\.lang \(keyword\), .*price \(double\)") as error:
+        refuse_unmapped(client, f"/{mapped}", MAPPING, filter, None)
+    assert "rank_features" not in str(error.value)
+
+
+def test_a_field_without_a_mapping_that_documents_have_is_told_apart(client: Client, mapped: str) -> None:
+    with pytest.raises(UsageError, match="'mixed' of collapse.*Documents have it"):
+        refuse_unmapped(client, f"/{mapped}", None, None, "mixed")
+
+
+def test_numbers_as_the_bounds_of_a_keyword_are_warned_of(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    for name, bound in (("price", 5), ("meta.lang", "a"), ("meta.lang", 5)):
+        refuse_unmapped(client, "/unused", MAPPING, {"bool": {"filter": [{"range": {name: {"lt": bound}}}]}}, None)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("meta.lang is mapped as keyword: the range compares its values as text")
+
+
+def test_a_field_that_was_added_since_the_mapping_was_read_passes(client: Client, index_name: str) -> None:
+    client.call("PUT", f"/{index_name}", {"mappings": {"properties": {"late": {"type": "long"}}}})
+    refuse_unmapped(client, f"/{index_name}", {"properties": {}}, {"term": {"late": 1}}, None)
+    refuse_unmapped(client, "/sparse-ingest-test-no-such-index", None, {"term": {"late": 1}}, None)
