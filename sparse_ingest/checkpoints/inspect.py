@@ -18,7 +18,6 @@ from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.checkpoints.settings import resolve_query_settings, resolve_settings
 from sparse_ingest.errors import CheckpointError, UsageError
 from sparse_ingest.pipeline import ModelSettings
-from sparse_ingest.records import SparseRows
 
 # OpenSearch 3.3 to 3.8 keep a token id of `sparse_vector` in 15 bits and a sign.
 SEISMIC_IDS = 32768
@@ -93,13 +92,12 @@ def inspect_model(model: ModelSettings | str) -> Inspection:
     return Inspection(document, query, list(dict.fromkeys(warnings)))
 
 
-def dense_warning(vectors: SparseRows) -> str | None:
-    """Return a warning if a model gives these documents so many terms that it was not trained for sparse vectors."""
-    documents = max(1, len(vectors.indptr) - 1)
-    if len(vectors.token_ids) <= SPARSE_TERMS * documents:
+def dense_warning(terms: int, documents: int) -> str | None:
+    """Return a warning if a model gives documents so many terms that it was not trained for sparse vectors."""
+    if terms <= SPARSE_TERMS * documents:
         return None
     return (
-        f"The model gives {len(vectors.token_ids) / documents:,.0f} terms per document (mean of {documents:,}); models "
+        f"The model gives {terms / documents:,.0f} terms per document (mean of {documents:,}); models "
         "trained for sparse vectors give a few hundred. Is this a SPLADE model? Its index would be very large, and its "
         "scores mean little."
     )

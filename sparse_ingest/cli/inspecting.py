@@ -48,7 +48,8 @@ def _tried(found: Inspection, pipeline: Pipeline) -> str | None:
     if side is None or side.family != PLAIN or side.remote_code or not find_spec("torch"):
         return None
     try:
-        return dense_warning(SparseEncoder(pipeline.model, device="cpu").encode_document(TEXTS).to_rows())
+        vectors = SparseEncoder(pipeline.model, device="cpu").encode_document(TEXTS)
+        return dense_warning(len(vectors.weights), len(TEXTS))
     except SparseIngestError as error:
         return f"{side.model} could not be tried on texts: {error}"
 

@@ -326,7 +326,7 @@ class ShardMaker:
         settings = self.settings
         if not self._judged.is_set():
             self._judged.set()
-            if warning := dense_warning(vectors):
+            if warning := dense_warning(len(vectors.token_ids), len(vectors.doc_ids)):
                 self.reporter.warn(warning)
         vectors = prune(vectors, **settings.rules)
         try:
