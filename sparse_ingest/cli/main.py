@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 from importlib.metadata import version
 
@@ -10,6 +12,13 @@ import click
 
 from sparse_ingest.cli import demo, encoding, evaluating, indexing, inspecting, loading, planning, searching, server
 from sparse_ingest.errors import SparseIngestError
+
+_AGAIN = "then start the same command again: what is finished is kept."
+_ADVICE = {
+    errno.ENOSPC: f" Free space there (for temporary files, or set TMPDIR to another folder), {_AGAIN}",
+    errno.EDQUOT: f" Free space there, or raise the quota, {_AGAIN}",
+    errno.EROFS: " Name a place that can be written.",
+}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,5 +67,7 @@ def _run() -> object:
     except BrokenPipeError:
         return 1  # the reader of a pipe has enough
     except OSError as error:
-        click.echo(f"Error: {error.filename or 'The system'}: {error.strerror or error}.", err=True)
+        # Arrow puts more into strerror than the system says.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        click.echo(f"Error: {error.filename or 'The system'}: {reason}.{_ADVICE.get(error.errno or 0, '')}", err=True)
         return 1

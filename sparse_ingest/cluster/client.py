@@ -12,11 +12,11 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, TypeAlias
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
 import opensearchpy
 from opensearchpy import OpenSearch
@@ -27,14 +27,17 @@ from urllib3.util import Retry
 from sparse_ingest.cluster.access import aws_signer, basic_header, tls_context
 from sparse_ingest.cluster.connection import Address, parse_url
 from sparse_ingest.cluster.connection import Connection as Connection  # which most modules need beside `connect`
-from sparse_ingest.cluster.failures import BLOCKED, BUSY, error_of, unreachable_message
+from sparse_ingest.cluster.failures import BUSY, GARBAGE, blocked_message, error_of, is_block, unreachable_message
+from sparse_ingest.cluster.versions import NEWEST_TRIED, Version, version_of
+from sparse_ingest.cluster.waiting import Waiting
 from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
+from sparse_ingest.reporting import Reporter
+from sparse_ingest.storage.places import without_secrets
 
 logger = logging.getLogger(__name__)
 
-OLDEST_VERSION = (2, 11)  # the first with neural_sparse
-# The version of the tests. An older server refuses by itself what it does not know.
-NEWEST_TRIED = (3, 6, 0)
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_CONNECT_S = 30.0
 CONNECTIONS = 32  # kept open at most, as many as a search with --concurrency has requests in flight
 
 
@@ -59,24 +62,30 @@ class ResponseError(ClusterError):
     @property
     def may_pass(self) -> bool:
         """Whether the same request may succeed later."""
-        return self.status in BUSY and self.kind != BLOCKED
+        return self.status in BUSY and not is_block(self.status, self.kind)
 
 
 class UnreachableError(ClusterError):
     """No usable answer came: refused, timed out, cut off or not understood."""
 
 
+class TimedOutError(UnreachableError):
+    """No answer came in time; the request may be done all the same."""
+
+
 class _PlainConnection(opensearchpy.Urllib3HttpConnection):
-    """Keeps the Retry-After of an answer, which opensearch-py drops together with the other headers of an error."""
+    """Keeps Retry-After and Location of an answer, which opensearch-py drops with the other headers of an error."""
 
     def perform_request(self, *request: Any, ignore: Collection[int] = (), **more: Any) -> Any:
         """Send one request; status, headers and text of the answer."""
-        status, answered, text = super().perform_request(*request, **more | {"ignore": BUSY.union(ignore)})
-        if status in BUSY and status not in ignore:
+        kept = (BUSY | _REDIRECTS) - set(ignore)
+        status, answered, text = super().perform_request(*request, **more | {"ignore": kept.union(ignore)})
+        if status in kept:
             try:
                 self._raise_error(status, text, answered.get("content-type"))
             except TransportError as error:
                 error.retry_after = answered.get("retry-after")  # type: ignore[attr-defined]
+                error.location = answered.get("location")  # type: ignore[attr-defined]
                 raise
         return status, answered, text
 
@@ -93,10 +102,17 @@ class Client:
     """One cluster, asked once for its version. Safe to use from several threads."""
 
     def __init__(
-        self, transport: opensearchpy.Transport, address: Address, connection: Connection, *, owned: bool = True
+        self,
+        transport: opensearchpy.Transport,
+        address: Address,
+        connection: Connection,
+        *,
+        owned: bool = True,
+        reporter: Reporter | None = None,
     ) -> None:
         self._transport, self._connection, self._owned = transport, connection, owned
         self.address = str(address)
+        self.waiting = Waiting(self.address, reporter)
         self.version, self.cluster_uuid = self._asked_version()
 
     def call(
@@ -114,20 +130,20 @@ class Client:
             ResponseError: OpenSearch answered with an error.
             UnreachableError: no usable answer came.
         """
+        # A copy of params: opensearch-py takes keys out of the one it is given.
+        given: dict[str, Any] = {"params": dict(params or {}), "body": body, "timeout": timeout_s}
+        ask = partial(self._transport.perform_request, method, path, **given)
         try:
-            # A copy of params: opensearch-py takes keys out of the one it is given.
-            return self._transport.perform_request(
-                method, path, params=dict(params or {}), body=body, timeout=timeout_s
-            )
+            answer = self.waiting.answer(f"{method} {path}", ask) if self.waiting.reporter else ask()
         except TransportError as error:
             # AWS repeats the request that it refuses, a session token included: nothing for a traceback.
-            raise self._translated(error, timeout_s) from (None if self._connection.aws_service else error)
-        except (SerializationError, AttributeError) as error:
+            raise self._translated(error, path, timeout_s) from (None if self._connection.aws_service else error)
+        except (SerializationError, AttributeError, RecursionError) as error:
             # AttributeError: opensearch-py takes it for granted that an error's JSON is an object.
-            raise UnreachableError(
-                f"{self.address} answered with something that is no JSON of OpenSearch's. "
-                "Check that --url names OpenSearch itself."
-            ) from error
+            raise UnreachableError(GARBAGE.format(self.address)) from error
+        if not isinstance(answer, dict | list):
+            raise UnreachableError(GARBAGE.format(self.address))
+        return answer
 
     def find(
         self, path: str, *, params: Mapping[str, str] | None = None, absent: Collection[int] = (404,)
@@ -145,10 +161,15 @@ class Client:
         if self._owned:
             self._transport.close()
 
-    def _asked_version(self) -> tuple[tuple[int, int, int], str]:
+    def _asked_version(self) -> tuple[Version, str]:
         """Version and UUID of the cluster, or what stands for them where they are not told."""
         try:
-            root = self.call("GET", "/")
+            # Without a deadline an answer of one byte/s would take minutes.
+            root = self.waiting.answer("GET /", partial(self.call, "GET", "/", timeout_s=_CONNECT_S), _CONNECT_S + 1)
+        except TimeoutError:
+            raise UnreachableError(
+                f"{self.address} did not answer completely within {_CONNECT_S:g} s. Check that it is up, and try again."
+            ) from None
         except ResponseError as error:
             if error.status == 404 and self._connection.aws_service == "aoss":
                 why = "Amazon OpenSearch Serverless has no version"
@@ -159,17 +180,35 @@ class Client:
             logger.warning("%s; it is taken for OpenSearch %d.%d.%d.", why, *NEWEST_TRIED)
             # The UUID of an index is enough to tell journals apart.
             return NEWEST_TRIED, "unknown"
-        return _checked_version(root, self.address), str(root.get("cluster_uuid", "unknown"))
 
-    def _translated(self, error: TransportError, timeout_s: float) -> SparseIngestError:
+        version = version_of(root, self.address, _who(self._connection), self._allowed)
+        return version, str(root.get("cluster_uuid", "unknown"))
+
+    def _allowed(self, path: str) -> Any:
+        """The answer to a GET; None where who asks may not."""
+        try:
+            return self.call("GET", path)
+        except ResponseError as error:
+            if 400 <= error.status < 500:
+                return None
+            raise
+
+    def _translated(self, error: TransportError, path: str, timeout_s: float) -> SparseIngestError:
         if isinstance(error.info, SparseIngestError):
             # The signer's own sentence, which opensearch-py wraps as if the connection had failed.
             return error.info
         if not isinstance(error.status_code, int):
-            return UnreachableError(unreachable_message(error, self.address, timeout_s))
+            ca, first = self._connection.ca, path == "/"
+            message = unreachable_message(error, self.address, timeout_s, ca=ca, first=first)
+            timed_out = isinstance(error, opensearchpy.exceptions.ConnectionTimeout)
+            return TimedOutError(message) if timed_out else UnreachableError(message)
         kind, reason = error_of(error.info if isinstance(error.info, dict) else {}, str(error.error))
         message = f"{self.address} answered {error.status_code} {kind}: {reason}"
-        if refused := _refused(error.status_code, self.address, self._connection):
+        if error.status_code in _REDIRECTS:
+            message = _redirected(error.status_code, self.address, path, getattr(error, "location", None))
+        elif is_block(error.status_code, kind):
+            message = blocked_message(self.address, reason)
+        elif refused := _refused(error.status_code, self.address, self._connection):
             message = f"{refused} It said: {reason[:200]}"
         after_s = _retry_after_s(getattr(error, "retry_after", None))
         return ResponseError(message, status=error.status_code, kind=kind, reason=reason, retry_after_s=after_s)
@@ -190,13 +229,16 @@ def connection_of(url: str | None, connection: ConnectionLike | None) -> Connect
     return Connection(**given | ({"url": url} if url is not None else {}))
 
 
-def connect(connection: ConnectionLike | None = None, *, url: str | None = None) -> Client:
+def connect(
+    connection: ConnectionLike | None = None, *, url: str | None = None, reporter: Reporter | None = None
+) -> Client:
     """Connect and check that an OpenSearch of a known version answers.
 
     Args:
         connection: How to reach the cluster. The transport of an `opensearchpy.OpenSearch` is used as it is, except
             that it does not retry: what may be sent again is decided by the stage.
         url: Its address, instead of `connection`. Without either, the SPARSE_INGEST_* variables.
+        reporter: Hears what the client waits for, and may ask it to stop.
 
     Raises:
         UsageError: the URL or a combination of options cannot be used.
@@ -204,7 +246,7 @@ def connect(connection: ConnectionLike | None = None, *, url: str | None = None)
     """
     connection = connection_of(url, connection)
     if isinstance(connection, OpenSearch):
-        return _client_of(connection)
+        return _client_of(connection, reporter)
     address, user, password = parse_url(connection.url)
     user, password = connection.user or user, connection.password or password
     connection = replace(connection, user=user, password=password)
@@ -226,10 +268,10 @@ def connect(connection: ConnectionLike | None = None, *, url: str | None = None)
         max_retries=0,
         **options,
     )
-    return Client(opensearch.transport, address, connection)
+    return Client(opensearch.transport, address, connection, reporter=reporter)
 
 
-def _client_of(opensearch: OpenSearch) -> Client:
+def _client_of(opensearch: OpenSearch, reporter: Reporter | None) -> Client:
     """A client over the connections of the caller's own, which stay open when it is closed."""
     host = opensearch.transport.hosts[0] if opensearch.transport.hosts else {}
     scheme = "https" if host.get("use_ssl") or host.get("scheme") == "https" else "http"
@@ -237,7 +279,7 @@ def _client_of(opensearch: OpenSearch) -> Client:
     address = Address(scheme, host.get("host", "localhost"), int(host.get("port", 9200)), prefix and f"/{prefix}")
     transport = copy.copy(opensearch.transport)
     transport.max_retries = 0
-    return Client(transport, address, Connection(), owned=False)
+    return Client(transport, address, Connection(), owned=False, reporter=reporter)
 
 
 def _refuse_conflicts(connection: Connection, address: Address) -> None:
@@ -265,22 +307,6 @@ def path_of(name: str) -> str:
     return f"/{quote(name, safe='')}"
 
 
-def _checked_version(root: Any, address: str) -> tuple[int, int, int]:
-    version = root.get("version") if isinstance(root, dict) else None
-    if not isinstance(version, dict) or version.get("distribution") != "opensearch":
-        found = version.get("number", "?") if isinstance(version, dict) else None
-        what = f"no OpenSearch (it says version {found})" if found else "no OpenSearch"
-        raise ClusterError(f"{address} is {what}; sparse-ingest needs OpenSearch 2.11 or newer. Check --url.")
-    numbers = [int(number) for number in re.findall(r"\d+", str(version.get("number", "")))[:3]]
-    major, minor, patch = (*numbers, 0, 0, 0)[:3]
-    if (major, minor) < OLDEST_VERSION:
-        raise ClusterError(
-            f"{address} is OpenSearch {version.get('number')}; sparse-ingest needs 2.11 or newer, "
-            "the first with neural_sparse. Upgrade the cluster."
-        )
-    return major, minor, patch
-
-
 def _who(connection: Connection) -> str:
     if connection.aws_service:
         return "these AWS credentials"
@@ -304,3 +330,12 @@ def _refused(status: int, address: str, connection: Connection) -> str | None:
     if connection.client_cert:
         return f"{address} does not know {who} (401): give --user and --password as well."
     return f"{address} asks who you are (401): give --user and --password, or a client certificate."
+
+
+def _redirected(status: int, address: str, path: str, location: str | None) -> str:
+    """Return where a request was sent on to. None is followed: a body would be sent to a place that nobody named."""
+    if not location:
+        return f"{address} redirects elsewhere ({status}) and does not say where. Check --url."
+    target = without_secrets(urljoin(f"{address}/", location))
+    base = target.removesuffix(path).rstrip("/")
+    return f"{address} redirects to {target} ({status}). If that is OpenSearch, write --url {base}."

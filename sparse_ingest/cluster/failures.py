@@ -11,24 +11,42 @@ from typing import Any
 
 from opensearchpy.exceptions import SSLError, TransportError
 
+from sparse_ingest.cluster.access import expired_in
+
 BUSY = frozenset({429, 502, 503, 504})  # statuses that may pass, and come with Retry-After
-# A node that runs out of disk answers 429 too, and does so until space is freed.
 BLOCKED = "cluster_block_exception"
-# What OpenSSL says, and what it means.
+GARBAGE = "{} answered with something that is no JSON of OpenSearch's. Check that --url names OpenSearch itself."
+# What OpenSSL says, and what it means; {0} is what it says, {1} what to do about an unknown CA.
 _TLS_FAILURES = (
-    ("certificate is not valid for", "{}. Write the name that its certificate is for in --url."),
-    ("has expired|not yet valid", "{}. Its certificate must be renewed, or the clock of this machine be set right."),
-    ("verify failed", "{}. Give the file of the CA that signed its certificate with --ca."),
+    ("certificate is not valid for", "{0}. Write the name that its certificate is for in --url."),
+    ("not yet valid", "{0}. Set the clock of this machine right, or renew the certificate."),
+    ("has expired", "{0}. Its certificate must be renewed, or the clock of this machine be set right."),
+    ("issuer certificate|self.signed|verify the first|signature failure", "{0}. {1}"),
+    ("verify failed", "{0}. Replace its certificate, or the one that signed it, by one without this fault."),
     (
         "(?i)certificate.required|handshake.failure",
-        "it asks for a client certificate ({}). Give --client-cert and --client-key.",
+        "it asks for a client certificate ({0}). Give --client-cert and --client-key.",
     ),
     (
         "EOF occurred",
         "it broke off the TLS handshake. It may ask for a client certificate: --client-cert and --client-key.",
     ),
-    ("(?i)alert", "it does not accept the client certificate ({}). Check --client-cert and who signed it."),
-    ("", "the TLS connection failed ({}). Check --ca, --client-cert and --client-key."),
+    ("(?i)alert", "it does not accept the client certificate ({0}). Check --client-cert and who signed it."),
+    ("", "the TLS connection failed ({0}). Check --url and the TLS settings of the server."),
+)
+# Why there was no usable answer, by what urllib3 says; {0} is the address, {1} advice for http addresses.
+_NO_ANSWER = (
+    (
+        "refused",
+        "Nothing listens at {0} (connection refused). Start OpenSearch, for a local one `sparse-ingest server start`, "
+        "or give its address with --url.",
+    ),
+    ("resolve|getaddrinfo", "{0}: the host name is unknown. Check --url."),
+    ("Failed to establish", "{0} cannot be reached ({1}). Check --url and the network."),
+    ("codec can't decode|failed to decode", GARBAGE),
+    ("BadStatusLine|HeaderParsing", "{0} does not answer in HTTP. Check --url."),
+    ("IncompleteRead", "{0} broke off its answer. Check that it is up, and try again."),
+    ("", "{0} closed the connection before it answered.{2} Check that it is up, and try again."),
 )
 
 
@@ -49,29 +67,61 @@ def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tu
     return kind, reason
 
 
-def unreachable_message(error: TransportError, address: str, timeout_s: float) -> str:
-    """Return why no usable answer came from an address."""
+def is_block(status: int, kind: str) -> bool:
+    """Return whether an error is a block that stays until its cause is removed: 403, or 429 where a disk is full.
+
+    With 503 a cluster blocks requests for as long as it starts.
+    """
+    return kind in (BLOCKED, "index_create_block_exception") and status != 503
+
+
+def unreachable_message(
+    error: TransportError, address: str, timeout_s: float, *, ca: str | None = None, first: bool = False
+) -> str:
+    """Return why no usable answer came from an address.
+
+    Args:
+        error: What opensearch-py raised.
+        address: Where the request was sent.
+        timeout_s: How long an answer was waited for.
+        ca: The file that was given with --ca.
+        first: Nothing was answered before.
+    """
     cause = str(error.info)
     if isinstance(error, SSLError) or "SSL" in cause:
         if "WRONG_VERSION_NUMBER" in cause or "record layer" in cause:
             return f"{address} does not speak TLS. If it is meant so, write http:// in --url."
-        return f"{address}: {_tls_failure(cause)}"
+        return f"{address}: {_tls_failure(cause, ca)}"
     if "timed out" in cause or type(error).__name__ == "ConnectionTimeout":
         return (
             f"{address} did not answer within {timeout_s:g} s. Check that it is up and not overloaded, and try again."
         )
-    if "refused" in cause:
+    hint = " If it speaks TLS, write https:// in --url." if first and address.startswith("http:") else ""
+    system = cause.rpartition("] ")[2].strip(" ')\"")
+    return next(says for pattern, says in _NO_ANSWER if re.search(pattern, cause)).format(address, system, hint)
+
+
+def blocked_message(address: str, reason: str) -> str:
+    """Return what a block means and how it is removed. OpenSearch gives some the status of a missing right."""
+    if "/10/" in reason:
         return (
-            f"Nothing listens at {address} (connection refused). Start OpenSearch, "
-            "for a local one `sparse-ingest server start`, or give its address with --url."
+            f"{address} creates no indexes now: {reason} This is no missing right: OpenSearch sets this block when "
+            "every node is above the high disk watermark, or an administrator set it. Free disk space, or remove the "
+            'block: PUT /_cluster/settings {"persistent": {"cluster.blocks.create_index": null}}. Then start the same '
+            "command again."
         )
-    if "resolve" in cause or "getaddrinfo" in cause:
-        return f"{address}: the host name is unknown. Check --url."
-    hint = " If it speaks TLS, write https:// in --url." if address.startswith("http:") else ""
-    return f"{address} closed the connection before it answered.{hint} Check that it is up, and try again."
+    return (
+        f"{address} takes no changes: {reason} Remove the block (a full disk, or one that an administrator set in the "
+        "settings of the index or cluster), then start the same command again: it continues where this one stopped."
+    )
 
 
-def _tls_failure(cause: str) -> str:
-    """What went wrong between the two ends of TLS, by what OpenSSL says."""
+def _tls_failure(cause: str, ca: str | None) -> str:
+    """Return what went wrong between the two ends of TLS, by what OpenSSL says."""
     short = re.sub(r"^.*?\]\s*|\s*\(_ssl\.c.*$", "", cause).rstrip(".")
-    return next(says for pattern, says in _TLS_FAILURES if re.search(pattern, cause)).format(short)
+    if ca and "has expired" in cause and (names := expired_in(ca)):
+        return f"{short}. {ca} holds a CA that has expired ({', '.join(names)}). Get the renewed one."
+    unknown = "Give the file of the CA that signed its certificate with --ca."
+    if ca:
+        unknown = f"Another CA than those in {ca} signed its certificate. Get the certificate of that CA."
+    return next(says for pattern, says in _TLS_FAILURES if re.search(pattern, cause)).format(short, unknown)

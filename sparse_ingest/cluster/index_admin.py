@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sparse_ingest.cluster import indexes, installed, mappings, seismic
+from sparse_ingest.cluster import indexes, installed, mappings, seismic, settling
 from sparse_ingest.cluster.client import Client, ConnectionLike, connect
 from sparse_ingest.cluster.installed import Installed
 from sparse_ingest.errors import ClusterError, PipelineError, UsageError
@@ -127,7 +127,7 @@ def create_index(
     _refuse_model_of_nothing(chosen)
     body = mappings.index_body(full.index, None)
     wanted = _pipelines(index, full, chosen)
-    with contextlib.closing(connect(connection, url=url)) as client:
+    with contextlib.closing(connect(connection, url=url, reporter=reporter)) as client:
         mappings.check_version(full.index.kind, client.version)
         there = indexes.find_index(client, index)
         if there is not None:
@@ -140,6 +140,8 @@ def create_index(
                     undo.callback(_remove_again, client, one, index)
             made = indexes.create_index(client, index, body)
             undo.pop_all()
+        if unstarted := settling.unstarted_primaries(client, made):
+            reporter.note(unstarted)
     if full.index.kind == "sparse_vector":
         entry = mappings.field_mapping(made.mappings, full.index.field) or {}
         parameters = seismic.parameters_of(entry)

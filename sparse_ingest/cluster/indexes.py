@@ -21,13 +21,17 @@ from dataclasses import asdict, dataclass, fields, replace
 from dataclasses import field as made_of
 from typing import Any, Literal, NamedTuple
 
-from sparse_ingest.cluster.client import Client, ResponseError, path_of
+from sparse_ingest.cluster.client import Client, ResponseError, TimedOutError, path_of
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.runs.run import Run
 
 META_KEY = "sparse_ingest"
 STAMP_FORMAT = 1
 _PRIVATE = "--sparse-ingest-"
+MAX_NAME_BYTES = 255
+_PRIMARIES_S = 20.0  # for the primaries of a new index, before it is said that there are none
+_CREATE_LOOKS = 20  # for a new index that a busy cluster has not created by then
+ADDED_BYTES = len(_PRIVATE) + 8  # of the private alias
 NO_PRUNING = {"top_k": None, "max_ratio": None}
 
 
@@ -123,6 +127,19 @@ def is_one_name(name: str) -> bool:
     return name not in ("", ".", "..") and name[0] not in "-_+" and not any(sign in name for sign in '*?,/\\<>| "#:')
 
 
+def refuse_long_name(option: str, name: str, added: int) -> None:
+    """Refuse a name that becomes too long with the bytes that a load adds to it, before anything is done.
+
+    Raises:
+        UsageError: it does.
+    """
+    if len(name.encode()) > MAX_NAME_BYTES - added:
+        raise UsageError(
+            f"{option} {name!r} has {len(name.encode())} bytes. OpenSearch takes names of {MAX_NAME_BYTES}, and a load "
+            f"adds {added} for its own: give one of at most {MAX_NAME_BYTES - added} bytes."
+        )
+
+
 def find_index(client: Client, name: str) -> Index | None:
     """Return the index of this name, or the write index of the alias of this name. None if there is neither.
 
@@ -171,8 +188,17 @@ def need_index(client: Client, name: str, advice: str) -> Index:
 
 
 def create_index(client: Client, name: str, body: dict[str, Any]) -> Index:
-    """Create an index that does not exist."""
-    client.call("PUT", path_of(name), body)
+    """Create an index that does not exist. Its primaries may not be started yet when this returns."""
+    try:
+        client.call("PUT", path_of(name), body, timeout_s=_PRIMARIES_S)
+    except TimedOutError:
+        # OpenSearch creates the index, and answers when the primaries are started or after 30 s.
+        for _ in range(_CREATE_LOOKS):
+            if find_index(client, name):
+                break
+            client.waiting.pause(2.0, f"index {name!r} is being created")
+        else:
+            raise
     return need_index(client, name, "It was created and is gone again. Check who deletes it, then load again.")
 
 

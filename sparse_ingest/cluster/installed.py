@@ -135,17 +135,23 @@ def remove(client: Client, pipeline: Installed, index: str) -> str | None:
     return None
 
 
+def final_pipeline(index: Index) -> str | None:
+    """Return the pipeline that every document goes through, whatever a request says."""
+    name = index.setting("final_pipeline")
+    return None if name == "_none" else name
+
+
 def refuse_encoding_at_last(client: Client, index: Index, field: str) -> None:
     """Refuse an index whose final pipeline encodes into the field that a load writes: no request can go past it.
 
     Raises:
         ClusterError: it does.
     """
-    name = index.setting("final_pipeline")
-    if name in (None, "_none"):
+    name = final_pipeline(index)
+    if name is None:
         return
     # Who may not look can still load.
-    body = _found(client, Installed("ingest", str(name)), absent=(403, 404)) or {}
+    body = _found(client, Installed("ingest", name), absent=(403, 404)) or {}
     for processor in body.get("processors", ()):
         if field in processor.get("sparse_encoding", {}).get("field_map", {}).values():
             raise ClusterError(

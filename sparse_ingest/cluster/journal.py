@@ -31,7 +31,7 @@ from typing import Any
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import Refusal
 from sparse_ingest.runs.run import Run
-from sparse_ingest.storage.durable import atomic_file, sync_folder
+from sparse_ingest.storage.durable import atomic_file, naming, sync_folder
 from sparse_ingest.storage.places import Place, RemotePath
 from sparse_ingest.storage.scratch import ScratchFolder
 
@@ -212,7 +212,7 @@ def _as_bytes(line: dict[str, Any]) -> bytes:
 def _append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Append lines and flush them to disk."""
     new = not path.exists()
-    with path.open("ab+") as file:
+    with naming(path), path.open("ab+") as file:
         file.truncate(_complete_bytes(path))
         for line in lines:
             file.write(_as_bytes(line))

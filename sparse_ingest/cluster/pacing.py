@@ -19,7 +19,7 @@ from sparse_ingest.cluster.bulk_bodies import MAX_BYTES
 MAX_IN_FLIGHT = 8
 _FIRST_IN_FLIGHT = 2
 _FIRST_BYTES = 2 << 20
-_FEWEST_BYTES = 128 << 10
+FEWEST_BYTES = 128 << 10
 _STEP_BYTES = 1 << 20
 # Rounds that "the best of late" looks back on, and after how many two are made with half the requests, to see anew how
 # fast an answer comes when few queue. Without them constant pressure would become the best that is remembered.
@@ -64,12 +64,17 @@ class Pace:
         """How many requests may be in flight now."""
         return max(1, self._in_flight // 2) if self._probes else self._in_flight
 
+    @property
+    def ceiling(self) -> int:
+        """How many bytes a request may have at most, whatever the pace; lowered when the server takes no such one."""
+        return self._most_bytes
+
     def max_bytes(self) -> int:
         """How large the next request may be; with a rate, about what a second allows."""
         if self._max_rate is None:
             return self._bytes
         # Of the first request nobody knows how many documents it will hold.
-        allowed = int(self._max_rate * self._document_bytes) if self._document_bytes else _FEWEST_BYTES
+        allowed = int(self._max_rate * self._document_bytes) if self._document_bytes else FEWEST_BYTES
         return max(1, min(self._bytes, allowed))
 
     def wait_s(self, documents: int, now_s: float) -> float:
@@ -104,7 +109,7 @@ class Pace:
                 return
             self._reductions += 1
             self._in_flight = max(1, self._in_flight // 2)
-            self._bytes = max(min(_FEWEST_BYTES, self._most_bytes), self._bytes // 2)
+            self._bytes = max(min(FEWEST_BYTES, self._most_bytes), self._bytes // 2)
             self._round.clear()
 
     def too_large(self, attempt: Attempt) -> None:

@@ -3,9 +3,12 @@
 In: `BulkRequest`s. Out: one `Outcome` per request, in order. What can succeed later is sent again after a random
 pause, the whole request or only the documents that failed: 429, 502, 503, 504, a broken connection, a timeout.
 That is safe because every operation has its id. How many requests are in flight follows the cluster (pacing.py).
+A request that fails on its way again and again, while a tiny one is answered, is sent in halves as after 413: some
+proxies reset the connection of what is too large for them, or whose content they refuse.
 A document counts as acknowledged when the answer has its id, in its place, with a status below 300. One that
-OpenSearch refuses is in its request's Outcome with the reason. What is no document's fault (a block, a missing alias,
-a refused user, retries used up) is a ClusterError: nothing was lost, and the same command goes on where it stopped.
+OpenSearch refuses or a pipeline drops is in its request's Outcome with the reason. What is no document's fault (a
+block, a missing alias, a refused user, retries used up) is a ClusterError: nothing was lost, and the same command goes
+on where it stopped.
 Not covered: which documents to send, and remembering what was sent (journal.py).
 """
 
@@ -22,13 +25,19 @@ from typing import Any, NamedTuple
 
 from sparse_ingest.cluster.bulk_bodies import BulkRequest
 from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError, path_of
-from sparse_ingest.cluster.failures import BLOCKED, BUSY, error_of
-from sparse_ingest.cluster.pacing import Attempt, Pace
+from sparse_ingest.cluster.failures import BUSY, error_of, is_block
+from sparse_ingest.cluster.pacing import FEWEST_BYTES, Attempt, Pace
+from sparse_ingest.cluster.waiting import LOOK_S, SAY_S
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.records import Outcome, Refusal
 
+_ON_THE_WAY = frozenset({0, 502, 504})  # no answer of OpenSearch's own; 0 is no answer at all
+# Failures on the way, in a row, after which a large and a small request is sent in halves, and a document is refused.
+_BREAKS, _BREAKS_SMALL, _BREAKS_ALONE = 3, 4, 6
 # The ids show that an answer belongs to its request, for 35 ms of our time in 100,000 documents.
 _ANSWER = "items.*._id,items.*.status,items.*.error"
+# Errors of one document that concern all of them.
+_STOPPING = ("index_not_found_exception", "index_closed_exception", "security_exception")
 # A server may ask for a longer pause than our own, but a wrong clock or number must not stop a load for hours.
 _LONGEST_PAUSE_S = 600.0
 
@@ -57,15 +66,18 @@ def send(
     target: str,
     pace: Pace | None = None,
     retries: Retries = Retries(),  # noqa: B008 - frozen
+    final_pipeline: str | None = None,
 ) -> Iterator[Outcome]:
     """Send requests to the alias `target`, at a pace that the cluster sets.
+
+    What `final_pipeline`, that of the index, drops counts as refused.
 
     One request is made ahead; the next one when another is answered, so few are in memory at any time.
 
     Raises:
         ClusterError: something that concerns no single document stopped the load.
     """
-    sender = _Sender(client, target, pace or Pace(), retries)
+    sender = _Sender(client, target, pace or Pace(), retries, final_pipeline)
     in_flight: deque[Future[Outcome]] = deque()
     try:
         for request in requests:
@@ -84,12 +96,16 @@ def send(
 
 
 class _Left(NamedTuple):
-    """What an attempt left to do: send `request` again after a pause, or in halves because of an error."""
+    """What an attempt left to do: send `request` again after a pause, or in halves where `halve` says so.
+
+    `status` is that of the answer to all of it, 0 if there was none, and None if some documents were taken.
+    """
 
     request: BulkRequest
     why: str
+    status: int | None = None
     pause_s: float = 0.0
-    halves: ResponseError | None = None
+    halve: bool = False
 
 
 def _outcomes(in_flight: deque[Future[Outcome]]) -> Iterator[Outcome]:
@@ -107,11 +123,12 @@ def _failed(one: Future[Outcome]) -> bool:
 class _Sender:
     """Sends requests to the end, each in a thread of its own: answers, retries, halves."""
 
-    def __init__(self, client: Client, target: str, pace: Pace, retries: Retries) -> None:
+    def __init__(self, client: Client, target: str, pace: Pace, retries: Retries, final_pipeline: str | None) -> None:
         self._client = client
         self._path = f"{path_of(target)}/_bulk"
         self._pace = pace
         self._retries = retries
+        self._final_pipeline = final_pipeline
         self._stopped = Event()
         # Guards what is counted below; told whenever an attempt or a request has ended.
         self._changed = Condition()
@@ -154,40 +171,45 @@ class _Sender:
 
     def _send(self, request: BulkRequest) -> list[Refusal]:
         """Send until each document is acknowledged or refused."""
+        if len(request.doc_ids) > 1 and len(request.body) > self._pace.ceiling:
+            return self._send_halves(request, _Left(request, "too large"))
         refused: list[Refusal] = []
-        failures = 0
+        failures = breaks = 0
         while left := self._attempt(request, refused):
-            if left.halves:
-                return refused + self._send_halves(request, left.halves)
             failures = failures + 1 if len(left.request.doc_ids) == len(request.doc_ids) else 1
-            request = left.request
+            breaks = breaks + 1 if left.status in _ON_THE_WAY else 0
+            request, count = left.request, len(left.request.doc_ids)
+            if left.halve or (breaks >= _breaks(request) and self._answers_small()):
+                return refused + self._send_halves(request, left)
             if failures == self._retries.attempts:
                 raise ClusterError(
-                    f"{len(request.doc_ids)} documents were not taken in {failures} attempts. Last: {left.why} "
+                    f"{count} documents were not taken in {failures} attempts. Last: {left.why} "
                     "When the cluster has recovered, start the same command again: it continues after the last "
                     "finished shard."
                 )
-            self._pause(max(self._retries.pause_s(failures - 1), left.pause_s))
+            again = f"Sending {count} documents again (attempt {failures + 1} of {self._retries.attempts}): {left.why}"
+            self._client.waiting.say(left.why, again)
+            self._pause(max(self._retries.pause_s(failures - 1), left.pause_s), left.why)
         return refused
 
     def _attempt(self, request: BulkRequest, refused: list[Refusal]) -> _Left | None:
         """Send once, note what is refused, and give what is left to do."""
         attempt = self._take_turn(request)
         try:
-            waiting = self._sort_out(request, self._ask(request), refused)
+            waiting = self._sort_out(request, self._ask(request.body, self._retries.timeout_s), refused)
         except ResponseError as error:
             # 400 for a whole request: one document in it is beyond what OpenSearch reads; halves find which.
-            if error.status in (400, 413) and error.kind != BLOCKED:
+            if error.status in (400, 413):
                 if error.status == 413:
                     self._pace.too_large(attempt)
-                return _Left(request, str(error), halves=error)
+                return _Left(request, f"{error.kind}: {error.reason}", error.status, halve=True)
             if not error.may_pass:
                 raise
             self._pace.overloaded(attempt)
-            return _Left(request, str(error), pause_s=min(error.retry_after_s or 0, _LONGEST_PAUSE_S))
+            return _Left(request, str(error), error.status, min(error.retry_after_s or 0, _LONGEST_PAUSE_S))
         except UnreachableError as error:
             self._pace.overloaded(attempt)
-            return _Left(request, str(error))
+            return _Left(request, str(error), 0)
         else:
             if not waiting:
                 self._pace.answered(attempt, time.monotonic())
@@ -209,19 +231,31 @@ class _Sender:
             self._attempts += 1
         return self._pace.begin(len(request.body), documents, time.monotonic())
 
-    def _pause(self, seconds: float) -> None:
-        if self._stopped.wait(seconds):
-            raise ClusterError("The load was stopped.")
+    def _pause(self, seconds: float, why: str | None = None) -> None:
+        """Sleep until this sender is stopped; with `why`, a stop request ends it too."""
+        end = time.monotonic() + seconds
+        while not self._stopped.wait(min(LOOK_S, max(0, end - time.monotonic()))):
+            if why:
+                self._client.waiting.refuse_stopped(why)
+            if time.monotonic() >= end:
+                return
+        raise ClusterError("The load was stopped.")
 
-    def _ask(self, request: BulkRequest) -> Any:
-        return self._client.call(
-            "POST",
-            self._path,
-            request.body,
-            # _none: what is sent has its vector; the index's default pipeline may encode, and would replace it.
-            params={"require_alias": "true", "pipeline": "_none", "filter_path": _ANSWER},
-            timeout_s=self._retries.timeout_s,
-        )
+    def _ask(self, body: bytes, timeout_s: float) -> Any:
+        # _none: what is sent has its vector; the index's default pipeline may encode, and would replace it.
+        answer = f"{_ANSWER},items.*.result" if self._final_pipeline else _ANSWER
+        params = {"require_alias": "true", "pipeline": "_none", "filter_path": answer}
+        return self._client.call("POST", self._path, body, params=params, timeout_s=timeout_s)
+
+    def _answers_small(self) -> bool:
+        """Return whether a bulk request without documents is answered; OpenSearch refuses it with 400."""
+        try:
+            self._ask(b"\n", min(self._retries.timeout_s, SAY_S))
+        except UnreachableError:
+            return False
+        except ResponseError as error:
+            return error.status not in BUSY
+        return True
 
     def _sort_out(self, request: BulkRequest, answer: Any, refused: list[Refusal]) -> dict[int, str]:
         """Note what is refused; give the places of the documents to send again, and why."""
@@ -231,6 +265,7 @@ class _Sender:
             raise ClusterError(self._changed_on_the_way(f"{count} items to {len(request.doc_ids)} documents"))
         try:
             results = [item[request.operation] for item in items]
+            self._mark_dropped(request, results)
             ids = [result["_id"] for result in results]
             statuses = [int(result["status"]) for result in results]
         except (KeyError, TypeError, ValueError):
@@ -246,13 +281,21 @@ class _Sender:
             if status < 300 or (status == 404 and request.operation == "delete" and "error" not in results[place]):
                 continue
             kind, reason = error_of(results[place])
-            if kind in (BLOCKED, "index_not_found_exception", "index_closed_exception", "security_exception"):
+            if is_block(status, kind) or kind in _STOPPING:
                 raise ClusterError(_stopping(kind, reason))
             if status in BUSY:
                 waiting[place] = f"{status} {kind}: {reason}."
             else:
-                refused.append(_refusal(request, place, status, kind, reason))
+                refused.append(_refusal(request, place, status, f"{kind}: {reason}"))
         return waiting
+
+    def _mark_dropped(self, request: BulkRequest, results: list[dict[str, Any]]) -> None:
+        """Give documents that the final pipeline dropped the error that OpenSearch does not report."""
+        for result in results if self._final_pipeline and request.operation == "index" else ():
+            if result.get("result") == "noop":
+                why = f"the final pipeline {self._final_pipeline!r} of the index (index.final_pipeline) dropped it"
+                result |= {"status": 400, "error": {"type": "dropped", "reason": why}}
+                self._client.waiting.say(why, f"A document was not indexed: {why}. It is a dead letter.")
 
     def _changed_on_the_way(self, what: str) -> str:
         return (
@@ -260,22 +303,36 @@ class _Sender:
             "Check that nothing between here and OpenSearch changes requests."
         )
 
-    def _send_halves(self, request: BulkRequest, error: ResponseError) -> list[Refusal]:
-        count = len(request.doc_ids)
+    def _send_halves(self, request: BulkRequest, left: _Left) -> list[Refusal]:
+        count, status = len(request.doc_ids), left.status
+        on_the_way = status in _ON_THE_WAY
         if count == 1:
-            return [_refusal(request, 0, error.status, error.kind, error.reason)]
+            why = f"sent alone {_BREAKS_ALONE} times: {left.why}" if on_the_way else left.why
+            return [_refusal(request, 0, status or 0, why)]
+        if on_the_way:
+            self._client.waiting.say(f"halves {left.why}", f"Sending {count} documents in halves: {left.why}")
         halves = (range(count // 2), range(count // 2, count))
-        return [one for half in halves for one in self._send(request.part(half))]
+        refused = [one for half in halves for one in self._send(request.part(half))]
+        # If the content of a document breaks its request, larger ones without it are fine.
+        if on_the_way and not any(one.status in _ON_THE_WAY for one in refused):
+            self._pace.too_large(self._pace.begin(len(request.body), count, time.monotonic()))
+        return refused
 
 
-def _refusal(request: BulkRequest, place: int, status: int, kind: str, reason: str) -> Refusal:
-    return Refusal(request.doc_ids[place], request.shard, int(request.rows[place]), status, f"{kind}: {reason}")
+def _breaks(request: BulkRequest) -> int:
+    """Return how often a request may fail on the way before it is divided."""
+    if len(request.doc_ids) == 1:
+        return _BREAKS_ALONE
+    return _BREAKS if len(request.body) > FEWEST_BYTES else _BREAKS_SMALL
+
+
+def _refusal(request: BulkRequest, place: int, status: int, reason: str) -> Refusal:
+    return Refusal(request.doc_ids[place], request.shard, int(request.rows[place]), status, reason)
 
 
 def _stopping(kind: str, reason: str) -> str:
-    if kind != "index_not_found_exception":
-        return (
-            f"OpenSearch takes no documents: {reason} Remove the cause (a full disk, a block that somebody set, "
-            "a missing right), then start the same command again."
-        )
-    return f"The index was deleted or its alias removed during the load ({reason}). Start the load again."
+    if kind == "index_not_found_exception":
+        return f"The index was deleted or its alias removed during the load ({reason}). Start the load again."
+    fixes = {"security_exception": "Grant the right", "index_closed_exception": "Open the index"}
+    fix = fixes.get(kind, "Remove the cause (a full disk, or a block that an administrator set)")
+    return f"OpenSearch takes no documents: {reason} {fix}, then start the same command again."

@@ -10,6 +10,7 @@ Not covered: when to wait (loading/).
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -17,20 +18,21 @@ from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError
 from sparse_ingest.cluster.failures import BUSY
 from sparse_ingest.cluster.indexes import Index, check_uuid, refresh
 from sparse_ingest.cluster.sending import Retries
+from sparse_ingest.cluster.waiting import SAY_S, Waiting
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.reporting import Reporter
 
 _POLL_S = 2.0
-_STEP_S = 30.0  # timeout of one request for a merge; gateways cut longer ones
-_SAY_S = 30.0
+_STEP_S = 25.0  # timeout of one request for a merge; gateways cut longer ones
 T = TypeVar("T")
 
 
-def patiently(ask: Callable[[], T], retries: Retries) -> T:
+def patiently(ask: Callable[[], T], retries: Retries, waiting: Waiting = Waiting("")) -> T:  # noqa: B008 - silent
     """Call `ask` until it succeeds, with the pauses of a bulk request, and return its result. It must be repeatable.
 
     Raises:
         ClusterError: the error of the last attempt.
+        Interrupted: a stop was requested.
     """
     attempt = 0
     while True:
@@ -40,8 +42,43 @@ def patiently(ask: Callable[[], T], retries: Retries) -> T:
             lasting = isinstance(error, ResponseError) and not error.may_pass
             if lasting or attempt + 1 >= retries.attempts:
                 raise
-        time.sleep(retries.pause_s(attempt))
+            why = str(error)
+        waiting.say(why, f"Asking again (attempt {attempt + 2} of {retries.attempts}): {why}")
+        waiting.pause(retries.pause_s(attempt), why)
         attempt += 1
+
+
+def wait_for_primaries(client: Client, index: Index, retries: Retries) -> None:
+    """Wait until the primary of each shard is started. Without one, OpenSearch answers no request for documents.
+
+    Raises:
+        ClusterError: one is not, for as long as the pauses of `retries` are together.
+        Interrupted: a stop was requested.
+    """
+    patience_s = retries.attempts * retries.cap_s
+    began = time.monotonic()
+    while why := unstarted_primaries(client, index):
+        if time.monotonic() - began > patience_s:
+            raise ClusterError(f"{why} Fix that, then start the same command again.")
+        client.waiting.say(why, f"{why} Waiting for it.")
+        client.waiting.pause(_POLL_S, why)
+
+
+def unstarted_primaries(client: Client, index: Index) -> str | None:
+    """Return which primaries of an index are not started and why, or None if all are or the role may not know."""
+    params = {"level": "shards", "filter_path": "indices.*.shards.*.routing"}
+    answer = client.find(f"{index.path}/_stats/docs", params=params, absent=(403, 404))
+    shards = answer and answer.get("indices", {}).get(index.name, {}).get("shards", {})
+    if shards is None:
+        return None
+    started = {int(number) for number, copies in shards.items() if any(copy["routing"]["primary"] for copy in copies)}
+    count = int(index.setting("number_of_shards") or 1)
+    if not (missing := sorted(set(range(count)) - started)):
+        return None
+    return (
+        f"Index {index.name!r} takes no documents: the primary of {len(missing)} of its {count} shards is not "
+        f"allocated. {_why_unassigned(client, index, missing[0], primary=True)}"
+    )
 
 
 def merge(client: Client, index: Index, reporter: Reporter) -> str | None:
@@ -61,11 +98,11 @@ def merge(client: Client, index: Index, reporter: Reporter) -> str | None:
         check_uuid(client, index)
         said = time.monotonic()
         while _merging(client, index):
-            if time.monotonic() - said > _SAY_S:
+            if time.monotonic() - said > SAY_S:
                 said = time.monotonic()
                 surplus_now = _surplus_segments(client, index)
                 reporter.note(f"Merging index {index.name!r}: {surplus_now} segments more than one a shard.")
-            time.sleep(_POLL_S)
+            client.waiting.pause(_POLL_S, f"index {index.name!r} is being merged")
         before, surplus = surplus, _surplus_segments(client, index)
         # Shards are merged one after another; between two of them nothing seems to happen.
         asked_in_vain = 0 if surplus < before else asked_in_vain + 1
@@ -75,7 +112,7 @@ def merge(client: Client, index: Index, reporter: Reporter) -> str | None:
                 "its disk lacks room for a merge. Everything is loaded; the same command with --merge tries again."
             )
         if asked_in_vain:
-            time.sleep(_POLL_S)
+            client.waiting.pause(_POLL_S, f"index {index.name!r} is being merged")
     return None
 
 
@@ -109,10 +146,10 @@ def wait_for_copies(client: Client, index: Index, reporter: Reporter, *, patienc
         elif time.monotonic() - changed > patience_s:
             raise ClusterError(
                 f"Index {index.name!r} has {there} of {copies} copies of its shards, and for {patience_s:g} s nothing "
-                f"has changed. {_why_unassigned(client, index)} Mend that, or set number_of_replicas to what the "
-                "cluster can hold, then start the same command again."
+                f"has changed. {_why_unassigned(client, index, 0, primary=False)} Fix that, or set number_of_replicas "
+                "to what the cluster can hold, then start the same command again."
             )
-        time.sleep(_POLL_S)
+        client.waiting.pause(_POLL_S, f"copies of index {index.name!r} are missing")
 
 
 class Durability:
@@ -171,15 +208,18 @@ def _recovered_bytes(client: Client, index: Index) -> int:
     return sum(int(shard["index"]["size"]["recovered_in_bytes"]) for shard in shards)
 
 
-def _why_unassigned(client: Client, index: Index) -> str:
+def _why_unassigned(client: Client, index: Index, shard: int, *, primary: bool) -> str:
+    """Return why a copy of a shard is on no node, with what most nodes say."""
+    asked = {"index": index.name, "shard": shard, "primary": primary}
     try:
-        answer = client.call(
-            "POST", "/_cluster/allocation/explain", {"index": index.name, "shard": 0, "primary": False}
-        )
+        answer = client.call("POST", "/_cluster/allocation/explain", asked)
     except ClusterError:
         return "Ask the cluster why with GET /_cluster/allocation/explain."
     reason = answer.get("allocate_explanation") or answer.get("unassigned_info", {}).get("reason", "no reason given")
-    return f"The cluster says: {str(reason).rstrip('.')}."
+    nodes = [node.get("deciders", ()) for node in answer.get("node_allocation_decisions", ())]
+    said = Counter(str(decider["explanation"]) for deciders in nodes for decider in deciders)
+    details = "; ".join(f"{why} ({count} of {len(nodes)} nodes)" for why, count in said.most_common(2))
+    return f"The cluster says: {': '.join(filter(None, (str(reason).rstrip('.'), details)))}."
 
 
 def _surplus_segments(client: Client, index: Index) -> int:

@@ -8,7 +8,9 @@ run folder, and each may be killed at any instant. Not covered: one process's wo
 
 from __future__ import annotations
 
+import tempfile
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparse_ingest.corpora.sources import Corpus, Cursor
@@ -21,6 +23,7 @@ from sparse_ingest.pipeline import ModelSettings, Pipeline, options_from, pipeli
 from sparse_ingest.records import field_path, is_within
 from sparse_ingest.reporting import Reporter, reporter_of
 from sparse_ingest.runs.run import Run, has_manifest, open_run
+from sparse_ingest.storage.durable import naming
 from sparse_ingest.storage.places import Place, place_of
 
 if TYPE_CHECKING:
@@ -62,14 +65,15 @@ def encode(
     full, place, reporter = with_options(pipeline_of(model, pipeline), chosen), place_of(out), reporter_of(progress)
     source = _opened(corpus, full, chosen)
     devices = _devices(chosen.device, source, place, reporter)
-    if len(devices) == 1:
-        encode_alone(Worker(devices[0]), source, place, full, chosen, reporter)
-    else:
-        if has_manifest(place):
-            reporter.begin("documents")
-            reporter.earlier(open_run(place).rows_done())
-        task = f"{encode_alone.__module__}:{encode_alone.__name__}"
-        run_on_devices(devices, task, (source, place, full, chosen), out=place, reporter=reporter)
+    with naming(place, Path(tempfile.gettempdir())):
+        if len(devices) == 1:
+            encode_alone(Worker(devices[0]), source, place, full, chosen, reporter)
+        else:
+            if has_manifest(place):
+                reporter.begin("documents")
+                reporter.earlier(open_run(place).rows_done())
+            task = f"{encode_alone.__module__}:{encode_alone.__name__}"
+            run_on_devices(devices, task, (source, place, full, chosen), out=place, reporter=reporter)
     return open_run(place)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_ingest.cluster import indexes
+from sparse_ingest.cluster import indexes, installed
 from sparse_ingest.cluster.bulk_bodies import BodyWriter, BulkRequest, delete_requests
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.journal import Journal
@@ -170,7 +170,9 @@ class Delivery:
         return deleted
 
     def _send(self, requests: Iterator[BulkRequest]) -> Iterator[Outcome]:
-        return send(self.client, requests, target=self.alias, pace=self.pace, retries=self.retries)
+        last = installed.final_pipeline(self.index)
+        how: dict[str, Any] = {"pace": self.pace, "retries": self.retries, "final_pipeline": last}
+        return send(self.client, requests, target=self.alias, **how)
 
     def _finish_answered(self, in_flight: deque[_ShardInFlight]) -> int:
         """Write the journal lines of the first shards that are sent and answered completely.
@@ -201,4 +203,4 @@ class Delivery:
         self.operations.run.refuse_lost()
         if self.durability:
             self.durability.settle()
-        patiently(lambda: indexes.check_uuid(self.client, self.index), self.retries)
+        patiently(lambda: indexes.check_uuid(self.client, self.index), self.retries, self.client.waiting)

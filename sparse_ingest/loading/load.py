@@ -17,13 +17,12 @@ from dataclasses import asdict, dataclass
 from dataclasses import replace as with_changes
 from typing import Any
 
-from sparse_ingest.cluster import indexes, mappings, seismic, settings_guard, settling, updates
+from sparse_ingest.cluster import indexes, installed, mappings, seismic, settings_guard, settling, updates
 from sparse_ingest.cluster.client import Client, ConnectionLike, ResponseError, UnreachableError, connect, connection_of
-from sparse_ingest.cluster.failures import BLOCKED
 from sparse_ingest.cluster.journal import Journal, documents_of, loaded_shards, open_journal
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import Retries
-from sparse_ingest.errors import ClusterError, RunError, UsageError
+from sparse_ingest.errors import ClusterError, RunError, SparseIngestError, UsageError
 from sparse_ingest.loading.delivery import Delivery, Operations
 from sparse_ingest.loading.differences import Since
 from sparse_ingest.loading.options import LoadOptions
@@ -31,6 +30,8 @@ from sparse_ingest.loading.preparation import LoadPlan, make_plan, ready_index
 from sparse_ingest.pipeline import Pipeline, options_from, pipeline_of
 from sparse_ingest.reporting import SILENT, Reporter, reporter_of
 from sparse_ingest.runs.run import Run, RunLike, open_run, refuse_incomplete
+
+_CLEANUP_S = 3.0  # timeout of a request after a failure: a cluster that hangs must not hold up Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def load(
     """
     started = time.monotonic()
     chosen, reporter = options_from(LoadOptions, options, settings, "load"), reporter_of(progress)
+    indexes.refuse_long_name("--index", index, indexes.ADDED_BYTES)
     folder = open_run(run)
     refuse_incomplete(folder, partial=chosen.partial)
     older = _older(folder, chosen)
@@ -110,7 +112,7 @@ def load(
     mappings.check_vocabulary(table.kind, folder.vocabulary())
     stamp = indexes.run_stamp(folder, table.field, chosen.pruning)
     body = mappings.index_body(table, stamp)
-    with _connected(connection_of(url, connection), index) as client:
+    with _connected(connection_of(url, connection), reporter) as client:
         mappings.check_version(table.kind, client.version)
         with _alone(client, folder, index):
             plan = make_plan(client, folder, index, stamp, body, chosen, older)
@@ -136,6 +138,7 @@ class _Load:
         complete, run_id = run.complete(), run.manifest.run_id
         self.reporter.begin("documents", complete["rows"] if complete else None)
         target = ready_index(client, plan, self.reporter)
+        settling.wait_for_primaries(client, target, self.retries)
         journal = open_journal(run.loads, client.cluster_uuid, target.uuid)
         journal.recount()
         dead = sorted(loaded_shards(run, journal).keys() & journal.refused().keys()) if options.retry_dead else []
@@ -217,26 +220,19 @@ def restore_settings(
     Raises:
         ClusterError: there is no such index, or it refuses.
     """
-    with _connected(connection_of(url, connection), index) as client:
+    reporter = reporter_of(progress)
+    with _connected(connection_of(url, connection), reporter) as client:
         there = indexes.need_index(client, index, "Check --index and --url.")
-        return settings_guard.restore(client, there, reporter_of(progress))
+        return settings_guard.restore(client, there, reporter)
 
 
 @contextlib.contextmanager
-def _connected(connection: ConnectionLike, index: str) -> Iterator[Client]:
-    """A client of a cluster that has started; a block on the index is distinguished from a missing right."""
-    with contextlib.closing(connect(connection)) as client:
+def _connected(connection: ConnectionLike, reporter: Reporter) -> Iterator[Client]:
+    """A client of a cluster that has started."""
+    with contextlib.closing(connect(connection, reporter=reporter)) as client:
         if client.cluster_uuid == "_na_":
             raise ClusterError(f"{client.address} has not finished starting. Wait until it is green or yellow.")
-        try:
-            yield client
-        except ResponseError as error:
-            if error.kind != BLOCKED:
-                raise
-            raise ClusterError(
-                f"Index {index!r} takes no changes: {error.reason} Remove the block (a full disk, or one that somebody "
-                "set), then start the same command again: it goes on where this one stopped."
-            ) from error
+        yield client
 
 
 @contextlib.contextmanager
@@ -259,8 +255,8 @@ def _private_alias(client: Client, index: indexes.Index, run_id: str) -> Iterato
     finally:
         # An alias that stays behind does no harm, and a failing load must not fail twice or wait long.
         remove = {"actions": [{"remove": {"index": index.name, "alias": alias}}]}
-        with contextlib.suppress(ClusterError):
-            client.call("POST", "/_aliases", remove, timeout_s=5)
+        with contextlib.suppress(SparseIngestError):
+            client.call("POST", "/_aliases", remove, timeout_s=_CLEANUP_S)
 
 
 @contextlib.contextmanager
@@ -296,10 +292,9 @@ def _put_back(client: Client, index: indexes.Index, stopped_by: BaseException) -
     if isinstance(stopped_by, UnreachableError):
         return False
     try:
-        # A cluster that hangs must not hold up Ctrl-C.
-        client.call("GET", index.path, timeout_s=5)
+        client.call("GET", index.path, timeout_s=_CLEANUP_S)
         settings_guard.restore(client, index, SILENT)
-    except ClusterError as error:
+    except SparseIngestError as error:
         # An index that is gone keeps nothing.
         return isinstance(error, ResponseError) and error.status == 404
     return True
@@ -329,15 +324,17 @@ def _report(run: Run, index: indexes.Index, journal: Journal, loaded: int, retri
 
 def _compare_counts(client: Client, run: Run, index: indexes.Index, report: LoadReport, retries: Retries) -> None:
     """Refresh; raise when the counts differ and no other client's documents explain it."""
-    settling.patiently(lambda: indexes.refresh(client, index), retries)
+    settling.patiently(lambda: indexes.refresh(client, index), retries, client.waiting)
     stamp = indexes.check_uuid(client, index).stamp
     if stamp is None or stamp.only_run != run.manifest.run_id:
         return
-    found = settling.patiently(lambda: indexes.count_documents(client, index), retries)
+    found = settling.patiently(lambda: indexes.count_documents(client, index), retries, client.waiting)
     if found != report.acknowledged:
-        why = "Somebody else wrote or deleted there"
+        why = "Another client wrote or deleted there"
+        if name := installed.final_pipeline(index):
+            why = f"Its final pipeline {name!r} (index.final_pipeline) may drop or rename documents"
         if not run.complete():
-            why += ", or ids stand twice in the run, which `sparse-ingest encode` mends when it finishes it"
+            why += ", or ids are duplicate in the run, which `sparse-ingest encode` fixes when it finishes it"
         raise ClusterError(
             f"Index {index.name!r} holds {found} documents, but {report.acknowledged} of this run were "
             f"acknowledged. {why}; `sparse-ingest verify` names what is missing, --replace --from-scratch loads anew."

@@ -77,9 +77,10 @@ def publish(
     """
     chosen, reporter = options_from(PublishOptions, options, settings, "publish"), reporter_of(progress)
     _refuse_options(chosen)
+    indexes.refuse_long_name("--alias", alias, len("-") + 8 + indexes.ADDED_BYTES)
     folder, target_cluster = open_run(run), connection_of(url, connection)
     name = f"{alias}-{folder.manifest.run_id[:8]}"
-    with contextlib.closing(connect(target_cluster)) as client:
+    with contextlib.closing(connect(target_cluster, reporter=reporter)) as client:
         served = indexes.served_by(client, alias)
         _refuse_strangers(client, name, alias, folder.manifest.run_id)
         if served.concrete == name and chosen.replace:
@@ -88,7 +89,7 @@ def publish(
                 "alias to another index first (--to)."
             )
     report = load(folder, index=name, pipeline=pipeline, connection=target_cluster, options=chosen, progress=reporter)
-    with contextlib.closing(connect(target_cluster)) as client:
+    with contextlib.closing(connect(target_cluster, reporter=reporter)) as client:
         target = indexes.need_index(client, name, _LIST)
         served = indexes.served_by(client, alias)
         done = PublishReport(report, alias, served.concrete, None, moved=False, verified=0, dropped=None)
@@ -102,7 +103,7 @@ def publish(
         if served.concrete != name:
             if message := settling.wait_for_copies(client, target, reporter, patience_s=chosen.replica_patience_s):
                 reporter.note(message)
-            verified = _verified(folder, name, alias, target_cluster)
+            verified = _verified(folder, name, alias, target_cluster, reporter)
             _move(client, served, target, reporter)
             done = with_changes(done, serves=name, previous=served.concrete, moved=True, verified=verified)
         return _with_old_dropped(client, target, done, chosen.drop_old, reporter)
@@ -161,9 +162,9 @@ def _refuse_strangers(client: Client, name: str, alias: str, run_id: str) -> Non
         )
 
 
-def _verified(run: Run, name: str, alias: str, connection: ConnectionLike) -> int:
+def _verified(run: Run, name: str, alias: str, connection: ConnectionLike, reporter: Reporter) -> int:
     """Compare a sample of the index with the run; the number of documents compared."""
-    checked = verify(run, index=name, connection=connection)
+    checked = verify(run, index=name, connection=connection, progress=reporter)
     if not checked.same:
         raise RunError(
             f"Index {name!r} differs from {run.path}, so alias {alias!r} stays where it is. See what differs with "

@@ -7,6 +7,7 @@ In: a local path or an address, and its content. Locally, a temporary file is sy
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +18,28 @@ from sparse_ingest.errors import StorageError
 from sparse_ingest.storage.places import Place, RemotePath
 
 _ATTEMPTS = 5
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+@contextlib.contextmanager
+def naming(*places: Place) -> Iterator[None]:
+    """Name a place in an `OSError` of the block that names none: a write to a full disk does not.
+
+    Args:
+        *places: Where the block writes. Of several, the one on this machine with the least room is named.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OF_DISKS and error.filename is None:
+            error.filename = min((str(place) for place in places if isinstance(place, Path)), key=_room, default=None)
+        raise
+
+
+def _room(folder: str) -> int:
+    """Return how many bytes may still be written where a path is or will be."""
+    about = os.statvfs(next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists()))
+    return about.f_bavail * about.f_frsize
 
 
 def write_atomic(path: Place, content: bytes, *, exclusive: bool = False) -> None:
@@ -34,7 +57,7 @@ def atomic_file(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
     """Open a local file that gets its name at the end of the block. With `exclusive`, an existing file is kept."""
     handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(path), os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

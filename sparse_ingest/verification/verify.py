@@ -74,7 +74,8 @@ def verify(
     """
     started, reporter = time.monotonic(), reporter_of(progress)
     run = open_run(run)
-    with contextlib.closing(connect(connection, url=url)) as client, tempfile.TemporaryDirectory() as folder:
+    client = connect(connection, url=url, reporter=reporter)
+    with contextlib.closing(client), tempfile.TemporaryDirectory() as folder:
         there = indexes.need_index(client, index, f"Load the run first: sparse-ingest load RUN --index {index}.")
         field = field or (there.stamp.field if there.stamp else "sparse")
         mappings.check_fits(there, indexes.run_stamp(run, field))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 from threading import Event
 
 import pytest
@@ -20,7 +21,7 @@ from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError
 
 
 @contextmanager
-def answering(status: int, body: object) -> Iterator[str]:
+def answering(status: int, body: object, *, location: str | None = None) -> Iterator[str]:
     """A server that gives one answer to everything, but none to /never."""
     ended = Event()
 
@@ -33,6 +34,8 @@ def answering(status: int, body: object) -> Iterator[str]:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
+            if location:
+                self.send_header("Location", location)
             self.end_headers()
             self.wfile.write(content)
 
@@ -172,6 +175,65 @@ def test_the_password_is_in_no_representation() -> None:
 def test_an_error_that_is_no_json_object_is_one_sentence() -> None:
     with answering(500, "secret") as address, pytest.raises(UnreachableError, match="no JSON of OpenSearch's"):
         connect(Connection(f"http://{address}"))
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize(
+    ("location", "target", "base"),
+    [
+        ("https://me:secret@search.example.org/", "https://search.example.org/", "https://search.example.org"),
+        (
+            "https://search.example.org:9200/es/",
+            "https://search.example.org:9200/es/",
+            "https://search.example.org:9200/es",
+        ),
+        ("/login?token=secret", "http://127.0.0.1:{port}/login", "http://127.0.0.1:{port}/login"),
+    ],
+)
+def test_a_redirect_names_its_target(status: int, location: str, target: str, base: str) -> None:
+    with answering(status, {}, location=location) as address, pytest.raises(ResponseError) as caught:
+        connect(Connection(f"http://{address}"))
+    target, base = (text.format(port=address.rpartition(":")[2]) for text in (target, base))
+    assert f"redirects to {target} ({status})" in str(caught.value)
+    assert f"--url {base}." in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_redirect_without_a_target_is_told() -> None:
+    with answering(302, {}) as address, pytest.raises(ResponseError, match=r"\(302\) and does not say where"):
+        connect(Connection(f"http://{address}"))
+
+
+def test_a_block_on_new_indexes_is_no_missing_right() -> None:
+    reason = "blocked by: [FORBIDDEN/10/cluster create-index blocked (api)];"
+    for kind in ("index_create_block_exception", "cluster_block_exception"):
+        with answering(403, {"error": {"type": kind, "reason": reason}}) as address:
+            with pytest.raises(ResponseError) as caught:
+                connect(Connection(f"http://{address}"))
+        assert "cluster.blocks.create_index" in str(caught.value)
+        assert "disk watermark" in str(caught.value)
+        assert "grant" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n\xff\xfe", "no JSON"),
+        (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 4\r\n\r\nnull", "no JSON"),
+        (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9000\r\n\r\n{", "broke off its answer"),
+        (b"+OK POP3 server ready\r\n", "does not answer in HTTP"),
+        (b"", "closed the connection before it answered. If it speaks TLS, write https://"),
+    ],
+)
+def test_garbage_is_named_for_what_it_is(answer: bytes, sentence: str) -> None:
+    class Handler(StreamRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.wfile.write(answer)
+
+    server = ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    with serving(server), pytest.raises(UnreachableError, match=sentence):
+        connect(Connection(f"http://127.0.0.1:{server.server_address[1]}"))
 
 
 def test_error_of_gives_the_deepest_cause() -> None:

@@ -12,13 +12,15 @@ from threading import Thread
 import numpy as np
 import pytest
 from support.faulty_proxy import FaultyProxy, faulty_proxy
+from support.reporters import Recorder
+from support.secure_proxy import secure_proxy
 
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.bulk_bodies import BulkRequest, delete_requests
 from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import Retries, send
-from sparse_ingest.errors import ClusterError
+from sparse_ingest.errors import ClusterError, Interrupted
 from sparse_ingest.records import Outcome, Refusal
 
 FAST = Retries(attempts=6, base_s=0.01, cap_s=0.05, timeout_s=20)
@@ -132,6 +134,75 @@ def test_a_request_that_is_too_large_is_halved_until_it_fits(index) -> None:
         assert [one.status for one in outcome.refused] == [413]
 
 
+@pytest.mark.parametrize("fault", ["reset mid-body", "drop", 502, 504])
+def test_a_request_that_breaks_again_and_again_is_halved_as_after_413(index, fault) -> None:
+    url, made, alias = index
+    with through(url, max_bytes=100) as (client, proxy):
+        proxy.too_large = fault
+        pace = Pace(max_in_flight=1)
+        assert list(send(client, requests(18, 9), target=alias, retries=FAST, pace=pace)) == [
+            Outcome(0, 9, []),
+            Outcome(1, 9, []),
+        ]
+        assert pace.max_bytes() <= 100
+        # Four times each of 9, 4 and 5 documents; what follows is as small as the proxy takes.
+        assert [size > 100 for size in proxy.bulk_sizes].count(True) <= 12
+        assert count(client, made) == 18
+
+
+def test_a_document_that_always_breaks_its_request_is_named_and_slows_down_nothing_else(index) -> None:
+    url, made, alias = index
+    with through(url) as (client, proxy):
+        proxy.poison = b'"_id":"d3"'
+        pace, patient = Pace(), Retries(attempts=12, base_s=0.001, cap_s=0.002)
+        (outcome,) = send(client, requests(8, 8), target=alias, retries=patient, pace=pace)
+        assert [(one.doc_id, one.status) for one in outcome.refused] == [("d3", 0)]
+        assert "sent alone 6 times" in outcome.refused[0].reason
+        assert "closed the connection before it answered" in outcome.refused[0].reason
+        assert pace.ceiling == Pace().ceiling
+        assert count(client, made) == 7
+
+
+@pytest.mark.parametrize("fault", ["drop", 502, "garbage"])
+def test_where_nothing_is_answered_no_document_is_to_blame(index, fault) -> None:
+    url, _, alias = index
+    with through(url, [fault] * 60) as (client, proxy):
+        for size in (1, 5):
+            patient = Retries(attempts=8, base_s=0.001, cap_s=0.002)
+            with pytest.raises(ClusterError, match=f"{size} documents were not taken in 8 attempts"):
+                list(send(client, requests(size, size), target=alias, retries=patient))
+        assert 60 > len(proxy.faults) > 20
+
+
+def test_a_block_while_a_cluster_starts_passes(index) -> None:
+    url, _, alias = index
+    starting = {"error": {"type": "cluster_block_exception", "reason": "blocked by: [SERVICE_UNAVAILABLE/1/state]"}}
+    answers = [(503, starting), (503, starting), None]
+    check = lambda request: answers.pop(0) if "_bulk" in request.path else None  # noqa: E731
+    with secure_proxy(url, check=check) as proxy, closing(connect(Connection(proxy.url))) as client:
+        assert list(send(client, requests(5), target=alias, retries=FAST)) == [Outcome(0, 5, [])]
+
+
+def test_documents_that_a_final_pipeline_drops_are_refused_and_the_pipeline_is_named(index) -> None:
+    url, made, alias = index
+    recorder = Recorder()
+    with closing(connect(Connection(url), reporter=recorder)) as client:
+        dropping = {"processors": [{"drop": {"if": "ctx._id == 'd1' || ctx._id == 'd3'"}}]}
+        client.call("PUT", f"/_ingest/pipeline/{made.name}", dropping)
+        client.call("PUT", f"{made.path}/_settings", {"index.final_pipeline": made.name})
+        try:
+            (outcome,) = send(client, requests(5), target=alias, final_pipeline=made.name)
+            again = list(send(client, requests(5), target=alias, final_pipeline=made.name))
+        finally:
+            client.call("PUT", f"{made.path}/_settings", {"index.final_pipeline": None})
+            client.call("DELETE", f"/_ingest/pipeline/{made.name}")
+        assert [one.doc_id for one in outcome.refused] == ["d1", "d3"]
+        assert f"the final pipeline '{made.name}'" in outcome.refused[0].reason
+        assert [one.doc_id for one in again[0].refused] == ["d1", "d3"]
+        assert len([note for note in recorder.notes if made.name in note]) == 1
+        assert count(client, made) == 3
+
+
 def test_an_id_that_spoils_its_whole_request_is_found(index) -> None:
     url, made, alias = index
     long_id = "x" * 513
@@ -207,6 +278,46 @@ def test_a_closed_generator_wakes_sleeping_senders(index) -> None:
         started = time.monotonic()
         outcomes.close()  # type: ignore[attr-defined]
         assert time.monotonic() - started < 1
+
+
+class Stopping(Recorder):
+    """Asks to stop when a note says that something is awaited."""
+
+    def stop_requested(self) -> bool:
+        return bool(self.notes)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (503, "answered 503 made_up"),
+        ("drop", "closed the connection"),
+        ("garbage", "no JSON of OpenSearch's"),
+        ("reject first", "429 rejected_execution_exception"),
+    ],
+)
+def test_what_is_sent_again_is_said_with_its_reason_and_a_stop_ends_the_pause(index, fault, said: str) -> None:
+    url, _, alias = index
+    recorder, slow = Stopping(), Retries(attempts=3, base_s=60, cap_s=60)
+    with faulty_proxy(url, [fault]) as proxy, closing(connect(Connection(proxy.url), reporter=recorder)) as client:
+        started = time.monotonic()
+        with pytest.raises(Interrupted, match=said):
+            list(send(client, requests(5), target=alias, retries=slow))
+        assert time.monotonic() - started < 5
+    assert len(recorder.notes) == 1
+    assert "documents again (attempt 2 of 3)" in recorder.notes[0]
+    assert said in recorder.notes[0]
+
+
+def test_a_reason_is_said_once_in_a_while_however_often_it_comes(index) -> None:
+    url, made, alias = index
+    recorder = Recorder()
+    with faulty_proxy(url, [503, 429, 503, 429] * 4) as proxy:
+        with closing(connect(Connection(proxy.url), reporter=recorder)) as client:
+            patient = Retries(attempts=20, base_s=0.001, cap_s=0.002)
+            list(send(client, requests(40, 5), target=alias, retries=patient, pace=Pace(max_in_flight=4)))
+            assert count(client, made) == 40
+    assert len(recorder.notes) == 2
 
 
 def test_progress_begins_the_count_of_attempts_anew(index) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from support.secure_proxy import secure_proxy
 
 from sparse_ingest.cluster import indexes, settling
 from sparse_ingest.cluster.client import Client, Connection, ResponseError, UnreachableError, connect
-from sparse_ingest.cluster.failures import BLOCKED
 from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.cluster.settling import Durability
 from sparse_ingest.errors import ClusterError
@@ -154,7 +154,7 @@ def test_a_question_is_asked_again_while_the_cluster_does_not_answer() -> None:
     "error",
     [
         ResponseError("no", status=404, kind="x", reason="x"),
-        ResponseError("blocked", status=429, kind=BLOCKED, reason="x"),
+        ResponseError("blocked", status=429, kind="cluster_block_exception", reason="x"),
         ClusterError("the index is another one"),
     ],
 )
@@ -178,6 +178,44 @@ def test_a_count_without_all_shards_is_refused(client: Client, index_name: str) 
     assert index is not None
     with pytest.raises(ClusterError):
         indexes.count_documents(client, index)
+
+
+def test_a_primary_that_no_node_takes_is_reported_with_the_reason(client: Client, index_name: str) -> None:
+    settings = {"number_of_shards": 2, "index.routing.allocation.require.box": "hot"}
+    client.call("PUT", f"/{index_name}", {"settings": settings}, params={"wait_for_active_shards": "0"})
+    index = indexes.find_index(client, index_name)
+    assert index is not None
+    with pytest.raises(ClusterError) as caught:
+        settling.wait_for_primaries(client, index, FAST)
+    for part in (index_name, "the primary of 2 of its 2 shards is not allocated", 'filters [box:"hot"]'):
+        assert part in str(caught.value)
+
+
+def test_a_load_goes_on_when_the_primaries_are_started(opensearch_url: str, index_name: str) -> None:
+    class Freeing(SilentReporter):
+        notes: list[str] = []
+
+        def note(self, message: str) -> None:
+            self.notes.append(message)
+            client.call("PUT", f"/{index_name}/_settings", {"index.routing.allocation.require.box": None})
+
+    with closing(connect(Connection(opensearch_url), reporter=Freeing())) as client:
+        settings = {"index.routing.allocation.require.box": "hot"}
+        client.call("PUT", f"/{index_name}", {"settings": settings}, params={"wait_for_active_shards": "0"})
+        index = indexes.find_index(client, index_name)
+        assert index is not None
+        settling.wait_for_primaries(client, index, Retries())
+    assert len(Freeing.notes) == 1
+    assert "is not allocated" in Freeing.notes[0]
+
+
+def test_a_role_that_may_not_ask_for_shards_loads_all_the_same(client: Client, index_name: str) -> None:
+    index = made(client, index_name)
+    assert settling.unstarted_primaries(client, index) is None
+    forbidden = 403, {"error": {"type": "security_exception", "reason": "no permissions for [indices:monitor/stats]"}}
+    check = lambda request: forbidden if "_stats" in request.path else None  # noqa: E731
+    with secure_proxy(client.address, check=check) as proxy, closing(connect(Connection(proxy.url))) as other:
+        assert settling.unstarted_primaries(other, index) is None
 
 
 def test_a_primary_that_moved_or_was_restarted_is_noticed(client: Client, index_name: str) -> None:

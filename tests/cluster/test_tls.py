@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -175,7 +176,53 @@ def test_an_authority_that_is_not_trusted_is_told(opensearch_url: str, certifica
         for arguments in ((), ("--ca", certificates.stranger_ca)):
             sentence = failing(proxy, *arguments)
             assert "certificate verify failed" in sentence
-            assert "Give the file of the CA that signed its certificate with --ca." in sentence
+            if arguments:
+                assert f"Another CA than those in {certificates.stranger_ca} signed its certificate" in sentence
+                assert "--ca" not in sentence
+            else:
+                assert "Give the file of the CA that signed its certificate with --ca." in sentence
+
+
+@pytest.mark.parametrize("trusted", ["plain_ca", "pinned", "pinned_of_expired_ca"])
+def test_ca_takes_what_curl_takes_on_every_python(
+    opensearch_url: str, certificates: Certificates, tmp_path: Path, trusted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.13 refuses a CA without key usage, 3.12 and older a certificate whose own CA is not in the file."""
+    if trusted == "plain_ca":
+        older = ssl.create_default_context
+
+        def of_python_3_13(*given, **more) -> ssl.SSLContext:
+            context = older(*given, **more)
+            context.verify_flags |= ssl.VERIFY_X509_STRICT
+            return context
+
+        monkeypatch.setattr(ssl, "create_default_context", of_python_3_13)
+        plain = Authority(tmp_path, "plain", extension="")
+        server, ca = plain.sign("of-plain"), plain.pair.cert
+    else:
+        server = certificates.server
+        if trusted == "pinned_of_expired_ca":
+            server = Authority(tmp_path, "long-gone", days=-1).sign("still-valid")
+        ca = server.cert
+    with secure_proxy(opensearch_url, certificate=server) as proxy:
+        connect(Connection(proxy.url, ca=str(ca))).close()
+
+
+def test_a_ca_of_the_same_name_with_another_key_is_told(
+    opensearch_url: str, certificates: Certificates, tmp_path: Path, failing
+) -> None:
+    twin = Authority(tmp_path, "ours")
+    with secure_proxy(opensearch_url, certificate=certificates.server) as proxy:
+        sentence = failing(proxy, "--ca", twin.pair.cert)
+        assert f"Another CA than those in {twin.pair.cert} signed its certificate" in sentence
+
+
+def test_a_ca_that_has_expired_is_told(opensearch_url: str, tmp_path: Path, failing) -> None:
+    gone = Authority(tmp_path, "long-gone", days=-1)
+    with secure_proxy(opensearch_url, certificate=gone.sign("still-valid")) as proxy:
+        sentence = failing(proxy, "--ca", gone.pair.cert)
+        assert f"{gone.pair.cert} holds a CA that has expired (long-gone)" in sentence
+        assert "--ca" not in sentence
 
 
 def test_a_certificate_for_another_name_is_told(opensearch_url: str, certificates: Certificates, failing) -> None:

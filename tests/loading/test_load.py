@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.errors import ClusterError, Interrupted, RunError, UsageError
 from sparse_ingest.loading.load import load
+from sparse_ingest.loading.publish import publish
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.ids import find_duplicates, remove_rows
 from sparse_ingest.runs.run import Run, SkippedRow
@@ -241,6 +243,7 @@ LOAD = """
 import signal, sys
 from pathlib import Path
 from sparse_ingest.loading.load import load
+from sparse_ingest.loading.publish import publish
 from sparse_ingest.cluster.client import Connection
 from sparse_ingest.pipeline import Pipeline
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -264,6 +267,45 @@ def test_ctrl_c_stops_promptly_while_the_cluster_does_not_answer(client: Client,
         process.communicate(timeout=20)
         assert time.monotonic() - started < 2
     assert process.returncode != 0
+
+
+@pytest.mark.parametrize(("option", "most"), [("--index", 231), ("--alias", 222)])
+def test_a_name_that_leaves_no_room_for_a_private_alias_is_refused_before_anything_is_asked(
+    run: Run, option: str, most: int
+) -> None:
+    given = option.removeprefix("--")
+    nowhere = {"connection": Connection("http://127.0.0.1:1")}
+    stage = load if given == "index" else publish
+    for name in ("x" * (most + 1), "é" * (most // 2 + 1)):
+        with pytest.raises(UsageError) as caught:
+            stage(run.path, **{given: name}, **nowhere)
+        assert f"{option} {name!r} has {len(name.encode())} bytes" in str(caught.value)
+        assert f"at most {most} bytes" in str(caught.value)
+        assert "--sparse-ingest-" not in str(caught.value)
+    with pytest.raises(ClusterError, match="Nothing listens"):
+        stage(run.path, **{given: "x" * most}, **nowhere)
+
+
+def test_the_longest_name_is_loaded(client: Client, index_name: str, run: Run) -> None:
+    name = index_name + "x" * (231 - len(index_name))
+    assert into(client, name, run).acknowledged == 5
+
+
+def test_a_file_that_cannot_be_written_to_its_end_is_named(client: Client, index_name: str, run: Run) -> None:
+    """A full disk gives an error without a file name; so does a limit on the size of files, which needs no root."""
+    command = [sys.executable, "-c", "from sparse_ingest.cli.main import main; main()"]
+    ended = subprocess.run(
+        [*command, "load", str(run.path), "--index", index_name, "--url", client.address],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (150, 150)),
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    line = ended.stderr.splitlines()[-1]
+    assert line.startswith(f"Error: {run.path}/load/")
+    assert "journal.jsonl: File too large." in line
 
 
 def test_two_loads_of_one_run_into_one_index_do_not_meet(client: Client, index_name: str, run: Run) -> None:
@@ -294,7 +336,7 @@ def test_a_shard_that_lost_a_row_to_another_is_not_trusted(client: Client, index
     schema = shard_schema_of(run.shard_path(1))
     sha256 = write_shard(twice, scratch=run.scratch_path("part"), target=run.shard_path(1), schema=schema)
     run.mark_done(1, {**(run.done(1) or {}), "sha256": sha256})
-    with pytest.raises(ClusterError, match="holds 3 documents, but 4.*ids stand twice"):
+    with pytest.raises(ClusterError, match="holds 3 documents, but 4.*ids are duplicate"):
         into(client, index_name, run, partial=True)
     [duplicate] = find_duplicates(run)
     remove_rows(run, 1, {duplicate.again[1]: SkippedRow(duplicate.again[1], "corpus.jsonl", 3, "duplicate id")})

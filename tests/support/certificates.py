@@ -19,12 +19,17 @@ class Pair(NamedTuple):
 class Authority:
     """Signs certificates; `pair.cert` is what --ca takes."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(
+        self, folder: Path, name: str, extension: str = "keyUsage=critical,keyCertSign,cRLSign", days: int = 2
+    ) -> None:
         self.folder = folder
         self.pair = Pair(folder / f"{name}.pem", folder / f"{name}.key")
+        request, extensions = folder / f"{name}.csr", folder / f"{name}.ext"
+        extensions.write_text(f"basicConstraints=critical,CA:TRUE\n{extension}\n")
+        _openssl("req", "-new", *_NEW_KEY, "-keyout", self.pair.key, "-out", request, "-subj", f"/CN={name}")
         _openssl(
-            *("req", "-x509", *_NEW_KEY, "-keyout", self.pair.key, "-out", self.pair.cert, "-days", "2"),
-            *("-subj", f"/CN={name}", "-addext", "keyUsage=critical,keyCertSign,cRLSign"),
+            *("x509", "-req", "-in", request, "-signkey", self.pair.key, "-out", self.pair.cert),
+            *("-days", days, "-extfile", extensions),
         )
 
     def sign(self, name: str, *, alternatives: str = "DNS:localhost,IP:127.0.0.1", days: int = 2) -> Pair:

@@ -11,6 +11,8 @@ and so does everything once the list is empty. A fault is an HTTP status, answer
     in time                      "delay", "late" (the server gets it only when the client has waited `patience_s` and
                                  sent it again), "slow" (the answer drips)
     in number                    "twice" (sent twice), "echo" (sent again a while after it was answered)
+
+A bulk request above `max_bytes` has the fault `too_large`. One that contains `poison` is reset, as by a firewall.
 """
 
 from __future__ import annotations
@@ -44,6 +46,8 @@ class FaultyProxy:
         self.faults = list(faults)
         self.other_faults: list[Fault] = []
         self.max_bytes = max_bytes
+        self.too_large: Fault = 413
+        self.poison: bytes | None = None
         self.patience_s = 1.0
         self.random = random.Random(0)
         self.bulk_sizes: list[int] = []
@@ -59,7 +63,7 @@ class FaultyProxy:
             if is_bulk:
                 self.bulk_sizes.append(size)
             if is_bulk and self.max_bytes is not None and size > self.max_bytes:
-                return 413
+                return self.too_large
             faults = self.faults if is_bulk else self.other_faults
             fault = faults.pop(0) if faults else None
             self.done[fault] += 1
@@ -128,7 +132,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
             return
         body = self.rfile.read(size)
-        if isinstance(fault, int):
+        if self.proxy.poison and self.proxy.poison in body:
+            self._reset()
+        elif isinstance(fault, int):
             self._answer(fault, json.dumps({"error": {"type": "made_up", "reason": "by the proxy"}}).encode())
         elif fault in ("drop", "refuse"):
             self.proxy.refusing_s = self.proxy.draw_s(0.05, 0.3) if fault == "refuse" else 0.0

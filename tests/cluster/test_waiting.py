@@ -1,0 +1,65 @@
+"""Waiting for an answer that does not come: it is said, it ends on a stop request, and healthy requests finish."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from support.reporters import Recorder
+
+from sparse_ingest.cluster import waiting
+from sparse_ingest.cluster.waiting import Waiting
+from sparse_ingest.errors import Interrupted
+
+
+class Stopped(Recorder):
+    def stop_requested(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def hung():
+    """A request that is answered when the test ends."""
+    ended = threading.Event()
+    yield lambda: ended.wait(30)
+    ended.set()
+
+
+def test_an_answer_that_does_not_come_is_said_and_a_stop_request_ends_the_wait(hung) -> None:
+    started = time.monotonic()
+    with pytest.raises(Interrupted, match="cluster has not answered POST /x/_bulk"):
+        Waiting("cluster", Stopped()).answer("POST /x/_bulk", hung)
+    assert time.monotonic() - started < 6
+
+
+def test_every_30_s_it_is_said(hung, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "SAY_S", 0.3)
+    recorder = Recorder()
+    with pytest.raises(TimeoutError):
+        Waiting("cluster", recorder).answer("GET /x", hung, deadline_s=1)
+    assert 2 <= len(recorder.notes) <= 3
+    assert recorder.notes[0].startswith("cluster has not answered GET /x for 0 s")
+
+
+def test_a_request_that_is_answered_soon_is_not_given_up_by_a_stop_request() -> None:
+    assert Waiting("cluster", Stopped()).answer("GET /", lambda: time.sleep(0.5) or "here") == "here"
+
+
+def test_errors_are_those_of_the_request() -> None:
+    def fail() -> None:
+        raise TimeoutError("of the request's own")
+
+    with pytest.raises(TimeoutError, match="own"):
+        Waiting("cluster", Recorder()).answer("GET /", fail)
+
+
+def test_causes_that_differ_in_numbers_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    one = Waiting("cluster", recorder)
+    for queue in range(5):
+        one.say(f"429 rejected, queue = {queue}, pool@5ab3c{queue}", f"429, queue = {queue}")
+    one.say("503", "unavailable")
+    monkeypatch.setattr(waiting, "SAY_S", 0.0)
+    one.say("429 rejected, queue = 9, pool@5ab3c9", "429, queue = 9")
+    assert recorder.notes == ["429, queue = 0", "unavailable", "429, queue = 9 (4 times more since the last such line)"]

@@ -1,0 +1,45 @@
+"""A write to a full disk names its file, which the system's own error does not."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparse_ingest.cli import main
+from sparse_ingest.storage.durable import naming
+
+
+def write_to_full_disk() -> None:
+    with Path("/dev/full").open("wb", buffering=0) as file:
+        file.write(b"x")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
+def test_a_full_disk_is_named_and_the_advice_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    not_yet = tmp_path / "run" / "shards"
+
+    def command(**settings: object) -> None:
+        with naming(not_yet):
+            write_to_full_disk()
+
+    monkeypatch.setattr(main.cli, "main", command)
+    monkeypatch.setattr(sys, "argv", ["sparse-ingest"])
+    with pytest.raises(SystemExit, match="1"):
+        main.main()
+    shown = capsys.readouterr().err
+    assert f"Error: {not_yet}: No space left on device. Free space there" in shown
+    assert "start the same command again" in shown
+
+
+def test_an_error_that_names_its_file_keeps_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, naming(tmp_path):
+        (tmp_path / "none").read_bytes()
+    assert caught.value.filename == str(tmp_path / "none")
+    with pytest.raises(ConnectionResetError) as reset, naming(tmp_path):
+        raise ConnectionResetError(errno.ECONNRESET, "of a network, not of a disk")
+    assert reset.value.filename is None
