@@ -1,10 +1,9 @@
-"""Wait for a cluster: until it answers again, its segments are merged, its replicas exist, its writes are on disk.
+"""Wait for a cluster: until it answers again, its replicas exist, its writes are on disk.
 
 In: an index. Out: nothing, or a message about what was not done. Every request concerns the index, so a role without
-cluster rights may send it; details that need cluster rights are omitted from messages where they are refused. A merge
-continues in the cluster after the connection that asked for it is cut, so its state is polled.
+cluster rights may send it; details that need cluster rights are omitted from messages where they are refused.
 
-Not covered: when to wait (loading/).
+Not covered: when to wait (loading/), merges (merging.py).
 """
 
 from __future__ import annotations
@@ -14,15 +13,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError
-from sparse_ingest.cluster.failures import BUSY
-from sparse_ingest.cluster.indexes import Index, check_uuid, refresh
+from sparse_ingest.cluster.indexes import Index
 from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.reporting import Reporter
 
 _POLL_S = 2.0
-_STEP_S = 30.0  # timeout of one request for a merge; gateways cut longer ones
-_SAY_S = 30.0
 T = TypeVar("T")
 
 
@@ -42,41 +38,6 @@ def patiently(ask: Callable[[], T], retries: Retries) -> T:
                 raise
         time.sleep(retries.pause_s(attempt))
         attempt += 1
-
-
-def merge(client: Client, index: Index, reporter: Reporter) -> str | None:
-    """Merge every shard into one segment. Return None if that succeeded, otherwise a message.
-
-    Raises:
-        ClusterError: the index is gone, or the cluster refuses.
-    """
-    surplus, asked_in_vain = _surplus_segments(client, index), 0
-    while surplus:
-        # The answer comes when the merge is done. After a timeout it continues, and asking again starts no second one.
-        try:
-            client.call("POST", f"{index.path}/_forcemerge", params={"max_num_segments": "1"}, timeout_s=_STEP_S)
-        except (ResponseError, UnreachableError) as error:
-            if isinstance(error, ResponseError) and error.status not in BUSY:
-                raise
-        check_uuid(client, index)
-        said = time.monotonic()
-        while _merging(client, index):
-            if time.monotonic() - said > _SAY_S:
-                said = time.monotonic()
-                surplus_now = _surplus_segments(client, index)
-                reporter.note(f"Merging index {index.name!r}: {surplus_now} segments more than one a shard.")
-            time.sleep(_POLL_S)
-        before, surplus = surplus, _surplus_segments(client, index)
-        # Shards are merged one after another; between two of them nothing seems to happen.
-        asked_in_vain = 0 if surplus < before else asked_in_vain + 1
-        if asked_in_vain == 3:
-            return (
-                f"Index {index.name!r} still has {surplus} segments more than one a shard: somebody writes into it, or "
-                "its disk lacks room for a merge. Everything is loaded; the same command with --merge tries again."
-            )
-        if asked_in_vain:
-            time.sleep(_POLL_S)
-    return None
 
 
 def wait_for_copies(client: Client, index: Index, reporter: Reporter, *, patience_s: float = 300.0) -> str | None:
@@ -180,17 +141,3 @@ def _why_unassigned(client: Client, index: Index) -> str:
         return "Ask the cluster why with GET /_cluster/allocation/explain."
     reason = answer.get("allocate_explanation") or answer.get("unassigned_info", {}).get("reason", "no reason given")
     return f"The cluster says: {str(reason).rstrip('.')}."
-
-
-def _surplus_segments(client: Client, index: Index) -> int:
-    """Return how many segments all copies have beyond one each, as a search would see them now."""
-    refresh(client, index)
-    answer = client.call("GET", f"{index.path}/_segments")
-    copies = [copy for copies in answer["indices"][index.name]["shards"].values() for copy in copies]
-    return sum(max(0, int(copy["num_search_segments"]) - 1) for copy in copies)
-
-
-def _merging(client: Client, index: Index) -> bool:
-    answer = client.call("GET", f"{index.path}/_stats/merge")
-    # An index that was deleted since has no merges; the next check of its UUID reports that.
-    return int(answer["_all"]["total"].get("merges", {}).get("current", 0)) > 0
