@@ -108,6 +108,15 @@ def reporter_of(progress: Reporter | bool) -> Reporter:
     return SILENT if progress is False else progress
 
 
+def size_text(count: float) -> str:
+    """Return a number of bytes for people, in powers of 1,000."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit in ("bytes", "KB") else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table: the first column is aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -18,6 +18,7 @@ from contextlib import closing
 import pytest
 from support.servers import Running, environment, random_free_port, server_home, start_program
 
+from sparse_ingest.cluster import merging
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.local_server import download, process
 
@@ -82,6 +83,12 @@ def index_name(opensearch_url: str) -> Iterator[str]:
     for row in json.loads(_request(f"{opensearch_url}/_cat/indices/{name}*?format=json&h=index&expand_wildcards=all")):
         # By full name: clusters often forbid deleting by wildcard.
         _request(f"{opensearch_url}/{row['index']}", "DELETE")
+
+
+@pytest.fixture
+def hasty_merges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merges do not wait up to 30 s for retention leases, for tests that look at segments and not at their size."""
+    monkeypatch.setattr(merging, "_LEASES_S", 0)
 
 
 def _request(url: str, method: str = "GET") -> bytes:

@@ -10,6 +10,7 @@ import click
 from sparse_ingest.cli.options import connection_options, json_option, pipeline_options, print_report, stage_options
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.loading.options import PublishOptions
+from sparse_ingest.reporting import size_text
 from sparse_ingest.storage.places import Place, place_of
 
 if TYPE_CHECKING:
@@ -93,6 +94,11 @@ def _print_loaded(report: LoadReport, content: object, also: Iterable[str], as_j
         f"{report.acknowledged} of {report.documents} documents are in index {report.index!r} "
         f"({report.loaded_shards} of {report.shards} shards loaded now, {report.seconds:.1f} s)."
     ]
+    if report.merged_from_bytes is not None and report.merged_to_bytes is not None:
+        one = "One segment per shard" if report.merged else "Not merged completely"
+        lines.append(
+            f"{one}: {size_text(report.merged_from_bytes)} before the merge, {size_text(report.merged_to_bytes)} after."
+        )
     if report.unchanged:
         lines.append(f"{report.unchanged} of them did not differ from the older run and were not sent.")
     if report.deleted:

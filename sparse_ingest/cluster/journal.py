@@ -1,7 +1,8 @@
 """The journal of a load: JSON Lines files that show which shards an index has, and which documents it refused.
 
 In: one record for each finished shard, the documents that OpenSearch refused. Out: journal.jsonl, one line for each
-shard, and dead.jsonl, one line for each refused document, in RUN/load/CLUSTER_UUID/INDEX_UUID/.
+shard, and dead.jsonl, one line for each refused document, in RUN/load/CLUSTER_UUID/INDEX_UUID/. Beside them,
+merged.json has the last operation of each shard of the index that the last complete merge covered.
 
 The two files never disagree. Dead letters are on disk before the line of their shard; those of a shard without a line
 do not count, and a shard that is loaded again first loses its old ones. Where the counts in the journal differ,
@@ -35,7 +36,7 @@ from sparse_ingest.storage.durable import atomic_file, naming, sync_folder
 from sparse_ingest.storage.places import Place, RemotePath
 from sparse_ingest.storage.scratch import ScratchFolder
 
-_FILES = ("dead.jsonl", "journal.jsonl")  # in order of upload
+_FILES = ("dead.jsonl", "journal.jsonl", "merged.json")  # in order of upload
 _LETTER_KEYS = ("id", "shard", "row", "status", "reason")  # of a line of dead.jsonl
 
 
@@ -47,7 +48,7 @@ class Journal:
         self._copy = _Copy(folder) if isinstance(folder, RemotePath) else None
         local = self._copy.folder if self._copy else folder
         assert isinstance(local, Path)
-        self._journal, self._dead = local / "journal.jsonl", local / "dead.jsonl"
+        self._journal, self._dead, self._merged = local / "journal.jsonl", local / "dead.jsonl", local / "merged.json"
 
     def finished(self) -> dict[int, dict[str, Any]]:
         """Return the last line of each finished shard."""
@@ -67,6 +68,19 @@ class Journal:
     def refused(self) -> dict[int, int]:
         """Return how many dead letters each finished shard has. Shards without any are omitted."""
         return Counter(letter.shard for letter in self.dead())
+
+    def merged(self) -> dict[str, int] | None:
+        """Return what `record_merged` was given last, or None. A file that cannot be read costs one more merge."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return dict(json.loads(self._merged.read_bytes()))
+        return None
+
+    def record_merged(self, state: Mapping[str, int]) -> None:
+        """Keep the last operation of each shard that a complete merge covered."""
+        self._merged.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self._merged) as file:
+            file.write(json.dumps(state).encode())
+        self._publish()
 
     def begin(self, shards: Collection[int]) -> None:
         """Delete the dead letters of earlier attempts at these shards."""

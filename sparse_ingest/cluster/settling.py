@@ -1,10 +1,9 @@
-"""Wait for a cluster: until it answers again, its segments are merged, its replicas exist, its writes are on disk.
+"""Wait for a cluster: until it answers again, its replicas exist, its writes are on disk.
 
 In: an index. Out: nothing, or a message about what was not done. Every request concerns the index, so a role without
-cluster rights may send it; details that need cluster rights are omitted from messages where they are refused. A merge
-continues in the cluster after the connection that asked for it is cut, so its state is polled.
+cluster rights may send it; details that need cluster rights are omitted from messages where they are refused.
 
-Not covered: when to wait (loading/).
+Not covered: when to wait (loading/), merges (merging.py).
 """
 
 from __future__ import annotations
@@ -15,15 +14,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError
-from sparse_ingest.cluster.failures import BUSY
-from sparse_ingest.cluster.indexes import Index, check_uuid, refresh
+from sparse_ingest.cluster.indexes import Index
 from sparse_ingest.cluster.sending import Retries
-from sparse_ingest.cluster.waiting import SAY_S, Waiting
+from sparse_ingest.cluster.waiting import Waiting
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.reporting import Reporter
 
 _POLL_S = 2.0
-_STEP_S = 25.0  # timeout of one request for a merge; gateways cut longer ones
 T = TypeVar("T")
 
 
@@ -79,41 +76,6 @@ def unstarted_primaries(client: Client, index: Index) -> str | None:
         f"Index {index.name!r} takes no documents: the primary of {len(missing)} of its {count} shards is not "
         f"allocated. {_why_unassigned(client, index, missing[0], primary=True)}"
     )
-
-
-def merge(client: Client, index: Index, reporter: Reporter) -> str | None:
-    """Merge every shard into one segment. Return None if that succeeded, otherwise a message.
-
-    Raises:
-        ClusterError: the index is gone, or the cluster refuses.
-    """
-    surplus, asked_in_vain = _surplus_segments(client, index), 0
-    while surplus:
-        # The answer comes when the merge is done. After a timeout it continues, and asking again starts no second one.
-        try:
-            client.call("POST", f"{index.path}/_forcemerge", params={"max_num_segments": "1"}, timeout_s=_STEP_S)
-        except (ResponseError, UnreachableError) as error:
-            if isinstance(error, ResponseError) and error.status not in BUSY:
-                raise
-        check_uuid(client, index)
-        said = time.monotonic()
-        while _merging(client, index):
-            if time.monotonic() - said > SAY_S:
-                said = time.monotonic()
-                surplus_now = _surplus_segments(client, index)
-                reporter.note(f"Merging index {index.name!r}: {surplus_now} segments more than one a shard.")
-            client.waiting.pause(_POLL_S, f"index {index.name!r} is being merged")
-        before, surplus = surplus, _surplus_segments(client, index)
-        # Shards are merged one after another; between two of them nothing seems to happen.
-        asked_in_vain = 0 if surplus < before else asked_in_vain + 1
-        if asked_in_vain == 3:
-            return (
-                f"Index {index.name!r} still has {surplus} segments more than one a shard: somebody writes into it, or "
-                "its disk lacks room for a merge. Everything is loaded; the same command with --merge tries again."
-            )
-        if asked_in_vain:
-            client.waiting.pause(_POLL_S, f"index {index.name!r} is being merged")
-    return None
 
 
 def wait_for_copies(client: Client, index: Index, reporter: Reporter, *, patience_s: float = 300.0) -> str | None:
@@ -220,17 +182,3 @@ def _why_unassigned(client: Client, index: Index, shard: int, *, primary: bool) 
     said = Counter(str(decider["explanation"]) for deciders in nodes for decider in deciders)
     details = "; ".join(f"{why} ({count} of {len(nodes)} nodes)" for why, count in said.most_common(2))
     return f"The cluster says: {': '.join(filter(None, (str(reason).rstrip('.'), details)))}."
-
-
-def _surplus_segments(client: Client, index: Index) -> int:
-    """Return how many segments all copies have beyond one each, as a search would see them now."""
-    refresh(client, index)
-    answer = client.call("GET", f"{index.path}/_segments")
-    copies = [copy for copies in answer["indices"][index.name]["shards"].values() for copy in copies]
-    return sum(max(0, int(copy["num_search_segments"]) - 1) for copy in copies)
-
-
-def _merging(client: Client, index: Index) -> bool:
-    answer = client.call("GET", f"{index.path}/_stats/merge")
-    # An index that was deleted since has no merges; the next check of its UUID reports that.
-    return int(answer["_all"]["total"].get("merges", {}).get("current", 0)) > 0

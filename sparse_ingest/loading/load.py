@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from dataclasses import replace as with_changes
 from typing import Any
 
-from sparse_ingest.cluster import indexes, installed, mappings, seismic, settings_guard, settling, updates
+from sparse_ingest.cluster import indexes, installed, mappings, merging, seismic, settings_guard, settling, updates
 from sparse_ingest.cluster.client import Client, ConnectionLike, ResponseError, UnreachableError, connect, connection_of
 from sparse_ingest.cluster.journal import Journal, documents_of, loaded_shards, open_journal
 from sparse_ingest.cluster.pacing import Pace
@@ -40,8 +40,9 @@ class LoadReport:
 
     `shards`, `documents`, `acknowledged` and `refused` count what is loaded of the run, earlier starts included;
     `loaded_shards`, `retried` (dead letters sent again) and `deleted` count this start; `unchanged` documents were not
-    sent, since the index held them. `merged` says whether every shard is one
-    segment now, None when it was not requested. `dead` is the path of dead.jsonl while it holds any.
+    sent, since the index held them. `merged` says whether every shard is one segment now; `merged_from_bytes` and
+    `merged_to_bytes` are the sizes of the index before and after the merge, without replicas. All three are None if
+    no merge was requested. `dead` is the path of dead.jsonl while it holds any.
     """
 
     index: str
@@ -59,6 +60,8 @@ class LoadReport:
     seconds: float
     journal: str
     dead: str | None
+    merged_from_bytes: int | None = None
+    merged_to_bytes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as `--json` prints them."""
@@ -159,13 +162,20 @@ class _Load:
             report = _report(run, target, journal, len(plan.missing), retried, deleted)
             _compare_counts(client, run, target, report, self.retries)
             if options.merge:
-                undone = settling.merge(client, target, self.reporter)
-                report = with_changes(report, merged=undone is None)
-                if undone:
-                    self.reporter.note(undone)
+                report = self._merged(report, target, journal)
             if options.kind == "sparse_vector" and (message := seismic.warm_up(client, target)):
                 self.reporter.note(message)
         return report
+
+    def _merged(self, report: LoadReport, target: indexes.Index, journal: Journal) -> LoadReport:
+        """Merge the index; the report with what that did."""
+        done = merging.merge(self.client, target, self.reporter, journal.merged())
+        if done.undone:
+            self.reporter.note(done.undone)
+        if done.state is not None:
+            journal.record_merged(done.state)
+        merged = done.undone is None
+        return with_changes(report, merged=merged, merged_from_bytes=done.from_bytes, merged_to_bytes=done.to_bytes)
 
     def _operations(self, target: indexes.Index) -> Operations:
         """What is sent for the shards of a run, in the words of the index that is there now."""

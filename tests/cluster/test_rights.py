@@ -21,6 +21,8 @@ from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.searching.index_search import search_index
 from sparse_ingest.verification.verify import verify
 
+pytestmark = pytest.mark.usefixtures("hasty_merges")
+
 DOCUMENTS = {f"d{number}": {"river": 0.5 + number / 8, "stone": 1.0} for number in range(7)}
 
 # What the README lists. "I" stands for the name of an index or an alias.

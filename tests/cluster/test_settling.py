@@ -1,4 +1,4 @@
-"""Waiting: for merges, for copies, for a cluster that does not answer for a moment; never for ever."""
+"""Waiting: for copies, for a cluster that does not answer for a moment; never for ever."""
 
 from __future__ import annotations
 
@@ -30,11 +30,6 @@ def made(client: Client, name: str, *, shards: int = 1, replicas: int = 0) -> in
     return indexes.create_index(client, name, {"settings": settings, "mappings": {"dynamic": False}})
 
 
-def in_segments(client: Client, index: indexes.Index, segments: int) -> None:
-    for number in range(segments):
-        client.call("PUT", f"/{index.name}/_doc/{number}", {"a": number}, params={"refresh": "true"})
-
-
 class NoNotes(SilentReporter):
     """Fails the test when there is something to say."""
 
@@ -43,64 +38,6 @@ class NoNotes(SilentReporter):
 
 
 NEVER = NoNotes()
-
-
-def most_segments(client: Client, index: indexes.Index) -> int:
-    shards = client.call("GET", f"/{index.name}/_segments")["indices"][index.name]["shards"]
-    return max(copy["num_search_segments"] for copies in shards.values() for copy in copies)
-
-
-def test_every_shard_becomes_one_segment(client: Client, index_name: str) -> None:
-    index = made(client, index_name, shards=2)
-    in_segments(client, index, 8)
-    assert most_segments(client, index) > 1
-    assert settling.merge(client, index, NEVER) is None
-    assert most_segments(client, index) == 1
-
-
-def test_a_merge_whose_request_is_cut_off_is_finished_all_the_same(
-    client: Client, index_name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    index = made(client, index_name)
-    in_segments(client, index, 4)
-    call, cut = Client.call, []
-
-    def cut_off(self: Client, method: str, path: str, *arguments, **keywords):
-        if path.endswith("_forcemerge"):
-            cut.append(path)
-            keywords["timeout_s"] = 0.0001
-        return call(self, method, path, *arguments, **keywords)
-
-    monkeypatch.setattr(Client, "call", cut_off)
-    assert settling.merge(client, index, NEVER) is None
-    assert cut
-    assert most_segments(client, index) == 1
-
-
-def test_a_merge_that_cannot_end_is_given_up_with_a_sentence(
-    client: Client, index_name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Somebody writes all the time: each time that is looked, there are two segments again."""
-    index = made(client, index_name)
-    in_segments(client, index, 3)
-    call, written = Client.call, []
-
-    def written_to(self: Client, method: str, path: str, *arguments, **keywords):
-        if path.endswith("_segments"):
-            for _ in range(2):
-                written.append(path)
-                call(self, "PUT", f"/{index.name}/_doc/x{len(written)}", {}, params={"refresh": "true"})
-        return call(self, method, path, *arguments, **keywords)
-
-    monkeypatch.setattr(Client, "call", written_to)
-    monkeypatch.setattr(settling, "_POLL_S", 0.01)
-    sentence = settling.merge(client, index, NEVER)
-    assert sentence is not None
-    assert "segments more than one a shard: somebody writes into it" in sentence
-
-
-def test_an_empty_index_needs_no_merge(client: Client, index_name: str) -> None:
-    assert settling.merge(client, made(client, index_name), NEVER) is None
 
 
 def test_copies_that_are_there_are_not_waited_for(client: Client, index_name: str) -> None:

@@ -397,17 +397,25 @@ def test_dead_letters_are_sent_again_when_the_mapping_is_mended(
     assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).ok
 
 
-def test_merge_leaves_one_segment_a_shard(client: Client, index_name: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("hasty_merges")
+def test_merge_leaves_one_segment_a_shard_and_reports_sizes(
+    client: Client, index_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run(tmp_path / "run", MANY, shard_rows=20)
     into(client, index_name, run)
     client.call("PUT", f"/{index_name}/_doc/d1", {"title": "again"}, params={"refresh": "true"})
     client.call("DELETE", f"/{index_name}/_doc/d1", params={"refresh": "true"})
     for path in run.path.glob("load/*/*/journal.jsonl"):
         path.unlink()
-    report = into(client, index_name, run, merge=True)
-    assert (report.merged, report.acknowledged) == (True, 60)
+    arguments = [str(run.path), "--index", index_name, "--url", client.address, "--merge"]
+    assert loading.load.main([*arguments, "--json"], standalone_mode=False) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["merged"], report["acknowledged"]) == (True, 60)
+    assert report["merged_from_bytes"] > report["merged_to_bytes"] > 0
     shards = client.call("GET", f"/{index_name}/_segments")["indices"][index_name]["shards"]
     assert [copy["num_search_segments"] for copies in shards.values() for copy in copies] == [1]
+    assert loading.load.main(arguments, standalone_mode=False) == 0
+    assert "One segment per shard: " in capsys.readouterr().out
 
 
 def test_the_rate_reaches_the_pace(client: Client, index_name: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,8 @@ from sparse_ingest.searching.index_search import rank_index
 from sparse_ingest.searching.query import many_query_weights
 from sparse_ingest.searching.run_search import rank_run
 
+pytestmark = pytest.mark.usefixtures("hasty_merges")
+
 Made = tuple[Any, Any, Any]
 
 

@@ -20,6 +20,8 @@ from sparse_ingest.runs.run import Run
 from sparse_ingest.verification.comparison import VerifyReport
 from sparse_ingest.verification.verify import verify
 
+pytestmark = pytest.mark.usefixtures("hasty_merges")
+
 TERMS = sum(len(terms) for terms in DOCUMENTS.values())
 
 

@@ -1,0 +1,206 @@
+"""Merge the shards of an index into one segment each, after which it has the size that it keeps.
+
+In: an index, and the state in which an earlier merge left it. Out: a `Merged` with the bytes before and after.
+
+A mapping that keeps the vectors out of `_source` makes OpenSearch store each document a second time, complete, as
+`_recovery_source`. Merges drop that copy, and old versions of documents, only for operations below three bounds: the
+retention leases of the shard, which follow about every 30 s; the last flush; and the merge itself, which skips a shard
+that has one segment already. So this waits for the leases, flushes, and gives a shard of one segment a second one.
+Measured on OpenSearch 3.6.0 with 1,200 documents of 150 terms: 2.84 MB after a merge without any of the three, 1.13 MB
+after one with all.
+
+A merge continues in the cluster after the connection that asked for it is cut, so its state is polled.
+
+Not covered: when to merge (loading/).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError
+from sparse_ingest.cluster.failures import BUSY, error_of
+from sparse_ingest.cluster.indexes import Index, check_uuid, refresh
+from sparse_ingest.cluster.waiting import SAY_S, Waiting
+from sparse_ingest.reporting import Reporter
+
+_POLL_S = 2.0
+_STEP_S = 25.0  # timeout of one request for a merge; gateways cut longer ones
+_LEASES_S = 60.0  # twice the interval at which OpenSearch advances retention leases
+_ROUNDS = 30  # of one deletion per shard; all of them miss one with probability e^-30
+
+
+class Merged(NamedTuple):
+    """What a merge did.
+
+    Attributes:
+        from_bytes: size of the segments that searches use, without replicas, before the merge.
+        to_bytes: the same after it.
+        undone: a message if a shard has more than one segment still.
+        state: the last operation of each shard if nothing can become smaller until another one, otherwise None.
+    """
+
+    from_bytes: int
+    to_bytes: int
+    undone: str | None
+    state: dict[str, int] | None
+
+
+class _Segments(NamedTuple):
+    """The segments that searches use: how many there are beyond one for each copy of a shard, and what they are."""
+
+    surplus: int
+    any_single: bool
+    primary_bytes: int
+
+
+def merge(client: Client, index: Index, reporter: Reporter, merged: Mapping[str, int] | None = None) -> Merged:
+    """Merge every shard into one segment without the second copy of its documents.
+
+    Args:
+        client: The cluster.
+        index: The index.
+        reporter: Gets notes while this waits, and why the index may stay larger than it needs to be.
+        merged: The `state` of an earlier merge. If no operation came after it, nothing is merged.
+
+    Raises:
+        ClusterError: the index is gone, or the cluster refuses.
+        Interrupted: a stop was requested.
+    """
+    before = _segments(client, index)
+    last = _last_operations(client, index)
+    if not before.primary_bytes or (not before.surplus and last == merged):
+        return Merged(before.primary_bytes, before.primary_bytes, None, last)
+    problem = _wait_for_leases(client, index, last, reporter)
+    client.call("POST", f"{index.path}/_flush", timeout_s=600)
+    problem = _add_segments(client, index) or problem
+    state = None if problem else _last_operations(client, index)
+    undone = _merge_segments(client, index, reporter)
+    if problem and not undone:
+        reporter.note(problem)
+    return Merged(before.primary_bytes, _segments(client, index).primary_bytes, undone, None if undone else state)
+
+
+def _wait_for_leases(client: Client, index: Index, last: Mapping[str, int], reporter: Reporter) -> str | None:
+    """Wait until no retention lease keeps one of the operations. Return a message if one still does."""
+    began, pause = time.monotonic(), Waiting(client.address, reporter).pause
+    if _keeping(client, index, last):
+        reporter.note(
+            f"Index {index.name!r}: waiting up to {_LEASES_S:g} s before the merge, until OpenSearch lets it drop the "
+            "second copy of each document that it keeps for recoveries."
+        )
+    while lease := _keeping(client, index, last):
+        if time.monotonic() - began > _LEASES_S:
+            return (
+                f"Index {index.name!r} may be larger than it needs to be: after {_LEASES_S:g} s the retention lease "
+                f"{lease!r} still keeps operations, and a second copy of their documents. It belongs to a copy of a "
+                "shard that lags, to a node that left, or to an index that follows this one. Once that is fixed, the "
+                "same command with --merge makes the index smaller."
+            )
+        pause(_POLL_S, f"index {index.name!r} is being merged")
+    return None
+
+
+def _add_segments(client: Client, index: Index) -> str | None:
+    """Give every shard of one segment another one, which holds no document. Return a message if the index refuses.
+
+    OpenSearch logs the deletion of a document that does not exist as any other operation. Routing by hash chooses the
+    shards, so some need several rounds.
+    """
+    shards = int(index.setting("number_of_shards") or 1)
+    for _ in range(_ROUNDS):
+        if not _segments(client, index).any_single:
+            break
+        ids = [f"sparse-ingest-merge-{secrets.token_hex(8)}" for _ in range(shards)]
+        # The routing is given for indexes that require one; it is the id by default.
+        lines = (json.dumps({"delete": {"_id": doc_id, "routing": doc_id}}) for doc_id in ids)
+        answer = client.call("POST", f"{index.path}/_bulk", "\n".join((*lines, "")).encode(), timeout_s=600)
+        for result in (item["delete"] for item in answer["items"]):
+            if result["status"] not in (200, 404):
+                return (
+                    f"Index {index.name!r} may be larger than it needs to be: OpenSearch merges a shard of one segment "
+                    "only after another operation, and refused to delete an id that does not exist "
+                    f"({': '.join(error_of(result))}). Fix that, then give the same command with --merge again."
+                )
+    return None
+
+
+def _merge_segments(client: Client, index: Index, reporter: Reporter) -> str | None:
+    """Merge until no copy of a shard has more than one segment. Return a message if that cannot be reached."""
+    surplus, asked_in_vain, pause = _segments(client, index).surplus, 0, Waiting(client.address, reporter).pause
+    while surplus:
+        # The answer comes when the merge is done. After a timeout it continues, and asking again starts no second one.
+        try:
+            client.call("POST", f"{index.path}/_forcemerge", params={"max_num_segments": "1"}, timeout_s=_STEP_S)
+        except (ResponseError, UnreachableError) as error:
+            if isinstance(error, ResponseError) and error.status not in BUSY:
+                raise
+        check_uuid(client, index)
+        said = time.monotonic()
+        while _merging(client, index):
+            if time.monotonic() - said > SAY_S:
+                said = time.monotonic()
+                surplus_now = _segments(client, index).surplus
+                reporter.note(f"Merging index {index.name!r}: {surplus_now} segments more than one a shard.")
+            pause(_POLL_S, f"index {index.name!r} is being merged")
+        before, surplus = surplus, _segments(client, index).surplus
+        # Shards are merged one after another; between two of them nothing seems to happen.
+        asked_in_vain = 0 if surplus < before else asked_in_vain + 1
+        if asked_in_vain == 3:
+            return (
+                f"Index {index.name!r} still has {surplus} segments more than one per shard: another client writes "
+                "into it, or its disk lacks room for a merge. Everything is loaded; the same command with --merge "
+                "tries again."
+            )
+        if asked_in_vain:
+            pause(_POLL_S, f"index {index.name!r} is being merged")
+    return None
+
+
+def _segments(client: Client, index: Index) -> _Segments:
+    """Return the segments of all copies, as a search would see them now."""
+    refresh(client, index)
+    answer = client.call("GET", f"{index.path}/_segments")
+    copies = [copy for copies in answer["indices"][index.name]["shards"].values() for copy in copies]
+    counts = [int(copy["num_search_segments"]) for copy in copies]
+    sizes = (
+        int(segment["size_in_bytes"])
+        for copy in copies
+        if copy["routing"]["primary"]
+        for segment in copy["segments"].values()
+        if segment["search"]
+    )
+    return _Segments(sum(max(0, count - 1) for count in counts), 1 in counts, sum(sizes))
+
+
+def _shards(client: Client, index: Index) -> dict[str, list[dict[str, Any]]]:
+    """Return operations and retention leases of the copies of each shard."""
+    wanted = ("seq_no.max_seq_no", "retention_leases.leases")
+    params = {"level": "shards", "filter_path": ",".join(f"indices.*.shards.*.{name}" for name in wanted)}
+    answer = client.call("GET", f"{index.path}/_stats/docs", params=params)
+    return dict(answer["indices"][index.name]["shards"])
+
+
+def _last_operations(client: Client, index: Index) -> dict[str, int]:
+    """Return the sequence number of the last operation of each shard."""
+    shards = _shards(client, index)
+    return {shard: max(int(copy["seq_no"]["max_seq_no"]) for copy in copies) for shard, copies in shards.items()}
+
+
+def _keeping(client: Client, index: Index, last: Mapping[str, int]) -> str | None:
+    """Return the id of a retention lease that keeps an operation up to `last` in some copy, or None."""
+    for shard, copies in _shards(client, index).items():
+        for lease in (lease for copy in copies for lease in copy["retention_leases"]["leases"]):
+            if int(lease["retaining_seq_no"]) <= last.get(shard, -1):
+                return str(lease["id"])
+    return None
+
+
+def _merging(client: Client, index: Index) -> bool:
+    answer = client.call("GET", f"{index.path}/_stats/merge")
+    # An index that was deleted since has no merges; the next check of its UUID reports that.
+    return int(answer["_all"]["total"].get("merges", {}).get("current", 0)) > 0

@@ -1,0 +1,61 @@
+"""The size of the index that `encode` estimates is the size of the merged index, on a real server and real texts."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+from support.forked import command
+from support.run_contents import write
+
+from sparse_ingest.cluster.client import Client, Connection
+from sparse_ingest.encoding import estimate
+from sparse_ingest.loading.load import load
+from sparse_ingest.pipeline import Pipeline
+
+_UNITS = {"bytes": 1, "KB": 1e3, "MB": 1e6}
+
+
+def rows() -> list[dict[str, object]]:
+    """The shorter paragraphs of Python's language reference, with fields that a load maps."""
+    found = [
+        {"_id": f"{topic}/{place}", "title": topic, "text": text.strip(), "topic": topic, "place": place}
+        for topic, paragraphs in sorted(topics.items())
+        for place, text in enumerate(paragraphs.split("\n\n"))
+        if 60 < len(text.strip()) < 300
+    ]
+    return found[:600]
+
+
+def test_the_estimated_size_is_that_of_the_merged_index(
+    client: Client, index_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "DOCUMENTS", 500)
+    corpus, runs = write(tmp_path / "corpora" / "corpus.jsonl", rows()), {}
+    for name, options in {
+        "text": (),
+        "fields": ("--keep", "topic", "--keep", "place", "--reuse", tmp_path / "text"),
+        "no-text": ("--no-text", "--reuse", tmp_path / "text"),
+    }.items():
+        answer = command("encode", "--model", "package:cognition/model", "--corpus", corpus, "--out", tmp_path / name,
+                         "--dtype", "float32", "--json", *options)  # fmt: skip
+        assert answer.code == 0, answer.err
+        number, unit = re.search(r"an index of ([\d.,]+) (\w+) or so", answer.err).groups()  # type: ignore[union-attr]
+        runs[name] = float(number.replace(",", "")) * _UNITS[unit]
+    # Loaded first and merged later: the leases of all are waited for together. What is merged is not merged again.
+    reports = [
+        {
+            name: load(tmp_path / name, index=f"{index_name}-{name}", pipeline=Pipeline(),
+                       connection=Connection(client.address), merge=merge)
+            for name in runs
+        }
+        for merge in (False, True, True)
+    ]  # fmt: skip
+    for name, estimated in runs.items():
+        _, first, second = (report[name] for report in reports)
+        assert first.merged_to_bytes == pytest.approx(estimated, rel=0.1), name
+        assert second.merged_from_bytes == second.merged_to_bytes == first.merged_to_bytes
+        assert second.merged
+        assert second.seconds < 10
