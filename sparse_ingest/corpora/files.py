@@ -18,10 +18,11 @@ from pathlib import Path
 
 from sparse_ingest.corpora.columns import Arrow, Parquet
 from sparse_ingest.corpora.documents import FieldNames, needed_columns, without_carried
-from sparse_ingest.corpora.hub import PREFIX, hub_source
+from sparse_ingest.corpora.hub import hub_source
+from sparse_ingest.corpora.hub_names import PREFIX
 from sparse_ingest.corpora.sources import ChooseColumns, Corpus, Source
 from sparse_ingest.corpora.stored import PACKED, FoundFile, StandardInput, StoredFile, about, is_packed
-from sparse_ingest.corpora.text_formats import JsonLines, TextTable
+from sparse_ingest.corpora.text_formats import JsonLines, Quoting, TextTable
 from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.storage.places import Place, RemotePath, place_of, without_secrets
 
@@ -44,7 +45,12 @@ _MTEB_CORPUS = "corpus"  # a folder of files
 
 
 def open_corpus(
-    specs: Sequence[str], *, fields: FieldNames, format: str | None = None, columns: Sequence[str] | None = None
+    specs: Sequence[str],
+    *,
+    fields: FieldNames,
+    format: str | None = None,
+    columns: Sequence[str] | None = None,
+    quoting: Quoting | None = None,
 ) -> Corpus:
     """Find the files that `specs` name, in order; nothing is read yet.
 
@@ -53,6 +59,7 @@ def open_corpus(
         fields: which columns make a document.
         format: one of `FORMATS`, for every file; None goes by each file's suffix.
         columns: the names of the columns of csv and tsv files without a header.
+        quoting: "none" if quotes are plain characters in csv and tsv files; None means "rfc4180".
     """
     _check_options(specs, format, columns)
     fields = without_carried(fields)
@@ -67,11 +74,11 @@ def open_corpus(
     sources: list[Source] = []
     for spec, files in found:
         if spec.startswith(PREFIX):
-            sources.append(hub_source(spec, choose))
+            sources.append(hub_source(spec, choose, source_of, quoting))
         for file in files:
             # The bare name if it is unique: positions are then the same from every machine and folder.
             label = file.name if names[file.name] == 1 else file.place
-            sources.append(source_of(file, choose, label=label, format=format, columns=columns))
+            sources.append(source_of(file, choose, label=label, format=format, columns=columns, quoting=quoting))
     return Corpus(tuple(sources), fields)
 
 
@@ -95,6 +102,7 @@ def source_of(
     label: str,
     format: str | None = None,
     columns: Sequence[str] | None = None,
+    quoting: Quoting | None = None,
 ) -> Source:
     """Return a file as a source. The default format is that of its suffix; standard input is JSON lines."""
     format = format or ("jsonl" if file.bytes is None else format_of(file.name, file.place))
@@ -103,10 +111,15 @@ def source_of(
             f"--columns names the columns of {', '.join(_TEXT_TABLES)} without a header; {file.place} is {format}. "
             "Leave out --columns."
         )
+    if quoting is not None and format not in ("csv", "tsv"):
+        raise UsageError(
+            f"--quoting {quoting} is for csv and tsv; {file.place} is {format}. Omit --quoting, or name the "
+            "csv and tsv files alone."
+        )
     if format == "jsonl":
         return JsonLines(file, label)
     if format in _TEXT_TABLES:
-        return TextTable(file, label, choose, format=format, columns=columns)
+        return TextTable(file, label, choose, format=format, columns=columns, quoting=quoting)
     if format == "arrow":
         return Arrow(file, label, choose)
     if file.bytes is None or is_packed(file.name):

@@ -30,6 +30,8 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_LINE = 1 << 28  # bytes; OpenSearch takes no document of half of it, and a file without line feeds is no line
 PACKED = (".gz", ".zst")  # suffixes of a compressed stream
 
+ARCHIVES = (".bz2", ".xz", ".lzma", ".lz4", ".br", ".z", ".7z", ".zip", ".rar", ".tar", ".tgz", ".tar.gz", ".tar.zst")
+
 _BLOCK_BYTES = 1 << 20
 _ZSTD_BYTES = 1 << 14
 # UnicodeDecodeError: of the names of an Arrow table's columns.
@@ -191,6 +193,10 @@ class FileSource:
     def identity(self) -> dict[str, object]:
         """Return the name, and the size if it is known."""
         return {"name": self.name} if self.bytes is None else {"name": self.name, "bytes": self.bytes}
+
+    def merged(self) -> list[str]:
+        """Return nothing: only quotes merge rows."""
+        return []
 
     @contextmanager
     def opened(self, reached: list[int]) -> Iterator[Opened]:

@@ -98,8 +98,11 @@ def dry_run(
         from sparse_ingest.models.tokenizer import Tokenizer
 
         tokenizer = Tokenizer(checkpoint.transformer, full.model, window_stride=full.encode.window_stride)
-    cursor = Cursor(chosen.open(corpus), chosen.limit)
-    return survey(cursor, tokenizer, shard_rows=chosen.shard_rows, reporter=reporter_of(progress))
+    source, reporter = chosen.open(corpus), reporter_of(progress)
+    found = survey(Cursor(source, chosen.limit), tokenizer, shard_rows=chosen.shard_rows, reporter=reporter)
+    for message in source.merged():
+        reporter.warn(message)
+    return found
 
 
 def _devices(named: str, corpus: Corpus, out: Place, reporter: Reporter) -> list[str]:

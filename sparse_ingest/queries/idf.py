@@ -122,6 +122,8 @@ def _texts(corpus: Corpus, options: CorpusOptions, counts: Counter[str], reporte
             counts["skipped"] += 1
             if counts["skipped"] <= NAMED_BAD:
                 reporter.note(f"Left out: {row.place}: {row.reason}")
+    for message in corpus.merged():
+        reporter.warn(message)
 
 
 def _refuse_out(out: Path, force: bool) -> None:
