@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from sparse_ingest.cluster.search_bodies import Engine, SearchBody
     from sparse_ingest.corpora.text_formats import Quoting
     from sparse_ingest.queries.weight_table import QueryWeights
-    from sparse_ingest.records import Query
 
 _queries_option = click.option(
     "--queries",
@@ -98,7 +97,6 @@ def query(
     service in any language needs.
     """
     from sparse_ingest.cluster.search_bodies import msearch_bytes
-    from sparse_ingest.corpora.collections import read_queries
     from sparse_ingest.searching.pipelines import engine_of
 
     if table:
@@ -119,8 +117,7 @@ def query(
             "Leave them out, or leave out --analyzer and --model-id."
         )
     engine = engine_of(pipeline)
-    queries = read_queries(queries_path, quoting) if queries_path else None
-    for body in _bodies(_weighted(text, queries, pipeline, options), engine, options):
+    for body in _bodies(_weighted(text, queries_path, quoting, pipeline, options), engine, options):
         if queries_path is None:
             print_json(body)
         else:
@@ -141,15 +138,17 @@ def _print_table(pipeline: Pipeline) -> None:
 
 
 def _weighted(
-    text: str | None, queries: Iterator[Query] | None, pipeline: Pipeline, options: QueryOptions
+    text: str | None, path: Path | None, quoting: Quoting | None, pipeline: Pipeline, options: QueryOptions
 ) -> Iterator[tuple[str, QueryWeights]]:
     """The text, or those of a file of queries, with their weights, as many at a time as the model takes."""
+    from sparse_ingest.corpora.collections import read_queries
     from sparse_ingest.searching.query import many_query_weights, query_weights
 
+    queries = read_queries(path, quoting) if path else iter(())
     if options.is_server_side:
-        texts = (query.text for query in queries) if queries else [str(text)]
+        texts = (query.text for query in queries) if path else [str(text)]
         yield from ((one, {}) for one in texts)
-    elif queries is None:
+    elif path is None:
         yield str(text), query_weights(str(text), pipeline)
     else:
         queries, same = tee(queries)

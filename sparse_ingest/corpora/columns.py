@@ -55,6 +55,7 @@ class Parquet(ColumnTable):
     """A Parquet file. An offset is a row."""
 
     format = "parquet"
+    content = "Parquet"
     _rows = 0
 
     def passed(self, offset: int) -> int | None:
@@ -85,6 +86,7 @@ class Arrow(ColumnTable):
     """An IPC file or stream. An offset is a row of a stream; of a file the record batch and the row within it."""
 
     format = "arrow"
+    content = "Arrow"
     _batches = 0  # of a file
 
     def passed(self, offset: int) -> int | None:

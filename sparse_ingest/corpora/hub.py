@@ -20,18 +20,19 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from sparse_ingest.corpora.columns import chosen_columns, records_of, rows_of
+from sparse_ingest.corpora.contents import ARCHIVES
 from sparse_ingest.corpora.documents import BadRow, columns_there, json_object
 from sparse_ingest.corpora.hub_names import FORM, Named, finding, parse, reading
 from sparse_ingest.corpora.sources import ChooseColumns, Record, Source
-from sparse_ingest.corpora.stored import ARCHIVES, BYTE_ORDER_MARK, FoundFile, StoredFile, changed, is_packed
+from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, FoundFile, changed, is_packed
 from sparse_ingest.corpora.text_formats import JsonArray, JsonLines, Quoting
 from sparse_ingest.errors import CorpusError, UsageError, needs_extra
 from sparse_ingest.storage.places import place_of
@@ -41,15 +42,8 @@ _ROW_BITS = 40  # of an offset; the higher bits are the data file
 _HEAD_BYTES = 1 << 16
 # What a dataset may set for our own readers to read its files.
 _HEEDED = ("name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter")
+OpenFile = Callable[..., Source]  # source_of in files.py, which imports this module
 _COMMIT = re.compile(r"@([0-9a-f]{40})(?:/|$)")
-
-
-class OpenFile(Protocol):
-    """Return a file as a source (`source_of` in files.py)."""
-
-    def __call__(  # noqa: D102
-        self, file: StoredFile, choose: ChooseColumns, *, label: str, format: str, quoting: Quoting | None
-    ) -> Source: ...
 
 
 class DataFile(NamedTuple):
@@ -211,7 +205,7 @@ def _is_for_library(path: str, format: str) -> bool:
     return "::" in path or path.lower().endswith(ARCHIVES) or (indexed and is_packed(path))
 
 
-def _begin_of_json(file: StoredFile, label: str) -> str:
+def _begin_of_json(file: FoundFile, label: str) -> str:
     """Return `{` for lines of JSON objects, `[` for one array of objects, and "" for what only the library reads."""
     with JsonLines(file, label).opened([1]) as opened:
         head = opened.content.read(_HEAD_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip()
@@ -281,13 +275,12 @@ def _format_of(config: Any) -> tuple[str, str | None]:
     The format is None for other kinds, and for settings that only the library follows, such as an encoding.
     """
     kind = type(config).__module__.rpartition(".")[2]
-    default = type(config)()
-    names = [entry.name for entry in fields(config) if entry.name not in _HEEDED]
+    format = {"csv": "csv", "json": "jsonl", "parquet": "parquet", "arrow": "arrow"}.get(kind)
+    names = [entry.name for entry in fields(config) if entry.name not in _HEEDED] if format else []
+    default = type(config)() if format else None
     if any(getattr(config, name) != getattr(default, name) for name in names):
         return kind, None
-    if kind == "csv":
-        return kind, {",": "csv", "\t": "tsv"}.get(config.sep)
-    return kind, {"json": "jsonl", "parquet": "parquet", "arrow": "arrow"}.get(kind)
+    return kind, {",": "csv", "\t": "tsv"}.get(config.sep) if kind == "csv" else format
 
 
 def _refuse_quoting(quoting: Quoting | None, named: Named, kind: str) -> None:

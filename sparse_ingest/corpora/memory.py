@@ -162,7 +162,7 @@ def _spool(rows: Iterable[Row], path: Path) -> tuple[int, str]:
     digest = hashlib.sha256()
     block = bytearray()
     count = 0
-    with path.open("xb", buffering=0) as file:
+    with _created(path) as file:
         for count, (columns, reason) in enumerate(rows, 1):  # noqa: B007
             try:
                 if columns is None:
@@ -180,14 +180,24 @@ def _spool(rows: Iterable[Row], path: Path) -> tuple[int, str]:
     return count, digest.hexdigest()
 
 
+def _created(path: Path) -> io.FileIO:
+    try:
+        return path.open("xb", buffering=0)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 def _write(file: io.FileIO, block: bytearray) -> None:
     try:
         while block:
             del block[: file.write(block)]
     except OSError as error:
-        raise CorpusError(
-            f"{file.name!s} cannot be written: {error.strerror}. Free space there, or set TMPDIR to another folder."
-        ) from error
+        raise _unwritable(file.name, error) from error
+
+
+def _unwritable(path: object, error: OSError) -> CorpusError:
+    advice = "Free space there, or set TMPDIR to another folder."
+    return CorpusError(f"{path} cannot be written: {error.strerror}. {advice}")
 
 
 # Rows of a container: the Python values of the columns that documents are made of

@@ -85,6 +85,7 @@ class Corpus:
 
     sources: tuple[Source, ...]
     fields: FieldNames
+    notes: tuple[str, ...] = ()  # which files of a folder are not read
 
     @property
     def rereadable(self) -> bool:

@@ -60,6 +60,8 @@ def encode(
     chosen = options_from(EncodeOptions, options, settings, "encode")
     full, place, reporter = with_options(pipeline_of(model, pipeline), chosen), place_of(out), reporter_of(progress)
     source = chosen.open(corpus)
+    for message in source.notes:
+        reporter.note(message)
     devices = _devices(chosen.device, source, place, reporter)
     if len(devices) == 1:
         encode_alone(Worker(devices[0]), source, place, full, chosen, reporter)
@@ -99,6 +101,8 @@ def dry_run(
 
         tokenizer = Tokenizer(checkpoint.transformer, full.model, window_stride=full.encode.window_stride)
     source, reporter = chosen.open(corpus), reporter_of(progress)
+    for message in source.notes:
+        reporter.note(message)
     found = survey(Cursor(source, chosen.limit), tokenizer, shard_rows=chosen.shard_rows, reporter=reporter)
     for message in source.merged():
         reporter.warn(message)

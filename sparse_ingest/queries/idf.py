@@ -113,6 +113,8 @@ def weight_of(holding: int, documents: int) -> float:
 
 def _texts(corpus: Corpus, options: CorpusOptions, counts: Counter[str], reporter: Reporter) -> Iterator[str]:
     """Yield the texts of a corpus; bad documents are refused, or named and counted as "skipped"."""
+    for message in corpus.notes:
+        reporter.note(message)
     for row, _ in islice(corpus.rows(), options.limit):
         if row.document is not None:
             yield row.document.text
