@@ -135,7 +135,7 @@ def _ipc(new: Callable) -> Callable[[pa.Table], bytes]:
     return write
 
 
-COLUMN_FORMS = {".parquet": _parquet, ".feather": _ipc(pa.ipc.atomic_file), ".arrows": _ipc(pa.ipc.new_stream)}
+COLUMN_FORMS = {".parquet": _parquet, ".feather": _ipc(pa.ipc.new_file), ".arrows": _ipc(pa.ipc.new_stream)}
 
 
 def column_cases() -> Iterator[Case]:

@@ -22,7 +22,7 @@ def write(path: Path, columns: dict[str, pa.Array], **options) -> Path:
     if path.suffix == ".parquet":
         pq.write_table(table, stream, **options)
     else:
-        new = pa.ipc.atomic_file if path.suffix == ".feather" else pa.ipc.new_stream
+        new = pa.ipc.new_file if path.suffix == ".feather" else pa.ipc.new_stream
         with new(stream, table.schema) as writer:
             writer.write_table(table, **options)
     path.write_bytes(packed(path.name, stream.getvalue()))
@@ -96,7 +96,7 @@ def test_a_column_that_stands_twice_is_refused_where_it_is_read(tmp_path, form):
     if form == ".parquet":
         pq.write_table(table, stream)
     else:
-        with (pa.ipc.atomic_file if form == ".feather" else pa.ipc.new_stream)(stream, table.schema) as writer:
+        with (pa.ipc.new_file if form == ".feather" else pa.ipc.new_stream)(stream, table.schema) as writer:
             writer.write_table(table)
     path.write_bytes(stream.getvalue())
     assert len(read(path)) == 1
