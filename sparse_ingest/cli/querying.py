@@ -11,22 +11,33 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_ingest.cli.options import print_json, query_model_options, stage_options
+from sparse_ingest.cli.options import F, print_json, query_model_options, stage_options
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline, option
 from sparse_ingest.searching.options import SearchOptions
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.search_bodies import Engine, SearchBody
+    from sparse_ingest.corpora.text_formats import Quoting
     from sparse_ingest.queries.weight_table import QueryWeights
 
-queries_option = click.option(
+_queries_option = click.option(
     "--queries",
     "queries_path",
     metavar="F",
     type=click.Path(exists=True, path_type=Path),
     help="Many queries: a file of JSON lines, of id<TAB>text, of TREC topics, or a collection's folder",
 )
+_quoting_option = click.option(
+    "--quoting",
+    type=click.Choice(["rfc4180", "none"]),
+    help="With --queries: quotes in csv; none: a quote is a character like any other  [default: rfc4180]",
+)
+
+
+def queries_options(command: F) -> F:
+    """Add --queries and --quoting; the command receives the keywords `queries_path` and `quoting`."""
+    return _queries_option(_quoting_option(command))
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ class QueryOptions(SearchOptions):
 
 @click.command()
 @click.argument("text", required=False)
-@queries_option
+@queries_options
 @click.option("--index", metavar="NAME", help="With --queries: the index to name in each header; else the URL names it")
 @stage_options(QueryOptions, "concurrency")
 @click.option("--table", is_flag=True, help="Print the weight of every token of an inference-free model, for services")
@@ -67,6 +78,7 @@ class QueryOptions(SearchOptions):
 def query(
     text: str | None,
     queries_path: Path | None,
+    quoting: Quoting | None,
     index: str | None,
     table: bool,
     pipeline: Pipeline,
@@ -88,13 +100,15 @@ def query(
     from sparse_ingest.searching.pipelines import engine_of
 
     if table:
-        if text is not None or queries_path is not None:
+        if (text, queries_path, quoting) != (None, None, None):
             raise UsageError("--table is of the model, not of a text. Leave out TEXT and --queries.")
         _print_table(pipeline)
         return
     options.refuse_conflicts()
     if (text is None) == (queries_path is None):
         raise UsageError("Give either TEXT or --queries F.")
+    if quoting is not None and queries_path is None:
+        raise UsageError("--quoting goes with --queries. Omit it.")
     if index is not None and queries_path is None:
         raise UsageError("--index goes with --queries; the URL of a single request names its index.")
     if options.is_server_side and (pipeline.query.top_k or pipeline.query.max_ratio):
@@ -103,7 +117,7 @@ def query(
             "Leave them out, or leave out --analyzer and --model-id."
         )
     engine = engine_of(pipeline)
-    for body in _bodies(_weighted(text, queries_path, pipeline, options), engine, options):
+    for body in _bodies(_weighted(text, queries_path, quoting, pipeline, options), engine, options):
         if queries_path is None:
             print_json(body)
         else:
@@ -124,19 +138,20 @@ def _print_table(pipeline: Pipeline) -> None:
 
 
 def _weighted(
-    text: str | None, path: Path | None, pipeline: Pipeline, options: QueryOptions
+    text: str | None, path: Path | None, quoting: Quoting | None, pipeline: Pipeline, options: QueryOptions
 ) -> Iterator[tuple[str, QueryWeights]]:
     """The text, or those of a file of queries, with their weights, as many at a time as the model takes."""
     from sparse_ingest.corpora.collections import read_queries
     from sparse_ingest.searching.query import many_query_weights, query_weights
 
+    queries = read_queries(path, quoting) if path else iter(())
     if options.is_server_side:
-        texts = (query.text for query in read_queries(path)) if path else [str(text)]
+        texts = (query.text for query in queries) if path else [str(text)]
         yield from ((one, {}) for one in texts)
     elif path is None:
         yield str(text), query_weights(str(text), pipeline)
     else:
-        queries, same = tee(read_queries(path))
+        queries, same = tee(queries)
         weighted = many_query_weights(queries, pipeline)
         yield from ((query.text, weights) for query, (_, weights) in zip(same, weighted, strict=True))
 

@@ -22,7 +22,7 @@ from sparse_ingest.cli.options import (
     query_model_options,
     stage_options,
 )
-from sparse_ingest.cli.querying import queries_option
+from sparse_ingest.cli.querying import queries_options
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.searching.options import SearchOptions
@@ -76,7 +76,7 @@ def target_options(force: str) -> Callable[[F], F]:
 
 @click.command()
 @click.argument("text", required=False)
-@queries_option
+@queries_options
 @stage_options(SearchOptions, concurrency=click.IntRange(1, MOST_AT_ONCE))
 @click.option("--explain", is_flag=True, help="Show every term of each score: query weight x stored weight")
 @click.option("--trec", is_flag=True, help="Print a TREC run: query Q0 document rank score tag")
@@ -102,7 +102,7 @@ def search(text: str | None, queries_path: Path | None, target: Target, options:
     _refuse_conflicts(given, of_run=target.run is not None, many=text is None)
     with target.opened() as opened:
         if text is None:
-            ranked = opened.rank(read_queries(queries_path or Path()), options)
+            ranked = opened.rank(read_queries(queries_path or Path(), given["quoting"]), options)
             _print_ranked(ranked, options.concurrency if target.run is None else None, as_json=as_json)
             return
         weights = opened.query_weights(text)
@@ -128,6 +128,8 @@ def _refuse_conflicts(given: dict[str, Any], *, of_run: bool, many: bool) -> Non
         for name in names:
             if applies and given[name]:
                 raise UsageError(f"--{name} {why}. Leave it out.")
+    if not many and given["quoting"]:
+        raise UsageError("--quoting goes with --queries. Omit it.")
     if not many and given["concurrency"] > 1:
         raise UsageError("--concurrency goes with --queries; one TEXT is one request.")
 

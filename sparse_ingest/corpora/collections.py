@@ -13,15 +13,20 @@ Not covered: the corpus (files.py), and whether queries, judgments and corpus fi
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from sparse_ingest.corpora.documents import BadRow, FieldNames, id_in, needed_columns, require, shown, text_in, utf8
 from sparse_ingest.corpora.files import FORMAT_OF_SUFFIX, source_of
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, PACKED, FoundFile, LineSource, is_packed
-from sparse_ingest.errors import CorpusError
+from sparse_ingest.corpora.text_formats import Quoting
+from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.records import Query
+
+logger = logging.getLogger(__name__)
 
 # Patterns of names in a folder, the first that fits wins. A folder of Parquet is MTEB's layout on the hub.
 _QUERIES = (
@@ -36,11 +41,11 @@ _TAG = re.compile(r"<(/?[a-z]+)>", re.IGNORECASE)
 _LABEL = re.compile(r"^(number|topic)\s*:", re.IGNORECASE)
 
 
-def read_queries(path: Path) -> Iterator[Query]:
-    """Yield the queries of a file or a collection's folder, in order."""
+def read_queries(path: Path, quoting: Quoting | None = None) -> Iterator[Query]:
+    """Yield the queries of a file or a collection's folder, in order; `quoting` is for csv."""
     seen: dict[str, tuple[Path, str]] = {}
     for file in _files_in(path, _QUERIES):
-        for at, query in _queries_of(file):
+        for at, query in _queries_of(file, quoting):
             if query.id in seen:
                 other, first = seen[query.id]
                 where = first if other == file else f"{other} {first}"
@@ -51,11 +56,11 @@ def read_queries(path: Path) -> Iterator[Query]:
             yield query
 
 
-def read_qrels(path: Path) -> dict[str, dict[str, int]]:
+def read_qrels(path: Path, quoting: Quoting | None = None) -> dict[str, dict[str, int]]:
     """Return the judgments of a file or a collection's folder: score by query id and document id."""
     qrels: dict[str, dict[str, int]] = {}
     for file in _files_in(path, _QRELS):
-        for at, query_id, doc_id, score in _judgements_of(file):
+        for at, query_id, doc_id, score in _judgements_of(file, quoting if _format(file) == "csv" else None):
             before = qrels.setdefault(query_id, {}).setdefault(doc_id, score)
             if before != score:
                 pair = f"query {shown(query_id)} and document {shown(doc_id)}"
@@ -83,7 +88,15 @@ def _format(path: Path) -> str:
     return FORMAT_OF_SUFFIX.get((bare.with_suffix("") if is_packed(bare.name) else bare).suffix, "tsv")
 
 
-def _rows(path: Path, wanted: Mapping[str, str] | None) -> Iterator[tuple[str, Mapping[str, object]]]:
+@lru_cache
+def _warn_once(message: str) -> None:
+    """Log a warning, once for a file that is read several times."""
+    logger.warning("%s", message)
+
+
+def _rows(
+    path: Path, wanted: Mapping[str, str] | None, quoting: Quoting | None
+) -> Iterator[tuple[str, Mapping[str, object]]]:
     """Yield the line and the columns of each row; `wanted` are those to read with what they are, None for a query's."""
 
     def choose(names: Sequence[str]) -> Mapping[str, str]:
@@ -93,12 +106,14 @@ def _rows(path: Path, wanted: Mapping[str, str] | None) -> Iterator[tuple[str, M
             require(name, dict.fromkeys(names))
         return wanted
 
-    source = source_of(FoundFile.found(path), choose, label=str(path))
+    source = source_of(FoundFile.found(path), choose, label=str(path), quoting=quoting)
     for record in source.records(0, 1):
         at = f"{source.unit} {record.line}"
         if record.columns is None:
             raise CorpusError(f"{path} {at}: {record.reason}")
         yield at, record.columns
+    for message in source.merged():
+        _warn_once(message)
 
 
 def _texts(path: Path) -> Iterator[tuple[str, str]]:
@@ -115,13 +130,15 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
 # Queries
 
 
-def _queries_of(path: Path) -> Iterator[tuple[str, Query]]:
+def _queries_of(path: Path, quoting: Quoting | None) -> Iterator[tuple[str, Query]]:
     at = "line 1"
     try:
         if _format(path) != "tsv":
-            for at, columns in _rows(path, None):
+            for at, columns in _rows(path, None, quoting):
                 yield at, Query(id_in(columns, "_id" if "_id" in columns else "id"), text_in(columns, "text"))
             return
+        if quoting == "rfc4180":
+            raise UsageError(f"--quoting rfc4180 is for csv; quotes have no meaning in {path}. Omit --quoting.")
         is_trec = False
         for at, text in _topics(_texts(path)):
             is_trec = is_trec or _begins_topic(text)
@@ -186,11 +203,11 @@ def _query_of_topic(topic: str) -> Query:
 # Judgments
 
 
-def _judgements_of(path: Path) -> Iterator[tuple[str, str, str, int]]:
+def _judgements_of(path: Path, quoting: Quoting | None) -> Iterator[tuple[str, str, str, int]]:
     at = "line 1"
     try:
         if _format(path) != "tsv":
-            for at, columns in _rows(path, {_QUERY: "id", _DOCUMENT: "id", _SCORE: "kept field"}):
+            for at, columns in _rows(path, {_QUERY: "id", _DOCUMENT: "id", _SCORE: "kept field"}, quoting):
                 yield at, *_judgement(columns)
             return
         for at, text in _texts(path):

@@ -1,8 +1,9 @@
 """Tables in columns as sources: Parquet, and Arrow's IPC as a file (Feather) or a stream.
 
 Row groups and record batches are read one at a time, and of them only the columns that documents need. Types are
-checked before any row: a text is a column of strings, an id of strings or whole numbers, a kept field of anything that
-JSON has. The line of a row is its number within the file, from 1.
+checked before any row: a text is a column of strings, an id of strings or whole numbers. Values of a kept field are
+those that the same data has as JSON lines: json_values.py converts them, and JSON in a column of Arrow's JSON type is
+parsed. The line of a row is its number within the file, from 1.
 
 Reading goes on at the row group of Parquet or the record batch of an IPC file; an IPC stream has no index and is read
 from its start.
@@ -10,6 +11,7 @@ from its start.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as types
 
 from sparse_ingest.corpora.documents import BadRow, shown
+from sparse_ingest.corpora.json_values import json_value
 from sparse_ingest.corpora.sources import ChooseColumns, Record
 from sparse_ingest.corpora.stored import FileSource, Opened, StoredFile
 from sparse_ingest.errors import CorpusError, first_line
@@ -52,6 +55,7 @@ class Parquet(ColumnTable):
     """A Parquet file. An offset is a row."""
 
     format = "parquet"
+    content = "Parquet"
     _rows = 0
 
     def passed(self, offset: int) -> int | None:
@@ -82,6 +86,7 @@ class Arrow(ColumnTable):
     """An IPC file or stream. An offset is a row of a stream; of a file the record batch and the row within it."""
 
     format = "arrow"
+    content = "Arrow"
     _batches = 0  # of a file
 
     def passed(self, offset: int) -> int | None:
@@ -149,28 +154,58 @@ def _refuse_types(schema: pa.Schema, chosen: Mapping[str, str]) -> None:
             raise BadRow(f'the column "{name}" stands there {times} times')
         type_ = schema.field(name).type
         of_values = type_.value_type if types.is_dictionary(type_) else type_
-        strings = _is_string(of_values) or types.is_null(of_values)
+        # JSON may hold a string in every row.
+        strings = _is_string(of_values) or types.is_null(of_values) or _has_json(of_values)
         found = f'the {role} in "{name}" is of type {type_}'
         if role in ("text", "title") and not strings:
             raise BadRow(f"{found}; strings were expected")
-        if role == "id" and not (strings or types.is_integer(of_values)):
+        if role == "id" and not (strings or _is_whole(of_values)):
             raise BadRow(f"{found}; strings or whole numbers were expected")
-        if not _in_json(of_values):
-            raise BadRow(f"{found}, which JSON does not have; make it strings or numbers")
 
 
 def _is_string(type_: pa.DataType) -> bool:
     return bool(types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_))
 
 
-def _in_json(type_: pa.DataType) -> bool:
+def _is_whole(type_: pa.DataType) -> bool:
+    return bool(types.is_integer(type_) or (types.is_decimal(type_) and type_.scale <= 0))
+
+
+def _has_json(type_: pa.DataType) -> bool:
+    return "extension<arrow.json" in str(type_)
+
+
+def _is_plain(type_: pa.DataType) -> bool:
+    """Return whether every value of a type is one of JSON; NaN is not."""
     if types.is_struct(type_):
-        return all(_in_json(field.type) for field in type_)
+        return all(_is_plain(field.type) for field in type_)
     is_list = types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_)
     if is_list or types.is_dictionary(type_):
-        return _in_json(type_.value_type)
-    plain = types.is_null(type_) or types.is_boolean(type_) or types.is_integer(type_) or types.is_floating(type_)
-    return bool(plain or _is_string(type_))
+        return _is_plain(type_.value_type)
+    return bool(types.is_null(type_) or types.is_boolean(type_) or types.is_integer(type_) or _is_string(type_))
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Return the JSON values of a column. Raises `BadRow`, or one of `_NO_PYTHON_VALUE`."""
+    values: list[Any] = column.to_pylist(maps_as_pydicts="strict")
+    if _is_plain(column.type):
+        return values
+    if _has_json(column.type):
+        values = [_parsed(value, column.type) for value in values]
+    return [json_value(value) for value in values]
+
+
+def _parsed(value: Any, type_: pa.DataType) -> Any:
+    """Return a value with the texts of Arrow's JSON type in it parsed."""
+    if value is None or not _has_json(type_):
+        return value
+    if isinstance(type_, pa.BaseExtensionType):
+        return json.loads(value)
+    if types.is_struct(type_):
+        return {field.name: _parsed(value[field.name], field.type) for field in type_}
+    if types.is_map(type_):
+        return {key: _parsed(each, type_.item_type) for key, each in value.items()}
+    return _parsed(value, type_.value_type) if isinstance(value, str) else [_parsed(v, type_.value_type) for v in value]
 
 
 def _batch_rows(size: int, rows: int) -> int:
@@ -199,8 +234,8 @@ def rows_of(batches: Iterable[pa.RecordBatch], names: Sequence[str], skip: int =
             continue
         batch, skip = batch.slice(skip), 0
         try:
-            columns = [batch.column(name).to_pylist(maps_as_pydicts="strict") for name in names]
-        except _NO_PYTHON_VALUE:
+            columns = [_values(batch.column(name)) for name in names]
+        except (BadRow, *_NO_PYTHON_VALUE):
             yield from (_row(batch, names, place) for place in range(batch.num_rows))
             continue
         for values in zip(*columns, strict=True):
@@ -211,7 +246,9 @@ def _row(batch: pa.RecordBatch, names: Sequence[str], place: int) -> Row:
     row = {}
     for name in names:
         try:
-            row[name] = batch.column(name)[place].as_py(maps_as_pydicts="strict")
+            (row[name],) = _values(batch.column(name).slice(place, 1))
+        except BadRow as bad:
+            return None, f"the column {shown(name)} holds {bad}"
         except UnicodeDecodeError as error:
             return None, f"not UTF-8: byte 0x{error.object[error.start]:02x} at byte {error.start + 1} of a value"
         except _NO_PYTHON_VALUE as error:

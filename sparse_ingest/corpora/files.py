@@ -3,25 +3,28 @@
 In: what `--corpus` named (files, folders, globs, addresses, `-`, datasets) and the columns that make a document. Out: a
 `Corpus`, whose sources are these files in order; nothing is read yet.
 
-A folder or a glob means its files in byte order of their names; the folder of a BEIR or MTEB collection means its
-corpus.
+A folder or a glob means its files in byte order of their names, without those that begin with `.` or `_` and without
+documentation such as README.md; the folder of a BEIR or MTEB collection means its corpus.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from sparse_ingest.corpora.columns import Arrow, Parquet
+from sparse_ingest.corpora.contents import ARCHIVES, EMPTY, TEXT, UNPACK, advice_for, is_never_read
 from sparse_ingest.corpora.documents import FieldNames, needed_columns, without_carried
-from sparse_ingest.corpora.hub import PREFIX, hub_source
+from sparse_ingest.corpora.hub import hub_source
+from sparse_ingest.corpora.hub_names import PREFIX
 from sparse_ingest.corpora.sources import ChooseColumns, Corpus, Source
 from sparse_ingest.corpora.stored import PACKED, FoundFile, StandardInput, StoredFile, about, is_packed
-from sparse_ingest.corpora.text_formats import JsonLines, TextTable
+from sparse_ingest.corpora.text_formats import JsonLines, Quoting, TextTable
 from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.storage.places import Place, RemotePath, place_of, without_secrets
 
@@ -39,12 +42,22 @@ FORMAT_OF_SUFFIX = {
 
 _TEXT_TABLES = ("csv", "tsv", "msmarco")
 _MSMARCO = "collection.tsv"  # MS MARCO's passages: two columns, no header, quotes are plain characters
+_DOCUMENTATION = re.compile(
+    r"(readme|licen[cs]e|notice|copying|changelog|citation|contributing)(\.(md|txt|rst|cff|bib|html))?|.*\.md",
+    re.IGNORECASE,
+)
+_LISTED = 3  # names in a message
 _BEIR_CORPUS = ("corpus.jsonl", *(f"corpus.jsonl{packed}" for packed in PACKED), "corpus.parquet")
 _MTEB_CORPUS = "corpus"  # a folder of files
 
 
 def open_corpus(
-    specs: Sequence[str], *, fields: FieldNames, format: str | None = None, columns: Sequence[str] | None = None
+    specs: Sequence[str],
+    *,
+    fields: FieldNames,
+    format: str | None = None,
+    columns: Sequence[str] | None = None,
+    quoting: Quoting | None = None,
 ) -> Corpus:
     """Find the files that `specs` name, in order; nothing is read yet.
 
@@ -53,11 +66,13 @@ def open_corpus(
         fields: which columns make a document.
         format: one of `FORMATS`, for every file; None goes by each file's suffix.
         columns: the names of the columns of csv and tsv files without a header.
+        quoting: "none" if quotes are plain characters in csv and tsv files; None means "rfc4180".
     """
     _check_options(specs, format, columns)
     fields = without_carried(fields)
+    notes: list[str] = []
     try:
-        found = [(spec, [] if spec.startswith(PREFIX) else _files_of(spec)) for spec in specs]
+        found = [(spec, [] if spec.startswith(PREFIX) else _files_of(spec, format, notes)) for spec in specs]
     except OSError as error:
         raise CorpusError(
             f"{error.filename} cannot be read: {error.strerror}. Check that it is there and yours to read."
@@ -67,12 +82,12 @@ def open_corpus(
     sources: list[Source] = []
     for spec, files in found:
         if spec.startswith(PREFIX):
-            sources.append(hub_source(spec, choose))
+            sources.append(hub_source(spec, choose, source_of, quoting))
         for file in files:
             # The bare name if it is unique: positions are then the same from every machine and folder.
             label = file.name if names[file.name] == 1 else file.place
-            sources.append(source_of(file, choose, label=label, format=format, columns=columns))
-    return Corpus(tuple(sources), fields)
+            sources.append(source_of(file, choose, label=label, format=format, columns=columns, quoting=quoting))
+    return Corpus(tuple(sources), fields, tuple(notes))
 
 
 def _check_options(specs: Sequence[str], format: str | None, columns: Sequence[str] | None) -> None:
@@ -95,18 +110,26 @@ def source_of(
     label: str,
     format: str | None = None,
     columns: Sequence[str] | None = None,
+    quoting: Quoting | None = None,
 ) -> Source:
     """Return a file as a source. The default format is that of its suffix; standard input is JSON lines."""
-    format = format or ("jsonl" if file.bytes is None else format_of(file.name, file.place))
+    format = format or ("jsonl" if file.bytes is None else _format_of(file.name))
+    if format is None:
+        raise _unclear(file)
     if columns is not None and format not in _TEXT_TABLES:
         raise UsageError(
             f"--columns names the columns of {', '.join(_TEXT_TABLES)} without a header; {file.place} is {format}. "
             "Leave out --columns."
         )
+    if quoting is not None and format not in ("csv", "tsv"):
+        raise UsageError(
+            f"--quoting {quoting} is for csv and tsv; {file.place} is {format}. Omit --quoting, or name the "
+            "csv and tsv files alone."
+        )
     if format == "jsonl":
         return JsonLines(file, label)
     if format in _TEXT_TABLES:
-        return TextTable(file, label, choose, format=format, columns=columns)
+        return TextTable(file, label, choose, format=format, columns=columns, quoting=quoting)
     if format == "arrow":
         return Arrow(file, label, choose)
     if file.bytes is None or is_packed(file.name):
@@ -117,40 +140,90 @@ def source_of(
     return Parquet(file, label, choose)
 
 
-def format_of(name: str, place: str) -> str:
-    """Return the format of a file by its name. Raises `CorpusError`."""
+def _format_of(name: str) -> str | None:
+    """Return the format of a file by its name; None if that is unknown."""
     bare = Path(name.lower())
     if is_packed(bare.name):
         bare = bare.with_suffix("")
-    if bare.name == _MSMARCO:
-        return "msmarco"
-    if bare.suffix in FORMAT_OF_SUFFIX:
-        return FORMAT_OF_SUFFIX[bare.suffix]
+    return "msmarco" if bare.name == _MSMARCO else FORMAT_OF_SUFFIX.get(bare.suffix)
+
+
+def _unclear(file: StoredFile, advice: str | None = None) -> CorpusError:
+    """Return the error of a file whose name has no known format; the default advice is what its content shows."""
+    kind = file.kind()
+    if file.name.lower().endswith(ARCHIVES) or is_never_read(kind):
+        what = kind if is_never_read(kind) else "an archive by its name"
+        advice = advice or f"{advice_for(kind) if kind and is_never_read(kind) else UNPACK}."
+        return CorpusError(f'"{file.place}" is not read: it is {what}, which is not a format of a corpus. {advice}')
+    bare = Path(file.name.lower().removesuffix(".gz").removesuffix(".zst"))
     found = f'the suffix "{bare.suffix}" is unknown' if bare.suffix else "there is no suffix"
     known = f"{', '.join(FORMAT_OF_SUFFIX)}, each but .parquet also {' or '.join(PACKED)}"
-    advice = "Say it with --format, whatever the name."
-    if bare.suffix == ".json":
-        advice = "If it holds one JSON object a line, say --format jsonl."
-    raise CorpusError(f'The format of "{place}" is unclear: {found}; known are {known}. {advice}')
+    if advice is None:
+        advice = _advice(file.name, kind, bare.suffix)
+    return CorpusError(f'The format of "{file.place}" is unclear: {found}; known are {known}. {advice}')
+
+
+def _advice(name: str, kind: str | None, suffix: str) -> str:
+    if suffix == ".json":
+        return "If it holds one JSON object a line, say --format jsonl."
+    if _DOCUMENTATION.fullmatch(name):
+        return "It seems to be documentation: omit it."
+    if is_packed(name) or kind == TEXT:
+        return "Say it with --format, whatever the name."
+    if kind == EMPTY:
+        return "It is empty: omit it."
+    return f"It is {kind}. {advice_for(kind)}." if kind else "It is neither text, Parquet nor Arrow: omit it."
 
 
 # Which files
 
 
-def _files_of(spec: str) -> list[StoredFile]:
+def _files_of(spec: str, format: str | None, notes: list[str]) -> list[StoredFile]:
+    """Return the files that a spec means; a message about files of a folder that are not read goes to `notes`."""
     if spec == "-":
         return [StandardInput()]
     place = place_of(spec)
     found = about(place)
     if found and found["type"] == "directory":
-        return [FoundFile.found(each) for each in _corpus_in(place)]
+        return _data_among(_corpus_in(place), format, notes)
     listable = isinstance(place, Path) or place.listable
     if found is None and listable and any(sign in str(place) for sign in "*?["):
-        files: list[StoredFile] = [FoundFile.found(each) for each in _matching(place)]
-        if not files:
+        matching = _matching(place)
+        if not matching:
             raise CorpusError(f'No file matches the glob "{without_secrets(spec)}". Check the folder and the suffix.')
-        return files
+        return _data_among(matching, format, notes)
     return [FoundFile.found(place)]
+
+
+def _data_among(places: Sequence[Place], format: str | None, notes: list[str]) -> list[StoredFile]:
+    """Return those files of a folder or a glob that hold data, in their order.
+
+    Marks of other programs (`_SUCCESS`, `.crc`) and documentation (README.md, LICENSE) are skipped beside data. A file
+    of unknown format beside known ones may hold data: it is refused.
+    """
+    plain = [place for place in places if not place.name.startswith("_") and not place.name.endswith(".crc")] or places
+    data = [place for place in plain if not _DOCUMENTATION.fullmatch(place.name)] or plain
+    read = set(map(str, data))
+    left = [place.name for place in places if str(place) not in read and not place.name.endswith(".crc")]
+    if missed := [name for name in left if not name.startswith("_") or _format_of(name)]:
+        names = [place.name for place in data]
+        notes.append(f"Not read: {_listed(missed)}; read beside them: {_listed(names)}. Name a file itself to read it.")
+    files: list[StoredFile] = [FoundFile.found(place) for place in data]
+    unknown = [] if format else [file for file in files if _format_of(file.name) is None]
+    archives = [file for file in unknown if file.name.lower().endswith(ARCHIVES)]
+    if archives or 0 < len(unknown) < len(files):
+        known = next((file for file in files if _format_of(file.name)), None)
+        advice = UNPACK
+        if known:
+            such = f"{data[0].parent}/*{Path(known.name).suffix}"
+            advice = f"{'Unpack it, or name' if archives else 'Name'} the files that are meant, as with the glob {such}"
+        raise _unclear([*archives, *unknown][0], f"{advice}.")
+    return files
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
+    return f"{', '.join(names[:_LISTED])}{more}"
 
 
 def _corpus_in(folder: Place) -> list[Place]:

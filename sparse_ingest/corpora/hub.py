@@ -1,8 +1,11 @@
 """Hugging Face datasets as a source: of the hub, of a folder laid out like one, or saved by `save_to_disk`.
 
-In: `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`, where NAME is a hub id or a folder. Out: one split, streamed by the
-`datasets` library in its own order, without a download first. Configs and splits are looked up when the source is
-created, and the revision is resolved to a commit, so that a run that is resumed next month reads the same rows.
+In: `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`, where NAME is a hub id or a folder. Out: one split, in the order of the
+`datasets` library, without a download first. Configs and splits are looked up when the source is created, and the
+revision is resolved to a commit, so that a run that is resumed next month reads the same rows.
+
+The library finds the data files of a split. Files of JSON lines, csv, tsv, Parquet and Arrow are read as a corpus of
+such files is, so that both give the same documents; the library, which infers types, reads what else it knows.
 
 An offset is a data file and a row in it. Reading goes on at that file, in Parquet at the row group that has the row.
 The line of a row is its number within the split, from 1.
@@ -14,60 +17,49 @@ dataset. It imports torch if that is installed, which takes 600 MB of memory. No
 
 from __future__ import annotations
 
+import csv
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from sparse_ingest.corpora.columns import chosen_columns, records_of, rows_of
-from sparse_ingest.corpora.documents import printable
+from sparse_ingest.corpora.contents import ARCHIVES
+from sparse_ingest.corpora.documents import BadRow, columns_there, json_object
+from sparse_ingest.corpora.hub_names import FORM, Named, finding, parse, reading
 from sparse_ingest.corpora.sources import ChooseColumns, Record, Source
-from sparse_ingest.corpora.stored import changed
-from sparse_ingest.errors import CorpusError, UsageError, first_line, needs_extra
-from sparse_ingest.storage.places import without_secrets
-
-PREFIX = "hf:"
-FORM = "hf:NAME[@REVISION][:CONFIG[:SPLIT]]"
+from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, FoundFile, changed, is_packed
+from sparse_ingest.corpora.text_formats import JsonArray, JsonLines, Quoting
+from sparse_ingest.errors import CorpusError, UsageError, needs_extra
+from sparse_ingest.storage.places import place_of
 
 _BATCH_ROWS = 512  # that are Python objects at one time
 _ROW_BITS = 40  # of an offset; the higher bits are the data file
+_HEAD_BYTES = 1 << 16
+# What a dataset may set for our own readers to read its files.
+_HEEDED = ("name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter")
+OpenFile = Callable[..., Source]  # source_of in files.py, which imports this module
 _COMMIT = re.compile(r"@([0-9a-f]{40})(?:/|$)")
 
 
-class Named(NamedTuple):
-    """A dataset as `--corpus` names it."""
+class DataFile(NamedTuple):
+    """A data file of a split: its path or address, its name within the dataset, its size (0: unknown)."""
 
     path: str
-    revision: str | None
-    config: str | None
-    split: str | None
-
-    @property
-    def local(self) -> bool:
-        """Whether it is a folder of this machine, not a repository of the hub."""
-        return Path(self.path).is_dir()
-
-    @property
-    def name(self) -> str:
-        """Its name in the identity: of a folder the last part of the path."""
-        return printable(Path(self.path).resolve().name if self.local else self.path)
-
-    @property
-    def label(self) -> str:
-        """Its name in the places of its rows."""
-        return PREFIX + ":".join(part for part in (self.name, self.config, self.split) if part)
+    name: str
+    size: int
 
 
-def hub_source(spec: str, choose: ChooseColumns) -> Source:
-    """Return the split that `spec` names.
+def hub_source(spec: str, choose: ChooseColumns, open_file: OpenFile, quoting: Quoting | None = None) -> Source:
+    """Return the split that `spec` names; `quoting` is for csv and tsv.
 
     Raises:
         CorpusError: the dataset, config or split does not exist, or cannot be reached.
+        UsageError: `quoting` is given for another format.
     """
     named = parse(spec)
     with needs_extra("encode", f'The corpus "{spec}"'):
@@ -76,8 +68,9 @@ def hub_source(spec: str, choose: ChooseColumns) -> Source:
     datasets.disable_progress_bars()
     try:
         if named.local and _is_saved(Path(named.path)):
+            _refuse_quoting(quoting, named, "arrow")
             return _saved(named, choose)
-        return _streamed(named, choose)
+        return _streamed(named, choose, open_file, quoting)
     finally:
         if bars:
             datasets.enable_progress_bars()
@@ -88,6 +81,7 @@ class _Split:
 
     rereadable = True
     unit = "row"
+    quoting: Quoting | None = None
 
     def __init__(self, named: Named, choose: ChooseColumns, sizes: dict[str, int], commit: str | None = None) -> None:
         self.name, self.label = named.name, named.label
@@ -97,80 +91,133 @@ class _Split:
     def identity(self) -> dict[str, object]:
         """Return config, split and commit; of a folder the names and sizes of the data files."""
         content: dict[str, object] = {"revision": self._commit} if self._commit else {"files": dict(self._sizes)}
-        return {"name": self.name, "config": self._named.config, "split": self._named.split, **content}
+        quoting = {"quoting": "none"} if self.quoting == "none" else {}
+        return {"name": self.name, "config": self._named.config, "split": self._named.split, **content, **quoting}
+
+    def merged(self) -> list[str]:
+        """Return nothing: only quotes merge rows."""
+        return []
 
 
 class StreamedDataset(_Split):
-    """One split of a dataset that the library reads from its data files.
+    """One split of a dataset, read from its data files.
 
-    `stream` is its IterableDataset, `commit` the revision on the hub, `files` the data files in the order of the
-    stream, as paths or addresses, with names and sizes (0: unknown).
+    `stream` is the library's IterableDataset, `commit` the revision on the hub, `files` the data files in the order of
+    the stream, `format` the one that our own readers read them in, if any.
     """
 
     def __init__(
-        self, named: Named, stream: Any, choose: ChooseColumns, *, commit: str | None, files: dict[str, tuple[str, int]]
+        self,
+        named: Named,
+        stream: Any,
+        choose: ChooseColumns,
+        open_file: OpenFile,
+        *,
+        files: list[DataFile],
+        format: str | None,
+        commit: str | None,
+        quoting: Quoting | None,
     ) -> None:
-        super().__init__(named, choose, dict(files.values()), commit)
-        self._stream, self._paths = stream, list(files)
-        self._rows: dict[int, int] = {}  # of the files where they are known
+        super().__init__(named, choose, {file.name: file.size for file in files}, commit)
+        self._stream, self._open_file, self._files, self._format = stream, open_file, files, format
+        self.quoting = quoting
+        self._sources: dict[int, Source | None] = {}  # of the files that were opened; None: the library reads it
+        self._first: tuple[str, Sequence[str]] | None = None  # a table that was read, and its columns
 
     def passed(self, offset: int) -> int | None:
         """Return the bytes before a row, as if rows were equally long. A file of unknown rows counts at its end."""
         file, row = divmod(offset, 1 << _ROW_BITS)
-        sizes = list(self._sizes.values())
+        sizes = [each.size for each in self._files]
         if self.bytes is None or file >= len(sizes):
             return self.bytes
-        within = sizes[file] * row // max(1, self._rows[file]) if file in self._rows else 0
-        return sum(sizes[:file]) + within
+        source = self._sources.get(file) if self._format == "parquet" else None
+        return sum(sizes[:file]) + ((source.passed(row) or 0) if source else 0)
+
+    def merged(self) -> list[str]:
+        """Return a message for each file whose quotes may have merged rows that were read so far."""
+        return [message for source in self._sources.values() if source for message in source.merged()]
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
         """Yield every row from `offset` on, which is row `line` of the split."""
         reached = [line]
         start, skip = divmod(offset, 1 << _ROW_BITS)
         with reading(self.label, reached):
-            names = self._names()
             for file in range(start, self._stream.num_shards):
-                batches, inside = self._batches(file, skip)
-                yield from records_of(rows_of(batches, names, inside), reached, file << _ROW_BITS | skip)
+                if file not in self._sources:
+                    self._sources[file] = self._source(file)
+                source = self._sources[file]
+                name = self._file_name(file) if self._format in ("jsonl", "csv", "tsv") else ""
+                records = self._of_library(file) if source is None else source.records(0, 1)
+                if source is not None and self._format == "parquet":
+                    records = source.records(skip, skip + 1)
+                else:
+                    records = islice(records, skip, None)
+                for following, record in enumerate(records, (file << _ROW_BITS | skip) + 1):
+                    columns, reason, _, _, _, plain, _ = record
+                    reached[0] += 1
+                    yield Record(columns, reason, reached[0] - 1, following, reached[0], plain, name)
                 skip = 0
         if self._commit is None and (sizes := _sizes(self._named.path, list(self._sizes))) != self._sizes:
             name = next(name for name, size in sizes.items() if size != self._sizes[name])
             how = f"it had {self._sizes[name]} bytes at first and has {sizes[name]} now"
             raise changed(f"{self.label} ({name})", how)
 
-    def _batches(self, file: int, skip: int) -> tuple[Iterator[pa.RecordBatch], int]:
-        """Return the rows of a data file from its first row or a later one, and how many are before row `skip`."""
-        stream = self._stream.shard(self._stream.num_shards, file)
-        streams = [stream]
-        path = self._paths[file] if file < len(self._paths) else ""
-        if path.endswith(".parquet") and (skip or self._commit is None):
-            import fsspec
+    def _file_name(self, file: int) -> str:
+        return self._files[file].name if file < len(self._files) and len(self._files) > 1 else ""
 
-            with fsspec.open(path) as opened:
-                metadata = pq.read_metadata(opened)
-            self._rows[file] = metadata.num_rows
-            # Each row group opens the file anew: too slow for more than the file where a run goes on. Earlier releases
-            # of the library do not cut files at their row groups; there the file is read from its start.
-            groups = stream.reshard() if skip and hasattr(stream, "reshard") else stream
-            if skip and groups.num_shards == metadata.num_row_groups:
-                place = 0
-                while place < metadata.num_row_groups and skip >= metadata.row_group(place).num_rows:
-                    skip -= metadata.row_group(place).num_rows
-                    place += 1
-                streams = [groups.shard(groups.num_shards, each) for each in range(place, groups.num_shards)]
-        tables = (table for one in streams for table in one.iter(_BATCH_ROWS))
-        return (batch for table in tables for batch in table.to_batches()), skip
+    def _source(self, file: int) -> Source | None:
+        """Return a data file as a source of our own; None where the library must read it."""
+        if self._format is None or file >= len(self._files):
+            return None
+        path, name, _ = self._files[file]
+        if _is_for_library(path, self._format):
+            return None
+        stored, label = FoundFile.found(place_of(path)), f"{self.label} ({name})"
+        if self._format == "jsonl" and (begin := _begin_of_json(stored, label)) != "{":
+            return JsonArray(stored, label) if begin == "[" else None
+        choose = partial(self._choose_in, name)
+        return self._open_file(stored, choose, label=label, format=self._format, quoting=self.quoting)
 
-    def _names(self) -> list[str]:
-        """Return the columns to read. Raises `CorpusError`."""
-        if features := self._stream.features:
-            schema = features.arrow_schema
-        else:  # only known from the first rows
-            first = next(iter(self._stream.iter(1)), None)
-            if first is None:
-                return []
-            schema = first.schema
-        return chosen_columns(schema, self._choose, self.label)
+    def _of_library(self, file: int) -> Iterator[Record]:
+        name = self._file_name(file)
+        label = f"{self.label} ({name})" if name else self.label
+        for table in self._stream.shard(self._stream.num_shards, file).iter(_BATCH_ROWS):
+            names = chosen_columns(table.schema, partial(self._choose_in, name), label)
+            yield from records_of(rows_of(table.to_batches(), names), [1], 0)
+
+    def _choose_in(self, name: str, columns: Sequence[str]) -> Mapping[str, str]:
+        """Return the columns of a table to read. Raises `BadRow`, which names another table if that has them."""
+        try:
+            chosen = self._choose(columns)
+        except BadRow as bad:
+            if self._first is None or self._first[0] == name:
+                raise
+            other, there = self._first
+            advice = "name files, or a config of the dataset, that have the same columns"
+            raise BadRow(f"{bad}. In {other} {columns_there(dict.fromkeys(there))}: {advice}") from bad
+        self._first = self._first or (name, list(columns))
+        return chosen
+
+
+def _is_for_library(path: str, format: str) -> bool:
+    """Return whether only the library reads a file: in an archive, or a format with its index at its end compressed."""
+    indexed = format in ("parquet", "arrow")
+    return "::" in path or path.lower().endswith(ARCHIVES) or (indexed and is_packed(path))
+
+
+def _begin_of_json(file: FoundFile, label: str) -> str:
+    """Return `{` for lines of JSON objects, `[` for one array of objects, and "" for what only the library reads."""
+    with JsonLines(file, label).opened([1]) as opened:
+        head = opened.content.read(_HEAD_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip()
+    if head.startswith(b"["):
+        return "[" if head[1:].lstrip().startswith(b"{") else ""
+    line, end, _ = head.partition(b"\n")
+    if not end or not file.name.lower().removesuffix(".gz").removesuffix(".zst").endswith(".json"):
+        return "{"
+    try:
+        return "{" if json_object(line) else ""
+    except BadRow:  # one object over many lines
+        return ""
 
 
 class SavedDataset(_Split):
@@ -199,30 +246,7 @@ class SavedDataset(_Split):
 # Finding a split
 
 
-def parse(spec: str) -> Named:
-    """Return the parts of a spec. A folder's name may contain `:` and `@`: the longest that exists is used."""
-    rest = spec.removeprefix(PREFIX)
-    parts = rest.split(":")
-    for end in range(len(parts), max(0, len(parts) - 3), -1):
-        if rest and (folder := Path(":".join(parts[:end]))).is_dir():
-            # The library refuses . and .. as names.
-            path = str(folder.resolve()) if folder.name in ("", "..") else str(folder)
-            return Named(path, None, *_two(parts[end:]))
-    name, _, revision = parts[0].partition("@")
-    if not name or len(parts) > 3 or (not revision and "@" in parts[0]) or name.startswith(("/", ".", "~")):
-        found = f'there is no folder "{parts[0]}"' if name.startswith(("/", ".", "~")) else "the form is not known"
-        raise UsageError(f'"{spec}" names no dataset: {found}; expected {FORM}, with a hub id or a folder as NAME.')
-    return Named(name, revision or None, *_two(parts[1:]))
-
-
-def _two(parts: list[str]) -> tuple[str | None, str | None]:
-    config, split = [*(part or None for part in parts), None, None][:2]
-    return config, split
-
-
-def _streamed(named: Named, choose: ChooseColumns) -> Source:
-    from datasets.packaged_modules.parquet.parquet import ParquetConfig
-
+def _streamed(named: Named, choose: ChooseColumns, open_file: OpenFile, quoting: Quoting | None) -> Source:
     with finding(named):
         builder = _builder(named)
         commit = found[1] if (found := _COMMIT.search(str(builder.base_path or ""))) else None
@@ -231,13 +255,52 @@ def _streamed(named: Named, choose: ChooseColumns) -> Source:
         streams = builder.as_streaming_dataset()
         split = _one_of("split", named.split, list(streams), named)
         named = named._replace(split=split, config=builder.config.name)
-        if isinstance(builder.config, ParquetConfig):  # only the columns that are used, and never a complete row group
-            if (features := streams[split].features) and builder.config.columns is None:
-                builder.config.columns = chosen_columns(features.arrow_schema, choose, named.label)
+        kind, format = _format_of(builder.config)
+        _refuse_quoting(quoting, named, kind)
+        files = _data_files(named, builder, split)
+        if kind == "csv" and (format is None or any(_is_for_library(file.path, format) for file in files)):
+            streams = _of_strings(builder, streams[split], quoting)
+        elif kind == "parquet":  # the library's default is a complete row group at one time
             builder.config.batch_size = builder.config.batch_size or _BATCH_ROWS
             streams = builder.as_streaming_dataset()
-        files = _data_files(named, builder, split)
-        return StreamedDataset(named, streams[split].with_format("arrow"), choose, commit=commit, files=files)
+        stream = streams[split].with_format("arrow")
+        return StreamedDataset(
+            named, stream, choose, open_file, files=files, format=format, commit=commit, quoting=quoting
+        )
+
+
+def _format_of(config: Any) -> tuple[str, str | None]:
+    """Return the kind of a dataset, and the format that our own readers read its files in.
+
+    The format is None for other kinds, and for settings that only the library follows, such as an encoding.
+    """
+    kind = type(config).__module__.rpartition(".")[2]
+    format = {"csv": "csv", "json": "jsonl", "parquet": "parquet", "arrow": "arrow"}.get(kind)
+    names = [entry.name for entry in fields(config) if entry.name not in _HEEDED] if format else []
+    default = type(config)() if format else None
+    if any(getattr(config, name) != getattr(default, name) for name in names):
+        return kind, None
+    return kind, {",": "csv", "\t": "tsv"}.get(config.sep) if kind == "csv" else format
+
+
+def _refuse_quoting(quoting: Quoting | None, named: Named, kind: str) -> None:
+    if quoting is not None and kind != "csv":
+        raise UsageError(f"--quoting {quoting} is for csv and tsv; {named.label} is {kind}. Omit --quoting.")
+
+
+def _of_strings(builder: Any, stream: Any, quoting: Quoting | None) -> Any:
+    """Let the library read csv as strings, which it would convert to numbers and nulls, and return its streams."""
+    import datasets
+
+    config = builder.config
+    config.keep_default_na = config.na_filter = False
+    if quoting == "none":
+        config.quoting = csv.QUOTE_NONE
+    first = next(iter(stream.with_format("arrow").iter(1)), None)
+    if first is not None:
+        config.features = datasets.Features(dict.fromkeys(first.column_names, datasets.Value("string")))
+        builder.info.features = config.features
+    return builder.as_streaming_dataset()
 
 
 def _builder(named: Named) -> Any:
@@ -254,11 +317,11 @@ def _builder(named: Named) -> Any:
         raise
 
 
-def _data_files(named: Named, builder: Any, split: str) -> dict[str, tuple[str, int]]:
+def _data_files(named: Named, builder: Any, split: str) -> list[DataFile]:
     """Return the data files of a split with their names within the dataset and sizes; 0 if the hub gives none."""
     import fsspec
 
-    found = {}
+    found = []
     for file in map(str, builder.config.data_files[split]):
         if named.local:
             name = os.path.relpath(file, named.path)
@@ -267,7 +330,7 @@ def _data_files(named: Named, builder: Any, split: str) -> dict[str, tuple[str, 
             filesystem, path = fsspec.url_to_fs(file)
             # hf://datasets/OWNER/NAME@COMMIT/...
             name, size = file.partition("@")[2].partition("/")[2], int(filesystem.info(path).get("size") or 0)
-        found[file] = (name, size)
+        found.append(DataFile(file, name, size))
     return found
 
 
@@ -302,79 +365,3 @@ def _one_of(what: str, asked: str | None, there: list[str], named: Named) -> str
 def _sizes(folder: str, files: list[str]) -> dict[str, int]:
     """Return the sizes of files in a folder; 0 for a missing one."""
     return {file: path.stat().st_size if (path := Path(folder, file)).is_file() else 0 for file in files}
-
-
-# Messages
-
-
-def reading(label: str, reached: list[int]) -> AbstractContextManager[None]:
-    """Raise what the library raises while rows are read as a `CorpusError` that names the row before `reached[0]`."""
-    advice = "Mend the file, or try again if the hub could not be reached."
-    return _explained(lambda error: f"{label} cannot be read after row {reached[0] - 1}: {_cause(error)}. {advice}")
-
-
-def finding(named: Named) -> AbstractContextManager[None]:
-    """Raise what the library raises while a dataset is looked for as a `CorpusError`."""
-    return _explained(lambda error: _sentence(named, error))
-
-
-@contextmanager
-def _explained(explain: Callable[[Exception], str]) -> Iterator[None]:
-    try:
-        yield
-    except (CorpusError, UsageError):
-        raise
-    except Exception as error:  # of any library that reads one of its formats; each layer has exceptions of its own
-        # An address in it may have secrets, and so may a library's message.
-        token, message = _token(), explain(error)
-        raise CorpusError(without_secrets(message.replace(token, "(token)") if token else message)) from error
-
-
-def _sentence(named: Named, error: Exception) -> str:
-    from datasets import config, exceptions
-    from datasets.data_files import EmptyDatasetError
-
-    said = str(error)
-    at = f" at revision {named.revision!r}" if named.revision else ""
-    what = f"The folder {named.path!r}" if named.local else f"The dataset {named.path!r}{at}"
-    token = "the token that was sent does not open it" if _token() else "no token was sent"
-    if "scripts are no longer supported" in said:
-        return (
-            f"{what} is made by a Python script, which is never run. Name a revision or another dataset that holds "
-            "its rows as Parquet, such as @refs/convert/parquet."
-        )
-    if isinstance(error, exceptions.DataFilesNotFoundError | EmptyDatasetError):
-        return f"{what} holds no data files that can be read ({first_line(error)}). Name another."
-    if isinstance(error, exceptions.DatasetNotFoundError) and "gated" in said:
-        return f"{what} is gated, and {token}: accept its conditions on its page on the hub, and set HF_TOKEN."
-    if isinstance(error, exceptions.DatasetNotFoundError) and "Revision" in said:
-        return f"The dataset {named.path!r} has no revision {named.revision!r} on the hub. Mend it, or leave it out."
-    if isinstance(error, exceptions.DatasetNotFoundError):
-        return (
-            f"No dataset {named.path!r}: looked for a folder of that name here, and for a dataset of that name on the "
-            f"hub {config.HF_ENDPOINT}, where {token}. Mend the name; for a private one set HF_TOKEN."
-        )
-    if getattr(getattr(error, "response", None), "status_code", None) == 401:
-        return f"The hub {config.HF_ENDPOINT} refuses the token that was sent. Set HF_TOKEN to a valid one, or to none."
-    if config.HF_HUB_OFFLINE and not named.local:
-        return f"No folder {named.path!r} here, and the hub is not asked (HF_HUB_OFFLINE is set). Name a folder."
-    if not named.local and (isinstance(error, ConnectionError) or "reach" in said):
-        return (
-            f"No folder {named.path!r} here, and the hub {config.HF_ENDPOINT} cannot be reached ({_cause(error)}). "
-            "Try again with the hub in reach, or name a folder."
-        )
-    return f"{what} cannot be opened ({_cause(error)}). Check its files and its README, or try again."
-
-
-def _cause(error: Exception) -> str:
-    """Return the type and first line of the cause of an error, or of the error if it has none."""
-    return f"{type(error.__cause__ or error).__name__}: {first_line(error.__cause__ or error)}"
-
-
-def _token() -> str | None:
-    """Return the token that the library sends: that of HF_TOKEN, or of an earlier login."""
-    from huggingface_hub import get_token
-
-    with suppress(Exception):  # a failed exchange of tokens; the request for the dataset failed before
-        return get_token()
-    return None

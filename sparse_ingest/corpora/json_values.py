@@ -5,21 +5,26 @@ for equal rows whatever container they came in; or `BadRow`, which names the col
 
 How values that JSON lacks are converted:
 
-    NaN, NaT, pandas.NA                    null
+    NaN, infinity, NaT, pandas.NA          null
     numpy scalars and arrays               their Python values
-    date, datetime, Timestamp, datetime64  a string in ISO 8601
+    date, time, datetime, Timestamp        a string in ISO 8601
+    timedelta, Timedelta                   a duration in ISO 8601, as pandas writes it: P1DT2H3M4S
     Decimal                                the number that JSON reads from its digits
+    members of enums                       their values
+    UUID                                   a string
     tuples                                 lists
-    integer keys of mappings               strings
-    infinity and all other types           `BadRow`
+    other keys of mappings than strings    strings, as Python's json writes them: 1, true
+    all other types, such as bytes         `BadRow`
 """
 
 from __future__ import annotations
 
 import datetime
+import enum
 import json
 import math
 import sys
+import uuid
 from collections.abc import Mapping
 from decimal import Decimal
 
@@ -53,7 +58,7 @@ def json_line(row: Mapping[str, object]) -> bytes:
     spelled = []
     for column, value in row.items():
         try:
-            spelled.append(f"{_encode(column)}:{_encode(_json(value))}")
+            spelled.append(f"{_encode(column)}:{_encode(json_value(value))}")
         except BadRow as bad:
             raise BadRow(f"the column {shown(column)} holds {bad}") from bad
         except RecursionError as error:
@@ -64,21 +69,23 @@ def json_line(row: Mapping[str, object]) -> bytes:
     return f"{{{','.join(spelled)}}}\n".encode("utf-8", "backslashreplace")
 
 
-def _json(value: object) -> object:
+def json_value(value: object) -> object:
     """Return the JSON value of a Python value. Raises `BadRow`, whose text completes "the column holds"."""
     match value:
+        case enum.Enum():
+            return json_value(value.value)
         case None | str() | int():
             return value
         case float() | np.floating() | Decimal():
             return _number(value)
         case list() | tuple():
-            return [_json(each) for each in value]
+            return [json_value(each) for each in value]
         case Mapping():
             return _object(value)
         case np.ndarray() | np.generic():
             return _numpy(value)
-        case datetime.date():
-            return value.isoformat() if value == value else None  # of pandas.NaT every comparison is false
+        case datetime.date() | datetime.time() | datetime.timedelta() | uuid.UUID():
+            return _text(value)
     if value is getattr(sys.modules.get("pandas"), "NA", None):
         return None
     raise _unknown(value)
@@ -90,13 +97,17 @@ def _unknown(value: object) -> BadRow:
 
 def _numpy(value: npt.NDArray[np.generic] | np.generic) -> object:
     if isinstance(value, np.ndarray):
-        return [_json(each) for each in value] if value.ndim else _json(value[()])
-    if isinstance(value, np.datetime64):
+        return [json_value(each) for each in value] if value.ndim else json_value(value[()])
+    if isinstance(value, (np.datetime64, np.timedelta64)):
+        if np.isnat(value):
+            return None
         # Python has no nanoseconds: numpy gives an integer for them.
-        whole = value.astype("datetime64[us]") if value.dtype == "datetime64[ns]" else value
-        if np.isnat(value) or (whole == value and isinstance(whole.item(), datetime.date)):
-            return _json(whole.item())
-    if value.dtype.kind in "biu":
+        whole = value.astype(f"{value.dtype.kind}8[us]") if value.dtype.name.endswith("[ns]") else value
+        if whole == value and not isinstance(whole.item(), int):
+            return json_value(whole.item())
+        if value.dtype == "datetime64[ns]":
+            return str(value)
+    elif value.dtype.kind in "biu":
         return value.item()
     raise _unknown(value)
 
@@ -104,18 +115,33 @@ def _numpy(value: npt.NDArray[np.generic] | np.generic) -> object:
 def _number(value: float | np.floating | Decimal) -> float | int | None:
     if isinstance(value, Decimal) and str(value).removeprefix("-").isdecimal():
         return int(value)
-    if math.isinf(number := float(value)):
-        raise BadRow("infinity, which JSON does not have")
-    return None if math.isnan(number) else number
+    number = float(value)
+    if isinstance(value, Decimal) and value.is_finite() and math.isinf(number):
+        raise BadRow(f"the number {value}, which is beyond float64")
+    return number if math.isfinite(number) else None
+
+
+def _text(value: datetime.date | datetime.time | datetime.timedelta | uuid.UUID) -> str | None:
+    if value != value:  # pandas.NaT
+        return None
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    if not isinstance(value, datetime.timedelta):
+        return value.isoformat()
+    minutes, seconds = divmod(value.seconds, 60)
+    fraction = f".{value.microseconds:06}{getattr(value, 'nanoseconds', 0):03}".rstrip("0.")  # the latter of pandas
+    return f"P{value.days}DT{minutes // 60}H{minutes % 60}M{seconds}{fraction}S"
 
 
 def _object(value: Mapping[object, object]) -> dict[str, object]:
     found: dict[str, object] = {}
     for key, each in value.items():
-        if not isinstance(key, (str, int, np.integer)) or isinstance(key, bool):
-            raise BadRow(f"an object with a key of type {type_name(key)}; strings or whole numbers were expected")
-        name = key if isinstance(key, str) else str(int(key))
+        name = json_value(key)
+        if not isinstance(name, str):
+            if not isinstance(name, (int, float)):
+                raise BadRow(f"an object with a key of type {type_name(key)}; strings or numbers were expected")
+            name = _encode(name)
         if name in found:
             raise BadRow(f"an object with the key {shown(name)} twice")
-        found[name] = _json(each)
+        found[name] = json_value(each)
     return found

@@ -40,7 +40,7 @@ from sparse_ingest.corpora.files import open_corpus
 from sparse_ingest.corpora.json_values import json_line, type_name
 from sparse_ingest.corpora.sources import Corpus
 from sparse_ingest.corpora.stored import MAX_LINE, FoundFile
-from sparse_ingest.corpora.text_formats import JsonLines
+from sparse_ingest.corpora.text_formats import JsonLines, Quoting
 from sparse_ingest.errors import CorpusError, UsageError, first_line
 from sparse_ingest.storage.scratch import ScratchFolder
 
@@ -53,7 +53,12 @@ Choose = Callable[[tuple[object, ...]], dict[str, int] | str]
 
 
 def corpus_of(
-    corpus: object, *, fields: FieldNames, format: str | None = None, columns: Sequence[str] | None = None
+    corpus: object,
+    *,
+    fields: FieldNames,
+    format: str | None = None,
+    columns: Sequence[str] | None = None,
+    quoting: Quoting | None = None,
 ) -> Corpus:
     """Return the corpus that a value names or holds: files and datasets, or rows in memory.
 
@@ -63,6 +68,7 @@ def corpus_of(
         fields: which columns make a document.
         format: the format of every file; not for rows in memory.
         columns: the names of the columns of csv and tsv files without a header; not for rows in memory.
+        quoting: whether quotes have a meaning in csv and tsv files; not for rows in memory.
 
     Raises:
         UsageError: the value is neither, or an empty list, or an option does not apply to it.
@@ -74,10 +80,10 @@ def corpus_of(
     specs = corpus if isinstance(corpus, (list, tuple)) else [corpus]
     if all(isinstance(spec, (str, os.PathLike)) for spec in specs):
         names = [os.fsdecode(cast("str | os.PathLike[str]", spec)) for spec in specs]
-        return open_corpus(names, fields=fields, format=format, columns=columns)
-    if format is not None or columns is not None:
-        option = "format" if format is not None else "columns"
-        raise UsageError(f"{option} is for files; rows in memory have their own columns. Omit it.")
+        return open_corpus(names, fields=fields, format=format, columns=columns, quoting=quoting)
+    for option, value in (("format", format), ("columns", columns), ("quoting", quoting)):
+        if value is not None:
+            raise UsageError(f"{option} is for files; rows in memory have their own columns. Omit it.")
     return memory_corpus(corpus, fields=fields)
 
 
@@ -156,7 +162,7 @@ def _spool(rows: Iterable[Row], path: Path) -> tuple[int, str]:
     digest = hashlib.sha256()
     block = bytearray()
     count = 0
-    with path.open("xb", buffering=0) as file:
+    with _created(path) as file:
         for count, (columns, reason) in enumerate(rows, 1):  # noqa: B007
             try:
                 if columns is None:
@@ -174,14 +180,24 @@ def _spool(rows: Iterable[Row], path: Path) -> tuple[int, str]:
     return count, digest.hexdigest()
 
 
+def _created(path: Path) -> io.FileIO:
+    try:
+        return path.open("xb", buffering=0)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 def _write(file: io.FileIO, block: bytearray) -> None:
     try:
         while block:
             del block[: file.write(block)]
     except OSError as error:
-        raise CorpusError(
-            f"{file.name!s} cannot be written: {error.strerror}. Free space there, or set TMPDIR to another folder."
-        ) from error
+        raise _unwritable(file.name, error) from error
+
+
+def _unwritable(path: object, error: OSError) -> CorpusError:
+    advice = "Free space there, or set TMPDIR to another folder."
+    return CorpusError(f"{path} cannot be written: {error.strerror}. {advice}")
 
 
 # Rows of a container: the Python values of the columns that documents are made of

@@ -21,6 +21,9 @@ class CorpusOptions:
     columns: tuple[str, ...] | None = option(
         None, "Names of the columns of csv and tsv files that have no header", metavar="A,B,C"
     )
+    quoting: Literal["rfc4180", "none"] | None = option(
+        None, "Quotes in csv and tsv files; none: a quote is a character like any other  [default: rfc4180]"
+    )
     id_field: str | None = option(
         None, "Column of the id; :row numbers the rows  [default: _id, else id]", metavar="NAME"
     )
@@ -45,7 +48,7 @@ class CorpusOptions:
         from sparse_ingest.corpora.memory import corpus_of
 
         names = FieldNames(self.id_field, self.text_field, self.title_field, self.keep, carry_text=not self.no_text)
-        return corpus_of(corpus, fields=names, format=self.format, columns=self.columns)
+        return corpus_of(corpus, fields=names, format=self.format, columns=self.columns, quoting=self.quoting)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ class Record(NamedTuple):
     """One row as a source reads it: its columns, or None and the reason.
 
     `line` is where the row begins, from 1 (the row within the file where the format has no lines); `offset` and
-    `next_line` are where the next one does. `plain` promises that no string of the row needs an escape in JSON.
+    `next_line` are where the next one does. `plain` promises that no string of the row needs an escape in JSON. `file`
+    is the name of the data file in a dataset of several.
     """
 
     columns: Mapping[str, object] | None
@@ -53,6 +54,7 @@ class Record(NamedTuple):
     offset: int
     next_line: int
     plain: bool = False
+    file: str = ""
 
 
 class Source(Protocol):
@@ -70,6 +72,9 @@ class Source(Protocol):
     def passed(self, offset: int) -> int | None:
         """Return about how many of `bytes` are before the row at `offset`; None if that is unknown."""
 
+    def merged(self) -> list[str]:
+        """Return a message if rows that were read so far may be several rows, merged by quotes."""
+
     def records(self, offset: int, line: int) -> Iterator[Record]:
         """Yield every row from `offset` on, where line `line` begins; 0 and 1 are the start. Raises `CorpusError`."""
 
@@ -80,6 +85,7 @@ class Corpus:
 
     sources: tuple[Source, ...]
     fields: FieldNames
+    notes: tuple[str, ...] = ()  # which files of a folder are not read
 
     @property
     def rereadable(self) -> bool:
@@ -89,6 +95,10 @@ class Corpus:
     def identity(self) -> list[dict[str, object]]:
         """Return the identity of each source in order: what a resumed run must find again."""
         return [source.identity() for source in self.sources]
+
+    def merged(self) -> list[str]:
+        """Return a message for each source whose quotes may have merged rows that were read so far."""
+        return [message for source in self.sources for message in source.merged()]
 
     def share(self, position: Position) -> float | None:
         """Return the share of the corpus before a position, by stored bytes; None if sizes are unknown."""
@@ -105,13 +115,15 @@ class Corpus:
         _, offset, line, row = start
         for index, source in enumerate(self.sources[start.file :], start.file):
             label, unit = source.label, source.unit
-            for columns, reason, at, next_offset, next_line, plain in source.records(offset, line):
+            for columns, reason, at, next_offset, next_line, plain, file in source.records(offset, line):
                 document = None
                 if columns is not None:
                     try:
                         document = document_of(columns, fields, row, plain=plain)
                     except BadRow as bad:
                         reason = str(bad)
+                if reason and file:
+                    reason = f"{reason} (in {file})"
                 found = SourceRow(row, label, at, document, reason, unit)
                 row += 1
                 yield found, Position(index, next_offset, next_line, row)

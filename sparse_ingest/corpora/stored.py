@@ -2,7 +2,8 @@ r"""The bytes of a corpus file, wherever it is stored: opened, decompressed by i
 
 In: a file of this machine, at an address, or standard input. Out: streams and lines, through the base classes of the
 sources that read files. `.gz` is read with zlib and `.zst` with Arrow's codec, both as a stream; several members or
-frames are one file. A file that is damaged or cut off gives its good lines first and then a `CorpusError`.
+frames are one file. A file that is damaged or cut off gives its good lines first and then a `CorpusError`; one whose
+content is not what its name says is a `CorpusError` that names the content.
 
 Not covered: which files make a corpus (files.py), and what lines mean.
 """
@@ -22,8 +23,9 @@ from typing import Any, BinaryIO, TypeAlias, cast
 
 import pyarrow as pa
 
+from sparse_ingest.corpora.contents import EMPTY, HEAD_BYTES, TEXT, advice_for, is_special, kind_of
 from sparse_ingest.corpora.documents import printable
-from sparse_ingest.errors import CorpusError, first_line
+from sparse_ingest.errors import CorpusError, StorageError, first_line
 from sparse_ingest.storage.places import Place, RemotePath
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -88,6 +90,14 @@ class FoundFile:
             return self.path.open("rb", buffering=_BLOCK_BYTES)
         return cast(BinaryIO, self.path.open())
 
+    def kind(self) -> str | None:
+        """Return the kind of content that its first bytes show (contents.py); None if it is not known."""
+        try:
+            with self.open() as stored:
+                return kind_of(stored.read(HEAD_BYTES))
+        except (OSError, StorageError):
+            return None
+
     def refuse_changed(self) -> None:
         """Raises `CorpusError` if its size or version is not what it was."""
         now = about(self.path) or {"size": 0, "version": None}
@@ -112,6 +122,9 @@ class StandardInput:
             raise _read_once()
         self._taken = True
         return sys.stdin.buffer
+
+    def kind(self) -> None:
+        """Return None: its first bytes are gone."""
 
     def refuse_changed(self) -> None:
         """Do nothing: a stream cannot be looked at again."""
@@ -181,6 +194,7 @@ class FileSource:
     """What the sources of every file format have in common."""
 
     unit = "row"
+    content: str | None = None  # the kind that the bytes of a file must be that is not compressed; None: lines of text
 
     def __init__(self, file: StoredFile, label: str) -> None:
         self.file, self.label = file, label
@@ -191,6 +205,10 @@ class FileSource:
     def identity(self) -> dict[str, object]:
         """Return the name, and the size if it is known."""
         return {"name": self.name} if self.bytes is None else {"name": self.name, "bytes": self.bytes}
+
+    def merged(self) -> list[str]:
+        """Return nothing: only quotes merge rows."""
+        return []
 
     @contextmanager
     def opened(self, reached: list[int]) -> Iterator[Opened]:
@@ -206,6 +224,9 @@ class FileSource:
             after = f"after {self.unit} {reached[0] - 1}"
             # An OSError without a number is what Arrow raises for bytes that do not fit the format.
             if isinstance(error, _DAMAGE) or (type(error) is OSError and error.errno is None):
+                expected, kind = self._expected(), self.file.kind()
+                if expected is not None and kind not in (None, EMPTY, expected):
+                    raise self._not_as_named(kind, expected) from error
                 raise CorpusError(
                     f"{self.file.place} is damaged or cut off {after}: {first_line(error)}. Get the file again."
                 ) from error
@@ -217,6 +238,21 @@ class FileSource:
             if opened and self.file.bytes is not None:
                 opened.stored.close()
         self.file.refuse_changed()
+
+    def _expected(self) -> str | None:
+        if is_packed(self.name):
+            return "zstd" if self.name.lower().endswith(".zst") else "gzip"
+        return self.content
+
+    def _not_as_named(self, kind: str, expected: str) -> CorpusError:
+        place, advice = self.file.place, advice_for(kind)
+        if isinstance(self.file, StandardInput):
+            advice = "Decompress it first, or name the file instead"
+        elif kind == TEXT and is_packed(self.name):
+            advice = f"Rename it without {Path(self.name).suffix}, or compress it"
+        elif is_packed(self.name) and expected == TEXT:
+            place, advice = f"{place}, decompressed,", "Decompress it, and name it by what it holds"
+        return CorpusError(f"{place} is {kind}, not {expected}. {advice}.")
 
 
 class LineSource(FileSource):
@@ -230,6 +266,8 @@ class LineSource(FileSource):
         with self.opened(reached) as opened:
             opened.skip(offset)
             for raw in iter(partial(opened.content.readline, MAX_LINE), b""):
+                if offset == 0 and reached[0] == 1 and (kind := kind_of(raw[:HEAD_BYTES])) and is_special(kind):
+                    raise self._not_as_named(kind, TEXT)
                 if len(raw) == MAX_LINE:
                     raise CorpusError(
                         f"{self.file.place} line {reached[0]} is longer than {MAX_LINE:,} bytes; one row a line was "

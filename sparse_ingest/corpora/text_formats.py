@@ -5,7 +5,9 @@ JSON lines are one object per line; blank lines are not rows.
 The first row of csv and tsv names the columns, unless `columns` does. A quoted value may contain the separator, line
 breaks and doubled quotes. A row with another number of columns is bad, and a blank line is not a row. Every value is a
 string, also one that looks like a number. A quote that is never closed would swallow the rest of the file: it is not a
-bad row but an error.
+bad row but an error. A lone quote that a later one closes merges the rows between them: rows whose values span lines
+and contain the separator are counted for `merged`. With the quoting `none` a quote is a plain character and a line is a
+row.
 
 In format `msmarco` a line is id, tab, text; every other character is plain.
 """
@@ -13,7 +15,9 @@ In format `msmarco` a line is id, tab, text; every other character is plain.
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from sparse_ingest.corpora.documents import BadRow, columns_there, json_object, shown, utf8
 from sparse_ingest.corpora.sources import ChooseColumns, Record
@@ -24,7 +28,10 @@ MSMARCO_COLUMNS = ("_id", "text")
 
 # Characters of one value. csv keeps four bytes for each while a quote is open, and OpenSearch takes no larger document.
 _MAX_VALUE = 1 << 27
-_SEPARATORS = {"csv": ",", "tsv": "\t"}
+_SEPARATORS = {"csv": ",", "tsv": "\t", "msmarco": "\t"}
+_NO_QUOTES = "pass --quoting none if quotes have no meaning in this file"
+
+Quoting = Literal["rfc4180", "none"]
 
 
 class JsonLines(LineSource):
@@ -49,20 +56,61 @@ class JsonLines(LineSource):
         return json_object(raw)
 
 
+class JsonArray(LineSource):
+    """A file of one JSON array of objects, read complete. An offset is a row."""
+
+    unit = "row"
+
+    def records(self, offset: int, line: int) -> Iterator[Record]:
+        """Yield every object from `offset` on."""
+        with self.opened([1]) as opened:
+            content = opened.content.read().removeprefix(BYTE_ORDER_MARK)
+        try:
+            rows = json.loads(utf8(content))
+        except (BadRow, ValueError, RecursionError) as error:
+            raise CorpusError(f"{self.label} cannot be read: {error}. One JSON array was expected.") from error
+        for place, row in enumerate(rows[offset:], offset):
+            reason = None if isinstance(row, dict) else f"a JSON object was expected, found {shown(row)}"
+            yield Record(None if reason else row, reason, place + 1, place + 1, place + 2)
+
+
 class TextTable(LineSource):
     """A file of rows of text."""
 
     def __init__(
-        self, file: StoredFile, label: str, choose: ChooseColumns, *, format: str, columns: Sequence[str] | None = None
+        self,
+        file: StoredFile,
+        label: str,
+        choose: ChooseColumns,
+        *,
+        format: str,
+        columns: Sequence[str] | None = None,
+        quoting: Quoting | None = None,
     ) -> None:
         super().__init__(file, label)
-        self._choose, self.format = choose, format
+        self._choose, self.format, self.quoting = choose, format, quoting
+        self._spans: list[int] = []  # first line and number of lines of the first row that spans lines; the most lines
+        self._spanning = 0
+        self._counted = 0  # rows up to this line
         self._given = columns or (MSMARCO_COLUMNS if format == "msmarco" else None)
 
     def identity(self) -> dict[str, object]:
         """Return name and size, the format, and the columns if they are not in the file."""
         columns = {"columns": list(self._given)} if self._given else {}
-        return {**super().identity(), "format": self.format, **columns}
+        quoting = {"quoting": "none"} if self.quoting == "none" else {}
+        return {**super().identity(), "format": self.format, **columns, **quoting}
+
+    def merged(self) -> list[str]:
+        """Return a message if rows that were read so far may be several rows, merged by quotes."""
+        if not self._spanning:
+            return []
+        line, lines, longest = self._spans
+        others = f" (the first of {self._spanning:,} such rows; the longest spans {longest:,} lines)"
+        return [
+            f"{self.label} line {line}: a quoted value spans {lines:,} lines and contains the separator"
+            f"{others if self._spanning > 1 else ''}. If quotes have no meaning in this file, rows were merged into "
+            "one document: read it again with --quoting none."
+        ]
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
         """Yield every row from `offset` on."""
@@ -77,12 +125,24 @@ class TextTable(LineSource):
         except BadRow as bad:
             raise CorpusError(f"{self.label} line 1: {bad}") from bad
         for at, row, reason in rows:
+            if rows.line > at + 1:
+                self._count_span(row, at, rows.line - at)
             if not reason and len(row) != len(names):
                 found = f"{len(row)} column{'s' if len(row) != 1 else ''}"
                 listed = columns_there(dict.fromkeys(names)).removeprefix("the columns there are ")
                 reason = f"the row has {found}; {len(names)} were expected: {listed}"
+                if rows.line > at + 1:
+                    reason = f"{reason} (the row ends in line {rows.line - 1}; {_NO_QUOTES})"
             columns = None if reason else {name: row[place] for name, place in chosen}
             yield Record(columns, reason, at, rows.offset, rows.line)
+
+    def _count_span(self, row: list[str], line: int, lines: int) -> None:
+        # Rows may be read again, such as for the places of duplicates.
+        separator = _SEPARATORS[self.format]
+        if line > self._counted and any(separator in value and "\n" in value for value in row):
+            self._counted = line
+            self._spanning += 1
+            self._spans = [*(self._spans[:2] or (line, lines)), max([lines, *self._spans[2:]])]
 
     def _header(self, rows: _Rows) -> Sequence[str] | None:
         """Return the names in the first row; None for a file without one."""
@@ -103,11 +163,12 @@ class _Rows:
         self._table, self.offset, self.line = table, offset, line
         self._reason: str | None = None
         self._reader: Iterator[list[str]]
-        if table.format == "msmarco":
-            self._reader = (text.rstrip("\n").removesuffix("\r").split("\t") for text in self._texts())
+        separator = _SEPARATORS[table.format]
+        if table.format == "msmarco" or table.quoting == "none":
+            self._reader = (text.rstrip("\n").removesuffix("\r").split(separator) for text in self._texts())
         else:
             csv.field_size_limit(_MAX_VALUE)  # of the process; the default is 128 KB
-            self._reader = csv.reader(self._texts(), delimiter=_SEPARATORS[table.format], strict=True)
+            self._reader = csv.reader(self._texts(), delimiter=separator, strict=True)
 
     def __iter__(self) -> Iterator[tuple[int, list[str], str | None]]:
         """Yield the line where each row that is left begins, its values, and what is wrong with it."""
@@ -119,6 +180,8 @@ class _Rows:
                 reason = self._reason_of(error, line)
                 if self.line > line + 1:  # which says how much is lost
                     reason = f"{reason} (the row ends in line {self.line - 1})"
+                if "quote" in reason:
+                    reason = f"{reason}; {_NO_QUOTES}"
                 yield line, [], self._reason or reason
                 continue
             if row is None:
@@ -151,9 +214,8 @@ class _Rows:
         if "field limit" in said:
             endless = f"a value is longer than {_MAX_VALUE:,} characters; is a quote not closed?"
         if endless:
-            is_csv = self._table.format == "csv"
-            other = "" if is_csv else ", or say --format msmarco if quotes mean nothing in this file"
-            raise CorpusError(f"{self._table.label} line {line}: {endless}. Close or double it{other}.") from error
+            advice = f"Close or double it, or {_NO_QUOTES}"
+            raise CorpusError(f"{self._table.label} line {line}: {endless}. {advice}.") from error
         if "new-line" in said:
             return "a carriage return stands outside quotes; rows end with a line feed, with or without one before it"
         if "expected after" in said:

@@ -63,7 +63,7 @@ def encode(
     """
     chosen = options_from(EncodeOptions, options, settings, "encode")
     full, place, reporter = with_options(pipeline_of(model, pipeline), chosen), place_of(out), reporter_of(progress)
-    source = _opened(corpus, full, chosen)
+    source = _opened(corpus, full, chosen, reporter)
     devices = _devices(chosen.device, source, place, reporter)
     with naming(place, Path(tempfile.gettempdir())):
         if len(devices) == 1:
@@ -104,13 +104,19 @@ def dry_run(
         from sparse_ingest.models.tokenizer import Tokenizer
 
         tokenizer = Tokenizer(checkpoint.transformer, full.model, window_stride=full.encode.window_stride)
-    cursor = Cursor(_opened(corpus, full, chosen), chosen.limit)
-    return survey(cursor, tokenizer, shard_rows=chosen.shard_rows, reporter=reporter_of(progress))
+    reporter = reporter_of(progress)
+    source = _opened(corpus, full, chosen, reporter)
+    found = survey(Cursor(source, chosen.limit), tokenizer, shard_rows=chosen.shard_rows, reporter=reporter)
+    for message in source.merged():
+        reporter.warn(message)
+    return found
 
 
-def _opened(corpus: object, pipeline: Pipeline, options: EncodeOptions) -> Corpus:
+def _opened(corpus: object, pipeline: Pipeline, options: EncodeOptions, reporter: Reporter) -> Corpus:
     """The corpus, of which no kept field is the sparse field or inside it: OpenSearch would refuse every document."""
     found, sparse = options.open(corpus), pipeline.index.field
+    for message in found.notes:
+        reporter.note(message)
     for name in found.fields.keep:
         if is_within(field_path(name), sparse):
             raise UsageError(

@@ -152,6 +152,8 @@ class _Job:
             elif not self._try_shard(shard):
                 deque(self.cursor.take(self.options.shard_rows), maxlen=0)  # skip its rows
             self._stop_if_requested()
+        for message in self.corpus.merged() if self.worker.number == 0 else ():
+            self.reporter.warn(message)
         if (made := len(self.run.done_shards())) > len(self.starts):
             raise RunError(
                 f"The corpus changed: it ends after {self.cursor.position.row} rows, but {self.run.path} has {made} "

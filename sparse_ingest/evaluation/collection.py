@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sparse_ingest.corpora.collections import read_qrels, read_queries
+from sparse_ingest.corpora.text_formats import Quoting
 from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.evaluation.measures import Qrels
 from sparse_ingest.records import Query
@@ -24,17 +25,18 @@ class Collection(NamedTuple):
     path: Path
     qrels: Qrels
     asked: int
+    quoting: Quoting | None = None  # of the queries
 
     def queries(self) -> Iterator[Query]:
         """The judged queries, read again each time."""
-        return (query for query in read_queries(self.path) if query.id in self.qrels)
+        return (query for query in read_queries(self.path, self.quoting) if query.id in self.qrels)
 
     def judged_documents(self) -> set[str]:
         """The ids of all documents that a query of the file has a judgement for."""
         return {doc_id for query in self.queries() for doc_id in self.qrels[query.id]}
 
 
-def collection_of(queries: Path | str | None, qrels: Path | str | None) -> Collection:
+def collection_of(queries: Path | str | None, qrels: Path | str | None, quoting: Quoting | None = None) -> Collection:
     """Return the collection of two files, or of the folder in BEIR's or MTEB's layout that holds both.
 
     Raises:
@@ -44,10 +46,10 @@ def collection_of(queries: Path | str | None, qrels: Path | str | None) -> Colle
     first, second = Path(queries or qrels or ""), Path(qrels or queries or "")
     if not (queries or qrels) or (first == second and not first.is_dir()):
         raise UsageError("Give --queries F and --qrels F, or the folder that holds both.")
-    judgements = read_qrels(second)
+    judgements = read_qrels(second, quoting)
     if not judgements:
         raise CorpusError(f"{second} holds no judgement. Give lines of query, document and score.")
-    ids = [query.id for query in read_queries(first)]
+    ids = [query.id for query in read_queries(first, quoting)]
     asked = sum(query_id in judgements for query_id in ids)
     if not asked:
         found = f"{first} has {ids[0]!r}" if ids else f"{first} holds no query"
@@ -62,7 +64,7 @@ def collection_of(queries: Path | str | None, qrels: Path | str | None) -> Colle
             "%d of %d judged queries are not in %s: the figures are those of the other %d.",
             missing, len(judgements), first, asked,
         )  # fmt: skip
-    return Collection(first, judgements, asked)
+    return Collection(first, judgements, asked, quoting)
 
 
 def passages_stand_for(judged: set[str], known: int, parents: int, place: str) -> bool:

@@ -148,7 +148,7 @@ def evaluate(
     """
     chosen, reporter = options_from(EvaluateOptions, options, settings, "evaluate"), reporter_of(progress)
     # Read before the search, which may be long.
-    collection = collection_of(queries, qrels)
+    collection = collection_of(queries, qrels, chosen.quoting)
     # Each once, in this order.
     names = list(dict.fromkeys([*DEFAULT_MEASURES, *chosen.measures]))
     own = chosen.ignore_identical_ids

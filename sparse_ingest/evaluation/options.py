@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sparse_ingest.pipeline import option
 
@@ -27,6 +28,9 @@ class EvaluateOptions:
         None, "Add a row of BM25 (a run: over its texts, in memory)  [default: with an index]",
         flags="--bm25/--no-bm25",
     )  # fmt: skip
+    quoting: Literal["rfc4180", "none"] | None = option(
+        None, "Quotes in csv queries and qrels; none: a quote is a character like any other  [default: rfc4180]"
+    )
     concurrency: int | None = option(None, "Requests to an index in flight  [default: 1]")
     trec_run: Path | str | None = option(None, "Write what was found as a run file of trec_eval", metavar="FILE")
     compare: Path | str | None = option(

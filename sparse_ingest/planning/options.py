@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sparse_ingest.pipeline import option
 
@@ -15,6 +16,9 @@ class PlanOptions:
 
     qrels: Path | str | Mapping[str, Mapping[str, int]] | None = option(
         None, "Judgements: quality is nDCG@10 then, else the share of the ten best documents", metavar="F"
+    )
+    quoting: Literal["rfc4180", "none"] | None = option(
+        None, "Quotes in csv queries and qrels; none: a quote is a character like any other  [default: rfc4180]"
     )
     loss: float = option(0.01, "Share of the quality that may be lost", range=(0, 1))
     sample: int = option(200, "Queries to plan with")

@@ -86,8 +86,8 @@ def plan(
     chosen, reporter = options_from(PlanOptions, options, settings, "plan"), reporter_of(progress)
     if chosen.out:
         refuse_outputs(Path(chosen.out))
-    qrels = read_qrels(Path(chosen.qrels)) if isinstance(chosen.qrels, str | Path) else chosen.qrels
-    records = read_queries(Path(queries)) if isinstance(queries, str | Path) else queries
+    qrels = read_qrels(Path(chosen.qrels), chosen.quoting) if isinstance(chosen.qrels, str | Path) else chosen.qrels
+    records = read_queries(Path(queries), chosen.quoting) if isinstance(queries, str | Path) else queries
     folder = open_run(run)
     if not folder.done_shards():
         raise RunError(f"{folder.path} has no finished shard to plan with. Finish it with `sparse-ingest encode`.")

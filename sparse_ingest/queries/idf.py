@@ -113,6 +113,8 @@ def weight_of(holding: int, documents: int) -> float:
 
 def _texts(corpus: Corpus, options: CorpusOptions, counts: Counter[str], reporter: Reporter) -> Iterator[str]:
     """Yield the texts of a corpus; bad documents are refused, or named and counted as "skipped"."""
+    for message in corpus.notes:
+        reporter.note(message)
     for row, _ in islice(corpus.rows(), options.limit):
         if row.document is not None:
             yield row.document.text
@@ -122,6 +124,8 @@ def _texts(corpus: Corpus, options: CorpusOptions, counts: Counter[str], reporte
             counts["skipped"] += 1
             if counts["skipped"] <= NAMED_BAD:
                 reporter.note(f"Left out: {row.place}: {row.reason}")
+    for message in corpus.merged():
+        reporter.warn(message)
 
 
 def _refuse_out(out: Path, force: bool) -> None:

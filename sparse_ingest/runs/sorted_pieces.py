@@ -28,6 +28,7 @@ class SortedPieces:
     """Rows of `width` numbers on disk: written by `add`, read once by `ranges`, about `range_rows` at a time."""
 
     def __init__(self, scratch: Path, width: int, *, rows: int, range_rows: int) -> None:
+        self._scratch = scratch
         self._file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - lives as long as this object
         self._width = width
         self._ranges = max(1, -(-rows // range_rows))
@@ -40,7 +41,11 @@ class SortedPieces:
         inside = np.searchsorted(np.ascontiguousarray(rows[:, 0]), self._borders).tolist()
         first = self._file.seek(0, 2) // (8 * self._width)
         self._cuts.append([first, *(first + place for place in inside), first + len(rows)])
-        self._file.write(rows.tobytes())
+        try:
+            self._file.write(rows.tobytes())
+            self._file.flush()
+        except OSError as error:  # of a file without a name
+            raise OSError(error.errno, error.strerror, str(self._scratch)) from error
 
     def ranges(self) -> Iterator[Numbers]:
         """Yield the rows of each range, unsorted: of equal first numbers the row that was added first comes first.

@@ -110,12 +110,20 @@ def test_a_file_of_queries_gives_the_lines_of_one_msearch(
         (["--hybrid", "--analyzer", "a"], "--hybrid and --analyzer are different requests"),
         (["--hybrid", "--collapse", "parent"], "--hybrid goes without --collapse"),
         (["--index", "i"], "--index goes with --queries"),
+        (["--quoting", "none"], "--quoting goes with --queries"),
     ],
 )
 def test_options_without_an_effect_are_refused(model: Path, options: list[str], said: str) -> None:
     result = invoke(query, "--model", model, *options, "catch")
     assert isinstance(result.exception, UsageError)
     assert said in str(result.exception)
+
+
+def test_quoting_none_reads_every_line_of_csv_queries(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text('id,text\n1,"catch\n2,river"\n')
+    for options, bodies in (([], 1), (["--quoting", "none"], 2)):
+        result = invoke(query, "--model", model, "--queries", tmp_path / "q.csv", *options)
+        assert result.exit_code == 0 and len(result.stdout.splitlines()) == 2 * bodies, result.exception
 
 
 def test_weights_that_the_server_makes_cannot_be_pruned_here() -> None:

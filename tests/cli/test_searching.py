@@ -283,6 +283,7 @@ def test_engine_filter_and_hybrid_reach_the_index(
         (["--run", "r", "--hybrid"], "--hybrid asks a server"),
         (["--run", "r", "--engine", "exact"], "--engine asks a server"),
         (["--index", "i", "--concurrency", "2"], "--concurrency goes with --queries"),
+        (["--index", "i", "--quoting", "none"], "--quoting goes with --queries"),
         (["--index", "i", "--trec", "--json"], "--trec and --json"),
         (["--index", "i", "--hybrid", "--explain"], "--explain goes without --hybrid"),
     ],

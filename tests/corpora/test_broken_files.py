@@ -1,8 +1,11 @@
 """More than 200 broken files over all forms: each gives one sentence with its place, and loses nothing silently."""
 
+import bz2
 import io
 import json
+import lzma
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -111,7 +114,6 @@ def packed_cases() -> Iterator[Case]:
         yield Case(f"half{form}", whole[: len(whole) // 2], ANY)
         yield Case(f"end{form}", whole[:-1], ANY)
         yield Case(f"magic{form}", b"\0\0" + whole[2:], ANY)
-        yield Case(f"not-packed{form}", content_of(form.removesuffix(".gz").removesuffix(".zst"), ROWS), ANY)
         yield Case(f"more{form}", whole + b"more", ANY)
         if form.endswith(".gz"):
             yield Case(f"checksum{form}", whole[:-8] + b"\1\2\3\4" + whole[-4:], ANY)
@@ -171,7 +173,6 @@ def column_cases() -> Iterator[Case]:
         yield Case(f"half{form}", whole[: len(whole) // 2], ANY)
         # A stream may end with a mark of 8 bytes, and it may do without.
         yield Case(f"end{form}", whole[:-13], ANY)
-        yield Case(f"jsonl{form}", content_of(".jsonl", ROWS), ANY)
         yield Case(f"zeros{form}", bytes(len(whole)), ANY)
 
 
@@ -223,3 +224,42 @@ def test_the_good_rows_before_the_damage_are_those_of_the_whole_file(tmp_path: P
                 found.append(row.document.id)
         assert len(found) > 10_000
         assert found == [row["_id"] for row in rows[: len(found)]]
+
+
+LINES = content_of(".jsonl", ROWS)
+TABLE = _parquet(pa.table({"_id": ["1"], "text": ["a"]}))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("c.jsonl.gz", LINES, "is plain text, not gzip. Rename it without .gz, or compress it."),
+        ("c.csv.zst", b"id,text\n1,caf\xe9\n", "is plain text, not zstd. Rename it without .zst, or compress it."),
+        ("c.jsonl.gz", packed(".zst", LINES), "is zstd, not gzip. Rename it to end in .zst after"),
+        ("c.jsonl.zst", packed(".gz", LINES), "is gzip, not zstd. Rename it to end in .gz after"),
+        ("c.jsonl.gz", bz2.compress(LINES), "is bzip2, not gzip. Unpack it"),
+        ("c.jsonl", packed(".gz", LINES), "is gzip, not plain text. Rename it to end in .gz after"),
+        ("c.csv", packed(".zst", LINES), "is zstd, not plain text. Rename it to end in .zst after"),
+        ("c.tsv", lzma.compress(LINES), "is xz, not plain text. Unpack it"),
+        ("c.jsonl", TABLE, "is Parquet, not plain text. Pass --format parquet, or rename it to end in .parquet."),
+        ("c.jsonl.gz", packed(".gz", TABLE), "c.jsonl.gz, decompressed, is Parquet, not plain text. Decompress it"),
+        ("c.parquet", LINES, "is plain text, not Parquet. Rename it to end in the suffix of its format"),
+        ("c.feather", TABLE, "is Parquet, not Arrow. Pass --format parquet"),
+        ("c.arrows", LINES, "is plain text, not Arrow. Rename it"),
+        ("c.parquet", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, not Parquet. Get the"),
+        ("c.jsonl", b"<!DOCTYPE html>\n<p>", "is a web page, not plain text. Download the file itself."),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_named_as_what_it_is(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CorpusError, match=re.escape(said)) as raised:
+        list(open_corpus([str(tmp_path / name)], fields=FieldNames()).rows())
+    assert "damaged" not in str(raised.value)
+
+
+def test_compressed_standard_input_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(packed(".gz", LINES)))))
+    with pytest.raises(CorpusError, match="Standard input is gzip, not plain text. Decompress it first"):
+        list(open_corpus(["-"], fields=FieldNames()).rows())

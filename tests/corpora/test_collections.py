@@ -10,7 +10,7 @@ import pytest
 from sparse_ingest.corpora.collections import read_qrels, read_queries
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
-from sparse_ingest.errors import CorpusError
+from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.records import Query
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -234,3 +234,17 @@ def test_an_id_that_repeats_in_another_file_of_a_folder_names_both(tmp_path):
         write_table(tmp_path / "queries" / f"{name}.parquet", {"_id": ["1"], "text": ["x"]})
     with pytest.raises(CorpusError, match=r"b.parquet row 1: duplicate query id \"1\": first at .*a.parquet row 1"):
         list(read_queries(tmp_path))
+
+
+def test_a_lone_quote_in_csv_queries_is_logged_and_quoting_none_reads_every_line(tmp_path, caplog):
+    path = write(tmp_path / "q.csv", 'id,text\n1,"a\n2,b"\n3,c\n')
+    for _ in range(2):
+        assert [query.id for query in read_queries(path)] == ["1", "3"]
+    assert [record.message.partition(": ")[0] for record in caplog.records] == [f"{path} line 2"]
+    assert list(read_queries(path, "none")) == [Query("1", '"a'), Query("2", 'b"'), Query("3", "c")]
+    qrels = write(tmp_path / "qrels.tsv", "query-id\tcorpus-id\tscore\n1\td\t1\n")
+    assert read_qrels(qrels, "none") == {"1": {"d": 1}}
+    with pytest.raises(UsageError, match="--quoting rfc4180 is for csv"):
+        list(read_queries(write(tmp_path / "q.tsv", "1\ta\n"), "rfc4180"))
+    with pytest.raises(UsageError, match="--quoting none is for csv and tsv"):
+        list(read_queries(write(tmp_path / "q.jsonl", '{"_id": "1", "text": "a"}\n'), "none"))

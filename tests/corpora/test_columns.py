@@ -70,11 +70,6 @@ def test_a_null_is_named_with_its_row_and_the_rows_around_it_stay(tmp_path, form
         ("text", pa.array([b"a"]), 'the text in "text" is of type binary; strings'),
         ("title", pa.array([1]), 'the title in "title" is of type int64; strings'),
         ("_id", pa.array([1.0]), 'the id in "_id" is of type double; strings or whole numbers were expected'),
-        (
-            "kept",
-            pa.array([0]).cast(pa.timestamp("ms")),
-            r'the kept field in "kept" is of type timestamp\[ms\], which JSON',
-        ),
     ],
 )
 def test_a_column_of_the_wrong_type_is_an_error_that_names_it(tmp_path, form, column, values, reason):

@@ -1,9 +1,12 @@
 """Corpora in files: which files, which rows, which reasons, and going on from any row."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -330,6 +333,70 @@ def test_a_format_on_the_command_line_wins_over_suffixes(tmp_path):
     write(tmp_path / "a.json", doc("1"))
     write(tmp_path / "b.json.gz", doc("2"))
     assert [d.id for d in documents(tmp_path, format="jsonl")] == ["1", "2"]
+
+
+@pytest.mark.parametrize("spec", ["", "*"])
+def test_marks_of_other_programs_and_documentation_are_skipped_beside_data(tmp_path, spec):
+    data = [write(tmp_path / f"part-{number}.jsonl", doc(f"d{number}")) for number in range(5)]
+    marks = ("_SUCCESS", "_committed_1", "._SUCCESS.crc", "part-0.jsonl.crc", ".gitattributes", "_delta_log/0.json")
+    for name in marks:
+        write(tmp_path / name)
+    assert (names(tmp_path / spec), notes(tmp_path / spec)) == ([path.name for path in data], [])
+    for name in ("README.md", "LICENSE", "_more.jsonl"):
+        write(tmp_path / name, doc(name))
+    assert names(tmp_path / spec) == [path.name for path in data]
+    assert notes(tmp_path / spec) == [
+        "Not read: LICENSE, README.md, _more.jsonl; read beside them: part-0.jsonl, part-1.jsonl, part-2.jsonl and 2 "
+        "more. Name a file itself to read it."
+    ]
+    assert names(tmp_path / "_more.jsonl") == names(tmp_path / "_*.jsonl") == ["_more.jsonl"]
+
+
+def test_a_folder_of_nothing_but_marked_names_is_read_as_it_is(tmp_path):
+    write(tmp_path / "_a.jsonl", doc())
+    assert (names(tmp_path), notes(tmp_path)) == (["_a.jsonl"], [])
+
+
+def notes(spec) -> list[str]:
+    return list(open_corpus([str(spec)], fields=FieldNames()).notes)
+
+
+ARCHIVED = {
+    "c.jsonl.bz2": bz2.compress(b"{}\n"),
+    "c.jsonl.xz": lzma.compress(b"{}\n"),
+    "c.zip": b"PK\x05\x06" + bytes(18),
+    "c.7z": b"7z\xbc\xaf\x27\x1c\x00\x04",
+    "c.tar.gz": gzip.compress(bytes(1024)),
+    "c.xlsx": b"PK\x03\x04" + bytes(26),
+}
+
+
+@pytest.mark.parametrize("name", ARCHIVED)
+def test_archives_are_said_not_to_be_read_without_advice_that_cannot_help(tmp_path, name):
+    path = write(tmp_path / name, ARCHIVED[name])
+    for spec in (path, tmp_path):
+        with pytest.raises(CorpusError, match=rf"{name}\" is not read: it is .* Unpack it") as raised:
+            names(spec)
+        assert "--format" not in str(raised.value)
+    write(tmp_path / "a.jsonl", doc())
+    with pytest.raises(CorpusError, match=rf"{name}\" is not read: .*[Nn]ame the files that are meant.*/\*\.jsonl\."):
+        names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "advice"),
+    [
+        ("c.txt", b"hello", "Say it with --format, whatever the name."),
+        ("c.bin", bytes(range(256)), "It is neither text, Parquet nor Arrow: omit it."),
+        ("c.bin", gzip.compress(b"{}"), "It is gzip. Rename it to end in .gz after the suffix of its format"),
+        ("c.bin", b"PAR1\x15\x04\x15PAR1", "It is Parquet. Pass --format parquet, or rename it to end in .parquet."),
+        ("_SUCCESS", b"", "It is empty: omit it."),
+        ("LICENSE", b"MIT", "It seems to be documentation: omit it."),
+    ],
+)
+def test_the_advice_for_an_unknown_name_follows_the_content(tmp_path, name, content, advice):
+    with pytest.raises(CorpusError, match=re.escape(advice)):
+        names(write(tmp_path / name, content))
 
 
 def test_an_unknown_suffix_is_named_with_those_known(tmp_path):

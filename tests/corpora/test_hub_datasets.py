@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
+import errno
+import gzip
 import json
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +19,7 @@ from support.loopback_hub import TOKEN, begin, ended, loopback_hub
 
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
-from sparse_ingest.corpora.hub import Named, finding, parse
+from sparse_ingest.corpora.hub_names import Named, finding, parse
 from sparse_ingest.corpora.sources import START, Corpus, Position
 from sparse_ingest.errors import CorpusError, UsageError
 
@@ -112,8 +117,6 @@ def test_a_folder_gives_the_documents_of_its_files(folder: Path, lines: Path, tm
 
 
 def test_a_saved_dataset_gives_its_documents(tmp_path: Path) -> None:
-    import datasets
-
     expected = documents(corpus_of(jsonl(tmp_path / "all.jsonl", ROWS)))
     made = datasets.Dataset.from_list(ROWS)
     made.save_to_disk(tmp_path / "saved")
@@ -154,20 +157,6 @@ def test_going_on_reads_nothing_before_the_row_group(folder: Path) -> None:
         next(following)
 
 
-@pytest.mark.parametrize("release", ["without it", "where it does nothing"])
-def test_a_library_that_cuts_no_file_loses_no_row(release: str, folder: Path, monkeypatch) -> None:
-    import datasets
-
-    if release == "without it":
-        monkeypatch.delattr(datasets.IterableDataset, "reshard")
-    else:
-        monkeypatch.setattr(datasets.IterableDataset, "reshard", lambda self: self)
-    corpus = corpus_of(f"hf:{folder}:corpus:old")
-    rows = list(corpus.rows())
-    for place in (1, 5, 9, 10, 29):
-        assert list(corpus.rows(rows[place][1])) == rows[place + 1 :]
-
-
 @pytest.mark.parametrize(
     ("spec", "fields", "said"),
     [
@@ -190,12 +179,135 @@ def test_what_is_wrong_is_one_sentence(spec: str, fields: dict, said: str, folde
     assert said in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_a_broken_file_is_the_end_with_its_row(lines: Path) -> None:
-    broken = lines / "1.jsonl"
-    broken.write_text('{"_id": "x", "text": "good", "year": 3}\n{"_id": "y", "te')
-    found = []
-    with pytest.raises(CorpusError, match=r"hf:lines:default:train cannot be read after row \d+: .*Mend the file"):
-        found.extend(corpus_of(f"hf:{lines}").rows())
+def test_a_broken_line_is_a_bad_row_that_names_its_file(lines: Path) -> None:
+    (lines / "1.jsonl").write_text('{"_id": "x", "text": "good", "year": 3}\n{"_id": "y", "te')
+    *good, bad = [row for row, _ in corpus_of(f"hf:{lines}").rows()]
+    assert (len(good), bad.place) == (16, "hf:lines:default:train row 17")
+    assert bad.reason.startswith("broken JSON at column 14: ") and bad.reason.endswith(" (in 1.jsonl)")
+
+
+# The same rows as files and through hf:
+
+TRICKY = [
+    {"id": "007", "title": "NA", "text": "null", "kept": "2020-01-02"},
+    {"id": "0042", "title": "None", "text": "NA", "kept": "1.0"},
+    {"id": "1e3", "title": "", "text": "", "kept": "true"},
+    {"id": "x1", "title": "nan", "text": 'a "b"', "kept": ""},
+]
+
+
+def separated(separator: str) -> str:
+    quoted = ['"' + value.replace('"', '""') + '"' for row in TRICKY for value in row.values()]
+    return "\n".join([separator.join(TRICKY[0]), *(separator.join(quoted[i : i + 4]) for i in range(0, 16, 4))]) + "\n"
+
+
+def parquet(path: Path, rows: list[dict]) -> None:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def arrow(path: Path, rows: list[dict]) -> None:
+    table = pa.Table.from_pylist(rows)
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+WRITERS = {
+    "c.csv": lambda path: path.write_text(separated(",")),
+    "c.tsv": lambda path: path.write_text(separated("\t")),
+    "c.csv.gz": lambda path: path.write_bytes(gzip.compress(separated(",").encode())),
+    "c.jsonl": lambda path: jsonl(path, TRICKY),
+    "c.json": lambda path: jsonl(path, TRICKY),
+    "c.parquet": lambda path: parquet(path, TRICKY),
+    "c.arrow": lambda path: arrow(path, TRICKY),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_same_rows_give_the_same_documents_as_files_and_through_hf(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    WRITERS[name](folder / name)
+    (folder / "README.md").write_text("---\ndataset_info:\n  features:\n  - {name: id, dtype: int64}\n---\n")
+    keep = {"keep": ("kept",), "id": "id"}
+    expected = documents(corpus_of(jsonl(tmp_path / "all.jsonl", TRICKY), **keep))
+    assert documents(corpus_of(f"hf:{folder}", **keep)) == expected
+    format = "jsonl" if name == "c.json" else None
+    assert documents(open_corpus([str(folder / name)], fields=FieldNames(**keep), format=format)) == expected
+
+
+# What only the library reads: settings of the dataset, archives, and JSON that is not one object a line.
+
+
+def archive(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as opened:
+        opened.writestr("in/c.csv", separated(","))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "settings"),
+    [
+        ("c.csv", lambda path: path.write_text(separated(";"), "latin-1"), '  sep: ";"\n  encoding: latin-1\n'),
+        ("c.zip", archive, ""),
+        ("c.csv.bz2", lambda path: path.write_bytes(bz2.compress(separated(",").encode())), ""),
+        ("c.json", lambda path: path.write_text(json.dumps(TRICKY, indent=1)), ""),
+    ],
+)
+def test_values_stay_as_written_in_other_forms(tmp_path: Path, name: str, write, settings: str) -> None:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    write(folder / name)
+    (folder / "README.md").write_text(f'---\nconfigs:\n- config_name: default\n  data_files: "{name}"\n{settings}---\n')
+    expected = documents(corpus_of(jsonl(tmp_path / "all.jsonl", TRICKY), keep=("kept",)))
+    corpus = corpus_of(f"hf:{folder}", keep=("kept",))
+    assert documents(corpus) == expected
+    positions = [position for _, position in corpus.rows()]
+    assert documents(corpus, positions[1]) == expected[2:]
+
+
+def test_ids_and_fields_of_several_types_in_json_lines_stay(tmp_path: Path) -> None:
+    rows = [{"_id": 1, "text": "a", "kept": {"x": 1}}, {"_id": "2", "text": "b", "kept": {"y": "s"}}]
+    rows += [{"_id": "3", "text": "c", "kept": "2020-01-02T00:00:00"}, {"_id": "4", "text": "d"}]
+    (tmp_path / "made").mkdir()
+    path = jsonl(tmp_path / "made" / "c.jsonl", rows)
+    expected = documents(corpus_of(path, keep=("kept",)))
+    assert documents(corpus_of(f"hf:{tmp_path / 'made'}", keep=("kept",))) == expected
+    assert [document.id for _, document in expected] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_files_that_differ_in_columns_are_named_with_their_columns(tmp_path: Path, suffix: str) -> None:
+    tables = {"a": {"id": "1", "text": "x"}, "b": {"id": "2", "title": "y", "body": "z"}}
+    write = {
+        ".csv": lambda path, row: path.write_text(f"{','.join(row)}\n{','.join(row.values())}\n"),
+        ".parquet": lambda path, row: parquet(path, [row]),
+        ".jsonl": lambda path, row: jsonl(path, [row]),
+    }[suffix]
+    for name, row in tables.items():
+        write(tmp_path / f"{name}{suffix}", row)
+    corpus = corpus_of(f"hf:{tmp_path}", keep=())
+    missing = 'no column "text" for the text; the columns there are "id", "title", "body"; --text-field names another'
+    if suffix == ".jsonl":  # whose rows may differ in any file
+        assert [row.reason for row, _ in corpus.rows()] == [None, f"{missing} (in b.jsonl)"]
+        return
+    with pytest.raises(CorpusError) as raised:
+        list(corpus.rows())
+    assert f"(b{suffix})" in str(raised.value)
+    advice = "name files, or a config of the dataset, that have the same columns"
+    assert str(raised.value).endswith(f'{missing}. In a{suffix} the columns there are "id", "text": {advice}')
+
+
+def test_lone_quotes_are_reported_and_quoting_none_applies_to_csv_and_tsv_alone(tmp_path: Path, lines: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "c.tsv").write_text('id\ttext\n1\t"a\n2\tb"\n3\tc\n')
+    corpus = corpus_of(f"hf:{tmp_path / 'made'}", keep=())
+    assert [row.document.id for row, _ in corpus.rows()] == ["1", "3"]
+    (message,) = corpus.merged()
+    assert message.startswith("hf:made:default:train (c.tsv) line 2: a quoted value spans 2 lines")
+    plain = open_corpus([f"hf:{tmp_path / 'made'}"], fields=FieldNames(), quoting="none")
+    assert [row.document.id for row, _ in plain.rows()] == ["1", "2", "3"]
+    assert {**plain.identity()[0], "quoting": None} == {**corpus.identity()[0], "quoting": None} != plain.identity()[0]
+    with pytest.raises(UsageError, match="--quoting none is for csv and tsv; hf:lines:default:train is json"):
+        open_corpus([f"hf:{lines}"], fields=FieldNames(), quoting="none")
 
 
 def test_names_of_datasets(folder: Path, tmp_path: Path, monkeypatch) -> None:
@@ -245,6 +357,23 @@ def test_a_hub_is_asked_and_each_refusal_is_a_sentence(folder: Path, tmp_path: P
         assert rows == expected and rest == expected[middle[3] :] and middle[3] == 16
 
 
+@pytest.mark.parametrize("name", ["1.jsonl", "1.csv", "1.csv.gz"])
+def test_text_files_of_a_hub_give_the_documents_of_a_folder(name: str, tmp_path: Path) -> None:
+    rows = [{"_id": f"00{number}", "text": "NA", "year": "null"} for number in range(20)]
+    (tmp_path / "made").mkdir()
+    content = "".join(f"{json.dumps(row)}\n" for row in rows)
+    if "csv" in name:
+        content = "_id,text,year\n" + "".join(f"{','.join(row.values())}\n" for row in rows)
+    raw = content.encode()
+    (tmp_path / "made" / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    with loopback_hub() as hub:
+        hub.add("o/made", tmp_path / "made", dataset=True)
+        _, out, err = ended(begin(PROGRAM, json.dumps([["o/made", None]]), endpoint=hub.url, home=tmp_path / "home"))
+    _, found, middle, rest = json.loads(out)
+    assert [document[0] for document in found] == [row["_id"] for row in rows], err
+    assert rest == found[middle[3] :]
+
+
 def test_offline_no_hub_is_asked() -> None:
     with pytest.raises(
         CorpusError, match=r"No folder 'o/none' here, and the hub is not asked \(HF_HUB_OFFLINE is set\)"
@@ -259,6 +388,14 @@ def test_a_hub_out_of_reach_is_named_without_secrets(monkeypatch: pytest.MonkeyP
         with finding(parse("hf:o/none")):
             raise ConnectionError("no route to https://user:pass@proxy/x?sig=word with hf_secret")
     assert not re.search("hf_secret|pass|word", str(found.value))
+
+
+@pytest.mark.parametrize("path", ["/made/up/file", None])
+def test_a_full_disk_under_the_cache_is_named_with_its_path(path: str | None) -> None:
+    place = path or datasets.config.HF_CACHE_HOME
+    with pytest.raises(CorpusError, match=f"^{place} cannot be written: No space left on device. .*HF_HOME"):
+        with finding(parse("hf:o/none")):
+            raise OSError(errno.ENOSPC, "No space left on device", *([path] if path else []))
 
 
 def test_a_dot_is_the_folder_it_stands_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

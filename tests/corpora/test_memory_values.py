@@ -18,6 +18,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -39,11 +40,19 @@ class Size(enum.IntEnum):
     BIG = 3
 
 
+class Unit(enum.Enum):
+    LITER = ("l", 1)
+
+
 def kept(rows: object) -> list:
     """The kept field of each row as JSON text; the reason of a bad row."""
+    return kept_of(memory_corpus(rows, fields=FIELDS))
+
+
+def kept_of(corpus: Corpus) -> list:
     return [
         row.document.fields.partition('"kept":')[2].removesuffix("}") if row.document else row.reason
-        for row, _ in memory_corpus(rows, fields=FIELDS).rows()
+        for row, _ in corpus.rows()
     ]
 
 
@@ -91,6 +100,18 @@ JULY = dt.datetime(2026, 7, 5, 1, 2, 3)
         (Color.RED, '"red"'),
         (Size.BIG, "3"),
         ({1: {np.int64(2): []}}, '{"1":{"2":[]}}'),
+        ({True: 1, 1.5: 2, JULY.date(): 3}, '{"true":1,"1.5":2,"2026-07-05":3}'),
+        (uuid.UUID(int=1), '"00000000-0000-0000-0000-000000000001"'),
+        (Unit.LITER, '["l",1]'),
+        (dt.time(1, 2, 3, 500), '"01:02:03.000500"'),
+        (dt.timedelta(1, 3723, 500_000), '"P1DT1H2M3.5S"'),
+        (pd.Timedelta("10s"), '"P0DT0H0M10S"'),
+        (pd.Timedelta("-1ns"), f'"{pd.Timedelta("-1ns").isoformat()}"'),
+        (np.timedelta64(90, "m"), '"P0DT1H30M0S"'),
+        (np.timedelta64("NaT"), "null"),
+        (np.datetime64("1926-07-05T01:02:03.000000001"), '"1926-07-05T01:02:03.000000001"'),
+        (float("inf"), "null"),
+        (np.array([-np.inf]), "[null]"),
     ],
 )
 def test_a_value_that_json_lacks_is_converted(value: object, expected: str) -> None:
@@ -107,20 +128,13 @@ def test_a_value_that_json_lacks_is_converted(value: object, expected: str) -> N
         ([{"a": [b"raw"]}], "a value of type bytes,"),
         ({1, 2}, "a value of type set,"),
         (1j, "a value of type complex,"),
-        (uuid.UUID(int=1), "a value of type uuid.UUID,"),
-        (dt.time(1), "a value of type datetime.time,"),
-        (dt.timedelta(1), "a value of type datetime.timedelta,"),
-        (pd.Timedelta("1s"), "Timedelta,"),
-        (np.timedelta64(1, "s"), "a value of type numpy.timedelta64,"),
         (np.array([(1, 2)], dtype="i4,i4"), "a value of type numpy.void,"),
         (np.datetime64(10**15, "D"), "a value of type numpy.datetime64,"),
-        (np.datetime64("1926-07-05T01:02:03.000000001"), "a value of type numpy.datetime64,"),
         (pd.Period("2026"), "Period,"),
-        (float("inf"), "infinity, which JSON does not have"),
-        (np.array([-np.inf]), "infinity, which JSON does not have"),
-        (Decimal("1E+999"), "infinity, which JSON does not have"),
+        (Decimal("1E+999"), "the number 1E+999, which is beyond float64"),
+        (np.timedelta64(1, "M"), "a value of type numpy.timedelta64,"),
         ({1: "a", "1": "b"}, 'an object with the key "1" twice'),
-        ({True: "a"}, "an object with a key of type bool; strings or whole numbers were expected"),
+        ({(1, 2): "a"}, "an object with a key of type tuple; strings or numbers were expected"),
         (Decimal("7" * 5000), "a number that is too long: Exceeds the limit"),
         ([10**5000], "a number that is too long: Exceeds the limit"),
         (int.__lshift__, "which JSON does not have"),
@@ -201,6 +215,11 @@ TYPED = {
     "nanoseconds": (pa.timestamp("ns"), [1, None], ['"1970-01-01T00:00:00.000000001"', "null"]),
     "decimal": (pa.decimal128(30, 2), [Decimal("27.90"), None], ["27.9", "null"]),
     "float": (pa.float32(), [0.1, float("nan")], ["0.10000000149011612", "null"]),
+    "time": (pa.time64("us"), [dt.time(1, 2, 3), None], ['"01:02:03"', "null"]),
+    "duration": (pa.duration("us"), [dt.timedelta(1, 60), None], ['"P1DT0H1M0S"', "null"]),
+    "huge": (pa.decimal128(38, 0), [Decimal(10**30), None], [str(10**30), "null"]),
+    "unsigned": (pa.uint64(), [2**64 - 1, 5], [str(2**64 - 1), "5"]),
+    "enum": (pa.dictionary(pa.int8(), pa.string()), ["a", None], ['"a"', "null"]),
     "structs": (
         pa.list_(pa.struct({"a": pa.timestamp("s")})),
         [[{"a": JULY}, None], []],
@@ -210,7 +229,7 @@ TYPED = {
 
 
 @pytest.mark.parametrize("name", TYPED)
-def test_typed_columns_mean_the_same_in_every_container(name: str) -> None:
+def test_typed_columns_mean_the_same_in_every_container(name: str, tmp_path: Path) -> None:
     type_, content, expected = TYPED[name]
     table = pa.table({"_id": ["1", "2"], "text": ["a", "b"], "kept": pa.array(content, type_)})
     forms = [table, table.to_pandas(types_mapper=pd.ArrowDtype), datasets.Dataset(table), table.to_pylist()]
@@ -221,6 +240,48 @@ def test_typed_columns_mean_the_same_in_every_container(name: str) -> None:
     for form in forms:
         assert kept(form) == expected, type(form)
     assert len({str(memory_corpus(form, fields=FIELDS).identity()) for form in forms}) == 1
+    assert [kept_of(open_corpus([spec], fields=FIELDS)) for spec in saved(table, tmp_path)] == [expected] * 4
+
+
+def saved(table: pa.Table, folder: Path) -> list[str]:
+    """A table as files, each with a spec that names it; the last two are read by `datasets`."""
+    (folder / "hub").mkdir()
+    pq.write_table(table, folder / "c.parquet")
+    pq.write_table(table, folder / "hub" / "c.parquet")
+    with pa.ipc.new_file(folder / "c.arrow", table.schema) as writer:
+        writer.write_table(table)
+    datasets.Dataset(table).save_to_disk(folder / "saved")
+    return [str(folder / "c.parquet"), str(folder / "c.arrow"), f"hf:{folder / 'hub'}", f"hf:{folder / 'saved'}"]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_json_in_columns_of_arrows_json_type_is_parsed(tmp_path: Path, nested: bool) -> None:
+    content = pa.ExtensionArray.from_storage(pa.json_(), pa.array(['{"a": [1, 2.5]}', '"b"', "1", None, "null"]))
+    expected = ['{"a":[1,2.5]}', '"b"', "1", "null", "null"]
+    if nested:
+        content = pa.StructArray.from_arrays([content], names=["x"])
+        expected = [f'{{"x":{each}}}' for each in expected]
+    texts = pa.array(list("abcde"))
+    table = pa.table({"_id": texts, "text": texts, "kept": content})
+    assert kept(table) == expected
+    assert [kept_of(open_corpus([spec], fields=FIELDS)) for spec in saved(table, tmp_path)] == [expected] * 4
+
+
+def test_ids_of_arrows_json_type_are_strings_and_whole_numbers(tmp_path: Path) -> None:
+    ids = pa.ExtensionArray.from_storage(pa.json_(), pa.array(["1", '"2"', "1.5"]))
+    pq.write_table(pa.table({"_id": ids, "text": ["a", "b", "c"]}), tmp_path / "c.parquet")
+    rows = [row for row, _ in open_corpus([str(tmp_path / "c.parquet")], fields=FieldNames()).rows()]
+    assert [row.document and row.document.id for row in rows] == ["1", "2", None]
+    assert rows[2].reason == 'the id in "_id" is 1.5; a non-empty string or a whole number was expected'
+
+
+def test_what_json_lacks_in_a_file_makes_a_bad_row_that_names_column_and_type(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"_id": ["1", "2"], "text": ["a", "b"], "kept": [None, b"raw"]}), path)
+    assert kept_of(open_corpus([str(path)], fields=FIELDS)) == [
+        "null",
+        'the column "kept" holds a value of type bytes, which JSON does not have; make it a string or a number',
+    ]
 
 
 def test_maps_of_arrow_are_objects() -> None:
@@ -234,7 +295,7 @@ def test_maps_of_arrow_are_objects() -> None:
 def test_a_map_that_cannot_be_an_object_makes_a_bad_row() -> None:
     for type_, content, found in [
         (pa.map_(pa.string(), pa.int64()), [[("a", 1), ("a", 2)]], "duplicate keys"),
-        (pa.map_(pa.float64(), pa.int64()), [[(1.5, 1)]], "a key of type float"),
+        (pa.map_(pa.binary(), pa.int64()), [[(b"a", 1)]], "a value of type bytes"),
         (
             pa.map_(pa.struct({"a": pa.int64()}), pa.int64()),
             [[({"a": 1}, 1)]],

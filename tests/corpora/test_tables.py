@@ -15,8 +15,8 @@ def write(path: Path, content: str | bytes) -> Path:
     return path
 
 
-def read(path: Path, *, format: str | None = None, columns: list[str] | None = None, **fields) -> list:
-    corpus = open_corpus([str(path)], fields=FieldNames(**fields), format=format, columns=columns)
+def read(path: Path, *, format: str | None = None, columns: list[str] | None = None, quoting=None, **fields) -> list:
+    corpus = open_corpus([str(path)], fields=FieldNames(**fields), format=format, columns=columns, quoting=quoting)
     return [row for row, _ in corpus.rows()]
 
 
@@ -103,7 +103,7 @@ def test_a_quote_that_is_never_closed_is_the_end_and_no_bad_row(tmp_path):
         read(path)
     assert str(error.value) == (
         "c.tsv line 3: a quote opens in this row and is not closed in the 6 lines up to the end. "
-        "Close or double it, or say --format msmarco if quotes mean nothing in this file."
+        "Close or double it, or pass --quoting none if quotes have no meaning in this file."
     )
 
 
@@ -140,3 +140,55 @@ def test_a_table_without_a_column_is_an_error_that_lists_those_there(tmp_path, f
     with pytest.raises(CorpusError) as error:
         read(write(tmp_path / "c.csv", "id,body\n1,a\n"), **fields)
     assert str(error.value).startswith(f"c.csv line 1: {reason}")
+
+
+# Lone quotes
+
+LONE = 'id\ttext\n1\tone\n2\t"lone quote\n3\tthree\n4\tbye"\n5\tfive\n6\t"a\tb\nc"\n'
+
+
+@pytest.mark.parametrize("name", ["c.tsv", "c.csv", "c.tsv.gz"])
+def test_rows_that_quotes_may_have_merged_are_counted_once_and_the_first_is_named(tmp_path, name):
+    content = LONE.replace("\t", ",") if "csv" in name else LONE
+    corpus = open_corpus([str(write(tmp_path / name, content))], fields=FieldNames())
+    assert corpus.merged() == []
+    for _ in range(2):
+        assert [row.document.id for row, _ in corpus.rows()] == ["1", "2", "5", "6"]
+        assert corpus.merged() == [
+            f"{name} line 3: a quoted value spans 3 lines and contains the separator (the first of 2 such rows; the "
+            "longest spans 3 lines). If quotes have no meaning in this file, rows were merged into one document: "
+            "read it again with --quoting none."
+        ]
+    assert "quoting" not in corpus.identity()[0]
+
+
+def test_quotes_that_merge_nothing_are_not_reported(tmp_path):
+    path = write(tmp_path / "c.csv", 'id,text\n1,"a\nb"\n2,"a, b"\n3,5" x\n')
+    corpus = open_corpus([str(path)], fields=FieldNames())
+    assert len(list(corpus.rows())) == 3 and corpus.merged() == []
+
+
+@pytest.mark.parametrize(("name", "columns"), [("c.tsv", None), ("c.csv", None), ("c.tsv", ["id", "text"])])
+def test_with_quoting_none_a_line_is_a_row_and_a_quote_is_a_character(tmp_path, name, columns):
+    content = LONE.replace("a\tb", "a b").partition("\n")[2] if columns else LONE.replace("a\tb", "a b")
+    path = write(tmp_path / name, content.replace("\t", ",") if name == "c.csv" else content)
+    *rows, last = read(path, quoting="none", columns=columns)
+    assert [(row.document.id, row.document.text) for row in rows[:5]] == [
+        ("1", "one"), ("2", '"lone quote'), ("3", "three"), ("4", 'bye"'), ("5", "five"),
+    ]  # fmt: skip
+    assert last.reason.startswith("the row has 1 column; 2 were expected")
+    corpus = open_corpus([str(path)], fields=FieldNames(), columns=columns, quoting="none")
+    assert corpus.identity()[0]["quoting"] == "none"
+    positions = [position for _, position in corpus.rows()]
+    assert [row.row for row, _ in corpus.rows(positions[3])] == [4, 5, 6]
+
+
+@pytest.mark.parametrize("name", ["c.jsonl", "c.parquet", "collection.tsv"])
+def test_quoting_is_refused_for_formats_without_quotes(tmp_path, name):
+    with pytest.raises(UsageError, match="--quoting none is for csv and tsv; .* Omit --quoting"):
+        read(write(tmp_path / name, ""), quoting="none")
+
+
+def test_a_row_of_merged_lines_with_too_many_columns_says_where_it_ends(tmp_path):
+    _, bad = read(write(tmp_path / "c.csv", 'id,text\n1,a\n2,"b\n3,c",d\n'))
+    assert bad.reason.endswith("(the row ends in line 4; pass --quoting none if quotes have no meaning in this file)")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.checkpoints import make_masked_lm
 from support.forked import Answer, command
+from support.reporters import Recorder
 from support.run_contents import contents, documents, lasting, write
 
 from sparse_ingest.corpora.documents import FieldNames, document_of
 from sparse_ingest.encoding import estimate
 from sparse_ingest.encoding.counts import RowHash
+from sparse_ingest.encoding.encode import dry_run
 from sparse_ingest.models.documents import DocumentEncoder
 from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge
 from sparse_ingest.records import Document, SourceRow
@@ -353,3 +358,39 @@ def test_a_dataset_is_encoded_as_its_rows_are(encode, model: Path, tmp_path: Pat
     pq.write_table(pa.Table.from_pylist([*rows[17:], {"_id": "new", "text": ""}]), tmp_path / "made" / "1.parquet")
     answer = command(*given, "--on-bad-document", "skip")
     assert answer.code == 1 and "corpus: the run has [{'config': 'default'" in answer.err
+
+
+def test_rows_that_lone_quotes_merge_are_reported_once(model: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "quotes.tsv"
+    corpus.write_text('id\ttext\n1\tone\n2\t"two\n3\tthree\n4\tfour"\n5\tfive\n')
+    given = ["--model", model, "--corpus", corpus, "--device", "cpu", "--dtype", "float32"]
+    message = "quotes.tsv line 3: a quoted value spans 3 lines and contains the separator."
+    for options in (["--out", tmp_path / "merged"], ["--dry-run"]):
+        answer = command("encode", *given, *options)
+        assert answer.code == 0 and answer.err.count(message) == 1, answer.err
+    answer = command("encode", *given, "--out", tmp_path / "rows", "--quoting", "none", "--json")
+    assert json.loads(answer.out)["rows"] == 5 and message not in answer.err
+    ids = [open_run(tmp_path / name).manifest.identity["corpus"][0] for name in ("merged", "rows")]
+    assert [entry.get("quoting") for entry in ids] == [None, "none"]
+    answer = command("encode", *given, "--out", tmp_path / "merged", "--quoting", "none")
+    assert answer.code == 1 and "quoting" in answer.err
+    reporter = Recorder()
+    dry_run(corpus, progress=reporter)
+    assert [note.startswith(message) for note in reporter.notes] == [True]
+
+
+FULL = """
+import resource, sys
+from sparse_ingest.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+sys.argv[1:] = ["encode", "--dry-run", "--corpus", sys.argv[1]]
+main()
+"""
+
+
+def test_a_full_disk_during_a_dry_run_is_reported_with_its_path(tmp_path: Path) -> None:
+    corpus = tmp_path / "c.tsv"
+    corpus.write_text("id\ttext\n" + "".join(f"{row}\ta\n" for row in range(70_000)))
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", FULL, corpus], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and f"Error: {tmp_path}: File too large." in done.stderr, done.stderr

@@ -1,0 +1,148 @@
+"""The names of Hugging Face datasets, and one message for each way that finding or reading one can fail.
+
+In: `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`. Out: its parts, and `CorpusError`s without tokens. Not covered: rows
+(hub.py).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from sparse_ingest.corpora.documents import printable
+from sparse_ingest.errors import CorpusError, SparseIngestError, UsageError, first_line
+from sparse_ingest.storage.places import without_secrets
+
+PREFIX = "hf:"
+FORM = "hf:NAME[@REVISION][:CONFIG[:SPLIT]]"
+
+
+class Named(NamedTuple):
+    """A dataset as `--corpus` names it."""
+
+    path: str
+    revision: str | None
+    config: str | None
+    split: str | None
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a folder of this machine, not a repository of the hub."""
+        return Path(self.path).is_dir()
+
+    @property
+    def name(self) -> str:
+        """Its name in the identity: of a folder the last part of the path."""
+        return printable(Path(self.path).resolve().name if self.local else self.path)
+
+    @property
+    def label(self) -> str:
+        """Its name in the places of its rows."""
+        return PREFIX + ":".join(part for part in (self.name, self.config, self.split) if part)
+
+
+def parse(spec: str) -> Named:
+    """Return the parts of a spec. A folder's name may contain `:` and `@`: the longest that exists is used."""
+    rest = spec.removeprefix(PREFIX)
+    parts = rest.split(":")
+    for end in range(len(parts), max(0, len(parts) - 3), -1):
+        if rest and (folder := Path(":".join(parts[:end]))).is_dir():
+            # The library refuses . and .. as names.
+            path = str(folder.resolve()) if folder.name in ("", "..") else str(folder)
+            return Named(path, None, *_two(parts[end:]))
+    name, _, revision = parts[0].partition("@")
+    if not name or len(parts) > 3 or (not revision and "@" in parts[0]) or name.startswith(("/", ".", "~")):
+        found = f'there is no folder "{parts[0]}"' if name.startswith(("/", ".", "~")) else "the form is not known"
+        raise UsageError(f'"{spec}" names no dataset: {found}; expected {FORM}, with a hub id or a folder as NAME.')
+    return Named(name, revision or None, *_two(parts[1:]))
+
+
+def _two(parts: list[str]) -> tuple[str | None, str | None]:
+    config, split = [*(part or None for part in parts), None, None][:2]
+    return config, split
+
+
+def reading(label: str, reached: list[int]) -> AbstractContextManager[None]:
+    """Raise what the library raises while rows are read as a `CorpusError` that names the row before `reached[0]`."""
+    advice = "Mend the file, or try again if the hub could not be reached."
+    return _explained(lambda error: f"{label} cannot be read after row {reached[0] - 1}: {_cause(error)}. {advice}")
+
+
+def finding(named: Named) -> AbstractContextManager[None]:
+    """Raise what the library raises while a dataset is looked for as a `CorpusError`."""
+    return _explained(lambda error: _sentence(named, error))
+
+
+@contextmanager
+def _explained(explain: Callable[[Exception], str]) -> Iterator[None]:
+    try:
+        yield
+    except SparseIngestError:
+        raise
+    except Exception as error:  # of any library that reads one of its formats; each layer has exceptions of its own
+        # An address in it may have secrets, and so may a library's message.
+        token, message = _token(), _unwritten(error) or explain(error)
+        raise CorpusError(without_secrets(message.replace(token, "(token)") if token else message)) from error
+
+
+def _unwritten(error: Exception) -> str | None:
+    """Return the message of a cache that cannot be written, which the library names only sometimes."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return None
+    from datasets import config
+
+    place = error.filename or config.HF_CACHE_HOME
+    return f"{place} cannot be written: {error.strerror}. Free space there, or set HF_HOME to another folder."
+
+
+def _sentence(named: Named, error: Exception) -> str:
+    from datasets import config, exceptions
+    from datasets.data_files import EmptyDatasetError
+
+    said = str(error)
+    at = f" at revision {named.revision!r}" if named.revision else ""
+    what = f"The folder {named.path!r}" if named.local else f"The dataset {named.path!r}{at}"
+    token = "the token that was sent does not open it" if _token() else "no token was sent"
+    if "scripts are no longer supported" in said:
+        return (
+            f"{what} is made by a Python script, which is never run. Name a revision or another dataset that holds "
+            "its rows as Parquet, such as @refs/convert/parquet."
+        )
+    if isinstance(error, exceptions.DataFilesNotFoundError | EmptyDatasetError):
+        return f"{what} holds no data files that can be read ({first_line(error)}). Name another."
+    if isinstance(error, exceptions.DatasetNotFoundError) and "gated" in said:
+        return f"{what} is gated, and {token}: accept its conditions on its page on the hub, and set HF_TOKEN."
+    if isinstance(error, exceptions.DatasetNotFoundError) and "Revision" in said:
+        return f"The dataset {named.path!r} has no revision {named.revision!r} on the hub. Mend it, or leave it out."
+    if isinstance(error, exceptions.DatasetNotFoundError):
+        return (
+            f"No dataset {named.path!r}: looked for a folder of that name here, and for a dataset of that name on the "
+            f"hub {config.HF_ENDPOINT}, where {token}. Mend the name; for a private one set HF_TOKEN."
+        )
+    if getattr(getattr(error, "response", None), "status_code", None) == 401:
+        return f"The hub {config.HF_ENDPOINT} refuses the token that was sent. Set HF_TOKEN to a valid one, or to none."
+    if config.HF_HUB_OFFLINE and not named.local:
+        return f"No folder {named.path!r} here, and the hub is not asked (HF_HUB_OFFLINE is set). Name a folder."
+    if not named.local and (isinstance(error, ConnectionError) or "reach" in said):
+        return (
+            f"No folder {named.path!r} here, and the hub {config.HF_ENDPOINT} cannot be reached ({_cause(error)}). "
+            "Try again with the hub in reach, or name a folder."
+        )
+    return f"{what} cannot be opened ({_cause(error)}). Check its files and its README, or try again."
+
+
+def _cause(error: Exception) -> str:
+    """Return the type and first line of the cause of an error, or of the error if it has none."""
+    return f"{type(error.__cause__ or error).__name__}: {first_line(error.__cause__ or error)}"
+
+
+def _token() -> str | None:
+    """Return the token that the library sends: that of HF_TOKEN, or of an earlier login."""
+    from huggingface_hub import get_token
+
+    with suppress(Exception):  # a failed exchange of tokens; the request for the dataset failed before
+        return get_token()
+    return None
