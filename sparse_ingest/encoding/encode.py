@@ -115,14 +115,14 @@ def dry_run(
 def _opened(corpus: object, pipeline: Pipeline, options: EncodeOptions, reporter: Reporter) -> Corpus:
     """The corpus, of which no kept field is the sparse field or inside it: OpenSearch would refuse every document."""
     found, sparse = options.open(corpus), pipeline.index.field
-    for message in found.notes:
-        reporter.note(message)
     for name in found.fields.keep:
         if is_within(field_path(name), sparse):
             raise UsageError(
                 f"--keep {name}: {sparse!r} is the sparse field of the index. Give that another name, such as --set "
                 f"index.field=vector (and load --field vector), or leave out --keep {name}."
             )
+    for message in found.notes:
+        reporter.note(message)
     return found
 
 

@@ -388,7 +388,7 @@ def test_archives_are_said_not_to_be_read_without_advice_that_cannot_help(tmp_pa
     [
         ("c.txt", b"hello", "Say it with --format, whatever the name."),
         ("c.bin", bytes(range(256)), "It is neither text, Parquet nor Arrow: omit it."),
-        ("c.bin", gzip.compress(b"{}"), "It is gzip. Rename it to end in .gz after the suffix of its format"),
+        ("c.bin", gzip.compress(b"{}", mtime=0), "It is gzip. Rename it to end in .gz after the suffix of its format"),
         ("c.bin", b"PAR1\x15\x04\x15PAR1", "It is Parquet. Pass --format parquet, or rename it to end in .parquet."),
         ("_SUCCESS", b"", "It is empty: omit it."),
         ("LICENSE", b"MIT", "It seems to be documentation: omit it."),
