@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sparse_ingest.cli.options import connection_options, json_option, model_options, print_report, stage_options
+from sparse_ingest.cli.options import connection_options, json_option, pipeline_options, print_report, stage_options
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.planning.options import PlanOptions
 from sparse_ingest.storage.places import Place, place_of
@@ -23,7 +23,7 @@ PATH = click.Path(path_type=Path)
 @stage_options(
     PlanOptions, qrels=PATH, out=PATH, loss=click.FloatRange(0, 1, max_open=True), sample=click.IntRange(10, 2000)
 )
-@model_options
+@pipeline_options("model index query", "engine")
 @connection_options
 @json_option
 def plan(run: Place, queries: Path, options: PlanOptions, as_json: bool, **named: Any) -> int:
