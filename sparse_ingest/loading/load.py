@@ -125,11 +125,16 @@ def load(
             plan = make_plan(client, folder, index, stamp, body, chosen, older, full.query)
             if changed(full.load):
                 reporter.note(f"The pipeline prunes documents: {in_words(chosen.pruning)}.")
-            if plan.stamp.query or plan.there and plan.there.stamp and plan.there.stamp.query:
-                words = in_words(plan.stamp.query) or "no query settings any more"
-                reporter.note(f"Searches of index {index!r} that name no pipeline use {words}.")
+            _note_query_settings(plan, reporter)
             report = _Load(client, folder, plan, older, chosen, reporter, retries).finish()
     return with_changes(report, seconds=round(time.monotonic() - started, 3))
+
+
+def _note_query_settings(plan: LoadPlan, reporter: Reporter) -> None:
+    before = plan.there.stamp.query if plan.there and plan.there.stamp else {}
+    if before or plan.stamp.query:
+        words = in_words(plan.stamp.query) or "no query settings any more"
+        reporter.note(f"Searches of index {plan.name!r} that name no pipeline use {words}.")
 
 
 @dataclass(frozen=True)
