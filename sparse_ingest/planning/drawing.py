@@ -63,7 +63,7 @@ def sentences(report: PlanReport) -> Iterator[str]:
     if choice is None and all(point.loss > report.allowed_loss for point in points):
         yield f"No setting keeps the loss within {allowed}."
     elif choice is None:
-        kept = ": keep whole vectors" if any(point.is_whole for point in points) else ""
+        kept = "" if report.settings else ": keep whole vectors"
         yield f"Nothing is taken, as no cheaper setting is certain to stay within {allowed}{kept}."
     else:
         yield f"Taken: {_named(choice.point)}. " + (
