@@ -111,7 +111,6 @@ def query(
     service in any language needs.
     """
     from sparse_ingest.cluster.search_bodies import msearch_bytes
-    from sparse_ingest.searching.pipelines import engine_of
 
     if index is None:
         refuse_flags({*CONNECTION_FLAGS, "force"}, "is for --index: without it no cluster is asked")
@@ -132,11 +131,8 @@ def query(
             "query.top_k and query.max_ratio prune weights that are made here; those that the server makes stay whole. "
             "Leave them out, or leave out --analyzer and --model-id."
         )
-    engine = None
-    if index is not None and not options.is_server_side:
-        pipeline, engine = _with_index(index, pipeline, **target)
-    weighted = _weighted(text, queries_path, quoting, pipeline, options)
-    for body in _bodies(weighted, engine or engine_of(pipeline), options):
+    pipeline, engine = _with_index(None if options.is_server_side else index, pipeline, **target)
+    for body in _bodies(_weighted(text, queries_path, quoting, pipeline, options), engine, options):
         if queries_path is None:
             print_json(body)
         else:
@@ -156,19 +152,21 @@ def opened_index(name: str, connection: Connection, pipeline: Pipeline, *, force
 
 
 def _with_index(
-    index: str, pipeline: Pipeline, *, connection: Connection, force: bool
-) -> tuple[Pipeline, Engine | None]:
+    index: str | None, pipeline: Pipeline, *, connection: Connection, force: bool
+) -> tuple[Pipeline, Engine]:
     """The pipeline and engine that fit an index; what was given, where it cannot be reached and a model is named."""
     from sparse_ingest.cluster.client import UnreachableError
+    from sparse_ingest.searching.pipelines import engine_of
 
-    try:
-        with opened_index(index, connection, pipeline, force=force) as opened:
-            return opened.pipeline, opened.engine
-    except UnreachableError as error:
-        if not (pipeline.model.document or pipeline.model.query):
-            raise
-        click.echo(f"Query settings that index {index!r} may remember are not used: {error}", err=True)
-        return pipeline, None
+    if index is not None:
+        try:
+            with opened_index(index, connection, pipeline, force=force) as opened:
+                return opened.pipeline, opened.engine
+        except UnreachableError as error:
+            if not (pipeline.model.document or pipeline.model.query):
+                raise
+            click.echo(f"Query settings that index {index!r} may remember are not used: {error}", err=True)
+    return pipeline, engine_of(pipeline)
 
 
 def _print_table(pipeline: Pipeline) -> None:
