@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import tomllib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from dataclasses import field as made_of
 from pathlib import Path
@@ -126,13 +126,19 @@ class QuerySettings:
 
 
 @dataclass(frozen=True)
+class QueryChanges(QuerySettings):
+    """Single query settings, given without a pipeline file: the others are those that an index remembers."""
+
+
+@dataclass(frozen=True)
 class Pipeline:
-    """The four tables of a pipeline file."""
+    """The five tables of a pipeline file. `load` prunes the documents on their way into an index."""
 
     model: ModelSettings = ModelSettings()
     encode: EncodeSettings = EncodeSettings()
     index: IndexSettings = IndexSettings()
     query: QuerySettings = QuerySettings()
+    load: Pruning = Pruning()
 
 
 def packaged_folder() -> Path:
@@ -165,10 +171,12 @@ def read_pipeline(name: str) -> Pipeline:
 def pipeline_of(model: str | ModelSettings | None, pipeline: Pipeline | str | None) -> Pipeline:
     """Return the pipeline that `pipeline=` names; with `model`, nothing of its own [model] table is left.
 
+    Without a pipeline, `query` is of the type `QueryChanges`.
+
     Raises:
         PipelineError: as `read_pipeline`.
     """
-    found = read_pipeline(pipeline) if isinstance(pipeline, str) else pipeline or Pipeline()
+    found = read_pipeline(pipeline) if isinstance(pipeline, str) else pipeline or Pipeline(query=QueryChanges())
     if model is None:
         return found
     return replace(found, model=ModelSettings(document=model) if isinstance(model, str) else model)
@@ -210,11 +218,35 @@ def refuse_lone_stride(settings: EncodeSettings) -> None:
         raise PipelineError('window_stride is for overflow = "windows" or "passages"; overflow is "truncate".')
 
 
-def override(pipeline: Pipeline, assignments: Sequence[str]) -> Pipeline:
-    """Apply `--set table.key=value` assignments; the value is TOML, a bare word counts as a string.
+def query_settings(given: QuerySettings, remembered: Mapping[str, object], source: str) -> QuerySettings:
+    """Return the query settings that apply to an index which remembers some: those of a pipeline stand alone.
 
     Raises:
-        PipelineError: the assignment has no `=`, an unknown key, or a value of the wrong kind.
+        PipelineError: what `source` remembers is unknown to this release, or has a value of the wrong kind.
+    """
+    if not isinstance(given, QueryChanges):
+        return given
+    found: QuerySettings = _build(QuerySettings, {**remembered, **changed(given)}, source, "")
+    return found
+
+
+def in_words(settings: Mapping[str, Any], joint: str = ", ") -> str:
+    """Return settings as messages and tables show them, such as `top_k 8, engine two-phase`; "" for none."""
+    return joint.join(
+        f"{name} ({in_words(value, joint)})" if isinstance(value, Mapping)
+        else f"{name} {value:g}" if isinstance(value, int | float) else f"{name} {value}"
+        for name, value in settings.items() if value is not None
+    )  # fmt: skip
+
+
+def override(pipeline: Pipeline, assignments: Sequence[str], tables: Collection[str] = ()) -> Pipeline:
+    """Apply `--set table.key=value` assignments; the value is TOML, a bare word counts as a string.
+
+    Args:
+        tables: Those that the command reads; () for all.
+
+    Raises:
+        PipelineError: the assignment has no `=`, a table that is not read, an unknown key or a value of the wrong kind.
     """
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -228,6 +260,9 @@ def override(pipeline: Pipeline, assignments: Sequence[str]) -> Pipeline:
         known = {entry.name for entry in fields(Pipeline)}
         if table not in known:
             raise PipelineError(f"--set {assignment!r}: no table {table!r}; known: {', '.join(sorted(known))}.")
+        if tables and table not in tables:
+            own = ", ".join(f"[{name}]" for name in tables)
+            raise PipelineError(f"--set {assignment!r}: this command reads {own}, not [{table}]. Omit it.")
         settings = getattr(pipeline, table)
         checked = _build(type(settings), {key: value}, f"--set {assignment!r}", f"{table}.")
         pipeline = replace(pipeline, **{table: replace(settings, **{key: getattr(checked, key)})})

@@ -48,6 +48,11 @@ max_ratio = 0.4
 engine = "seismic"
 two_phase = {expansion_rate = 5.0}
 seismic = {top_n = 10, heap_factor = 1.2}
+[load]
+top_k = 100
+max_ratio = 0.2
+min_weight = 0.1
+alpha_mass = 0.8
 """
 
 
@@ -75,7 +80,9 @@ def test_an_empty_file_is_every_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[modle]", "unknown key modle; known here: encode, index, model, query"),
+        ("[modle]", "unknown key modle; known here: encode, index, load, model, query"),
+        ("[load]\ntopk = 3", "unknown key load.topk; known here: alpha_mass, max_ratio, min_weight, top_k"),
+        ("[load]\nmax_ratio = 2", "load.max_ratio = 2.0; expected a number from 0 to 1"),
         ("[encode]\ntopk = 3", "unknown key encode.topk; known here: alpha_mass, batch_tokens"),
         ("model = 3", "model must be a table"),
         (
@@ -164,7 +171,7 @@ def test_a_whole_number_stands_for_a_number_in_both_places(tmp_path: Path, assig
         ("encode.top_k", "expected TABLE.KEY=VALUE"),
         ("top_k=3", "expected TABLE.KEY=VALUE"),
         ("", "expected TABLE.KEY=VALUE"),
-        ("encoding.top_k=3", "no table 'encoding'; known: encode, index, model, query"),
+        ("encoding.top_k=3", "no table 'encoding'; known: encode, index, load, model, query"),
         ("encode.topk=3", "unknown key encode.topk"),
         ("encode.top_k=many", "encode.top_k = 'many'; expected a whole number"),
         ("encode.top_k=", "encode.top_k = ''; expected a whole number"),
@@ -182,3 +189,9 @@ def test_a_wrong_assignment_is_said(assignment: str, said: str) -> None:
 def test_a_number_beyond_its_range_is_refused(assignment: str) -> None:
     with pytest.raises(PipelineError, match="expected a number from 0 to"):
         override(Pipeline(), [assignment])
+
+
+def test_a_table_that_a_command_does_not_read_cannot_be_set() -> None:
+    assert override(Pipeline(), ["load.top_k=3"], ("index", "load")).load.top_k == 3
+    with pytest.raises(PipelineError, match=r"'query.top_k=3': this command reads \[index\], \[load\], not \[query\]"):
+        override(Pipeline(), ["query.top_k=3"], ("index", "load"))

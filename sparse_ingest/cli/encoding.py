@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_ingest.cli.options import json_option, model_options, print_report, stage_options
+from sparse_ingest.cli.options import json_option, pipeline_options, print_report, stage_options
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.errors import UsageError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@model_options
+@pipeline_options("model encode", "engine")
 @click.option("--corpus", "specs", multiple=True, required=True, metavar="SPEC",
               help="File, folder, glob or - for standard input; s3://, gs:// or https:// address of one; or a "
                    "dataset, hf:NAME[@REVISION][:CONFIG[:SPLIT]]; may be repeated")  # fmt: skip

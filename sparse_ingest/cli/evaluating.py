@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_ingest.cli.options import json_option, print_report, stage_options
+from sparse_ingest.cli.options import CONNECTION_FLAGS, json_option, print_report, refuse_flags, stage_options
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.cli.searching import Target, target_options
 from sparse_ingest.errors import UsageError
@@ -44,7 +44,7 @@ _NOT_FOR_NANO_BEIR = (
 @click.option("--device", help="Where --nano-beir encodes: auto, cpu or cuda  [default: auto]")
 @click.option("--per-query", is_flag=True, help="Print the values of each query too")
 @json_option
-@target_options("Ask with another model than the one that encoded the documents")
+@target_options("Ask with another model than the one that encoded the documents", "model encode index query")
 def evaluate(target: Target, options: EvaluateOptions, as_json: bool, **given: Any) -> None:
     """Measure how well an index or a run folder answers queries that have judgements.
 
@@ -76,6 +76,7 @@ def evaluate(target: Target, options: EvaluateOptions, as_json: bool, **given: A
 def _refuse_conflicts(given: dict[str, Any]) -> None:
     """Refuse options of which one would silently have no effect."""
     if given["nano_beir"]:
+        refuse_flags(CONNECTION_FLAGS, "is for --index: --nano-beir needs no server")
         for name in (name for name in _NOT_FOR_NANO_BEIR if given[name]):
             raise UsageError(
                 "--nano-beir brings its own queries and documents, and searches them exactly; leave out "

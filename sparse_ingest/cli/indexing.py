@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparse_ingest.cli.options import (
+    NO_MODEL,
     connection_options,
     json_option,
-    model_options,
     pipeline_options,
     print_report,
     stage_options,
@@ -20,7 +20,7 @@ from sparse_ingest.cli.options import (
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.corpora.options import IdfOptions
 from sparse_ingest.errors import UsageError
-from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.pipeline import Pipeline, in_words
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.connection import Connection
@@ -42,7 +42,7 @@ def index() -> None:
 
 @index.command()
 @_INDEX
-@pipeline_options
+@pipeline_options("index encode", *NO_MODEL)
 @click.option("--field", help="Name of the sparse field  [default: that of the pipeline, else sparse]")
 @click.option("--kind", type=click.Choice(["rank_features", "sparse_vector"]), help="Type of the sparse field")
 @click.option("--body", metavar="FILE", help="Index body as JSON  [default: the packaged one of the kind]")
@@ -118,7 +118,7 @@ def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bo
 
 
 @click.command()
-@model_options
+@pipeline_options("model", "engine")
 @click.option("--corpus", "specs", multiple=True, required=True, metavar="SPEC",
               help="As for encode: files, addresses, hf:NAME, - for standard input; may be repeated")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="F", help="The table to write, idf.json")
@@ -164,7 +164,6 @@ def _shown(report: IndexReport) -> dict[str, object]:
     model = report.model or {}
     stamp = f"run {report.run_id}, {report.load}" if report.run_id else "never loaded by sparse-ingest"
     fields = (f"{name} ({kind or 'not mapped'})" for name, kind in sorted(report.fields.items()))
-    pruning = (f"{rule} {value:g}" for rule, value in (report.pruning or {}).items() if value is not None)
     return {
         "index": report.index if report.index == report.asked else f"{report.index} (alias {report.asked})",
         "uuid": report.uuid,
@@ -174,7 +173,8 @@ def _shown(report: IndexReport) -> dict[str, object]:
         "revision": model.get("revision"),
         "load": stamp,
         "runs": len(report.runs) if len(report.runs) > 1 else None,
-        "pruning": ", ".join(pruning),
+        "pruning": in_words(report.pruning or {}),
+        "query settings": in_words(report.query or {}),
         "kept fields": ", ".join(fields),
         "documents": f"{report.documents:,}",
         "size": f"{report.bytes / 1e6:,.1f} MB in {report.segments} segments",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sparse_ingest.cli.options import json_option, model_argument_options, print_report
+from sparse_ingest.cli.options import json_option, pipeline_options, print_report
 from sparse_ingest.errors import SparseIngestError
 from sparse_ingest.pipeline import Pipeline
 
@@ -22,7 +22,7 @@ TEXTS = ["Yeast makes dough rise.", "The river carries sand to the sea.", "How t
 
 @click.command()
 @json_option
-@model_argument_options
+@pipeline_options("model", "trust_remote_code", "engine", model=click.argument("model", required=False))
 def inspect(as_json: bool, pipeline: Pipeline) -> None:
     """Show what MODEL is: family, parts, activation, limits, vocabulary, licence; and what will matter later.
 

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_ingest.cli.options import connection_options, json_option, pipeline_options, print_report, stage_options
+from sparse_ingest.cli.options import (
+    NO_MODEL,
+    connection_options,
+    json_option,
+    pipeline_options,
+    print_report,
+    refuse_flags,
+    stage_options,
+)
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.loading.options import PublishOptions
 from sparse_ingest.reporting import size_text
@@ -20,6 +28,8 @@ if TYPE_CHECKING:
     from sparse_ingest.pipeline import Pipeline
     from sparse_ingest.verification.verify import VerifyReport
 
+_OF_LOADS = {*PublishOptions.__dataclass_fields__, "file", "assignments"}
+
 
 @click.command()
 @click.argument("run", type=place_of, required=False)
@@ -27,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--alias", help="Load into ALIAS-<first 8 of the run's id>, verify it, then let this alias serve it")
 @click.option("--to", help="With --alias: let it serve this index, and load nothing (RUN is not read)")
 @click.option("--restore", is_flag=True, help="Put back the settings that a killed load left changed (RUN is not read)")
-@pipeline_options
+@pipeline_options("index load query", *NO_MODEL)
 @stage_options(PublishOptions)
 @connection_options
 @json_option
@@ -43,7 +53,9 @@ def load(
     load --index NAME --restore      settings for loading that a killed load left
     load RUN --index NAME --since OLD_RUN --delete-missing     what changed since OLD_RUN was loaded
     load RUN --index NAME --update   the vectors alone, into documents that somebody else made
+    load RUN --index NAME --pipeline DIR/pipeline.toml         as `plan --out DIR` chose
 
+    Of a pipeline file it applies [index] and [load], which options override; the index remembers [query].
     \b
     --update needs all other fields in the index's _source. A vector that its _source leaves
     out (fixed when the index was made) is lost when somebody changes the document with _update.
@@ -59,6 +71,8 @@ def load(
     ):
         if wrong:
             raise click.UsageError(message)
+    if to or restore:
+        refuse_flags(_OF_LOADS, "is for loading a run, and --to and --restore load none")
     from sparse_ingest.loading.load import load as load_run
     from sparse_ingest.loading.load import restore_settings
     from sparse_ingest.loading.publish import publish, roll_back

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import click
+from click.core import ParameterSource
 
 from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.errors import UsageError, first_line
@@ -59,6 +60,14 @@ def joined_options(
         return cast(F, wrapped)
 
     return decorate
+
+
+def refuse_flags(names: Collection[str], why: str) -> None:
+    """Refuse options of the current command that would have no effect; a variable may have set them all the same."""
+    context = click.get_current_context()
+    for given in context.command.params:
+        if given.name in names and context.get_parameter_source(given.name) is ParameterSource.COMMANDLINE:
+            raise UsageError(f"{given.opts[-1]} {why}. Omit it.")
 
 
 def stage_options(kind: type[Any], *omitted: str, **types: click.ParamType[Any]) -> Callable[[F], F]:
@@ -158,25 +167,31 @@ class _PipelineFlags:
     engine: EngineName | None = option(None, "How to ask the index  [default: exact; of a sparse_vector field seismic]")
 
     @classmethod
-    def pipeline(cls, **given: Any) -> Pipeline:
-        """Return the pipeline that the options of a command mean."""
+    def pipeline(cls, tables: Sequence[str], **given: Any) -> Pipeline:
+        """Return the pipeline that the options of a command mean; the command reads these tables."""
         flags = cls(**given)
         pipeline = pipeline_of(flags.model or None, flags.file or None)
         if flags.trust_remote_code:
             pipeline = replace(pipeline, model=replace(pipeline.model, trust_remote_code=True))
-        pipeline = override(pipeline, flags.assignments)
+        pipeline = override(pipeline, flags.assignments, tables)
         return replace(pipeline, query=replace(pipeline.query, engine=flags.engine)) if flags.engine else pipeline
 
 
-def _pipeline_options(*omitted: str, **instead: Option) -> Callable[[F], F]:
-    return joined_options("pipeline", _PipelineFlags.pipeline, {**_options_of(_PipelineFlags, *omitted), **instead})
+def pipeline_options(tables: str, *omitted: str, **instead: Option) -> Callable[[F], F]:
+    """What names and changes a pipeline. The command receives the keyword `pipeline`, a `Pipeline`.
+
+    Args:
+        tables: Those that the command reads, with spaces between them; --set changes no other.
+        *omitted: Settings that the command has no option for.
+        **instead: Options that replace those of the settings.
+    """
+    build = functools.partial(_PipelineFlags.pipeline, tables.split())
+    return joined_options("pipeline", build, {**_options_of(_PipelineFlags, *omitted), **instead})
 
 
-# The command receives the keyword `pipeline`, a `Pipeline`.
-pipeline_options = _pipeline_options("model", "trust_remote_code", "engine")
-model_argument_options = _pipeline_options("trust_remote_code", "engine", model=click.argument("model", required=False))
-model_options = _pipeline_options("engine")
-query_model_options = _pipeline_options()
+NO_MODEL = ("model", "trust_remote_code", "engine")  # omitted by commands that neither encode nor search
 # The command receives the keyword `connection`, a `Connection`.
 _FILES = dict.fromkeys(("ca", "client_cert", "client_key"), click.Path(exists=True, dir_okay=False))
-connection_options = joined_options("connection", Connection, _options_of(Connection, **_FILES))
+_CONNECTION = _options_of(Connection, **_FILES)
+CONNECTION_FLAGS = frozenset(_CONNECTION)
+connection_options = joined_options("connection", Connection, _CONNECTION)

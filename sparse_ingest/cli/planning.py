@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sparse_ingest.cli.options import connection_options, json_option, model_options, print_report, stage_options
+from sparse_ingest.cli.options import (
+    CONNECTION_FLAGS,
+    connection_options,
+    json_option,
+    pipeline_options,
+    print_report,
+    refuse_flags,
+    stage_options,
+)
 from sparse_ingest.cli.progress import TerminalReporter
-from sparse_ingest.planning.options import PlanOptions
+from sparse_ingest.planning.options import MOST_QUERIES, PlanOptions
 from sparse_ingest.storage.places import Place, place_of
 
 PATH = click.Path(path_type=Path)
+SAMPLE = click.IntRange(10, MOST_QUERIES)
 
 
 @click.command()
@@ -20,32 +30,39 @@ PATH = click.Path(path_type=Path)
 @click.option("--queries", required=True, type=PATH, metavar="F",
               help="Queries: a file, or the folder of a collection")  # fmt: skip
 @click.option("--index", metavar="NAME", help="Index that holds the run: its engines are measured, and one is chosen")
-@stage_options(
-    PlanOptions, qrels=PATH, out=PATH, loss=click.FloatRange(0, 1, max_open=True), sample=click.IntRange(10, 2000)
-)
-@model_options
+@stage_options(PlanOptions, qrels=PATH, out=PATH, sample=SAMPLE, loss=click.FloatRange(0, 1, max_open=True))
+@click.option("--all", "every", is_flag=True, help="Show every row that no other one beats, not only ten")
+@pipeline_options("model index query", "engine")
 @connection_options
 @json_option
-def plan(run: Place, queries: Path, options: PlanOptions, as_json: bool, **named: Any) -> int:
+def plan(run: Place, queries: Path, options: PlanOptions, every: bool, as_json: bool, **named: Any) -> int:
     """Find the cheapest pruning, or with --index the fastest engine, that loses no more than --loss.
 
     \b
-    plan RUN --queries F --out DIR                how to prune documents and queries
-    load RUN --index NAME --max-ratio 0.1         as the plan says
-    plan RUN --queries F --index NAME             which engine, with which settings, for that index
+    plan RUN --queries F --out DIR                        how to prune documents and queries
+    load RUN --index NAME --pipeline DIR/pipeline.toml    prune so; the index remembers the query settings
+    plan RUN --queries F --index NAME                     which engine, with which settings, for that index
 
-    Every rule is tried on the run folder in one pass; the truth is exact search of whole vectors. One half of the
-    queries chooses, the other half must confirm. The table shows what no other point beats; * is the one taken.
-    Exit code 1: nothing loses as little as --loss.
+    Every rule is tried on the run folder in one pass; the ground truth is exact search of whole vectors. One half of
+    the queries chooses, the other half must confirm: on both, the 95% interval of the loss must end within --loss. The
+    table shows what no other setting beats, and the exact search to compare with; * is the one taken.
+
+    Exit code 1: no setting is certain to keep the loss within --loss.
     """
+    if named["index"] is None:
+        refuse_flags(CONNECTION_FLAGS, "is for --index: a run folder is planned without a server")
     from sparse_ingest.planning.drawing import as_text
     from sparse_ingest.planning.plan import plan as plan_run
 
     with TerminalReporter() as reporter:
         report = plan_run(run, queries, options=options, progress=reporter, **named)
-    lines = [as_text(report)]
-    if report.load_flags:
-        lines.append(f"Load it so: sparse-ingest load {run} --index NAME{report.load_flags}")
+    lines = [as_text(report, every=every)]
+    if options.out and report.choice:
+        flags = f" --pipeline {shlex.quote(str(Path(options.out) / 'pipeline.toml'))}"
+    else:
+        flags = report.load_flags
+    if flags:
+        lines.append(f"To apply it: sparse-ingest load {run} --index {report.index or 'NAME'}{flags}")
     print_report(as_json, report.to_dict(), lines)
     for path in report.written:
         click.echo(f"Wrote {path}", err=True)

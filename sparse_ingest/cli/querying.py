@@ -1,4 +1,4 @@
-"""`query`: text in, the request body that asks an index for it out; no cluster is needed."""
+"""`query`: text in, the request body that asks an index for it out; no cluster is needed unless --index names one."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_ingest.cli.options import F, print_json, query_model_options, stage_options
+from sparse_ingest.cli.options import (
+    CONNECTION_FLAGS,
+    F,
+    connection_options,
+    pipeline_options,
+    print_json,
+    refuse_flags,
+    stage_options,
+)
 from sparse_ingest.errors import UsageError
-from sparse_ingest.pipeline import Pipeline, option
+from sparse_ingest.pipeline import Pipeline, QueryChanges, changed, in_words, option
 from sparse_ingest.searching.options import SearchOptions
 
 if TYPE_CHECKING:
+    from sparse_ingest.cluster.client import Connection
     from sparse_ingest.cluster.search_bodies import Engine, SearchBody
     from sparse_ingest.corpora.text_formats import Quoting
     from sparse_ingest.queries.weight_table import QueryWeights
+    from sparse_ingest.searching.search import SearchableIndex
 
 _queries_option = click.option(
     "--queries",
@@ -71,10 +81,13 @@ class QueryOptions(SearchOptions):
 @click.command()
 @click.argument("text", required=False)
 @queries_options
-@click.option("--index", metavar="NAME", help="With --queries: the index to name in each header; else the URL names it")
+@click.option("--index", metavar="NAME",
+              help="Use this index's model, field and query settings; --queries names it in each header")  # fmt: skip
 @stage_options(QueryOptions, "concurrency")
+@click.option("--force", is_flag=True, help="With --index: ask with another model than it was loaded with")
 @click.option("--table", is_flag=True, help="Print the weight of every token of an inference-free model, for services")
-@query_model_options
+@pipeline_options("model index query")
+@connection_options
 def query(
     text: str | None,
     queries_path: Path | None,
@@ -83,8 +96,9 @@ def query(
     table: bool,
     pipeline: Pipeline,
     options: QueryOptions,
+    **target: Any,
 ) -> None:
-    """Print the request body that asks an index for TEXT; needs no cluster.
+    """Print the request body that asks an index for TEXT; needs no cluster, unless --index names what to ask.
 
     \b
     sparse-ingest query --model MODEL "your question" |
@@ -97,11 +111,12 @@ def query(
     service in any language needs.
     """
     from sparse_ingest.cluster.search_bodies import msearch_bytes
-    from sparse_ingest.searching.pipelines import engine_of
 
+    if index is None:
+        refuse_flags({*CONNECTION_FLAGS, "force"}, "is for --index: without it no cluster is asked")
     if table:
-        if (text, queries_path, quoting) != (None, None, None):
-            raise UsageError("--table is of the model, not of a text. Leave out TEXT and --queries.")
+        if (text, queries_path, quoting, index) != (None, None, None, None):
+            raise UsageError("--table is of the model, not of a text or an index. Omit TEXT, --queries and --index.")
         _print_table(pipeline)
         return
     options.refuse_conflicts()
@@ -109,19 +124,49 @@ def query(
         raise UsageError("Give either TEXT or --queries F.")
     if quoting is not None and queries_path is None:
         raise UsageError("--quoting goes with --queries. Omit it.")
-    if index is not None and queries_path is None:
-        raise UsageError("--index goes with --queries; the URL of a single request names its index.")
+    if index is not None and queries_path is None and options.is_server_side:
+        raise UsageError("--index goes with --queries here: the URL of one request names its index. Omit it.")
     if options.is_server_side and (pipeline.query.top_k or pipeline.query.max_ratio):
         raise UsageError(
             "query.top_k and query.max_ratio prune weights that are made here; those that the server makes stay whole. "
             "Leave them out, or leave out --analyzer and --model-id."
         )
-    engine = engine_of(pipeline)
+    pipeline, engine = _with_index(None if options.is_server_side else index, pipeline, **target)
     for body in _bodies(_weighted(text, queries_path, quoting, pipeline, options), engine, options):
         if queries_path is None:
             print_json(body)
         else:
             sys.stdout.buffer.write(msearch_bytes([body], index))
+
+
+def opened_index(name: str, connection: Connection, pipeline: Pipeline, *, force: bool = False) -> SearchableIndex:
+    """Open an index, and print on standard error the query settings that it adds."""
+    from sparse_ingest.searching.search import open_index
+
+    opened = open_index(name, connection=connection, pipeline=pipeline, force=force)
+    stamp = opened.index.stamp
+    if stamp and stamp.query and isinstance(pipeline.query, QueryChanges):
+        words = in_words(changed(opened.pipeline.query))
+        click.echo(f"Query settings, as index {name!r} remembers them: {words}. --pipeline replaces them.", err=True)
+    return opened
+
+
+def _with_index(
+    index: str | None, pipeline: Pipeline, *, connection: Connection, force: bool
+) -> tuple[Pipeline, Engine]:
+    """The pipeline and engine that fit an index; what was given, where it cannot be reached and a model is named."""
+    from sparse_ingest.cluster.client import UnreachableError
+    from sparse_ingest.searching.pipelines import engine_of
+
+    if index is not None:
+        try:
+            with opened_index(index, connection, pipeline, force=force) as opened:
+                return opened.pipeline, opened.engine
+        except UnreachableError as error:
+            if not (pipeline.model.document or pipeline.model.query):
+                raise
+            click.echo(f"Query settings that index {index!r} may remember are not used: {error}", err=True)
+    return pipeline, engine_of(pipeline)
 
 
 def _print_table(pipeline: Pipeline) -> None:

@@ -14,12 +14,14 @@ import click
 
 from sparse_ingest.cli import querying
 from sparse_ingest.cli.options import (
+    CONNECTION_FLAGS,
     F,
     connection_options,
     joined_options,
     json_option,
+    pipeline_options,
     print_report,
-    query_model_options,
+    refuse_flags,
     stage_options,
 )
 from sparse_ingest.cli.querying import queries_options
@@ -53,17 +55,18 @@ class Target:
         Raises:
             UsageError: both are given, or neither.
         """
-        from sparse_ingest.searching.search import open_index, open_run
+        from sparse_ingest.searching.search import open_run
 
         if (self.index is None) == (self.run is None):
             raise UsageError("Give either --index NAME or --run RUN.")
         how: dict[str, Any] = {"pipeline": self.pipeline, "force": self.force}
         if self.run is not None:
+            refuse_flags(CONNECTION_FLAGS, "is for --index: a run folder is searched without a server")
             return contextlib.nullcontext(open_run(self.run, **how))
-        return open_index(str(self.index), connection=self.connection, **how)
+        return querying.opened_index(str(self.index), self.connection, **how)
 
 
-def target_options(force: str) -> Callable[[F], F]:
+def target_options(force: str, tables: str = "model index query") -> Callable[[F], F]:
     """What is searched, with which model; `force` is a help text. The command receives the keyword `target`."""
     options = {
         "index": click.option("--index", metavar="NAME", help="Search this index or alias"),
@@ -71,7 +74,7 @@ def target_options(force: str) -> Callable[[F], F]:
         "force": click.option("--force", is_flag=True, help=force),
     }
     target = joined_options("target", Target, options, "pipeline", "connection")
-    return lambda command: query_model_options(connection_options(target(command)))
+    return lambda command: pipeline_options(tables)(connection_options(target(command)))
 
 
 @click.command()

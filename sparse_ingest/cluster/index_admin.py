@@ -55,9 +55,9 @@ class CreateReport:
 class IndexReport:
     """What `show` found; `--json` prints these keys.
 
-    `field` and `kind` are None when the index has no sparse field, `model`, `run_id`, `load` and `pruning` when no load
-    has stamped it. `fields` are the types of kept fields, None for one that is not mapped. The three pipelines are
-    those of its settings, `installed` those that `create` made for it.
+    `field` and `kind` are None when the index has no sparse field, `model`, `run_id`, `load`, `pruning` and `query`
+    when no load has stamped it. `fields` are the types of kept fields, None for one that is not mapped. The three
+    pipelines are those of its settings, `installed` those that `create` made for it.
     """
 
     index: str
@@ -72,6 +72,7 @@ class IndexReport:
     runs: list[str]
     load: str | None
     pruning: dict[str, Any] | None
+    query: dict[str, Any] | None
     fields: dict[str, str | None]
     documents: int
     bytes: int
@@ -177,7 +178,7 @@ def show_index(index: str, *, url: str | None = None, connection: ConnectionLike
             kind=entry.get("type"),
             ours=installed.is_ours(there),
             runs=list(stamp.runs) if stamp else [],
-            **{name: getattr(stamp, name, None) for name in ("model", "run_id", "load", "pruning")},
+            **{name: getattr(stamp, name, None) for name in ("model", "run_id", "load", "pruning", "query")},
             fields=(stamp.fields if stamp else None) or {},
             documents=indexes.count_documents(client, there),
             bytes=int(primaries["store"]["size_in_bytes"]),

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 from sparse_ingest.cluster.client import Client, ResponseError, TimedOutError, path_of
 from sparse_ingest.errors import ClusterError, UsageError
+from sparse_ingest.pipeline import in_words
 from sparse_ingest.runs.run import Run
 
 META_KEY = "sparse_ingest"
@@ -49,6 +50,7 @@ class Stamp:
         since: the `run_id` of the older run if only differences to it were sent, and `delete_missing`.
         fields: the types of kept fields by dotted path, None for one that is not mapped. None if only releases that
             mapped no kept fields have loaded into the index.
+        query: the settings of [query] for searches that name no pipeline; in `_meta` only if there are any.
     """
 
     model: dict[str, Any]
@@ -64,10 +66,12 @@ class Stamp:
     since: dict[str, Any] | None = None
     fields: dict[str, str | None] | None = None
     format: int = STAMP_FORMAT
+    query: dict[str, Any] = made_of(default_factory=dict)
 
     def as_meta(self) -> dict[str, Any]:
         """Return the JSON object for `_meta`."""
-        return {**asdict(self), "runs": list(self.runs), "load": {"state": self.load}}
+        content = {**asdict(self), "runs": list(self.runs), "load": {"state": self.load}}
+        return content if self.query else {key: value for key, value in content.items() if key != "query"}
 
     @property
     def only_run(self) -> str | None:
@@ -114,12 +118,13 @@ def vocabulary_hash(vocabulary: Sequence[str | None]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def run_stamp(run: Run, field: str, pruning: Mapping[str, Any] = NO_PRUNING) -> Stamp:
+def run_stamp(
+    run: Run, field: str, pruning: Mapping[str, Any] = NO_PRUNING, query: Mapping[str, Any] | None = None
+) -> Stamp:
     """Return the stamp of an index that a load of this run creates."""
     run_id, vocabulary_sha256 = run.manifest.run_id, vocabulary_hash(run.vocabulary())
-    return Stamp(
-        run.manifest.model, vocabulary_sha256, field, run_id, run_id, (run_id,), pruning=dict(pruning), fields={}
-    )
+    kept: dict[str, Any] = {"runs": (run_id,), "pruning": dict(pruning), "fields": {}, "query": dict(query or {})}
+    return Stamp(run.manifest.model, vocabulary_sha256, field, run_id, run_id, **kept)
 
 
 def is_one_name(name: str) -> bool:
@@ -241,8 +246,8 @@ def refuse_other_pruning(index: Index, stamp: Stamp) -> None:
     if there is not None and there.pruning != stamp.pruning:
         raise ClusterError(
             f"Index {index.name!r} was loaded {_pruning_words(there.pruning)}; this load asks for vectors "
-            f"{_pruning_words(stamp.pruning)}. Give the same --top-k, --max-ratio and --alpha-mass, load into another "
-            "index, or delete what is there with --replace --from-scratch."
+            f"{_pruning_words(stamp.pruning)}. Give the same --pipeline, --top-k, --max-ratio, --min-weight and "
+            "--alpha-mass, load into another index, or delete what is there with --replace --from-scratch."
         )
 
 
@@ -375,5 +380,5 @@ def _stamp_from(meta: dict[str, Any]) -> Stamp | None:
 
 def _pruning_words(pruning: dict[str, Any]) -> str:
     """Return `unpruned`, or such as `pruned by top_k 100`."""
-    rules = [f"{name} {value:g}" for name, value in pruning.items() if value is not None]
-    return f"pruned by {' and '.join(rules)}" if rules else "unpruned"
+    rules = in_words(pruning, " and ")
+    return f"pruned by {rules}" if rules else "unpruned"

@@ -21,13 +21,14 @@ from sparse_ingest.cluster import indexes, installed, mappings, merging, seismic
 from sparse_ingest.cluster.client import Client, ConnectionLike, ResponseError, UnreachableError, connect, connection_of
 from sparse_ingest.cluster.journal import Journal, documents_of, loaded_shards, open_journal
 from sparse_ingest.cluster.pacing import Pace
+from sparse_ingest.cluster.search_bodies import choose_engine
 from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.errors import ClusterError, RunError, SparseIngestError, UsageError
 from sparse_ingest.loading.delivery import Delivery, Operations
 from sparse_ingest.loading.differences import Since
 from sparse_ingest.loading.options import LoadOptions
 from sparse_ingest.loading.preparation import LoadPlan, make_plan, ready_index
-from sparse_ingest.pipeline import Pipeline, options_from, pipeline_of
+from sparse_ingest.pipeline import Pipeline, changed, in_words, options_from, pipeline_of
 from sparse_ingest.reporting import SILENT, Reporter, reporter_of
 from sparse_ingest.runs.run import Run, RunLike, open_run, refuse_incomplete
 
@@ -87,7 +88,8 @@ def load(
         index: The index to load into; created if it does not exist.
         url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
-        pipeline: A `Pipeline`, a pipeline file or the name of a packaged one; its [index] table applies.
+        pipeline: A `Pipeline`, a pipeline file or the name of a packaged one. [index] and [load] apply where no option
+            says otherwise; the index remembers [query] for searches that name no pipeline.
         options: All options in one object, instead of single keywords.
         progress: True for a tqdm bar, or a `Reporter`; silent by default.
         retries: How often and how patiently requests are sent again.
@@ -108,19 +110,31 @@ def load(
     older = _older(folder, chosen)
     if chosen.async_translog:
         reporter.warn(settings_guard.ASYNC_RISK)
-    table = pipeline_of(None, pipeline).index
-    fields = {**table.fields, **(chosen.fields or {})}
+    full = pipeline_of(None, pipeline)
+    table, fields = full.index, {**full.index.fields, **(chosen.fields or {})}
     table = with_changes(table, field=chosen.field or table.field, kind=chosen.kind or table.kind, fields=fields)
-    chosen = with_changes(chosen, field=table.field, kind=table.kind, fields=fields)
+    rules = {name: value for name, value in full.load.rules.items() if getattr(chosen, name) is None}
+    chosen = with_changes(chosen, field=table.field, kind=table.kind, fields=fields, **rules)
+    choose_engine(full.query, table.kind)  # refuses settings that no search of the index could use
     mappings.check_vocabulary(table.kind, folder.vocabulary())
-    stamp = indexes.run_stamp(folder, table.field, chosen.pruning)
+    stamp = indexes.run_stamp(folder, table.field, chosen.pruning, changed(full.query))
     body = mappings.index_body(table, stamp)
     with _connected(connection_of(url, connection), reporter) as client:
         mappings.check_version(table.kind, client.version)
         with _alone(client, folder, index):
-            plan = make_plan(client, folder, index, stamp, body, chosen, older)
+            plan = make_plan(client, folder, index, stamp, body, chosen, older, full.query)
+            if changed(full.load):
+                reporter.note(f"The pipeline prunes documents: {in_words(chosen.pruning)}.")
+            _note_query_settings(plan, reporter)
             report = _Load(client, folder, plan, older, chosen, reporter, retries).finish()
     return with_changes(report, seconds=round(time.monotonic() - started, 3))
+
+
+def _note_query_settings(plan: LoadPlan, reporter: Reporter) -> None:
+    before = plan.there.stamp.query if plan.there and plan.there.stamp else {}
+    if before or plan.stamp.query:
+        words = in_words(plan.stamp.query) or "no query settings any more"
+        reporter.note(f"Searches of index {plan.name!r} that name no pipeline use {words}.")
 
 
 @dataclass(frozen=True)

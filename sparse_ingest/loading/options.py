@@ -17,7 +17,7 @@ _FIRST_RULES = ("top_k", "max_ratio")
 class LoadOptions(Pruning):
     """Options of `load`; the inherited ones prune the documents on their way into the index.
 
-    A field, kind or rule that is None is that of the pipeline.
+    A field, kind or rule that is None is that of the pipeline's [index] or [load].
     """
 
     field: str | None = option(None, "Name of the sparse field  [default: that of the pipeline, else sparse]")

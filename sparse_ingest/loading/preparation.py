@@ -8,6 +8,7 @@ Not covered: sending (delivery.py), settings and what follows the last shard (lo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sparse_ingest.cluster import indexes, installed, mappings, preflight, seismic, updates
@@ -18,6 +19,7 @@ from sparse_ingest.loading.delivery import rules_of
 from sparse_ingest.loading.differences import Since, refuse_unfinished_since
 from sparse_ingest.loading.kept_types import KeptTypes
 from sparse_ingest.loading.options import LoadOptions
+from sparse_ingest.pipeline import QuerySettings, changed, query_settings
 from sparse_ingest.pruning import count_emptied, prune
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.checking import checked_parts
@@ -57,9 +59,10 @@ def make_plan(
     stamp: indexes.Stamp,
     body: dict[str, Any],
     options: LoadOptions,
-    since: Since | None = None,
+    since: Since | None,
+    query: QuerySettings,
 ) -> LoadPlan:
-    """Check everything without changing anything.
+    """Check everything without changing anything. `query` is [query] as it was given.
 
     Raises:
         RunError, UsageError, ClusterError: the load cannot work.
@@ -86,7 +89,9 @@ def make_plan(
         mappings.check_fits(there, stamp, kind)
         installed.refuse_encoding_at_last(client, there, stamp.field)
         indexes.refuse_other_pruning(there, stamp)
-        stamp = indexes.continued_stamp(there.stamp, stamp)
+        remembered = there.stamp.query if there.stamp else {}
+        settings = query_settings(query, remembered, f"Index {there.name!r}: _meta.sparse_ingest.query")
+        stamp = replace(indexes.continued_stamp(there.stamp, stamp), query=changed(settings))
         stamp = since.stamp(there, stamp) if since else stamp
         journal = open_journal(run.loads, client.cluster_uuid, there.uuid)
         if there.stamp is None or there.stamp.run_id != stamp.run_id:
@@ -161,12 +166,8 @@ def ready_index(client: Client, plan: LoadPlan, reporter: Reporter) -> indexes.I
     if plan.added:
         client.call("PUT", f"{plan.there.path}/_mapping", plan.added)
     before = plan.there.stamp
-    if (
-        plan.missing
-        or plan.added
-        or before is None
-        or (before.run_id, before.since) != (plan.stamp.run_id, plan.stamp.since)
-    ):
+    changes = any(getattr(before, key, None) != getattr(plan.stamp, key) for key in ("run_id", "since", "query"))
+    if plan.missing or plan.added or changes:
         indexes.stamp_index(client, plan.there, plan.stamp)
         return indexes.check_uuid(client, plan.there)
     return plan.there

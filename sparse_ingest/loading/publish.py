@@ -19,7 +19,7 @@ from sparse_ingest.cluster.client import Client, ConnectionLike, connect, connec
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.load import LoadReport, load
 from sparse_ingest.loading.options import PublishOptions
-from sparse_ingest.pipeline import Pipeline, options_from
+from sparse_ingest.pipeline import Pipeline, in_words, options_from
 from sparse_ingest.reporting import Reporter, reporter_of
 from sparse_ingest.runs.run import Run, RunLike, open_run
 from sparse_ingest.verification.verify import verify
@@ -66,7 +66,7 @@ def publish(
         alias: The alias that searches use.
         url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
-        pipeline: A `Pipeline`, a pipeline file or the name of a packaged one; its [index] table applies.
+        pipeline: As for `load`.
         options: All options in one object, instead of single keywords.
         progress: True for a tqdm bar, or a `Reporter`; silent by default.
         **settings: Fields of `PublishOptions`, such as `drop_old=True`.
@@ -187,7 +187,18 @@ def _move(client: Client, served: indexes.Served, target: indexes.Index, reporte
                 f"Index {old.name!r} has default pipelines that {target.name!r} lacks. If they are wanted: "
                 f"PUT /{target.name}/_settings {json.dumps(lost)}"
             )
+        before, now = (_settings_in_words(one.stamp) for one in (old, target))
+        if before != now:
+            reporter.note(
+                f"Index {old.name!r} has {before}, {target.name!r} has {now}. If that is not intended, load again with "
+                "the other's --pipeline and with --replace --from-scratch."
+            )
     indexes.move_alias(client, served, target)
+
+
+def _settings_in_words(stamp: indexes.Stamp | None) -> str:
+    pruning, query = (stamp.pruning, stamp.query) if stamp else ({}, {})
+    return f"pruning {in_words(pruning) or 'none'} and query settings {in_words(query) or 'none'}"
 
 
 def _with_old_dropped(

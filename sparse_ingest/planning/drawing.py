@@ -13,17 +13,20 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sparse_ingest.errors import needs_extra
+from sparse_ingest.planning.options import MOST_QUERIES
 from sparse_ingest.planning.report import PlanReport, Point
 from sparse_ingest.planning.rules import in_words
 from sparse_ingest.reporting import aligned
 
-SHOWN_LOSS = 0.1  # a table leaves out what loses more
+SHOWN_LOSS = 0.1  # a short table omits what loses more
+SHOWN_ROWS = 10
 
 # Heading, attribute of a point, format.
 _NUMBERS = (
     ("loss", "loss", ".2%"), ("nDCG@10", "ndcg_10", ".4f"), ("overlap@10", "overlap_10", ".4f"),
-    ("overlap@100", "overlap_100", ".4f"), ("terms", "terms", ".1f"), ("MB", "megabytes", ".2f"),
-    ("visited", "visited", ",.0f"), ("p50 ms", "latency_p50_ms", ".2f"), ("p95 ms", "latency_p95_ms", ".2f"),
+    ("overlap@100", "overlap_100", ".4f"), ("terms/document", "terms", ".1f"), ("MB of postings", "megabytes", ".2f"),
+    ("MB of index", "index_megabytes", ".2f"), ("postings/query", "visited", ",.0f"),
+    ("p50 ms", "latency_p50_ms", ".2f"), ("p95 ms", "latency_p95_ms", ".2f"),
 )  # fmt: skip
 
 _COLOURS = {"all": "black", "top_k": "tab:blue", "max_ratio": "tab:orange", "alpha_mass": "tab:green",
@@ -51,32 +54,74 @@ def sentences(report: PlanReport) -> Iterator[str]:
     """What a plan says in words."""
     full = f"{report.quality} of whole vectors: {report.full_quality:.4f}"
     yield f"{report.documents:,} documents, {report.queries} queries; {full}, exact search on the 9 bits of an index."
-    choice = report.choice
-    if choice is None:
-        yield f"Nothing loses {report.allowed_loss:.2%} or less on both halves of the queries."
-        return
-    point, low, high = choice.point, *choice.interval
+    if report.index_bytes is not None:
+        postings = next((point.megabytes for point in report.settings if point.megabytes is not None), None)
+        share = "" if postings is None else f", of which about {postings:,.2f} MB are postings"
+        yield f"Index {report.index} is {report.index_bytes / 1e6:,.2f} MB now{share}."
+    allowed, choice, doubt = f"{report.allowed_loss * 100:g}%", report.choice, report.unsettled
+    points = report.settings or report.points
+    if choice is None and all(point.loss > report.allowed_loss for point in points):
+        yield f"No setting keeps the loss within {allowed}."
+    elif choice is None:
+        kept = "" if report.settings else ": keep whole vectors"
+        yield f"Nothing is taken, as no cheaper setting is certain to stay within {allowed}{kept}."
+    else:
+        yield f"Taken: {_named(choice.point)}. " + (
+            "Nothing is pruned, so nothing is lost."
+            if choice.point.is_whole
+            else f"It loses {choice.loss:.2%} ({_interval(choice.interval)}) on the half of the queries that confirmed "
+            f"the choice, {choice.chosen_by:.2%} on the other."
+        )
+        if choice.passed_over:
+            cheaper = "one was" if choice.passed_over == 1 else "ones were"
+            yield f"{choice.passed_over} cheaper {cheaper} not confirmed; the range is wider for each of them."
+        if choice.point.tied:
+            yield (
+                f"In {choice.point.tied} queries other documents have the score of the tenth best: an index gives some "
+                "of them."
+            )
+        if choice.point.emptied:
+            yield f"{choice.point.emptied:,} documents keep no term: no sparse query finds them."
+    if doubt:
+        most = f"; a plan takes {MOST_QUERIES:,} at most" if doubt.sample > MOST_QUERIES else ""
+        yield (
+            f"Not certain: {_named(doubt.point)}. It loses {doubt.point.loss:.2%} on all queries, {doubt.loss:.2%} "
+            f"({_interval(doubt.interval)}) on one half. About {doubt.sample:,} queries would settle it "
+            f"(--sample{most})."
+        )
+
+
+def _named(point: Point) -> str:
     engine = ", ".join([point.engine, *_parameters(point)])
-    yield (
-        f"Taken: documents {in_words(point.documents)}, queries {in_words(point.query)}, {engine}. "
-        f"It loses {choice.loss:.2%} (95%: {low:.2%} to {high:.2%}) on the half of the queries that confirmed the "
-        f"choice, {choice.chosen_by:.2%} on the other."
-    )
-    if choice.passed_over:
-        yield f"{choice.passed_over} cheaper ones were not confirmed; the range is wider for each of them."
-    if point.tied:
-        yield f"In {point.tied} queries other documents have the score of the tenth best: an index gives some of them."
-    if point.emptied:
-        yield f"{point.emptied:,} documents keep no term: no sparse query finds them."
+    return f"documents {in_words(point.documents)}, queries {in_words(point.query)}, {engine}"
 
 
-def table(report: PlanReport, points: Sequence[Point], best: Sequence[int]) -> tuple[list[list[str]], list[bool]]:
-    """The headings and the rows of a frontier, and which of these rows is the point that was taken."""
-    shown = [points[place] for place in best if points[place].loss <= max(SHOWN_LOSS, report.allowed_loss)]
+def _interval(interval: tuple[float, float]) -> str:
+    return f"95%: {interval[0]:.2%} to {interval[1]:.2%}"
+
+
+def table(
+    report: PlanReport, points: Sequence[Point], best: Sequence[int], most: int | None = None
+) -> tuple[list[list[str]], list[bool], int]:
+    """The headings and rows of a frontier, which row is the point that was taken, and how many rows are omitted.
+
+    The exact search that prunes least and the point that was taken are always there. `most` rows at most: of the
+    others, those that lose little, evenly spaced.
+    """
+    exact = next((place for place, point in enumerate(points) if point.engine == "exact" and not point.query), None)
+    taken = points.index(report.choice.point) if report.choice and report.choice.point in points else None
+    fixed = {place for place in (exact, taken) if place is not None}
+    places = [place for place in best if place not in fixed]
+    total = len(places)
+    if most is not None:
+        small = [place for place in places if points[place].loss <= max(SHOWN_LOSS, report.allowed_loss)] or places
+        step = max(1.0, len(small) / (most - len(fixed)))
+        places = [small[int(number * step)] for number in range(min(len(small), most - len(fixed)))]
+    rows = sorted({*places, *fixed}, key=lambda place: points[place].loss)
     headings = ["documents", "queries", "engine", *(heading for heading, _, _ in _NUMBERS)]
-    columns = [column for column in zip(headings, *map(_cells, shown), strict=True) if any(column[1:]) or not shown]
-    taken = report.choice.point if report.choice else None
-    return [list(row) for row in zip(*columns, strict=True)], [False, *(point == taken for point in shown)]
+    cells = [_cells(points[place]) for place in rows]
+    columns = [column for column in zip(headings, *cells, strict=True) if any(column[1:])]
+    return [list(row) for row in zip(*columns, strict=True)], [place == taken for place in rows], total - len(places)
 
 
 def _cells(point: Point) -> list[str]:
@@ -93,13 +138,16 @@ def _parameters(point: Point) -> list[str]:
     return [f"{name} {value:g}" for name, value in point.parameters.items()]
 
 
-def as_text(report: PlanReport) -> str:
-    """The frontiers as tables, and the choice."""
+def as_text(report: PlanReport, *, every: bool = False) -> str:
+    """The frontiers as tables, of `SHOWN_ROWS` rows unless `every` is set, and the choice."""
     blocks = []
-    for _, points, best in _frontiers(report):
-        rows, taken = table(report, points, best)
-        lines = zip(taken, aligned(rows), strict=True)
-        blocks.append("\n".join(("* " if is_taken else "  ") + line for is_taken, line in lines))
+    for heading, points, best in _frontiers(report):
+        (head, *rows), taken, omitted = table(report, points, best, None if every else SHOWN_ROWS)
+        lines = zip([False, *taken], aligned([head, *rows]), strict=True)
+        block = [heading, *(("* " if is_taken else "  ") + line for is_taken, line in lines)]
+        if omitted:
+            block.append(f"  {omitted} more rows: --all")
+        blocks.append("\n".join(block))
     return "\n\n".join([*blocks, "\n".join(sentences(report))])
 
 
@@ -118,14 +166,14 @@ def as_html(report: PlanReport) -> str:
     drawing = drawing[drawing.index("<svg") :]  # behind the XML declaration and the address of a DTD
     tables = ""
     for heading, points, best in _frontiers(report):
-        rows, taken = table(report, points, best)
+        (head, *rows), taken, _ = table(report, points, best)
         escaped = [[html.escape(cell) for cell in row] for row in rows]
-        head = "".join(f"<th>{cell}</th>" for cell in escaped[0])
         body = "".join(
             f"<tr{' class=taken' if is_taken else ''}><td>{'</td><td>'.join(row)}</td></tr>\n"
-            for row, is_taken in zip(escaped[1:], taken[1:], strict=True)
+            for row, is_taken in zip(escaped, taken, strict=True)
         )
-        tables += f"<h2>{html.escape(heading)}</h2>\n<table><tr>{head}</tr>\n{body}</table>\n"
+        columns = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+        tables += f"<h2>{html.escape(heading)}</h2>\n<table><tr>{columns}</tr>\n{body}</table>\n"
     return _PAGE.format(
         title=html.escape(f"Plan of {report.run}"),
         paragraphs="".join(f"<p>{html.escape(line)}</p>" for line in sentences(report)),
@@ -154,43 +202,41 @@ def figure_class() -> Any:
 
 
 def _figure(report: PlanReport) -> Any:
-    pruning, settings = (report.points, report.frontier), (report.settings, report.settings_frontier)
-    costs = [
-        (label, cost, points, best)
-        for label, cost, (points, best) in (
-            ("postings a document", "terms", pruning),
-            ("predicted MB", "megabytes", pruning),
-            ("postings visited by a query", "visited", pruning),
-            ("latency p50, ms", "latency_p50_ms", settings),
-        )
-        if any(getattr(point, cost) is not None for point in points)
-    ]
-    figure = figure_class()(figsize=(5 * len(costs), 4.2), layout="constrained")
-    for axes, (label, cost, points, best) in zip(figure.subplots(1, len(costs), squeeze=False)[0], costs, strict=True):
-        _draw(axes, points, best, cost, report)
-        axes.set_xlabel(label)
-        axes.set_ylabel(f"{report.quality}, share of whole vectors")
+    """One chart: the quality that is kept over the cost, by latency for an index, else by the postings visited."""
+    if report.settings:
+        cost, label = "latency_p50_ms", "latency of a query, p50, ms"
+        points, best, title = report.settings, report.settings_frontier, f"Engines of index {report.index}"
+    else:
+        cost, label = "visited", "postings visited by a query"
+        points, best, title = report.points, report.frontier, "Pruning of documents and queries"
+    figure = figure_class()(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(f"{title}: {report.documents:,} documents, {report.queries} queries")
+    axes.set_xlabel(label)
+    axes.set_ylabel(f"{report.quality}, share of whole vectors")
+    known = [point for point in points if getattr(point, cost) is not None]
+    _draw(axes, known, [points[place] for place in best], cost, report)
+    figure.legend(loc="outside right upper", fontsize=8)
     return figure
 
 
-def _draw(axes: Any, points: Sequence[Point], best: Sequence[int], cost: str, report: PlanReport) -> None:
+def _draw(axes: Any, points: Sequence[Point], best: Sequence[Point], cost: str, report: PlanReport) -> None:
     """All points by their kind, the frontier as a line, what is allowed, and the one that was taken."""
     kinds: dict[str, list[tuple[float, float]]] = {}
     for point in points:
-        if (value := getattr(point, cost)) is not None:
-            kind = point.engine if point.latency_p50_ms is not None else next(iter(point.documents), "all")
-            kinds.setdefault(kind, []).append((value, 1 - point.loss))
+        kind = point.engine if report.settings else f"documents: {next(iter(point.documents), 'all')}"
+        kinds.setdefault(kind, []).append((getattr(point, cost), 1 - point.loss))
     for kind, places in kinds.items():
-        axes.scatter(*zip(*places, strict=True), s=12, alpha=0.6, color=_COLOURS.get(kind), label=kind)
+        axes.scatter(*zip(*places, strict=True), s=12, alpha=0.6, color=_COLOURS[kind.split()[-1]], label=kind)
     line: list[tuple[float, float]] = []
-    for value, kept in sorted((getattr(points[place], cost) or 0.0, 1 - points[place].loss) for place in best):
+    for value, kept in sorted((getattr(point, cost), 1 - point.loss) for point in best):
         if not line or kept > line[-1][1]:
             line.append((value, kept))
-    axes.step(*zip(*line, strict=True), where="post", color="grey", linewidth=1)
-    axes.axhline(1 - report.allowed_loss, color="grey", linestyle=":", linewidth=1)
-    taken = report.choice.point if report.choice else None
-    if taken in points and taken is not None and (value := getattr(taken, cost)) is not None:
-        axes.scatter([value], [1 - taken.loss], s=120, facecolors="none", edgecolors="red", label="taken")
+    axes.step(*zip(*line, strict=True), where="post", color="grey", linewidth=1, label="best at this cost")
+    allowed = f"loss of {report.allowed_loss * 100:g}%"
+    axes.axhline(1 - report.allowed_loss, color="grey", linestyle=":", linewidth=1, label=allowed)
+    if report.choice and (value := getattr(report.choice.point, cost)) is not None:
+        place = [value], [1 - report.choice.point.loss]
+        axes.scatter(*place, s=120, facecolors="none", edgecolors="red", label="taken")
     heights = [kept for places in kinds.values() for _, kept in places]
     axes.set_ylim(max(min(heights), 1 - 3 * max(SHOWN_LOSS, report.allowed_loss)) - 0.01, max(heights) + 0.01)
-    axes.legend(fontsize=8, loc="lower right")

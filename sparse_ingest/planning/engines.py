@@ -18,7 +18,7 @@ import numpy as np
 from sparse_ingest.cluster.client import Client, path_of
 from sparse_ingest.cluster.search_bodies import ENGINES, Engine
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.pipeline import EngineName, ModelSettings, Pipeline, QuerySettings
+from sparse_ingest.pipeline import EngineName, IndexSettings, ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.planning.rules import PruningRule
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.runs.run import Run
@@ -40,10 +40,11 @@ _TRIED: dict[EngineName, dict[str, tuple[float, ...]]] = {
 
 
 class HeldIndex(NamedTuple):
-    """An index with what its documents were pruned by, its bytes, and the engine of its field."""
+    """An index with its field and kind, what its documents were pruned by, its bytes, and the engine of its field."""
 
     client: Client
     name: str
+    settings: IndexSettings
     pruning: PruningRule
     bytes: int
     engine: Engine
@@ -118,4 +119,4 @@ def held_index(
         stats = opened.client.call("GET", f"{path_of(name)}/_stats/store")
         pruning = {rule: value for rule, value in stamp.pruning.items() if value is not None}
         size = int(stats["_all"]["primaries"]["store"]["size_in_bytes"])
-        yield HeldIndex(opened.client, name, pruning, size, opened.engine)
+        yield HeldIndex(opened.client, name, opened.pipeline.index, pruning, size, opened.engine)

@@ -9,6 +9,8 @@ from typing import Literal
 
 from sparse_ingest.pipeline import option
 
+MOST_QUERIES = 2000
+
 
 @dataclass(frozen=True)
 class PlanOptions:

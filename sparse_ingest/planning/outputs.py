@@ -59,9 +59,7 @@ def write_outputs(report: PlanReport, folder: Path) -> list[Path]:
 def _comments(report: PlanReport) -> Iterator[str]:
     yield "Chosen by `sparse-ingest plan`:"
     yield from sentences(report)
-    if report.load_flags:
-        yield "Texts encoded with this pipeline are pruned so; the vectors of this run are pruned when they are loaded:"
-        yield f"sparse-ingest load RUN --index NAME{report.load_flags}"
+    yield "`sparse-ingest load RUN --index NAME --pipeline` and this file apply [load]; the index remembers [query]."
 
 
 def pipeline_text(pipeline: Pipeline, comments: Iterable[str]) -> str:

@@ -27,11 +27,11 @@ from sparse_ingest.cluster.search_bodies import ENGINES
 from sparse_ingest.corpora.collections import read_qrels, read_queries
 from sparse_ingest.errors import RunError, UsageError
 from sparse_ingest.evaluation.measures import Qrels, measure
-from sparse_ingest.pipeline import EncodeSettings, Pipeline, QuerySettings, options_from, pipeline_of
+from sparse_ingest.pipeline import EncodeSettings, Pipeline, Pruning, QuerySettings, options_from, pipeline_of
 from sparse_ingest.planning import engines
 from sparse_ingest.planning.options import PlanOptions
 from sparse_ingest.planning.outputs import refuse_outputs, write_outputs
-from sparse_ingest.planning.report import PlanReport, Point, Values, candidates, choose, frontier, loss_of
+from sparse_ingest.planning.report import PlanReport, Point, Values, candidates, choose, frontier, loss_of, unsettled
 from sparse_ingest.planning.rules import ALL_TERMS, as_flags, document_families, query_rules
 from sparse_ingest.planning.sweep import Sweep
 from sparse_ingest.queries.weight_table import QueryWeights, prune_query
@@ -96,6 +96,8 @@ def plan(
     as_encoded = _as_encoded(pipeline_of_run(pipeline_of(None, pipeline), folder), folder)
     whole = replace(as_encoded, query=replace(as_encoded.query, top_k=None, max_ratio=None))
     with engines.held_index(folder, as_encoded, index, url, connection) as held:
+        if held:
+            as_encoded = replace(as_encoded, index=held.settings)
         sampled = _sampled(records, qrels, chosen.sample)
         weighted = [(query_id, weights) for query_id, weights in many_query_weights(sampled, whole) if weights]
         if len(weighted) < LEAST_QUERIES:
@@ -107,7 +109,7 @@ def plan(
         job = _Job(folder, weighted, qrels, held, chosen.loss)
         reporter.begin("documents", folder.totals()["rows"])
         job.read(reporter)
-        report = job.report(as_encoded, reporter)
+        report = job.report(as_encoded)
     return replace(report, written=write_outputs(report, Path(chosen.out))) if chosen.out else report
 
 
@@ -174,7 +176,7 @@ class _Job:
                 "judgements, belong to another corpus."
             )
 
-    def report(self, pipeline: Pipeline, reporter: Reporter) -> PlanReport:
+    def report(self, pipeline: Pipeline) -> PlanReport:
         """Everything that was found."""
         points = [
             self._exact(rule, query) for query in range(len(self.query_rules)) for rule in range(len(self.sweep.rules))
@@ -186,13 +188,14 @@ class _Job:
             return (point.bytes or 0) / (full.bytes or 1) * (point.visited or 0.0) / (full.visited or 1.0)
 
         if self.index:
-            choice = choose(settings, self.full, loss=self.loss, cost=lambda point: point.latency_p50_ms or 0.0)
+            found: dict[str, Any] = {"loss": self.loss, "cost": lambda point: point.latency_p50_ms}
         else:
-            choice = choose(points, self.full, loss=self.loss, cost=cost)
-        if not choice:
-            reporter.note(
-                f"Nothing loses {self.loss:.2%} or less on both halves of the queries; the settings stay as they are."
-            )
+            found = {"loss": self.loss, "cost": cost}
+        measured = settings or points
+        choice = choose(measured, self.full, **found)
+        if self.index and not any(point.engine == "exact" for point in settings):
+            # The baseline of a field that only has another engine.
+            settings = [*settings, next(point for point in points if point.documents == self.index.pruning)]
         return PlanReport(
             run=str(self.run.path),
             run_id=self.run.manifest.run_id,
@@ -206,8 +209,9 @@ class _Job:
             index=self.index.name if self.index else None,
             index_bytes=self.index.bytes if self.index else None,
             settings=settings,
-            settings_frontier=[settings.index(point) for point in frontier(settings)],
+            settings_frontier=[settings.index(point) for point in frontier(measured)] if settings else [],
             choice=choice,
+            unsettled=unsettled(measured, self.full, choice, **found),
             load_flags=as_flags(choice.point.documents) if choice else "",
             pipeline=_with_choice(pipeline, choice.point) if choice else pipeline,
         )
@@ -254,7 +258,12 @@ class _Job:
         frequencies, documents = self.sweep.frequencies[rule], self.sweep.documents
         postings = int(frequencies.sum())
         # The postings alone, all else being the same; nothing is known of the size of clusters.
-        is_known = not self.index or self.index.engine.kind == "rank_features"
+        size = index_bytes = None
+        if not self.index or self.index.engine.kind == "rank_features":
+            size = round(posting_bytes(frequencies, documents))
+        if self.index and size is not None:
+            held = self.sweep.frequencies[self.sweep.rules.index(self.index.pruning)]
+            index_bytes = self.index.bytes + size - round(posting_bytes(held, documents))
         tenths = [self.sweep.best(forms[query], rule)[1][9:11] for forms in self.forms]
         return Point(
             documents=self.sweep.rules[rule],
@@ -263,7 +272,8 @@ class _Job:
             terms=postings / max(1, documents),
             postings=postings,
             emptied=int(self.sweep.emptied[rule]),
-            bytes=round(posting_bytes(frequencies, documents)) if is_known else None,
+            bytes=size,
+            index_bytes=index_bytes,
             tied=sum(len(pair) == 2 and bool(pair[0] == pair[1]) for pair in tenths),
             loss=loss_of(values, self.full),
             per_query=values,
@@ -298,16 +308,15 @@ def _as_encoded(pipeline: Pipeline, run: Run) -> Pipeline:
     """The pipeline with what the run says of its own making."""
     settings = [name for name in EncodeSettings.__dataclass_fields__ if name not in ("dtype", "batch_tokens")]
     known = {name: run.manifest.identity[name] for name in settings if name in run.manifest.identity}
-    return replace(pipeline, encode=replace(pipeline.encode, **known))
+    return replace(pipeline, encode=replace(pipeline.encode, **known), query=QuerySettings(**vars(pipeline.query)))
 
 
 def _with_choice(pipeline: Pipeline, point: Point) -> Pipeline:
     """The pipeline with the settings of a point."""
-    changes: dict[str, Any] = {"top_k": None, "max_ratio": None, **point.query, "engine": None}
+    query: dict[str, Any] = vars(pipeline.query) | {"top_k": None, "max_ratio": None, **point.query, "engine": None}
     if table := ENGINES[point.engine].settings:
-        changes |= {"engine": point.engine, table: {**getattr(pipeline.query, table), **point.parameters}}
-    encode = replace(pipeline.encode, **point.documents)
-    return replace(pipeline, encode=encode, query=replace(pipeline.query, **changes))
+        query |= {"engine": point.engine, table: {**query[table], **point.parameters}}
+    return replace(pipeline, load=Pruning(**point.documents), query=QuerySettings(**query))
 
 
 def _sampled(queries: Iterable[Query], qrels: Qrels | None, sample: int) -> list[Query]:

@@ -1,10 +1,10 @@
 """What a plan finds: points, the frontier of those that no other beats, the one to take, and the report of them all.
 
 In: points with the quality of every query. A loss is the share of the mean quality that a point lacks against the whole
-vectors. The choice is made on one half of the queries; the other half must confirm it, and its mean is what the plan
-predicts. A point that it does not confirm is skipped, and the next one is tested with the same queries. So test j may
-miss in 5% / (j (j + 1)) of all plans, which is 5% over all tests together: an interval is wider the more points were
-skipped before it.
+vectors. The choice is made on one half of the queries, and the other half must confirm it: on both, the interval of the
+loss must end within what is allowed. The mean of the half that confirms is what the plan predicts. A point that it does
+not confirm is skipped, and the next one is tested with the same queries. So test j may miss in 5% / (j (j + 1)) of all
+plans, which is 5% over all tests together: an interval is wider the more points were skipped before it.
 Not covered: where the qualities come from (sweep.py, engines.py).
 """
 
@@ -21,9 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.pipeline import EngineName, Pipeline
+from sparse_ingest.planning.options import MOST_QUERIES
 from sparse_ingest.planning.rules import PruningRule
 
 MISSES = 0.05  # of all plans may predict an interval that does not hold
+HALVES = (slice(0, None, 2), slice(1, None, 2))  # the queries that choose, and those that confirm
 Values = npt.NDArray[np.float64]
 
 
@@ -33,8 +35,9 @@ class Point:
 
     `overlap_10` and `overlap_100` are the shares of the ten and hundred best documents of the whole vectors that it
     finds. `terms` are those of a document, `visited` the postings that an exact search of a query reads, `bytes` the
-    predicted size of all postings. `tied` queries have an eleventh document with the score of the tenth: which of such
-    documents an index gives, nobody can predict. `per_query` is the quality of each query.
+    predicted size of all postings, `index_bytes` that of the index with them. `tied` queries have an eleventh document
+    with the score of the tenth: which of such documents an index gives, nobody can predict. `per_query` is the quality
+    of each query.
     """
 
     documents: PruningRule
@@ -48,6 +51,7 @@ class Point:
     postings: int
     emptied: int
     bytes: int | None = None
+    index_bytes: int | None = None
     visited: float | None = None
     tied: int
     latency_p50_ms: float | None = None
@@ -59,6 +63,16 @@ class Point:
     def megabytes(self) -> float | None:
         """`bytes` as a table shows them."""
         return None if self.bytes is None else self.bytes / 1e6
+
+    @property
+    def index_megabytes(self) -> float | None:
+        """`index_bytes` as a table shows them."""
+        return None if self.index_bytes is None else self.index_bytes / 1e6
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is pruned and the search is exact, so that by definition nothing is lost."""
+        return not self.documents and not self.query and self.engine == "exact" and not self.loss
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the single queries."""
@@ -76,6 +90,19 @@ class Choice(NamedTuple):
     interval: tuple[float, float]
     chosen_by: float
     passed_over: int
+
+
+class Unsettled(NamedTuple):
+    """A point that is cheaper than the choice and loses little enough on average, but not for certain.
+
+    `loss` is that of the half of the queries which leaves more doubt, within `interval` (95%). A plan with about
+    `sample` queries would settle it, if their mean and spread are those of these queries.
+    """
+
+    point: Point
+    loss: float
+    interval: tuple[float, float]
+    sample: int
 
 
 @dataclass(frozen=True)
@@ -101,6 +128,7 @@ class PlanReport:
     settings: list[Point]
     settings_frontier: list[int]
     choice: Choice | None
+    unsettled: Unsettled | None
     load_flags: str
     pipeline: Pipeline
     written: Sequence[Path] = ()
@@ -108,10 +136,13 @@ class PlanReport:
     def to_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
         return {
-            **{name: value for name, value in vars(self).items() if name not in ("pipeline", "choice", "written")},
+            **{name: value for name, value in vars(self).items() if name not in ("pipeline", "written")},
             "points": [point.as_json() for point in self.points],
             "settings": [point.as_json() for point in self.settings],
-            "choice": {**self.choice._asdict(), "point": self.choice.point.as_json()} if self.choice else None,
+            **{
+                name: {**one._asdict(), "point": one.point.as_json()} if one else None
+                for name, one in (("choice", self.choice), ("unsettled", self.unsettled))
+            },
             "pipeline": asdict(self.pipeline),
         }
 
@@ -122,55 +153,88 @@ def loss_of(values: Values, full: Values) -> float:
 
 
 def choose(points: Sequence[Point], full: Values, *, loss: float, cost: Callable[[Point], float]) -> Choice | None:
-    """The cheapest point whose loss is at most `loss` on both halves of the queries, None when there is none.
+    """The cheapest point of the frontier that loses at most `loss` for certain, None when there is none.
 
-    `full` is the quality of each query with whole vectors. Every other query chooses; the caller shuffles them.
+    It is certain when on each half of the queries the interval of the loss ends at `loss` or below. `full` is the
+    quality of each query with whole vectors. Every other query chooses; the caller shuffles them.
     """
-    for look, point in enumerate(candidates(points, full, loss=loss, cost=cost), start=1):
-        found = loss_of(point.per_query[1::2], full[1::2])
-        if found <= loss:
-            chosen_by = loss_of(point.per_query[::2], full[::2])
-            return Choice(point, found, _interval(found, point.per_query, full, look), chosen_by, look - 1)
+    for look, point in enumerate(candidates(frontier(points), full, loss=loss, cost=cost), start=1):
+        chosen_by, found = (loss_of(point.per_query[half], full[half]) for half in HALVES)
+        interval = _interval(found, point.per_query, full, MISSES / (look * (look + 1)))
+        if point.is_whole:
+            interval = (0.0, 0.0)
+        if interval[1] <= loss:
+            return Choice(point, found, interval, chosen_by, look - 1)
     return None
+
+
+def unsettled(
+    points: Sequence[Point], full: Values, choice: Choice | None, *, loss: float, cost: Callable[[Point], float]
+) -> Unsettled | None:
+    """A point of the frontier whose mean loss is below `loss`, and which is cheaper than the choice.
+
+    The cheapest that a plan can settle; if there is none, the one that needs the fewest queries.
+    """
+    found = []
+    for point in frontier(points):
+        if point.loss < loss and not point.is_whole and not (choice and cost(point) >= cost(choice.point)):
+            doubtful = max(loss_of(point.per_query[half], full[half]) for half in HALVES)
+            interval = _interval(doubtful, point.per_query, full)
+            # As the first point that is to be confirmed.
+            reach = NormalDist().inv_cdf(1 - MISSES / 4) * _spread(point.loss, point.per_query, full)
+            sample = max(2 * (reach / (loss - point.loss)) ** 2, 1.5 * len(full))
+            step = 10 ** (math.floor(math.log10(sample)) - 1)  # two digits
+            found.append(Unsettled(point, doubtful, interval, math.ceil(sample / step) * step))
+    return min(
+        found,
+        key=lambda one: (0, cost(one.point)) if one.sample <= MOST_QUERIES else (one.sample, cost(one.point)),
+        default=None,
+    )
 
 
 def candidates(
     points: Sequence[Point], full: Values, *, loss: float, cost: Callable[[Point], float]
 ) -> Iterator[Point]:
-    """The points whose loss is at most `loss` on the half that chooses, the cheapest first."""
-    for point in sorted(points, key=lambda point: (cost(point), loss_of(point.per_query[::2], full[::2]))):
-        if loss_of(point.per_query[::2], full[::2]) <= loss:
+    """The points that lose at most `loss` for certain, by the half that chooses. The cheapest first."""
+    chosen_by = HALVES[0]
+    for point in sorted(points, key=lambda point: (cost(point), loss_of(point.per_query[chosen_by], full[chosen_by]))):
+        found = loss_of(point.per_query[chosen_by], full[chosen_by])
+        if point.is_whole or _interval(found, point.per_query, full)[1] <= loss:
             yield point
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """The points that no other one of them beats: at least as good in every respect, and better in one."""
-    costs = np.array([_costs(point) for point in points])
-    kept = [
-        point
-        for point, own in zip(points, costs, strict=True)
+    """The points that no other one of them beats: at least as good in every respect, and better in one. Best first.
+
+    Respects are the loss, the bytes of postings (else their number), the postings visited, and the latency, as far as
+    they are known of all points.
+    """
+    names = ["bytes" if all(point.bytes is not None for point in points) else "postings", "visited", "latency_p50_ms"]
+    names = [name for name in names if all(getattr(point, name) is not None for point in points)]
+    # Sums of the same values in another order differ in their last digits.
+    costs = np.array([[round(point.loss, 9), *(getattr(point, name) for name in names)] for point in points])
+    kept = {
+        tuple(own): point
+        for own, point in reversed(list(zip(costs, points, strict=True)))  # of equal ones the first stays
         if not ((costs <= own).all(axis=1) & (costs < own).any(axis=1)).any()
-    ]
-    return sorted(kept, key=lambda point: (point.loss, _costs(point)[1:]))
+    }
+    return [kept[own] for own in sorted(kept)]
 
 
-def _costs(point: Point) -> tuple[float, ...]:
-    """Everything that should be small; what was not measured of any point counts for none."""
-    numbers = (point.loss, point.postings, point.bytes, point.visited, point.latency_p50_ms)
-    return tuple(0.0 if number is None else float(number) for number in numbers)
+def _interval(found: float, values: Values, full: Values, misses: float = MISSES) -> tuple[float, float]:
+    """Where the loss over all queries of this kind is, with `found` on one half, but for a share of `misses`."""
+    count = len(full) // 2
+    reach = _spread(found, values, full) / math.sqrt(count) * _student(1 - misses / 2, count - 1)
+    return found - reach, found + reach
 
 
-def _interval(found: float, values: Values, full: Values, look: int) -> tuple[float, float]:
-    """Where the loss over all queries of this kind lies, for a point that was the look-th to be looked at.
+def _spread(found: float, values: Values, full: Values) -> float:
+    """The standard deviation of the loss of one query: that of all, and of one more that loses a tenth.
 
-    `found` is the loss on the half that confirmed. The spread is that of all queries, and of one more that loses a
-    tenth: where no query loses anything, a next one may.
+    Where no query loses anything, a next one may.
     """
     lacking = np.append((1 - found) * full - values, full.mean() / 10)
-    spread = math.sqrt(float((lacking**2).sum()) / len(full)) / float(full.mean())
-    count = len(full[1::2])
-    reach = spread / math.sqrt(count) * _student(1 - MISSES / (look * (look + 1)) / 2, count - 1)
-    return found - reach, found + reach
+    return math.sqrt(float((lacking**2).sum()) / len(full)) / float(full.mean())
 
 
 def _student(share: float, freedom: int) -> float:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sparse_ingest.pipeline import in_words as settings_in_words
+
 PruningRule = Mapping[str, Any]  # the arguments of `prune`; empty: all terms
 Family = tuple[PruningRule, ...]
 
@@ -38,7 +40,7 @@ def query_rules(mean_tokens: float) -> list[PruningRule]:
 
 def in_words(rule: PruningRule) -> str:
     """A rule as a table shows it."""
-    return " and ".join(f"{name} {value:g}" for name, value in rule.items()) or "all"
+    return settings_in_words(rule, " and ") or "all"
 
 
 def as_flags(rule: PruningRule) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.cluster.search_bodies import Engine, choose_engine
 from sparse_ingest.errors import CheckpointError, ClusterError, RunError
-from sparse_ingest.pipeline import ModelSettings, Pipeline, changed
+from sparse_ingest.pipeline import ModelSettings, Pipeline, changed, query_settings
 from sparse_ingest.queries.weight_table import read_vocabulary
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def indexed(client: Client, name: str) -> Index:
 
 
 def pipeline_of_index(given: Pipeline, index: Index, name: str, *, force: bool = False) -> Pipeline:
-    """Return the pipeline to search an index with: model and field as its `_meta` has them unless others were given.
+    """Return the pipeline to search an index with: model, field and query settings as in its `_meta` unless given.
 
     Raises:
         ClusterError: there is no such sparse field, or no model is named, or, without `force`, another than that of
@@ -91,7 +91,9 @@ def pipeline_of_index(given: Pipeline, index: Index, name: str, *, force: bool =
     stamped = stamp.field if stamp else DEFAULT_FIELD
     field = given.index.field if given.index.field != DEFAULT_FIELD else stamped
     kind = _kind_of_field(index.mappings, field, name, stamped)
-    return replace(given, model=model, index=replace(given.index, field=field, kind=kind))
+    remembered = stamp.query if stamp else {}
+    query = query_settings(given.query, remembered, f"Index {name!r}: _meta.sparse_ingest.query")
+    return replace(given, model=model, index=replace(given.index, field=field, kind=kind), query=query)
 
 
 def engine_of(pipeline: Pipeline, client: Client | None = None, index: str | None = None) -> Engine:

@@ -172,14 +172,14 @@ def open_index(
     pipeline: Pipeline | str | None = None,
     force: bool = False,
 ) -> SearchableIndex:
-    """Open an index or alias for searching it; model, field and settings come from its `_meta`.
+    """Open an index or alias for searching it; model, field and query settings come from its `_meta`.
 
     Args:
         name: An index, or an alias of one.
         url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
         model: The model of the queries, where `_meta` names none.
-        pipeline: A pipeline whose [query] and [index] settings apply; may replace `model`.
+        pipeline: A pipeline whose [query] and [index] settings apply, instead of those of `_meta`; may replace `model`.
         force: Search with another model than that of `_meta`.
 
     Raises:

@@ -18,6 +18,8 @@ from sparse_ingest.errors import UsageError
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import Pipeline
 
+NO_SERVER = "http://127.0.0.1:1"
+
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
@@ -97,8 +99,17 @@ def test_a_file_of_queries_gives_the_lines_of_one_msearch(
     queries = tmp_path / "queries.jsonl"
     queries.write_text('{"_id": "1", "text": "catch"}\n{"_id": "2", "text": "river"}\n{"_id": "3", "text": "zebra"}\n')
     client = connect(Connection(opensearch_url))
-    for options, path in (([], f"/{index_name}/_msearch"), (["--index", index_name], "/_msearch")):
-        result = CliRunner().invoke(query, ["--model", str(model), "--queries", str(queries), *options])
+    named = ["--index", index_name]
+    asked = (
+        (f"/{index_name}/_msearch", []),
+        ("/_msearch", [*named, "--force", "--url", opensearch_url]),
+        ("/_msearch", named),
+    )
+    for path, options in asked:
+        result = CliRunner().invoke(
+            query, ["--model", str(model), "--queries", str(queries), *options], env={"SPARSE_INGEST_URL": NO_SERVER}
+        )
+        assert ("are not used: Nothing listens" in result.stderr) == (options == named)
         assert result.exit_code == 0, result.exception
         answer = client.call("POST", path, result.stdout_bytes)
         assert [[hit["_id"] for hit in one["hits"]["hits"]] for one in answer["responses"]] == [["a"], ["b"], []]
@@ -109,8 +120,9 @@ def test_a_file_of_queries_gives_the_lines_of_one_msearch(
     [
         (["--hybrid", "--analyzer", "a"], "--hybrid and --analyzer are different requests"),
         (["--hybrid", "--collapse", "parent"], "--hybrid goes without --collapse"),
-        (["--index", "i"], "--index goes with --queries"),
         (["--quoting", "none"], "--quoting goes with --queries"),
+        (["--index", "i", "--analyzer", "a"], "--index goes with --queries"),
+        (["--url", "http://127.0.0.1:1"], "--url is for --index"),
     ],
 )
 def test_options_without_an_effect_are_refused(model: Path, options: list[str], said: str) -> None:

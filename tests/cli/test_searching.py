@@ -282,6 +282,8 @@ def test_engine_filter_and_hybrid_reach_the_index(
         (["--run", "r", "--filter", '{"match_all": {}}'], "--filter asks a server"),
         (["--run", "r", "--hybrid"], "--hybrid asks a server"),
         (["--run", "r", "--engine", "exact"], "--engine asks a server"),
+        (["--run", "r", "--url", "http://127.0.0.1:1"], "--url is for --index"),
+        (["--run", "r", "--set", "load.top_k=3"], "this command reads [model], [index], [query], not [load]"),
         (["--index", "i", "--concurrency", "2"], "--concurrency goes with --queries"),
         (["--index", "i", "--quoting", "none"], "--quoting goes with --queries"),
         (["--index", "i", "--trec", "--json"], "--trec and --json"),

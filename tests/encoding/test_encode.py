@@ -132,6 +132,7 @@ def test_a_long_text_is_counted(encode, tmp_path: Path) -> None:
         (["--corpus", ""], 2, "named by an empty string"),
         (["--device", "tpu"], 2, "expected auto, cpu, cuda or cuda:N"),
         (["--set", "encode.max_ratio=5"], 2, "expected a number from 0 to 1"),
+        (["--set", "load.top_k=5"], 2, "this command reads [model], [encode], not [load]"),
         (["--corpus", "nothing.jsonl"], 1, 'no file or folder "nothing.jsonl"'),
         (["--model", "/nothing"], 1, "No model folder '/nothing'"),
     ],
@@ -276,7 +277,7 @@ def test_other_settings_are_refused_with_both_values(encode, tmp_path: Path, mod
 def test_what_changes_no_number_may_change(encode, tmp_path: Path) -> None:
     assert encode("--dtype", "float32").code == 0
     before = contents(tmp_path / "run")
-    assert encode("--batch-tokens", 300, "--device", "auto", "--set", "index.field=v", "--dtype", "auto").code == 0
+    assert encode("--batch-tokens", 300, "--device", "auto", "--dtype", "auto").code == 0
     assert contents(tmp_path / "run") == before
 
 

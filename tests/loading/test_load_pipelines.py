@@ -1,0 +1,157 @@
+"""A pipeline file is applied by `load`: [load] prunes, [query] is remembered, and searches use it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.changes import checked, into, stamp, there
+from support.forked import command
+from support.reporters import Recorder
+from support.runs import make_run
+from support.tables import write_table
+
+import sparse_ingest as si
+from sparse_ingest.cluster.client import Client, Connection
+from sparse_ingest.errors import ClusterError, PipelineError
+from sparse_ingest.loading.publish import publish
+from sparse_ingest.pipeline import IndexSettings, Pipeline, Pruning, QuerySettings
+from sparse_ingest.runs.run import Run
+
+DOCUMENTS = {
+    "a": {"catch": 2.0, "except": 1.0, "an": 0.25, "river": 0.5},
+    "b": {"catch": 1.0, "##ion": 2.0, "an": 0.125},
+    "c": {"river": 3.0},
+}
+TEXT = "catch an exception"  # except 4.75, ##ion 2.5, catch 2.5, an 0.1
+PLANNED = Pipeline(load=Pruning(top_k=2), query=QuerySettings(top_k=2))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return make_run(tmp_path / "run", DOCUMENTS, model=str(write_table(tmp_path / "model")))
+
+
+def meta(client: Client, index: str) -> dict[str, Any]:
+    found: dict[str, Any] = there(client, index).mappings["_meta"]["sparse_ingest"]
+    return found
+
+
+def asked(client: Client, index: str, **settings: Any) -> list[str]:
+    """The tokens that a search of the index asks for."""
+    with si.open_index(index, url=client.address, **settings) as opened:
+        return list(opened.query_weights(TEXT))
+
+
+def test_every_command_applies_the_file_of_a_plan(run: Run, client: Client, index_name: str, tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text(
+        "[encode]\ntop_k = 1\n[load]\ntop_k = 3\nmin_weight = 0.2\n[query]\ntop_k = 2\nengine = 'two-phase'\n"
+    )
+    to = ["--index", index_name, "--url", client.address]
+    answer = command("load", run.path, "--pipeline", tmp_path / "p.toml", "--top-k", "2", *to)
+    assert answer.code == 0, answer.err
+    assert "The pipeline prunes documents: top_k 2, min_weight 0.2." in answer.err
+    assert f"Searches of index {index_name!r} that name no pipeline use top_k 2, engine two-phase." in answer.err
+    assert meta(client, index_name)["pruning"] == {"top_k": 2, "max_ratio": None, "min_weight": 0.2}
+    assert meta(client, index_name)["query"] == {"top_k": 2, "engine": "two-phase"}
+    assert checked(client, index_name, run).same
+    found = json.loads(command("search", TEXT, "--json", *to).out)
+    assert list(found["query"]) == ["except", "##ion"]
+    assert [hit["id"] for hit in found["hits"]] == ["b", "a"]
+    answer = command("query", TEXT, *to)
+    body = json.loads(answer.out)
+    assert list(body["query"]["neural_sparse"]["sparse"]["query_tokens"]) == ["except", "##ion"]
+    assert "search_pipeline" in body and "top_k 2, engine two-phase. --pipeline replaces them." in answer.err
+    (tmp_path / "queries.tsv").write_text(f"1\t{TEXT}\n")
+    (tmp_path / "qrels.tsv").write_text("1\tb\t1\n")
+    judged = ["--queries", tmp_path / "queries.tsv", "--qrels", tmp_path / "qrels.tsv", "--json"]
+    (tmp_path / "other.toml").touch()
+    for more, tokens in ([], 2), (["--set", "query.top_k=1"], 1), (["--pipeline", tmp_path / "other.toml"], 4):
+        answer = command("evaluate", *judged, *to, *more)
+        assert answer.code == 0, answer.err
+        assert json.loads(answer.out)["queries"]["active_dimensions"] == tokens
+    shown = json.loads(command("index", "show", "--json", *to).out)
+    assert shown["query"] == {"top_k": 2, "engine": "two-phase"} and shown["pruning"]["min_weight"] == 0.2
+    assert "query settings" in command("index", "show", *to).out
+
+
+def test_a_search_uses_what_the_index_remembers_unless_a_pipeline_is_given(
+    run: Run, client: Client, index_name: str
+) -> None:
+    into(client, index_name, run, pipeline=PLANNED)
+    assert asked(client, index_name) == ["except", "##ion"]
+    model = run.manifest.model["document"]
+    assert asked(client, index_name, model=model, force=True) == ["except", "##ion"]
+    assert len(asked(client, index_name, pipeline=Pipeline())) == 4
+    assert len(asked(client, index_name, pipeline=Pipeline(query=QuerySettings(top_k=3)))) == 3
+
+
+def test_a_load_that_names_no_pipeline_keeps_what_the_index_remembers(
+    run: Run, client: Client, index_name: str, tmp_path: Path
+) -> None:
+    first, second, third = Recorder(), Recorder(), Recorder()
+    into(client, index_name, run, pipeline=PLANNED)
+    with pytest.raises(ClusterError, match="was loaded pruned by top_k 2; this load asks for vectors unpruned"):
+        into(client, index_name, run, pipeline=None)
+    with pytest.raises(ClusterError, match="asks for vectors pruned by top_k 3"):
+        into(client, index_name, run, pipeline=PLANNED, top_k=3)
+    into(client, index_name, run, pipeline=None, top_k=2, progress=first)
+    assert meta(client, index_name)["query"] == {"top_k": 2} and "use top_k 2." in "".join(first.notes)
+    newer = make_run(tmp_path / "new", {**DOCUMENTS, "d": {"catch": 1.0}}, model=run.manifest.model["document"])
+    into(client, index_name, newer, pipeline=None, top_k=2, since=run.path)
+    assert meta(client, index_name)["query"] == {"top_k": 2} and checked(client, index_name, newer).same
+    # Nothing is left to send, and the file of another plan asks otherwise.
+    other = Pipeline(load=Pruning(top_k=2), query=QuerySettings(engine="two-phase", two_phase={"prune_ratio": 0.3}))
+    report = into(client, index_name, newer, pipeline=other, progress=second)
+    assert report.loaded_shards == 0 and stamp(client, index_name).load == "done"
+    assert meta(client, index_name)["query"] == {"engine": "two-phase", "two_phase": {"prune_ratio": 0.3}}
+    assert "use engine two-phase, two_phase (prune_ratio 0.3)." in "".join(second.notes)
+    into(client, index_name, newer, pipeline=Pipeline(load=Pruning(top_k=2)), progress=third)
+    assert "query" not in meta(client, index_name) and "use no query settings any more" in "".join(third.notes)
+
+
+def test_an_alias_brings_its_settings_and_says_what_the_new_index_lacks(
+    run: Run, client: Client, index_name: str, tmp_path: Path
+) -> None:
+    def serve(run: Run, pipeline: Pipeline | None) -> list[str]:
+        recorder = Recorder()
+        publish(run, alias=index_name, connection=Connection(client.address), pipeline=pipeline, progress=recorder)
+        return recorder.notes
+
+    serve(run, PLANNED)
+    assert asked(client, index_name) == ["except", "##ion"]
+    newer = make_run(tmp_path / "new", {"d": {"catch": 1.0}}, model=run.manifest.model["document"])
+    notes = "".join(serve(newer, None))
+    assert f"'{index_name}-{run.manifest.run_id[:8]}' has pruning top_k 2 and query settings top_k 2" in notes
+    assert len(asked(client, index_name)) == 4
+
+
+def test_settings_that_no_search_could_use_are_refused_before_anything_is_loaded(
+    run: Run, client: Client, index_name: str
+) -> None:
+    wrong = Pipeline(query=QuerySettings(engine="seismic"))
+    with pytest.raises(PipelineError, match="The engine seismic cannot search a rank_features field"):
+        into(client, index_name, run, pipeline=wrong)
+    fits = Pipeline(index=IndexSettings(kind="sparse_vector"), query=QuerySettings(engine="exact"))
+    with pytest.raises(PipelineError, match="The engine exact cannot search a sparse_vector field"):
+        into(client, index_name, run, pipeline=fits)
+    assert client.find(f"/{index_name}") is None
+
+
+def test_what_a_newer_release_remembers_is_named(run: Run, client: Client, index_name: str) -> None:
+    into(client, index_name, run, pipeline=PLANNED)
+    changed = {**there(client, index_name).mappings["_meta"]}
+    changed["sparse_ingest"] = {**changed["sparse_ingest"], "query": {"rerank": True}}
+    client.call("PUT", f"/{index_name}/_mapping", {"_meta": changed})
+    with pytest.raises(PipelineError, match=r"_meta.sparse_ingest.query: unknown key rerank"):
+        asked(client, index_name)
+    assert len(asked(client, index_name, pipeline=Pipeline())) == 4
+
+
+@pytest.mark.parametrize("option", [["--top-k", "3"], ["--set", "load.top_k=3"], ["--merge"], ["--pipeline", "demo"]])
+def test_options_of_a_load_are_refused_where_none_happens(option: list[str]) -> None:
+    for target in ["--alias", "a", "--to", "b"], ["--index", "a", "--restore"]:
+        answer = command("load", *target, *option)
+        assert answer.code == 2 and f"{option[0]} is for loading a run" in answer.err
