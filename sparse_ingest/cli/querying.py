@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_ingest.cli.options import print_json, query_model_options, stage_options
+from sparse_ingest.cli.options import print_json, query_model_options, stage_options, utf8_text
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline, option
 from sparse_ingest.searching.options import SearchOptions
@@ -58,7 +58,7 @@ class QueryOptions(SearchOptions):
 
 
 @click.command()
-@click.argument("text", required=False)
+@click.argument("text", required=False, type=utf8_text)
 @queries_option
 @click.option("--index", metavar="NAME", help="With --queries: the index to name in each header; else the URL names it")
 @stage_options(QueryOptions, "concurrency")

@@ -206,7 +206,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _as_bytes(line: dict[str, Any]) -> bytes:
-    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+    # Servers cut messages between the halves of a surrogate pair.
+    return json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
 def _append(path: Path, lines: Iterable[dict[str, Any]]) -> None:

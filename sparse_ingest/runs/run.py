@@ -385,9 +385,9 @@ def refuse_incomplete(run: Run, *, partial: bool = False) -> None:
 
 
 def write_json(path: Place, value: object, *, exclusive: bool = False) -> None:
-    """Write JSON with `write_atomic`."""
+    """Write JSON with `write_atomic`; a byte of a path that is not UTF-8 is an escape, as `\\udcff`."""
     text = json.dumps(value, ensure_ascii=False, indent=None if isinstance(value, list) else 1)
-    write_atomic(path, text.encode() + b"\n", exclusive=exclusive)
+    write_atomic(path, text.encode(errors="backslashreplace") + b"\n", exclusive=exclusive)
 
 
 def _read_json(path: Place, *, missing_ok: bool = False) -> Any:
