@@ -85,10 +85,7 @@ def _run() -> object:
 class _Ascii(io.TextIOWrapper):
     """A stream that takes ASCII alone, and calls itself Latin-1: to one that says ASCII, click writes UTF-8."""
 
-    @property
-    def encoding(self) -> str:
-        """A superset of the true one."""
-        return "latin-1"
+    encoding = "latin-1"
 
 
 def _escaping(stream: TextIO | None) -> TextIO:

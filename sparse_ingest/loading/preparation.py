@@ -87,7 +87,7 @@ def make_plan(
         indexes.refuse_other_pruning(there, stamp)
         stamp = indexes.continued_stamp(there.stamp, stamp)
         stamp = since.stamp(there, stamp) if since else stamp
-        journal = open_journal(run.loads, client.cluster_uuid, there.uuid)
+        journal = open_journal(run, client.cluster_uuid, there.uuid)
         if there.stamp is None or there.stamp.run_id != stamp.run_id:
             stale = journal
         loaded = {} if stale else loaded_shards(run, journal)

@@ -5,8 +5,9 @@ with exclusive create, and it never changes. A shard is done when its file in do
 `flock` on a file in locks/: the kernel releases it when its process dies, so a killed process leaves nothing behind.
 
 A run can also be in a store (s3://bucket/prefix). Each file is written there in one request, locks are leases
-(leases.py), and unfinished files are in a scratch folder of this machine. A run on the web (https://) is read-only. It
-must be complete, since a web server lists no files; journals of its loads are kept in the user's state folder.
+(leases.py), and unfinished files are in a scratch folder of this machine. A run on the web (https://) must be complete,
+since a web server lists no files. Where a run cannot be written, as on the web or in a folder that is read-only for
+this process, the locks and journals of its loads are kept in the user's state folder.
 
 Not covered: the content of shards (shards.py) and of load/ (cluster/journal.py).
 """
@@ -14,8 +15,8 @@ Not covered: the content of shards (shards.py) and of load/ (cluster/journal.py)
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
 from sparse_ingest.errors import RunError
-from sparse_ingest.runs.leases import Leases
+from sparse_ingest.runs.leases import Leases, file_lock
 from sparse_ingest.runs.manifest import FORMAT, Identity, Manifest, differences
 from sparse_ingest.storage.durable import sync_folder, write_atomic
 from sparse_ingest.storage.places import Place, RemotePath, place_of
@@ -73,24 +74,23 @@ class Run:
         state = f"{complete['rows']:,} rows" if (complete := self.complete()) else "not complete"
         return f"<{type(self).__name__} {self.path}: {state}, run_id {self.manifest.run_id[:8]}>"
 
+    @cached_property
+    def writable(self) -> bool:
+        """Whether this process may write into the run; asked once."""
+        if isinstance(self.path, RemotePath):
+            return self.path.writable
+        folders = (folder if (folder := self.path / name).exists() else self.path for name in ("load", "locks", "tmp"))
+        return all(os.access(folder, os.W_OK | os.X_OK) for folder in folders)
+
     @property
     def loads(self) -> Place:
         """The folder of the journals of this run's loads."""
-        if isinstance(self.path, RemotePath) and not self.path.writable:
-            return self._state / "load"
-        return self.path / "load"
-
-    def load_folders(self) -> Sequence[Place]:
-        """Return the folders of the journals, one for each index."""
-        loads = self.loads
-        if isinstance(loads, Path):
-            return sorted(loads.glob("*/*/"))
-        return [folder for cluster in loads.iterdir() for folder in cluster.iterdir()]
+        return self._own_files / "load"
 
     @property
-    def _state(self) -> Path:
-        """The folder on this machine for a run that cannot be written."""
-        return user_folder() / "runs" / self.manifest.run_id
+    def _own_files(self) -> Place:
+        """The folder of locks and journals: the run, or one of this machine for a run that cannot be written."""
+        return self.path if self.writable else user_folder() / "runs" / self.manifest.run_id
 
     @cached_property
     def _scratch(self) -> ScratchFolder:
@@ -107,7 +107,7 @@ class Run:
 
     def scratch_path(self, name: str) -> Path:
         """Return the path of a temporary file on this machine. Hold a lock while you write it."""
-        if isinstance(self.path, RemotePath):
+        if isinstance(self.path, RemotePath) or not self.writable:
             return self._scratch.path / name
         folder = self.path / "tmp"
         folder.mkdir(exist_ok=True)
@@ -246,15 +246,8 @@ class Run:
                 if held:
                     self._leases.release(name)
             return
-        folder = (self._state if isinstance(self.path, RemotePath) else self.path) / "locks"
-        folder.mkdir(exist_ok=True, parents=isinstance(self.path, RemotePath))
-        with (folder / f"{name}.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        with file_lock(Path(str(self._own_files)) / "locks" / f"{name}.lock") as held:
+            yield held
 
 
 def part_name(shard: int) -> str:
