@@ -29,7 +29,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON o
 
 def print_json(value: object, indent: int | None = 2) -> None:
     """Print `value` as JSON on standard output. JSON is UTF-8: for another encoding all else than ASCII is escaped."""
-    is_utf = sys.stdout.encoding.lower().startswith("utf")
+    is_utf = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
     click.echo(json.dumps(value, ensure_ascii=not is_utf, indent=indent))
 
 

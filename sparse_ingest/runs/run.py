@@ -42,7 +42,7 @@ class SkippedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a complete run holds, summed over its shards; `--json` prints these keys."""
+    """What a complete run holds, summed over its shards; `--json` prints these keys (`without_token` if above 0)."""
 
     run: str
     run_id: str
@@ -56,10 +56,11 @@ class RunReport:
     windows: int = 0
     reused: int = 0
     deduplicated: int = 0
+    without_token: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""
-        return asdict(self)
+        return _without_zero(asdict(self))
 
 
 class Run:
@@ -166,9 +167,10 @@ class Run:
     def totals(self) -> dict[str, int]:
         """Return the number of finished shards, and the sums of the counts in their records."""
         records = self._records()
-        counts = ("rows", "nnz", "empty", "truncated", "skipped", "underflow", "windows", "reused", "deduplicated")
-        # Earlier releases did not count the last three.
-        return {"shards": len(records), **{name: sum(record.get(name, 0) for record in records) for name in counts}}
+        counts = "rows nnz empty truncated skipped underflow windows reused deduplicated without_token".split()
+        # Earlier releases did not count the last ones.
+        sums = {name: sum(record.get(name, 0) for record in records) for name in counts}
+        return _without_zero({"shards": len(records), **sums})
 
     def rows_done(self) -> int:
         """Source rows of the finished shards, those that were skipped included."""
@@ -248,6 +250,11 @@ class Run:
             return
         with file_lock(Path(str(self._own_files)) / "locks" / f"{name}.lock") as held:
             yield held
+
+
+def _without_zero(counts: dict[str, Any]) -> dict[str, Any]:
+    """Drop the count that only few runs have, and that the files of earlier releases lack."""
+    return {name: count for name, count in counts.items() if count or name != "without_token"}
 
 
 def part_name(shard: int) -> str:
