@@ -10,6 +10,8 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.errors import CheckpointError
 
 SPECIAL_TOKENS = ("cls_token", "sep_token", "bos_token", "eos_token", "unk_token", "pad_token", "mask_token")
+SHOWN_RANGES = 8
 MAX_HEADER_BYTES = 100_000_000  # as the safetensors library has it
 
 
@@ -108,6 +111,29 @@ def read_vocabulary(folder: Path, size: int | None = None) -> Vocabulary | None:
     counted = Counter(token for token in tokens if token is not None)
     shared = [token for token, times in counted.items() if times > 1]
     return Vocabulary(model, tokens, shared, _special_tokens(folder))
+
+
+def ranges_without_token(tokens: Sequence[str | None], size: int) -> list[tuple[int, int]]:
+    """Return the first and the last id of each range of ids below `size` that have no token."""
+    ids = [token_id for token_id in range(size) if token_id >= len(tokens) or tokens[token_id] is None]
+    ends = (list(group) for _, group in groupby(enumerate(ids), key=lambda pair: pair[1] - pair[0]))
+    return [(range_[0][1], range_[-1][1]) for range_ in ends]
+
+
+def named_ranges(ranges: Sequence[tuple[int, int]]) -> str:
+    """Return ranges of ids as text, such as 5, 30522-30527."""
+    names = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
+    rest = [f"and {len(names) - SHOWN_RANGES} more ranges"] if len(names) > SHOWN_RANGES else []
+    return ", ".join(names[:SHOWN_RANGES] + rest)
+
+
+def lost_weights(count: int, vocabulary: Sequence[str | None]) -> str:
+    """Return the message that `count` weights were on ids without a token."""
+    ids = named_ranges(ranges_without_token(vocabulary, len(vocabulary)))
+    return (
+        f"{count:,} weights were left out: the model has them on ids that its tokenizer has no token for ({ids}), and "
+        "an index keys weights by token. Scores are lower than the model's by what these would add."
+    )
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

@@ -12,7 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sparse_ingest.checkpoints.card import Card, Vocabulary, count_parameters, has_pickle, read_card, read_vocabulary
+from sparse_ingest.checkpoints.card import (
+    Card,
+    Vocabulary,
+    count_parameters,
+    has_pickle,
+    ranges_without_token,
+    read_card,
+    read_vocabulary,
+)
 from sparse_ingest.checkpoints.layouts import Checkpoint, MaskedLMSide, WeightTableSide, read_checkpoint, remote_code
 from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.checkpoints.settings import resolve_query_settings, resolve_settings
@@ -30,7 +38,8 @@ class Side:
     """One side of a model, with the settings that it would run with.
 
     Of a weight table `architecture`, `layers`, `hidden_size`, `parameters`, `positions`, `activation` and `pooling` are
-    None. `special_tokens` maps each role to its token; `special_token_weights` is "keep" or "zero".
+    None. `ids_without_token` are the first and last id of each range of outputs that the tokenizer has no token for.
+    `special_tokens` maps each role to its token; `special_token_weights` is "keep" or "zero".
     """
 
     model: str
@@ -45,6 +54,7 @@ class Side:
     hidden_size: int | None
     parameters: int | None
     vocabulary_size: int | None
+    ids_without_token: list[tuple[int, int]]
     tokenizer: str | None
     activation: str | None
     pooling: str | None
@@ -133,6 +143,7 @@ def _side(
         hidden_size=_whole(config, "hidden_size", "dim"),
         parameters=None if is_table else count_parameters(side.folder),
         vocabulary_size=len(vocabulary.tokens) if is_table and vocabulary else size,
+        ids_without_token=ranges_without_token(vocabulary.tokens, size or 0) if vocabulary and not is_table else [],
         tokenizer=vocabulary.model if vocabulary else None,
         activation=settings.activation,
         pooling=settings.pooling,

@@ -94,7 +94,7 @@ def _surveyed(found: CorpusSurvey) -> Iterator[str]:
 @json_option
 def status(run: Place, as_json: bool) -> None:
     """Show what a run folder holds: settings, shards, documents, and where it was loaded."""
-    from sparse_ingest.cluster.journal import Journal
+    from sparse_ingest.cluster.journal import journals
     from sparse_ingest.searching.search import open_run
 
     opened = open_run(run)
@@ -113,12 +113,12 @@ def status(run: Place, as_json: bool) -> None:
         "seconds": {stage: round(spent, 1) for stage, spent in seconds.items()},
         "loads": [
             {
-                "cluster_uuid": folder.parent.name,
-                "index_uuid": folder.name,
-                "shards": len(Journal(folder).finished()),
-                "dead": sum(1 for _ in Journal(folder).dead()),
+                "cluster_uuid": cluster_uuid,
+                "index_uuid": index_uuid,
+                "shards": len(journal.finished()),
+                "dead": sum(1 for _ in journal.dead()),
             }
-            for folder in opened.load_folders()
+            for (cluster_uuid, index_uuid), journal in journals(opened).items()
         ],
     }
     shown = {**state, "seconds": ", ".join(f"{stage} {spent:,}" for stage, spent in state["seconds"].items())}

@@ -91,6 +91,10 @@ def _side(title: str, side: Side) -> Iterator[str]:
     positions = f" (position table: {side.positions:,})" if side.positions else ""
     yield _line("limit", f"{_number(side.max_length)} tokens{positions}" if side.max_length else "none")
     yield _line("vocabulary", f"{_number(side.vocabulary_size)} tokens, {side.tokenizer or 'tokenizer unknown'}")
+    if side.ids_without_token:
+        from sparse_ingest.checkpoints.card import named_ranges
+
+        yield _line("", f"no token has the ids {named_ranges(side.ids_without_token)}: weights there are left out")
     special = " ".join(f"{name.removesuffix('_token')} {token}" for name, token in side.special_tokens.items())
     counted = "count like others" if side.special_token_weights == "keep" else "weigh nothing"
     yield _line("special", f"{special or 'none'}; in vectors they {counted}")

@@ -1,12 +1,19 @@
-"""The `sparse-ingest` command: its groups, and the one place where errors become messages and exit codes."""
+"""The `sparse-ingest` command: its groups, where errors become messages and exit codes, and the standard streams.
+
+What a stream cannot encode is escaped, as `\\u2014`. A stream that was closed takes everything and keeps nothing.
+"""
 
 from __future__ import annotations
 
+import codecs
 import errno
+import io
 import logging
 import os
 import sys
 from importlib.metadata import version
+from pathlib import Path
+from typing import TextIO
 
 import click
 
@@ -40,6 +47,7 @@ for group in (inspecting, encoding, indexing, loading, planning, searching, eval
 
 def main() -> None:
     """Run the command line; a `SparseIngestError` becomes one message and its exit code."""
+    sys.stdout, sys.stderr = _escaping(sys.stdout), _escaping(sys.stderr)
     # The library is silent without a handler.
     logger, handler = logging.getLogger("sparse_ingest"), logging.StreamHandler()
     handler.setLevel(logging.WARNING)
@@ -48,13 +56,16 @@ def main() -> None:
         code = _run()
     finally:
         logger.removeHandler(handler)
+        _drop_unwritable()
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _run() -> object:
     """Run the command, and return its exit code."""
     try:
-        return cli.main(standalone_mode=False)
+        code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
+        return code
     except click.exceptions.Abort:
         click.echo("Interrupted; what was finished is kept.", err=True)
         return 130
@@ -66,8 +77,42 @@ def _run() -> object:
         return error.exit_code
     except BrokenPipeError:
         return 1  # the reader of a pipe has enough
+    except UnicodeEncodeError as error:
+        part = ascii(error.object[max(0, error.start - 40) : error.end + 40])
+        click.echo(
+            f"Error: {part} cannot be written in {error.encoding}. Give names and arguments in UTF-8, and set a UTF-8 "
+            "locale (LC_ALL=C.UTF-8).",
+            err=True,
+        )
+        return 1
     except OSError as error:
         # Arrow puts more into strerror than the system says.
         reason = os.strerror(error.errno) if error.errno else str(error)
         click.echo(f"Error: {error.filename or 'The system'}: {reason}.{_ADVICE.get(error.errno or 0, '')}", err=True)
         return 1
+
+
+class _Ascii(io.TextIOWrapper):
+    """A stream that takes ASCII alone, and calls itself Latin-1: to one that says ASCII, click writes UTF-8."""
+
+    encoding = "latin-1"
+
+
+def _escaping(stream: TextIO | None) -> TextIO:
+    """Return a standard stream that escapes what it cannot encode."""
+    if stream is None:  # closed, as by `2>&-`
+        return Path(os.devnull).open("w", encoding="utf-8")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+        if codecs.lookup(stream.encoding).name == "ascii":
+            return _Ascii(stream.buffer, "ascii", stream.errors, line_buffering=stream.line_buffering)
+    return stream
+
+
+def _drop_unwritable() -> None:
+    """Drop what a closed pipe or a full disk did not take: Python would try, and complain, again at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

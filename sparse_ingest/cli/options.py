@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
@@ -26,9 +28,10 @@ _FILTER = '{"term": {"language": "en"}}'
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output")
 
 
-def print_json(value: object) -> None:
-    """Print `value` as JSON on standard output."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+def print_json(value: object, indent: int | None = 2) -> None:
+    """Print `value` as JSON on standard output. JSON is UTF-8: for another encoding all else than ASCII is escaped."""
+    is_utf = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    click.echo(json.dumps(value, ensure_ascii=not is_utf, indent=indent))
 
 
 def print_report(as_json: bool, content: object, lines: Iterable[str]) -> None:
@@ -38,6 +41,22 @@ def print_report(as_json: bool, content: object, lines: Iterable[str]) -> None:
         return
     for line in lines:
         click.echo(line)
+
+
+def utf8_text(argument: str) -> str:
+    """Return an argument as text; in a locale that is not UTF-8, Python keeps the bytes that were typed.
+
+    Raises:
+        UsageError: they are not UTF-8.
+    """
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(argument).decode()
+        except UnicodeError:
+            raise UsageError(f"{ascii(argument)} holds bytes that are not UTF-8. Give it in UTF-8.") from None
+    return argument
 
 
 def joined_options(
@@ -137,6 +156,7 @@ def _names(text: str) -> tuple[str, ...]:
 def _query_of(text: str) -> dict[str, Any]:
     """The query in the text of --filter, or in the file that it names."""
     place = "--filter"
+    text = utf8_text(text)
     if text.startswith("@"):
         place = f"--filter {text}"
         try:

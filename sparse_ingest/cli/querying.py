@@ -19,6 +19,7 @@ from sparse_ingest.cli.options import (
     print_json,
     refuse_flags,
     stage_options,
+    utf8_text,
 )
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline, QueryChanges, changed, in_words, option
@@ -79,7 +80,7 @@ class QueryOptions(SearchOptions):
 
 
 @click.command()
-@click.argument("text", required=False)
+@click.argument("text", required=False, type=utf8_text)
 @queries_options
 @click.option("--index", metavar="NAME",
               help="Use this index's model, field and query settings; --queries names it in each header")  # fmt: skip

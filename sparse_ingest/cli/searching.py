@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,9 +19,11 @@ from sparse_ingest.cli.options import (
     joined_options,
     json_option,
     pipeline_options,
+    print_json,
     print_report,
     refuse_flags,
     stage_options,
+    utf8_text,
 )
 from sparse_ingest.cli.querying import queries_options
 from sparse_ingest.errors import UsageError
@@ -78,7 +79,7 @@ def target_options(force: str, tables: str = "model index query") -> Callable[[F
 
 
 @click.command()
-@click.argument("text", required=False)
+@click.argument("text", required=False, type=utf8_text)
 @queries_options
 @stage_options(SearchOptions, concurrency=click.IntRange(1, MOST_AT_ONCE))
 @click.option("--explain", is_flag=True, help="Show every term of each score: query weight x stored weight")
@@ -154,7 +155,7 @@ def _print_ranked(ranked: Iterator[Ranked], concurrency: int | None, *, as_json:
             pairs = zip(one.doc_ids, one.scores, strict=True)
             hits = [{"rank": rank, "id": doc_id, "score": score} for rank, (doc_id, score) in enumerate(pairs, start=1)]
             line = {"query_id": one.query_id, "hits": hits, "latency_ms": latencies[-1], "took_ms": one.took_ms}
-            click.echo(json.dumps(line, ensure_ascii=False))
+            print_json(line, indent=None)
         else:
             click.echo(trec_lines(one), nl=False)
     seconds, count = time.perf_counter() - began, len(latencies)

@@ -24,6 +24,7 @@ import json
 import mmap
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -173,9 +174,35 @@ class _Copy:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def open_journal(loads: Place, cluster_uuid: str, index_uuid: str) -> Journal:
-    """Return the journal of a run for one index. The folder is created with the first line."""
-    return Journal(loads / cluster_uuid / index_uuid)
+def open_journal(run: Run, cluster_uuid: str, index_uuid: str) -> Journal:
+    """Return the journal of a run for one index. The folder is created with the first line.
+
+    A journal that is in a run folder which became read-only is continued as a copy, and only read if there is no place
+    for one.
+    """
+    folder, inside = (loads / cluster_uuid / index_uuid for loads in (run.loads, run.path / "load"))
+    if not isinstance(inside, Path) or not isinstance(folder, Path) or folder.exists() or not inside.exists():
+        return Journal(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent.parent.parent) as temporary:
+            copy = Path(shutil.copytree(inside, Path(temporary) / "journal"))
+            with contextlib.suppress(OSError):  # another process was faster
+                copy.rename(folder)
+    except OSError:
+        return Journal(inside)
+    return Journal(folder)
+
+
+def journals(run: Run) -> dict[tuple[str, str], Journal]:
+    """Return the journals of a run, by the UUIDs of cluster and index."""
+    folders: list[Place] = []
+    for loads in dict.fromkeys((run.path / "load", run.loads)):  # of one index the one in the second place is newer
+        if isinstance(loads, Path):
+            folders += sorted(loads.glob("*/*/"))
+        elif loads.listable:
+            folders += [folder for cluster in loads.iterdir() for folder in cluster.iterdir()]
+    return {(folder.parent.name, folder.name): Journal(folder) for folder in folders}
 
 
 def loaded_shards(run: Run, journal: Journal) -> dict[int, dict[str, Any]]:
@@ -220,7 +247,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _as_bytes(line: dict[str, Any]) -> bytes:
-    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+    # Servers cut messages between the halves of a surrogate pair.
+    return json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
 def _append(path: Path, lines: Iterable[dict[str, Any]]) -> None:

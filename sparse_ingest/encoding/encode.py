@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparse_ingest.checkpoints.card import lost_weights
 from sparse_ingest.corpora.sources import Corpus, Cursor
 from sparse_ingest.encoding.job import encode_alone
 from sparse_ingest.encoding.options import EncodeOptions, with_options
@@ -74,7 +75,10 @@ def encode(
                 reporter.earlier(open_run(place).rows_done())
             task = f"{encode_alone.__module__}:{encode_alone.__name__}"
             run_on_devices(devices, task, (source, place, full, chosen), out=place, reporter=reporter)
-    return open_run(place)
+    run = open_run(place)
+    if dropped := run.report.without_token:
+        reporter.warn(lost_weights(dropped, run.vocabulary()))
+    return run
 
 
 def dry_run(

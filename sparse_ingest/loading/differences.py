@@ -70,7 +70,7 @@ class Since:
             )
         if self._delete_missing_before(there) and not self.delete_missing:
             refuse_unfinished_since(there, self.new)
-        self._read_journal(open_journal(self.old.loads, client.cluster_uuid, there.uuid), there, whole)
+        self._read_journal(open_journal(self.old, client.cluster_uuid, there.uuid), there, whole)
 
     def stamp(self, there: Index, stamp: Stamp) -> Stamp:
         """Return the stamp for the time when differences are sent."""

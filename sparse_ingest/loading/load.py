@@ -108,6 +108,8 @@ def load(
     folder = open_run(run)
     refuse_incomplete(folder, partial=chosen.partial)
     older = _older(folder, chosen)
+    if not folder.writable:
+        reporter.note(f"{folder.path} cannot be written: journal and lock of this load are in {folder.loads.parent}.")
     if chosen.async_translog:
         reporter.warn(settings_guard.ASYNC_RISK)
     full = pipeline_of(None, pipeline)
@@ -156,7 +158,7 @@ class _Load:
         self.reporter.begin("documents", complete["rows"] if complete else None)
         target = ready_index(client, plan, self.reporter)
         settling.wait_for_primaries(client, target, self.retries)
-        journal = open_journal(run.loads, client.cluster_uuid, target.uuid)
+        journal = open_journal(run, client.cluster_uuid, target.uuid)
         journal.recount()
         dead = sorted(loaded_shards(run, journal).keys() & journal.refused().keys()) if options.retry_dead else []
         wanted = settings_guard.LOADING | (settings_guard.ASYNC_TRANSLOG if options.async_translog else {})

@@ -93,7 +93,7 @@ def make_plan(
         settings = query_settings(query, remembered, f"Index {there.name!r}: _meta.sparse_ingest.query")
         stamp = replace(indexes.continued_stamp(there.stamp, stamp), query=changed(settings))
         stamp = since.stamp(there, stamp) if since else stamp
-        journal = open_journal(run.loads, client.cluster_uuid, there.uuid)
+        journal = open_journal(run, client.cluster_uuid, there.uuid)
         if there.stamp is None or there.stamp.run_id != stamp.run_id:
             stale = journal
         loaded = {} if stale else loaded_shards(run, journal)

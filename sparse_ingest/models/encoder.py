@@ -51,6 +51,9 @@ class SparseEncoder:
     once. Threads may share an encoder: weight tables are looked up at the same time, a masked LM computes one call
     after another.
 
+    Weights on outputs of a model that its tokenizer has no token for, as where a vocabulary is padded, are left out of
+    documents; the first time, a warning is logged.
+
     `encode_document` applies `[model]` and `[encode]` of a pipeline as `encode` does, except that weights stay
     float32: `[encode] weights` is how a run stores them. `encode_query` applies `[query] top_k` and `max_ratio`, as
     `query` does.

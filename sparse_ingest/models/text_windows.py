@@ -6,6 +6,7 @@ batches. Which model encodes is chosen in encoder.py.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from sparse_ingest.checkpoints.card import lost_weights
 from sparse_ingest.errors import Interrupted, UsageError
 from sparse_ingest.models.memory import BudgetLowered, DocumentTooLarge
 from sparse_ingest.models.sparse_vectors import SparseVectors
@@ -23,6 +25,8 @@ from sparse_ingest.reporting import Reporter, TqdmReporter, reporter_of
 
 if TYPE_CHECKING:
     from sparse_ingest.models.documents import DocumentEncoder, Encoded
+
+logger = logging.getLogger(__name__)
 
 # The windows of `encode`, whose batches do not cross them either: the same texts get the same bits.
 WINDOW_TEXTS = 8192
@@ -39,6 +43,7 @@ class DocumentSide:
         self.encoder = encoder
         self._model, self._settings = pipeline.model, pipeline.encode
         self._lock = threading.Lock()
+        self._warned = False
 
     def computes_as(self, settings: ModelSettings) -> bool:
         """Return whether these settings ask for this encoder's weights, activation and special tokens."""
@@ -66,7 +71,11 @@ class DocumentSide:
             first += len(window)
             without_token += encoded.without_token
         if without_token:
-            reporter.note(f"{without_token:,} weights are on ids without a token string and were omitted.")
+            message = lost_weights(without_token, self.encoder.vocabulary)
+            reporter.note(message)
+            if not self._warned:
+                self._warned = True
+                logger.warning(message)
         return replace(SparseVectors.from_rows(SparseRows.joined(parts), self.encoder.vocabulary), doc_ids=None)
 
     def _encode(self, texts: Sequence[str], reporter: Reporter) -> Encoded:

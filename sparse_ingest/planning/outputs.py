@@ -18,6 +18,7 @@ from sparse_ingest.planning.report import PlanReport
 from sparse_ingest.storage.durable import write_atomic
 
 _PATHS = ("document", "query", "body")  # settings that may name a file or a folder
+_ESCAPED = "backslashreplace"  # bytes of a run's path that are not UTF-8
 NAMES = ("plan.json", "plan.png", "plan.html", "pipeline.toml")
 
 
@@ -44,9 +45,9 @@ def write_outputs(report: PlanReport, folder: Path) -> list[Path]:
     """
     refuse_outputs(folder)
     contents = {
-        "plan.json": json.dumps(report.to_dict(), ensure_ascii=False, indent=1).encode() + b"\n",
+        "plan.json": json.dumps(report.to_dict(), ensure_ascii=False, indent=1).encode(errors=_ESCAPED) + b"\n",
         "plan.png": as_png(report),
-        "plan.html": as_html(report).encode(),
+        "plan.html": as_html(report).encode(errors=_ESCAPED),
     }
     if report.choice:
         contents["pipeline.toml"] = pipeline_text(report.pipeline, _comments(report)).encode()

@@ -15,11 +15,9 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import pyarrow as pa
-
 from sparse_ingest.errors import RunError
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.shards import ShardPart, read_doc_ids, read_shard
+from sparse_ingest.runs.shards import ShardPart, open_file, read_doc_ids, read_shard
 from sparse_ingest.storage.places import Place, RemotePath
 
 
@@ -38,7 +36,7 @@ def checked_parts(run: Run, shards: Iterable[int]) -> Iterator[ShardPart]:
             raise RunError(f"The file of {path} in done/ names no sha256 or rows. Delete that file and encode again.")
         if number == 0 and isinstance(path, RemotePath) and not path.listable:
             next(read_doc_ids(path), None)  # by ranges, as sending reads: not every web server supports that
-        with _local_file(run, path) as local, pa.OSFile(str(local)) as file:
+        with _local_file(run, path) as local, open_file(local) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != record["sha256"]:
                 raise RunError(

@@ -15,12 +15,14 @@ Storage do; elsewhere the time of one request stays open, and `load` refuses the
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import platform
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,30 @@ class Leases:
             since = time.monotonic()
             self._seen[name] = (found, since)
         return time.monotonic() - since > EXPIRES_S or _died_here(found)
+
+
+@contextlib.contextmanager
+def file_lock(path: Path) -> Iterator[bool]:
+    """Hold the `flock` on a local file for the block. Yield False if another process holds it.
+
+    Raises:
+        RunError: the file cannot be created.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be created: {error.strerror}. Locks of a run that cannot be written are kept in "
+            "SPARSE_INGEST_HOME: set it to a folder that can be written and has space."
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 class _Lease:

@@ -5,8 +5,9 @@ with exclusive create, and it never changes. A shard is done when its file in do
 `flock` on a file in locks/: the kernel releases it when its process dies, so a killed process leaves nothing behind.
 
 A run can also be in a store (s3://bucket/prefix). Each file is written there in one request, locks are leases
-(leases.py), and unfinished files are in a scratch folder of this machine. A run on the web (https://) is read-only. It
-must be complete, since a web server lists no files; journals of its loads are kept in the user's state folder.
+(leases.py), and unfinished files are in a scratch folder of this machine. A run on the web (https://) must be complete,
+since a web server lists no files. Where a run cannot be written, as on the web or in a folder that is read-only for
+this process, the locks and journals of its loads are kept in the user's state folder.
 
 Not covered: the content of shards (shards.py) and of load/ (cluster/journal.py).
 """
@@ -14,8 +15,8 @@ Not covered: the content of shards (shards.py) and of load/ (cluster/journal.py)
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
 from sparse_ingest.errors import RunError
-from sparse_ingest.runs.leases import Leases
+from sparse_ingest.runs.leases import Leases, file_lock
 from sparse_ingest.runs.manifest import FORMAT, Identity, Manifest, differences
 from sparse_ingest.storage.durable import sync_folder, write_atomic
 from sparse_ingest.storage.places import Place, RemotePath, place_of
@@ -41,7 +42,7 @@ class SkippedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a complete run holds, summed over its shards; `--json` prints these keys."""
+    """What a complete run holds, summed over its shards; `--json` prints these keys (`without_token` if above 0)."""
 
     run: str
     run_id: str
@@ -55,10 +56,11 @@ class RunReport:
     windows: int = 0
     reused: int = 0
     deduplicated: int = 0
+    without_token: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""
-        return asdict(self)
+        return _without_zero(asdict(self))
 
 
 class Run:
@@ -73,24 +75,23 @@ class Run:
         state = f"{complete['rows']:,} rows" if (complete := self.complete()) else "not complete"
         return f"<{type(self).__name__} {self.path}: {state}, run_id {self.manifest.run_id[:8]}>"
 
+    @cached_property
+    def writable(self) -> bool:
+        """Whether this process may write into the run; asked once."""
+        if isinstance(self.path, RemotePath):
+            return self.path.writable
+        folders = (folder if (folder := self.path / name).exists() else self.path for name in ("load", "locks", "tmp"))
+        return all(os.access(folder, os.W_OK | os.X_OK) for folder in folders)
+
     @property
     def loads(self) -> Place:
         """The folder of the journals of this run's loads."""
-        if isinstance(self.path, RemotePath) and not self.path.writable:
-            return self._state / "load"
-        return self.path / "load"
-
-    def load_folders(self) -> Sequence[Place]:
-        """Return the folders of the journals, one for each index."""
-        loads = self.loads
-        if isinstance(loads, Path):
-            return sorted(loads.glob("*/*/"))
-        return [folder for cluster in loads.iterdir() for folder in cluster.iterdir()]
+        return self._own_files / "load"
 
     @property
-    def _state(self) -> Path:
-        """The folder on this machine for a run that cannot be written."""
-        return user_folder() / "runs" / self.manifest.run_id
+    def _own_files(self) -> Place:
+        """The folder of locks and journals: the run, or one of this machine for a run that cannot be written."""
+        return self.path if self.writable else user_folder() / "runs" / self.manifest.run_id
 
     @cached_property
     def _scratch(self) -> ScratchFolder:
@@ -107,7 +108,7 @@ class Run:
 
     def scratch_path(self, name: str) -> Path:
         """Return the path of a temporary file on this machine. Hold a lock while you write it."""
-        if isinstance(self.path, RemotePath):
+        if isinstance(self.path, RemotePath) or not self.writable:
             return self._scratch.path / name
         folder = self.path / "tmp"
         folder.mkdir(exist_ok=True)
@@ -166,9 +167,10 @@ class Run:
     def totals(self) -> dict[str, int]:
         """Return the number of finished shards, and the sums of the counts in their records."""
         records = self._records()
-        counts = ("rows", "nnz", "empty", "truncated", "skipped", "underflow", "windows", "reused", "deduplicated")
-        # Earlier releases did not count the last three.
-        return {"shards": len(records), **{name: sum(record.get(name, 0) for record in records) for name in counts}}
+        counts = "rows nnz empty truncated skipped underflow windows reused deduplicated without_token".split()
+        # Earlier releases did not count the last ones.
+        sums = {name: sum(record.get(name, 0) for record in records) for name in counts}
+        return _without_zero({"shards": len(records), **sums})
 
     def rows_done(self) -> int:
         """Source rows of the finished shards, those that were skipped included."""
@@ -246,15 +248,13 @@ class Run:
                 if held:
                     self._leases.release(name)
             return
-        folder = (self._state if isinstance(self.path, RemotePath) else self.path) / "locks"
-        folder.mkdir(exist_ok=True, parents=isinstance(self.path, RemotePath))
-        with (folder / f"{name}.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        with file_lock(Path(str(self._own_files)) / "locks" / f"{name}.lock") as held:
+            yield held
+
+
+def _without_zero(counts: dict[str, Any]) -> dict[str, Any]:
+    """Drop the count that only few runs have, and that the files of earlier releases lack."""
+    return {name: count for name, count in counts.items() if count or name != "without_token"}
 
 
 def part_name(shard: int) -> str:
@@ -385,9 +385,9 @@ def refuse_incomplete(run: Run, *, partial: bool = False) -> None:
 
 
 def write_json(path: Place, value: object, *, exclusive: bool = False) -> None:
-    """Write JSON with `write_atomic`."""
+    """Write JSON with `write_atomic`; a byte of a path that is not UTF-8 is an escape, as `\\udcff`."""
     text = json.dumps(value, ensure_ascii=False, indent=None if isinstance(value, list) else 1)
-    write_atomic(path, text.encode() + b"\n", exclusive=exclusive)
+    write_atomic(path, text.encode(errors="backslashreplace") + b"\n", exclusive=exclusive)
 
 
 def _read_json(path: Place, *, missing_ok: bool = False) -> Any:

@@ -80,12 +80,15 @@ def write_shard(
 
     `before` is called before anything changes under that name, and may refuse.
     """
-    with pq.ParquetWriter(scratch, schema, compression="zstd", use_dictionary=["token_ids.list.element"]) as writer:
+    with (
+        open_file(scratch, "w") as file,
+        pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=["token_ids.list.element"]) as writer,
+    ):
         for part in parts:
             writer.write_batch(_record_batch(part, schema), row_group_size=PART_ROWS)
-    with scratch.open("rb+") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
+    with scratch.open("rb+") as written:
+        sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+        os.fsync(written.fileno())
     move_whole(scratch, target, before)
     return sha256
 
@@ -178,7 +181,12 @@ def _opened(path: Place, opened: pa.NativeFile | None = None) -> Iterator[pq.Par
 
 
 def _source(path: Place) -> AbstractContextManager[Any]:
-    return closing(path.open_ranges()) if isinstance(path, RemotePath) else nullcontext(path)
+    return closing(path.open_ranges()) if isinstance(path, RemotePath) else open_file(path)
+
+
+def open_file(path: Path, mode: Literal["r", "w"] = "r") -> pa.OSFile:
+    """Open a local file with Arrow, by the bytes of its name: Arrow takes no string that is not UTF-8."""
+    return pa.OSFile(os.fsencode(path), mode)
 
 
 def drop_bits(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:

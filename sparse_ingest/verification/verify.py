@@ -102,7 +102,7 @@ def verify(
 def _begin(client: Client, there: indexes.Index, run: Run) -> tuple[Loaded, VerifyReport]:
     """What the run has loaded into the index, and the report with its counts."""
     stamp = there.stamp
-    journal = open_journal(run.loads, client.cluster_uuid, there.uuid)
+    journal = open_journal(run, client.cluster_uuid, there.uuid)
     lines = loaded_shards(run, journal)
     if not lines:
         refuse_incomplete(run)

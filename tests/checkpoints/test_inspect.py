@@ -17,7 +17,7 @@ from support.checkpoints import make_dense_lm
 from support.forked import command
 from support.tables import write_table
 
-from sparse_ingest.checkpoints.card import count_parameters, read_card
+from sparse_ingest.checkpoints.card import count_parameters, named_ranges, read_card
 from sparse_ingest.checkpoints.inspect import Inspection, inspect_model
 from sparse_ingest.errors import CheckpointError, UsageError
 from sparse_ingest.pipeline import ModelSettings
@@ -92,7 +92,8 @@ def test_a_symmetric_model_with_everything_its_files_say(tmp_path: Path) -> None
         "model": str(tmp_path), "family": "symmetric SPLADE, sentence-transformers layout", "kind": "masked LM",
         "revision": None, "sha256": sha256, "license": "apache-2.0", "languages": ["en", "de"],
         "architecture": "BertForMaskedLM", "layers": 2, "hidden_size": 32, "parameters": 18,
-        "vocabulary_size": len(made_checkpoints.WORDPIECE), "tokenizer": "WordPiece", "activation": "log1p_relu",
+        "vocabulary_size": len(made_checkpoints.WORDPIECE), "ids_without_token": [], "tokenizer": "WordPiece",
+        "activation": "log1p_relu",
         "pooling": "max", "max_length": 40, "positions": 64, "prompt": "d: ", "lower_case": True,
         "special_tokens": {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"},
         "special_token_weights": "keep", "missing_idf_weight": None, "max_active_dims": 50, "remote_code": None,
@@ -203,6 +204,18 @@ PICKLED = {"model.safetensors": None, "pytorch_model.bin": b"pickle"}
 )
 def test_what_will_matter_later_is_warned_of(tmp_path: Path, tokenizer: str, files: dict, said: str) -> None:
     assert warned(look(make(tmp_path / "model", tokenizer, **files)), said)
+
+
+def test_outputs_without_a_token_are_named(tmp_path: Path) -> None:
+    known = len(made_checkpoints.WORDPIECE)
+    folder = make(tmp_path, **{"config.json": {**CONFIG, "vocab_size": known + 6}})
+    found = look(folder)
+    assert found.document is not None
+    assert found.document.ids_without_token == [(known, known + 5)]
+    assert f"no token has the ids {known}-{known + 5}: weights there are left out" in command("inspect", folder).out
+    assert named_ranges([(0, 0), (7, 9), *((id_, id_) for id_ in range(20, 40, 2))]) == (
+        "0, 7-9, 20, 22, 24, 26, 28, 30, and 4 more ranges"
+    )
 
 
 def test_ids_up_to_the_limit_of_seismic_are_no_trouble(tmp_path: Path) -> None:

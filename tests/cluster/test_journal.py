@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_ingest.cluster.journal import Journal, open_journal
+from sparse_ingest.cluster.journal import Journal
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import Refusal
 
@@ -17,7 +17,7 @@ OTHER = [Refusal("x", 1, 11, 400, "no")]
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
-    return open_journal(tmp_path / "load", "CLUSTER", "INDEX")
+    return Journal(tmp_path / "load" / "CLUSTER" / "INDEX")
 
 
 def load(journal: Journal, shard: int, rows: int, dead: list[Refusal]) -> None:

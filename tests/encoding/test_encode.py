@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -45,6 +46,34 @@ def encode(model: Path, tmp_path: Path, corpus: Path) -> Callable[..., Answer]:
 
 
 # A whole run
+
+
+def test_names_that_are_not_utf8_are_names(encode, tmp_path: Path, corpus: Path) -> None:
+    renamed = corpus.rename(tmp_path / os.fsdecode(b"c\xff.jsonl"))
+    name = os.fsdecode(b"r\xff")
+    for _ in range(2):  # begun, and continued
+        answer = encode("--dtype", "float32", "--json", specs=(renamed,), out=name)
+        assert answer.code == 0, answer.err
+        assert json.loads(answer.out)["run"] == str(tmp_path / name)
+        (tmp_path / name / "complete.json").unlink()
+        (tmp_path / name / "done" / "part-00000.json").unlink()
+    assert [source["name"] for source in open_run(tmp_path / name).manifest.identity["corpus"]] == ["c\\udcff.jsonl"]
+
+
+def test_weights_without_a_token_are_counted_and_reported(encode, tmp_path: Path, model: Path) -> None:
+    own = shutil.copytree(model, tmp_path / "own")
+    content = json.loads((own / "tokenizer.json").read_text())
+    place = content["model"]["vocab"].pop("lamp")
+    (own / "tokenizer.json").write_text(json.dumps(content))
+    answer = encode("--model", own, "--json", out="less")
+    dropped = json.loads(answer.out)["without_token"]
+    assert dropped > 0
+    assert f"{dropped:,} weights were left out" in answer.err
+    assert f"no token for ({place})" in answer.err
+    answer = encode("--json", out="complete")
+    assert "left out" not in answer.err
+    assert "without_token" not in json.loads(answer.out)
+    assert open_run(tmp_path / "complete").report.without_token == 0
 
 
 def test_a_corpus_becomes_a_run(encode, tmp_path: Path, model: Path) -> None:

@@ -39,7 +39,7 @@ def test_without_alpha_mass_stamp_and_journal_are_those_of_older_releases(
     run = make_run(tmp_path / "run", DOCUMENTS)
     report = into(client, index_name, run, top_k=2)
     assert stamped(client, index_name).pruning == {"top_k": 2, "max_ratio": None}
-    [line] = open_journal(run.loads, client.cluster_uuid, report.uuid).finished().values()
+    [line] = open_journal(run, client.cluster_uuid, report.uuid).finished().values()
     assert line["rules"] == {"pruning": {"top_k": 2, "max_ratio": None}}
 
 

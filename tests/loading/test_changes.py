@@ -154,7 +154,7 @@ def refusals(
 
     def without_journal(client: Client, index: str) -> None:
         into(client, index, old)
-        journal = open_journal(old.loads, client.cluster_uuid, there(client, index).uuid)
+        journal = open_journal(old, client.cluster_uuid, there(client, index).uuid)
         lines = (journal.dead_path.parent / "journal.jsonl").read_text().splitlines(keepends=True)
         (journal.dead_path.parent / "journal.jsonl").write_text("".join(lines[:2]))
 

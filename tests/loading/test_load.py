@@ -392,7 +392,7 @@ def test_dead_letters_are_sent_again_when_the_mapping_is_mended(
     report = json.loads(capsys.readouterr().out)
     assert (report["retried"], report["refused"], report["acknowledged"], report["dead"]) == (2, 0, 5, None)
     assert ids_in(client, index_name) == set(DOCUMENTS)
-    lines = open_journal(run.loads, client.cluster_uuid, report["uuid"]).finished().values()
+    lines = open_journal(run, client.cluster_uuid, report["uuid"]).finished().values()
     assert [(line["acknowledged"], line["refused"]) for line in lines] == [(2, 0), (2, 0), (1, 0)]
     assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).ok
 

@@ -447,3 +447,18 @@ def test_nothing_is_shown_unless_progress_is_asked_for(plain: str, capfd: pytest
     shared(plain).encode_document(TEXTS, progress=True)
     shown = capfd.readouterr()
     assert shown.out == "" and f"{len(TEXTS)}/{len(TEXTS)}" in shown.err and "documents/s" in shown.err
+
+
+def test_weights_without_a_token_are_warned_of_once(
+    plain: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = shutil.copytree(plain, tmp_path / "own")
+    content = json.loads((own / "tokenizer.json").read_text())
+    content["model"]["vocab"].pop("lamp")
+    (own / "tokenizer.json").write_text(json.dumps(content))
+    encoder = SparseEncoder(own)
+    for _ in range(2):
+        encoder.encode_document(TEXTS)
+    assert [record.getMessage().partition(":")[0].split(" ", 1)[1] for record in caplog.records] == [
+        "weights were left out"
+    ]

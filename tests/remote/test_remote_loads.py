@@ -14,7 +14,7 @@ from support.stores import FaultyStore, put_folder, stored, web_server
 
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import Client, Connection
-from sparse_ingest.cluster.journal import open_journal
+from sparse_ingest.cluster.journal import Journal
 from sparse_ingest.errors import StorageError
 from sparse_ingest.records import Refusal
 from sparse_ingest.runs.run import Run, open_run
@@ -138,7 +138,7 @@ def test_a_journal_in_a_store_holds_what_one_on_a_disk_would(bucket: str, tmp_pa
     letters = [Refusal("é", 0, 7, 400, "no"), Refusal("b", 0, 9, 400, "no")]
     places = (RemotePath.at(f"{bucket}/load"), tmp_path / "load")
     for place in places:
-        journal = open_journal(place, "CLUSTER", "INDEX")
+        journal = Journal(place / "CLUSTER" / "INDEX")
         assert journal.finished() == {} and list(journal.dead()) == []
         journal.begin({0, 1})
         journal.record_dead(letters)
@@ -147,12 +147,12 @@ def test_a_journal_in_a_store_holds_what_one_on_a_disk_would(bucket: str, tmp_pa
         journal.finish(0, {"rows": 20, "acknowledged": 18, "refused": 2})
         journal.begin({1})
         journal.finish(1, {"rows": 3, "acknowledged": 3, "refused": 0})
-        again = open_journal(place, "CLUSTER", "INDEX")
+        again = Journal(place / "CLUSTER" / "INDEX")
         assert list(again.dead()) == letters and again.refused() == {0: 2}
         again.retried(0, letters[:1])
     here = {str(path.relative_to(places[1])): path.read_bytes() for path in places[1].rglob("*.jsonl")}
     assert stored(places[0]) == here
     for place in places:
-        open_journal(place, "CLUSTER", "INDEX").clear()
-        assert open_journal(place, "CLUSTER", "INDEX").finished() == {}
+        Journal(place / "CLUSTER" / "INDEX").clear()
+        assert Journal(place / "CLUSTER" / "INDEX").finished() == {}
     assert stored(places[0]) == {}
