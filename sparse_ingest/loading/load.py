@@ -125,14 +125,15 @@ def load(
         mappings.check_version(table.kind, client.version)
         with _alone(client, folder, index):
             plan = make_plan(client, folder, index, stamp, body, chosen, older, full.query)
-            if changed(full.load):
-                reporter.note(f"The pipeline prunes documents: {in_words(chosen.pruning)}.")
-            _note_query_settings(plan, reporter)
+            _note_applied(full, plan, reporter)
             report = _Load(client, folder, plan, older, chosen, reporter, retries).finish()
     return with_changes(report, seconds=round(time.monotonic() - started, 3))
 
 
-def _note_query_settings(plan: LoadPlan, reporter: Reporter) -> None:
+def _note_applied(pipeline: Pipeline, plan: LoadPlan, reporter: Reporter) -> None:
+    """Say which settings of the pipeline the load applies, and which query settings the index has from now on."""
+    if changed(pipeline.load):
+        reporter.note(f"The pipeline prunes documents: {in_words(plan.stamp.pruning)}.")
     before = plan.there.stamp.query if plan.there and plan.there.stamp else {}
     if before or plan.stamp.query:
         words = in_words(plan.stamp.query) or "no query settings any more"
