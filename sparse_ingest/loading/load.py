@@ -108,8 +108,6 @@ def load(
     folder = open_run(run)
     refuse_incomplete(folder, partial=chosen.partial)
     older = _older(folder, chosen)
-    if not folder.writable:
-        reporter.note(f"{folder.path} cannot be written: journal and lock of this load are in {folder.loads.parent}.")
     if chosen.async_translog:
         reporter.warn(settings_guard.ASYNC_RISK)
     full = pipeline_of(None, pipeline)
@@ -156,6 +154,9 @@ class _Load:
         """Send what is missing, and put the index right."""
         client, run, plan, options = self.client, self.run, self.plan, self.options
         complete, run_id = run.complete(), run.manifest.run_id
+        if not run.writable:
+            kept = run.loads.parent
+            self.reporter.note(f"{run.path} cannot be written: journal and lock of this load are in {kept}.")
         self.reporter.begin("documents", complete["rows"] if complete else None)
         target = ready_index(client, plan, self.reporter)
         settling.wait_for_primaries(client, target, self.retries)

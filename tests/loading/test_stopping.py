@@ -103,7 +103,7 @@ def test_a_request_without_an_answer_ends_on_a_signal_and_settings_are_put_back(
     assert settings_of(client, index_name)[0] is None
     assert stamped(client, index_name).load == "loading"
     assert there.aliases == {}
-    assert list(open_journal(run.loads, client.cluster_uuid, there.uuid).finished()) == [0]
+    assert list(open_journal(run, client.cluster_uuid, there.uuid).finished()) == [0]
     report = into(client, index_name, run)
     assert (report.loaded_shards, report.acknowledged) == (2, 60)
     assert ids_in(client, index_name) == set(MANY)
