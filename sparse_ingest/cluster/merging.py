@@ -101,7 +101,7 @@ def _wait_for_leases(client: Client, index: Index, last: Mapping[str, int], repo
                 "shard that lags, to a node that left, or to an index that follows this one. Once that is fixed, the "
                 "same command with --merge makes the index smaller."
             )
-        pause(_POLL_S, f"index {index.name!r} is being merged")
+        pause(_POLL_S, f"index {index.name!r} is not merged yet")
     return None
 
 
