@@ -166,7 +166,7 @@ def _with_index(
         except UnreachableError as error:
             if not (pipeline.model.document or pipeline.model.query):
                 raise
-            click.echo(f"Query settings of index {index!r} are not used, as it cannot be reached: {error}", err=True)
+            click.echo(f"Query settings of index {index!r} are not used: {error}", err=True)
     return pipeline, engine_of(pipeline)
 
 
