@@ -45,7 +45,7 @@ def option(
         metavar: what the help shows for the value.
         flags: the names on the command line, such as "-k --size"; "" for that of the setting.
         env: the environment variable that gives the option, if there is one.
-        commas: on the command line, `a,b` equals the option given twice.
+        commas: the option may be given as `a,b` on the command line, besides being repeated.
     """
     metadata = {"help": help, "range": range, "metavar": metavar, "flags": flags, "env": env, "commas": commas}
     found: T = field(default=default, metadata=metadata)
@@ -104,7 +104,7 @@ class EncodeSettings(Pruning):
 class IndexSettings:
     """What the index looks like. `body` is a packaged name or a path; None: the one that fits `kind`.
 
-    `fields` has the types of kept fields, by dotted path; others are found when a run is loaded.
+    `fields` has the types of kept fields by dotted path; the types of others are found when a run is loaded.
     """
 
     field: str = "sparse"
@@ -127,7 +127,7 @@ class QuerySettings:
 
 @dataclass(frozen=True)
 class QueryChanges(QuerySettings):
-    """Single query settings, given without a pipeline file: the others are those that an index remembers."""
+    """Query settings given without a pipeline file; those that an index remembers apply for the rest."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def refuse_lone_stride(settings: EncodeSettings) -> None:
 
 
 def query_settings(given: QuerySettings, remembered: Mapping[str, object], source: str) -> QuerySettings:
-    """Return the query settings that apply to an index which remembers some: those of a pipeline stand alone.
+    """Return the query settings for an index: those of a pipeline, otherwise the remembered ones with `given` on top.
 
     Raises:
         PipelineError: what `source` remembers is unknown to this release, or has a value of the wrong kind.
@@ -243,7 +243,7 @@ def override(pipeline: Pipeline, assignments: Sequence[str], tables: Collection[
     """Apply `--set table.key=value` assignments; the value is TOML, a bare word counts as a string.
 
     Args:
-        tables: Those that the command reads; () for all.
+        tables: The tables that the command reads; () for all.
 
     Raises:
         PipelineError: the assignment has no `=`, a table that is not read, an unknown key or a value of the wrong kind.
@@ -355,7 +355,7 @@ def _as_kind(value: object, kind: Any) -> object:
 
 
 def _dotted(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """The keys of inner tables with those around them: TOML reads `a.b = 1` as a table in a table."""
+    """Return a table with dotted keys instead of inner tables: TOML reads `a.b = 1` as a table in a table."""
     flat: dict[str, object] = {}
     for name, value in table.items():
         flat |= _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}

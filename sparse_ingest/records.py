@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 PARENT = "parent"  # the field of a passage that names its document
 MAX_NAME = 50_000  # characters of a field's name
-MAX_LEVELS = 20  # of lists in lists, and of mapped objects in objects: index.mapping.depth.limit
-# Names that OpenSearch keeps for itself at the top of a document (3.6.0); others may begin with an underscore.
+MAX_LEVELS = 20  # of lists in lists, and of objects in mapped objects (index.mapping.depth.limit)
+# Names that OpenSearch 3.6.0 reserves at the top level of a document; others may begin with an underscore.
 METADATA = frozenset(
     "_data_stream_timestamp _feature _field_names _id _ignored _index _nested_path _routing _seq_no _source "
     "_version".split()
@@ -135,17 +135,17 @@ class TermShare(NamedTuple):
 
 
 def field_path(name: str) -> str:
-    """The path by which OpenSearch knows a field: dots at the end of its name do not count."""
+    """Return the path of a field in OpenSearch, which ignores dots at the end of a name."""
     return name.rstrip(".")
 
 
 def is_within(path: str, other: str) -> bool:
-    """Whether a field is another one or inside it."""
+    """Return whether a path is `other` or inside it."""
     return path == other or path.startswith(f"{other}.")
 
 
 def refused_name(name: str, *, inner: bool = False) -> str | None:
-    """Why OpenSearch refuses a document with a field of this name, None if it does not; tried on 3.6.0.
+    """Return why OpenSearch refuses a document with a field of this name, or None. Tried on 3.6.0.
 
     Args:
         inner: The field is in an object that the index maps.
@@ -158,7 +158,7 @@ def refused_name(name: str, *, inner: bool = False) -> str | None:
         return f"longer than {MAX_NAME:,} characters"
     if "." not in name:
         return None
-    # Blank as Java has it, which lacks four characters of Python's. A name without dots may be blank.
+    # Blank as in Java, which excludes four characters that are blank in Python. A name without dots may be blank.
     blank = (all(c.isspace() and c not in "\x85\xa0\u2007\u202f" for c in part) for part in field_path(name).split("."))
     return "nothing between or before its dots" if any(blank) else None
 

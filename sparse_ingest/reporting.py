@@ -109,7 +109,7 @@ def reporter_of(progress: Reporter | bool) -> Reporter:
 
 
 def size_text(count: float) -> str:
-    """Return a number of bytes for people, in powers of 1,000."""
+    """Return a number of bytes as text with a unit, such as 2.5 MB; units are powers of 1,000."""
     for unit in ("bytes", "KB", "MB", "GB"):
         if count < 1000:
             return f"{count:,.0f} {unit}" if unit in ("bytes", "KB") else f"{count:,.1f} {unit}"

@@ -114,7 +114,7 @@ def read_vocabulary(folder: Path, size: int | None = None) -> Vocabulary | None:
 
 
 def ranges_without_token(tokens: Sequence[str | None], size: int) -> list[tuple[int, int]]:
-    """Return the first and the last id of each range of ids below `size` that have no token."""
+    """Return the first and last id of each range of ids below `size` that have no token."""
     ids = [token_id for token_id in range(size) if token_id >= len(tokens) or tokens[token_id] is None]
     ends = (list(group) for _, group in groupby(enumerate(ids), key=lambda pair: pair[1] - pair[0]))
     return [(range_[0][1], range_[-1][1]) for range_ in ends]
@@ -128,11 +128,11 @@ def named_ranges(ranges: Sequence[tuple[int, int]]) -> str:
 
 
 def lost_weights(count: int, vocabulary: Sequence[str | None]) -> str:
-    """Return the message that `count` weights were on ids without a token."""
+    """Return the warning that `count` weights on ids without a token were omitted."""
     ids = named_ranges(ranges_without_token(vocabulary, len(vocabulary)))
     return (
-        f"{count:,} weights were left out: the model has them on ids that its tokenizer has no token for ({ids}), and "
-        "an index keys weights by token. Scores are lower than the model's by what these would add."
+        f"{count:,} weights were omitted: they are on ids that the tokenizer has no token for ({ids}), and an index "
+        "keys weights by token. Scores are lower than the model's by what these weights would add."
     )
 
 

@@ -30,9 +30,9 @@ MESSAGES = {
     "GatedRepoError": "The model {name} is gated, and {token}: accept its conditions on its page on the hub, set "
     "HF_TOKEN to a token of that account, then try again.",
     "RepositoryNotFoundError": "No model {name!r}: looked for a folder of that name here, and for a model of that name "
-    "on the hub {hub}, where {token}. Mend the name; for a private model set HF_TOKEN to a token that may read it.",
+    "on the hub {hub}, where {token}. Correct the name; for a private model set HF_TOKEN to a token that may read it.",
     "RevisionNotFoundError": "The model {name} has no revision {revision!r} on the hub: looked for a branch, a tag and "
-    "a commit of that name. Mend [model] revision, or leave it out for the newest.",
+    "a commit of that name. Correct [model] revision, or omit it for the newest.",
     "HFValidationError": "{name!r} is no model of the hub ({reason}). Give a folder, package:NAME/PATH, or a hub id "
     "(owner/name).",
 }

@@ -103,13 +103,13 @@ def inspect_model(model: ModelSettings | str) -> Inspection:
 
 
 def dense_warning(terms: int, documents: int) -> str | None:
-    """Return a warning if a model gives documents so many terms that it was not trained for sparse vectors."""
+    """Return a warning if documents have so many terms that the model was not trained for sparse vectors."""
     if terms <= SPARSE_TERMS * documents:
         return None
     return (
         f"The model gives {terms / documents:,.0f} terms per document (mean of {documents:,}); models "
-        "trained for sparse vectors give a few hundred. Is this a SPLADE model? Its index would be very large, and its "
-        "scores mean little."
+        "trained for sparse vectors give a few hundred. Is this a SPLADE model? The index would be very large, and "
+        "scores would mean little."
     )
 
 
@@ -191,7 +191,7 @@ def _warnings(side: Side, folder: Path, card: Card, vocabulary: Vocabulary | Non
     if vocabulary.shared:
         yield (
             f"{name} gives the token {vocabulary.shared[0]!r} to several ids ({len(vocabulary.shared)} such tokens): "
-            "an index keys weights by token, so `encode` refuses it. Mend tokenizer.json."
+            "an index keys weights by token, so `encode` refuses it. Fix tokenizer.json."
         )
     if "pad_token" not in vocabulary.special and task == "document":
         yield (

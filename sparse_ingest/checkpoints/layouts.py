@@ -273,7 +273,7 @@ def _read_masked_lm_and_table(folder: Path, modules: list[Module]) -> Sides | No
 def _read_table(folder: Path, modules: list[Module]) -> Sides | None:
     """Declare what OpenSearch's own cards and analyzers compute: special tokens weigh 0, unlisted tokens 1.0.
 
-    No file of this layout states the activation, and OpenSearch's models differ: `None` makes settings.py ask for it.
+    No file of this layout states the activation, and OpenSearch's models differ. With `None`, settings.py asks for it.
     """
     weights = next((folder / name for name in TABLE_FILES if (folder / name).is_file()), None)
     if modules or weights is None:

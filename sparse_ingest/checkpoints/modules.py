@@ -71,7 +71,7 @@ def module_of(declared_in: Path, dotted: str, folder: Path, inner: str) -> Modul
         )
     place = folder / inner
     if not place.resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"{declared_in} names the folder {inner!r}, which lies outside the checkpoint.")
+        raise CheckpointError(f"{declared_in} names the folder {inner!r}, which is outside the checkpoint.")
     return Module(kind, place)
 
 

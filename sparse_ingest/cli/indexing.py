@@ -100,7 +100,7 @@ def show(index: str, connection: Connection, as_json: bool) -> None:
 def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bool) -> int:
     """Delete an index that sparse-ingest made or loaded, and the pipelines that `index create` installed for it.
 
-    Nothing else is deleted: not a pipeline that somebody replaced or that another index uses, and no run folder.
+    Nothing else is deleted: not a pipeline that another client replaced or that another index uses, and no run folder.
     """
     from sparse_ingest.cluster.index_admin import drop_index
 

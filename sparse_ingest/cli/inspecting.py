@@ -27,8 +27,8 @@ def inspect(as_json: bool, pipeline: Pipeline) -> None:
     """Show what MODEL is: family, parts, activation, limits, vocabulary, licence; and what will matter later.
 
     MODEL is a hub id, a folder, or package:NAME/PATH. No code of the model runs. Weights are loaded only for a plain
-    masked LM, of which no file states whether it was trained for sparse vectors: a few texts are encoded to see. Pin a
-    revision with --set model.revision=REVISION.
+    masked LM: its files do not state whether it was trained for sparse vectors, so a few texts are encoded to find
+    out. Pin a revision with --set model.revision=REVISION.
     """
     from sparse_ingest.checkpoints.inspect import inspect_model
 
@@ -39,7 +39,7 @@ def inspect(as_json: bool, pipeline: Pipeline) -> None:
 
 
 def _tried(found: Inspection, pipeline: Pipeline) -> str | None:
-    """Encode a few texts with a plain masked LM, if torch is installed, and return what is odd about the vectors."""
+    """Encode a few texts with a plain masked LM, if torch is installed. Return a warning if the vectors are dense."""
     from sparse_ingest.checkpoints.inspect import dense_warning
     from sparse_ingest.checkpoints.layouts import PLAIN
     from sparse_ingest.models.encoder import SparseEncoder
@@ -51,7 +51,7 @@ def _tried(found: Inspection, pipeline: Pipeline) -> str | None:
         vectors = SparseEncoder(pipeline.model, device="cpu").encode_document(TEXTS)
         return dense_warning(len(vectors.weights), len(TEXTS))
     except SparseIngestError as error:
-        return f"{side.model} could not be tried on texts: {error}"
+        return f"{side.model} could not encode a few texts: {error}"
 
 
 def _lines(found: Inspection) -> Iterator[str]:
@@ -94,7 +94,7 @@ def _side(title: str, side: Side) -> Iterator[str]:
     if side.ids_without_token:
         from sparse_ingest.checkpoints.card import named_ranges
 
-        yield _line("", f"no token has the ids {named_ranges(side.ids_without_token)}: weights there are left out")
+        yield _line("", f"no token has the ids {named_ranges(side.ids_without_token)}: weights there are omitted")
     special = " ".join(f"{name.removesuffix('_token')} {token}" for name, token in side.special_tokens.items())
     counted = "count like others" if side.special_token_weights == "keep" else "weigh nothing"
     yield _line("special", f"{special or 'none'}; in vectors they {counted}")

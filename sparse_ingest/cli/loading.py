@@ -52,13 +52,13 @@ def load(
     load --alias NAME --to INDEX     back to another index, in one step
     load --index NAME --restore      settings for loading that a killed load left
     load RUN --index NAME --since OLD_RUN --delete-missing     what changed since OLD_RUN was loaded
-    load RUN --index NAME --update   the vectors alone, into documents that somebody else made
+    load RUN --index NAME --update   the vectors alone, into documents that another client made
     load RUN --index NAME --pipeline DIR/pipeline.toml         as `plan --out DIR` chose
 
-    Of a pipeline file it applies [index] and [load], which options override; the index remembers [query].
+    [index] and [load] of a pipeline file apply unless an option overrides them; the index remembers [query].
     \b
     --update needs all other fields in the index's _source. A vector that its _source leaves
-    out (fixed when the index was made) is lost when somebody changes the document with _update.
+    out (fixed when the index was made) is lost when a client changes the document with _update.
 
     Exit code 3: finished, but OpenSearch refused documents; dead.jsonl beside the journal names them.
     """
@@ -72,7 +72,7 @@ def load(
         if wrong:
             raise click.UsageError(message)
     if to or restore:
-        refuse_flags(_OF_LOADS, "is for loading a run, and --to and --restore load none")
+        refuse_flags(_OF_LOADS, "has no effect with --to or --restore, which load no run")
     from sparse_ingest.loading.load import load as load_run
     from sparse_ingest.loading.load import restore_settings
     from sparse_ingest.loading.publish import publish, roll_back
@@ -122,8 +122,8 @@ def _print_loaded(report: LoadReport, content: object, also: Iterable[str], as_j
     print_report(as_json, content, (*lines, *also))
     if report.refused and not as_json:
         click.echo(
-            f"OpenSearch refused {report.refused} documents; {report.dead} names them and says why. When the cause is "
-            "mended, the same command with --retry-dead sends them again.",
+            f"OpenSearch refused {report.refused} documents; {report.dead} lists them with the reasons. Fix the "
+            "cause, then rerun with --retry-dead.",
             err=True,
         )
     return 3 if report.refused else 0
@@ -153,7 +153,7 @@ def verify(run: Place, sample: int, all_documents: bool, as_json: bool, **named:
     """Compare an index with the run folder that was loaded into it, bit for bit.
 
     The ids of all documents are compared, and the weights of some or of --all. Documents that the run does not have
-    are a difference only when nobody else wrote into the index.
+    are a difference only if no other client wrote into the index.
     Exit code 1: something is missing, is too much or differs.
     """
     from sparse_ingest.verification.verify import verify as verify_index
@@ -180,7 +180,7 @@ def _verified(report: VerifyReport) -> Iterator[str]:
         yield f"{report.unloaded_shards} shards of the run are not loaded yet: start the same load again."
     yield f"Compared {report.checked_weights} weights of {report.checked_documents} documents."
     yield from _listed("missing", report.missing_ids, report.missing)
-    yield from _listed("there twice", report.doubled_ids, report.doubled)
+    yield from _listed("duplicate", report.doubled_ids, report.doubled)
     # What others wrote, and what was sent of a shard that is not finished, is no difference of its own.
     if expected is not None and not report.unloaded_shards:
         yield from _listed("too many", report.extra_ids, report.extra)

@@ -1,6 +1,6 @@
 """The `sparse-ingest` command: its groups, where errors become messages and exit codes, and the standard streams.
 
-What a stream cannot encode is escaped, as `\\u2014`. A stream that was closed takes everything and keeps nothing.
+Characters that a stream cannot encode are escaped, as `\\u2014`. Output to a closed stream is discarded.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from sparse_ingest.errors import SparseIngestError
 
 _AGAIN = "then start the same command again: what is finished is kept."
 _ADVICE = {
-    errno.ENOSPC: f" Free space there (for temporary files, or set TMPDIR to another folder), {_AGAIN}",
+    errno.ENOSPC: f" Free space there (or, for temporary files, set TMPDIR to another folder), {_AGAIN}",
     errno.EDQUOT: f" Free space there, or raise the quota, {_AGAIN}",
-    errno.EROFS: " Name a place that can be written.",
+    errno.EROFS: " Give a path that can be written.",
 }
 
 
@@ -86,14 +86,14 @@ def _run() -> object:
         )
         return 1
     except OSError as error:
-        # Arrow puts more into strerror than the system says.
+        # Arrow puts more than the system's message into strerror.
         reason = os.strerror(error.errno) if error.errno else str(error)
         click.echo(f"Error: {error.filename or 'The system'}: {reason}.{_ADVICE.get(error.errno or 0, '')}", err=True)
         return 1
 
 
 class _Ascii(io.TextIOWrapper):
-    """A stream that takes ASCII alone, and calls itself Latin-1: to one that says ASCII, click writes UTF-8."""
+    """An ASCII stream that reports Latin-1 as its encoding, because click writes UTF-8 to streams that report ASCII."""
 
     encoding = "latin-1"
 
@@ -110,7 +110,7 @@ def _escaping(stream: TextIO | None) -> TextIO:
 
 
 def _drop_unwritable() -> None:
-    """Drop what a closed pipe or a full disk did not take: Python would try, and complain, again at its end."""
+    """Drop output that a closed pipe or a full disk did not take: Python would try to write it again at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -29,7 +29,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON o
 
 
 def print_json(value: object, indent: int | None = 2) -> None:
-    """Print `value` as JSON on standard output. JSON is UTF-8: for another encoding all else than ASCII is escaped."""
+    """Print `value` as JSON on standard output; if its encoding is not UTF, characters beyond ASCII are escaped."""
     is_utf = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
     click.echo(json.dumps(value, ensure_ascii=not is_utf, indent=indent))
 
@@ -44,10 +44,10 @@ def print_report(as_json: bool, content: object, lines: Iterable[str]) -> None:
 
 
 def utf8_text(argument: str) -> str:
-    """Return an argument as text; in a locale that is not UTF-8, Python keeps the bytes that were typed.
+    """Return an argument decoded as UTF-8, also in a locale that is not UTF-8, where Python keeps its bytes.
 
     Raises:
-        UsageError: they are not UTF-8.
+        UsageError: it is not UTF-8.
     """
     try:
         argument.encode()
@@ -82,7 +82,7 @@ def joined_options(
 
 
 def refuse_flags(names: Collection[str], why: str) -> None:
-    """Refuse options of the current command that would have no effect; a variable may have set them all the same."""
+    """Refuse options on the command line that would have no effect; those from environment variables are ignored."""
     context = click.get_current_context()
     for given in context.command.params:
         if given.name in names and context.get_parameter_source(given.name) is ParameterSource.COMMANDLINE:
@@ -188,7 +188,7 @@ class _PipelineFlags:
 
     @classmethod
     def pipeline(cls, tables: Sequence[str], **given: Any) -> Pipeline:
-        """Return the pipeline that the options of a command mean; the command reads these tables."""
+        """Return the pipeline that the options of a command give; `tables` are those that --set may change."""
         flags = cls(**given)
         pipeline = pipeline_of(flags.model or None, flags.file or None)
         if flags.trust_remote_code:
@@ -198,10 +198,10 @@ class _PipelineFlags:
 
 
 def pipeline_options(tables: str, *omitted: str, **instead: Option) -> Callable[[F], F]:
-    """What names and changes a pipeline. The command receives the keyword `pipeline`, a `Pipeline`.
+    """Add the options that name and change a pipeline. The command receives the keyword `pipeline`, a `Pipeline`.
 
     Args:
-        tables: Those that the command reads, with spaces between them; --set changes no other.
+        tables: Tables that the command reads, separated by spaces; --set refuses others.
         *omitted: Settings that the command has no option for.
         **instead: Options that replace those of the settings.
     """

@@ -31,7 +31,7 @@ SAMPLE = click.IntRange(10, MOST_QUERIES)
               help="Queries: a file, or the folder of a collection")  # fmt: skip
 @click.option("--index", metavar="NAME", help="Index that holds the run: its engines are measured, and one is chosen")
 @stage_options(PlanOptions, qrels=PATH, out=PATH, sample=SAMPLE, loss=click.FloatRange(0, 1, max_open=True))
-@click.option("--all", "every", is_flag=True, help="Show every row that no other one beats, not only ten")
+@click.option("--all", "every", is_flag=True, help="Show every row of the frontier, not only ten")
 @pipeline_options("model index query", "engine")
 @connection_options
 @json_option
@@ -40,12 +40,12 @@ def plan(run: Place, queries: Path, options: PlanOptions, every: bool, as_json: 
 
     \b
     plan RUN --queries F --out DIR                        how to prune documents and queries
-    load RUN --index NAME --pipeline DIR/pipeline.toml    prune so; the index remembers the query settings
+    load RUN --index NAME --pipeline DIR/pipeline.toml    apply it; the index remembers the query settings
     plan RUN --queries F --index NAME                     which engine, with which settings, for that index
 
     Every rule is tried on the run folder in one pass; the ground truth is exact search of whole vectors. One half of
     the queries chooses, the other half must confirm: on both, the 95% interval of the loss must end within --loss. The
-    table shows what no other setting beats, and the exact search to compare with; * is the one taken.
+    table shows the settings that no other one beats, and exact search for comparison; * marks the one taken.
 
     Exit code 1: no setting is certain to keep the loss within --loss.
     """

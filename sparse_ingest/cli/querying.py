@@ -1,4 +1,4 @@
-"""`query`: text in, the request body that asks an index for it out; no cluster is needed unless --index names one."""
+"""`query`: print the request body that searches an index for a text. Needs no cluster unless --index is given."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def query(
     options: QueryOptions,
     **target: Any,
 ) -> None:
-    """Print the request body that asks an index for TEXT; needs no cluster, unless --index names what to ask.
+    """Print the request body that searches an index for TEXT. Needs no cluster, unless --index is given.
 
     \b
     sparse-ingest query --model MODEL "your question" |
@@ -141,21 +141,21 @@ def query(
 
 
 def opened_index(name: str, connection: Connection, pipeline: Pipeline, *, force: bool = False) -> SearchableIndex:
-    """Open an index, and print on standard error the query settings that it adds."""
+    """Open an index, and print the query settings that it remembers on standard error."""
     from sparse_ingest.searching.search import open_index
 
     opened = open_index(name, connection=connection, pipeline=pipeline, force=force)
     stamp = opened.index.stamp
     if stamp and stamp.query and isinstance(pipeline.query, QueryChanges):
         words = in_words(changed(opened.pipeline.query))
-        click.echo(f"Query settings, as index {name!r} remembers them: {words}. --pipeline replaces them.", err=True)
+        click.echo(f"Query settings of index {name!r}: {words}. Pass --pipeline to use others.", err=True)
     return opened
 
 
 def _with_index(
     index: str | None, pipeline: Pipeline, *, connection: Connection, force: bool
 ) -> tuple[Pipeline, Engine]:
-    """The pipeline and engine that fit an index; what was given, where it cannot be reached and a model is named."""
+    """Return pipeline and engine for an index: those given, if there is none, or no connection but a model."""
     from sparse_ingest.cluster.client import UnreachableError
     from sparse_ingest.searching.pipelines import engine_of
 
@@ -166,7 +166,7 @@ def _with_index(
         except UnreachableError as error:
             if not (pipeline.model.document or pipeline.model.query):
                 raise
-            click.echo(f"Query settings that index {index!r} may remember are not used: {error}", err=True)
+            click.echo(f"Query settings of index {index!r} are not used: {error}", err=True)
     return pipeline, engine_of(pipeline)
 
 

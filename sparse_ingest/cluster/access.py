@@ -30,7 +30,7 @@ def tls_context(ca: str | None, client_cert: str | None, client_key: str | None)
     files, expected = f"--ca {ca}", "is a PEM file of CA certificates"
     try:
         context = ssl.create_default_context(cafile=ca)
-        # As curl, on every Python: 3.13 is strict about the extensions of a CA, 3.12 trusts no pinned certificate.
+        # As curl does, on every Python: 3.13 rejects CAs that lack extensions, 3.12 a server's own certificate in --ca.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         if not (ca or os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
@@ -47,7 +47,7 @@ def tls_context(ca: str | None, client_cert: str | None, client_key: str | None)
 
 
 def expired_in(ca: str) -> list[str]:
-    """Return the names of the CA certificates in a file that are no longer valid."""
+    """Return the names of the expired CA certificates in a file."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(ca)
     subjects = (

@@ -70,11 +70,11 @@ class UnreachableError(ClusterError):
 
 
 class TimedOutError(UnreachableError):
-    """No answer came in time; the request may be done all the same."""
+    """No answer came in time; the cluster may still carry out the request."""
 
 
 class _PlainConnection(opensearchpy.Urllib3HttpConnection):
-    """Keeps Retry-After and Location of an answer, which opensearch-py drops with the other headers of an error."""
+    """Keeps the Retry-After and Location headers of errors, which opensearch-py drops."""
 
     def perform_request(self, *request: Any, ignore: Collection[int] = (), **more: Any) -> Any:
         """Send one request; status, headers and text of the answer."""
@@ -162,7 +162,7 @@ class Client:
             self._transport.close()
 
     def _asked_version(self) -> tuple[Version, str]:
-        """Version and UUID of the cluster, or what stands for them where they are not told."""
+        """Return version and UUID of the cluster, or defaults where it does not report them."""
         try:
             # Without a deadline an answer of one byte/s would take minutes.
             root = self.waiting.answer("GET /", partial(self.call, "GET", "/", timeout_s=_CONNECT_S), _CONNECT_S + 1)
@@ -185,7 +185,7 @@ class Client:
         return version, str(root.get("cluster_uuid", "unknown"))
 
     def _allowed(self, path: str) -> Any:
-        """The answer to a GET; None where who asks may not."""
+        """Return the answer to a GET, or None if it is refused with a 4xx status."""
         try:
             return self.call("GET", path)
         except ResponseError as error:
@@ -195,7 +195,7 @@ class Client:
 
     def _translated(self, error: TransportError, path: str, timeout_s: float) -> SparseIngestError:
         if isinstance(error.info, SparseIngestError):
-            # The signer's own sentence, which opensearch-py wraps as if the connection had failed.
+            # The signer's own message, which opensearch-py wraps as if the connection had failed.
             return error.info
         if not isinstance(error.status_code, int):
             ca, first = self._connection.ca, path == "/"
@@ -238,7 +238,7 @@ def connect(
         connection: How to reach the cluster. The transport of an `opensearchpy.OpenSearch` is used as it is, except
             that it does not retry: what may be sent again is decided by the stage.
         url: Its address, instead of `connection`. Without either, the SPARSE_INGEST_* variables.
-        reporter: Hears what the client waits for, and may ask it to stop.
+        reporter: Gets notes on what the client waits for; its stop requests end the wait.
 
     Raises:
         UsageError: the URL or a combination of options cannot be used.
@@ -333,7 +333,7 @@ def _refused(status: int, address: str, connection: Connection) -> str | None:
 
 
 def _redirected(status: int, address: str, path: str, location: str | None) -> str:
-    """Return where a request was sent on to. None is followed: a body would be sent to a place that nobody named."""
+    """Return the message for a redirect. None is followed: documents must not go to an address that was not given."""
     if not location:
         return f"{address} redirects elsewhere ({status}) and does not say where. Check --url."
     target = without_secrets(urljoin(f"{address}/", location))

@@ -16,13 +16,13 @@ from sparse_ingest.cluster.access import expired_in
 BUSY = frozenset({429, 502, 503, 504})  # statuses that may pass, and come with Retry-After
 BLOCKED = "cluster_block_exception"
 GARBAGE = "{} answered with something that is no JSON of OpenSearch's. Check that --url names OpenSearch itself."
-# What OpenSSL says, and what it means; {0} is what it says, {1} what to do about an unknown CA.
+# Patterns of OpenSSL's messages, and ours; {0} is OpenSSL's message, {1} advice about an unknown CA.
 _TLS_FAILURES = (
     ("certificate is not valid for", "{0}. Write the name that its certificate is for in --url."),
-    ("not yet valid", "{0}. Set the clock of this machine right, or renew the certificate."),
-    ("has expired", "{0}. Its certificate must be renewed, or the clock of this machine be set right."),
+    ("not yet valid", "{0}. Correct the clock of this machine, or renew the certificate."),
+    ("has expired", "{0}. Renew its certificate, or correct the clock of this machine."),
     ("issuer certificate|self.signed|verify the first|signature failure", "{0}. {1}"),
-    ("verify failed", "{0}. Replace its certificate, or the one that signed it, by one without this fault."),
+    ("verify failed", "{0}. Replace its certificate, or that of the CA that signed it."),
     (
         "(?i)certificate.required|handshake.failure",
         "it asks for a client certificate ({0}). Give --client-cert and --client-key.",
@@ -34,7 +34,7 @@ _TLS_FAILURES = (
     ("(?i)alert", "it does not accept the client certificate ({0}). Check --client-cert and who signed it."),
     ("", "the TLS connection failed ({0}). Check --url and the TLS settings of the server."),
 )
-# Why there was no usable answer, by what urllib3 says; {0} is the address, {1} advice for http addresses.
+# Patterns of urllib3's messages, and ours; {0} is the address, {1} the system's reason, {2} advice about https.
 _NO_ANSWER = (
     (
         "refused",
@@ -70,7 +70,7 @@ def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tu
 def is_block(status: int, kind: str) -> bool:
     """Return whether an error is a block that stays until its cause is removed: 403, or 429 where a disk is full.
 
-    With 503 a cluster blocks requests for as long as it starts.
+    A block with 503 ends when the cluster has started.
     """
     return kind in (BLOCKED, "index_create_block_exception") and status != 503
 
@@ -83,9 +83,9 @@ def unreachable_message(
     Args:
         error: What opensearch-py raised.
         address: Where the request was sent.
-        timeout_s: How long an answer was waited for.
+        timeout_s: The timeout of the request.
         ca: The file that was given with --ca.
-        first: Nothing was answered before.
+        first: It was the first request to the address.
     """
     cause = str(error.info)
     if isinstance(error, SSLError) or "SSL" in cause:
@@ -102,13 +102,13 @@ def unreachable_message(
 
 
 def blocked_message(address: str, reason: str) -> str:
-    """Return what a block means and how it is removed. OpenSearch gives some the status of a missing right."""
+    """Return what a block means and how to remove it. OpenSearch answers some with 403, as for a missing right."""
     if "/10/" in reason:
         return (
-            f"{address} creates no indexes now: {reason} This is no missing right: OpenSearch sets this block when "
-            "every node is above the high disk watermark, or an administrator set it. Free disk space, or remove the "
-            'block: PUT /_cluster/settings {"persistent": {"cluster.blocks.create_index": null}}. Then start the same '
-            "command again."
+            f"{address} creates no indexes now: {reason} This is not a permission problem: OpenSearch sets this block "
+            "when every node is above the high disk watermark, or an administrator set it. Free disk space, or remove "
+            'the block: PUT /_cluster/settings {"persistent": {"cluster.blocks.create_index": null}}. Then start the '
+            "same command again."
         )
     return (
         f"{address} takes no changes: {reason} Remove the block (a full disk, or one that an administrator set in the "
@@ -117,11 +117,11 @@ def blocked_message(address: str, reason: str) -> str:
 
 
 def _tls_failure(cause: str, ca: str | None) -> str:
-    """Return what went wrong between the two ends of TLS, by what OpenSSL says."""
+    """Return the message for a failed TLS connection, by that of OpenSSL."""
     short = re.sub(r"^.*?\]\s*|\s*\(_ssl\.c.*$", "", cause).rstrip(".")
     if ca and "has expired" in cause and (names := expired_in(ca)):
         return f"{short}. {ca} holds a CA that has expired ({', '.join(names)}). Get the renewed one."
     unknown = "Give the file of the CA that signed its certificate with --ca."
     if ca:
-        unknown = f"Another CA than those in {ca} signed its certificate. Get the certificate of that CA."
+        unknown = f"Its certificate was signed by a CA that is not in {ca}. Get the certificate of that CA."
     return next(says for pattern, says in _TLS_FAILURES if re.search(pattern, cause)).format(short, unknown)

@@ -1,9 +1,9 @@
-"""The types of fields: what OpenSearch makes of a JSON value, and which type fits all values of a field.
+"""The types of fields: whether a JSON value fits a mapped type, and which type fits all values of a field.
 
-In: the scalar values of one field, one after another. Out: whether a mapped type takes a value as it is, or the type to
-map. A string counts as a number or a date only if it is written as one is printed, so that nothing is lost: `00501`
-and `27.90` are keywords. What OpenSearch accepts and changes (27.99 in a long becomes 27) does not fit. The rules are
-those of OpenSearch 3.6.0, where each was tried.
+In: the scalar values of one field, one after another. Out: whether OpenSearch indexes a value unchanged, or the type to
+map. A string counts as a number only if that number is printed the same way, so that nothing is lost: `00501` and
+`27.90` are keywords. Values that OpenSearch changes (27.99 in a long becomes 27) do not fit. Each rule was tried on
+OpenSearch 3.6.0.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _INTEGERS = {
 }
 # The first numbers that round to infinity.
 _FLOATS = {"half_float": 65520.0, "float": float((1 << 128) - (1 << 103)), "double": float("inf")}
-_CACHED = 4096  # of the values seen last: many come again
+_CACHED = 4096  # values; many are repeated
 _LONGEST = 400  # characters of a number or a date
 _PRINTED_INTEGER = re.compile(r"0|-?[1-9]\d{0,18}", re.ASCII)
 _PRINTED_DECIMAL = re.compile(r"-?\d{1,17}\.\d{1,17}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
-# strict_date_optional_time; year, month, day, rest of the day, hour, minute, second, digits below it, offset.
+# strict_date_optional_time; year, month, day, time of day, hour, minute, second, fraction, offset.
 _DATE = re.compile(
     r"(\d{4})(?:-(\d\d)(?:-(\d\d)(T(?:(\d\d)(?::(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?)?(Z|[+-]\d\d(?::?\d\d)?)?)?)?)?)?",
     re.ASCII,
@@ -39,7 +39,7 @@ _DATE = re.compile(
 
 
 def fits(value: str | float, entry: Mapping[str, Any]) -> bool:
-    """Return whether a mapped field takes a value unchanged. Of types that are not in this module it is not known."""
+    """Return whether a mapped field indexes a value unchanged. True for types that this module does not check."""
     kind = entry.get("type", "object")
     if kind == "keyword":
         short = not isinstance(value, str) or len(value) <= _MAX_TERM // 4 or len(value.encode()) <= _MAX_TERM
@@ -71,7 +71,7 @@ def _fits_number(value: str | float, kind: str) -> bool:
 
 
 def _is_date(value: str | float) -> bool:
-    """Return whether a value is ISO 8601, or milliseconds since 1970 (a string as 20260105 would count as those)."""
+    """Return whether a value is ISO 8601, or milliseconds since 1970; a string such as 20260105 is neither."""
     if isinstance(value, str):
         if len(value) > _LONGEST:
             return False
@@ -81,7 +81,7 @@ def _is_date(value: str | float) -> bool:
 
 @functools.lru_cache(_CACHED)
 def _date_parts(text: str) -> re.Match[str] | None:
-    """The parts of a date, or of a date and time, that exist in the calendar; of no text longer than _LONGEST."""
+    """Return the parts of a valid date or date and time, or None. Give no text longer than _LONGEST."""
     if (found := _DATE.fullmatch(text)) is None:
         return None
     year, month, day, _, hour, minute, second, _, offset = found.groups()
@@ -101,9 +101,9 @@ class Values:
     def __init__(self) -> None:
         self.kinds: set[str] = set()
         self.any_string = False
-        self.finer = False  # than the milliseconds that a date keeps
+        self.finer = False  # a date has more than milliseconds
         self.long = 0  # strings that a keyword ignores
-        self.odd: str | float | None = None  # the first number that is no number as it is printed
+        self.odd: str | float | None = None  # the first value that is a keyword only because of how it is written
         self._any_word = False
         self._inexact: int | None = None  # the first whole number that a double changes
 
@@ -149,7 +149,7 @@ class Values:
 
     @property
     def type(self) -> str:
-        """The type that keeps every value; keyword where there is none, or where they are of several kinds."""
+        """The type that keeps every value; keyword if there is no value, or if values are of several kinds."""
         if self.kinds == {"long", "double"}:
             return "double" if self._inexact is None else "keyword"
         return next(iter(self.kinds)) if len(self.kinds) == 1 else "keyword"

@@ -56,7 +56,7 @@ class IndexReport:
     """What `show` found; `--json` prints these keys.
 
     `field` and `kind` are None when the index has no sparse field, `model`, `run_id`, `load`, `pruning` and `query`
-    when no load has stamped it. `fields` are the types of kept fields, None for one that is not mapped. The three
+    when no load has stamped it. `fields` has the types of kept fields, None for one that is not mapped. The three
     pipelines are those of its settings, `installed` those that `create` made for it.
     """
 

@@ -1,13 +1,13 @@
-"""Prediction of the size of an index: one merged segment per shard, the packaged rank_features body, no replicas.
+"""Predict the size of an index: one merged segment per shard, the packaged rank_features body, no replicas.
 
-In: shard parts, in memory while they are written. Out: bytes of the index of so many times these documents. Each file
-of a Lucene segment has its own rule: postings of the vectors (scores.py), postings and positions of the words of title
-and text, the dictionary, ids, compressed `_source`, kept fields.
+In: shard parts, in memory while they are written. Out: bytes of an index of these documents, or of a multiple of them.
+Each file of a Lucene segment has its own rule: postings of the vectors (scores.py), postings and positions of the words
+of title and text, the dictionary, ids, compressed `_source`, kept fields.
 
 Compared with OpenSearch 3.6.0 and the vectors of a BERT-tiny model: Cranfield -1.0% (without text -0.7%), its long
 documents joined -2.1%, 46 documents of LIMIT +1.0%, 6,000 docstrings -1.9% (without text -1.5%, with five kept fields
 +0.3%), 6,000 titles with UUIDs +1.4%, 4,000 texts of one template +2.9%, 3,000 texts of random words +0.9%, 2,000
-Chinese texts +5.3%. From every fifth document, the whole is predicted to 6%.
+Chinese texts +5.3%. Predictions from every fifth document are within 6%.
 
 Not covered: the clusters of sparse_vector, vectors in `_source` (`source = "keep"`), other index bodies or codecs.
 """
@@ -46,7 +46,7 @@ _INTEGER_BYTES, _FLOAT_BYTES = 8.0, 14.0  # of a number in a document: a point a
 
 
 class IndexSize:
-    """Counts what decides how large an index is."""
+    """Counts documents, words and bytes, and predicts the size of their index."""
 
     def __init__(self) -> None:
         self.documents = 0
@@ -114,9 +114,9 @@ class IndexSize:
         counts = np.array(list(self._words.values()), dtype=np.int64)
         frequencies = np.round(counts * scale).astype(np.int64)
         postings = posting_bytes(frequencies, documents, code_bits=_WORD_CODE_BITS, code_bytes=_WORD_CODE_BYTES)
-        # Words of one document are as frequent as new words are in the next one (Good and Turing).
+        # The share of words in only one document is the rate of new words in further documents (Good-Turing).
         new = len(counts) * (scale ** (float(np.mean(counts == 1))) - 1)
-        # A position is a byte, but in blocks of frequent words as many bits as that of the longest texts has.
+        # A position takes a byte; in blocks of frequent words, as many bits as positions in long texts need.
         length = self._squared_lengths / max(1, self._tokens)
         in_blocks = (frequencies // BLOCK * BLOCK).sum() / max(1, frequencies.sum())
         position = 1 - in_blocks + in_blocks * np.log2(1 + length) / 8

@@ -30,8 +30,8 @@ META_KEY = "sparse_ingest"
 STAMP_FORMAT = 1
 _PRIVATE = "--sparse-ingest-"
 MAX_NAME_BYTES = 255
-_PRIMARIES_S = 20.0  # for the primaries of a new index, before it is said that there are none
-_CREATE_LOOKS = 20  # for a new index that a busy cluster has not created by then
+_PRIMARIES_S = 20.0  # timeout for the primaries of a new index; then missing ones are reported
+_CREATE_LOOKS = 20  # 2 s apart, for a new index that a busy cluster has not created by then
 ADDED_BYTES = len(_PRIVATE) + 8  # of the private alias
 NO_PRUNING = {"top_k": None, "max_ratio": None}
 
@@ -49,7 +49,7 @@ class Stamp:
         replaced: name and UUID of the index that an alias served before this one.
         since: the `run_id` of the older run if only differences to it were sent, and `delete_missing`.
         fields: the types of kept fields by dotted path, None for one that is not mapped. None if only releases that
-            mapped no kept fields have loaded into the index.
+            did not map kept fields have loaded into the index.
         query: the settings of [query] for searches that name no pipeline; in `_meta` only if there are any.
     """
 
@@ -133,15 +133,15 @@ def is_one_name(name: str) -> bool:
 
 
 def refuse_long_name(option: str, name: str, added: int) -> None:
-    """Refuse a name that becomes too long with the bytes that a load adds to it, before anything is done.
+    """Refuse a name that is too long with the bytes that a load adds to it.
 
     Raises:
-        UsageError: it does.
+        UsageError: the name is too long.
     """
     if len(name.encode()) > MAX_NAME_BYTES - added:
         raise UsageError(
-            f"{option} {name!r} has {len(name.encode())} bytes. OpenSearch takes names of {MAX_NAME_BYTES}, and a load "
-            f"adds {added} for its own: give one of at most {MAX_NAME_BYTES - added} bytes."
+            f"{option} {name!r} has {len(name.encode())} bytes. OpenSearch allows {MAX_NAME_BYTES}, and a load "
+            f"adds {added} to the name: give one of at most {MAX_NAME_BYTES - added} bytes."
         )
 
 
@@ -173,8 +173,8 @@ def find_index(client: Client, name: str) -> Index | None:
     settings = entry["settings"]["index"]
     if "uuid" not in settings:
         raise ClusterError(
-            f"{client.address} does not tell the UUID of index {concrete!r}, by which a load knows that nobody "
-            "replaced it. Amazon OpenSearch Serverless may be such a place; use a domain of OpenSearch Service "
+            f"{client.address} does not tell the UUID of index {concrete!r}, by which a load detects that "
+            "it was replaced. Amazon OpenSearch Serverless may be such a place; use a domain of OpenSearch Service "
             "(--aws-service es)."
         )
     return Index(concrete, str(settings["uuid"]), entry.get("mappings", {}), settings, entry.get("aliases", {}))
@@ -197,7 +197,7 @@ def create_index(client: Client, name: str, body: dict[str, Any]) -> Index:
     try:
         client.call("PUT", path_of(name), body, timeout_s=_PRIMARIES_S)
     except TimedOutError:
-        # OpenSearch creates the index, and answers when the primaries are started or after 30 s.
+        # OpenSearch creates the index, but answers only when the primaries are started, or after 30 s.
         for _ in range(_CREATE_LOOKS):
             if find_index(client, name):
                 break
@@ -331,8 +331,8 @@ def move_alias(client: Client, served: Served, target: Index) -> None:
         if error.status != 404:
             raise
         raise ClusterError(
-            f"Alias {served.alias!r} no longer stands for {served.concrete!r}: somebody moved it meanwhile. It was "
-            f"left as it is; look at it with GET /_alias/{served.alias}, then start the same command again."
+            f"Alias {served.alias!r} no longer serves {served.concrete!r}: another client moved it during the load. It "
+            f"was left as it is; look at it with GET /_alias/{served.alias}, then start the same command again."
         ) from error
 
 

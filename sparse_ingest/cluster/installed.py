@@ -123,7 +123,7 @@ def remove(client: Client, pipeline: Installed, index: str) -> str | None:
         return None
     what = f"The {pipeline.kind} pipeline {pipeline.name!r} stays"
     if not str(there.get("description", "")).startswith(_mark(index)):
-        return f"{what}: somebody has replaced the one that was made for {index!r}."
+        return f"{what}: another client replaced the one that was created for {index!r}."
     try:
         if users := _users(client, pipeline, index):
             return f"{what}: {', '.join(users)} use it as well."
@@ -136,13 +136,13 @@ def remove(client: Client, pipeline: Installed, index: str) -> str | None:
 
 
 def final_pipeline(index: Index) -> str | None:
-    """Return the pipeline that every document goes through, whatever a request says."""
+    """Return the pipeline that every document goes through; no request can bypass it."""
     name = index.setting("final_pipeline")
     return None if name == "_none" else name
 
 
 def refuse_encoding_at_last(client: Client, index: Index, field: str) -> None:
-    """Refuse an index whose final pipeline encodes into the field that a load writes: no request can go past it.
+    """Refuse an index whose final pipeline encodes into the field that a load writes: no request can bypass it.
 
     Raises:
         ClusterError: it does.
@@ -150,14 +150,14 @@ def refuse_encoding_at_last(client: Client, index: Index, field: str) -> None:
     name = final_pipeline(index)
     if name is None:
         return
-    # Who may not look can still load.
+    # A user without the right to read pipelines can still load.
     body = _found(client, Installed("ingest", name), absent=(403, 404)) or {}
     for processor in body.get("processors", ()):
         if field in processor.get("sparse_encoding", {}).get("field_map", {}).values():
             raise ClusterError(
                 f"Index {index.name!r} has the final pipeline {name!r}, which encodes into {field!r} again whatever a "
                 "request says, and would replace the vectors. Make it the default pipeline instead "
-                "(index.default_pipeline), which a load goes past."
+                "(index.default_pipeline), which a load bypasses."
             )
 
 

@@ -71,13 +71,13 @@ class Journal:
         return Counter(letter.shard for letter in self.dead())
 
     def merged(self) -> dict[str, int] | None:
-        """Return what `record_merged` was given last, or None. A file that cannot be read costs one more merge."""
+        """Return the last state of `record_merged`, or None. An unreadable file only costs one more merge."""
         with contextlib.suppress(FileNotFoundError, ValueError):
             return dict(json.loads(self._merged.read_bytes()))
         return None
 
     def record_merged(self, state: Mapping[str, int]) -> None:
-        """Keep the last operation of each shard that a complete merge covered."""
+        """Store the last operation of each shard that a complete merge covered."""
         self._merged.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(self._merged) as file:
             file.write(json.dumps(state).encode())
@@ -177,8 +177,8 @@ class _Copy:
 def open_journal(run: Run, cluster_uuid: str, index_uuid: str) -> Journal:
     """Return the journal of a run for one index. The folder is created with the first line.
 
-    A journal that is in a run folder which became read-only is continued as a copy, and only read if there is no place
-    for one.
+    If the run folder became read-only, its journal is copied to the user's folder and continued there. If that cannot
+    be written either, the journal is only read.
     """
     folder, inside = (loads / cluster_uuid / index_uuid for loads in (run.loads, run.path / "load"))
     if not isinstance(inside, Path) or not isinstance(folder, Path) or folder.exists() or not inside.exists():
@@ -187,7 +187,7 @@ def open_journal(run: Run, cluster_uuid: str, index_uuid: str) -> Journal:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent.parent.parent) as temporary:
             copy = Path(shutil.copytree(inside, Path(temporary) / "journal"))
-            with contextlib.suppress(OSError):  # another process was faster
+            with contextlib.suppress(OSError):  # another process has copied it
                 copy.rename(folder)
     except OSError:
         return Journal(inside)
@@ -197,7 +197,7 @@ def open_journal(run: Run, cluster_uuid: str, index_uuid: str) -> Journal:
 def journals(run: Run) -> dict[tuple[str, str], Journal]:
     """Return the journals of a run, by the UUIDs of cluster and index."""
     folders: list[Place] = []
-    for loads in dict.fromkeys((run.path / "load", run.loads)):  # of one index the one in the second place is newer
+    for loads in dict.fromkeys((run.path / "load", run.loads)):  # the journal in the second place is newer
         if isinstance(loads, Path):
             folders += sorted(loads.glob("*/*/"))
         elif loads.listable:

@@ -1,10 +1,10 @@
-"""The kept fields of a run: checked against the mapping of an index, and typed where it has none.
+"""The kept fields of a run: checked against the mapping of an index, or given a type if it does not map them.
 
 In: the fields of every document that is sent, in one pass; the mapping of the index; the types that earlier loads
 recorded. Out: broken rules for preflight.py; the type of each field by its dotted path, with notes. Objects are mapped
 by their leaves, lists by their elements. Memory grows with the number of fields, of which there is a limit.
 
-Not covered: title and text, which the body of the index maps or not; what one value is (field_types.py).
+Not covered: title and text, which the index body maps; the type of a single value (field_types.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from sparse_ingest.cluster.field_types import MAX_KEYWORD, Values, fits
 from sparse_ingest.records import MAX_LEVELS, field_path, is_within, refused_name
 
-MAX_FIELDS = 500  # that are typed; an index maps 1,000 unless index.mapping.total_fields.limit says otherwise
+MAX_FIELDS = 500  # in a run; an index maps at most 1,000 by default (index.mapping.total_fields.limit)
 _CARRIED = ("title", "text")
 _OBJECTS = ("object", "nested")
 _OPAQUE = ("flat_object", "flattened", "geo_point", "geo_shape", "completion", "join", "percolator")
@@ -37,8 +37,8 @@ class _Field:
     Attributes:
         entry: its mapping; None if the index has none.
         values: those of a field without a mapping.
-        refused: what it has that OpenSearch takes only while it is not mapped.
-        skipped: nothing below it is looked at.
+        refused: content that OpenSearch accepts only while the field is not mapped; "" if none.
+        skipped: its content is not checked.
     """
 
     def __init__(self, entry: Mapping[str, Any] | None, *, skipped: bool) -> None:
@@ -57,7 +57,7 @@ class KeptFields:
         names: The fields that the run keeps; None if that is not known.
         mapping: That of the index, or of the body that will create it.
         recorded: The types that earlier loads into the index recorded.
-        origin: What declares the types of the mapping, as in "index 'articles' maps".
+        origin: Where the types of the mapping come from, for messages, such as "index 'articles' maps".
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class KeptFields:
         return FoundTypes(types, new, _notes(new, seen, refused))
 
     def _walk(self, parent: str, name: str, value: object, doc_id: str) -> None:
-        """Add a value under a name with any number of dots: what is before a dot is an object."""
+        """Add a value under a name that may have dots: each part before a dot names an object."""
         if parent and self._field(parent.partition(".")[0]).skipped:
             return
         path = parent
@@ -181,7 +181,7 @@ class KeptFields:
         return field
 
     def _refuse(self, path: str, what: str, doc_id: str) -> None:
-        """Note what OpenSearch takes in an object only if the object is not mapped; "" is the document."""
+        """Note content that OpenSearch accepts in an object only if it is not mapped. The path "" is the document."""
         field = self._field(path) if path else None
         if field is not None and field.entry is None:
             field.refused = what
@@ -190,7 +190,7 @@ class KeptFields:
 
     def _break_type(self, path: str, field: _Field, doc_id: str, value: object) -> None:
         kind = (field.entry or {}).get("type", "object")
-        advice = "give it another with --map" if self._origin == "is declared" else "load into a new index"
+        advice = "pass another type with --map" if self._origin == "is declared" else "load into a new index"
         rule = f"documents whose field {path!r} does not fit the type {kind}, which {self._origin} (correct them, or "
         self._break(f"{rule}{advice})", f"{_short(doc_id)}: {_short(value)}")
 
@@ -199,7 +199,7 @@ class KeptFields:
 
 
 def _notes(new: Mapping[str, str], seen: Mapping[str, Values], refused: Mapping[str, str]) -> list[str]:
-    """What a user should know about the types that were found."""
+    """Return the notes on the types that were found."""
     from_strings = {path for path, kind in new.items() if kind != "keyword" and seen[path].any_string}
     found = [f"{path} ({kind}{', from strings' if path in from_strings else ''})" for path, kind in new.items()]
     reasons = [f"{path} ({reason})" for path in new if (reason := seen[path].reason)]
@@ -211,9 +211,9 @@ def _notes(new: Mapping[str, str], seen: Mapping[str, Values], refused: Mapping[
     lines = (
         (found, "Kept fields are mapped, so searches can filter by them: {}. Pass --map for another type."),
         (reasons, "Kept as keywords: {}. If one is a number, pass --map FIELD=double."),
-        (long, f"Values longer than a keyword may be (ignore_above, {MAX_KEYWORD} characters where a load set it), so "
-               "no filter finds a document by them: {}. To search their words, pass --map FIELD=text."),
-        (finer, "Dates keep milliseconds; what is finer is in _source only: {}."),
+        (long, f"Values longer than a keyword may be (ignore_above; {MAX_KEYWORD} characters if a load mapped it), so "
+               "no filter matches them: {}. To search their words, pass --map FIELD=text."),
+        (finer, "Dates are indexed to milliseconds; finer fractions are in _source only: {}."),
         (empty, "No document has a value of: {}. Check the names given to encode --keep."),
         (unmapped, "Not mapped, so no search can filter by them: {}."),
     )  # fmt: skip

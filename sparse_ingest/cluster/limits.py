@@ -164,7 +164,7 @@ def leaves_nothing(weights: Mapping[str, float], settings: Mapping[str, Any]) ->
 
 
 def refuse_unknown(table: str, settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Refuse a setting of [query] that nobody knows, naming those that are known."""
+    """Refuse an unknown setting of [query]; the message lists the known ones."""
     if unknown := sorted(settings.keys() - known.keys()):
         raise PipelineError(f"[query] {table} has a key {unknown[0]!r}; known are {', '.join(sorted(known))}.")
 

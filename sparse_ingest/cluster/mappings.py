@@ -113,10 +113,10 @@ def index_body(settings: IndexSettings, stamp: Stamp | None) -> dict[str, Any]:
 
 
 def add_types(mappings: dict[str, Any], types: Mapping[str, str], sparse: str) -> None:
-    """Map fields by their dotted names in place, whatever type they had; `sparse` is the sparse field.
+    """Map fields by their dotted names in place, replacing their types; `sparse` is the sparse field.
 
     Raises:
-        PipelineError: a type or a name is none, or a field is a part of another, as `a.b` is of `a`.
+        PipelineError: a type is unknown, a name is not allowed, or a field is inside another, as `a.b` is in `a`.
     """
     for name, kind in types.items():
         if kind not in get_args(FieldType):

@@ -66,14 +66,14 @@ class Pace:
 
     @property
     def ceiling(self) -> int:
-        """How many bytes a request may have at most, whatever the pace; lowered when the server takes no such one."""
+        """The upper limit of bytes per request, at any pace; lowered when the server refuses such a size."""
         return self._most_bytes
 
     def max_bytes(self) -> int:
         """How large the next request may be; with a rate, about what a second allows."""
         if self._max_rate is None:
             return self._bytes
-        # Of the first request nobody knows how many documents it will hold.
+        # How many documents the first request will hold is unknown.
         allowed = int(self._max_rate * self._document_bytes) if self._document_bytes else FEWEST_BYTES
         return max(1, min(self._bytes, allowed))
 

@@ -102,7 +102,7 @@ class _DocumentChecker:
         self._too_long = self._lengths > MAX_TOKEN_BYTES
         self._unusable = self._no_token | self._too_long
         self._any_unusable = bool(self._unusable.any())
-        first = field.partition(".")[0]  # without the quote behind it, as "sparse.x" clashes with sparse
+        first = field.partition(".")[0]  # without the closing quote, since "sparse.x" clashes with sparse
         self._needles = {spell(first)[:-1] for spell in (encode_basestring, json.dumps)}
         self._check_vocabulary()
 
@@ -133,7 +133,7 @@ class _DocumentChecker:
             lines.append(f"\n  {rule}: {', '.join(examples)}{f', and {others} more' if others else ''}")
         raise RunError(
             f"OpenSearch would refuse documents of this run, so nothing was sent.{''.join(lines)}\n"
-            "Correct the settings that this names, or the corpus and encode it again."
+            "Correct the settings named above, or correct the corpus and encode it again."
         )
 
     def _check_vocabulary(self) -> None:
@@ -181,7 +181,7 @@ class _DocumentChecker:
         # Ascending within a row; a row may begin with any id.
         falls = np.concatenate(([False], token_ids[1:] <= token_ids[:-1]))
         falls[vectors.indptr[:-1][np.diff(vectors.indptr) > 0]] = False
-        self._note_terms("token ids that are not ascending, or stand twice in a document", vectors, falls)
+        self._note_terms("token ids that are not ascending, or are repeated in a document", vectors, falls)
 
     def _check_fields(self, part: ShardPart) -> None:
         vectors = part.vectors

@@ -1,7 +1,7 @@
-"""Refuse a filter or a collapse by a field that the index does not map: OpenSearch answers it with nothing found.
+"""Refuse a filter or a collapse by a field that the index does not map: OpenSearch would find nothing.
 
-In: a query, a field to collapse by, the mapping. Out: a `UsageError` that lists the mapped fields. Clauses that are not
-known here, and patterns of names, are passed on unchecked.
+In: a query, a field to collapse by, the mapping. Out: a `UsageError` that lists the mapped fields. Unknown clauses and
+patterns of names are not checked.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from sparse_ingest.records import METADATA, is_within
 if TYPE_CHECKING:
     from sparse_ingest.cluster.client import Client
 
-# Clauses whose keys are fields, beside these.
+# Clauses whose keys are fields, apart from _NO_FIELDS.
 _BY_FIELD = frozenset(
     "term terms range prefix wildcard regexp fuzzy match match_phrase match_phrase_prefix match_bool_prefix terms_set "
     "intervals span_term neural_sparse knn".split()
 )
 _NO_FIELDS = ("boost", "_name", "value_type")
-# Clauses with a key that names a field, an object in the cases of exists and nested.
+# Clauses with a key that names a field; exists and nested may name an object.
 _BY_NAME = {"exists": "field", "nested": "path", "distance_feature": "field", "rank_feature": "field"}
 _WITH_FIELDS = ("multi_match", "query_string", "simple_query_string", "combined_fields", "more_like_this")
 # Clauses with queries, and their keys that are queries.
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Asked(NamedTuple):
-    """A field that a search names, and where. `any_kind`: it may be an object; `between`: numbers bound its values."""
+    """A field that a search names, and where. `any_kind`: it may be an object; `between`: it has a numeric range."""
 
     name: str
     place: str = "the filter"
@@ -54,17 +54,17 @@ def refuse_unmapped(
     """Refuse a search that names a field which the index does not map.
 
     Args:
-        path: That of the index or alias.
-        known: The mapping, if it was read; a field that it lacks may have been added since.
+        path: The URL path of the index or alias.
+        known: The mapping, if it was read. If it lacks a field, it is read again: the field may have been added.
 
     Raises:
-        UsageError: names the field, and the fields that there are.
+        UsageError: a field is not mapped; the message lists the mapped ones.
     """
     asked = [*_fields_of(filter), *([_Asked(collapse, "collapse")] if collapse else [])]
     if not asked or (known is not None and all(_maps(known, one) for one in asked)):
         _warn_of_keywords(known or {}, asked)
         return
-    # A role that may only search cannot read the mapping; where there is no index, the search reports it.
+    # A role that may only search cannot read the mapping (403); a missing index is reported by the search (404).
     found = client.find(f"{path}/_mapping", absent=(403, 404)) or {}
     mappings = [entry.get("mappings", {}) for entry in found.values()]
     missing = [one for one in asked if mappings and not any(_maps(mapping, one) for mapping in mappings)]
@@ -75,17 +75,17 @@ def refuse_unmapped(
     stamps = [mapping.get("_meta", {}).get(META_KEY, {}).get("fields") or {} for mapping in mappings]
     advice = "Correct the name, or encode with it in --keep and load that run."
     if any(kind is None and is_within(name, field) for stamp in stamps for field, kind in stamp.items()):
-        advice = "Documents have it, but no mapping takes all of them; `load` named the reason."
+        advice = "Documents have it, but no type fits all their values; `load` printed the reason."
     there = sorted({field for mapping in mappings for field in _leaves(mapping)})
     more = f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else ""
     raise UsageError(
-        f"Index {path[1:]!r} does not map the field {name!r} of {place}, so no document would match it. Mapped are "
-        f"{', '.join(there[:_SHOWN])}{more}. {advice}"
+        f"Index {path[1:]!r} does not map the field {name!r} of {place}, so no document would match it. Mapped "
+        f"fields: {', '.join(there[:_SHOWN])}{more}. {advice}"
     )
 
 
 def _fields_of(query: Any) -> Iterator[_Asked]:
-    """The fields that the clauses of a query name, without patterns."""
+    """Yield the fields that the clauses of a query name, without patterns."""
     for clause, content in query.items() if isinstance(query, Mapping) else ():
         if not isinstance(content, Mapping):
             continue
@@ -108,7 +108,7 @@ def _fields_of(query: Any) -> Iterator[_Asked]:
 
 
 def _maps(mapping: Mapping[str, Any], asked: _Asked) -> bool:
-    """Return whether a mapping has a field, a multi-field or, where that will do, an object."""
+    """Return whether a mapping has a field, a multi-field or, with `any_kind`, an object."""
     if asked.name in _ALWAYS or asked.name in (mapping.get("derived") or {}):
         return True
     entry = _entry(mapping, asked.name)
@@ -116,7 +116,7 @@ def _maps(mapping: Mapping[str, Any], asked: _Asked) -> bool:
 
 
 def _entry(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
-    """The entry of a field; inside a field whose inner ones a mapping does not name, that field's."""
+    """Return the entry of a field; that of the outer field inside types whose inner fields are not mapped."""
     entry: Any = mapping
     for part in name.split("."):
         if entry.get("type") in ("flat_object", "rank_features", "sparse_vector", "join"):
@@ -137,7 +137,7 @@ def _warn_of_keywords(mapping: Mapping[str, Any], asked: Sequence[_Asked]) -> No
 
 
 def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The fields of a mapping with their types, for a message; without those that hold vectors."""
+    """Yield the fields of a mapping with their types, for a message, without vectors."""
     for name, entry in (mapping.get("properties") or {}).items():
         if "properties" in entry:
             yield from _leaves(entry, f"{prefix}{name}.")

@@ -30,7 +30,7 @@ from sparse_ingest.records import TermShare, batched
 
 # The filter on ids counts as a clause too; some are left over for what a rewrite may add.
 _SPARE_CLAUSES = 8
-_SEARCHES = 25  # in one _msearch, which stays below 1 MiB: proxies refuse larger requests, nginx by default
+_SEARCHES = 25  # in one _msearch, to stay below 1 MiB: nginx refuses larger requests by default
 PIPELINE_IN_BODY_SINCE = (2, 18)
 _RAW_SCORE = "raw dot product score (quantized): "
 # How a segment with clusters explains one token of a score.

@@ -70,8 +70,8 @@ def posting_bytes(
     Args:
         frequencies: how many documents contain each token, shape [vocabulary].
         documents: how many documents the index has.
-        code_bits: what a code, here of a weight, takes in a block.
-        code_bytes: what it takes outside of blocks.
+        code_bits: bits of a code in a block; the default is for weights.
+        code_bytes: bytes of a code outside of blocks.
     """
     held = frequencies[frequencies > 0]
     blocks = np.floor(held / BLOCK)
@@ -80,12 +80,12 @@ def posting_bytes(
     gap_bits = np.minimum(gap_bits, documents / held)
     in_blocks = blocks * (BLOCK * (gap_bits + code_bits) / 8 + _BLOCK_BYTES)
     tail = held - blocks * BLOCK
-    # Gaps at random are longer than 127 with this probability.
+    # The probability that a gap is longer than 127, if documents are spread at random.
     long_gaps = np.exp(-128 * held / documents)
     in_tails = np.where(held > 1, tail * (_GAP_BYTES + long_gaps + code_bytes), 0.0)
     return float((in_blocks + in_tails).sum()) + dictionary_bytes(len(held))
 
 
 def dictionary_bytes(tokens: int) -> float:
-    """Predict the bytes of the dictionary of so many tokens."""
+    """Predict the bytes of a dictionary of `tokens` tokens."""
     return tokens * _DICTIONARY_BYTES

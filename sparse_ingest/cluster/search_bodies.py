@@ -43,7 +43,7 @@ class Engine:
 
     `keys` says by which key the field knows a token, None where tokens are keys; `two_phase` and `seismic` are the
     settings of those engines, as [query] has them. `ceiling` is what the clusters of a sparse_vector field clip query
-    weights at, None where it is not known. `mappings` are those of the index, if they were read.
+    weights at, None where it is not known. `mappings` has those of the index, if they were read.
     """
 
     name: EngineName = "exact"

@@ -3,8 +3,8 @@
 In: `BulkRequest`s. Out: one `Outcome` per request, in order. What can succeed later is sent again after a random
 pause, the whole request or only the documents that failed: 429, 502, 503, 504, a broken connection, a timeout.
 That is safe because every operation has its id. How many requests are in flight follows the cluster (pacing.py).
-A request that fails on its way again and again, while a tiny one is answered, is sent in halves as after 413: some
-proxies reset the connection of what is too large for them, or whose content they refuse.
+A request whose connection breaks repeatedly, while an empty one is answered, is sent in halves as after 413: some
+proxies reset the connection of requests that are too large, or whose content they refuse.
 A document counts as acknowledged when the answer has its id, in its place, with a status below 300. One that
 OpenSearch refuses or a pipeline drops is in its request's Outcome with the reason. What is no document's fault (a
 block, a missing alias, a refused user, retries used up) is a ClusterError: nothing was lost, and the same command goes
@@ -31,8 +31,8 @@ from sparse_ingest.cluster.waiting import LOOK_S, SAY_S
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.records import Outcome, Refusal
 
-_ON_THE_WAY = frozenset({0, 502, 504})  # no answer of OpenSearch's own; 0 is no answer at all
-# Failures on the way, in a row, after which a large and a small request is sent in halves, and a document is refused.
+_ON_THE_WAY = frozenset({0, 502, 504})  # statuses that are not OpenSearch's own; 0 is no answer at all
+# Failures with these statuses, in a row, before a large request or a small one is halved, or one document is refused.
 _BREAKS, _BREAKS_SMALL, _BREAKS_ALONE = 3, 4, 6
 # The ids show that an answer belongs to its request, for 35 ms of our time in 100,000 documents.
 _ANSWER = "items.*._id,items.*.status,items.*.error"
@@ -70,7 +70,7 @@ def send(
 ) -> Iterator[Outcome]:
     """Send requests to the alias `target`, at a pace that the cluster sets.
 
-    What `final_pipeline`, that of the index, drops counts as refused.
+    Documents that the index's `final_pipeline` drops count as refused.
 
     One request is made ahead; the next one when another is answered, so few are in memory at any time.
 
@@ -96,9 +96,9 @@ def send(
 
 
 class _Left(NamedTuple):
-    """What an attempt left to do: send `request` again after a pause, or in halves where `halve` says so.
+    """What an attempt left to do: send `request` again after a pause, or in halves if `halve` is true.
 
-    `status` is that of the answer to all of it, 0 if there was none, and None if some documents were taken.
+    `status` is that of the complete answer, 0 if there was none, or None if some documents were accepted.
     """
 
     request: BulkRequest
@@ -232,7 +232,7 @@ class _Sender:
         return self._pace.begin(len(request.body), documents, time.monotonic())
 
     def _pause(self, seconds: float, why: str | None = None) -> None:
-        """Sleep until this sender is stopped; with `why`, a stop request ends it too."""
+        """Sleep, unless this sender is stopped; with `why`, a stop request ends the pause too."""
         end = time.monotonic() + seconds
         while not self._stopped.wait(min(LOOK_S, max(0, end - time.monotonic()))):
             if why:
@@ -248,7 +248,7 @@ class _Sender:
         return self._client.call("POST", self._path, body, params=params, timeout_s=timeout_s)
 
     def _answers_small(self) -> bool:
-        """Return whether a bulk request without documents is answered; OpenSearch refuses it with 400."""
+        """Return whether a bulk request without documents is answered; OpenSearch answers it with 400."""
         try:
             self._ask(b"\n", min(self._retries.timeout_s, SAY_S))
         except UnreachableError:
@@ -290,7 +290,7 @@ class _Sender:
         return waiting
 
     def _mark_dropped(self, request: BulkRequest, results: list[dict[str, Any]]) -> None:
-        """Give documents that the final pipeline dropped the error that OpenSearch does not report."""
+        """Add an error to the results of documents that the final pipeline dropped; OpenSearch reports none."""
         for result in results if self._final_pipeline and request.operation == "index" else ():
             if result.get("result") == "noop":
                 why = f"the final pipeline {self._final_pipeline!r} of the index (index.final_pipeline) dropped it"
@@ -313,14 +313,14 @@ class _Sender:
             self._client.waiting.say(f"halves {left.why}", f"Sending {count} documents in halves: {left.why}")
         halves = (range(count // 2), range(count // 2, count))
         refused = [one for half in halves for one in self._send(request.part(half))]
-        # If the content of a document breaks its request, larger ones without it are fine.
+        # If a document was refused, its content broke the request, not the size: larger ones may still be sent.
         if on_the_way and not any(one.status in _ON_THE_WAY for one in refused):
             self._pace.too_large(self._pace.begin(len(request.body), count, time.monotonic()))
         return refused
 
 
 def _breaks(request: BulkRequest) -> int:
-    """Return how often a request may fail on the way before it is divided."""
+    """Return after how many such failures a request is halved, or a single document refused."""
     if len(request.doc_ids) == 1:
         return _BREAKS_ALONE
     return _BREAKS if len(request.body) > FEWEST_BYTES else _BREAKS_SMALL

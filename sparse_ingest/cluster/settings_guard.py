@@ -72,7 +72,7 @@ def restore(client: Client, index: Index, reporter: Reporter, *, finished: str |
         if now == entry["loading"]:
             wanted[name] = entry["before"]
         elif now != entry["before"]:
-            reporter.note(f"Index {index.name!r}: somebody set {name} to {now} during the load; it stays.")
+            reporter.note(f"Index {index.name!r}: another client set {name} to {now} during the load; it stays.")
     refused = _put(client, index, wanted)
     if refused:
         raise ClusterError(

@@ -49,7 +49,7 @@ def wait_for_primaries(client: Client, index: Index, retries: Retries) -> None:
     """Wait until the primary of each shard is started. Without one, OpenSearch answers no request for documents.
 
     Raises:
-        ClusterError: one is not, for as long as the pauses of `retries` are together.
+        ClusterError: one is still missing after the sum of the longest pauses of `retries`.
         Interrupted: a stop was requested.
     """
     patience_s = retries.attempts * retries.cap_s
@@ -62,7 +62,7 @@ def wait_for_primaries(client: Client, index: Index, retries: Retries) -> None:
 
 
 def unstarted_primaries(client: Client, index: Index) -> str | None:
-    """Return which primaries of an index are not started and why, or None if all are or the role may not know."""
+    """Return which primaries are not started and why. None if all are started, or if the role may not see them."""
     params = {"level": "shards", "filter_path": "indices.*.shards.*.routing"}
     answer = client.find(f"{index.path}/_stats/docs", params=params, absent=(403, 404))
     shards = answer and answer.get("indices", {}).get(index.name, {}).get("shards", {})
@@ -171,7 +171,7 @@ def _recovered_bytes(client: Client, index: Index) -> int:
 
 
 def _why_unassigned(client: Client, index: Index, shard: int, *, primary: bool) -> str:
-    """Return why a copy of a shard is on no node, with what most nodes say."""
+    """Return why a shard copy is not allocated, with the most frequent reasons of nodes."""
     asked = {"index": index.name, "shard": shard, "primary": primary}
     try:
         answer = client.call("POST", "/_cluster/allocation/explain", asked)

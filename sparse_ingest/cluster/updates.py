@@ -75,7 +75,7 @@ def notice(index: Index, field: str) -> str:
             "fixed when it was made. A later _update by anybody keeps them."
         )
     return (
-        f"Index {index.name!r} leaves {field!r} out of _source: a document that somebody changes with _update later "
+        f"Index {index.name!r} leaves {field!r} out of _source: a document that a client changes with _update later "
         "loses its vector. `sparse-ingest verify` finds such documents."
     )
 

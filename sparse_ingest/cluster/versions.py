@@ -1,8 +1,8 @@
-"""The version of a cluster: from `GET /`, or from its nodes where it is set to call itself Elasticsearch 7.10.2.
+"""The version of a cluster: from `GET /`, or from its nodes if it is set to report Elasticsearch 7.10.2.
 
-In: the answer of `GET /`, and a way to ask for more. Out: the version that decides which requests fit, or one message.
-The setting `compatibility.override_main_response_version`, which managed services switch on for old clients, hides name
-and version in `GET /`; `_nodes` and `_cat/nodes` still have the version. While a cluster is upgraded the lowest counts.
+In: the answer of `GET /`, and a function for other requests. Out: the version, or a `ClusterError`. The setting
+`compatibility.override_main_response_version`, which managed services switch on for old clients, hides name and version
+in `GET /`; `_nodes` and `_cat/nodes` still have the version. During an upgrade the lowest version counts.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from sparse_ingest.errors import ClusterError
 Version = tuple[int, int, int]
 
 OLDEST_VERSION = (2, 11)  # the first with neural_sparse
-# The version of the tests. An older server refuses by itself what it does not know.
+# The version of the tests. An older server itself refuses what it does not know.
 NEWEST_TRIED = (3, 6, 0)
-_HIDDEN = "7.10.2"  # what every OpenSearch in compatibility mode says
+_HIDDEN = "7.10.2"  # what every OpenSearch in compatibility mode reports
 _SETTING = "compatibility.override_main_response_version"
 
 
@@ -28,11 +28,11 @@ def version_of(root: Any, address: str, who: str, find: Callable[[str], Any]) ->
     Args:
         root: The answer.
         address: Where the cluster is, for messages.
-        who: Who asks, for messages.
+        who: The user or role of the connection, for messages.
         find: Return the answer to another GET, or None where that is refused.
 
     Raises:
-        ClusterError: It is no OpenSearch, too old, or does not tell its version.
+        ClusterError: It is not OpenSearch, is too old, or does not report its version.
     """
     version = root.get("version") if isinstance(root, dict) else None
     version = version if isinstance(version, dict) else {}
@@ -43,14 +43,14 @@ def version_of(root: Any, address: str, who: str, find: Callable[[str], Any]) ->
         numbers = _of_nodes(find)
         if not numbers:
             raise ClusterError(
-                f"{address} calls itself version {found}, as OpenSearch does when its setting {_SETTING} is true, and "
-                f"does not tell the version of its nodes to {who}. Grant cluster:monitor/nodes/info, or set it to "
+                f"{address} reports version {found}, as OpenSearch does when its setting {_SETTING} is true, and does "
+                f"not report the version of its nodes to {who}. Grant cluster:monitor/nodes/info, or set that to "
                 f'false: PUT /_cluster/settings {{"persistent": {{"{_SETTING}": false}}}} (at AWS, in the advanced '
                 "options of the domain)."
             )
-    # Nodes of Elasticsearch 7.10.2 have that version, too.
+    # The nodes of a real Elasticsearch 7.10.2 report that version too.
     if not numbers or (version.get("distribution") is None and min(map(_parsed, numbers)) >= _parsed(_HIDDEN)):
-        what = f"no OpenSearch (it says version {found})" if found else "no OpenSearch"
+        what = f"not OpenSearch (it reports version {found})" if found else "not OpenSearch"
         raise ClusterError(f"{address} is {what}; sparse-ingest needs OpenSearch 2.11 or newer. Check --url.")
     lowest = min(numbers, key=_parsed)
     if _parsed(lowest)[:2] < OLDEST_VERSION:
@@ -62,7 +62,7 @@ def version_of(root: Any, address: str, who: str, find: Callable[[str], Any]) ->
 
 
 def _of_nodes(find: Callable[[str], Any]) -> list[str]:
-    """Return the versions of the nodes; none where the cluster does not tell them."""
+    """Return the versions of the nodes; empty if the cluster does not report them."""
     nodes = (find("/_nodes?filter_path=nodes.*.version") or {}).get("nodes", {}).values()
     nodes = list(nodes) or find("/_cat/nodes?h=version&format=json") or ()
     return [str(node["version"]) for node in nodes if "version" in node]

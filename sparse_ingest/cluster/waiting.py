@@ -1,8 +1,8 @@
 """Waiting for a cluster: requests without an answer, pauses before a request is sent again, and stop requests.
 
-In: a request or a pause, and the reporter of the stage. Out: the answer, or `Interrupted`. What takes long or is sent
-again is reported, at most once in 30 s for each cause, so that a log is no flood and nobody waits without a word.
-A stop request is no concern of a request that is answered soon, so a healthy stage ends where it wants to.
+In: a request or a pause, and the reporter of the stage. Out: the answer, or `Interrupted`. Slow and repeated requests
+are reported, at most once in 30 s for each cause, to keep logs short. A stop request ends only requests that take
+longer than 4 s, so a healthy stage finishes its current work first.
 Not covered: how often to send again (sending.py, settling.py).
 """
 
@@ -21,15 +21,15 @@ from sparse_ingest.reporting import SILENT, Reporter
 
 SAY_S = 30.0
 LOOK_S = 0.1  # between looks at stop requests
-_SLOW_S = 4.0  # a request that takes longer is given up when a stop is requested
-_NUMBER = re.compile(r"(?<!answered )(?<![0-9a-f])[0-9a-f]*\d[0-9a-f]*")  # but the status of an answer
+_SLOW_S = 4.0  # a request that takes longer is abandoned when a stop is requested
+_NUMBER = re.compile(r"(?<!answered )(?<![0-9a-f])[0-9a-f]*\d[0-9a-f]*")  # except the status of an answer
 T = TypeVar("T")
 
 
 class Waiting:
-    """What a client says and heeds while it waits. Safe to use from several threads.
+    """Notes and stop requests while a client waits. Safe to use from several threads.
 
-    `reporter` is that of the stage; if it is None or silent, nothing is said and stop requests are not heeded.
+    `reporter` is that of the stage; if it is None or silent, nothing is reported and stop requests are ignored.
     """
 
     def __init__(self, address: str, reporter: Reporter | None = None) -> None:
@@ -39,7 +39,7 @@ class Waiting:
         self._said: dict[str, tuple[float, int]] = {}
 
     def answer(self, what: str, ask: Callable[[], T], deadline_s: float = math.inf) -> T:
-        """Return what `ask` returns. It runs in a thread of its own, which is left behind when it is given up.
+        """Return what `ask` returns. It runs in a thread of its own, which continues if the wait ends first.
 
         Raises:
             Interrupted: A stop was requested, and no answer came.
@@ -60,7 +60,7 @@ class Waiting:
         try:
             return one.result()
         finally:
-            del one  # by its traceback, an error would hold itself and the request
+            del one  # the traceback of an error would keep the error and the request alive
 
     def pause(self, seconds: float, why: str) -> None:
         """Sleep.
@@ -82,14 +82,14 @@ class Waiting:
             )
 
     def say(self, cause: str, message: str) -> None:
-        """Report a message; of those with the same cause, numbers aside, only the first one in 30 s."""
+        """Report a message, at most once in 30 s for each cause; numbers in a cause are ignored."""
         cause, now = _NUMBER.sub("#", cause), time.monotonic()
         with self._lock:
             last, unsaid = self._said.get(cause, (-math.inf, 0))
             due = now - last >= SAY_S
             self._said[cause] = (now, 0) if due else (last, unsaid + 1)
         if due and self.reporter:
-            self.reporter.note(f"{message} ({unsaid} times more since the last such line)" if unsaid else message)
+            self.reporter.note(f"{message} ({unsaid} more since the last such line)" if unsaid else message)
 
 
 def _fulfil(one: Future[T], ask: Callable[[], T]) -> None:

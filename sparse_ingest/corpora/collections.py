@@ -97,7 +97,7 @@ def _warn_once(message: str) -> None:
 def _rows(
     path: Path, wanted: Mapping[str, str] | None, quoting: Quoting | None
 ) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """Yield the line and the columns of each row; `wanted` are those to read with what they are, None for a query's."""
+    """Yield the line and columns of each row. `wanted` has the columns to read and their roles; None: of a query."""
 
     def choose(names: Sequence[str]) -> Mapping[str, str]:
         if wanted is None:

@@ -1,9 +1,9 @@
 """Tables in columns as sources: Parquet, and Arrow's IPC as a file (Feather) or a stream.
 
 Row groups and record batches are read one at a time, and of them only the columns that documents need. Types are
-checked before any row: a text is a column of strings, an id of strings or whole numbers. Values of a kept field are
-those that the same data has as JSON lines: json_values.py converts them, and JSON in a column of Arrow's JSON type is
-parsed. The line of a row is its number within the file, from 1.
+checked before any row: a text is a column of strings, an id of strings or whole numbers. json_values.py converts the
+values of kept fields to those that the same data has as JSON lines; a column of Arrow's JSON type is parsed. The line
+of a row is its number within the file, from 1.
 
 Reading goes on at the row group of Parquet or the record batch of an IPC file; an IPC stream has no index and is read
 from its start.
@@ -105,7 +105,7 @@ class Arrow(ColumnTable):
     def _of_file(self, each: Opened, offset: int, reached: list[int]) -> Iterator[Record]:
         if each.packed or self.file.bytes is None:
             raise CorpusError(
-                f"{self.file.place} holds an Arrow file, whose index stands at its end: it cannot be read from "
+                f"{self.file.place} holds an Arrow file, whose index is at its end: it cannot be read from "
                 "a compressed file or a pipe. Unpack it, or give Arrow's stream format."
             )
         schema = pa.ipc.open_file(each.stored).schema
@@ -151,10 +151,10 @@ def _refuse_types(schema: pa.Schema, chosen: Mapping[str, str]) -> None:
     """Raise `BadRow` where a column cannot be what it is to be, in no row; `chosen` comes from `needed_columns`."""
     for name, role in chosen.items():
         if (times := schema.names.count(name)) > 1:
-            raise BadRow(f'the column "{name}" stands there {times} times')
+            raise BadRow(f'the column "{name}" occurs {times} times')
         type_ = schema.field(name).type
         of_values = type_.value_type if types.is_dictionary(type_) else type_
-        # JSON may hold a string in every row.
+        # A column of JSON may have only strings.
         strings = _is_string(of_values) or types.is_null(of_values) or _has_json(of_values)
         found = f'the {role} in "{name}" is of type {type_}'
         if role in ("text", "title") and not strings:
@@ -176,7 +176,7 @@ def _has_json(type_: pa.DataType) -> bool:
 
 
 def _is_plain(type_: pa.DataType) -> bool:
-    """Return whether every value of a type is one of JSON; NaN is not."""
+    """Return whether JSON has every value of a type; floats have NaN, which it lacks."""
     if types.is_struct(type_):
         return all(_is_plain(field.type) for field in type_)
     is_list = types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_)

@@ -1,4 +1,4 @@
-"""What the first bytes of a file show that it holds, for messages: a name may say otherwise.
+"""Detect the kind of content of a file by its first bytes, for messages: its name may be wrong.
 
 In: the first bytes. Out: the kind of content, such as "gzip" or "plain text", and what a user can do with a file of
 that kind under another name. Not covered: whether the rest is like the beginning (stored.py).
@@ -63,7 +63,7 @@ def is_never_read(kind: str | None) -> bool:
 
 
 def advice_for(kind: str) -> str:
-    """Return what to do with a file of a kind that its name does not say."""
+    """Return what to do with a file of a kind that its name does not show."""
     if kind in _KINDS:
         return _KINDS[kind].advice
-    return "Rename it to end in the suffix of its format, such as .jsonl or .csv, or name the format with --format"
+    return "Rename it to end in the suffix of its format, such as .jsonl or .csv, or pass --format"

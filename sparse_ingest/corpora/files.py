@@ -66,7 +66,7 @@ def open_corpus(
         fields: which columns make a document.
         format: one of `FORMATS`, for every file; None goes by each file's suffix.
         columns: the names of the columns of csv and tsv files without a header.
-        quoting: "none" if quotes are plain characters in csv and tsv files; None means "rfc4180".
+        quoting: "none" if quotes are plain characters in csv and tsv files; None: "rfc4180".
     """
     _check_options(specs, format, columns)
     fields = without_carried(fields)
@@ -98,9 +98,9 @@ def _check_options(specs: Sequence[str], format: str | None, columns: Sequence[s
     if (format or columns) and (hub := [spec for spec in specs if spec.startswith(PREFIX)]):
         raise UsageError(f"--format and --columns are for files; {hub[0]} knows its own. Leave them out.")
     if specs.count("-") > 1:
-        raise UsageError("Standard input (-) is named twice, and can be read only once. Name it once.")
+        raise UsageError("Standard input (-) is given more than once, and can be read only once. Give it once.")
     if columns is not None and (not all(columns) or len(set(columns)) < len(columns)):
-        raise UsageError(f'The columns "{",".join(columns)}" hold an empty name or one that stands twice.')
+        raise UsageError(f'The columns "{",".join(columns)}" have an empty or a duplicate name.')
 
 
 def source_of(
@@ -134,7 +134,7 @@ def source_of(
         return Arrow(file, label, choose)
     if file.bytes is None or is_packed(file.name):
         raise CorpusError(
-            f"{file.place} cannot be read as Parquet, whose index stands at its end: not from a pipe, and not from a "
+            f"{file.place} cannot be read as Parquet, whose index is at its end: not from a pipe, and not from a "
             "compressed file. Put it in a file, unpacked."
         )
     return Parquet(file, label, choose)
@@ -149,12 +149,12 @@ def _format_of(name: str) -> str | None:
 
 
 def _unclear(file: StoredFile, advice: str | None = None) -> CorpusError:
-    """Return the error of a file whose name has no known format; the default advice is what its content shows."""
+    """Return the error for a file whose name has no known format. The default advice depends on its content."""
     kind = file.kind()
     if file.name.lower().endswith(ARCHIVES) or is_never_read(kind):
         what = kind if is_never_read(kind) else "an archive by its name"
         advice = advice or f"{advice_for(kind) if kind and is_never_read(kind) else UNPACK}."
-        return CorpusError(f'"{file.place}" is not read: it is {what}, which is not a format of a corpus. {advice}')
+        return CorpusError(f'"{file.place}" is not read: it is {what}, which is not a corpus format. {advice}')
     bare = Path(file.name.lower().removesuffix(".gz").removesuffix(".zst"))
     found = f'the suffix "{bare.suffix}" is unknown' if bare.suffix else "there is no suffix"
     known = f"{', '.join(FORMAT_OF_SUFFIX)}, each but .parquet also {' or '.join(PACKED)}"
@@ -165,11 +165,11 @@ def _unclear(file: StoredFile, advice: str | None = None) -> CorpusError:
 
 def _advice(name: str, kind: str | None, suffix: str) -> str:
     if suffix == ".json":
-        return "If it holds one JSON object a line, say --format jsonl."
+        return "If it has one JSON object per line, pass --format jsonl."
     if _DOCUMENTATION.fullmatch(name):
         return "It seems to be documentation: omit it."
     if is_packed(name) or kind == TEXT:
-        return "Say it with --format, whatever the name."
+        return "Pass --format."
     if kind == EMPTY:
         return "It is empty: omit it."
     return f"It is {kind}. {advice_for(kind)}." if kind else "It is neither text, Parquet nor Arrow: omit it."
@@ -179,7 +179,7 @@ def _advice(name: str, kind: str | None, suffix: str) -> str:
 
 
 def _files_of(spec: str, format: str | None, notes: list[str]) -> list[StoredFile]:
-    """Return the files that a spec means; a message about files of a folder that are not read goes to `notes`."""
+    """Return the files that a spec names; add a message about files of a folder that are skipped to `notes`."""
     if spec == "-":
         return [StandardInput()]
     place = place_of(spec)
@@ -196,10 +196,10 @@ def _files_of(spec: str, format: str | None, notes: list[str]) -> list[StoredFil
 
 
 def _data_among(places: Sequence[Place], format: str | None, notes: list[str]) -> list[StoredFile]:
-    """Return those files of a folder or a glob that hold data, in their order.
+    """Return the data files of a folder or a glob, in order.
 
-    Marks of other programs (`_SUCCESS`, `.crc`) and documentation (README.md, LICENSE) are skipped beside data. A file
-    of unknown format beside known ones may hold data: it is refused.
+    Markers of other programs (`_SUCCESS`, `.crc`) and documentation (README.md, LICENSE) are skipped if there are other
+    files. A file of unknown format among known ones may hold data, so it is refused.
     """
     plain = [place for place in places if not place.name.startswith("_") and not place.name.endswith(".crc")] or places
     data = [place for place in plain if not _DOCUMENTATION.fullmatch(place.name)] or plain
@@ -207,7 +207,7 @@ def _data_among(places: Sequence[Place], format: str | None, notes: list[str]) -
     left = [place.name for place in places if str(place) not in read and not place.name.endswith(".crc")]
     if missed := [name for name in left if not name.startswith("_") or _format_of(name)]:
         names = [place.name for place in data]
-        notes.append(f"Not read: {_listed(missed)}; read beside them: {_listed(names)}. Name a file itself to read it.")
+        notes.append(f"Skipped: {_listed(missed)}. Read: {_listed(names)}. To read a skipped file, name it.")
     files: list[StoredFile] = [FoundFile.found(place) for place in data]
     unknown = [] if format else [file for file in files if _format_of(file.name) is None]
     archives = [file for file in unknown if file.name.lower().endswith(ARCHIVES)]
@@ -216,7 +216,7 @@ def _data_among(places: Sequence[Place], format: str | None, notes: list[str]) -
         advice = UNPACK
         if known:
             such = f"{data[0].parent}/*{Path(known.name).suffix}"
-            advice = f"{'Unpack it, or name' if archives else 'Name'} the files that are meant, as with the glob {such}"
+            advice = f"{'Unpack it, or name' if archives else 'Name'} the files to read, as with the glob {such}"
         raise _unclear([*archives, *unknown][0], f"{advice}.")
     return files
 

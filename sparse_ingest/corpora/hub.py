@@ -4,8 +4,8 @@ In: `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`, where NAME is a hub id or a folder. O
 `datasets` library, without a download first. Configs and splits are looked up when the source is created, and the
 revision is resolved to a commit, so that a run that is resumed next month reads the same rows.
 
-The library finds the data files of a split. Files of JSON lines, csv, tsv, Parquet and Arrow are read as a corpus of
-such files is, so that both give the same documents; the library, which infers types, reads what else it knows.
+The library finds the data files of a split. Files of JSON lines, csv, tsv, Parquet and Arrow are read by the readers
+for such files (files.py), so both give the same documents; other formats are read by the library, which infers types.
 
 An offset is a data file and a row in it. Reading goes on at that file, in Parquet at the row group that has the row.
 The line of a row is its number within the split, from 1.
@@ -40,7 +40,7 @@ from sparse_ingest.storage.places import place_of
 _BATCH_ROWS = 512  # that are Python objects at one time
 _ROW_BITS = 40  # of an offset; the higher bits are the data file
 _HEAD_BYTES = 1 << 16
-# What a dataset may set for our own readers to read its files.
+# Settings of a dataset that our own readers can follow.
 _HEEDED = ("name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter")
 OpenFile = Callable[..., Source]  # source_of in files.py, which imports this module
 _COMMIT = re.compile(r"@([0-9a-f]{40})(?:/|$)")
@@ -103,7 +103,7 @@ class StreamedDataset(_Split):
     """One split of a dataset, read from its data files.
 
     `stream` is the library's IterableDataset, `commit` the revision on the hub, `files` the data files in the order of
-    the stream, `format` the one that our own readers read them in, if any.
+    the stream, `format` their format for our own readers, if any.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class StreamedDataset(_Split):
         return self._files[file].name if file < len(self._files) and len(self._files) > 1 else ""
 
     def _source(self, file: int) -> Source | None:
-        """Return a data file as a source of our own; None where the library must read it."""
+        """Return a data file as a source of our own, or None if the library must read it."""
         if self._format is None or file >= len(self._files):
             return None
         path, name, _ = self._files[file]
@@ -200,13 +200,13 @@ class StreamedDataset(_Split):
 
 
 def _is_for_library(path: str, format: str) -> bool:
-    """Return whether only the library reads a file: in an archive, or a format with its index at its end compressed."""
+    """Return whether only the library reads a file: one in an archive, or compressed Parquet or Arrow."""
     indexed = format in ("parquet", "arrow")
     return "::" in path or path.lower().endswith(ARCHIVES) or (indexed and is_packed(path))
 
 
 def _begin_of_json(file: FoundFile, label: str) -> str:
-    """Return `{` for lines of JSON objects, `[` for one array of objects, and "" for what only the library reads."""
+    """Return `{` for lines of JSON objects, `[` for one array of objects, or "" if only the library can read it."""
     with JsonLines(file, label).opened([1]) as opened:
         head = opened.content.read(_HEAD_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip()
     if head.startswith(b"["):
@@ -289,7 +289,7 @@ def _refuse_quoting(quoting: Quoting | None, named: Named, kind: str) -> None:
 
 
 def _of_strings(builder: Any, stream: Any, quoting: Quoting | None) -> Any:
-    """Let the library read csv as strings, which it would convert to numbers and nulls, and return its streams."""
+    """Make the library read csv values as strings, not as numbers and nulls, and return its streams."""
     import datasets
 
     config = builder.config

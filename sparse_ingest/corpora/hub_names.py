@@ -1,4 +1,4 @@
-"""The names of Hugging Face datasets, and one message for each way that finding or reading one can fail.
+"""The names of Hugging Face datasets, and the messages for failures to find or read one.
 
 In: `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`. Out: its parts, and `CorpusError`s without tokens. Not covered: rows
 (hub.py).
@@ -30,17 +30,17 @@ class Named(NamedTuple):
 
     @property
     def local(self) -> bool:
-        """Whether it is a folder of this machine, not a repository of the hub."""
+        """Whether it is a local folder, not a repository of the hub."""
         return Path(self.path).is_dir()
 
     @property
     def name(self) -> str:
-        """Its name in the identity: of a folder the last part of the path."""
+        """Its name in the identity: for a folder, the last part of the path."""
         return printable(Path(self.path).resolve().name if self.local else self.path)
 
     @property
     def label(self) -> str:
-        """Its name in the places of its rows."""
+        """Its name in messages about its rows."""
         return PREFIX + ":".join(part for part in (self.name, self.config, self.split) if part)
 
 
@@ -66,13 +66,13 @@ def _two(parts: list[str]) -> tuple[str | None, str | None]:
 
 
 def reading(label: str, reached: list[int]) -> AbstractContextManager[None]:
-    """Raise what the library raises while rows are read as a `CorpusError` that names the row before `reached[0]`."""
-    advice = "Mend the file, or try again if the hub could not be reached."
+    """Convert exceptions while rows are read to a `CorpusError` that names the row before `reached[0]`."""
+    advice = "Fix the file, or try again if the hub could not be reached."
     return _explained(lambda error: f"{label} cannot be read after row {reached[0] - 1}: {_cause(error)}. {advice}")
 
 
 def finding(named: Named) -> AbstractContextManager[None]:
-    """Raise what the library raises while a dataset is looked for as a `CorpusError`."""
+    """Convert exceptions while a dataset is looked up to a `CorpusError`."""
     return _explained(lambda error: _sentence(named, error))
 
 
@@ -82,14 +82,14 @@ def _explained(explain: Callable[[Exception], str]) -> Iterator[None]:
         yield
     except SparseIngestError:
         raise
-    except Exception as error:  # of any library that reads one of its formats; each layer has exceptions of its own
-        # An address in it may have secrets, and so may a library's message.
+    except Exception as error:  # each library that reads a format has exceptions of its own
+        # Addresses and messages of libraries may contain secrets.
         token, message = _token(), _unwritten(error) or explain(error)
         raise CorpusError(without_secrets(message.replace(token, "(token)") if token else message)) from error
 
 
 def _unwritten(error: Exception) -> str | None:
-    """Return the message of a cache that cannot be written, which the library names only sometimes."""
+    """Return the message for a cache that cannot be written, or None; the library does not always name the path."""
     if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return None
     from datasets import config
@@ -108,7 +108,7 @@ def _sentence(named: Named, error: Exception) -> str:
     token = "the token that was sent does not open it" if _token() else "no token was sent"
     if "scripts are no longer supported" in said:
         return (
-            f"{what} is made by a Python script, which is never run. Name a revision or another dataset that holds "
+            f"{what} is built by a Python script, which is never run. Name a revision or another dataset that holds "
             "its rows as Parquet, such as @refs/convert/parquet."
         )
     if isinstance(error, exceptions.DataFilesNotFoundError | EmptyDatasetError):
@@ -116,11 +116,11 @@ def _sentence(named: Named, error: Exception) -> str:
     if isinstance(error, exceptions.DatasetNotFoundError) and "gated" in said:
         return f"{what} is gated, and {token}: accept its conditions on its page on the hub, and set HF_TOKEN."
     if isinstance(error, exceptions.DatasetNotFoundError) and "Revision" in said:
-        return f"The dataset {named.path!r} has no revision {named.revision!r} on the hub. Mend it, or leave it out."
+        return f"The dataset {named.path!r} has no revision {named.revision!r} on the hub. Correct it, or omit it."
     if isinstance(error, exceptions.DatasetNotFoundError):
         return (
             f"No dataset {named.path!r}: looked for a folder of that name here, and for a dataset of that name on the "
-            f"hub {config.HF_ENDPOINT}, where {token}. Mend the name; for a private one set HF_TOKEN."
+            f"hub {config.HF_ENDPOINT}, where {token}. Correct the name; for a private dataset set HF_TOKEN."
         )
     if getattr(getattr(error, "response", None), "status_code", None) == 401:
         return f"The hub {config.HF_ENDPOINT} refuses the token that was sent. Set HF_TOKEN to a valid one, or to none."

@@ -13,7 +13,7 @@ How values that JSON lacks are converted:
     members of enums                       their values
     UUID                                   a string
     tuples                                 lists
-    other keys of mappings than strings    strings, as Python's json writes them: 1, true
+    non-string keys of mappings            strings, as Python's json writes them: 1, true
     all other types, such as bytes         `BadRow`
 """
 

@@ -68,7 +68,7 @@ def corpus_of(
         fields: which columns make a document.
         format: the format of every file; not for rows in memory.
         columns: the names of the columns of csv and tsv files without a header; not for rows in memory.
-        quoting: whether quotes have a meaning in csv and tsv files; not for rows in memory.
+        quoting: "none" if quotes are plain characters in csv and tsv files; not for rows in memory.
 
     Raises:
         UsageError: the value is neither, or an empty list, or an option does not apply to it.

@@ -30,7 +30,7 @@ class CorpusOptions:
     text_field: str | None = option(None, "Column of the text  [default: text]", metavar="NAME")
     title_field: str | None = option(None, "Column of the title  [default: title, where there is one]", metavar="NAME")
     keep: tuple[str, ...] = option(
-        (), "Carry these columns into the run, to be filtered by; may be repeated", metavar="FIELD,...", commas=True
+        (), "Carry these columns into the run, for filters; may be repeated", metavar="FIELD,...", commas=True
     )
     no_text: bool = option(False, "Carry neither title nor text into the run")
     limit: int | None = option(None, "Read only the first N rows")

@@ -73,7 +73,7 @@ class Source(Protocol):
         """Return about how many of `bytes` are before the row at `offset`; None if that is unknown."""
 
     def merged(self) -> list[str]:
-        """Return a message if rows that were read so far may be several rows, merged by quotes."""
+        """Return a message if quotes may have merged rows that were read so far."""
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
         """Yield every row from `offset` on, where line `line` begins; 0 and 1 are the start. Raises `CorpusError`."""
@@ -97,7 +97,7 @@ class Corpus:
         return [source.identity() for source in self.sources]
 
     def merged(self) -> list[str]:
-        """Return a message for each source whose quotes may have merged rows that were read so far."""
+        """Return a message for each source in which quotes may have merged rows that were read so far."""
         return [message for source in self.sources for message in source.merged()]
 
     def share(self, position: Position) -> float | None:

@@ -2,8 +2,8 @@ r"""The bytes of a corpus file, wherever it is stored: opened, decompressed by i
 
 In: a file of this machine, at an address, or standard input. Out: streams and lines, through the base classes of the
 sources that read files. `.gz` is read with zlib and `.zst` with Arrow's codec, both as a stream; several members or
-frames are one file. A file that is damaged or cut off gives its good lines first and then a `CorpusError`; one whose
-content is not what its name says is a `CorpusError` that names the content.
+frames are one file. A file that is damaged or cut off gives its good lines first and then a `CorpusError`. A file whose
+content does not match its name raises a `CorpusError` that names the kind of content.
 
 Not covered: which files make a corpus (files.py), and what lines mean.
 """
@@ -91,7 +91,7 @@ class FoundFile:
         return cast(BinaryIO, self.path.open())
 
     def kind(self) -> str | None:
-        """Return the kind of content that its first bytes show (contents.py); None if it is not known."""
+        """Return the kind of content by its first bytes (contents.py), or None if it is not known."""
         try:
             with self.open() as stored:
                 return kind_of(stored.read(HEAD_BYTES))
@@ -124,7 +124,7 @@ class StandardInput:
         return sys.stdin.buffer
 
     def kind(self) -> None:
-        """Return None: its first bytes are gone."""
+        """Return None: the first bytes cannot be read again."""
 
     def refuse_changed(self) -> None:
         """Do nothing: a stream cannot be looked at again."""
@@ -194,7 +194,7 @@ class FileSource:
     """What the sources of every file format have in common."""
 
     unit = "row"
-    content: str | None = None  # the kind that the bytes of a file must be that is not compressed; None: lines of text
+    content: str | None = None  # the expected kind if the file is not compressed; None: lines of text
 
     def __init__(self, file: StoredFile, label: str) -> None:
         self.file, self.label = file, label

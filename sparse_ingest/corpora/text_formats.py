@@ -5,9 +5,9 @@ JSON lines are one object per line; blank lines are not rows.
 The first row of csv and tsv names the columns, unless `columns` does. A quoted value may contain the separator, line
 breaks and doubled quotes. A row with another number of columns is bad, and a blank line is not a row. Every value is a
 string, also one that looks like a number. A quote that is never closed would swallow the rest of the file: it is not a
-bad row but an error. A lone quote that a later one closes merges the rows between them: rows whose values span lines
-and contain the separator are counted for `merged`. With the quoting `none` a quote is a plain character and a line is a
-row.
+bad row but an error. A lone quote that a later one closes merges the rows between them: rows with a quoted value that
+spans lines and contains the separator are counted for `merged`. With quoting `none` a quote is a plain character and
+each line is a row.
 
 In format `msmarco` a line is id, tab, text; every other character is plain.
 """
@@ -57,7 +57,7 @@ class JsonLines(LineSource):
 
 
 class JsonArray(LineSource):
-    """A file of one JSON array of objects, read complete. An offset is a row."""
+    """A file of one JSON array of objects, read into memory at once. An offset is a row."""
 
     unit = "row"
 
@@ -101,7 +101,7 @@ class TextTable(LineSource):
         return {**super().identity(), "format": self.format, **columns, **quoting}
 
     def merged(self) -> list[str]:
-        """Return a message if rows that were read so far may be several rows, merged by quotes."""
+        """Return a message if quotes may have merged rows that were read so far."""
         if not self._spanning:
             return []
         line, lines, longest = self._spans
@@ -137,7 +137,7 @@ class TextTable(LineSource):
             yield Record(columns, reason, at, rows.offset, rows.line)
 
     def _count_span(self, row: list[str], line: int, lines: int) -> None:
-        # Rows may be read again, such as for the places of duplicates.
+        # Rows may be read again, for example to find duplicates.
         separator = _SEPARATORS[self.format]
         if line > self._counted and any(separator in value and "\n" in value for value in row):
             self._counted = line
@@ -151,7 +151,7 @@ class TextTable(LineSource):
             twice = next(name for place, name in enumerate(names) if name in names[:place])
             reason = f"it names the column {shown(twice)} twice"
         if reason:
-            advice = "Mend it; a file without a header needs its columns named, with --columns."
+            advice = "Fix it; a file without a header needs its columns named, with --columns."
             raise CorpusError(f"{self.label} line {line}: the header cannot be read: {reason}. {advice}")
         return names
 
@@ -202,7 +202,7 @@ class _Rows:
             except BadRow as bad:  # the line is still handed over, so that the row ends where it does
                 text, self._reason = raw.decode(errors="replace"), self._reason or str(bad)
             if "\0" in text:
-                self._reason = self._reason or "a NUL byte stands in the row; text was expected (UTF-8, not UTF-16)"
+                self._reason = self._reason or "the row has a NUL byte; text was expected (UTF-8, not UTF-16)"
             yield text
 
     def _reason_of(self, error: csv.Error, line: int) -> str:
@@ -217,7 +217,7 @@ class _Rows:
             advice = f"Close or double it, or {_NO_QUOTES}"
             raise CorpusError(f"{self._table.label} line {line}: {endless}. {advice}.") from error
         if "new-line" in said:
-            return "a carriage return stands outside quotes; rows end with a line feed, with or without one before it"
+            return "a carriage return is outside quotes; rows end with a line feed, with or without one before it"
         if "expected after" in said:
             return "something follows a closing quote; a quote within a value is written twice"
         return f"broken quoting: {said}"

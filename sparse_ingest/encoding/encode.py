@@ -117,13 +117,13 @@ def dry_run(
 
 
 def _opened(corpus: object, pipeline: Pipeline, options: EncodeOptions, reporter: Reporter) -> Corpus:
-    """The corpus, of which no kept field is the sparse field or inside it: OpenSearch would refuse every document."""
+    """Open the corpus. Refuse a kept field that clashes with the sparse field, as OpenSearch would refuse documents."""
     found, sparse = options.open(corpus), pipeline.index.field
     for name in found.fields.keep:
         if is_within(field_path(name), sparse):
             raise UsageError(
-                f"--keep {name}: {sparse!r} is the sparse field of the index. Give that another name, such as --set "
-                f"index.field=vector (and load --field vector), or leave out --keep {name}."
+                f"--keep {name}: {sparse!r} is the sparse field of the index. Rename that one with --set "
+                f"index.field=vector (and load --field vector), or omit --keep {name}."
             )
     for message in found.notes:
         reporter.note(message)

@@ -1,8 +1,8 @@
 """What a run will cost, reported once its first 1,000 documents are encoded: time left, size of run and index.
 
 In: the parts of shards as they are written. Out: one note, after the row group in which the 1,000th document is:
-within a row group the longest documents come first, so anything said before its end would be wrong. All is in
-proportion to the rows read so far; cluster/index_size.py predicts the size of the index.
+within a row group the longest documents come first, so an earlier estimate would be wrong. Everything is scaled by
+the rows read so far; cluster/index_size.py predicts the size of the index.
 
 Not covered: progress from one minute to the next (cli/progress.py).
 """
@@ -21,7 +21,7 @@ from sparse_ingest.reporting import Reporter, size_text
 from sparse_ingest.runs.shards import ShardPart, take_rows
 
 DOCUMENTS = 1000
-_SAMPLE_BYTES = 4 << 20  # of the fields of a part, whose words are counted: about half a second
+_SAMPLE_BYTES = 4 << 20  # of the fields of a part, in which words are counted: about half a second
 
 
 class Estimate:
@@ -82,7 +82,7 @@ class Estimate:
         )
 
     def _index_bytes(self, scale: float) -> float:
-        """About how large an index of so many times these documents is, without replicas."""
+        """Return about how many bytes an index of `scale` times these documents has, without replicas."""
         return self._index.bytes(scale * self._documents / max(1, self._index.documents))
 
     def _rows(self) -> int | None:

@@ -118,7 +118,7 @@ class ShardMaker:
     stages: Stages
     old: OldVectors | None = None
     copies_folder: Path | None = None
-    _judged: Event = field(default_factory=Event)  # set when the model's first vectors were looked at
+    _judged: Event = field(default_factory=Event)  # set when the first vectors were checked for density
 
     def parts(self, cursor: Cursor, shard_rows: int, counts: Counts) -> Generator[ShardPart, None, None]:
         """The row groups of the shard at the cursor's position, which stands behind it when all have been given.

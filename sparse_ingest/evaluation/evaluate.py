@@ -153,7 +153,7 @@ def evaluate(
     names = list(dict.fromkeys([*DEFAULT_MEASURES, *chosen.measures]))
     own = chosen.ignore_identical_ids
     other = measure_trec_run(Path(chosen.compare), collection, names, own) if chosen.compare else None
-    # One more is found where the document with the query's id is omitted.
+    # One more, if the document with the query's id is omitted.
     size = (chosen.k or depth_of(names)) + own
     reporter.begin("queries", collection.asked)
     with written(chosen.trec_run) as trec:
@@ -261,7 +261,7 @@ def _evaluate_index(index: SearchableIndex, found: _Measuring, options: Evaluate
 def measure_trec_run(
     path: Path, collection: Collection, measures: Sequence[str], ignore_identical_ids: bool = False
 ) -> Measured:
-    """Measure a TREC run file on the same queries; one that the file lacks found nothing.
+    """Measure a TREC run file on the same queries; a query that the file lacks counts as without hits.
 
     Raises:
         CorpusError: the file cannot be read, or holds none of the queries.

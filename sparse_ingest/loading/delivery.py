@@ -145,7 +145,7 @@ class Delivery:
             if answered < len(rows):
                 raise RunError(
                     f"{self.journal.dead_path} names {len(rows)} documents of shard {shard}, {answered} of them are in "
-                    "the run. Delete the folder that it lies in, and load again: documents keep their ids."
+                    "the run. Delete its folder, and load again: documents keep their ids."
                 )
             self._make_sure()
 

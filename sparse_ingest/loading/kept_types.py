@@ -1,12 +1,12 @@
-"""Which type each kept field of a run has in the index that it is loaded into.
+"""Choose the type of each kept field of a run in the index that it is loaded into.
 
-In: a run, the index or the body of a new one, the declared types. Out: what reads the run's documents in the pass that
-checks them; then the mapping, the stamp with all types, and notes.
+In: a run, the index or the body of a new one, the declared types. Out: a `KeptFields` that reads the documents while
+they are checked; then the mapping, the stamp with all types, and notes.
 
-A field that the index maps keeps its type, and a document that does not fit is refused. Then a declared type counts,
-then one that an earlier load recorded; other types are found in the documents. So a load that continues changes none.
-Fields are added to an index of another client, too: without a mapping no filter would find a document by them. An index
-that an earlier release loaded gets none: its documents may have them already, and would not be found.
+The type is that of the index's mapping, else the declared one, else the one that an earlier load recorded, else one
+that fits all documents. A document that does not fit is refused. A load that continues changes no type. Fields are also
+added to the mapping of another client's index: without it, no filter would match them. An index that an earlier release
+loaded is not changed: its documents may already have the fields, and filters would silently miss those.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class KeptTypes:
     """The types of a run's kept fields.
 
     Args:
-        there: The index to load into; None if `body` will create it, with the declared types in it.
+        there: The index to load into; None if `body`, which has the declared types, will create it.
 
     Raises:
         ClusterError: the index maps a field as another type than the declared one.
@@ -72,7 +72,7 @@ class KeptTypes:
             return stamp, {}, notes
         if self._is_older and new:
             types, notes = types | dict.fromkeys(new), [
-                f"Index {self._there.name!r} was loaded by a release that mapped no kept fields, so these are not "
+                f"Index {self._there.name!r} was loaded by a release that did not map kept fields, so these are not "
                 f"mapped: {', '.join(new)}. Load into a new index (--alias, or --replace --from-scratch) to filter "
                 "by them."
             ]  # fmt: skip
@@ -82,14 +82,14 @@ class KeptTypes:
             mappings.add_types(added, more, self._sparse)
             _add_nested(added, self._there.mappings)
             notes.append(
-                f"Added to the mapping of index {self._there.name!r}: {', '.join(more)}. Documents that it holds "
-                "already are found by them only after they are loaded again."
+                f"Added to the mapping of index {self._there.name!r}: {', '.join(more)}. Filters by them find "
+                "documents that were there before only after these are loaded again."
             )
         return replace(stamp, fields=self._recorded | types), added, notes
 
 
 def _add_nested(added: dict[str, Any], there: Mapping[str, Any]) -> None:
-    """Say again which objects are nested: OpenSearch refuses to add a field to one without it."""
+    """Mark nested objects in place: OpenSearch refuses to add a field to one without its type."""
     for name, entry in added.get("properties", {}).items():
         mapped = there.get("properties", {}).get(name, {})
         if mapped.get("type") == "nested":
@@ -102,6 +102,6 @@ def _is_mapped(there: indexes.Index, path: str, kind: str) -> bool:
     if entry is None or entry.get("type") == kind:
         return entry is not None
     raise ClusterError(
-        f"Index {there.name!r} maps {path!r} as {entry.get('type', 'object')}, and {kind} is declared. Declare that "
-        "type, or load into a new index."
+        f"Index {there.name!r} maps {path!r} as {entry.get('type', 'object')}, but {kind} is declared. Declare the "
+        "mapped type, or load into a new index."
     )

@@ -88,8 +88,8 @@ def load(
         index: The index to load into; created if it does not exist.
         url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
-        pipeline: A `Pipeline`, a pipeline file or the name of a packaged one. [index] and [load] apply where no option
-            says otherwise; the index remembers [query] for searches that name no pipeline.
+        pipeline: A `Pipeline`, a pipeline file or the name of a packaged one. [index] and [load] apply unless an option
+            overrides them; the index remembers [query] for searches that name no pipeline.
         options: All options in one object, instead of single keywords.
         progress: True for a tqdm bar, or a `Reporter`; silent by default.
         retries: How often and how patiently requests are sent again.
@@ -129,7 +129,7 @@ def load(
 
 
 def _note_applied(pipeline: Pipeline, plan: LoadPlan, reporter: Reporter) -> None:
-    """Say which settings of the pipeline the load applies, and which query settings the index has from now on."""
+    """Note which pruning of the pipeline applies, and which query settings the index remembers from now on."""
     if changed(pipeline.load):
         reporter.note(f"The pipeline prunes documents: {in_words(plan.stamp.pruning)}.")
     before = plan.there.stamp.query if plan.there and plan.there.stamp else {}
@@ -186,7 +186,7 @@ class _Load:
         return report
 
     def _merged(self, report: LoadReport, target: indexes.Index, journal: Journal) -> LoadReport:
-        """Merge the index; the report with what that did."""
+        """Merge the index, and return the report with the result."""
         done = merging.merge(self.client, target, self.reporter, journal.merged())
         if done.undone:
             self.reporter.note(done.undone)
@@ -232,7 +232,7 @@ def _older(run: Run, options: LoadOptions) -> Since | None:
             "those that others wrote would be deleted too."
         )
     if options.update and options.fields:
-        raise UsageError("--map is for documents that are sent whole; --update sends their vectors alone. Omit --map.")
+        raise UsageError("--map is for kept fields; --update sends vectors alone. Omit --map.")
     if options.delete_missing and options.update:
         raise UsageError("--update is for documents that others made; --delete-missing would delete them. Give one.")
     if options.since is None:
@@ -281,7 +281,7 @@ def _private_alias(client: Client, index: indexes.Index, run_id: str) -> Iterato
     try:
         yield alias
     finally:
-        # An alias that stays behind does no harm, and a failing load must not fail twice or wait long.
+        # A leftover alias does no harm, and cleaning up must not raise another error or wait long.
         remove = {"actions": [{"remove": {"index": index.name, "alias": alias}}]}
         with contextlib.suppress(SparseIngestError):
             client.call("POST", "/_aliases", remove, timeout_s=_CLEANUP_S)
@@ -362,7 +362,7 @@ def _compare_counts(client: Client, run: Run, index: indexes.Index, report: Load
         if name := installed.final_pipeline(index):
             why = f"Its final pipeline {name!r} (index.final_pipeline) may drop or rename documents"
         if not run.complete():
-            why += ", or ids are duplicate in the run, which `sparse-ingest encode` fixes when it finishes it"
+            why += ", or the unfinished run has duplicate ids, which `sparse-ingest encode` fixes at its end"
         raise ClusterError(
             f"Index {index.name!r} holds {found} documents, but {report.acknowledged} of this run were "
             f"acknowledged. {why}; `sparse-ingest verify` names what is missing, --replace --from-scratch loads anew."

@@ -36,8 +36,8 @@ class LoadPlan(NamedTuple):
         missing: the shards to send.
         stale: a journal of this run from before another run was loaded.
         update: documents are updated, not indexed.
-        added: the mapping of fields that an existing index is given.
-        notes: what the user should know of the kept fields, the method parameters, and pruning.
+        added: the mapping of the fields to add to an existing index.
+        notes: messages about kept fields, method parameters and pruning.
     """
 
     name: str
@@ -62,7 +62,7 @@ def make_plan(
     since: Since | None,
     query: QuerySettings,
 ) -> LoadPlan:
-    """Check everything without changing anything. `query` is [query] as it was given.
+    """Check everything without changing anything. `query` has the [query] settings as given.
 
     Raises:
         RunError, UsageError, ClusterError: the load cannot work.
@@ -154,7 +154,7 @@ def ready_index(client: Client, plan: LoadPlan, reporter: Reporter) -> indexes.I
         index = indexes.create_index(client, plan.name, {**body, "aliases": aliases})
         if plan.stamp.field in index.mappings.get("_source", {}).get("excludes", ()):
             reporter.note(
-                f"Index {index.name!r} keeps its vectors out of _source: a document that somebody changes with _update "
+                f"Index {index.name!r} keeps its vectors out of _source: a document that a client changes with _update "
                 'loses its vector. Load it again then, or keep them with source = "keep" in [index].'
             )
         return index

@@ -96,7 +96,7 @@ def publish(
         if report.refused and served.concrete != name:
             reporter.note(
                 f"Alias {alias!r} stays at {served.concrete or 'nothing'}: OpenSearch refused {report.refused} "
-                f"documents ({report.dead}). Mend the cause and give --retry-dead, or serve the index without them: "
+                f"documents ({report.dead}). Fix the cause and pass --retry-dead, or serve the index without them: "
                 f"sparse-ingest load --alias {alias} --to {name}"
             )
             return done
@@ -155,9 +155,9 @@ def _refuse_strangers(client: Client, name: str, alias: str, run_id: str) -> Non
     if there.name != name:
         raise UsageError(f"{name!r}, the index that this run is loaded into, is an alias of {there.name!r}. Remove it.")
     if there.stamp is None or there.stamp.created_by != run_id:
-        maker = f"run {there.stamp.created_by}" if there.stamp and there.stamp.created_by else "somebody else"
+        maker = f"run {there.stamp.created_by}" if there.stamp and there.stamp.created_by else "another client"
         raise ClusterError(
-            f"Index {name!r} is there already and was made by {maker}, not by run {run_id}. Delete it, or choose "
+            f"Index {name!r} exists and was created by {maker}, not by run {run_id}. Delete it, or choose "
             f"another name than {alias!r}."
         )
 

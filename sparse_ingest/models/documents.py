@@ -66,8 +66,8 @@ class DocumentEncoder:
     """A checkpoint's document side on one device.
 
     `settings` must be resolved (checkpoints/settings.py). `vocabulary` holds the token string of each id; `maker`
-    computes on token ids. `rules` may be set: a GPU applies them so that it need not copy what they drop. They do not
-    replace `prune`.
+    computes vectors from token ids. `rules` may be set: a GPU applies them so that it need not copy what they
+    drop. They do not replace `prune`.
     """
 
     def __init__(

@@ -51,8 +51,8 @@ class SparseEncoder:
     once. Threads may share an encoder: weight tables are looked up at the same time, a masked LM computes one call
     after another.
 
-    Weights on outputs of a model that its tokenizer has no token for, as where a vocabulary is padded, are left out of
-    documents; the first time, a warning is logged.
+    Weights on outputs without a token, for example where a vocabulary is padded, are omitted from documents; a warning
+    is logged the first time.
 
     `encode_document` applies `[model]` and `[encode]` of a pipeline as `encode` does, except that weights stay
     float32: `[encode] weights` is how a run stores them. `encode_query` applies `[query] top_k` and `max_ratio`, as

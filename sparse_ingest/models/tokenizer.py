@@ -281,7 +281,7 @@ class Tokenizer:
             if token is not None and first.setdefault(token, token_id) != token_id:
                 raise CheckpointError(
                     f"The vocabulary gives the token {token!r} to two ids, {first[token]} and {token_id}; "
-                    "an index keys weights by token, so each id needs a string of its own. Mend tokenizer.json."
+                    "an index keys weights by token, so each id needs a string of its own. Fix tokenizer.json."
                 )
         return tokens
 

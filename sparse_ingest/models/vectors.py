@@ -123,7 +123,7 @@ class VectorMaker:
             pool.shutdown(cancel_futures=True)
 
     def ahead(self, token_ids: Sequence[TokenIds], batches: list[Batch], rules: Pruning) -> Batches:
-        """Yield the batches in their order; each is started before the terms of the previous one are waited for."""
+        """Yield the batches in order; each is started before the terms of the previous one arrive."""
         before: tuple[Batch, Transfer] | None = None
         for batch in [*batches, None]:
             begun = None

@@ -77,8 +77,8 @@ def sentences(report: PlanReport) -> Iterator[str]:
             yield f"{choice.passed_over} cheaper {cheaper} not confirmed; the range is wider for each of them."
         if choice.point.tied:
             yield (
-                f"In {choice.point.tied} queries other documents have the score of the tenth best: an index gives some "
-                "of them."
+                f"In {choice.point.tied} queries, documents tie with the tenth best: an index returns only some of "
+                "them."
             )
         if choice.point.emptied:
             yield f"{choice.point.emptied:,} documents keep no term: no sparse query finds them."
@@ -103,10 +103,10 @@ def _interval(interval: tuple[float, float]) -> str:
 def table(
     report: PlanReport, points: Sequence[Point], best: Sequence[int], most: int | None = None
 ) -> tuple[list[list[str]], list[bool], int]:
-    """The headings and rows of a frontier, which row is the point that was taken, and how many rows are omitted.
+    """Return headings and rows of a frontier, which row is the point that was taken, and how many rows are omitted.
 
-    The exact search that prunes least and the point that was taken are always there. `most` rows at most: of the
-    others, those that lose little, evenly spaced.
+    The first point of exact search with unpruned queries and the point that was taken are always shown. With `most`,
+    the other rows are evenly spaced among those that lose little.
     """
     exact = next((place for place, point in enumerate(points) if point.engine == "exact" and not point.query), None)
     taken = points.index(report.choice.point) if report.choice and report.choice.point in points else None
@@ -139,7 +139,7 @@ def _parameters(point: Point) -> list[str]:
 
 
 def as_text(report: PlanReport, *, every: bool = False) -> str:
-    """The frontiers as tables, of `SHOWN_ROWS` rows unless `every` is set, and the choice."""
+    """Return the frontiers as tables, of `SHOWN_ROWS` rows each unless `every` is set, and the choice in words."""
     blocks = []
     for heading, points, best in _frontiers(report):
         (head, *rows), taken, omitted = table(report, points, best, None if every else SHOWN_ROWS)
@@ -202,7 +202,7 @@ def figure_class() -> Any:
 
 
 def _figure(report: PlanReport) -> Any:
-    """One chart: the quality that is kept over the cost, by latency for an index, else by the postings visited."""
+    """Draw the quality that is kept against the cost: latency for an index, otherwise postings visited."""
     if report.settings:
         cost, label = "latency_p50_ms", "latency of a query, p50, ms"
         points, best, title = report.settings, report.settings_frontier, f"Engines of index {report.index}"
@@ -221,7 +221,7 @@ def _figure(report: PlanReport) -> Any:
 
 
 def _draw(axes: Any, points: Sequence[Point], best: Sequence[Point], cost: str, report: PlanReport) -> None:
-    """All points by their kind, the frontier as a line, what is allowed, and the one that was taken."""
+    """Draw all points by kind, the frontier as a line, the allowed loss, and the point that was taken."""
     kinds: dict[str, list[tuple[float, float]]] = {}
     for point in points:
         kind = point.engine if report.settings else f"documents: {next(iter(point.documents), 'all')}"

@@ -18,7 +18,7 @@ from sparse_ingest.planning.report import PlanReport
 from sparse_ingest.storage.durable import write_atomic
 
 _PATHS = ("document", "query", "body")  # settings that may name a file or a folder
-_ESCAPED = "backslashreplace"  # bytes of a run's path that are not UTF-8
+_ESCAPED = "backslashreplace"  # for bytes of a run's path that are not UTF-8
 NAMES = ("plan.json", "plan.png", "plan.html", "pipeline.toml")
 
 
@@ -60,7 +60,7 @@ def write_outputs(report: PlanReport, folder: Path) -> list[Path]:
 def _comments(report: PlanReport) -> Iterator[str]:
     yield "Chosen by `sparse-ingest plan`:"
     yield from sentences(report)
-    yield "`sparse-ingest load RUN --index NAME --pipeline` and this file apply [load]; the index remembers [query]."
+    yield "`sparse-ingest load RUN --index NAME --pipeline FILE` applies [load]; the index remembers [query]."
 
 
 def pipeline_text(pipeline: Pipeline, comments: Iterable[str]) -> str:

@@ -36,8 +36,8 @@ class Point:
     `overlap_10` and `overlap_100` are the shares of the ten and hundred best documents of the whole vectors that it
     finds. `terms` are those of a document, `visited` the postings that an exact search of a query reads, `bytes` the
     predicted size of all postings, `index_bytes` that of the index with them. `tied` queries have an eleventh document
-    with the score of the tenth: which of such documents an index gives, nobody can predict. `per_query` is the quality
-    of each query.
+    with the score of the tenth; which of these an index returns cannot be predicted. `per_query` is the quality of each
+    query.
     """
 
     documents: PruningRule
@@ -71,7 +71,7 @@ class Point:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is pruned and the search is exact, so that by definition nothing is lost."""
+        """Whether nothing is pruned and the search is exact, so nothing is lost."""
         return not self.documents and not self.query and self.engine == "exact" and not self.loss
 
     def as_json(self) -> dict[str, Any]:
@@ -95,8 +95,8 @@ class Choice(NamedTuple):
 class Unsettled(NamedTuple):
     """A point that is cheaper than the choice and loses little enough on average, but not for certain.
 
-    `loss` is that of the half of the queries which leaves more doubt, within `interval` (95%). A plan with about
-    `sample` queries would settle it, if their mean and spread are those of these queries.
+    `loss` is the larger one of the two halves of the queries, with its 95% `interval`. A plan with about `sample`
+    queries would settle it, if their mean and spread are those of these queries.
     """
 
     point: Point
@@ -153,9 +153,9 @@ def loss_of(values: Values, full: Values) -> float:
 
 
 def choose(points: Sequence[Point], full: Values, *, loss: float, cost: Callable[[Point], float]) -> Choice | None:
-    """The cheapest point of the frontier that loses at most `loss` for certain, None when there is none.
+    """Return the cheapest point of the frontier that loses at most `loss` for certain, or None.
 
-    It is certain when on each half of the queries the interval of the loss ends at `loss` or below. `full` is the
+    It is certain if on each half of the queries the interval of the loss ends at `loss` or below. `full` is the
     quality of each query with whole vectors. Every other query chooses; the caller shuffles them.
     """
     for look, point in enumerate(candidates(frontier(points), full, loss=loss, cost=cost), start=1):
@@ -171,16 +171,16 @@ def choose(points: Sequence[Point], full: Values, *, loss: float, cost: Callable
 def unsettled(
     points: Sequence[Point], full: Values, choice: Choice | None, *, loss: float, cost: Callable[[Point], float]
 ) -> Unsettled | None:
-    """A point of the frontier whose mean loss is below `loss`, and which is cheaper than the choice.
+    """Return a point of the frontier that is cheaper than the choice and has a mean loss below `loss`, or None.
 
-    The cheapest that a plan can settle; if there is none, the one that needs the fewest queries.
+    It is the cheapest that `MOST_QUERIES` can settle; if there is none, the one that needs the fewest queries.
     """
     found = []
     for point in frontier(points):
         if point.loss < loss and not point.is_whole and not (choice and cost(point) >= cost(choice.point)):
             doubtful = max(loss_of(point.per_query[half], full[half]) for half in HALVES)
             interval = _interval(doubtful, point.per_query, full)
-            # As the first point that is to be confirmed.
+            # As if it were the first point to be confirmed.
             reach = NormalDist().inv_cdf(1 - MISSES / 4) * _spread(point.loss, point.per_query, full)
             sample = max(2 * (reach / (loss - point.loss)) ** 2, 1.5 * len(full))
             step = 10 ** (math.floor(math.log10(sample)) - 1)  # two digits
@@ -195,7 +195,7 @@ def unsettled(
 def candidates(
     points: Sequence[Point], full: Values, *, loss: float, cost: Callable[[Point], float]
 ) -> Iterator[Point]:
-    """The points that lose at most `loss` for certain, by the half that chooses. The cheapest first."""
+    """Yield the points that lose at most `loss` for certain on the half that chooses, the cheapest first."""
     chosen_by = HALVES[0]
     for point in sorted(points, key=lambda point: (cost(point), loss_of(point.per_query[chosen_by], full[chosen_by]))):
         found = loss_of(point.per_query[chosen_by], full[chosen_by])
@@ -204,10 +204,10 @@ def candidates(
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """The points that no other one of them beats: at least as good in every respect, and better in one. Best first.
+    """Return the Pareto frontier, the smallest loss first.
 
-    Respects are the loss, the bytes of postings (else their number), the postings visited, and the latency, as far as
-    they are known of all points.
+    Points are compared by loss, bytes of postings (or their number), postings visited and latency, as far as these are
+    known for all points.
     """
     names = ["bytes" if all(point.bytes is not None for point in points) else "postings", "visited", "latency_p50_ms"]
     names = [name for name in names if all(getattr(point, name) is not None for point in points)]
@@ -215,23 +215,23 @@ def frontier(points: Sequence[Point]) -> list[Point]:
     costs = np.array([[round(point.loss, 9), *(getattr(point, name) for name in names)] for point in points])
     kept = {
         tuple(own): point
-        for own, point in reversed(list(zip(costs, points, strict=True)))  # of equal ones the first stays
+        for own, point in reversed(list(zip(costs, points, strict=True)))  # of equal points the first is kept
         if not ((costs <= own).all(axis=1) & (costs < own).any(axis=1)).any()
     }
     return [kept[own] for own in sorted(kept)]
 
 
 def _interval(found: float, values: Values, full: Values, misses: float = MISSES) -> tuple[float, float]:
-    """Where the loss over all queries of this kind is, with `found` on one half, but for a share of `misses`."""
+    """Return the interval of the loss over all such queries, given `found` on one half; `misses` is its error rate."""
     count = len(full) // 2
     reach = _spread(found, values, full) / math.sqrt(count) * _student(1 - misses / 2, count - 1)
     return found - reach, found + reach
 
 
 def _spread(found: float, values: Values, full: Values) -> float:
-    """The standard deviation of the loss of one query: that of all, and of one more that loses a tenth.
+    """Return the standard deviation of the loss of a query, with one added query that loses a tenth.
 
-    Where no query loses anything, a next one may.
+    The added query is for samples in which no query loses anything.
     """
     lacking = np.append((1 - found) * full - values, full.mean() / 10)
     return math.sqrt(float((lacking**2).sum()) / len(full)) / float(full.mean())

@@ -141,4 +141,6 @@ def _write(out: Path, table: dict[str, Any], force: bool) -> None:
     content = json.dumps(table, indent=0).encode() + b"\n"
     write_atomic(out, content, exclusive=not force)
     if not force and out.read_bytes() != content:
-        raise UsageError(f"{out} was made by somebody else meanwhile and stays. Give another --out, or --force.")
+        raise UsageError(
+            f"{out} was written by another process during the run and is kept. Give another --out, or --force."
+        )

@@ -77,7 +77,7 @@ class Run:
 
     @cached_property
     def writable(self) -> bool:
-        """Whether this process may write into the run; asked once."""
+        """Whether this process may write into the run; checked once."""
         if isinstance(self.path, RemotePath):
             return self.path.writable
         folders = (folder if (folder := self.path / name).exists() else self.path for name in ("load", "locks", "tmp"))
@@ -90,7 +90,7 @@ class Run:
 
     @property
     def _own_files(self) -> Place:
-        """The folder of locks and journals: the run, or one of this machine for a run that cannot be written."""
+        """The folder of locks and journals: the run, or the user's folder for a run that cannot be written."""
         return self.path if self.writable else user_folder() / "runs" / self.manifest.run_id
 
     @cached_property
@@ -253,7 +253,7 @@ class Run:
 
 
 def _without_zero(counts: dict[str, Any]) -> dict[str, Any]:
-    """Drop the count that only few runs have, and that the files of earlier releases lack."""
+    """Drop `without_token` if it is 0: few runs have it, and files of earlier releases lack it."""
     return {name: count for name, count in counts.items() if count or name != "without_token"}
 
 
@@ -385,7 +385,7 @@ def refuse_incomplete(run: Run, *, partial: bool = False) -> None:
 
 
 def write_json(path: Place, value: object, *, exclusive: bool = False) -> None:
-    """Write JSON with `write_atomic`; a byte of a path that is not UTF-8 is an escape, as `\\udcff`."""
+    """Write JSON with `write_atomic`; bytes of a path that are not UTF-8 are escaped, as `\\udcff`."""
     text = json.dumps(value, ensure_ascii=False, indent=None if isinstance(value, list) else 1)
     write_atomic(path, text.encode(errors="backslashreplace") + b"\n", exclusive=exclusive)
 

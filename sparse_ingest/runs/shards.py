@@ -185,7 +185,7 @@ def _source(path: Place) -> AbstractContextManager[Any]:
 
 
 def open_file(path: Path, mode: Literal["r", "w"] = "r") -> pa.OSFile:
-    """Open a local file with Arrow, by the bytes of its name: Arrow takes no string that is not UTF-8."""
+    """Open a local file with Arrow by the bytes of its name, since Arrow refuses strings that are not UTF-8."""
     return pa.OSFile(os.fsencode(path), mode)
 
 

@@ -44,7 +44,7 @@ class SortedPieces:
         try:
             self._file.write(rows.tobytes())
             self._file.flush()
-        except OSError as error:  # of a file without a name
+        except OSError as error:  # which names no file
             raise OSError(error.errno, error.strerror, str(self._scratch)) from error
 
     def ranges(self) -> Iterator[Numbers]:

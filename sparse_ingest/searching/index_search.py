@@ -93,7 +93,7 @@ def search_index(
     as sharing one.
 
     Raises:
-        UsageError: the index does not map a field of `filter`, or `collapse`; or weights do not fit.
+        UsageError: the index does not map a field of `filter` or `collapse`, or weights do not fit.
         ClusterError: the server cannot answer.
     """
     engine = engine or Engine()

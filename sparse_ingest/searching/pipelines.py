@@ -71,7 +71,7 @@ def indexed(client: Client, name: str) -> Index:
 
 
 def pipeline_of_index(given: Pipeline, index: Index, name: str, *, force: bool = False) -> Pipeline:
-    """Return the pipeline to search an index with: model, field and query settings as in its `_meta` unless given.
+    """Return the pipeline to search an index with: model, field and query settings are those of `_meta` unless given.
 
     Raises:
         ClusterError: there is no such sparse field, or no model is named, or, without `force`, another than that of

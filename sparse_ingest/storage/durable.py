@@ -23,10 +23,10 @@ _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 @contextlib.contextmanager
 def naming(*places: Place) -> Iterator[None]:
-    """Name a place in an `OSError` of the block that names none: a write to a full disk does not.
+    """Add a file name to an `OSError` of the block without one, as of a write to a full disk.
 
     Args:
-        *places: Where the block writes. Of several, the one on this machine with the least room is named.
+        *places: Where the block writes. Of several, the local one with the least free space is named.
     """
     try:
         yield
@@ -37,7 +37,7 @@ def naming(*places: Place) -> Iterator[None]:
 
 
 def _room(folder: str) -> int:
-    """Return how many bytes may still be written where a path is or will be."""
+    """Return the free bytes of the file system of a path, which need not exist."""
     about = os.statvfs(next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists()))
     return about.f_bavail * about.f_frsize
 

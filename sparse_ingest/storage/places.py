@@ -158,7 +158,7 @@ class RemotePath:
     def _listed(self, ask: Callable[[], list[str]]) -> list[RemotePath]:
         if not self.listable:
             raise StorageError(
-                f"{self} cannot be listed: a web server does not say what lies in a folder. Name each file, or copy "
+                f"{self} cannot be listed: a web server does not list the files of a folder. Name each file, or copy "
                 "the folder."
             )
         try:
@@ -249,7 +249,7 @@ class RemotePath:
             self._request("written", write)
         except FileNotFoundError:
             raise StorageError(
-                f"{self} cannot be written: the bucket or folder that it lies in does not exist. Make that first."
+                f"{self} cannot be written: its bucket or folder does not exist. Create that first."
             ) from None
 
     def _request(self, done: str, ask: Callable[[], T]) -> T:

@@ -92,7 +92,7 @@ class RemoteFile(io.RawIOBase):
         if len(content) < wanted:
             raise StorageError(
                 f"{self._name} ended after {start + len(content)} bytes, it had {self._size} when it was opened. "
-                "Did somebody replace it? Start again."
+                "It may have been replaced. Start again."
             )
         view[: len(content)] = content
         self._position += len(content)

@@ -212,7 +212,7 @@ def test_outputs_without_a_token_are_named(tmp_path: Path) -> None:
     found = look(folder)
     assert found.document is not None
     assert found.document.ids_without_token == [(known, known + 5)]
-    assert f"no token has the ids {known}-{known + 5}: weights there are left out" in command("inspect", folder).out
+    assert f"no token has the ids {known}-{known + 5}: weights there are omitted" in command("inspect", folder).out
     assert named_ranges([(0, 0), (7, 9), *((id_, id_) for id_ in range(20, 40, 2))]) == (
         "0, 7-9, 20, 22, 24, 26, 28, 30, and 4 more ranges"
     )

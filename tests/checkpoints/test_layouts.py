@@ -189,7 +189,7 @@ def test_code_of_a_checkpoints_own_is_named(tmp_path: Path, config: dict, expect
         ({**SYMMETRIC, "sentence_bert_config.json": {"transformer_task": "feature-extraction"}},
          'transformer_task = "feature-extraction"; expected "fill-mask"'),
         ({**SYMMETRIC, "modules.json": modules(*[f"{OLD}.{kind}" for kind in ("Transformer", "SpladePooling")],
-                                               paths=("../..", ""))}, "'../..', which lies outside the checkpoint"),
+                                               paths=("../..", ""))}, "'../..', which is outside the checkpoint"),
         ({**PLAIN, "modules.json": modules(f"{OLD}.Transformer", "sentence_transformers.models.Pooling")},
          "no checkpoint of a known family"),
         ({**PLAIN, "config.json": {"architectures": ["BertModel"]}}, "no checkpoint of a known family"),

@@ -132,7 +132,7 @@ def test_a_table_that_the_router_names_by_path(tmp_path: Path) -> None:
         (with_config(f"{OLD}.SparseStaticEmbedding", f"{OLD}.BoW"), "sends queries through BoW"),
         (with_config(f"{OLD}.SpladePooling", f"{OLD}.Pooling"), "sends documents through MLMTransformer, Pooling"),
         (with_config(f"{OLD}.SparseStatic", "idf.SparseStatic"), "remote code: the module idf.SparseStaticEmbedding"),
-        (with_config("query_0_SparseStaticEmbedding", "../elsewhere"), "'../elsewhere', which lies outside"),
+        (with_config("query_0_SparseStaticEmbedding", "../elsewhere"), "'../elsewhere', which is outside"),
         (with_config('["query_0', '["query_9'), "no type for the module 'query_9_SparseStaticEmbedding'"),
         ({**ROUTER, "query_0_SparseStaticEmbedding/config.json": {"path": "none.json"}}, "looked for"),
         ({name: content for name, content in ROUTER.items() if not name.endswith("Embedding/model.safetensors")},

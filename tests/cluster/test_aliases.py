@@ -57,7 +57,7 @@ def test_an_alias_that_somebody_else_has_moved_is_left_alone(client: Client, ind
     add(client, two[0], alias)
     served = indexes.served_by(client, alias)
     client.call("POST", "/_aliases", {"actions": [{"remove": {"index": two[0].name, "alias": alias}}]})
-    with pytest.raises(ClusterError, match=f"no longer stands for '{two[0].name}': somebody moved it"):
+    with pytest.raises(ClusterError, match=f"no longer serves '{two[0].name}': another client moved it"):
         indexes.move_alias(client, served, two[1])
     assert indexes.served_by(client, alias).concrete is None
 

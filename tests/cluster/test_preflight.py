@@ -108,7 +108,7 @@ def test_weights_for_what_is_no_token_are_named(token: int, says: str) -> None:
 def test_a_token_twice_in_a_document_is_named_and_a_row_may_begin_with_any_id() -> None:
     check_documents([part({"a": [(3, 1.0), (4, 1.0)], "empty": [], "b": [(0, 1.0)], "c": [(0, 1.0)]})], LIMITS)
     assert refusal(part({"a": [(3, 1.0)], "b": [(0, 1.0), (0, 2.0)], "c": [(3, 1.0), (1, 1.0)]})) == [
-        "token ids that are not ascending, or stand twice in a document: 'b' (id 0), 'c' (id 1)"
+        "token ids that are not ascending, or are repeated in a document: 'b' (id 0), 'c' (id 1)"
     ]
 
 

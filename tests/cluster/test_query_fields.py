@@ -83,7 +83,9 @@ def test_fields_that_are_mapped_and_clauses_that_are_not_known_pass(
 def test_a_field_that_is_not_mapped_is_named_with_those_that_are(
     client: Client, mapped: str, filter: dict[str, Any]
 ) -> None:
-    with pytest.raises(UsageError, match=r"Mapped are labels .*, meta\.lang \(keyword\), .*price \(double\)") as error:
+    with pytest.raises(
+        UsageError, match=r"Mapped fields: labels .*, meta\.lang \(keyword\), .*price \(double\)"
+    ) as error:
         refuse_unmapped(client, f"/{mapped}", MAPPING, filter, None)
     assert "rank_features" not in str(error.value)
 

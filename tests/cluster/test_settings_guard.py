@@ -130,7 +130,9 @@ def test_what_somebody_set_during_the_load_stays(client: Client, index: indexes.
     recorder = Recorder()
     assert settings_guard.restore(client, index, recorder) == ["number_of_replicas"]
     assert both(client, index) == ("42s", "1")
-    assert recorder.notes == [f"Index {index.name!r}: somebody set refresh_interval to 42s during the load; it stays."]
+    assert recorder.notes == [
+        f"Index {index.name!r}: another client set refresh_interval to 42s during the load; it stays."
+    ]
 
 
 def test_a_setting_that_the_cluster_refuses_is_said_and_the_others_change(client: Client, index: indexes.Index) -> None:

@@ -177,7 +177,7 @@ def test_an_authority_that_is_not_trusted_is_told(opensearch_url: str, certifica
             sentence = failing(proxy, *arguments)
             assert "certificate verify failed" in sentence
             if arguments:
-                assert f"Another CA than those in {certificates.stranger_ca} signed its certificate" in sentence
+                assert f"Its certificate was signed by a CA that is not in {certificates.stranger_ca}" in sentence
                 assert "--ca" not in sentence
             else:
                 assert "Give the file of the CA that signed its certificate with --ca." in sentence
@@ -214,7 +214,7 @@ def test_a_ca_of_the_same_name_with_another_key_is_told(
     twin = Authority(tmp_path, "ours")
     with secure_proxy(opensearch_url, certificate=certificates.server) as proxy:
         sentence = failing(proxy, "--ca", twin.pair.cert)
-        assert f"Another CA than those in {twin.pair.cert} signed its certificate" in sentence
+        assert f"Its certificate was signed by a CA that is not in {twin.pair.cert}" in sentence
 
 
 def test_a_ca_that_has_expired_is_told(opensearch_url: str, tmp_path: Path, failing) -> None:
@@ -236,7 +236,7 @@ def test_a_certificate_for_another_name_is_told(opensearch_url: str, certificate
 def test_an_expired_certificate_is_told(opensearch_url: str, certificates: Certificates, failing) -> None:
     with secure_proxy(opensearch_url, certificate=certificates.expired) as proxy:
         sentence = failing(proxy, "--ca", certificates.ca)
-        assert "certificate has expired. Its certificate must be renewed" in sentence
+        assert "certificate has expired. Renew its certificate" in sentence
         assert "--ca" not in sentence
 
 

@@ -62,4 +62,4 @@ def test_causes_that_differ_in_numbers_are_one(monkeypatch: pytest.MonkeyPatch) 
     one.say("503", "unavailable")
     monkeypatch.setattr(waiting, "SAY_S", 0.0)
     one.say("429 rejected, queue = 9, pool@5ab3c9", "429, queue = 9")
-    assert recorder.notes == ["429, queue = 0", "unavailable", "429, queue = 9 (4 times more since the last such line)"]
+    assert recorder.notes == ["429, queue = 0", "unavailable", "429, queue = 9 (4 more since the last such line)"]

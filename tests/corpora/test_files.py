@@ -346,8 +346,8 @@ def test_marks_of_other_programs_and_documentation_are_skipped_beside_data(tmp_p
         write(tmp_path / name, doc(name))
     assert names(tmp_path / spec) == [path.name for path in data]
     assert notes(tmp_path / spec) == [
-        "Not read: LICENSE, README.md, _more.jsonl; read beside them: part-0.jsonl, part-1.jsonl, part-2.jsonl and 2 "
-        "more. Name a file itself to read it."
+        "Skipped: LICENSE, README.md, _more.jsonl. Read: part-0.jsonl, part-1.jsonl, part-2.jsonl and 2 more. To read "
+        "a skipped file, name it."
     ]
     assert names(tmp_path / "_more.jsonl") == names(tmp_path / "_*.jsonl") == ["_more.jsonl"]
 
@@ -379,14 +379,14 @@ def test_archives_are_said_not_to_be_read_without_advice_that_cannot_help(tmp_pa
             names(spec)
         assert "--format" not in str(raised.value)
     write(tmp_path / "a.jsonl", doc())
-    with pytest.raises(CorpusError, match=rf"{name}\" is not read: .*[Nn]ame the files that are meant.*/\*\.jsonl\."):
+    with pytest.raises(CorpusError, match=rf"{name}\" is not read: .*[Nn]ame the files to read.*/\*\.jsonl\."):
         names(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "advice"),
     [
-        ("c.txt", b"hello", "Say it with --format, whatever the name."),
+        ("c.txt", b"hello", "Pass --format."),
         ("c.bin", bytes(range(256)), "It is neither text, Parquet nor Arrow: omit it."),
         ("c.bin", gzip.compress(b"{}", mtime=0), "It is gzip. Rename it to end in .gz after the suffix of its format"),
         ("c.bin", b"PAR1\x15\x04\x15PAR1", "It is Parquet. Pass --format parquet, or rename it to end in .parquet."),
@@ -405,7 +405,7 @@ def test_an_unknown_suffix_is_named_with_those_known(tmp_path):
     for spec in (path, tmp_path):
         with pytest.raises(CorpusError, match=r'b.txt.gz" is unclear: the suffix ".txt" is unknown; known are .jsonl,'):
             names(spec)
-    with pytest.raises(CorpusError, match="If it holds one JSON object a line, say --format jsonl"):
+    with pytest.raises(CorpusError, match="If it has one JSON object per line, pass --format jsonl"):
         names(write(tmp_path / "c.json"))
     with pytest.raises(CorpusError, match="there is no suffix"):
         names(write(tmp_path / "c"))
@@ -509,7 +509,7 @@ def test_a_file_named_minus_is_not_standard_input(tmp_path, monkeypatch):
 def test_standard_input_cannot_be_read_from_its_middle_or_named_twice():
     with pytest.raises(CorpusError, match="from its start"):
         list(open_corpus(["-"], fields=FieldNames()).rows(Position(0, 10, 2, 1)))
-    with pytest.raises(UsageError, match="named twice"):
+    with pytest.raises(UsageError, match="given more than once"):
         open_corpus(["-", "-"], fields=FieldNames())
 
 

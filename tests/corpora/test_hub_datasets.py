@@ -167,7 +167,7 @@ def test_going_on_reads_nothing_before_the_row_group(folder: Path) -> None:
         ("made:corpus:old", {"text": "body"}, 'no column "body" for the text; the columns there are "_id"'),
         ("made:corpus:one", {"id": "year", "text": "year"}, 'the text in "year" is of type int64'),
         ("empty", {}, "holds no data files that can be read"),
-        ("script", {}, "is made by a Python script, which is never run"),
+        ("script", {}, "is built by a Python script, which is never run"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_sentence(spec: str, fields: dict, said: str, folder: Path, tmp_path: Path) -> None:

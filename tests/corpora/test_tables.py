@@ -73,7 +73,7 @@ def test_columns_are_for_tables_of_text_alone(tmp_path):
     with pytest.raises(UsageError, match=r"--columns names the columns of csv, tsv, msmarco .* is jsonl\. Leave out"):
         read(path, columns=["a"])
     for columns in (["a", ""], ["a", "a"]):
-        with pytest.raises(UsageError, match="an empty name or one that stands twice"):
+        with pytest.raises(UsageError, match="an empty or a duplicate name"):
             read(path, columns=columns)
 
 
@@ -84,8 +84,8 @@ def test_columns_are_for_tables_of_text_alone(tmp_path):
         (b"2,a,b", "the row has 3 columns; 2 were expected"),
         (b'2,"a" b', "something follows a closing quote; a quote within a value is written twice"),
         (b'2,"a\n"3"', "twice (the row ends in line 4)"),
-        (b"2,a\rb", "a carriage return stands outside quotes"),
-        (b"2,a\0", "a NUL byte stands in the row"),
+        (b"2,a\rb", "a carriage return is outside quotes"),
+        (b"2,a\0", "the row has a NUL byte"),
         (b"2,caf\xe9", "not UTF-8: byte 0xe9 at byte 6 of the line"),
         (b'2,"a\ncaf\xe9"', "not UTF-8: byte 0xe9 at byte 4 of the line"),
         (b",a", 'the id in "id" is ""; a non-empty string'),

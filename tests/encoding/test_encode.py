@@ -68,7 +68,7 @@ def test_weights_without_a_token_are_counted_and_reported(encode, tmp_path: Path
     answer = encode("--model", own, "--json", out="less")
     dropped = json.loads(answer.out)["without_token"]
     assert dropped > 0
-    assert f"{dropped:,} weights were left out" in answer.err
+    assert f"{dropped:,} weights were omitted" in answer.err
     assert f"no token for ({place})" in answer.err
     answer = encode("--json", out="complete")
     assert "left out" not in answer.err

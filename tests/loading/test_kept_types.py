@@ -76,7 +76,7 @@ def test_every_kept_field_is_mapped_recorded_and_told_and_source_is_as_it_was(
     notes = "\n".join(told.notes)
     for words in ("price (double, from strings)", "day (date, from strings)", "category (keyword)",
                   "zip ('00501' is not how that number is printed)", f"big ({2**70} is over 64 bits)",
-                  "Values longer than a keyword may be", "by them: long (1)",
+                  "Values longer than a keyword may be", "matches them: long (1)",
                   "mixed (it has objects and other values)", 'bad (it has a field "" (an empty name))'):  # fmt: skip
         assert words in notes
 
@@ -166,7 +166,7 @@ def test_into_an_index_with_documents_new_fields_are_added_and_values_must_fit_t
     for value in (27.99, "x", True, {"a": 1}):
         with pytest.raises(RunError, match="'price' does not fit the type long, which index"):
             into(client, index_name, run_of(tmp_path / repr(value), {"4": {"price": value}}, more=repr(value)))
-    with pytest.raises(ClusterError, match="maps 'price' as long, and float is declared"):
+    with pytest.raises(ClusterError, match="maps 'price' as long, but float is declared"):
         into(client, index_name, more, fields={"price": "float"})
     assert found(client, index_name, {"range": {"price": {"gte": 5}}}) == {"1", "3"}
 
@@ -212,7 +212,7 @@ def test_an_index_that_an_older_release_loaded_is_given_no_mapping(
     told = Recorder()
     assert into(client, index_name, run, progress=told).acknowledged == 1
     assert mapped(client, index_name) == {}
-    assert any("mapped no kept fields, so these are not mapped: a." in note for note in told.notes)
+    assert any("did not map kept fields, so these are not mapped: a." in note for note in told.notes)
     assert stamped(client, index_name).fields == {"a": None}
 
 
@@ -226,7 +226,7 @@ def test_since_keeps_types_and_update_sends_no_fields(client: Client, index_name
     wrong = run_of(tmp_path / "wrong", {"1": {"a": "x"}}, more="wrong")
     with pytest.raises(RunError, match="'a' does not fit the type long"):
         into(client, index_name, wrong, since=new.path)
-    with pytest.raises(UsageError, match="--map is for documents that are sent whole"):
+    with pytest.raises(UsageError, match="--map is for kept fields"):
         into(client, index_name, wrong, update=True, fields={"a": "long"})
 
 
@@ -243,7 +243,7 @@ def test_a_published_index_and_one_that_was_created_empty_have_the_types(
     told = Recorder()
     into(client, empty, run, progress=told)
     assert stamped(client, empty).fields == TYPES | fields
-    assert any("by them: long (1)" in note for note in told.notes)
+    assert any("matches them: long (1)" in note for note in told.notes)
     assert [found(client, empty, query) for query, _ in FILTERS] == [ids for _, ids in FILTERS]
 
 
@@ -309,7 +309,7 @@ def test_a_search_by_a_field_that_is_not_mapped_is_refused_with_every_engine(
         lambda: search_hybrid(client, index_name, "red", weights, size=5, filter=unknown),
         lambda: list(rank_index(client, index_name, [("q", weights)], Engine(), size=5, filter=unknown)),
     ):
-        with pytest.raises(UsageError, match=r"'prise' of .* Mapped are .*price \(double\)"):
+        with pytest.raises(UsageError, match=r"'prise' of .* Mapped fields: .*price \(double\)"):
             ask()
     hits = search_index(client, index_name, weights, size=5, filter={"range": {"price": {"gt": 1}}})
     assert {hit.id for hit in hits} == {"1", "3"}

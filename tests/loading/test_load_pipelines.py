@@ -63,7 +63,7 @@ def test_every_command_applies_the_file_of_a_plan(run: Run, client: Client, inde
     answer = command("query", TEXT, *to)
     body = json.loads(answer.out)
     assert list(body["query"]["neural_sparse"]["sparse"]["query_tokens"]) == ["except", "##ion"]
-    assert "search_pipeline" in body and "top_k 2, engine two-phase. --pipeline replaces them." in answer.err
+    assert "search_pipeline" in body and "top_k 2, engine two-phase. Pass --pipeline to use others." in answer.err
     (tmp_path / "queries.tsv").write_text(f"1\t{TEXT}\n")
     (tmp_path / "qrels.tsv").write_text("1\tb\t1\n")
     judged = ["--queries", tmp_path / "queries.tsv", "--qrels", tmp_path / "qrels.tsv", "--json"]
@@ -154,4 +154,4 @@ def test_what_a_newer_release_remembers_is_named(run: Run, client: Client, index
 def test_options_of_a_load_are_refused_where_none_happens(option: list[str]) -> None:
     for target in ["--alias", "a", "--to", "b"], ["--index", "a", "--restore"]:
         answer = command("load", *target, *option)
-        assert answer.code == 2 and f"{option[0]} is for loading a run" in answer.err
+        assert answer.code == 2 and f"{option[0]} has no effect with --to or --restore" in answer.err

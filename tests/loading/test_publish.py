@@ -168,7 +168,7 @@ def test_an_alias_of_several_indexes_is_refused_before_anything_is_made(
 def test_an_index_of_somebody_else_under_the_run_s_name_is_refused(client: Client, index_name: str, run: Run) -> None:
     properties = {"sparse": {"type": "rank_features"}}
     client.call("PUT", f"/{name_of(index_name, run)}", {"mappings": {"properties": properties}})
-    with pytest.raises(ClusterError, match="is there already and was made by somebody else"):
+    with pytest.raises(ClusterError, match="exists and was created by another client"):
         serve(client, index_name, run)
     assert serving(client, index_name) == []
 

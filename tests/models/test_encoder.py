@@ -460,5 +460,5 @@ def test_weights_without_a_token_are_warned_of_once(
     for _ in range(2):
         encoder.encode_document(TEXTS)
     assert [record.getMessage().partition(":")[0].split(" ", 1)[1] for record in caplog.records] == [
-        "weights were left out"
+        "weights were omitted"
     ]

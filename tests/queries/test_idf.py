@@ -156,7 +156,7 @@ def test_a_file_that_is_there_stays_unless_forced(folder: Path, tmp_path: Path) 
 
 def test_a_file_that_appears_meanwhile_stays(folder: Path, tmp_path: Path) -> None:
     spec, out = write_corpus(tmp_path / "c.jsonl", ["river"]), tmp_path / "idf.json"
-    with pytest.raises(UsageError, match="made by somebody else meanwhile"):
+    with pytest.raises(UsageError, match="written by another process during the run"):
         counted(folder, spec, out, progress=Recorder(lambda documents: out.write_text("theirs")))
     assert out.read_text() == "theirs"
 

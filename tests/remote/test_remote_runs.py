@@ -146,7 +146,7 @@ def test_of_a_shard_in_a_store_only_what_is_asked_for_is_fetched(
 def test_a_bucket_that_is_not_there_is_one_sentence(encode_arguments: list[object], bucket: str) -> None:
     answer = command(*encode_arguments, "--out", f"{bucket}-none/run")
     assert answer.code == 1
-    assert "cannot be written: the bucket or folder that it lies in does not exist" in answer.err
+    assert "cannot be written: its bucket or folder does not exist" in answer.err
 
 
 # The web
