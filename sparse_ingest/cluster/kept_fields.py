@@ -19,7 +19,11 @@ from sparse_ingest.records import MAX_LEVELS, field_path, is_within, refused_nam
 MAX_FIELDS = 500  # in a run; an index maps at most 1,000 by default (index.mapping.total_fields.limit)
 _CARRIED = ("title", "text")
 _OBJECTS = ("object", "nested")
-_OPAQUE = ("flat_object", "flattened", "geo_point", "geo_shape", "completion", "join", "percolator")
+# What their values may be is not known here; preflight.py reports documents that carry the sparse field itself.
+_OPAQUE = (
+    "flat_object", "flattened", "geo_point", "geo_shape", "completion", "join", "percolator", "rank_features",
+    "sparse_vector",
+)  # fmt: skip
 _SHOWN = 60  # characters of a value in a message
 
 

@@ -122,8 +122,8 @@ def _opened(corpus: object, pipeline: Pipeline, options: EncodeOptions, reporter
     for name in found.fields.keep:
         if is_within(field_path(name), sparse):
             raise UsageError(
-                f"--keep {name}: {sparse!r} is the sparse field of the index. Rename that one with --set "
-                f"index.field=vector (and load --field vector), or omit --keep {name}."
+                f"--keep {name}: {sparse!r} is the sparse field of the index. Omit it, or name another sparse field in "
+                'the pipeline file: field = "vector" in [index]. `load` needs the same file, or --field vector.'
             )
     for message in found.notes:
         reporter.note(message)

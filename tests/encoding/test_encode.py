@@ -155,13 +155,13 @@ def test_a_long_text_is_counted(encode, tmp_path: Path) -> None:
         (["--keep", "_id"], 2, 'OpenSearch refuses documents with a field "_id" (a metadata field)'),
         (["--keep", "a..b,_routing", "--keep", ""], 2, '"a..b" (nothing between or before its dots), "_routing" (a'),
         (["--keep", "sparse"], 2, "--keep sparse: 'sparse' is the sparse field of the index"),
-        (["--keep", "v.x", "--set", "index.field=v"], 2, "--keep v.x: 'v' is the sparse field of the index"),
         (["--text-field", "body"], 1, 'corpus.jsonl line 1: no column "body" for the text'),
         (["--nonsense"], 2, "No such option"),
         (["--corpus", ""], 2, "named by an empty string"),
         (["--device", "tpu"], 2, "expected auto, cpu, cuda or cuda:N"),
         (["--set", "encode.max_ratio=5"], 2, "expected a number from 0 to 1"),
         (["--set", "load.top_k=5"], 2, "this command reads [model], [encode], not [load]"),
+        (["--set", "index.field=v"], 2, "this command reads [model], [encode], not [index]"),
         (["--corpus", "nothing.jsonl"], 1, 'no file or folder "nothing.jsonl"'),
         (["--model", "/nothing"], 1, "No model folder '/nothing'"),
     ],
@@ -170,6 +170,12 @@ def test_what_is_wrong_is_one_sentence_and_a_code(encode, options, code: int, sa
     answer = encode(*options)
     assert answer.code == code and said in answer.err, answer.err
     assert "Traceback" not in answer.err and not answer.out
+
+
+def test_the_sparse_field_of_the_pipeline_file_cannot_be_kept(encode, tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text('[index]\nfield = "v"\n')
+    answer = encode("--pipeline", tmp_path / "p.toml", "--keep", "v.x")
+    assert answer.code == 2 and "--keep v.x: 'v' is the sparse field of the index" in answer.err
 
 
 def test_a_model_must_be_named(corpus: Path, tmp_path: Path) -> None:
