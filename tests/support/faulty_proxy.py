@@ -178,6 +178,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _reject(self, body: bytes, *, first_only: bool) -> None:
         """Refuse some documents of a bulk request in the server's place, and ask it for the others."""
         operations = list(_operations(body))
+        if not operations:  # the load asks whether a tiny request is answered
+            self._answer(*self._forward(body))
+            return
         with self.proxy.lock:
             chosen = (
                 {0} if first_only else set(self.proxy.random.sample(range(len(operations)), k=-(-len(operations) // 3)))
@@ -244,4 +247,6 @@ def _operations(body: bytes) -> Iterator[bytes]:
     """The operations of a bulk request, each with its lines; a delete has one, all others two."""
     lines = iter(body.splitlines(keepends=True))
     for line in lines:
+        if not line.strip():
+            continue
         yield line if "delete" in json.loads(line) else line + next(lines)
