@@ -18,7 +18,7 @@ Exit code 3 (finished, but documents were refused or skipped) is a result, not a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -73,6 +73,12 @@ class MissingExtraError(SparseIngestError):
     def __init__(self, extra: str, purpose: str) -> None:
         install = f'pip install "sparse-ingest[{extra}]", or ".[{extra}]" in a clone'
         super().__init__(f'{purpose} needs the extra "{extra}": {install}')
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Return the first names of a list and how many more there are, for a message."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 @contextmanager

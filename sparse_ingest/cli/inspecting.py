@@ -42,11 +42,12 @@ def _tried(found: Inspection, pipeline: Pipeline) -> str | None:
     """Encode a few texts with a plain masked LM, if torch is installed. Return a warning if the vectors are dense."""
     from sparse_ingest.checkpoints.inspect import dense_warning
     from sparse_ingest.checkpoints.layouts import PLAIN
-    from sparse_ingest.models.encoder import SparseEncoder
 
     side = found.document
     if side is None or side.family != PLAIN or side.remote_code or not find_spec("torch"):
         return None
+    from sparse_ingest.models.encoder import SparseEncoder
+
     try:
         vectors = SparseEncoder(pipeline.model, device="cpu").encode_document(TEXTS)
         return dense_warning(len(vectors.weights), len(TEXTS))

@@ -155,7 +155,7 @@ class BodyWriter:
     def requests(
         self, parts: Iterable[ShardPart], *, shard: int = 0, max_bytes: int | Callable[[], int] = MAX_BYTES
     ) -> Iterator[BulkRequest]:
-        """The documents as requests of at most MAX_DOCUMENTS and `max_bytes`; one that is larger by itself is alone.
+        """Yield the documents in requests of at most MAX_DOCUMENTS and `max_bytes`; a larger one has its own request.
 
         Args:
             max_bytes: when it is a function, it is asked before each request.

@@ -51,7 +51,7 @@ class Address(NamedTuple):
 
 
 def parse_url(url: str) -> tuple[Address, str | None, str | None]:
-    """The address, user and password of a URL. The port is 443 for https, else 9200, when left out.
+    """The address, user and password of a URL. The default port is 443 for https, otherwise 9200.
 
     Raises:
         UsageError: it is no http or https URL; the message does not repeat it, it may hold a password.

@@ -261,7 +261,7 @@ def check_uuid(client: Client, index: Index) -> Index:
     if there is None or there.uuid != index.uuid:
         what = f"now has UUID {there.uuid}" if there else "is gone"
         raise ClusterError(
-            f"Index {index.name!r} {what}; the load began with UUID {index.uuid}. Somebody deleted it. "
+            f"Index {index.name!r} {what}; the load began with UUID {index.uuid}. Another client deleted it. "
             "Start the load again: it begins anew for the new index."
         )
     return there

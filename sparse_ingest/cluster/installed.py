@@ -1,8 +1,8 @@
 """Search and ingest pipelines on the server: made from the packaged bodies, installed for one index, removed with it.
 
 In: names of packaged bodies (pipelines/opensearch/search and ingest), the field of the index, the id of a model that
-the server runs. Out: bodies, and pipelines that carry a sentence by which we know our own again. What somebody else has
-put under a name is never replaced and never removed. `_meta` of the index says which pipelines are its own, under a key
+the server runs. Out: bodies, and pipelines whose description marks them as ours. A pipeline of another client under
+the same name is never replaced and never removed. `_meta` of the index says which pipelines are its own, under a key
 of ours that loads leave alone.
 Not covered: running a model on the server, requests that name a pipeline (search_bodies.py).
 """

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sparse_ingest.cluster.field_types import MAX_KEYWORD, Values, fits
+from sparse_ingest.errors import listed
 from sparse_ingest.records import MAX_LEVELS, field_path, is_within, refused_name
 
 MAX_FIELDS = 500  # in a run; an index maps at most 1,000 by default (index.mapping.total_fields.limit)
@@ -25,6 +26,7 @@ _OPAQUE = (
     "sparse_vector",
 )  # fmt: skip
 _SHOWN = 60  # characters of a value in a message
+_NAMED = 20  # fields in a note
 
 
 class FoundTypes(NamedTuple):
@@ -221,11 +223,7 @@ def _notes(new: Mapping[str, str], seen: Mapping[str, Values], refused: Mapping[
         (empty, "No document has a value of: {}. Check the names given to encode --keep."),
         (unmapped, "Not mapped, so no search can filter by them: {}."),
     )  # fmt: skip
-    return [line.format(_listed(names)) for names, line in lines if names]
-
-
-def _listed(names: Sequence[str], most: int = 20) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return [line.format(listed(names, _NAMED)) for names, line in lines if names]
 
 
 def _short(value: object) -> str:

@@ -209,7 +209,7 @@ def _refuse_no_objects(body: dict[str, Any]) -> None:
 
 
 def _entries_to(mappings: dict[str, Any], field: str) -> Iterator[dict[str, Any]]:
-    """The mappings, and the entries of the objects that a field lies in and of itself, as far as they are there."""
+    """Yield the mappings, then the entry of each object on the path to a field, then its own, until one is absent."""
     entry: Any = mappings
     yield entry
     for name in field.split("."):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparse_ingest.cluster.indexes import META_KEY
-from sparse_ingest.errors import UsageError
+from sparse_ingest.errors import UsageError, listed
 from sparse_ingest.records import METADATA, is_within
 
 if TYPE_CHECKING:
@@ -77,10 +77,9 @@ def refuse_unmapped(
     if any(kind is None and is_within(name, field) for stamp in stamps for field, kind in stamp.items()):
         advice = "Documents have it, but no type fits all their values; `load` printed the reason."
     there = sorted({field for mapping in mappings for field in _leaves(mapping)})
-    more = f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else ""
     raise UsageError(
         f"Index {path[1:]!r} does not map the field {name!r} of {place}, so no document would match it. Mapped "
-        f"fields: {', '.join(there[:_SHOWN])}{more}. {advice}"
+        f"fields: {listed(there, _SHOWN)}. {advice}"
     )
 
 

@@ -5,7 +5,7 @@ scores.py; larger ones from a byte, round(min(weight, ceiling) · 255 / ceiling)
 once the index is there (the server refuses it), so what depends on the run is fitted before the index is made: the
 ceiling, and a threshold that only the merged segment reaches, so that its clusters are built once. Keys are token ids.
 In: an index body, the `PreflightReport` of a run. Out: the body with its parameters; bytes; the spelling of a weight.
-Not covered: query-time parameters (search_bodies.py); n_postings, which the server fits to each segment when left out.
+Not covered: query-time parameters (search_bodies.py); n_postings, which the server fits to each segment by default.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import orjson
 
-from sparse_ingest.errors import UsageError
+from sparse_ingest.errors import UsageError, listed
 from sparse_ingest.records import MAX_LEVELS, Document, refused_name
 
 ROW_NUMBER = ":row"
@@ -263,9 +263,7 @@ def columns_there(columns: Mapping[str, object]) -> str:
     """Return the names of a row's columns, as part of a message."""
     if not columns:
         return "the row has no columns"
-    names = [shown(name) for name in list(columns)[:_MAX_SHOWN]]
-    more = f" and {len(columns) - _MAX_SHOWN} more" if len(columns) > _MAX_SHOWN else ""
-    return f"the columns there are {', '.join(names)}{more}"
+    return f"the columns there are {listed(list(map(shown, columns)), _MAX_SHOWN)}"
 
 
 def shown(value: object) -> str:

@@ -25,7 +25,7 @@ from sparse_ingest.corpora.hub_names import PREFIX
 from sparse_ingest.corpora.sources import ChooseColumns, Corpus, Source
 from sparse_ingest.corpora.stored import PACKED, FoundFile, StandardInput, StoredFile, about, is_packed
 from sparse_ingest.corpora.text_formats import JsonLines, Quoting, TextTable
-from sparse_ingest.errors import CorpusError, UsageError
+from sparse_ingest.errors import CorpusError, UsageError, listed
 from sparse_ingest.storage.places import Place, RemotePath, place_of, without_secrets
 
 FORMATS = ("jsonl", "csv", "tsv", "msmarco", "parquet", "arrow")
@@ -207,7 +207,9 @@ def _data_among(places: Sequence[Place], format: str | None, notes: list[str]) -
     left = [place.name for place in places if str(place) not in read and not place.name.endswith(".crc")]
     if missed := [name for name in left if not name.startswith("_") or _format_of(name)]:
         names = [place.name for place in data]
-        notes.append(f"Skipped: {_listed(missed)}. Read: {_listed(names)}. To read a skipped file, name it.")
+        notes.append(
+            f"Skipped: {listed(missed, _LISTED)}. Read: {listed(names, _LISTED)}. To read a skipped file, name it."
+        )
     files: list[StoredFile] = [FoundFile.found(place) for place in data]
     unknown = [] if format else [file for file in files if _format_of(file.name) is None]
     archives = [file for file in unknown if file.name.lower().endswith(ARCHIVES)]
@@ -219,11 +221,6 @@ def _data_among(places: Sequence[Place], format: str | None, notes: list[str]) -
             advice = f"{'Unpack it, or name' if archives else 'Name'} the files to read, as with the glob {such}"
         raise _unclear([*archives, *unknown][0], f"{advice}.")
     return files
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
-    return f"{', '.join(names[:_LISTED])}{more}"
 
 
 def _corpus_in(folder: Place) -> list[Place]:

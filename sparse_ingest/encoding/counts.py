@@ -2,7 +2,7 @@
 
 The sums are what a run reports. Beside them `of_rows` keeps, for each count that a row may add to, the numbers of all
 source rows of the shard in order: little-endian uint32, zlib, base64. So a row that leaves its shard later, because
-its id is in an earlier one, leaves the sums as well. A count that no row adds to is left out there, and `windows`
+its id is in an earlier one, leaves the sums as well. A count that no row adds to is omitted there, and `windows`
 where each row has one.
 
 Not covered: `rows`, `nnz` and `empty`, which the shard itself shows.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sparse_ingest.checkpoints.layouts import WeightTableSide
 from sparse_ingest.checkpoints.settings import resolve_query_settings
-from sparse_ingest.errors import UsageError
+from sparse_ingest.errors import UsageError, listed
 from sparse_ingest.models.query_encoders import QueryEncoder, build_weight_table, query_checkpoint, query_encoder
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, prune_query
@@ -119,6 +119,4 @@ def keyed(weights: QueryWeights, keys: Mapping[str, str] | None, lost: dict[str,
 def tell_of_lost(lost: Collection[str], why: str = "The vocabulary of the documents lacks some tokens") -> None:
     """Say once, of however many queries, which tokens were left out of them."""
     if lost:
-        named = ", ".join(map(repr, islice(lost, NAMED_TOKENS)))
-        rest = f" and {len(lost) - NAMED_TOKENS} more" if len(lost) > NAMED_TOKENS else ""
-        logger.warning("%s; left out of the query: %s%s.", why, named, rest)
+        logger.warning("%s; left out of the query: %s.", why, listed(list(map(repr, lost)), NAMED_TOKENS))

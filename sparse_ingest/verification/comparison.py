@@ -29,7 +29,7 @@ from sparse_ingest.runs.shards import read_shard
 from sparse_ingest.runs.sorted_pieces import SECOND, Numbers, SortedPieces, match
 
 NAMED = 20  # differences and ids that the report names
-RANGE_ROWS = 2_000_000  # documents of both sides matched at a time: 24 bytes each, four times that meanwhile
+RANGE_ROWS = 2_000_000  # documents of both sides matched at a time: 24 bytes each, four times that while sorting
 _BATCH = 200
 _Places = npt.NDArray[np.int64]
 
