@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 from threading import Event
 
 import pytest
-from support.serving import serving
+from support.serving import AnsweringHandler, serving
 
 from sparse_ingest.cluster.client import Connection, ResponseError, UnreachableError, connect, parse_url
 from sparse_ingest.cluster.failures import error_of
@@ -25,22 +24,12 @@ def answering(status: int, body: object, *, location: str | None = None) -> Iter
     """A server that gives one answer to everything, but none to /never."""
     ended = Event()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(AnsweringHandler):
         def do_GET(self) -> None:
             if self.path == "/never":
                 ended.wait()
-                return
-            content = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            if location:
-                self.send_header("Location", location)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
+            else:
+                self.answer(status, body, **({"Location": location} if location else {}))
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     with serving(server):

@@ -6,14 +6,14 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import ThreadingHTTPServer
 
 import numpy as np
 import pytest
 from support.faulty_proxy import FaultyProxy, faulty_proxy
 from support.reporters import Recorder
 from support.secure_proxy import secure_proxy
+from support.serving import AnsweringHandler, serving
 
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.bulk_bodies import BulkRequest, delete_requests
@@ -378,35 +378,20 @@ def test_an_update_of_a_missing_document_is_refused(index) -> None:
 def test_the_server_may_ask_for_a_longer_pause() -> None:
     stamps: list[float] = []
 
-    class Busy(BaseHTTPRequestHandler):
+    class Busy(AnsweringHandler):
         def do_POST(self) -> None:
             stamps.append(time.monotonic())
             body = self.rfile.read(int(self.headers["content-length"]))
-            first = len(stamps) == 1
             items = [{"index": {"_id": json.loads(line)["index"]["_id"], "status": 201}} for line in body.split()[::2]]
-            answer = b"slow down" if first else json.dumps({"items": items}).encode()
-            self.send_response(503 if first else 200)
-            self.send_header("Content-Type", "text/plain" if first else "application/json")
-            if first:
-                self.send_header("Retry-After", "1")
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+            if len(stamps) == 1:
+                self.answer(503, b"slow down", Retry_After="1")
+            else:
+                self.answer(200, {"items": items})
 
         def do_GET(self) -> None:
-            answer = json.dumps({"version": {"distribution": "opensearch", "number": "3.6.0"}}).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+            self.answer(200, {"version": {"distribution": "opensearch", "number": "3.6.0"}})
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
-        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        with closing(connect(Connection(f"http://127.0.0.1:{server.server_address[1]}"))) as client:
-            assert list(send(client, requests(5), target="x", retries=FAST)) == [Outcome(0, 5, [])]
-        server.shutdown()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Busy)
+    with serving(server), closing(connect(Connection(f"http://127.0.0.1:{server.server_address[1]}"))) as client:
+        assert list(send(client, requests(5), target="x", retries=FAST)) == [Outcome(0, 5, [])]
     assert stamps[1] - stamps[0] >= 1

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.runs import make_run
 from support.secure_proxy import Request, secure_proxy
-from support.serving import serving
+from support.serving import AnsweringHandler, serving
 
 from sparse_ingest.cluster.client import Connection, connect
 from sparse_ingest.errors import ClusterError
@@ -29,18 +28,9 @@ NODES, CAT = "/_nodes", "/_cat/nodes"
 def answering(answers: Mapping[str, tuple[int, Any]]) -> Iterator[str]:
     """A server that answers by path, and anything else with 403."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(AnsweringHandler):
         def do_GET(self) -> None:
-            status, body = answers.get(self.path.partition("?")[0], FORBIDDEN)
-            content = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
+            self.answer(*answers.get(self.path.partition("?")[0], FORBIDDEN))
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     with serving(server):

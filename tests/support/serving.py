@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
 from socketserver import BaseServer
 from threading import Thread
+
+
+class AnsweringHandler(BaseHTTPRequestHandler):
+    """Sends complete answers, and logs nothing."""
+
+    def answer(self, status: int, body: object, **headers: str) -> None:
+        """Send bytes as text, and anything else as JSON; of a header's name, `_` is a hyphen."""
+        is_text = isinstance(body, bytes)
+        content = body if is_text else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain" if is_text else "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
 
 @contextmanager
