@@ -259,8 +259,9 @@ def _wait(instance: Instance, child: subprocess.Popen[bytes] | None, timeout_s: 
     """
     deadline = time.monotonic() + timeout_s
     while True:
+        ended = _process(instance) is None  # before poll, which then knows the exit code of one that has ended
         code = child.poll() if child is not None else None
-        if code is not None or _process(instance) is None:
+        if ended or code is not None:
             reason = "it ended" if code is None else f"it ended with exit code {code}"
             break
         answer = _ask(instance, "/_cluster/health?wait_for_status=yellow&timeout=1s")
