@@ -191,7 +191,7 @@ def _frontiers(report: PlanReport) -> Iterator[tuple[str, Sequence[Point], Seque
 
 
 def figure_class() -> Any:
-    """matplotlib's.
+    """Matplotlib's.
 
     Raises:
         MissingExtraError: it is not installed.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -79,7 +80,7 @@ def test_every_packaged_pipeline_has_a_name_on_the_command_line() -> None:
     names = {kind: {path.stem.replace("_", "-") for path in bodies() if path.parent.name == kind}
              for kind in ("search", "ingest")}  # fmt: skip
     assert names == {"search": set(installed.SEARCH), "ingest": set(installed.INGEST)}
-    options = {option.name: option for option in group.commands["create"].params}
+    options: dict[str | None, Any] = {option.name: option for option in group.commands["create"].params}
     assert (set(options["search"].type.choices), set(options["ingest"].type.choices)) == (
         names["search"],
         names["ingest"],

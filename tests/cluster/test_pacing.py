@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from sparse_ingest.cluster.pacing import Pace
+from sparse_ingest.cluster.pacing import Attempt, Pace
 
 MB = 1 << 20
 
@@ -44,7 +44,7 @@ class Server:
 def run(pace: Pace, server: Server, seconds: float, start_s: float = 0.0) -> tuple[list[int], int]:
     """Send for so long; how many were in flight at each answer, and the bytes that were taken."""
     now_s, taken, seen = start_s, 0, []
-    underway: list[tuple[float, int, object]] = []
+    underway: list[tuple[float, int, Attempt]] = []
     number = 0
     while now_s < start_s + seconds:
         while len(underway) < pace.in_flight:
@@ -58,8 +58,8 @@ def run(pace: Pace, server: Server, seconds: float, start_s: float = 0.0) -> tup
             number += 1
             heapq.heappush(underway, (answer_s, number, attempt))
         now_s, _, attempt = heapq.heappop(underway)
-        pace.answered(attempt, now_s)  # type: ignore[arg-type]
-        taken += attempt.size  # type: ignore[attr-defined]
+        pace.answered(attempt, now_s)
+        taken += attempt.size
         seen.append(len(underway) + 1)
     return seen, taken
 

@@ -91,7 +91,7 @@ def logits(folder: Path, token_ids: list[int]) -> torch.Tensor:
         if config["pack_qkv"]:
             projected = linear(f"{at}.attention.qkv_proj", states).chunk(3, dim=-1)
         else:
-            projected = [linear(f"{at}.attention.{letter}_proj", states) for letter in "qkv"]
+            projected = tuple(linear(f"{at}.attention.{letter}_proj", states) for letter in "qkv")
         query, key, value = (part.view(len(token_ids), HEADS, -1).transpose(0, 1) for part in projected)
         query, key = turned(query, angles), turned(key, angles)
         scores = query @ key.transpose(1, 2) / (WIDTH / HEADS) ** 0.5

@@ -44,7 +44,7 @@ class Made(NamedTuple):
     """The same documents in a run and in an index; `tags` by document."""
 
     run: Run
-    index: str
+    index: str  # type: ignore[assignment]
     tags: dict[str, str]
 
 
