@@ -13,8 +13,10 @@ INSTALL_demo := -e ".[demo]"
 INSTALL_test := -e ".[aws,demo,remote]" --group test --group docs
 INSTALL_bench := -e ".[demo]" --group bench
 INSTALL_docs := -e . --group docs
+INSTALL_build := --group build
 
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 .PHONY: help demo test test-all test-hub coverage check fix docs build lock
 # pip and uv must not change .venv twice at the same time.
 .NOTPARALLEL:
@@ -55,7 +57,7 @@ fix: .venv/.test  ## Fix what ruff can fix, and format
 docs: .venv/.docs  ## Build the documentation site in site/; a warning is an error
 	$(BIN)/zensical build --strict --clean
 
-build: .venv/.test  ## Build the wheel and the source distribution in dist/
+build: .venv/.build  ## Build the wheel and the source distribution in dist/
 	rm -rf dist
 	$(BIN)/python -m hatchling build
 
@@ -70,7 +72,7 @@ $(BIN)/uv: | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet uv
 
 .venv/.%: pyproject.toml constraints.txt | $(BIN)/python
-	@test -d .venv/lib/python3*/site-packages/torch || test $* = docs || \
+	@test -d .venv/lib/python3*/site-packages/torch || test $* = docs || test $* = build || \
 		echo "Setting up .venv: torch and its libraries are a download of about 3.0 GB on Linux, once."
 ifdef UV
 	$(UV) pip install --python $(BIN)/python -c constraints.txt --build-constraint constraints.txt $(INSTALL_$*)
