@@ -62,3 +62,9 @@ def test_make_installs_extras_and_groups_that_exist() -> None:
     extras = {name for listed in re.findall(r"\.\[([\w,]+)\]", " ".join(installed)) for name in listed.split(",")}
     assert groups == set(PROJECT["dependency-groups"])
     assert {"demo"} <= extras <= set(PROJECT["project"]["optional-dependencies"])
+
+
+def test_the_tests_that_security_md_names_exist() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", (ROOT / "SECURITY.md").read_text())
+    assert named
+    assert [f"{path}::{test}" for path, test in named if f"def {test}(" not in (ROOT / path).read_text()] == []
