@@ -61,11 +61,12 @@ build: .venv/.build  ## Build the wheel and the source distribution in dist/
 	rm -rf dist
 	$(BIN)/python -m hatchling build
 
-# With uv: one resolution for every supported Python and platform. It writes no address of a registry.
+# With uv: one resolution for every supported Python and platform, with the same versions on each where that is possible
+# (the newest numpy does not type-check as Python 3.11). It writes no address of a registry.
 lock: $(or $(UV),$(BIN)/uv)  ## Write the newest versions that pyproject.toml accepts to constraints.txt
 	{ echo "# Exact versions of what make and CI install, for every supported Python. Written by make lock." && \
-		$< pip compile --quiet --universal --python $(PYTHON) --python-version 3.11 --upgrade --no-header --no-annotate \
-		--all-extras --group test --group bench --group docs pyproject.toml; } > constraints.new
+		$< pip compile --quiet --universal --python $(PYTHON) --python-version 3.11 --fork-strategy fewest \
+		--upgrade --no-header --no-annotate --all-extras --group test --group bench --group docs pyproject.toml; } > constraints.new
 	mv constraints.new constraints.txt
 
 $(BIN)/uv: | $(BIN)/python
