@@ -364,7 +364,7 @@ def test_the_commands_print_json_and_ask_before_they_drop(client: Client, made: 
     assert f"installed  {made}-search" in run("show").stdout
     unanswered = run("drop")
     assert isinstance(unanswered.exception, UsageError)
-    assert "give --yes" in str(unanswered.exception)
+    assert "pass --yes" in str(unanswered.exception)
     assert f"was deleted, with 0 documents.\nIts pipelines were deleted: {made}-search." in run("drop", "--yes").stdout
 
 

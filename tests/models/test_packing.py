@@ -1,4 +1,4 @@
-"""Where documents lie in packed rows, what attention sees of them, and which models are packed."""
+"""Where documents are in packed rows, what attention sees of them, and which models are packed."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def _predicted(run: Any, rule: dict[str, Any]) -> int:
     return round(posting_bytes(counts, DOCUMENTS))
 
 
-def test_without_judgements_quality_is_what_is_found_of_the_truth(made: Made, unjudged: PlanReport) -> None:
+def test_without_judgments_quality_is_what_is_found_of_the_truth(made: Made, unjudged: PlanReport) -> None:
     (run, queries, _), report = made, unjudged
     assert (report.quality, report.full_quality) == ("overlap@10", 1.0)
     assert report.points[0].loss == 0 and report.points[0].overlap_100 == 1.0
@@ -301,7 +301,7 @@ def test_the_chart_has_a_title_and_its_legend_beside_the_points(judged: PlanRepo
     ("queries", "qrels", "said"),
     [
         (5, None, "There are 5 queries with a weighted token; .* needs 10 or more"),
-        (40, {}, "There are 0 queries with judgements"),
+        (40, {}, "There are 0 queries with judgments"),
         (40, {f"q{number}": {"unknown": 1} for number in range(40)}, "belong to another corpus"),
     ],
 )
