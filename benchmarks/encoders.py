@@ -83,7 +83,7 @@ def peak_bytes(device: str) -> int:
 
 
 def ours(job: Job, texts: Sequence[str]) -> Contender:
-    """This package, from text to sparse rows; with "device_only" from token ids, which lie in memory."""
+    """This package, from text to sparse rows; with "device_only" from token ids, which are in memory."""
     from sparse_ingest.models.documents import DocumentEncoder
     from sparse_ingest.models.precision import SAMPLE, choose_dtype
 
@@ -239,7 +239,7 @@ def _sparse_encoder(job: Job, dtype: str, attention: str) -> Any:
 
 
 def yasem(job: Job, texts: Sequence[str]) -> Contender:
-    """yasem's SpladeEmbedder with its defaults, and float32 on a CPU, where its float16 is slower."""
+    """Yasem's SpladeEmbedder with its defaults, and float32 on a CPU, where its float16 is slower."""
     import numpy as np
     from yasem import SpladeEmbedder
 

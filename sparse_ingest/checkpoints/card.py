@@ -34,7 +34,7 @@ class Card(NamedTuple):
 
     @property
     def is_non_commercial(self) -> bool:
-        """Whether the licence forbids commercial use, as far as its name tells (cc-by-nc-sa-4.0)."""
+        """Whether the license forbids commercial use, as far as its name tells (cc-by-nc-sa-4.0)."""
         return bool(re.search(r"(^|[-_ ])nc($|[-_ ])|non-?commercial|research-only", (self.license or "").lower()))
 
 
@@ -54,7 +54,7 @@ class Vocabulary(NamedTuple):
 
 
 def read_card(folder: Path) -> Card:
-    """Licence and languages; a card that is absent or cannot be read says nothing."""
+    """License and languages; a card that is absent or cannot be read says nothing."""
     from huggingface_hub import metadata_load
 
     path = folder / CARD

@@ -182,7 +182,7 @@ def _warnings(side: Side, folder: Path, card: Card, vocabulary: Vocabulary | Non
         )
     if card.is_non_commercial:
         yield (
-            f"{name} has the licence {card.license}, which forbids commercial use: of the model, and as its "
+            f"{name} has the license {card.license}, which forbids commercial use: of the model, and as its "
             "owners may see it of the vectors and of an index made with it."
         )
     if vocabulary is None:

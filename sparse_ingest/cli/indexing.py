@@ -155,7 +155,7 @@ COMMANDS = [index, idf]
 
 def _ask(question: str) -> bool:
     if not sys.stdin.isatty():
-        raise UsageError(f"{question} Nobody is there to answer: give --yes.")
+        raise UsageError(f"{question} Standard input is not a terminal: pass --yes.")
     return click.confirm(question, err=True)
 
 

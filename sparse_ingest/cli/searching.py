@@ -89,7 +89,7 @@ def target_options(force: str, tables: str = "model index query") -> Callable[[F
 def search(text: str | None, queries_path: Path | None, target: Target, options: SearchOptions, **given: Any) -> None:
     """Search an index or a run folder for TEXT, and show which terms made each score.
 
-    The model is the one that made the run or the index; --model or --pipeline may name it again, such as where it lies
+    The model is the one that made the run or the index; --model or --pipeline may name it again, such as where it is
     elsewhere. With --queries it prints a TREC run, or with --json a line a query, and says on standard error how long
     they took.
     """

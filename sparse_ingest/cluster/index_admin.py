@@ -157,7 +157,12 @@ def create_index(
 
 
 def show_index(index: str, *, url: str | None = None, connection: ConnectionLike | None = None) -> IndexReport:
-    """Return what an index or alias is and holds.
+    """Return what an index or alias is and contains.
+
+    Args:
+        index: An index or alias.
+        url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
+        connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
 
     Raises:
         ClusterError: there is none.

@@ -208,7 +208,7 @@ def create_index(client: Client, name: str, body: dict[str, Any]) -> Index:
 
 
 def stamp_index(client: Client, index: Index, stamp: Stamp) -> None:
-    """Write the stamp into `_meta` and keep the other keys. (A mapping update replaces all of `_meta`.)"""
+    """Write the stamp into `_meta` and keep the other keys: a mapping update replaces all of `_meta`."""
     _write_stamp(client, check_uuid(client, index), stamp)
 
 

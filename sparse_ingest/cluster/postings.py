@@ -3,7 +3,7 @@
 In: an index, tokens or ids. Out: ids, and for each token the places and stored weights of all documents that have it;
 or only how many have it: a search that brings no document, but walks over all postings of the token. A query
 for one token with weight 1.0 scores a document with the stored weight itself, so nothing need be explained, and what
-nobody expects is found as well. A place is what `_shard_doc` says: it grows in the order that documents come in, and
+no run expects is found as well. A place is what `_shard_doc` says: it grows in the order that documents come in, and
 stays what it is as long as the point in time is open.
 Not covered: single documents (reading.py); sparse_vector fields, whose clusters hold only a part of each posting list.
 """

@@ -259,7 +259,7 @@ def _row(batch: pa.RecordBatch, names: Sequence[str], place: int) -> Row:
 
 
 def checked(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The same batch, whose offsets lie within its buffers: Arrow trusts them, and would read anywhere."""
+    """The same batch, whose offsets are within its buffers: Arrow trusts them, and would read anywhere."""
     for column in batch.columns:
         if _is_string(column.type) and not types.is_string_view(column.type):
             # As bytes: a value that is not UTF-8 is one bad row, not the end.

@@ -1,8 +1,8 @@
 """Measures of rankings, and whether two of them differ by more than chance.
 
-In: rankings, judgements, names of measures as the library ir-measures writes them (nDCG@10, RR, R@100, Success@1,
+In: rankings, judgments, names of measures as the library ir-measures writes them (nDCG@10, RR, R@100, Success@1,
 P(rel=2)@5). Out: a value for each judged query that was asked, and what the measure makes of them together, mostly the
-mean. A query that finds nothing counts as zero; a query without judgements is left out. Documents of one score are
+mean. A query that finds nothing counts as zero; a query without judgments is left out. Documents of one score are
 ordered as trec_eval does, the larger id first, for every measure. Rankings are measured in blocks, so memory is that of
 the values.
 Not covered: where rankings come from (search.py) and TREC's files (trec.py).
@@ -86,7 +86,7 @@ def depth_of(names: Iterable[str]) -> int:
 
 
 def measure(ranked: Iterable[Ranked], qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASURES) -> Measured:
-    """Measure rankings against judgements; of their scores only the order and the ties matter.
+    """Measure rankings against judgments; of their scores only the order and the ties matter.
 
     Raises:
         UsageError: a measure is unknown.

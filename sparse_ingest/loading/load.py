@@ -243,7 +243,13 @@ def _older(run: Run, options: LoadOptions) -> Since | None:
 def restore_settings(
     index: str, *, url: str | None = None, connection: ConnectionLike | None = None, progress: Reporter | bool = False
 ) -> list[str]:
-    """Put back the settings that a killed load has left changed, and return their names. Needs no run.
+    """Restore the index settings that a killed load left changed, and return their names. Needs no run.
+
+    Args:
+        index: The index.
+        url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
+        connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
+        progress: True for notes on stderr, or a `Reporter`; silent by default.
 
     Raises:
         ClusterError: there is no such index, or it refuses.

@@ -124,7 +124,14 @@ def roll_back(
     connection: ConnectionLike | None = None,
     progress: Reporter | bool = False,
 ) -> str | None:
-    """Let the alias serve the index `to`, in one request, and return the index that it served before. Needs no run.
+    """Point an alias at another index, in one request, and return the index that it pointed at. Needs no run.
+
+    Args:
+        alias: The alias.
+        to: The index.
+        url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
+        connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
+        progress: True for notes on stderr, or a `Reporter`; silent by default.
 
     Raises:
         UsageError: the name is an index, or an alias of several.

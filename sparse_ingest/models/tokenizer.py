@@ -1,7 +1,7 @@
 """The checkpoint's own tokenizer: texts to windows of token ids, and the token string of each id.
 
 In: texts. Out: token ids with special tokens and the prompt, at most max_length of them, without padding. The first
-window of a text is the same as the truncated text. Long texts are tokenised in pieces: the library takes some 800 bytes
+window of a text is the same as the truncated text. Long texts are tokenized in pieces: the library takes some 800 bytes
 of memory a token while it works; a token id takes 4 bytes afterwards, or 8 with its place in the text.
 Queries of weight tables, which need no transformers, are read in queries/weight_table.py.
 """
@@ -103,7 +103,7 @@ class FirstWindow(NamedTuple):
 
 @dataclass
 class _Reading:
-    """A text that is being tokenised, with its prompt: the current piece, and the tokens of all pieces so far."""
+    """A text that is being tokenized, with its prompt: the current piece, and the tokens of all pieces so far."""
 
     text: str
     start: int = 0
@@ -118,10 +118,10 @@ class Tokenizer:
     """The checkpoint's own tokenizer, called in batches without padding.
 
     `window_stride` is the number of tokens of text from the beginning of a window to that of the next; None: half of
-    the room that special tokens and the prompt, tokenised alone, leave.
+    the room that special tokens and the prompt, tokenized alone, leave.
     """
 
-    # Tokenised at a time: bounds the size of what the tokenizer returns.
+    # Tokenized at a time: bounds the size of what the tokenizer returns.
     CHUNK_TEXTS = 512
     CHUNK_CHARACTERS = 1 << 20
     PIECE_CHARACTERS = 1 << 15
@@ -222,7 +222,7 @@ class Tokenizer:
         """Return the first place from `after` on where dividing the text changes no token, or the end of the text.
 
         Each place is tried on its surroundings: tokenizers differ in what they do with a space at the start of a text.
-        A text that cannot be divided anywhere, such as base64, is tokenised at once and takes the memory for that.
+        A text that cannot be divided anywhere, such as base64, is tokenized at once and takes the memory for that.
         """
         if after >= len(text):
             return len(text)

@@ -17,7 +17,7 @@ class PlanOptions:
     """Options of `plan`."""
 
     qrels: Path | str | Mapping[str, Mapping[str, int]] | None = option(
-        None, "Judgements: quality is nDCG@10 then, else the share of the ten best documents", metavar="F"
+        None, "Judgments: quality is nDCG@10 then, else the share of the ten best documents", metavar="F"
     )
     quoting: Literal["rfc4180", "none"] | None = option(
         None, "Quotes in csv queries and qrels; none: a quote is a character like any other  [default: rfc4180]"

@@ -1,9 +1,9 @@
 """`plan`: how much can be pruned, and how fast can be searched, before the results change.
 
-In: a run folder, a sample of queries, with or without judgements, and an index that holds the run, if there is one.
+In: a run folder, a sample of queries, with or without judgments, and an index that holds the run, if there is one.
 Out: a `PlanReport`: for every rule of pruning and every setting of an engine what is found and what it costs, and the
 cheapest that loses no more than was allowed. Ground truth is exact search of the whole vectors, with the 9 bits that an
-index keeps of a weight. Quality is nDCG@10 where there are judgements, else the share of the truth's ten best
+index keeps of a weight. Quality is nDCG@10 where there are judgments, else the share of the truth's ten best
 documents that is found.
 Without an index the choice is among rules, by predicted bytes and postings visited; with one, among the settings of its
 engines for the vectors that it holds, by measured latency.
@@ -101,7 +101,7 @@ def plan(
         sampled = _sampled(records, qrels, chosen.sample)
         weighted = [(query_id, weights) for query_id, weights in many_query_weights(sampled, whole) if weights]
         if len(weighted) < LEAST_QUERIES:
-            which = "queries with judgements" if qrels is not None else "queries"
+            which = "queries with judgments" if qrels is not None else "queries"
             raise UsageError(
                 f"There are {len(weighted)} {which} with a weighted token; a plan, which one half of them chooses and "
                 f"the other confirms, needs {LEAST_QUERIES} or more."
@@ -168,12 +168,12 @@ class _Job:
         if not self.full.mean():
             if self.qrels and self.run.manifest.identity.get("overflow") == "passages":
                 raise UsageError(
-                    f"{self.run.path} holds passages, and the judgements name none of those that are found. "
+                    f"{self.run.path} holds passages, and the judgments name none of those that are found. "
                     "Plan without --qrels, by the share of the best passages that is found."
                 )
             raise UsageError(
                 "Whole vectors find nothing that counts, so nothing can be lost. The queries, or the ids in the "
-                "judgements, belong to another corpus."
+                "judgments, belong to another corpus."
             )
 
     def report(self, pipeline: Pipeline) -> PlanReport:

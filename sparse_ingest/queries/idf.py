@@ -4,7 +4,7 @@ The weight of a token is Lucene's inverse document frequency, as OpenSearch's pu
 ln(1 + (N - n + 0.5) / (n + 0.5)) for a token that n of N documents hold. (The largest weight in the table of the
 `bert-uncased` analyzer, 15.5895386, is this for n = 1 and the 8,841,823 passages of MS MARCO.) N counts the documents
 with any token. Special tokens are not counted; they and the tokens that no document holds weigh 1.0 there and here,
-what the server takes for a token that its table lacks. Texts are tokenised as queries are, so no torch is needed.
+what the server takes for a token that its table lacks. Texts are tokenized as queries are, so no torch is needed.
 Counts are exact, and memory is that of one batch or of the longest document: the tokenizer takes some 800 bytes a
 token while it works.
 Not covered: duplicate ids (encode finds them), and training.

@@ -57,7 +57,7 @@ FETCHED = [
     "README.md", "config.json", "config.json", "config_sentence_transformers.json", "model.safetensors",
     "modules.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json",
 ]  # fmt: skip
-# What lies in real repositories and is not read.
+# What is in real repositories and is not read.
 UNREAD = {
     "training_args.bin": b"pickle",
     "pytorch_model.bin": b"pickle",
@@ -221,7 +221,7 @@ def test_after_a_start_that_failed_whole_files_stay(hub: Hub, tmp_path: Path) ->
 @pytest.mark.parametrize("way", ["offline", "unreachable"])
 def test_without_a_hub_the_cache_serves_or_the_sentence_says_what_it_lacks(hub: Hub, tmp_path: Path, way: str) -> None:
     online = read(hub, tmp_path / "full", "made/card")
-    # Port 9 of loopback: nobody listens there.
+    # Port 9 of loopback: nothing listens there.
     cut_off = {"HF_HUB_OFFLINE": "1"} if way == "offline" else {"endpoint": "http://127.0.0.1:9"}
     hub.requests.clear()
     assert read(hub, tmp_path / "full", "made/card", **cut_off).out == online.out

@@ -1,4 +1,4 @@
-"""Checkpoints: recognised from their files, and refused in one sentence. Only JSON is needed here."""
+"""Checkpoints: recognized from their files, and refused in one sentence. Only JSON is needed here."""
 
 from __future__ import annotations
 

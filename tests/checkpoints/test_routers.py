@@ -78,7 +78,7 @@ def test_a_router_by_every_name_of_its_parts(tmp_path: Path, files: dict) -> Non
 
 
 def test_a_router_whose_transformer_lies_beside_it_has_no_use_for_idf_json(tmp_path: Path) -> None:
-    """So OpenSearch publishes its third generation: the module's name is empty, and the table lies there twice."""
+    """So OpenSearch publishes its third generation: the module's name is empty, and the table is there twice."""
     files = {name.removeprefix("document_0_MLMTransformer/"): content for name, content in ROUTER.items()}
     text = json.dumps(files["router_config.json"]).replace("document_0_MLMTransformer", "")
     files |= {"router_config.json": json.loads(text), "idf.json": {"a": 1.0}}

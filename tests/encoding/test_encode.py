@@ -564,7 +564,7 @@ def test_a_shard_is_locked_while_duplicates_leave_it(encode, tmp_path, monkeypat
     """Else a process that comes now finds it missing, and both write the same file."""
     from sparse_ingest.encoding import duplicates
 
-    replaced, remove = [], duplicates.remove_rows
+    replaced, remove = [], duplicates.remove_rows  # type: ignore[attr-defined]
 
     def watched(run: Run, shard: int, rows: dict, **less: dict) -> None:
         with open_run(run.path).lock(f"part-{shard:05d}") as free:

@@ -386,8 +386,8 @@ def test_dead_letters_are_sent_again_when_the_mapping_is_mended(
     assert loading.load.main(arguments, standalone_mode=False) == 3
     report = json.loads(capsys.readouterr().out)
     assert (report["retried"], report["refused"], report["acknowledged"]) == (2, 2, 3)
-    mended = {"properties": {"title": {"type": "integer", "ignore_malformed": True}}}
-    client.call("PUT", f"/{index_name}/_mapping", mended)
+    fixed = {"properties": {"title": {"type": "integer", "ignore_malformed": True}}}
+    client.call("PUT", f"/{index_name}/_mapping", fixed)
     assert loading.load.main(arguments, standalone_mode=False) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["retried"], report["refused"], report["acknowledged"], report["dead"]) == (2, 0, 5, None)

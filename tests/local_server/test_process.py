@@ -167,7 +167,7 @@ def test_data_stays_a_stale_record_is_repaired_and_starts_at_once_make_one_serve
     assert process.stop() is None
 
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as stranger:
-        # The pid of the record now belongs to somebody else.
+        # The pid of the record now belongs to another process.
         record_of(running.port).write_text(json.dumps({**json.loads(record), "pid": stranger.pid}))
         programs = [start_program(running.home, running.port, running.data) for _ in range(2)]
         answers = [program.communicate(timeout=150) for program in programs]

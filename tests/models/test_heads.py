@@ -64,7 +64,7 @@ def test_sums_of_whole_numbers_are_exact(width: int) -> None:
 
 @needs_vnni
 def test_a_document_has_a_scale_of_its_own() -> None:
-    """A neighbour with hidden states a thousand times as large changes no bit of it."""
+    """A neighbor with hidden states a thousand times as large changes no bit of it."""
     rows, weight, bias = made((9, 6), 64, 700)
     head = Int8Head(weight, bias)
     alone = head(rows[9:], Packing((6,), CPU))
