@@ -145,7 +145,7 @@ def test_queries_and_judgements_may_be_files_and_those_without_the_other_are_tol
         "evaluate", "--queries", collection / "queries.jsonl", "--qrels", tmp_path / "more.tsv", "--run", run_path
     )
     assert answer.code == 0, answer.err
-    assert "1 of 4 queries have no judgement and are not asked" in caplog.text
+    assert "1 of 4 queries have no relevance judgments and are not asked" in caplog.text
     assert "1 of 4 judged queries are not in" in caplog.text
     whole = command("evaluate", "--queries", collection, "--run", run_path)
     assert answer.out.splitlines()[:2] == whole.out.splitlines()[:2]
@@ -234,7 +234,7 @@ def test_another_model_than_the_runs_is_refused_unless_forced(run_path, collecti
         (2, ["--measure", "nDCG@0"], "cannot be computed"),
         (2, ["--concurrency", 2], "--concurrency is for --index"),
         (2, ["--device", "cpu"], "--device is for --nano-beir"),
-        (2, ["--trec-run", "no/such/folder/run.txt"], "there is no folder no/such/folder"),
+        (2, ["--trec-run", "no/such/folder/run.txt"], "the folder no/such/folder does not exist"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(code, options, words, run_path, collection):
@@ -254,7 +254,7 @@ def test_judgements_for_other_queries_are_refused(run_path, collection, tmp_path
     assert "for no query there is: they name '77'" in said
     (tmp_path / "qrels.tsv").write_text("")
     said = refused(1, "--queries", collection, "--qrels", tmp_path / "qrels.tsv", "--run", run_path)
-    assert "holds no judgement" in said
+    assert "has no relevance judgments" in said
 
 
 def test_judgements_of_another_corpus_are_refused_and_of_a_larger_one_told(run_path, tmp_path, caplog):
