@@ -251,7 +251,7 @@ def test_neither_queries_nor_a_place_to_search_is_a_usage_error(run_path, collec
 def test_judgements_for_other_queries_are_refused(run_path, collection, tmp_path):
     (tmp_path / "qrels.tsv").write_text("77 0 first 1\n")
     said = refused(1, "--queries", collection, "--qrels", tmp_path / "qrels.tsv", "--run", run_path)
-    assert "for no query there is: they name '77'" in said
+    assert "are for other queries: they name '77'" in said
     (tmp_path / "qrels.tsv").write_text("")
     said = refused(1, "--queries", collection, "--qrels", tmp_path / "qrels.tsv", "--run", run_path)
     assert "has no relevance judgments" in said
@@ -301,7 +301,7 @@ def test_the_best_passage_of_a_document_stands_for_it(tmp_path, model, collectio
         ["1", "Q0", "first", "1"], ["2", "Q0", "second", "1"], ["2", "Q0", "first", "2"],
     ]  # fmt: skip
     assert exact["per_query"]["RR"] == {"1": 1.0, "2": 0.5, "3": 0.0}
-    assert "the best of each stands for it" in caplog.text
+    assert "the best passage counts for its document" in caplog.text
     load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
     found = evaluated(*options, "--index", index_name, "--url", opensearch_url)
     for key in (*DEFAULT_MEASURES, "per_query", "flops"):
@@ -314,4 +314,4 @@ def test_judgements_of_passages_are_taken_as_they_are(tmp_path, model, caplog):
     folder = write_collection(tmp_path / "of-passages", QUERIES, {("2", "second#6"): 1})
     # second#7 comes first.
     assert evaluated("--queries", folder, "--run", run.path)["RR"] == 0.5
-    assert "stands for it" not in caplog.text
+    assert "best passage counts" not in caplog.text
