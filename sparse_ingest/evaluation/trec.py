@@ -1,7 +1,7 @@
 """Run files as trec_eval reads them: `query Q0 document rank score tag`, a line a document.
 
 In: rankings, or such a file. Out: lines, or `{query id: {document id: score}}`. trec_eval looks at the score and not at
-the rank, so scores are written with the nine digits that tell any two float32 values apart.
+the rank, so scores are written with nine digits, which distinguish any two float32 values.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def read_trec_run(path: Path, wanted: Container[str]) -> dict[str, dict[str, flo
     """The scores in a run file by document, for the queries that are wanted.
 
     Raises:
-        CorpusError: a line has not six columns, or its score is no number.
+        CorpusError: a line does not have six columns, or its score is not a number.
     """
     found: dict[str, dict[str, float]] = {}
-    # A wrong byte is no reason to stop: it can only be in an id, which then fits no other.
+    # A wrong byte does not stop the reading: it can only be in an id, which then matches no other.
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if not (columns := line.split()):
@@ -65,11 +65,11 @@ def written(path: Path | str | None) -> contextlib.AbstractContextManager[IO[byt
     """Open a file that gets its name when the block is done, complete or not at all; None without a path.
 
     Raises:
-        UsageError: there is no such folder.
+        UsageError: the folder does not exist.
     """
     if path is None:
         return contextlib.nullcontext()
     path = Path(path)
     if not path.parent.is_dir():
-        raise UsageError(f"--trec-run {path}: there is no folder {path.parent}. Make it first.")
+        raise UsageError(f"--trec-run {path}: the folder {path.parent} does not exist. Create it first.")
     return atomic_file(path)

@@ -246,7 +246,7 @@ def test_an_id_in_two_shards_stops_with_both_places(encode, tmp_path: Path) -> N
     first, second = write(tmp_path / "a.jsonl", ROWS), write(tmp_path / "b.jsonl", [{"_id": "d5", "text": "again"}])
     answer = encode(specs=(first, second))
     assert answer.code == 1
-    assert 'The id "d5" stands twice: a.jsonl line 6 and b.jsonl line 1.' in answer.err
+    assert 'Duplicate id "d5": a.jsonl line 6 and b.jsonl line 1.' in answer.err
     run = open_run(tmp_path / "run")
     assert run.complete() is None and len(run.done_shards()) == 3
     # The same run goes on with the other choice, and keeps the first one.
@@ -340,7 +340,7 @@ def test_duplicates_in_standard_input_are_named_and_left_out(encode, tmp_path: P
             return encode(*options, specs=("-",))
 
     answer = piped()
-    assert answer.code == 1 and 'The id "d2" stands twice: - row 3 and - row 21.' in answer.err
+    assert answer.code == 1 and 'Duplicate id "d2": - row 3 and - row 21.' in answer.err
     assert piped("--on-bad-document", "skip").code == 3
     run = open_run(tmp_path / "run")
     assert (run.complete() or {})["rows"] == 20 and [row.line for row in run.skipped(2)] == [21]

@@ -337,7 +337,7 @@ def test_an_id_that_its_suffix_makes_too_long_is_a_bad_document(encode, tmp_path
 def test_all_passages_of_a_repeated_document_leave_its_shard(encode, tmp_path: Path) -> None:
     rows = [*ROWS, {"_id": "long", "text": LONG + LONG}, {"_id": "last", "text": LONG}]
     answer = encode("passages", rows=rows)
-    assert answer.code == 1 and 'The id "long" stands twice: run.jsonl line 2 and run.jsonl line 25.' in answer.err
+    assert answer.code == 1 and 'Duplicate id "long": run.jsonl line 2 and run.jsonl line 25.' in answer.err
     assert encode("passages", "--on-bad-document", "skip", rows=rows).code == 3
     run = open_run(tmp_path / "run")
     assert [(row.row, row.reason) for row in run.skipped(4)] == [(24, 'duplicate id "long": first at run.jsonl line 2')]

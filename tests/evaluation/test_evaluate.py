@@ -39,7 +39,7 @@ FIELDS_OF_PASSAGES = {
     name: {"parent": name.partition("#")[0], "title": "", "text": "how to catch it" if name == "first#0" else "else"}
     for name in PASSAGES
 }
-# catch finds first; exception finds second, first; zebra nothing; no one judged an.
+# catch finds first; exception finds second, first; zebra nothing; nobody judged an.
 QUERIES = {"1": "catch", "2": "exception", "3": "zebra", "4": "an"}
 QRELS = {("1", "first"): 1, ("2", "first"): 1, ("3", "third"): 1}
 
@@ -137,7 +137,7 @@ def test_fewer_documents_than_a_measure_needs_are_told(run_path, collection):
     assert json.loads(answer.out)["RR"] == pytest.approx(1 / 3)
 
 
-def test_queries_and_judgments_may_be_files_and_those_without_the_other_are_told(
+def test_queries_and_judgements_may_be_files_and_those_without_the_other_are_told(
     run_path, collection, tmp_path, caplog
 ):
     (tmp_path / "more.tsv").write_text("1 0 first 1\n2 0 first 1\n3 0 third 1\n9 0 first 1\n")
@@ -145,7 +145,7 @@ def test_queries_and_judgments_may_be_files_and_those_without_the_other_are_told
         "evaluate", "--queries", collection / "queries.jsonl", "--qrels", tmp_path / "more.tsv", "--run", run_path
     )
     assert answer.code == 0, answer.err
-    assert "1 of 4 queries have no judgment and are not asked" in caplog.text
+    assert "1 of 4 queries have no relevance judgments and are not asked" in caplog.text
     assert "1 of 4 judged queries are not in" in caplog.text
     whole = command("evaluate", "--queries", collection, "--run", run_path)
     assert answer.out.splitlines()[:2] == whole.out.splitlines()[:2]
@@ -234,7 +234,7 @@ def test_another_model_than_the_runs_is_refused_unless_forced(run_path, collecti
         (2, ["--measure", "nDCG@0"], "cannot be computed"),
         (2, ["--concurrency", 2], "--concurrency is for --index"),
         (2, ["--device", "cpu"], "--device is for --nano-beir"),
-        (2, ["--trec-run", "no/such/folder/run.txt"], "there is no folder no/such/folder"),
+        (2, ["--trec-run", "no/such/folder/run.txt"], "the folder no/such/folder does not exist"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(code, options, words, run_path, collection):
@@ -248,16 +248,16 @@ def test_neither_queries_nor_a_place_to_search_is_a_usage_error(run_path, collec
     assert "--stored is for --run" in refused(2, "--queries", collection, "--index", "x", "--stored")
 
 
-def test_judgments_for_other_queries_are_refused(run_path, collection, tmp_path):
+def test_judgements_for_other_queries_are_refused(run_path, collection, tmp_path):
     (tmp_path / "qrels.tsv").write_text("77 0 first 1\n")
     said = refused(1, "--queries", collection, "--qrels", tmp_path / "qrels.tsv", "--run", run_path)
-    assert "for no query there is: they name '77'" in said
+    assert "are for other queries: they name '77'" in said
     (tmp_path / "qrels.tsv").write_text("")
     said = refused(1, "--queries", collection, "--qrels", tmp_path / "qrels.tsv", "--run", run_path)
-    assert "holds no judgment" in said
+    assert "has no relevance judgments" in said
 
 
-def test_judgments_of_another_corpus_are_refused_and_of_a_larger_one_told(run_path, tmp_path, caplog):
+def test_judgements_of_another_corpus_are_refused_and_of_a_larger_one_told(run_path, tmp_path, caplog):
     other = write_collection(tmp_path / "other", QUERIES, {("1", "elsewhere"): 1})
     assert "has none of the 1 judged documents, such as 'elsewhere'" in refused(
         1, "--queries", other, "--run", run_path
@@ -301,7 +301,7 @@ def test_the_best_passage_of_a_document_stands_for_it(tmp_path, model, collectio
         ["1", "Q0", "first", "1"], ["2", "Q0", "second", "1"], ["2", "Q0", "first", "2"],
     ]  # fmt: skip
     assert exact["per_query"]["RR"] == {"1": 1.0, "2": 0.5, "3": 0.0}
-    assert "the best of each stands for it" in caplog.text
+    assert "the best passage counts for its document" in caplog.text
     load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
     found = evaluated(*options, "--index", index_name, "--url", opensearch_url)
     for key in (*DEFAULT_MEASURES, "per_query", "flops"):
@@ -309,9 +309,9 @@ def test_the_best_passage_of_a_document_stands_for_it(tmp_path, model, collectio
     assert found["bm25"]["per_query"]["RR"] == exact["bm25"]["per_query"]["RR"] == {"1": 1.0, "2": 0.0, "3": 0.0}
 
 
-def test_judgments_of_passages_are_taken_as_they_are(tmp_path, model, caplog):
+def test_judgements_of_passages_are_taken_as_they_are(tmp_path, model, caplog):
     run = make_run(tmp_path / "run", PASSAGES, model=str(model), vocabulary=TOKENS, shard_rows=10, overflow="passages")
     folder = write_collection(tmp_path / "of-passages", QUERIES, {("2", "second#6"): 1})
     # second#7 comes first.
     assert evaluated("--queries", folder, "--run", run.path)["RR"] == 0.5
-    assert "stands for it" not in caplog.text
+    assert "best passage counts" not in caplog.text

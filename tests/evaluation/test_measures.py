@@ -76,7 +76,7 @@ def test_a_measure_is_named_as_it_was_asked_for():
     [
         ("ndcg@10", "close to it: NDCG"),
         ("accuracy@1", "accuracy@k is Success@k"),
-        ("xyzxyz", "no measure of ir-measures. Names"),
+        ("xyzxyz", "is not a measure of ir-measures. Write names"),
         ("nDCG@x", "cut-off"),
         ("P", "cut-off"),
         ("nDCG(foo=1)@10", "parameters"),
