@@ -125,13 +125,17 @@ def search(text: str | None, queries_path: Path | None, target: Target, options:
 def _refuse_conflicts(given: dict[str, Any], *, of_run: bool, many: bool) -> None:
     """Refuse options of which one would silently have no effect."""
     for applies, names, why in (
-        (of_run, ("filter", "hybrid", "engine"), "asks a server, and --run searches exactly without one"),
+        (
+            of_run,
+            ("filter", "hybrid", "engine", "allow_partial"),
+            "asks a server, and --run searches exactly without one",
+        ),
         (many, ("collapse", "explain", "hybrid"), "is for one TEXT"),
         (given["hybrid"], ("collapse", "explain"), "goes without --hybrid"),
     ):
         for name in names:
             if applies and given[name]:
-                raise UsageError(f"--{name} {why}. Leave it out.")
+                raise UsageError(f"--{name.replace('_', '-')} {why}. Leave it out.")
     if not many and given["quoting"]:
         raise UsageError("--quoting goes with --queries. Omit it.")
     if not many and given["concurrency"] > 1:

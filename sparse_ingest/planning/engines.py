@@ -17,7 +17,7 @@ import numpy as np
 
 from sparse_ingest.cluster.client import Client, path_of
 from sparse_ingest.cluster.search_bodies import ENGINES, Engine
-from sparse_ingest.errors import ClusterError
+from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.pipeline import EngineName, IndexSettings, ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.planning.rules import PruningRule
 from sparse_ingest.queries.weight_table import QueryWeights
@@ -96,13 +96,22 @@ def measure(
 
 @contextlib.contextmanager
 def held_index(
-    run: Run, pipeline: Pipeline, index: str | None, url: str | None, connection: ConnectionLike | None
+    run: Run,
+    pipeline: Pipeline,
+    index: str | None,
+    url: str | None,
+    connection: ConnectionLike | None,
+    *,
+    allow_partial: bool = False,
 ) -> Iterator[HeldIndex | None]:
     """Open the index for the block; None when none is named.
 
     Raises:
         ClusterError: there is none of that name, or it holds other vectors than the run's.
+        UsageError: `allow_partial` without an index.
     """
+    if index is None and allow_partial:
+        raise UsageError("--allow-partial is for --index: a run folder is planned without a server. Omit it.")
     if index is None:
         yield None
         return
@@ -116,7 +125,8 @@ def held_index(
                 f"Index {index!r} holds {of}, but the plan is for run {run.manifest.run_id[:8]} ({run.path}). Load "
                 "that run into it, or name an index that holds it."
             )
-        stats = opened.client.call("GET", f"{path_of(name)}/_stats/store")
+        client = opened.client.allowing(allow_partial)
+        stats = client.call("GET", f"{path_of(name)}/_stats/store")
         pruning = {rule: value for rule, value in stamp.pruning.items() if value is not None}
         size = int(stats["_all"]["primaries"]["store"]["size_in_bytes"])
-        yield HeldIndex(opened.client, name, opened.pipeline.index, pruning, size, opened.engine)
+        yield HeldIndex(client, name, opened.pipeline.index, pruning, size, opened.engine)

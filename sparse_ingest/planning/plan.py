@@ -95,7 +95,8 @@ def plan(
         reporter.note(f"{folder.path} is not complete: the plan is for its finished shards.")
     as_encoded = _as_encoded(pipeline_of_run(pipeline_of(None, pipeline), folder), folder)
     whole = replace(as_encoded, query=replace(as_encoded.query, top_k=None, max_ratio=None))
-    with engines.held_index(folder, as_encoded, index, url, connection) as held:
+    target = (index, url, connection)
+    with engines.held_index(folder, as_encoded, *target, allow_partial=chosen.allow_partial) as held:
         if held:
             as_encoded = replace(as_encoded, index=held.settings)
         sampled = _sampled(records, qrels, chosen.sample)
