@@ -156,7 +156,7 @@ def evaluate(
     # One more, if the document with the query's id is omitted.
     size = (chosen.k or depth_of(names)) + own
     reporter.begin("queries", collection.asked)
-    with written(chosen.trec_run) as trec:
+    with written(chosen.trec_run, (query.id for query in collection.queries())) as trec:
         found = _Measuring(collection, names, size, reporter, trec, own)
         if isinstance(target, SearchableIndex):
             evaluation = _evaluate_index(target, found, chosen)
