@@ -1,4 +1,4 @@
-"""A shard without a node, or a search out of time, is an error for every command, and a warning with --allow-partial."""
+"""A lost shard or a search out of time is an error for every command, and with --allow-partial a warning."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.run import Run
 
 INDEX = "sparse-ingest-test-partial"
-SLOW = 'def text = new StringBuilder(); for (int i = 0; i < 9000; i++) { text.append("x") } return text.length() > 0'
+SLOW = 'def text = new StringBuilder(); for (int i = 0; i < 60000; i++) { text.append("x") } return text.length() > 0'
 Change = Callable[[dict[str, Any]], None]
 
 
@@ -52,15 +52,15 @@ class Loaded(NamedTuple):
             "many": ["search", *asked, *target],
             "many at once": ["search", *asked, "--concurrency", 4, *target],
             "evaluate": ["evaluate", *asked, "--qrels", self.qrels, *target],
-            "plan": ["plan", self.run.path, *asked, "--loss", 0.5, *target],
+            "plan": ["plan", self.run.path, *asked, "--loss", 0.5, "--sample", 10, *target],
             "verify": ["verify", self.run.path, *target],
             "verify all": ["verify", self.run.path, "--all", *target],
             "show": ["index", "show", *target],
         }
 
 
-COMMANDS = list(Loaded(*[None] * 3, Client.__new__(Client)).commands("x"))  # type: ignore[arg-type]
-WITH_OPTION = COMMANDS[:7]
+WITH_OPTION = ["search", "hybrid", "filter", "many", "many at once", "evaluate", "plan"]
+COMMANDS = [*WITH_OPTION, "verify", "verify all", "show"]
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +138,7 @@ def test_a_search_that_the_server_ends_by_its_timeout(loaded: Loaded) -> None:
         assert found.code == 1 and "ended early, by a timeout" in found.err
         allowed = command(*loaded.commands()["search"], "--filter", json.dumps(slow), "--allow-partial")
         assert allowed.code == 0 and allowed.err.count("The results are incomplete") == 1
-        counted = client.call("POST", f"/{INDEX}/_count", {"query": slow})
-        assert counted["count"] < 1500 and "timed_out" not in counted, "it does not report that"
+        # `_count` would not report it.
         with pytest.raises(PartialAnswerError):
             indexes.count_matching(client, f"/{INDEX}", slow)
     finally:
@@ -215,9 +214,7 @@ def changing(target: str, change: Change) -> Iterator[str]:
                 server.request(self.command, self.path, sent, kept)
                 answer = server.getresponse()
                 found = json.loads(answer.read() or b"{}")
-            if any(name in self.path for name in ("/_search?", "/_msearch", "/_count")) or self.path.endswith(
-                "/_search"
-            ):
+            if self.path.partition("?")[0].endswith(("/_search", "/_msearch", "/_count")):
                 for part in found.get("responses", [found]):
                     if "_shards" in part:
                         change(part)
