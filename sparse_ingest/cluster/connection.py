@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import option
-from sparse_ingest.storage.addresses import host_and_path, is_address, split_address
+from sparse_ingest.storage.addresses import ADDRESS, HOST_AND_PATH, split_address
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def parse_url(url: str) -> tuple[Address, str | None, str | None]:
         UsageError: it is no http or https URL; the message does not repeat it, it may hold a password.
     """
     url = url.strip()
-    parts = split_address(url if is_address(url) else f"http://{url}")
-    scheme, found = parts.scheme.lower(), host_and_path(parts.rest)
-    if scheme not in ("http", "https") or found is None:
+    parts = split_address(url if ADDRESS.match(url) else f"http://{url}")
+    scheme, found = parts.scheme.lower(), HOST_AND_PATH.fullmatch(parts.rest)
+    if scheme not in ("http", "https") or found is None or int(found[2] or 0) > 65535:
         raise UsageError("--url is no address such as https://search.example.org:9200 or http://127.0.0.1:9200.")
-    host, port, path = found
-    address = Address(scheme, host, port or (443 if scheme == "https" else 9200), path.rstrip("/"))
+    port = int(found[2] or 0) or (443 if scheme == "https" else 9200)
+    address = Address(scheme, found[1].strip("[]").lower(), port, found[3].rstrip("/"))
     return address, parts.user or None, parts.password

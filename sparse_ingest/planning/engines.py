@@ -17,7 +17,7 @@ import numpy as np
 
 from sparse_ingest.cluster.client import Client, path_of
 from sparse_ingest.cluster.search_bodies import ENGINES, Engine
-from sparse_ingest.errors import ClusterError, UsageError
+from sparse_ingest.errors import ClusterError
 from sparse_ingest.pipeline import EngineName, IndexSettings, ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.planning.rules import PruningRule
 from sparse_ingest.queries.weight_table import QueryWeights
@@ -96,22 +96,13 @@ def measure(
 
 @contextlib.contextmanager
 def held_index(
-    run: Run,
-    pipeline: Pipeline,
-    index: str | None,
-    url: str | None,
-    connection: ConnectionLike | None,
-    *,
-    allow_partial: bool = False,
+    run: Run, pipeline: Pipeline, index: str | None, url: str | None, connection: ConnectionLike | None, partial: bool
 ) -> Iterator[HeldIndex | None]:
-    """Open the index for the block; None when none is named.
+    """Open the index for the block, also for `partial` answers; None when none is named.
 
     Raises:
         ClusterError: there is none of that name, or it holds other vectors than the run's.
-        UsageError: `allow_partial` without an index.
     """
-    if index is None and allow_partial:
-        raise UsageError("--allow-partial is for --index: a run folder is planned without a server. Omit it.")
     if index is None:
         yield None
         return
@@ -125,7 +116,7 @@ def held_index(
                 f"Index {index!r} holds {of}, but the plan is for run {run.manifest.run_id[:8]} ({run.path}). Load "
                 "that run into it, or name an index that holds it."
             )
-        client = opened.client.allowing(allow_partial)
+        client = opened.client.allowing(partial)
         stats = client.call("GET", f"{path_of(name)}/_stats/store")
         pruning = {rule: value for rule, value in stamp.pruning.items() if value is not None}
         size = int(stats["_all"]["primaries"]["store"]["size_in_bytes"])

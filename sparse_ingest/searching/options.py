@@ -25,5 +25,5 @@ class SearchOptions:
     )
     hybrid: bool = option(False, "Beside BM25 on title and text; the server brings both scores together")
     stored: bool = False
-    allow_partial: bool = option(False, "Use what was found when shards fail or time runs out, with a warning")
+    allow_partial: bool = option(False, "Accept a search in which shards fail or time runs out, and warn")
     concurrency: int = option(1, "With --queries: requests in flight")

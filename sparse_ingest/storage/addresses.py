@@ -13,10 +13,9 @@ from urllib.parse import quote, unquote
 
 from sparse_ingest.errors import UsageError
 
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
+ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
 _HOST = r"(\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[\w.-]+)(?::(\d+))?"
-_PLACE = re.compile(rf"{_HOST}((?:/[^?#@\s\x00-\x20]*)?)")
-_PATH_OF_IPV6 = re.compile(r"\[[0-9A-Fa-f:.]+\](:\d+)?[/?#]")
+HOST_AND_PATH = re.compile(rf"{_HOST}((?:/[^?#@\s\x00-\x20]*)?)")
 # In a text, whose addresses end at a space. A colon and digits before a path are a port.
 _CREDENTIALS = re.compile(r"(?<=://)(?:[^/:\s]+:(?!\d+(?:[/?#]|$))\S*|[^/\s'\"]*)@")
 _QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", re.IGNORECASE)
@@ -31,56 +30,34 @@ class Parts(NamedTuple):
     rest: str
     is_clear: bool
 
+    def __str__(self) -> str:
+        return _QUERY.sub(r"\1", f"{self.scheme}://{self.rest}")
+
     @property
     def encoded(self) -> str:
         """The address with encoded user and password, as libraries take it."""
-        if self.user is None:
-            return f"{self.scheme}://{self.rest}"
-        login = [
-            quote(part, safe="", errors="surrogateescape") for part in (self.user, self.password) if part is not None
-        ]
-        return f"{self.scheme}://{':'.join(login)}@{self.rest}"
-
-
-def is_address(text: str) -> bool:
-    """Return whether a text begins with a scheme, such as s3://."""
-    return _ADDRESS.match(text) is not None
+        login = [quote(part, safe="", errors="surrogateescape") for part in self[1:3] if part is not None]
+        return f"{self.scheme}://{':'.join(login)}{'@' if login else ''}{self.rest}"
 
 
 def split_address(address: str) -> Parts:
-    """Return an address in parts.
+    """Return an address, which has a scheme, in parts.
 
     Raises:
-        UsageError: it has no scheme, or its password cannot be sent; the message does not repeat it.
+        UsageError: its password cannot be sent; the message does not repeat it.
     """
-    if (found := _ADDRESS.match(address)) is None:
-        raise UsageError("An address without a scheme was given; expected one such as https://example.org/file.")
-    scheme, rest = found[1], found[2]
+    scheme, _, rest = address.partition("://")
     login, at, host = rest.rpartition("@")
     user, colon, password = login.partition(":")
-    if not at or re.search("[/?#]", user) or _PATH_OF_IPV6.match(login):
+    if not at or re.search("[/?#]", user):
         return Parts(scheme, None, None, rest, True)
     try:
         login.encode(errors="surrogateescape")
     except UnicodeEncodeError:
         raise UsageError("The user or password in an address holds characters that are not Unicode.") from None
-    before_path, path = (re.split("(?=[/?#])", login, maxsplit=1) + [""])[:2]
-    is_clear = not path or re.fullmatch(_HOST, before_path.rpartition("@")[2]) is None
+    before_path = re.split("[/?#]", login, maxsplit=1)[0]
+    is_clear = before_path == login or re.fullmatch(_HOST, before_path.rpartition("@")[2]) is None
     return Parts(scheme, _decoded(user), _decoded(password) if colon else None, host, is_clear)
-
-
-def host_and_path(rest: str) -> tuple[str, int | None, str] | None:
-    """Return host (lower case, IPv6 without brackets), port and path of a rest; None if it cannot be these."""
-    found = _PLACE.fullmatch(rest)
-    if found is None or int(found[2] or 0) > 65535:
-        return None
-    return found[1].strip("[]").lower(), int(found[2] or 0) or None, found[3]
-
-
-def without_credentials(address: str) -> str:
-    """Return one address, such as a user gave, without user, password and, on the web, query."""
-    parts = split_address(address)
-    return _QUERY.sub(r"\1", f"{parts.scheme}://{parts.rest}")
 
 
 def without_secrets(text: str) -> str:

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from sparse_ingest.errors import MissingExtraError, SparseIngestError, StorageError, UsageError, first_line
-from sparse_ingest.storage.addresses import is_address, split_address, without_credentials
+from sparse_ingest.storage.addresses import ADDRESS, split_address
 from sparse_ingest.storage.addresses import without_secrets as without_secrets
 from sparse_ingest.storage.remote_files import RemoteFile
 
@@ -43,7 +43,7 @@ def place_of(spec: str | Place) -> Place:
     """Return the place that a user named: an address if it has a scheme, otherwise a path of this machine."""
     if not isinstance(spec, str):
         return spec
-    if not is_address(spec):
+    if not ADDRESS.match(spec):
         return Path(spec)
     if spec.lower().startswith("file://"):
         return Path(unquote(urlsplit(spec).path))
@@ -67,11 +67,11 @@ class RemotePath:
             UsageError: The scheme is unknown, or an address of S3 or Google Cloud Storage contains credentials.
             MissingExtraError: The packages that read it are not installed.
         """
-        parts, shown = split_address(address), without_credentials(address)
+        parts = split_address(address)
         try:
             scheme = urlsplit(f"{parts.scheme}://{parts.rest}").scheme
         except ValueError as error:
-            raise UsageError(f"{shown} is no address: {error}. Check its spelling.") from None
+            raise UsageError(f"{parts} is no address: {error}. Check its spelling.") from None
         if scheme in WEB and not parts.is_clear:
             raise UsageError(
                 "An address with an @ behind a path can be read in two ways. Write an @ of the path or query as %40, "
@@ -79,7 +79,7 @@ class RemotePath:
             )
         if scheme in _RETRYING and parts.user is not None:
             raise UsageError(
-                f"{shown} was given with credentials in the address. Give them in the environment "
+                f"{parts} was given with credentials in the address. Give them in the environment "
                 f"({'AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY' if scheme in _S3 else 'GOOGLE_APPLICATION_CREDENTIALS'}"
                 "), or in the settings of the cloud's own tools."
             )
