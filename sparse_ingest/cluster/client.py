@@ -126,7 +126,7 @@ class Client:
         self.address = str(address)
         self.waiting = Waiting(self.address, reporter)
         self.allow_partial: bool | None = None  # whether partial answers are allowed; None: no option allows them
-        self._partial: set[str] = set()  # what was warned of; clients of `allowing` share it
+        self._partial: dict[str, object] = {}  # what was warned of; clients of `allowing` share it
         self.version, self.cluster_uuid = self._asked_version()
 
     def call(
@@ -173,13 +173,13 @@ class Client:
 
     def _refuse_partial(self, missing: str) -> None:
         if not self.allow_partial:
-            option = "" if self.allow_partial is None else ", or pass --allow-partial to use what was found"
+            option = "" if self.allow_partial is None else ", or pass --allow-partial (allow_partial=True)"
             raise PartialAnswerError(
                 f"{self.address} gave a partial answer: {missing}. Wait until the index is green or yellow and not "
                 f"overloaded (GET /_cluster/allocation/explain explains a missing shard){option}."
             )
-        if missing not in self._partial:
-            self._partial.add(missing)
+        mine = object()
+        if self._partial.setdefault(missing.partition(" (")[0], mine) is mine:  # also among threads
             logger.warning("The results are incomplete: %s.", missing)
 
     def find(

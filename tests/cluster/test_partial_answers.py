@@ -150,7 +150,7 @@ def test_a_lost_shard_is_an_error(red: Loaded, name: str) -> None:
     answer = command(*red.commands()[name])
     assert (answer.code, answer.out) == (1, "")
     assert f"1 of 2 shards of {INDEX!r} failed (no node has started them). Wait until" in answer.err
-    assert ("--allow-partial" in answer.err) == (name in WITH_OPTION)
+    assert ("or pass --allow-partial" in answer.err) == (name in WITH_OPTION)
     assert "missing:" not in answer.err
 
 
