@@ -18,7 +18,7 @@ import pytest
 from support.forked import command
 from support.plans import made_plan
 from support.runs import make_run
-from support.servers import Running
+from support.servers import Running, environment
 from support.serving import AnsweringHandler, serving
 
 import sparse_ingest as si
@@ -28,6 +28,7 @@ from sparse_ingest.cluster.reading import StoredReader
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.loading.load import load
 from sparse_ingest.loading.options import LoadOptions
+from sparse_ingest.local_server import process
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.run import Run
 
@@ -200,6 +201,12 @@ def test_reading_weights_counts_and_points_in_time(red: Loaded) -> None:
     ):
         with pytest.raises(PartialAnswerError, match="1 of 2 shards"):
             ask()  # type: ignore[no-untyped-call]
+
+
+def test_the_status_of_a_local_server_shows_no_count_that_is_too_low(red: Loaded, local_server: Running) -> None:
+    with environment(SPARSE_INGEST_HOME=str(local_server.home)):
+        [instance] = (one for one in process.instances() if one.port == local_server.port)
+        assert (process.health(instance), process.document_count(instance)) == ("red", None)
 
 
 @contextmanager
