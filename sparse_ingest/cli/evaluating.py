@@ -25,7 +25,7 @@ FILE = click.Path(exists=True, path_type=Path)
 # NanoBEIR's collections are searched exactly, all at once; options with these names would have no effect.
 _NOT_FOR_NANO_BEIR = (
     "queries", "qrels", "index", "run", "engine", "concurrency", "stored", "force", "trec_run", "compare", "per_query",
-    "quoting",
+    "quoting", "allow_partial",
 )  # fmt: skip
 
 

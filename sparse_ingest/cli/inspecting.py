@@ -70,7 +70,7 @@ def _lines(found: Inspection) -> Iterator[str]:
             yield _line("prompt", repr(found.query.prompt))
     else:
         yield from _side("queries", found.query)
-    yield from (f"\nWarning: {warning}" for warning in found.warnings)
+    yield from (line for warning in found.warnings for line in ("", f"Warning: {warning}"))
 
 
 def _origin(title: str, side: Side) -> Iterator[str]:

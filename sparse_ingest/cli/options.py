@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 import click
 from click.core import ParameterSource
 
+from sparse_ingest.cli.terminal import one_line
 from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.errors import UsageError, first_line
 from sparse_ingest.pipeline import EngineName, Pipeline, option, override, pipeline_of
@@ -35,12 +36,12 @@ def print_json(value: object, indent: int | None = 2) -> None:
 
 
 def print_report(as_json: bool, content: object, lines: Iterable[str]) -> None:
-    """Print what a command found: `content` as JSON, or `lines` for people."""
+    """Print what a command found: `content` as JSON, or `lines` for people, each on one line of a terminal."""
     if as_json:
         print_json(content)
         return
     for line in lines:
-        click.echo(line)
+        click.echo(one_line(line))
 
 
 def utf8_text(argument: str) -> str:

@@ -342,18 +342,19 @@ def refresh(client: Client, index: Index) -> None:
 
 
 def count_documents(client: Client, index: Index) -> int:
-    """Return how many documents a search can find.
+    """Return how many documents a search can find."""
+    return count_matching(client, index.path, {"match_all": {}})
+
+
+def count_matching(client: Client, path: str, query: Mapping[str, Any]) -> int:
+    """Return how many documents of an index or alias match a query.
 
     Raises:
-        ClusterError: a shard did not answer, so the count would be too low.
+        PartialAnswerError: a shard did not answer, or time ran out, so the count would be too low.
     """
-    answer = client.call("GET", f"{index.path}/_count")
-    if answer["_shards"]["successful"] < answer["_shards"]["total"]:
-        raise ClusterError(
-            f"Only {answer['_shards']['successful']} of {answer['_shards']['total']} shards of index {index.name!r} "
-            "answer. Wait until the index is green or yellow, then start the same command again."
-        )
-    return int(answer["count"])
+    body = {"size": 0, "track_total_hits": True, "query": query}
+    answer = client.call("POST", f"{path}/_search", body, params={"search_pipeline": "_none"})
+    return int(answer["hits"]["total"]["value"])
 
 
 def max_clauses(client: Client) -> int:

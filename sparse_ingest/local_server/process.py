@@ -150,9 +150,9 @@ def health(instance: Instance) -> str:
 
 
 def document_count(instance: Instance) -> int | None:
-    """How many documents its indexes hold; None when it does not answer."""
+    """How many documents its indexes hold; None when it, or a shard, does not answer."""
     answer = _ask(instance, "/_count")
-    return int(answer["count"]) if answer else None
+    return int(answer["count"]) if answer and answer["_shards"]["successful"] == answer["_shards"]["total"] else None
 
 
 def _instance_folder(port: int) -> Path:

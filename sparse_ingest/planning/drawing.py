@@ -179,8 +179,8 @@ def as_html(report: PlanReport) -> str:
         paragraphs="".join(f"<p>{html.escape(line)}</p>" for line in sentences(report)),
         drawing=drawing,
         tables=tables,
-        # The one sequence that could end the element.
-        numbers=json.dumps(report.to_dict()).replace("</", "<\\/"),
+        # No tag or comment begins in the element.
+        numbers=json.dumps(report.to_dict()).replace("<", "\\u003c"),
     )
 
 

@@ -24,4 +24,5 @@ class PlanOptions:
     )
     loss: float = option(0.01, "Share of the quality that may be lost", range=(0, 1))
     sample: int = option(200, "Queries to plan with")
+    allow_partial: bool = option(False, "With --index: accept searches in which shards fail or time runs out, and warn")
     out: Path | str | None = option(None, "Write plan.json, plan.png, plan.html and pipeline.toml here", metavar="DIR")

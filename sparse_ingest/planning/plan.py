@@ -84,6 +84,8 @@ def plan(
         UsageError: the queries are too few, or do not match the run.
     """
     chosen, reporter = options_from(PlanOptions, options, settings, "plan"), reporter_of(progress)
+    if chosen.allow_partial and index is None:
+        raise UsageError("--allow-partial is for --index: a run folder is planned without a server. Omit it.")
     if chosen.out:
         refuse_outputs(Path(chosen.out))
     qrels = read_qrels(Path(chosen.qrels), chosen.quoting) if isinstance(chosen.qrels, str | Path) else chosen.qrels
@@ -95,7 +97,7 @@ def plan(
         reporter.note(f"{folder.path} is not complete: the plan is for its finished shards.")
     as_encoded = _as_encoded(pipeline_of_run(pipeline_of(None, pipeline), folder), folder)
     whole = replace(as_encoded, query=replace(as_encoded.query, top_k=None, max_ratio=None))
-    with engines.held_index(folder, as_encoded, index, url, connection) as held:
+    with engines.held_index(folder, as_encoded, index, url, connection, chosen.allow_partial) as held:
         if held:
             as_encoded = replace(as_encoded, index=held.settings)
         sampled = _sampled(records, qrels, chosen.sample)

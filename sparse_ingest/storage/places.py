@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
@@ -25,6 +24,8 @@ from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from sparse_ingest.errors import MissingExtraError, SparseIngestError, StorageError, UsageError, first_line
+from sparse_ingest.storage.addresses import ADDRESS, split_address
+from sparse_ingest.storage.addresses import without_secrets as without_secrets
 from sparse_ingest.storage.remote_files import RemoteFile
 
 WEB = ("http", "https")
@@ -32,10 +33,6 @@ _S3, _GS = ("s3", "s3a"), ("gs", "gcs")
 _RETRYING = _S3 + _GS  # their libraries repeat failed requests
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0)  # before each repetition of a failed request
 _KEPT_BLOCKS = 4  # Parquet's columns are read alternately: at 50 ms a request 13 MB/s, 7 MB/s with one block
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-# A password may contain characters that an address has only encoded, even a slash: then no port follows the colon.
-_CREDENTIALS = re.compile(r"(?<=://)(?:[^/\s'\"]*|[^/:\s'\"]+:(?!\d+(?:/|$))[^\s'\"]*)@")
-_QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", re.IGNORECASE)
 _MISSING_STATUS = (404, 410)
 # Keys of an object's version in fsspec's `info`, strongest first.
 _VERSIONS = ("ETag", "etag", "md5Hash", "LastModified", "Last-Modified", "mtime", "created")
@@ -46,7 +43,7 @@ def place_of(spec: str | Place) -> Place:
     """Return the place that a user named: an address if it has a scheme, otherwise a path of this machine."""
     if not isinstance(spec, str):
         return spec
-    if not _ADDRESS.match(spec):
+    if not ADDRESS.match(spec):
         return Path(spec)
     if spec.lower().startswith("file://"):
         return Path(unquote(urlsplit(spec).path))
@@ -70,18 +67,23 @@ class RemotePath:
             UsageError: The scheme is unknown, or an address of S3 or Google Cloud Storage contains credentials.
             MissingExtraError: The packages that read it are not installed.
         """
+        parts = split_address(address)
         try:
-            parts = urlsplit(address)
+            scheme = urlsplit(f"{parts.scheme}://{parts.rest}").scheme
         except ValueError as error:
-            raise UsageError(f"{without_secrets(address)} is no address: {error}. Check its spelling.") from None
-        scheme = parts.scheme
-        if scheme in _RETRYING and "@" in parts.netloc:
+            raise UsageError(f"{parts} is no address: {error}. Check its spelling.") from None
+        if scheme in WEB and not parts.is_clear:
             raise UsageError(
-                f"{without_secrets(address)} was given with credentials in the address. Give them in the environment "
+                "An address with an @ behind a path can be read in two ways. Write an @ of the path or query as %40, "
+                "and a slash, ? or # of a password as %2F, %3F or %23."
+            )
+        if scheme in _RETRYING and parts.user is not None:
+            raise UsageError(
+                f"{parts} was given with credentials in the address. Give them in the environment "
                 f"({'AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY' if scheme in _S3 else 'GOOGLE_APPLICATION_CREDENTIALS'}"
                 "), or in the settings of the cloud's own tools."
             )
-        address, mark, query = f"{scheme}{address[len(scheme) :]}", "", ""
+        address, mark, query = parts._replace(scheme=scheme).encoded, "", ""
         if scheme in WEB:
             address, mark, query = address.partition("#")[0].partition("?")
         storage, key = _storage_of(scheme, address)
@@ -110,7 +112,9 @@ class RemotePath:
 
     def __str__(self) -> str:
         address = self._key if self._scheme in WEB else f"{self._scheme}://{self._key.lstrip('/')}"
-        return without_secrets(address)
+        scheme, _, rest = address.partition("://")
+        host, slash, path = rest.partition("/")  # no slash precedes it in a login that is encoded
+        return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
     def __repr__(self) -> str:
         return f"RemotePath({str(self)!r})"
@@ -287,11 +291,6 @@ class RemotePath:
 
 
 Place: TypeAlias = Path | RemotePath
-
-
-def without_secrets(text: str) -> str:
-    """Return a text without the users, passwords and queries of the addresses in it."""
-    return _QUERY.sub(r"\1", _CREDENTIALS.sub("", text))
 
 
 def _storage_of(scheme: str, address: str) -> tuple[Any, str]:

@@ -209,7 +209,13 @@ def test_ids_with_blanks_leave_no_run_file_behind(tmp_path, model):
     folder = write_collection(tmp_path / "collection", {"1": "catch"}, {("1", "a b"): 1})
     (tmp_path / "found.txt").write_text("what was there before\n")
     said = refused(1, "--queries", folder, "--run", run.path, "--trec-run", tmp_path / "found.txt")
-    assert "'a b' holds a blank" in said
+    assert "The document id 'a b' cannot be in a TREC run file" in said
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": "a\nb", "text": "catch"}) + "\n")
+    judged = tmp_path / "qrels.jsonl"
+    judged.write_text(json.dumps({"query-id": "a\nb", "corpus-id": "a b", "score": 1}) + "\n")
+    asked = ("--queries", folder / "queries.jsonl", "--qrels", judged, "--run", run.path)
+    said = refused(1, *asked, "--trec-run", tmp_path / "found.txt")
+    assert r"The query id 'a\nb' cannot be in a TREC run file" in said
     assert (tmp_path / "found.txt").read_text() == "what was there before\n"
     assert not list(tmp_path.glob(".new-*"))
 
