@@ -35,7 +35,8 @@ from sparse_ingest.corpora.sources import ChooseColumns, Record, Source
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, FoundFile, changed, is_packed
 from sparse_ingest.corpora.text_formats import JsonArray, JsonLines, Quoting
 from sparse_ingest.errors import CorpusError, UsageError, needs_extra
-from sparse_ingest.storage.places import place_of
+from sparse_ingest.storage.places import clean_log, place_of, without_secrets
+from sparse_ingest.storage.waiting import answered
 
 _BATCH_ROWS = 512  # that are Python objects at one time
 _ROW_BITS = 40  # of an offset; the higher bits are the data file
@@ -70,7 +71,11 @@ def hub_source(spec: str, choose: ChooseColumns, open_file: OpenFile, quoting: Q
         if named.local and _is_saved(Path(named.path)):
             _refuse_quoting(quoting, named, "arrow")
             return _saved(named, choose)
-        return _streamed(named, choose, open_file, quoting)
+        if named.local:
+            return _streamed(named, choose, open_file, quoting)
+        clean_log("huggingface_hub")
+        place = f"the hub {without_secrets(datasets.config.HF_ENDPOINT)}, for the dataset {named.path}"
+        return answered(lambda: _streamed(named, choose, open_file, quoting), place)
     finally:
         if bars:
             datasets.enable_progress_bars()
@@ -181,7 +186,8 @@ class StreamedDataset(_Split):
     def _of_library(self, file: int) -> Iterator[Record]:
         name = self._file_name(file)
         label = f"{self.label} ({name})" if name else self.label
-        for table in self._stream.shard(self._stream.num_shards, file).iter(_BATCH_ROWS):
+        tables = iter(self._stream.shard(self._stream.num_shards, file).iter(_BATCH_ROWS))
+        while (table := answered(lambda: next(tables, None), label)) is not None:
             names = chosen_columns(table.schema, partial(self._choose_in, name), label)
             yield from records_of(rows_of(table.to_batches(), names), [1], 0)
 
