@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ingest.errors import CheckpointError, Interrupted, StorageError, first_line
-from sparse_ingest.storage.places import clean_log, without_secrets
+from sparse_ingest.storage.hub_session import guard_hub
+from sparse_ingest.storage.places import without_secrets
 from sparse_ingest.storage.waiting import answered
 
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
@@ -50,13 +51,13 @@ def fetch(name: str, revision: str | None = None, *, code: bool = False) -> Path
         StorageError: the hub is silent.
     """
     received = [0]
-    clean_log("huggingface_hub")
-    place = f"the hub {_hub()}, for the model {name}"
+    guard_hub()
+    place, advice = f"the hub {_hub()}, for the model {name}", " HF_HUB_OFFLINE=1 reads only the cache."
     try:
-        folder = answered(lambda: _download(name, revision, code, received), place, received=lambda: received[0])
-    except StorageError as error:
-        raise StorageError(f"{error} With HF_HUB_OFFLINE=1, only the cache is read.") from None
-    except Interrupted:
+        folder = answered(
+            lambda: _download(name, revision, code, received), place, received=lambda: received[0], advice=advice
+        )
+    except (StorageError, Interrupted):
         raise
     # huggingface_hub speaks through requests, httpx or httpx2 by its release: their errors share no base class.
     except Exception as error:

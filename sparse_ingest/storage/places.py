@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import io
-import logging
 import os
 import re
 import time
@@ -302,17 +301,6 @@ Place: TypeAlias = Path | RemotePath
 def without_secrets(text: str) -> str:
     """Return a text without the users, passwords and queries of the addresses in it."""
     return _QUERY.sub(r"\1", _CREDENTIALS.sub("", text))
-
-
-def clean_log(library: str) -> None:
-    """Remove secrets from what a library logs to the handlers that it has: its warnings name addresses."""
-
-    def clean(record: logging.LogRecord) -> bool:
-        record.msg, record.args = without_secrets(record.getMessage()), ()
-        return True
-
-    for handler in logging.getLogger(library).handlers:
-        handler.filters = [clean]
 
 
 def _storage_of(scheme: str, address: str) -> tuple[Any, str]:

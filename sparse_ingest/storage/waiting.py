@@ -28,7 +28,9 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-def answered(ask: Callable[[], T], place: str, *, bytes_sent: int = 0, received: Callable[[], int] = lambda: 0) -> T:
+def answered(
+    ask: Callable[[], T], place: str, *, bytes_sent: int = 0, received: Callable[[], int] = lambda: 0, advice: str = ""
+) -> T:
     """Return what a function returns that asks a place on the network.
 
     Args:
@@ -36,6 +38,7 @@ def answered(ask: Callable[[], T], place: str, *, bytes_sent: int = 0, received:
         place: The name in messages.
         bytes_sent: How much it sends; the deadline grows by a second for each 50 KB.
         received: Returns how many bytes came so far; each further MB starts the deadline again.
+        advice: The end of the message when the deadline is over.
 
     Raises:
         StorageError: No answer within SPARSE_INGEST_TIMEOUT seconds.
@@ -57,7 +60,7 @@ def answered(ask: Callable[[], T], place: str, *, bytes_sent: int = 0, received:
             if now - began >= limit_s:
                 raise StorageError(
                     f"No answer from {place} within {limit_s:,.0f} s. Check the address and the network and start "
-                    f"again, what is finished is kept; {TIMEOUT}=SECONDS sets how long to wait."
+                    f"again, what is finished is kept; {TIMEOUT}=SECONDS sets how long to wait.{advice}"
                 )
             if now - last_line >= _LINE_EVERY_S:
                 last_line = now
