@@ -73,7 +73,8 @@ def fetch(name: str, revision: str | None = None, *, code: bool = False) -> Path
 def _download(name: str, revision: str | None, code: bool, received: list[int]) -> Path:
     from huggingface_hub import constants, snapshot_download
 
-    constants.DOWNLOAD_CHUNK_SIZE = 1 << 20  # bytes between two looks at the progress; 10 MB are long on a slow line
+    # Bytes between two reports of progress: the default of 10 MB takes longer than the deadline on a slow line.
+    constants.DOWNLOAD_CHUNK_SIZE = min(constants.DOWNLOAD_CHUNK_SIZE, 1 << 20)
 
     def snapshot(at: str | None, *more: str) -> Path:
         patterns = [*FILES, CARD, *([CODE] if code else []), *more]

@@ -331,7 +331,12 @@ def _data_files(named: Named, builder: Any, split: str) -> list[DataFile]:
     found = []
     for file in map(str, builder.config.data_files[split]):
         if named.local:
-            name = os.path.relpath(file, named.path)
+            name, outer = os.path.relpath(file, named.path), file.rpartition("::")[2]  # an archive
+            if "://" in outer or os.path.relpath(outer, named.path).startswith(os.pardir):
+                raise CorpusError(
+                    f"The folder {named.path!r} names the data file {outer!r}, which is elsewhere. Copy it into the "
+                    "folder, or name it with --corpus."
+                )
             size = _sizes(named.path, [name])[name]
         else:
             filesystem, path = fsspec.url_to_fs(file)

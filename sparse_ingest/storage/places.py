@@ -196,7 +196,7 @@ class RemotePath:
         Raises:
             FileExistsError: The file exists, and `exclusive` is true.
         """
-        self._put(lambda mode: self._storage.pipe_file(self._target, content, mode=mode), exclusive, len(content))
+        self._put(lambda mode: self._storage.pipe_file(self._target, content, mode=mode), exclusive, content)
 
     def upload(self, source: Path, *, exclusive: bool = False) -> None:
         """Upload a local file atomically.
@@ -205,9 +205,8 @@ class RemotePath:
             FileExistsError: The file exists, and `exclusive` is true.
             StorageError: The store has another size than was uploaded.
         """
-        size = source.stat().st_size
-        self._put(lambda mode: self._storage.put_file(str(source), self._target, mode=mode), exclusive, size)
-        found = (self.about() or {}).get("size")
+        self._put(lambda mode: self._storage.put_file(str(source), self._target, mode=mode), exclusive, source)
+        size, found = source.stat().st_size, (self.about() or {}).get("size")
         if found != size:
             raise StorageError(
                 f"{self} has {found} bytes after {size} were written. Start again; if that happens again, the store "
@@ -233,9 +232,10 @@ class RemotePath:
         if not self.writable:
             raise StorageError(f"{self} cannot be written: a web address is for reading. Name a folder or a bucket.")
 
-    def _put(self, put: Callable[[str], None], exclusive: bool, size: int) -> None:
+    def _put(self, put: Callable[[str], None], exclusive: bool, sent: bytes | Path) -> None:
         """Call `put` with the mode of fsspec that creates or overwrites."""
         self._refuse_writing()
+        size = len(sent) if isinstance(sent, bytes) else sent.stat().st_size
 
         def write() -> None:
             try:

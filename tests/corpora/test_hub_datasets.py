@@ -179,6 +179,19 @@ def test_what_is_wrong_is_one_sentence(spec: str, fields: dict, said: str, folde
     assert said in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "path", ["{}/else.jsonl", "../else.jsonl", "file://{}/else.jsonl", "http://127.0.0.1:9/x.jsonl"]
+)
+def test_a_folder_names_no_data_files_elsewhere(path: str, tmp_path: Path) -> None:
+    (tmp_path / "else.jsonl").write_text('{"_id": "1", "text": "of another folder"}\n')
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    files = json.dumps([{"split": "train", "path": path.format(tmp_path)}])
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {files}\n---\n")
+    with pytest.raises(CorpusError, match="names the data file .*, which is elsewhere"):
+        open_corpus([f"hf:{folder}"], fields=FieldNames())
+
+
 def test_a_broken_line_is_a_bad_row_that_names_its_file(lines: Path) -> None:
     (lines / "1.jsonl").write_text('{"_id": "x", "text": "good", "year": 3}\n{"_id": "y", "te')
     *good, bad = [row for row, _ in corpus_of(f"hf:{lines}").rows()]
