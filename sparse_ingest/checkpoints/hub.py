@@ -10,7 +10,6 @@ what the files mean (layouts.py).
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ingest.errors import CheckpointError, Interrupted, StorageError, first_line
-from sparse_ingest.storage.hub_session import guard_hub
+from sparse_ingest.storage.hub_session import guard_hub, hub_address, hub_token
 from sparse_ingest.storage.places import without_secrets
 from sparse_ingest.storage.waiting import answered
 
@@ -52,7 +51,7 @@ def fetch(name: str, revision: str | None = None, *, code: bool = False) -> Path
     """
     received = [0]
     guard_hub()
-    place, advice = f"the hub {_hub()}, for the model {name}", " HF_HUB_OFFLINE=1 reads only the cache."
+    place, advice = f"the hub {hub_address()}, for the model {name}", " HF_HUB_OFFLINE=1 reads only the cache."
     try:
         folder = answered(
             lambda: _download(name, revision, code, received), place, received=lambda: received[0], advice=advice
@@ -135,16 +134,16 @@ def _sentence(name: str, revision: str | None, error: Exception) -> str:
     at = f" at revision {revision!r}" if revision else ""
     if isinstance(error, errors.LocalEntryNotFoundError):
         return _out_of_reach(name, at, error)
-    known = {"name": name, "revision": revision, "hub": _hub(), "token": _token_in_words()}
+    known = {"name": name, "revision": revision, "hub": hub_address(), "token": _token_in_words()}
     for kind, message in MESSAGES.items():
         if isinstance(error, getattr(errors, kind)):
             return message.format(**known, reason=first_line(error))
     if getattr(getattr(error, "response", None), "status_code", None) == 401:
         return (
-            f"The hub {_hub()} refuses the token that was sent for the model {name}. Set HF_TOKEN to one "
+            f"The hub {hub_address()} refuses the token that was sent for the model {name}. Set HF_TOKEN to one "
             "that is valid, or to none for a public model."
         )
-    return f"The model {name}{at} cannot be fetched from the hub {_hub()} ({first_line(error)}). Try again."
+    return f"The model {name}{at} cannot be fetched from the hub {hub_address()} ({first_line(error)}). Try again."
 
 
 def _out_of_reach(name: str, at: str, error: Exception) -> str:
@@ -160,31 +159,17 @@ def _out_of_reach(name: str, at: str, error: Exception) -> str:
         )
     reason = first_line(error.__cause__ or error)
     return (
-        f"No folder {name!r} here, and the hub {_hub()} cannot be reached ({reason}): {lacking}. "
+        f"No folder {name!r} here, and the hub {hub_address()} cannot be reached ({reason}): {lacking}. "
         "Try again with the hub in reach, or name a folder or package:NAME/PATH."
     )
 
 
-def _hub() -> str:
-    from huggingface_hub import constants
-
-    return without_secrets(constants.ENDPOINT)
-
-
 def _token_in_words() -> str:
-    return "the token that was sent does not open it" if _token() else "no token was sent"
-
-
-def _token() -> str | None:
-    from huggingface_hub import get_token
-
-    with contextlib.suppress(Exception):  # an exchange of tokens that fails; the download has said so
-        return get_token()
-    return None
+    return "the token that was sent does not open it" if hub_token() else "no token was sent"
 
 
 def _without_token(message: str) -> str:
     """A token with a letter that no header can hold is quoted by the HTTP library's error."""
-    for token in {_token(), os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")} - {None, ""}:
+    for token in {hub_token(), os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")} - {None, ""}:
         message = message.replace(str(token), "(token)").replace(repr(token)[1:-1], "(token)")
     return without_secrets(message)

@@ -35,8 +35,8 @@ from sparse_ingest.corpora.sources import ChooseColumns, Record, Source
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, FoundFile, changed, is_packed
 from sparse_ingest.corpora.text_formats import JsonArray, JsonLines, Quoting
 from sparse_ingest.errors import CorpusError, UsageError, needs_extra
-from sparse_ingest.storage.hub_session import guard_hub
-from sparse_ingest.storage.places import place_of, without_secrets
+from sparse_ingest.storage.hub_session import guard_hub, hub_address
+from sparse_ingest.storage.places import place_of
 from sparse_ingest.storage.waiting import answered
 
 _BATCH_ROWS = 512  # that are Python objects at one time
@@ -75,7 +75,7 @@ def hub_source(spec: str, choose: ChooseColumns, open_file: OpenFile, quoting: Q
         if named.local:
             return _streamed(named, choose, open_file, quoting)
         guard_hub()
-        place = f"the hub {without_secrets(datasets.config.HF_ENDPOINT)}, for the dataset {named.path}"
+        place = f"the hub {hub_address()}, for the dataset {named.path}"
         return answered(lambda: _streamed(named, choose, open_file, quoting), place)
     finally:
         if bars:

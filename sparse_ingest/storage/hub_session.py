@@ -35,6 +35,22 @@ def guard_hub() -> None:
         set_client_factory(guarded)
 
 
+def hub_address() -> str:
+    """Return the address of the hub, for messages."""
+    from huggingface_hub import constants
+
+    return without_secrets(constants.ENDPOINT)
+
+
+def hub_token() -> str | None:
+    """Return the token that the library sends: that of HF_TOKEN, or of an earlier login."""
+    from huggingface_hub import get_token
+
+    with suppress(Exception):  # a failed exchange of tokens; the request of the library has failed before
+        return get_token()
+    return None
+
+
 def _without_secrets(record: logging.LogRecord) -> bool:
     record.msg, record.args = without_secrets(record.getMessage()), ()
     return True
