@@ -44,7 +44,10 @@ async def guarded_session(**options: Any) -> Any:
         async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:
             met = _met.get()
             connection = await super().connect(req, traces, timeout)
-            kind = kind_of(connection.transport.get_extra_info("peername")[0])
+            peer = connection.transport and connection.transport.get_extra_info("peername")
+            if not peer:
+                raise aiohttp.ServerDisconnectedError
+            kind = kind_of(peer[0])
             if (kind == "link-local" and met - {kind}) or (kind != "public" and "public" in met):
                 connection.close()
                 raise _refused(req.url, f"to a {kind} address")
