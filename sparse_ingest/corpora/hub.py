@@ -188,7 +188,8 @@ class StreamedDataset(_Split):
         name = self._file_name(file)
         label = f"{self.label} ({name})" if name else self.label
         tables = iter(self._stream.shard(self._stream.num_shards, file).iter(_BATCH_ROWS))
-        while (table := answered(lambda: next(tables, None), label)) is not None:
+        following = partial(next, tables, None)
+        while (table := following() if self._named.local else answered(following, label)) is not None:
             names = chosen_columns(table.schema, partial(self._choose_in, name), label)
             yield from records_of(rows_of(table.to_batches(), names), [1], 0)
 
