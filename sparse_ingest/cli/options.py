@@ -156,8 +156,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _query_of(text: str) -> dict[str, Any]:
     """The query in the text of --filter, or in the file that it names."""
-    content: bytes | str = utf8_text(text)
-    place = f"--filter {content}" if text.startswith("@") else "--filter"
+    content: bytes | str = (text := utf8_text(text))
+    place = f"--filter {text}" if text.startswith("@") else "--filter"
     try:
         if text.startswith("@"):
             with Path(text[1:]).open("rb") as file:  # also a pipe
