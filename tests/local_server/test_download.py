@@ -137,10 +137,9 @@ def test_a_half_unpacked_or_damaged_distribution_is_unpacked_again(
     assert not (folder / "modules" / "analysis-common").exists()
     assert download.bytes_to_download() == 0
 
-    for content in ("[]", '{"lib": "x"}', "[" * 200_000):
-        (folder / download.CONTENTS).write_text(content)
-        assert download.bytes_to_download() == 0  # all of it is in the cache of zips
-        download.ensure_distribution(SILENT)
+    (folder / download.CONTENTS).write_text('["lib"]')
+    download.ensure_distribution(SILENT)
+    assert json.loads((folder / download.CONTENTS).read_text())[f"lib/opensearch-{OPENSEARCH_VERSION}.jar"]
 
     lost = folder / "lib" / f"opensearch-{OPENSEARCH_VERSION}.jar"
     lost.unlink()

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -72,7 +73,9 @@ def server_that_is(behavior: Callable[[socket.socket], None]) -> Iterator[str]:
 def begin(*arguments: str, home: Path, timeout_s: float, **variables: str) -> subprocess.Popen[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     env = {**kept, "HF_HOME": str(home), TIMEOUT: str(timeout_s), **variables}
-    return subprocess.Popen([*COMMAND, *arguments], env=env, stderr=subprocess.PIPE, text=True)
+    # A shell ignores SIGINT for what it runs in the background, and a child inherits that.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([*COMMAND, *arguments], env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
 
 
 @pytest.mark.parametrize("behavior", [silent, dripping, dripping_headers])
