@@ -44,7 +44,7 @@ def parse_json(content: bytes | str) -> Any:
         value = None
         deep = True
     else:
-        deep = _is_deep(value)
+        deep = is_deep(value)
     if deep:
         raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
     return value
@@ -56,7 +56,7 @@ def checked(value: object, expected: type[T]) -> T:
     Raises:
         ValueError: with the place in it, what was expected there, and what was found.
     """
-    return msgspec.convert(value, expected)
+    return msgspec.convert(value, expected, dec_hook=lambda kind, given: kind(given))  # such as a Path
 
 
 def read_json(path: Path | Readable, expected: type[T]) -> T:
@@ -77,7 +77,7 @@ def read_json(path: Path | Readable, expected: type[T]) -> T:
     return checked(parse_json(content), expected)
 
 
-def _is_deep(value: object) -> bool:
+def is_deep(value: object) -> bool:
     """Return whether containers are nested deeper than MAX_DEPTH."""
     level = [value]
     for _ in range(MAX_DEPTH):

@@ -21,6 +21,7 @@ import click
 from sparse_ingest.cli import demo, encoding, evaluating, indexing, inspecting, loading, planning, searching, server
 from sparse_ingest.cli.terminal import guarded
 from sparse_ingest.errors import SparseIngestError
+from sparse_ingest.storage.waiting import left_behind
 
 _AGAIN = "then start the same command again: what is finished is kept."
 _ADVICE = {
@@ -59,7 +60,10 @@ def main() -> None:
     finally:
         logger.removeHandler(handler)
         _drop_unwritable()
-    sys.exit(code if isinstance(code, int) else 0)
+    code = code if isinstance(code, int) else 0
+    if left_behind.is_set():
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run() -> object:

@@ -31,8 +31,8 @@ _BATCH_ROWS = 4096
 _IN_BATCH = 32  # bits of an IPC file's offset for the row within its record batch
 _FILE_MAGIC = b"ARROW1"
 # Bytes that are not UTF-8, which Parquet does not check; dates beyond the year 9999, nanoseconds without pandas,
-# unknown time zones; maps whose keys repeat, or cannot be those of a dict.
-_NO_PYTHON_VALUE = (ValueError, OverflowError, LookupError, TypeError, pa.ArrowException)
+# unknown time zones; maps whose keys repeat, or cannot be those of a dict; JSON that is nested deeply.
+_NO_PYTHON_VALUE = (ValueError, OverflowError, LookupError, TypeError, RecursionError, pa.ArrowException)
 
 Row = tuple[dict[str, Any] | None, str | None]  # the columns that are read; or None, and what is wrong
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparse_ingest.errors import CorpusError, UsageError, first_line, needs_extra
+from sparse_ingest.errors import CorpusError, SparseIngestError, UsageError, first_line, needs_extra
+from sparse_ingest.storage.waiting import answered
 
 DATA_SET = "sentence-transformers/NanoBEIR-en"
 # In the order of the model cards.
@@ -66,7 +67,9 @@ def _rows(data_set: str, configuration: str, name: str, columns: tuple[str, ...]
 
     place = f"{data_set}, configuration {configuration}, split Nano{name}"
     try:
-        rows = load_dataset(data_set, configuration, split=f"Nano{name}")
+        rows = answered(lambda: load_dataset(data_set, configuration, split=f"Nano{name}"), place)
+    except SparseIngestError:
+        raise
     except Exception as error:  # of any reader or connection of the library
         raise CorpusError(
             f"{place} cannot be read: {first_line(error)}. Check the name and the connection, or give a folder "

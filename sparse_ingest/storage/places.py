@@ -27,6 +27,8 @@ from sparse_ingest.errors import MissingExtraError, SparseIngestError, StorageEr
 from sparse_ingest.storage.addresses import ADDRESS, split_address
 from sparse_ingest.storage.addresses import without_secrets as without_secrets
 from sparse_ingest.storage.remote_files import RemoteFile
+from sparse_ingest.storage.waiting import answered
+from sparse_ingest.storage.web import guarded_session
 
 WEB = ("http", "https")
 _S3, _GS = ("s3", "s3a"), ("gs", "gcs")
@@ -198,7 +200,7 @@ class RemotePath:
         Raises:
             FileExistsError: The file exists, and `exclusive` is true.
         """
-        self._put(lambda mode: self._storage.pipe_file(self._target, content, mode=mode), exclusive)
+        self._put(lambda mode: self._storage.pipe_file(self._target, content, mode=mode), exclusive, content)
 
     def upload(self, source: Path, *, exclusive: bool = False) -> None:
         """Upload a local file atomically.
@@ -207,7 +209,7 @@ class RemotePath:
             FileExistsError: The file exists, and `exclusive` is true.
             StorageError: The store has another size than was uploaded.
         """
-        self._put(lambda mode: self._storage.put_file(str(source), self._target, mode=mode), exclusive)
+        self._put(lambda mode: self._storage.put_file(str(source), self._target, mode=mode), exclusive, source)
         size, found = source.stat().st_size, (self.about() or {}).get("size")
         if found != size:
             raise StorageError(
@@ -234,9 +236,10 @@ class RemotePath:
         if not self.writable:
             raise StorageError(f"{self} cannot be written: a web address is for reading. Name a folder or a bucket.")
 
-    def _put(self, put: Callable[[str], None], exclusive: bool) -> None:
+    def _put(self, put: Callable[[str], None], exclusive: bool, sent: bytes | Path) -> None:
         """Call `put` with the mode of fsspec that creates or overwrites."""
         self._refuse_writing()
+        size = len(sent) if isinstance(sent, bytes) else sent.stat().st_size
 
         def write() -> None:
             try:
@@ -250,20 +253,24 @@ class RemotePath:
                 raise
 
         try:
-            self._request("written", write)
+            self._request("written", write, bytes_sent=size)
         except FileNotFoundError:
             raise StorageError(
                 f"{self} cannot be written: its bucket or folder does not exist. Create that first."
             ) from None
 
-    def _request(self, done: str, ask: Callable[[], T]) -> T:
-        """Return what a request returns, and repeat it on failure where no library does.
+    def _request(self, done: str, ask: Callable[[], T], **sizes: Any) -> T:
+        """Return what a request returns, and repeat it on failure where no library does; `sizes` as for `answered`.
 
         Raises:
             FileNotFoundError: The store has no such file.
             FileExistsError: `ask` raised it.
             StorageError: Any other failure, with one message that names the file and contains no secret.
+            Interrupted: SIGTERM came during a silence.
         """
+        return answered(lambda: self._repeated(done, ask), str(self), **sizes)
+
+    def _repeated(self, done: str, ask: Callable[[], T]) -> T:
         pauses_s = iter(() if self._scheme in _RETRYING else _PAUSES_S)
         while True:
             try:
@@ -271,6 +278,8 @@ class RemotePath:
             except (FileExistsError, SparseIngestError):
                 raise
             except Exception as error:
+                if isinstance(refused := _cause_of(error), SparseIngestError):
+                    raise refused from None
                 if _is_missing(error):
                     raise FileNotFoundError(errno.ENOENT, "there is no such file", str(self)) from None
                 pause_s = next(pauses_s, None)
@@ -299,10 +308,12 @@ def _storage_of(scheme: str, address: str) -> tuple[Any, str]:
     options: dict[str, Any] = {"use_listings_cache": False}
     if scheme in WEB:
         # Ranges of the file, not of a copy that the server compresses.
-        options = {"client_kwargs": {"headers": {"Accept-Encoding": "identity"}}}
+        options = {"client_kwargs": {"headers": {"Accept-Encoding": "identity"}}, "get_client": guarded_session}
     try:
-        from fsspec.core import url_to_fs
+        from fsspec.core import filesystem, url_to_fs
 
+        if scheme in WEB:  # for url_to_fs, the :: of an address in IPv6 begins another address
+            return filesystem(scheme, **options), address
         storage, key = url_to_fs(address, **options)
     except ImportError as error:
         if scheme in WEB + _RETRYING:

@@ -280,6 +280,9 @@ def test_engine_filter_and_hybrid_reach_the_index(
     [
         (["--filter", "{"], "--filter is no JSON"),
         (["--filter", "[]"], "--filter must be one query of OpenSearch"),
+        (["--filter", '{"a":' * 2_000 + "1" + "}" * 2_000], "--filter is no JSON: it is nested more than 100 levels"),
+        (["--filter", '{"a":' * 150 + "1" + "}" * 150], "--filter is no JSON: it is nested more than 100 levels deep"),
+        (["--filter", "@/dev/zero"], "--filter @/dev/zero is no JSON: it has "),
         (["--filter", "@nowhere.json"], "--filter @nowhere.json cannot be read"),
         (["--run", "r", "--filter", '{"match_all": {}}'], "--filter asks a server"),
         (["--run", "r", "--hybrid"], "--hybrid asks a server"),
