@@ -239,7 +239,7 @@ def _sparse_encoder(job: Job, dtype: str, attention: str) -> Any:
 
 
 def yasem(job: Job, texts: Sequence[str]) -> Contender:
-    """yasem's SpladeEmbedder with its defaults, and float32 on a CPU, where its float16 is slower."""
+    """The yasem SpladeEmbedder with its defaults, and float32 on a CPU, where its float16 is slower."""
     import numpy as np
     from yasem import SpladeEmbedder
 

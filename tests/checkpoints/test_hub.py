@@ -357,8 +357,8 @@ def test_no_name_that_a_hub_gives_leads_out_of_the_cache(what: str, name: str, t
 
 
 def test_a_password_in_the_address_of_a_hub_is_not_repeated(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        address = "127.0.0.1:{}".format(*nobody.getsockname()[1:])
+    with socket.create_server(("127.0.0.1", 0)) as unheard:
+        address = "127.0.0.1:{}".format(*unheard.getsockname()[1:])
     result = ended(begin(COMMAND, "inspect", "made/card", endpoint=f"http://me:{TOKEN}@{address}", home=tmp_path / "h"))
     assert result.code == 1 and address in result.err  # `ended` looks for the token
 

@@ -39,7 +39,7 @@ FIELDS_OF_PASSAGES = {
     name: {"parent": name.partition("#")[0], "title": "", "text": "how to catch it" if name == "first#0" else "else"}
     for name in PASSAGES
 }
-# catch finds first; exception finds second, first; zebra nothing; nobody judged an.
+# catch finds first; exception finds second, first; zebra nothing; "an" is not judged.
 QUERIES = {"1": "catch", "2": "exception", "3": "zebra", "4": "an"}
 QRELS = {("1", "first"): 1, ("2", "first"): 1, ("3", "third"): 1}
 
