@@ -46,25 +46,25 @@ def collection_of(queries: Path | str | None, qrels: Path | str | None, quoting:
     first, second = Path(queries or qrels or ""), Path(qrels or queries or "")
     if not (queries or qrels) or (first == second and not first.is_dir()):
         raise UsageError("Give --queries F and --qrels F, or the folder that holds both.")
-    qrels = read_qrels(second, quoting)
-    if not qrels:
+    judged = read_qrels(second, quoting)
+    if not judged:
         raise CorpusError(f"{second} has no relevance judgments. Expected lines of query, document and score.")
     ids = [query.id for query in read_queries(first, quoting)]
-    asked = sum(query_id in qrels for query_id in ids)
+    asked = sum(query_id in judged for query_id in ids)
     if not asked:
         found = f"{first} has {ids[0]!r}" if ids else f"{first} holds no query"
         raise CorpusError(
-            f"The relevance judgments in {second} are for other queries: they name {next(iter(qrels))!r}, and {found}. "
+            f"The relevance judgments in {second} are for other queries: they name {next(iter(judged))!r}, and {found}. "
             "Give queries and qrels of the same collection."
         )
     if asked < len(ids):
         logger.warning("%d of %d queries have no relevance judgments and are not asked.", len(ids) - asked, len(ids))
-    if missing := len(qrels) - asked:
+    if missing := len(judged) - asked:
         logger.warning(
             "%d of %d judged queries are not in %s: the figures are those of the other %d.",
-            missing, len(qrels), first, asked,
+            missing, len(judged), first, asked,
         )  # fmt: skip
-    return Collection(first, qrels, asked, quoting)
+    return Collection(first, judged, asked, quoting)
 
 
 def passages_stand_for(judged: set[str], known: int, parents: int, place: str) -> bool:

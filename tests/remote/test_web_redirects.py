@@ -139,7 +139,7 @@ class Endless(AnsweringHandler):
 
 
 def test_an_answer_without_end_is_cut_off() -> None:
-    handler = type("Sends", (Endless,), {})
+    handler: type[Endless] = type("Sends", (Endless,), {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     with serving(server):
