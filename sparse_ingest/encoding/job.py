@@ -172,8 +172,8 @@ class _Job:
             rows = self.cursor.position.row
             found = f"all {rows:,} rows were skipped; {self.run.path / 'skipped'} lists them" if rows else "no rows"
             raise CorpusError(
-                f"The corpus has no documents ({found}). Fix --corpus or the command that writes it, and start the same "
-                "command again; or pass --allow-empty to finish a run without documents."
+                f"The corpus has no documents ({found}). Fix --corpus or the command that writes it, then start the "
+                "same command again; or pass --allow-empty to finish a run without documents."
             )
         while not self.run.complete():
             with self.run.lock("complete") as held:
