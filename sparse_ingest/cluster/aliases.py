@@ -67,7 +67,7 @@ def moved_error(client: Client, alias: str, served: Served) -> ClusterError:
     """Return the error for an alias that is not what it was when it was read."""
     before, now = (", ".join(map(repr, names)) or "nothing" for names in (served, pointed_to(client, alias)))
     return ClusterError(
-        f"Alias {alias!r} no longer serves {before}: another client moved it during the load, and it serves {now}. It "
-        "was left as it is. Start the same command again to move it, or choose: sparse-ingest load --alias "
+        f"Another client moved alias {alias!r}: it served {before} when this command began, and serves {now}. It was "
+        "left as it is. Start the same command again to move it, or choose an index: sparse-ingest load --alias "
         f"{alias} --to INDEX"
     )
