@@ -172,13 +172,10 @@ def _refuse_strangers(client: Client, name: str, alias: str, run_id: str) -> Non
         return
     if there.name != name:
         raise UsageError(f"{name!r}, the index that this run is loaded into, is an alias of {there.name!r}. Remove it.")
-    indexes.refuse_unreadable(there)
     if there.stamp is None or there.stamp.created_by != run_id:
         maker = f"run {there.stamp.created_by}" if there.stamp and there.stamp.created_by else "another client"
-        raise ClusterError(
-            f"Index {name!r} exists and was created by {maker}, not by run {run_id}. Delete it, or choose "
-            f"another name than {alias!r}."
-        )
+        found = there.unreadable or f"was created by {maker}, not by run {run_id}"
+        raise ClusterError(f"Index {name!r} exists and {found}. Delete it, or choose another name than {alias!r}.")
 
 
 def _verified(run: Run, name: str, alias: str, connection: ConnectionLike, reporter: Reporter) -> int:

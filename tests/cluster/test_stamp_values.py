@@ -9,7 +9,7 @@ from support.forked import command
 from support.loads import into, settings_of, stamped
 from support.runs import make_run
 
-from sparse_ingest.cluster import indexes
+from sparse_ingest.cluster import indexes, installed
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.pipeline import Pipeline
@@ -44,6 +44,12 @@ def test_a_wrong_type_anywhere_makes_a_stamp_unreadable_and_says_where(key: str,
 def test_what_is_no_object_is_unreadable_too(meta: object) -> None:
     assert index_of(meta).unreadable
     assert (index_of(None).unreadable, index_of(None).stamp) == ("", None)
+
+
+@pytest.mark.parametrize("pipelines", [None, 5, [{}], ["x"], [{"kind": [], "name": "a"}], {"a": 1}, [{"kind": "zzz"}]])
+def test_pipelines_that_another_client_noted_wrongly_are_none(pipelines: object) -> None:
+    index = indexes.Index("one", "uuid", {"_meta": {installed.MADE_KEY: {"format": 1, "pipelines": pipelines}}})
+    assert installed.made_of(index) == []
 
 
 def test_stamps_of_earlier_and_of_newer_releases_are_readable() -> None:

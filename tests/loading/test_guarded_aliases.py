@@ -228,6 +228,26 @@ def test_an_alias_that_another_client_moved_during_the_load_is_left_alone(
     assert indexes.find_index(client, name_of(index_name, other))
 
 
+def test_a_first_load_takes_its_index_off_an_alias_that_another_client_made_meanwhile(
+    client: Client, index_name: str, run: Run
+) -> None:
+    client.call("PUT", f"/{index_name}-by-hand")
+    moved: list[str] = []
+
+    def join(request: Request) -> None:
+        if f'"alias":"{index_name}"'.encode() in request.body:
+            moved.append(request.path)
+        elif moved == ["/_aliases"] and request.path == f"/{index_name}":  # the look after the move
+            moved.append(request.path)
+            add(client, f"{index_name}-by-hand", index_name)
+
+    with secure_proxy(client.address, check=lambda request: join(request)) as proxy:
+        answer = load(client, run.path, "--alias", index_name, url=proxy.url)
+    assert answer.code == 1
+    assert f"it served nothing when this command began, and serves '{index_name}-by-hand'." in answer.err
+    assert serving(client, index_name) == {f"{index_name}-by-hand": {}}
+
+
 def test_an_index_that_is_added_to_the_alias_during_the_move_is_reported_and_to_corrects_it(
     client: Client, index_name: str, run: Run, other: Run
 ) -> None:
