@@ -54,8 +54,8 @@ def collection_of(queries: Path | str | None, qrels: Path | str | None, quoting:
     if not asked:
         found = f"{first} has {ids[0]!r}" if ids else f"{first} holds no query"
         raise CorpusError(
-            f"The relevance judgments in {second} are for other queries: they name {next(iter(judged))!r}, and {found}. "
-            "Give queries and qrels of the same collection."
+            f"The relevance judgments in {second} are for other queries: they name {next(iter(judged))!r}, "
+            f"and {found}. Give queries and qrels of the same collection."
         )
     if asked < len(ids):
         logger.warning("%d of %d queries have no relevance judgments and are not asked.", len(ids) - asked, len(ids))

@@ -107,6 +107,11 @@ def load(
     indexes.refuse_long_name("--index", index, indexes.ADDED_BYTES)
     folder = open_run(run)
     refuse_incomplete(folder, partial=chosen.partial)
+    if not (chosen.allow_empty or folder.has_documents()):
+        raise RunError(
+            f"{folder.path} has no documents to load. Check its corpus and `sparse-ingest status {folder.path}`; if an "
+            "index without documents is intended, pass --allow-empty."
+        )
     older = _older(folder, chosen)
     if chosen.async_translog:
         reporter.warn(settings_guard.ASYNC_RISK)
@@ -257,6 +262,9 @@ def restore_settings(
     reporter = reporter_of(progress)
     with _connected(connection_of(url, connection), reporter) as client:
         there = indexes.need_index(client, index, "Check --index and --url.")
+        indexes.refuse_unreadable(there)
+        for note in indexes.note_on_settings(there):
+            reporter.note(note)
         return settings_guard.restore(client, there, reporter)
 
 

@@ -81,8 +81,8 @@ def pipeline_of_index(given: Pipeline, index: Index, name: str, *, force: bool =
     model = remembered_model(given.model, stamp.model if stamp else {})
     if model is None:
         raise ClusterError(
-            f"The index {name!r} was not loaded by sparse-ingest and does not say which model made it. "
-            "Give --model or --pipeline."
+            f"The index {name!r} {index.unreadable or 'was not loaded by sparse-ingest'} and does not say which model "
+            "made it. Give --model or --pipeline."
         )
     difference = None if force or not stamp else other_model(given.model, stamp.model, stamp.vocabulary_sha256)
     if difference:

@@ -77,6 +77,7 @@ def verify(
     client = connect(connection, url=url, reporter=reporter)
     with contextlib.closing(client), tempfile.TemporaryDirectory() as folder:
         there = indexes.need_index(client, index, f"Load the run first: sparse-ingest load RUN --index {index}.")
+        indexes.refuse_unreadable(there)
         field = field or (there.stamp.field if there.stamp else "sparse")
         mappings.check_fits(there, indexes.run_stamp(run, field))
         indexes.count_documents(client, there)  # a refresh would wait a minute for a shard that no node holds

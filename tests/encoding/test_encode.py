@@ -263,7 +263,9 @@ def test_an_id_that_repeats_within_a_shard_is_a_bad_document(encode, tmp_path: P
 
 
 def test_a_corpus_of_bad_documents_alone_is_a_run_of_none(encode, tmp_path: Path) -> None:
-    answer = encode("--on-bad-document", "skip", "--json", specs=(write(tmp_path / "all-bad.jsonl", ["{"] * 9),))
+    answer = encode(
+        "--on-bad-document", "skip", "--allow-empty", "--json", specs=(write(tmp_path / "all-bad.jsonl", ["{"] * 9),)
+    )
     assert answer.code == 3 and json.loads(answer.out)["rows"] == 0
     assert [record["rows"] for record in lasting(open_run(tmp_path / "run"))] == [0, 0]
 
