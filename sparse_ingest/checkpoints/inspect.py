@@ -21,8 +21,8 @@ from sparse_ingest.checkpoints.card import (
     read_card,
     read_vocabulary,
 )
+from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.checkpoints.layouts import Checkpoint, MaskedLMSide, WeightTableSide, read_checkpoint, remote_code
-from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.checkpoints.settings import resolve_query_settings, resolve_settings
 from sparse_ingest.errors import CheckpointError, UsageError
 from sparse_ingest.pipeline import ModelSettings
@@ -127,7 +127,7 @@ def _side(
         # It cannot run. Show what its files declare.
         warnings.append(str(error))
         settings = replace(asked, **{key: value for key, value in side.declared.items() if hasattr(asked, key)})
-    config = {} if is_table else read_json(side.folder / "config.json")
+    config = {} if is_table else read_config(side.folder)
     size = _whole(config, "vocab_size")
     card, vocabulary = read_card(checkpoint.folder), read_vocabulary(side.folder, size)
     found = Side(
