@@ -128,7 +128,7 @@ def _side(
         warnings.append(str(error))
         settings = replace(asked, **{key: value for key, value in side.declared.items() if hasattr(asked, key)})
     config = {} if is_table else read_config(side.folder)
-    size = _whole(config, "vocab_size")
+    size, architectures = _whole(config, "vocab_size"), config.get("architectures")
     card, vocabulary = read_card(checkpoint.folder), read_vocabulary(side.folder, size)
     found = Side(
         model=checkpoint.name,
@@ -138,7 +138,7 @@ def _side(
         sha256=None if checkpoint.revision else checkpoint.sha256,
         license=card.license,
         languages=card.languages,
-        architecture=(config.get("architectures") or [None])[0],
+        architecture=next((str(one) for one in architectures), None) if isinstance(architectures, list) else None,
         layers=_whole(config, "num_hidden_layers", "n_layers"),
         hidden_size=_whole(config, "hidden_size", "dim"),
         parameters=None if is_table else count_parameters(side.folder),

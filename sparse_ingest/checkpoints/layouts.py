@@ -21,6 +21,7 @@ from sparse_ingest.checkpoints.modules import (
     is_splade,
     module_of,
     prompts,
+    read_as,
     read_json,
     read_modules,
     read_splade,
@@ -68,12 +69,6 @@ class _Router(TypedDict, total=False):
     types: Required[dict[str, str]]
     structure: Required[dict[str, list[str]]]
     parameters: _Parameters | None
-
-
-class _Table(TypedDict, total=False):
-    """config.json of a router's weight table."""
-
-    path: str | None
 
 
 Sides = tuple[MaskedLMSide, MaskedLMSide | WeightTableSide]  # of documents, and of queries
@@ -185,7 +180,9 @@ def code_reference(folder: Path) -> str:
 def transformers_has(kind: str) -> bool:
     """Return whether the installed transformers has an architecture, by its folders: importing it takes seconds."""
     name = kind.replace("-", "_")
-    return bool(name) and any((folder / "models" / name).is_dir() for folder in package_folders("transformers"))
+    return name[:100].isidentifier() and any(
+        (folder / "models" / name[:100]).is_dir() for folder in package_folders("transformers")
+    )
 
 
 def _read_symmetric(folder: Path, modules: list[Module]) -> Sides | None:
@@ -214,7 +211,7 @@ def _read_router(folder: Path, modules: list[Module]) -> Sides | None:
     path = place / "router_config.json"
     if not path.exists():
         path = place / "config.json"
-    config = read_json(path, _Router)
+    config = read_as(path, _Router)
     types, structure = config["types"], config["structure"]
     chains: dict[str, list[Module]] = {}
     for task in ("document", "query"):
@@ -263,7 +260,7 @@ def _read_static_table(root: Path, folder: Path, both: dict[str, str]) -> Weight
         # Its tokenizer cuts there, without special tokens; one that has no limit writes 1e30.
         "max_length": read_json(folder / "tokenizer_config.json").get("model_max_length"),
     }
-    written = read_json(folder / "config.json", _Table).get("path") or ""
+    written = str(read_json(folder / "config.json").get("path") or "")
     if written.endswith(".json"):
         # Written by hand: relative to the module, or to where the library was started.
         candidates = [inside(folder / "config.json", root, str(folder / written))]

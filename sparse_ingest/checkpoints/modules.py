@@ -34,25 +34,13 @@ class _Entry(TypedDict, total=False):
     path: str
 
 
-class _Text(TypedDict, total=False):
-    max_length: int | None
-
-
-class _Processing(TypedDict, total=False):
-    text: _Text | None
-
-
-class _Tokenizer(TypedDict, total=False):
-    model_max_length: int | float | None
-
-
 class _Transformer(TypedDict, total=False):
     """sentence_bert_config.json, by the names of all releases."""
 
     transformer_task: str
-    processor_kwargs: _Tokenizer | None
-    tokenizer_args: _Tokenizer | None
-    processing_kwargs: _Processing | None
+    processor_kwargs: dict[str, Any] | None
+    tokenizer_args: dict[str, Any] | None
+    processing_kwargs: dict[str, dict[str, Any] | None] | None
     query_length: int | None
     document_length: int | None
     max_seq_length: int | None
@@ -77,11 +65,12 @@ class Module(NamedTuple):
     folder: Path
 
 
-def read_json(
-    path: Path,
-    expected: type[T] = dict[str, Any],  # type: ignore[assignment]
-    max_bytes: int = MAX_BYTES,
-) -> T:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a model folder, as `read_as`."""
+    return read_as(path, dict[str, Any])
+
+
+def read_as(path: Path, expected: type[T], max_bytes: int = MAX_BYTES) -> T:
     """Read a JSON file of a model folder as the type that is expected. A missing file is an empty object.
 
     Raises:
@@ -98,7 +87,7 @@ def read_json(
 def read_modules(folder: Path) -> list[Module]:
     """Read the modules of a model folder in their order. There are none without a modules.json."""
     path = folder / "modules.json"
-    modules = read_json(path, list[_Entry]) if path.exists() else []
+    modules = read_as(path, list[_Entry]) if path.exists() else []
     ordered = sorted(modules, key=lambda entry: entry.get("idx", 0))
     return [module_of(path, entry["type"], folder, entry.get("path", "")) for entry in ordered]
 
@@ -129,8 +118,9 @@ def inside(declared_in: Path, folder: Path, inner: str) -> Path:
     # The hub's cache: models--OWNER--NAME/snapshots/COMMIT/config.json is a link to ../../blobs/HASH.
     roots = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
     try:
+        place.exists()
         found = place.resolve()
-    except (OSError, ValueError, RuntimeError):  # no path at all, or a ring of links
+    except (OSError, ValueError, RuntimeError):  # too long, no path at all, or a ring of links
         found = Path()
     if not any(found.is_relative_to(one) for one in roots):
         raise CheckpointError(f"{declared_in} names {shown(inner)}, which is outside the checkpoint and is not read.")
@@ -157,7 +147,7 @@ def read_splade(transformer: Module, pooling: Module, task: str) -> dict[str, An
             holds what no release writes.
     """
     found = (path for name in TRANSFORMER_CONFIGS if (path := transformer.folder / name).exists())
-    config = read_json(next(found, transformer.folder / TRANSFORMER_CONFIGS[0]), _Transformer)
+    config = read_as(next(found, transformer.folder / TRANSFORMER_CONFIGS[0]), _Transformer)
     job = config.get("transformer_task", "fill-mask")
     if job != "fill-mask":
         raise CheckpointError(
@@ -176,7 +166,7 @@ def read_splade(transformer: Module, pooling: Module, task: str) -> dict[str, An
     # A folder without its masked LM may still serve queries; with one, the activation is said nowhere else.
     if not path.exists() and (transformer.folder / "config.json").exists():
         raise CheckpointError(f"The pooling has no settings: looked for {path}. Fetch the model again.")
-    splade = read_json(path, _Pooling)
+    splade = read_as(path, _Pooling)
     declared = {
         "activation": splade.get("activation_function"),
         "pooling": splade.get("pooling_strategy"),
@@ -192,5 +182,5 @@ def prompts(folder: Path) -> dict[str, str]:
     Released sentence-transformers always has a "query" and a "document" here: an absent one is empty, and neither
     `default_prompt_name` nor another name stands in for it.
     """
-    saved = read_json(folder / "config_sentence_transformers.json", _Saved).get("prompts") or {}
+    saved = read_as(folder / "config_sentence_transformers.json", _Saved).get("prompts") or {}
     return {f"{side}_prompt": prompt for side in ("document", "query") if (prompt := saved.get(side)) is not None}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from sparse_ingest.checkpoints.modules import read_json
+from sparse_ingest.checkpoints.modules import read_as
 from sparse_ingest.errors import CheckpointError
 from sparse_ingest.foreign_json import checked, parse_json, shown
 
@@ -49,7 +49,7 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / name).is_file():
             return [folder / name]
         if (index := folder / f"{name}{INDEX}").exists():
-            shards = sorted(set(read_json(index, _Index).get("weight_map", {}).values()))
+            shards = sorted(set(read_as(index, _Index).get("weight_map", {}).values()))
             wrong = [shard for shard in shards if "/" in shard or not (folder / shard).is_file()]
             if wrong or not shards:
                 raise CheckpointError(

@@ -121,7 +121,7 @@ def _read_weights(folder: Path) -> dict[str, Any]:
     for path in weight_files(folder):
         if path.suffix == ".safetensors":
             read_header(path)
-            opened = safe_open(path, framework="pt")
+            opened: Any = safe_open(path, framework="pt")
             tensors |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no dict
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)

@@ -141,8 +141,7 @@ class Tokenizer:
         with tokenizer_errors(folder):
             make_plain(self._tokenizer, lower_case=bool(settings.lower_case))
             self._prompt_tokens = len(self._ids(self._prompt))
-            special_tokens = self._special_tokens()
-        self._layout = self._layout_of(special_tokens, settings.max_length, window_stride)
+            self._layout = self._layout_of(settings.max_length, window_stride)
 
     def __call__(self, texts: Sequence[str]) -> list[FirstWindow]:
         """Return the first window of each text."""
@@ -230,15 +229,13 @@ class Tokenizer:
                 return at
         return len(text)
 
-    def _layout_of(
-        self, special_tokens: tuple[TokenIds, TokenIds], max_length: int | None, window_stride: int | None
-    ) -> WindowLayout:
+    def _layout_of(self, max_length: int | None, window_stride: int | None) -> WindowLayout:
         """Return the layout of windows.
 
         Raises:
             PipelineError: special tokens and prompt leave no room for text, or the stride would omit some.
         """
-        before, after = special_tokens
+        before, after = self._special_tokens()
         special, prompt = len(before) + len(after), self._prompt_tokens
         length = sys.maxsize if max_length is None else max_length
         room = length - special

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, normalizers
 
 from sparse_ingest.checkpoints.checks import read_config, read_tokenizer, tokenizer_config, tokenizer_errors
 from sparse_ingest.checkpoints.layouts import WeightTableSide
-from sparse_ingest.checkpoints.modules import read_json
+from sparse_ingest.checkpoints.modules import read_as
 from sparse_ingest.checkpoints.tensors import read_header
 from sparse_ingest.errors import CheckpointError
 from sparse_ingest.foreign_json import read_bytes, shown
@@ -189,7 +189,7 @@ def _read_weights(path: Path) -> dict[str, float]:
             lines = (line.rpartition("\t") for line in read_bytes(path, MAX_TABLE_BYTES).decode().split("\n") if line)
             content = {token: float(weight) for token, _, weight in lines}
         else:
-            content = read_json(path, dict[str, float], MAX_TABLE_BYTES)
+            content = read_as(path, dict[str, float], MAX_TABLE_BYTES)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as a weight table: {error}. Fetch the model again.") from error
     if not content:

@@ -159,6 +159,10 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "dotted tokenizer": ("lm", changed("tokenizer_config.json", tokenizer_class="os.system"), "os.system"),
     "model as tokenizer": ("lm", changed("tokenizer_config.json", tokenizer_class="AutoModel"), "AutoModel"),
     "modules": ("card", file("modules.json", '[{"type": "os.path", "path": ""}]'), "remote code"),
+    "architectures": ("card", config(architectures=5), ""),
+    "long type": ("lm", config(model_type="a" * 5000, auto_map={}), "model_type = 'aaa"),
+    "long path": ("router", changed("router_config.json", structure={"query": ["b" * 5000], "document": []},
+                                    types={"b" * 5000: "sentence_transformers.models.IDF"}), "outside the checkpoint"),
     # Sizes.
     "vocabulary": ("lm", config(vocab_size=HUGE), "vocab_size = 1000000000000"),
     "layers": ("lm", config(num_hidden_layers=10**9), "num_hidden_layers = 1000000000"),
