@@ -128,9 +128,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
         CheckpointError: it is absent or malformed, or could take any time or memory on a text.
     """
     with tokenizer_errors(path):
-        content = read_bytes(path, MAX_TOKENIZER_BYTES)
-        _refuse_rules(content)
-        return Tokenizer.from_str(content.decode())
+        return Tokenizer.from_str(tokenizer_text(path))
 
 
 @contextmanager
@@ -148,8 +146,9 @@ def tokenizer_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _refuse_rules(content: bytes) -> None:
-    """Raise ValueError if the rules of a tokenizer.json are not bounded in time and memory."""
+def tokenizer_text(path: Path) -> str:
+    """Return a tokenizer.json whose rules are bounded in time and memory. Raise ValueError if they are not."""
+    content = read_bytes(path, MAX_TOKENIZER_BYTES)
     if len(content) > MAX_TOKENIZER_BYTES:
         raise ValueError(f"it has more than {MAX_TOKENIZER_BYTES:,} bytes, which is the most that is read")
     parts = json_parts(content)
@@ -163,6 +162,7 @@ def _refuse_rules(content: bytes) -> None:
             raise ValueError(f"its {key} has {length:,} characters; expected at most {MAX_REPLACEMENT:,}")
         if key == "max_input_chars_per_word" and not (type(value) is int and 0 <= value <= MAX_WORD):
             raise ValueError(f"its {key} is {shown(value)}; expected a whole number from 0 to {MAX_WORD:,}")
+    return content.decode()
 
 
 def tokenizer_config(folder: Path) -> dict[str, Any]:

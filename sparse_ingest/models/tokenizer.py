@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.checkpoints.checks import read_config, read_tokenizer, tokenizer_config, tokenizer_errors
+from sparse_ingest.checkpoints.checks import read_config, tokenizer_config, tokenizer_errors, tokenizer_text
 from sparse_ingest.checkpoints.layouts import transformers_has
 from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.errors import CheckpointError, PipelineError
@@ -290,8 +290,9 @@ def _load(folder: Path) -> Any:
     if not any(len(paths) >= len(row) for paths, row in zip(found, FILES, strict=True)):
         looked = ", ".join(" with ".join(row) for row in FILES)
         raise CheckpointError(f"{folder} has no tokenizer: looked for {looked}. Fetch the model again.")
-    if (folder / "tokenizer.json").exists():
-        read_tokenizer(folder / "tokenizer.json")
+    if (path := folder / "tokenizer.json").exists():
+        with tokenizer_errors(path):
+            tokenizer_text(path)
     config = read_config(folder)
     kind = str(config.get("model_type") or "")
     # Without a config it reads that of the model. An architecture that it does not know has none.
