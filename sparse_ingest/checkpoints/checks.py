@@ -48,7 +48,8 @@ DROPPED = re.compile(
 REPEATED_GROUP = re.compile(r"(?<!\\)\)(?:[*+]|\{)")
 MAX_WORD = 1000  # WordPiece takes time quadratic in the length of a word up to max_input_chars_per_word
 MAX_TOKENIZER_BYTES = 64 << 20
-NO_RULES = ("model", "vocab", "merges", "added_tokens")
+# `tokenizers` takes some 280 bytes of memory a part. The largest vocabularies have 260,000 tokens and 520,000 merges.
+MAX_COMMAS = {"vocab": 3 << 18, "merges": 1 << 21, "added_tokens": 1 << 20}
 MAX_REPLACEMENT = 1000  # characters that stand for each match in a text
 
 
@@ -153,7 +154,10 @@ def tokenizer_text(path: Path) -> str:
         raise ValueError(f"it has more than {MAX_TOKENIZER_BYTES:,} bytes, which is the most that is read")
     parts = json_parts(content)
     parts |= json_parts(parts.get("model", b"{}"))
-    rules = {key: parse_json(part, MAX_BYTES) for key, part in parts.items() if key not in NO_RULES}
+    for key, most in MAX_COMMAS.items():
+        if parts.get(key, b"").count(b",") > most:
+            raise ValueError(f"its {key} has more than {most:,} parts, which is the most that is read")
+    rules = {key: parse_json(part, MAX_BYTES) for key, part in parts.items() if key not in (*MAX_COMMAS, "model")}
     for key, value in _entries(rules):
         length = len(value) if isinstance(value, str) else 0
         if key == "Regex" and length and REPEATED_GROUP.search(value):

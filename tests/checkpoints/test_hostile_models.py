@@ -214,6 +214,7 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "long words": ("lm", tokenizer(model__max_input_chars_per_word=10**9), "max_input_chars_per_word"),
     "padded": ("lm", tokenizer(padding={"strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None,
                                         "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"}), ""),
+    "large vocabulary": ("lm", file("tokenizer.json", '{"model":{"vocab":[' + "0," * 2_000_000 + "0]}}"), "786,432"),
     "vocabulary of text": ("lm", tokenizer(model__vocab={"a": "b"}), "cannot be read as a tokenizer"),
     "charsmap": ("lm", tokenizer(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}), "cannot be read"),
     "added ids": ("lm", changed("tokenizer_config.json", added_tokens_decoder={"1000000000000": {"content": "x"}}), ""),
