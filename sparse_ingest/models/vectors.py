@@ -167,7 +167,7 @@ class VectorMaker:
         return weights, torch.where(rows.sum(dtype=torch.float32).isfinite(), dropped, -1)
 
     def _split(self, terms: Terms) -> BatchVectors:
-        if terms.dropped < 0:
+        if terms.dropped < 0 or not np.isfinite(terms.weights).all():
             raise NotFinite(self._dtype)
         ends = np.cumsum(terms.counts)[:-1]
         rows = zip(np.split(terms.token_ids, ends), np.split(terms.weights, ends), strict=True)

@@ -125,8 +125,9 @@ def test_a_table_that_the_router_names_by_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (with_config("structure", "other"), "must hold a router's types, structure"),
-        ({**ROUTER, "router_config.json": {**ROUTER["router_config.json"], "parameters": [1]}}, "and parameters"),
+        (with_config("structure", "other"), "missing required field `structure`"),
+        ({**ROUTER, "router_config.json": {**ROUTER["router_config.json"], "parameters": [1]}},
+         "Expected `object | null`, got `array` - at `$.parameters`"),
         (with_config('["query_0_SparseStaticEmbedding"]', "[]"), "sends queries through no module"),
         (with_config('"query":', '"ask":'), "sends queries through no module, which this release cannot build"),
         (with_config(f"{OLD}.SparseStaticEmbedding", f"{OLD}.BoW"), "sends queries through BoW"),
