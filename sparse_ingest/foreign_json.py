@@ -44,7 +44,7 @@ def parse_json(content: bytes | str, max_bytes: int = MAX_BYTES) -> Any:
         ValueError: it is no JSON, not UTF-8, larger than `max_bytes`, or nested more than 100 levels deep.
     """
     if len(content) > max_bytes:
-        raise ValueError(f"it has more than {max_bytes:,} bytes, which is the most that is read")
+        raise ValueError(f"it has too many bytes; at most {max_bytes:,} are read")
     try:
         value = json.loads(content)
     except RecursionError:

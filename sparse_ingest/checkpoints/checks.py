@@ -151,7 +151,7 @@ def tokenizer_text(path: Path) -> str:
     """Return a tokenizer.json whose rules are bounded in time and memory. Raise ValueError if they are not."""
     content = read_bytes(path, MAX_TOKENIZER_BYTES)
     if len(content) > MAX_TOKENIZER_BYTES:
-        raise ValueError(f"it has more than {MAX_TOKENIZER_BYTES:,} bytes, which is the most that is read")
+        raise ValueError(f"it has too many bytes; at most {MAX_TOKENIZER_BYTES:,} are read")
     parts = json_parts(content)
     parts |= json_parts(parts.get("model", b"{}"))
     for key, most in MAX_COMMAS.items():
