@@ -37,6 +37,7 @@ def with_text_hashes(run: Run, hashes: list[bytes], part_rows: int) -> Run:
             parts += [shards.take_rows(part, some) for some in places]
         digest = write_shard(parts, scratch=run.scratch_path("again"), target=path, schema=schema)
         run.mark_done(shard, {**(run.done(shard) or {}), "sha256": digest})
+    run.mark_complete(run.complete() or {})
     return run
 
 
