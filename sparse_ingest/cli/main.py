@@ -91,6 +91,9 @@ def _run() -> object:
             err=True,
         )
         return 1
+    except MemoryError:
+        click.echo(f"Error: out of memory. Give it more (ulimit -v, the limit of the container), {_AGAIN}", err=True)
+        return 1
     except OSError as error:
         # Arrow puts more than the system's message into strerror.
         reason = os.strerror(error.errno) if error.errno else str(error)

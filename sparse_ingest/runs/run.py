@@ -265,7 +265,8 @@ class Run:
         if record is None:
             raise RunError(f"{path} is missing, its file in done/ is there. Delete that file and encode again.")
         if not {"sha256", "rows"} <= record.keys():
-            raise RunError(f"The file of {path} in done/ names no sha256 or rows. Delete that file and encode again.")
+            file = self.path / "done" / f"{part_name(shard)}.json"
+            raise RunError(f"{file} names no sha256 or rows. Delete that file and encode again.")
         return record
 
     def refuse_mixed(self) -> None:
@@ -343,7 +344,7 @@ def open_run(run: RunLike) -> Run:
         content = parse_json(read_bytes(manifest))
         if isinstance(content, dict) and isinstance(found := content.get("format"), int) and found != FORMAT:
             raise RunError(
-                f"{path} has run format {found}; this release reads format {FORMAT}. "
+                f"{manifest} has run format {found}; this release reads format {FORMAT}. "
                 "Use the release that made it, or a newer one."
             )
         try:
