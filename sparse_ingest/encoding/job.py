@@ -31,9 +31,10 @@ from sparse_ingest.models.memory import BudgetLowered
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.reporting import SILENT, Reporter
 from sparse_ingest.runs.checking import checked_shard
+from sparse_ingest.runs.files import part_name
 from sparse_ingest.runs.manifest import FORMAT, Manifest
 from sparse_ingest.runs.reuse import OldVectors, refuse_unlike
-from sparse_ingest.runs.run import Run, begun_run, create_or_open_run, open_run, part_name, refuse_differences
+from sparse_ingest.runs.run import Run, begun_run, create_or_open_run, open_run, refuse_differences
 from sparse_ingest.runs.shards import shard_schema, write_shard
 from sparse_ingest.storage.places import Place, RemotePath, place_of
 

@@ -14,11 +14,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
-
-import pyarrow as pa
+from typing import Any, TypeVar
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows
@@ -26,6 +24,7 @@ from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import ShardPart, open_file, read_doc_ids, read_shard, read_shard_vectors, reading_shard
 from sparse_ingest.storage.places import Place, RemotePath
 
+T = TypeVar("T")
 _checked: dict[str, object] = {}  # shards by path: the hash that they had, and the state of the file at that time
 
 
@@ -58,18 +57,18 @@ def finished_shards(run: Run) -> list[int]:
 
 def shard_parts(run: Run, shard: int) -> Iterator[ShardPart]:
     """Yield the parts of a shard after its check; see `read_shard`."""
-    path, rows = checked_shard(run, shard), 0
-    for part in read_shard(path, tokens=len(run.vocabulary())):
-        rows += len(part.rows)
-        yield part
-    _refuse_other_rows(path, rows, run.rows_of(shard))
+    return _counted(run, shard, read_shard, lambda part: part.vectors)
 
 
 def shard_vectors(run: Run, shard: int) -> Iterator[SparseRows]:
     """Yield the vectors of a shard after its check; see `read_shard_vectors`."""
+    return _counted(run, shard, read_shard_vectors, lambda vectors: vectors)
+
+
+def _counted(run: Run, shard: int, read: Callable[..., Iterator[T]], vectors: Callable[[T], SparseRows]) -> Iterator[T]:
     path, rows = checked_shard(run, shard), 0
-    for part in read_shard_vectors(path, tokens=len(run.vocabulary())):
-        rows += len(part.doc_ids)
+    for part in read(path, tokens=len(run.vocabulary())):
+        rows += len(vectors(part).doc_ids)
         yield part
     _refuse_other_rows(path, rows, run.rows_of(shard))
 
@@ -103,7 +102,7 @@ def _state(path: Place, sha256: str) -> object:
     return sha256, about and (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
 
 
-def _refuse_other_hash(path: Place, file: BinaryIO | pa.NativeFile, expected: str) -> None:
+def _refuse_other_hash(path: Place, file: Any, expected: str) -> None:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != expected:
         raise RunError(

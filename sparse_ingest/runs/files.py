@@ -11,15 +11,17 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NotRequired, TypedDict
+from typing import Annotated, Any, NamedTuple
 
-from msgspec import Meta
+from msgspec import Meta, defstruct
 
 from sparse_ingest.errors import RunError, first_line
 from sparse_ingest.foreign_json import checked, read_json
 from sparse_ingest.runs.manifest import Count
 from sparse_ingest.storage.durable import write_atomic
 from sparse_ingest.storage.places import Place, RemotePath
+
+COUNTS = "rows nnz empty truncated skipped underflow windows reused deduplicated without_token".split()
 
 
 class SkippedRow(NamedTuple):
@@ -31,34 +33,16 @@ class SkippedRow(NamedTuple):
     reason: str
 
 
-class DoneRecord(TypedDict, total=False):
-    """The keys of a record in done/ that are read; earlier releases lack some."""
-
-    first_row: Count
-    rows: Count
-    nnz: Count
-    empty: Count
-    truncated: Count
-    skipped: Count
-    underflow: Count
-    windows: Count
-    reused: Count
-    deduplicated: Count
-    without_token: Count
-    sha256: str
-    input_sha256: str
-    run_id: str
-    next: Annotated[list[Count], Meta(min_length=4, max_length=4)]
-    of_rows: dict[str, str]
-    seconds: dict[str, float]
-
-
-class CompleteRecord(TypedDict):
-    """The keys of complete.json that are read beside the sums."""
-
-    shards: Annotated[int, Meta(ge=0, le=10_000_000)]
-    rows: Count
-    terms: NotRequired[Count]
+# The keys of a record in done/ and of complete.json that are read; earlier releases lack some.
+DoneRecord = defstruct(
+    "DoneRecord",
+    [(name, Count, 0) for name in ("first_row", *COUNTS)]
+    + [(name, str, "") for name in ("sha256", "input_sha256", "run_id")]
+    + [("next", tuple[Count, Count, Count, Count], (0, 0, 0, 0)), ("of_rows", dict[str, str], {})]
+    + [("seconds", dict[str, float], {})],
+)
+_Shards = Annotated[int, Meta(ge=0, le=10_000_000)]
+CompleteRecord = defstruct("CompleteRecord", [("shards", _Shards), ("rows", Count), ("terms", Count, 0)])
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, TypedDict
-
-from msgspec import Meta
+from typing import Any
 
 from sparse_ingest.errors import RunError, StorageError
 from sparse_ingest.foreign_json import checked, parse_json
@@ -120,14 +118,6 @@ def file_lock(path: Path) -> Iterator[bool]:
         yield True
 
 
-class _Holder(TypedDict, total=False):
-    """The content of a lease; `process` is a number that the system may give."""
-
-    token: str
-    host: str
-    process: Annotated[int, Meta(ge=1, le=1 << 30)]
-
-
 class _Lease:
     """A lease that is held: a thread writes it again until `stop`."""
 
@@ -169,9 +159,9 @@ def _read(place: RemotePath) -> bytes | None:
         return None
 
 
-def _holder(content: bytes | None) -> _Holder:
+def _holder(content: bytes | None) -> dict[str, Any]:
     try:
-        return checked(parse_json(content or b""), _Holder)
+        return checked(parse_json(content or b""), dict[str, Any])
     except ValueError:
         return {}
 
@@ -188,7 +178,7 @@ def _died_here(content: bytes) -> bool:
     """Return whether the holder was a process of this machine that no longer runs."""
     holder = _holder(content)
     number = holder.get("process")
-    if holder.get("host") != _here() or number is None:
+    if holder.get("host") != _here() or not isinstance(number, int) or not 0 < number < 1 << 30:
         return False
     try:
         os.kill(number, 0)

@@ -27,6 +27,7 @@ from typing import Any, TypeAlias
 from sparse_ingest.errors import RunError, first_line
 from sparse_ingest.foreign_json import checked, parse_json, read_bytes
 from sparse_ingest.runs.files import (
+    COUNTS,
     CompleteRecord,
     DoneRecord,
     RunReport,
@@ -140,13 +141,9 @@ class Run:
 
     def unchecked_vocabulary(self) -> str | None:
         """Return a note for runs of earlier releases, whose vocab.json has no hash; it is returned once."""
-        if self.manifest.vocabulary_sha256 or self._noted:
-            return None
-        self._noted = True
-        return (
-            f"{self.path} was made by an earlier release, which recorded no hash of vocab.json: whether the file is "
-            "unchanged cannot be checked."
-        )
+        noted, self._noted = self._noted, True
+        what = "was made by an earlier release, which recorded no hash of vocab.json: whether the file is unchanged"
+        return None if noted or self.manifest.vocabulary_sha256 else f"{self.path} {what} cannot be checked."
 
     def done(self, shard: int) -> dict[str, Any] | None:
         """Return the record of a finished shard, or None if the record or the shard is missing.
@@ -185,22 +182,19 @@ class Run:
                     "to a folder, or wait until it is complete."
                 )
             return list(range(complete["shards"]))
-        shards = []
-        for path in (self.path / "done").glob("part-*.json"):
-            number = path.name.removeprefix("part-").removesuffix(".json")
-            if not (number.isascii() and number.isdigit() and path.name == f"{part_name(int(number))}.json"):
-                raise RunError(f"{path} is no record of a shard, which part-00000.json would be. Delete or move it.")
-            shards.append(int(number))
-        return sorted(shards)
+        paths = {path.name: path for path in (self.path / "done").glob("part-*.json")}
+        shards = {f"{part_name(int(n))}.json": int(n) for name in paths if (n := name[5:-5]).isdecimal()}
+        for stray in paths.keys() - shards.keys():
+            raise RunError(f"{paths[stray]} is no record of a shard, as part-00000.json is. Delete or move it.")
+        return sorted(shards.values())
 
     def totals(self) -> dict[str, int]:
         """Return the number of finished shards, and the sums of the counts in their records."""
         return self._totals_of(self._records())
 
     def _totals_of(self, records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-        counts = "rows nnz empty truncated skipped underflow windows reused deduplicated without_token".split()
         # Earlier releases did not count the last ones.
-        sums = {name: sum(record.get(name, 0) for record in records) for name in counts}
+        sums = {name: sum(record.get(name, 0) for record in records) for name in COUNTS}
         return without_zero({"shards": len(records), **sums})
 
     def rows_done(self) -> int:

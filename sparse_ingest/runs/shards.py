@@ -7,7 +7,6 @@ are then those of the float32 weight.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -40,13 +39,6 @@ _COLUMNS = {
     "fields": ("string",),
 }
 _VECTORS = ["doc_id", "token_ids", "weights"]
-_DISK = " Check the disk or the network, and start again."
-_HELP = {
-    "out of memory": " Start again with more memory (ulimit -v, the limit of the container).",
-    os.strerror(errno.ENOMEM): " Start again with more memory (ulimit -v, the limit of the container).",
-    os.strerror(errno.EMFILE): " Start again with a higher limit of open files (ulimit -n).",
-    os.strerror(errno.ENOENT): " Copy it anew, or delete its file in done/ and encode again.",
-}
 _PART_BYTES = 16 << 20  # of fields read at a time: 8192 articles have hundreds of MB
 MAX_FLOAT16 = 65504.0
 WeightType = Literal["float16", "float32"]
@@ -237,9 +229,10 @@ def reading_shard(path: Place) -> Iterator[None]:
     except (OSError, MemoryError, pa.ArrowException, KeyError, ValueError) as error:
         # Arrow's own errors of content have no number.
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
-            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "out of memory"
+            reason = "out of memory" if isinstance(error, MemoryError) else os.strerror(error.errno or 0)
             raise RunError(
-                f"{path} cannot be read as a shard: {reason}.{_HELP.get(reason, _DISK)} Nothing was deleted."
+                f"{path} cannot be read as a shard: {reason}. Check its disk, its permissions and the limits of memory "
+                "and open files (ulimit -v, ulimit -n), and start again. Nothing was deleted."
             ) from error
         raise RunError(
             f"{path} cannot be read as a shard: {first_line(error)}. Copy it anew if its SHA-256 is not that of its "
