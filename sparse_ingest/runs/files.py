@@ -7,8 +7,9 @@ names it. Not covered: what the files mean together (run.py).
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -71,6 +72,17 @@ class RunReport:
 def without_zero(counts: dict[str, Any]) -> dict[str, Any]:
     """Drop `without_token` if it is 0: few runs have it, and files of earlier releases lack it."""
     return {name: count for name, count in counts.items() if count or name != "without_token"}
+
+
+def totals_of(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the number of records, and the sums of their counts; earlier releases did not count the last ones."""
+    sums = {name: sum(record.get(name, 0) for record in records) for name in COUNTS}
+    return without_zero({"shards": len(records), **sums})
+
+
+def sha256_of(records: Iterable[Mapping[str, Any]]) -> str:
+    """Return a hash over those of all shards: none can be replaced together with its record."""
+    return hashlib.sha256("\n".join(str(record.get("sha256")) for record in records).encode()).hexdigest()
 
 
 def part_name(shard: int) -> str:

@@ -18,7 +18,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,6 @@ from typing import Any, TypeAlias
 from sparse_ingest.errors import RunError, first_line
 from sparse_ingest.foreign_json import checked, parse_json, read_bytes
 from sparse_ingest.runs.files import (
-    COUNTS,
     CompleteRecord,
     DoneRecord,
     RunReport,
@@ -38,7 +37,8 @@ from sparse_ingest.runs.files import (
     read_record,
     reading,
     refuse_strangers,
-    without_zero,
+    sha256_of,
+    totals_of,
     write_json,
 )
 from sparse_ingest.runs.leases import Leases, file_lock
@@ -91,6 +91,9 @@ class Run:
     def shard_path(self, shard: int) -> Place:
         """Return the final path of a shard."""
         return self.path / "shards" / f"{part_name(shard)}.parquet"
+
+    def _record_path(self, shard: int) -> Place:
+        return self.path / "done" / f"{part_name(shard)}.json"
 
     def scratch_path(self, name: str) -> Path:
         """Return the path of a temporary file on this machine. Hold a lock while you write it."""
@@ -151,8 +154,7 @@ class Run:
         Raises:
             RunError: it cannot be read, or is the record of another run.
         """
-        path = self.path / "done" / f"{part_name(shard)}.json"
-        record = read_record(path, DoneRecord)
+        record = read_record(path := self._record_path(shard), DoneRecord)
         if record is None or not self.shard_path(shard).exists():
             return None
         # Earlier releases recorded neither the run nor the hash of vocab.json.
@@ -190,12 +192,7 @@ class Run:
 
     def totals(self) -> dict[str, int]:
         """Return the number of finished shards, and the sums of the counts in their records."""
-        return self._totals_of(self._records())
-
-    def _totals_of(self, records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-        # Earlier releases did not count the last ones.
-        sums = {name: sum(record.get(name, 0) for record in records) for name in COUNTS}
-        return without_zero({"shards": len(records), **sums})
+        return totals_of(self._records())
 
     def rows_done(self) -> int:
         """Source rows of the finished shards, those that were skipped included."""
@@ -219,12 +216,11 @@ class Run:
         self.refuse_lost()
         # In a store the first record stays: a process that has just lost its lock may have made other bytes.
         exclusive = isinstance(self.path, RemotePath)
-        record = {**record, "run_id": self.manifest.run_id}
-        write_json(self.path / "done" / f"{part_name(shard)}.json", record, exclusive=exclusive)
+        write_json(self._record_path(shard), {**record, "run_id": self.manifest.run_id}, exclusive=exclusive)
 
     def unmark_done(self, shard: int) -> None:
         """Mark a shard as unfinished, before it is replaced."""
-        (self.path / "done" / f"{part_name(shard)}.json").unlink(missing_ok=True)
+        self._record_path(shard).unlink(missing_ok=True)
         sync_folder(self.path / "done")
 
     def complete(self) -> dict[str, Any] | None:
@@ -247,7 +243,7 @@ class Run:
     def mark_complete(self, record: dict[str, Any]) -> None:
         """Mark the run as complete."""
         self.refuse_lost()
-        write_json(self.path / "complete.json", {**record, "shards_sha256": _sha256_of(self._records())})
+        write_json(self.path / "complete.json", {**record, "shards_sha256": sha256_of(self._records())})
 
     def need_done(self, shard: int) -> dict[str, Any]:
         """Return the record of a finished shard.
@@ -259,8 +255,7 @@ class Run:
         if record is None:
             raise RunError(f"{path} is missing, its file in done/ is there. Delete that file and encode again.")
         if not {"sha256", "rows"} <= record.keys():
-            file = self.path / "done" / f"{part_name(shard)}.json"
-            raise RunError(f"{file} names no sha256 or rows. Delete that file and encode again.")
+            raise RunError(f"{self._record_path(shard)} names no sha256 or rows. Delete that file and encode again.")
         return record
 
     def refuse_mixed(self) -> None:
@@ -272,8 +267,8 @@ class Run:
         if (complete := self.complete()) is None:
             return
         records = [self.need_done(shard) for shard in self.done_shards()]
-        found = {"terms" if name == "nnz" else name: count for name, count in self._totals_of(records).items()}
-        for name, here in {**found, "shards_sha256": _sha256_of(records)}.items():
+        found = {"terms" if name == "nnz" else name: count for name, count in totals_of(records).items()}
+        for name, here in {**found, "shards_sha256": sha256_of(records)}.items():
             if (expected := complete.get(name, here)) != here:
                 what = f"has mixed files: {name} is {expected} in complete.json, and {here} by the records in done/"
                 if name == "shards":
@@ -311,11 +306,6 @@ class Run:
             return
         with file_lock(Path(str(self._own_files)) / "locks" / f"{name}.lock") as held:
             yield held
-
-
-def _sha256_of(records: Iterable[Mapping[str, Any]]) -> str:
-    """Return a hash over those of all shards: none can be replaced together with its record."""
-    return hashlib.sha256("\n".join(str(record.get("sha256")) for record in records).encode()).hexdigest()
 
 
 # A run, or where it is: a folder, or an address as s3://bucket/prefix.
