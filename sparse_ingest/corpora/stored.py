@@ -29,7 +29,7 @@ from sparse_ingest.errors import CorpusError, StorageError, first_line
 from sparse_ingest.storage.places import Place, RemotePath
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-MAX_LINE = 1 << 26  # bytes; a line of it takes some 1.1 GB of memory, and a file without line feeds is no line
+MAX_LINE = 1 << 26  # bytes; a text takes 24 times its bytes of memory, and a file without line feeds is no line
 PACKED = (".gz", ".zst")  # suffixes of a compressed stream
 
 _BLOCK_BYTES = 1 << 20
