@@ -128,11 +128,7 @@ class Run:
         return (self.path / "vocab.json").exists()
 
     def vocabulary(self) -> list[str | None]:
-        """Return the token string of each id, None where an id has no token. The file is read only once.
-
-        Raises:
-            RunError: it is not what the manifest has the hash of, or no list of strings.
-        """
+        """Return the token string of each id, None where an id has no token; `RunError` if its hash is another."""
         if self._vocabulary is None:
             path, expected = self.path / "vocab.json", self.manifest.vocabulary_sha256
             with reading(path):
