@@ -100,6 +100,7 @@ def status(run: Place, as_json: bool) -> None:
     from sparse_ingest.searching.search import open_run
 
     opened = open_run(run)
+    opened.refuse_mixed()
     manifest = opened.manifest
     records = [record for shard in opened.done_shards() if (record := opened.done(shard))]
     seconds: Counter[str] = Counter()

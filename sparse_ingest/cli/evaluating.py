@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from sparse_ingest.errors import UsageError
 from sparse_ingest.evaluation.options import EvaluateOptions
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.reporting import aligned
+from sparse_ingest.storage.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from sparse_ingest.evaluation.evaluate import Evaluation, Latency
@@ -98,11 +99,11 @@ def _nano_beir(pipeline: Pipeline, options: EvaluateOptions, given: dict[str, An
     if not pipeline.model.document:
         raise UsageError("--nano-beir needs the model to evaluate: give --model or --pipeline.")
     names = list(dict.fromkeys([*CARD_MEASURES, *options.measures]))
-    with tempfile.TemporaryDirectory(prefix="sparse-ingest-") as folder, TerminalReporter() as reporter:
+    with contextlib.closing(ScratchFolder()) as scratch, TerminalReporter() as reporter:
         found = dict(
             evaluate_nano_beir(
                 collections_named(given["nano_beir"]),
-                Path(folder),
+                scratch.path,
                 pipeline=pipeline,
                 options=replace(options, measures=tuple(names)),
                 data_set=given["nano_beir_data"] or DATA_SET,

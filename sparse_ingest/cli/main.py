@@ -24,6 +24,8 @@ from sparse_ingest.errors import SparseIngestError
 from sparse_ingest.storage.waiting import left_behind
 
 _AGAIN = "then start the same command again: what is finished is kept."
+# Of the errors that a thread or a shared library without memory raises.
+_MEMORY = ("start new thread", "failed to map segment", "allocate memory")
 _ADVICE = {
     errno.ENOSPC: f" Free space there (or, for temporary files, set TMPDIR to another folder), {_AGAIN}",
     errno.EDQUOT: f" Free space there, or raise the quota, {_AGAIN}",
@@ -90,6 +92,12 @@ def _run() -> object:
             "locale (LC_ALL=C.UTF-8).",
             err=True,
         )
+        return 1
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _MEMORY):
+            raise
+        limits = "ulimit -v and -u, the limit of the container"
+        click.echo(f"Error: out of memory. Give the command more ({limits}), {_AGAIN}", err=True)
         return 1
     except OSError as error:
         # Arrow puts more than the system's message into strerror.

@@ -23,7 +23,7 @@ import pyarrow as pa
 from sparse_ingest.cluster.scores import DROPPED_BITS, LOWEST_WEIGHT, weight_codes
 from sparse_ingest.errors import PipelineError, RunError
 from sparse_ingest.records import SparseRows, batched
-from sparse_ingest.runs.shards import ShardPart
+from sparse_ingest.runs.shards import ShardPart, parse_fields
 
 MAX_BYTES = 8 << 20  # managed services refuse requests from 10 MiB
 MAX_DOCUMENTS = 5000
@@ -240,7 +240,7 @@ class BodyWriter:
             return action + opening
         # Parsing every object would cost more than writing it. Most often the two names are one, and none is there.
         for name in self._names:
-            if name in carried and self._field in json.loads(carried):
+            if name in carried and self._field in parse_fields(carried, doc_id):
                 raise PipelineError(
                     f"The documents carry a field {self._field!r}, which is also the name of the sparse field. "
                     "Choose another one with --field, or leave that field out with encode --keep."

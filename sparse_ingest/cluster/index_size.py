@@ -14,7 +14,6 @@ Not covered: the clusters of sparse_vector, vectors in `_source` (`source = "kee
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,8 @@ import pyarrow as pa
 
 from sparse_ingest.cluster.field_types import MAX_KEYWORD
 from sparse_ingest.cluster.scores import BLOCK, dictionary_bytes, posting_bytes
-from sparse_ingest.runs.shards import ShardPart
+from sparse_ingest.errors import RunError
+from sparse_ingest.runs.shards import ShardPart, parse_fields
 
 # Words as OpenSearch's standard analyzer finds them: ideographs and hiragana are words of one character.
 _ALONE = "\u3040-\u309f\u3400-\u9fff\uf900-\ufaff"
@@ -65,9 +65,9 @@ class IndexSize:
         self._frequencies = found
         self._id_bytes += sum(len(doc_id.encode()) for doc_id in part.vectors.doc_ids)
         self._source_bytes += _compressed_bytes(part.vectors.doc_ids, part.fields)
-        for fields in part.fields:
-            with suppress(RecursionError):  # nested too deeply, which load refuses
-                for name, value in json.loads(fields).items():
+        for doc_id, fields in zip(part.vectors.doc_ids, part.fields, strict=True):
+            with suppress(RunError):  # no JSON object, which load refuses
+                for name, value in parse_fields(fields, doc_id).items():
                     if name in _TEXT and isinstance(value, str):
                         self._add_text(name, value)
                     else:

@@ -27,18 +27,41 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
-from sparse_ingest.errors import RunError
+from sparse_ingest.errors import RunError, first_line
+from sparse_ingest.foreign_json import MAX_BYTES, checked, parse_json, read_json
 from sparse_ingest.records import Refusal
+from sparse_ingest.runs.manifest import Count
 from sparse_ingest.runs.run import Run
-from sparse_ingest.storage.durable import atomic_file, naming, sync_folder
+from sparse_ingest.storage.durable import atomic_file, naming, open_own, sync_folder
 from sparse_ingest.storage.places import Place, RemotePath
 from sparse_ingest.storage.scratch import ScratchFolder
 
 _FILES = ("dead.jsonl", "journal.jsonl", "merged.json")  # in order of upload
-_LETTER_KEYS = ("id", "shard", "row", "status", "reason")  # of a line of dead.jsonl
+
+
+class _JournalLine(TypedDict):
+    """The keys of a line of journal.jsonl that are read."""
+
+    shard: Count
+    rows: Count
+    refused: NotRequired[Count]
+    unchanged: NotRequired[Count]
+    sha256: NotRequired[str | None]
+    rules: NotRequired[dict[str, Any]]
+
+
+class _Letter(TypedDict):
+    """A line of dead.jsonl."""
+
+    id: str
+    shard: Count
+    row: Count
+    status: int
+    reason: str
 
 
 class Journal:
@@ -53,18 +76,18 @@ class Journal:
 
     def finished(self) -> dict[int, dict[str, Any]]:
         """Return the last line of each finished shard."""
-        return {int(line["shard"]): line for line in _lines(self._journal)}
+        return {line["shard"]: line for line in _lines(self._journal, _JournalLine)}
 
     def dead(self) -> Iterator[Refusal]:
         """Yield the dead letters of the finished shards."""
         finished = self.finished().keys()
-        for line in _lines(self._dead):
+        for line in _lines(self._dead, _Letter):
             if line["shard"] in finished:
-                yield Refusal(*(line[key] for key in _LETTER_KEYS))
+                yield Refusal(*(line[key] for key in _Letter.__annotations__))
 
     def dead_rows(self, shard: int) -> list[int]:
         """Return the source rows of a shard's dead letters."""
-        return [line["row"] for line in _lines(self._dead) if line["shard"] == shard]
+        return [line["row"] for line in _lines(self._dead, _Letter) if line["shard"] == shard]
 
     def refused(self) -> dict[int, int]:
         """Return how many dead letters each finished shard has. Shards without any are omitted."""
@@ -73,7 +96,7 @@ class Journal:
     def merged(self) -> dict[str, int] | None:
         """Return the last state of `record_merged`, or None. An unreadable file only costs one more merge."""
         with contextlib.suppress(FileNotFoundError, ValueError):
-            return dict(json.loads(self._merged.read_bytes()))
+            return read_json(self._merged, dict[str, int])
         return None
 
     def record_merged(self, state: Mapping[str, int]) -> None:
@@ -86,7 +109,7 @@ class Journal:
     def begin(self, shards: Collection[int]) -> None:
         """Delete the dead letters of earlier attempts at these shards."""
         self._dead.parent.mkdir(parents=True, exist_ok=True)
-        if any(line["shard"] in shards for line in _lines(self._dead)):
+        if any(line["shard"] in shards for line in _lines(self._dead, _Letter)):
             self._replace_dead(shards, ())
             self._publish()
 
@@ -130,7 +153,7 @@ class Journal:
 
     def _replace_dead(self, shards: Collection[int], letters: Iterable[Refusal]) -> None:
         """Replace the dead letters of some shards atomically, one line at a time."""
-        others = (line for line in _lines(self._dead) if line["shard"] not in shards)
+        others = (line for line in _lines(self._dead, _Letter) if line["shard"] not in shards)
         with atomic_file(self._dead) as file:
             file.writelines(map(_as_bytes, others))
             file.writelines(_as_bytes(_line(letter)) for letter in letters)
@@ -224,24 +247,26 @@ def documents_of(line: Mapping[str, Any]) -> int:
 
 
 def _line(letter: Refusal) -> dict[str, Any]:
-    return dict(zip(_LETTER_KEYS, letter, strict=True))
+    return dict(zip(_Letter.__annotations__, letter, strict=True))
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path, kind: type[Any]) -> Iterator[dict[str, Any]]:
     """Yield the complete lines of a file; none if there is no file."""
     if not path.exists():
         return
+    if not path.is_file():
+        raise RunError(f"{path} is no regular file, a journal was expected. Delete it to load all shards again.")
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
+        for number, line in enumerate(iter(partial(file.readline, MAX_BYTES + 1), b""), start=1):
+            if not line.endswith(b"\n") and len(line) <= MAX_BYTES:
                 return
             try:
-                content = json.loads(line)
-                content["shard"]
-            except (ValueError, TypeError, KeyError) as error:
+                content: dict[str, Any] = parse_json(line)
+                checked(content, kind)
+            except ValueError as error:
                 raise RunError(
-                    f"{path}, line {number} is no JSON of a shard ({error}). Restore the file, or delete its folder to "
-                    "load all shards again; documents keep their ids, so none is doubled."
+                    f"{path}, line {number} is no JSON of a shard ({first_line(error)}). Restore the file, or delete "
+                    "its folder to load all shards again; documents keep their ids, so none is doubled."
                 ) from error
             yield content
 
@@ -254,7 +279,7 @@ def _as_bytes(line: dict[str, Any]) -> bytes:
 def _append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Append lines and flush them to disk."""
     new = not path.exists()
-    with naming(path), path.open("ab+") as file:
+    with naming(path), os.fdopen(open_own(path, os.O_RDWR | os.O_APPEND), "ab+") as file:
         file.truncate(_complete_bytes(path))
         for line in lines:
             file.write(_as_bytes(line))

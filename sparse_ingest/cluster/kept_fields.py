@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sparse_ingest.cluster.field_types import MAX_KEYWORD, Values, fits
-from sparse_ingest.errors import listed
+from sparse_ingest.errors import RunError, listed
 from sparse_ingest.records import MAX_LEVELS, field_path, is_within, refused_name
+from sparse_ingest.runs.shards import parse_fields
 
 MAX_FIELDS = 500  # in a run; an index maps at most 1,000 by default (index.mapping.total_fields.limit)
 _CARRIED = ("title", "text")
@@ -87,9 +88,9 @@ class KeptFields:
         self._broken = []
         for doc_id, text in zip(doc_ids, fields, strict=True):
             try:
-                carried = json.loads(text)
-            except RecursionError:
-                self._break("documents whose fields are nested too deeply", _short(doc_id))
+                carried = parse_fields(text, doc_id)
+            except RunError:
+                self._break("documents whose fields are no JSON object, or nested too deeply", _short(doc_id))
                 continue
             for name, value in carried.items():
                 if reason := refused_name(name):

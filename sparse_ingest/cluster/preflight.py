@@ -24,7 +24,7 @@ from sparse_ingest.cluster.kept_fields import KeptFields
 from sparse_ingest.cluster.scores import LOWEST_WEIGHT, weight_codes
 from sparse_ingest.errors import ClusterError, RunError
 from sparse_ingest.records import SparseRows, field_path, is_within
-from sparse_ingest.runs.shards import ShardPart
+from sparse_ingest.runs.shards import ShardPart, parse_fields
 
 NAMED_DOCUMENTS = 20  # documents that an error names for each rule
 MAX_ID_BYTES = 512
@@ -188,7 +188,7 @@ class _DocumentChecker:
         # Parsing every object would cost more than all the rest: look for the name first.
         found = {row for needle in self._needles for row, carried in enumerate(part.fields) if needle in carried}
         for row in sorted(found):
-            if clashes(json.loads(part.fields[row]), self._limits.field):
+            if clashes(parse_fields(part.fields[row], vectors.doc_ids[row]), self._limits.field):
                 self._note(
                     f"documents that carry a field {self._limits.field!r}, the name of the sparse field (choose "
                     "another one with --field, or leave that field out with encode --keep)",

@@ -42,6 +42,7 @@ from sparse_ingest.corpora.sources import Corpus
 from sparse_ingest.corpora.stored import MAX_LINE, FoundFile
 from sparse_ingest.corpora.text_formats import JsonLines, Quoting
 from sparse_ingest.errors import CorpusError, UsageError, first_line
+from sparse_ingest.foreign_json import parse_json
 from sparse_ingest.storage.scratch import ScratchFolder
 
 _BLOCK_BYTES = 1 << 20  # of lines that are written at one time
@@ -108,7 +109,7 @@ def memory_corpus(rows: object, *, fields: FieldNames) -> Corpus:
         count, digest = _spool(found, path)
         return Corpus((SpooledRows(FoundFile.found(path), count, digest, folder),), fields)
     except BaseException:
-        folder.remove()  # now: the traceback keeps a reference to it
+        folder.close()  # now: the traceback keeps a reference to it
         raise
 
 
@@ -134,7 +135,7 @@ class SpooledRows(JsonLines):
 
     def _columns(self, raw: bytes) -> dict[str, object] | None:
         if raw.startswith(b'"'):
-            raise BadRow(json.loads(raw))
+            raise BadRow(str(parse_json(raw)))
         return super()._columns(raw)
 
 

@@ -26,8 +26,8 @@ from sparse_ingest.errors import CorpusError
 
 MSMARCO_COLUMNS = ("_id", "text")
 
-# Characters of one value. csv keeps four bytes for each while a quote is open, and OpenSearch takes no larger document.
-_MAX_VALUE = 1 << 27
+# Characters of one value: csv keeps four bytes for each while a quote is open.
+_MAX_VALUE = 1 << 26
 _MAX_ARRAY = 1 << 30  # bytes, which become several times as many of Python objects
 _SEPARATORS = {"csv": ",", "tsv": "\t", "msmarco": "\t"}
 _NO_QUOTES = "pass --quoting none if quotes have no meaning in this file"

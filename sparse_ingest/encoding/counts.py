@@ -23,7 +23,7 @@ import numpy.typing as npt
 import orjson
 
 from sparse_ingest.records import SourceRow
-from sparse_ingest.runs.run import SkippedRow
+from sparse_ingest.runs.files import SkippedRow
 from sparse_ingest.runs.shards import ShardPart
 
 _NAMES = ("truncated", "windows", "reused", "deduplicated", "underflow")

@@ -16,8 +16,9 @@ from sparse_ingest.corpora.sources import Cursor, Position
 from sparse_ingest.encoding.counts import counts_of
 from sparse_ingest.errors import CorpusError, RunError
 from sparse_ingest.records import SourceRow, document_id
+from sparse_ingest.runs.files import SkippedRow, part_name
 from sparse_ingest.runs.ids import Duplicate, find_duplicates, remove_rows
-from sparse_ingest.runs.run import Run, SkippedRow, part_name
+from sparse_ingest.runs.run import Run
 
 AT_ONCE = 100_000  # duplicates whose places are held, some 100 MB; for more of them all ids are read again
 WAIT_S = 1.0  # between looks at a shard that another process holds

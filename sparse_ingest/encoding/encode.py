@@ -23,7 +23,8 @@ from sparse_ingest.executors.local import Worker, run_on_devices
 from sparse_ingest.pipeline import ModelSettings, Pipeline, options_from, pipeline_of
 from sparse_ingest.records import field_path, is_within
 from sparse_ingest.reporting import Reporter, reporter_of
-from sparse_ingest.runs.run import Run, has_manifest, open_run
+from sparse_ingest.runs.files import has_manifest
+from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.storage.durable import naming
 from sparse_ingest.storage.places import Place, place_of
 

@@ -30,11 +30,13 @@ from sparse_ingest.executors.local import Worker
 from sparse_ingest.models.memory import BudgetLowered
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.reporting import SILENT, Reporter
+from sparse_ingest.runs.checking import checked_shard
+from sparse_ingest.runs.files import part_name
 from sparse_ingest.runs.manifest import FORMAT, Manifest
 from sparse_ingest.runs.reuse import OldVectors, refuse_unlike
-from sparse_ingest.runs.run import Run, begun_run, create_or_open_run, open_run, part_name, refuse_differences
+from sparse_ingest.runs.run import Run, begun_run, create_or_open_run, open_run, refuse_differences
 from sparse_ingest.runs.shards import shard_schema, write_shard
-from sparse_ingest.storage.places import Place, place_of
+from sparse_ingest.storage.places import Place, RemotePath, place_of
 
 if TYPE_CHECKING:
     from sparse_ingest.models.documents import DocumentEncoder
@@ -203,7 +205,14 @@ class _Job:
             self._stop_if_requested()
 
     def _pass_over(self, shard: int, done: dict[str, Any]) -> None:
-        """Skip a finished shard; unless the corpus is trusted, its rows must be those that were encoded."""
+        """Skip a finished shard; unless the corpus is trusted, its file and rows must be those that were encoded."""
+        if not self.options.trust_corpus and not isinstance(self.run.path, RemotePath):
+            try:
+                checked_shard(self.run, shard)
+            except RunError:
+                # Another process that finishes the run may have replaced the shard, to remove duplicates.
+                if self.run.done(shard) == done:
+                    raise
         if self.options.trust_corpus:
             self.cursor.jump(Position(*done["next"]))
         else:

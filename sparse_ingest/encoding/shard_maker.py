@@ -47,7 +47,7 @@ from sparse_ingest.pipeline import EncodeSettings
 from sparse_ingest.pruning import prune
 from sparse_ingest.records import PARENT, Document, SourceRow, SparseRows, passage_id
 from sparse_ingest.reporting import Reporter
-from sparse_ingest.runs.run import SkippedRow
+from sparse_ingest.runs.files import SkippedRow
 from sparse_ingest.runs.shards import PART_ROWS, ShardPart, store_weights, text_hash
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ Not covered: collections on a hub (nano_beir.py).
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import Counter
@@ -31,8 +30,9 @@ from sparse_ingest.evaluation.trec import read_trec_run, trec_lines, written
 from sparse_ingest.pipeline import options_from
 from sparse_ingest.records import PARENT, document_id, passage_number
 from sparse_ingest.reporting import Reporter, reporter_of
+from sparse_ingest.runs.checking import finished_shards, shard_parts, shard_vectors
 from sparse_ingest.runs.run import Run, RunLike
-from sparse_ingest.runs.shards import read_shard, read_shard_vectors
+from sparse_ingest.runs.shards import parse_fields
 from sparse_ingest.searching.hits import Ranked, first_of_each
 from sparse_ingest.searching.query import QueryModel
 from sparse_ingest.searching.run_search import rank_run
@@ -298,8 +298,8 @@ def _count_terms(run: Run, wanted: set[str]) -> tuple[TermCounts, int, int, int]
     parents: set[str] = set()
     most = 0
     of_passages = run.manifest.identity.get("overflow") == "passages"
-    for shard in run.done_shards():
-        for rows in read_shard_vectors(run.shard_path(shard)):
+    for shard in finished_shards(run):
+        for rows in shard_vectors(run, shard):
             holding += np.bincount(rows.token_ids, minlength=len(vocabulary))
             count += len(rows.doc_ids)
             known += sum(1 for doc_id in rows.doc_ids if doc_id in wanted)
@@ -338,10 +338,10 @@ def _rank_texts(run: Run, queries: Sequence[Query], size: int, most_passages: in
 
 
 def _texts(run: Run) -> Iterator[tuple[str, str]]:
-    for shard in run.done_shards():
-        for part in read_shard(run.shard_path(shard)):
+    for shard in finished_shards(run):
+        for part in shard_parts(run, shard):
             for doc_id, carried in zip(part.vectors.doc_ids, part.fields, strict=True):
-                fields = json.loads(carried)
+                fields = parse_fields(carried, doc_id)
                 if "text" not in fields:
                     raise CorpusError(
                         f"{run.path} carries no texts, which BM25 searches. Leave --bm25 out, or encode it without "

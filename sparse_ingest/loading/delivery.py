@@ -29,8 +29,9 @@ from sparse_ingest.pruning import prune
 from sparse_ingest.records import Outcome, Refusal
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.changes import Changes
+from sparse_ingest.runs.checking import shard_parts
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.shards import read_shard, take_rows
+from sparse_ingest.runs.shards import take_rows
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Operations:
         if self.changes and rows is None:
             parts = self.changes.documents(shard)
         else:
-            parts = read_shard(self.run.shard_path(shard))
+            parts = shard_parts(self.run, shard)
         if rows is not None:
             wanted = np.array(list(rows), dtype=np.uint64)
             parts = (take_rows(part, np.flatnonzero(np.isin(part.rows, wanted))) for part in parts)

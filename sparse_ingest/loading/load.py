@@ -112,6 +112,8 @@ def load(
             f"{folder.path} has no documents to load. Check its corpus and `sparse-ingest status {folder.path}`; if an "
             "index without documents is intended, pass --allow-empty."
         )
+    if note := folder.unchecked_vocabulary():
+        reporter.note(note)
     older = _older(folder, chosen)
     if chosen.async_translog:
         reporter.warn(settings_guard.ASYNC_RISK)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pwd
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,8 +116,15 @@ def hand_over(folder: Path, account: Account | None) -> None:
             )
         return
     if folder.stat().st_uid != account.pw_uid:
-        for parent, folders, files in os.walk(folder):
+        for parent, folders, files, at in os.fwalk(folder):
             for name in (*folders, *files):
-                os.chown(Path(parent) / name, account.pw_uid, account.pw_gid, follow_symlinks=False)
+                about = os.stat(name, dir_fd=at, follow_symlinks=False)
+                if stat.S_ISREG(about.st_mode) and about.st_nlink > 1 and about.st_uid != account.pw_uid:
+                    # Its other name may be any file of this file system.
+                    raise LocalServerError(
+                        f"{parent}/{name} is a hard link, and would be given to the user {account.pw_name} under its "
+                        "other names too. Copy the folder, or give another --data."
+                    )
+                os.chown(name, account.pw_uid, account.pw_gid, dir_fd=at, follow_symlinks=False)
         # Last: an interrupted walk is then done again.
         os.chown(folder, account.pw_uid, account.pw_gid)

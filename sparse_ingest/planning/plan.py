@@ -37,8 +37,9 @@ from sparse_ingest.planning.sweep import Sweep
 from sparse_ingest.queries.weight_table import QueryWeights, prune_query
 from sparse_ingest.records import Query
 from sparse_ingest.reporting import Reporter, reporter_of
+from sparse_ingest.runs.checking import checked_shard, finished_shards, shard_vectors
 from sparse_ingest.runs.run import Run, RunLike, open_run
-from sparse_ingest.runs.shards import read_doc_ids, read_shard_vectors
+from sparse_ingest.runs.shards import read_doc_ids
 from sparse_ingest.searching.exact import QueryVector
 from sparse_ingest.searching.hits import Ranked
 from sparse_ingest.searching.pipelines import pipeline_of_run
@@ -154,8 +155,8 @@ class _Job:
 
     def read(self, reporter: Reporter) -> None:
         """Read the run once."""
-        for shard in self.run.done_shards():
-            for vectors in read_shard_vectors(self.run.shard_path(shard)):
+        for shard in finished_shards(self.run):
+            for vectors in shard_vectors(self.run, shard):
                 self.sweep.add(vectors)
                 reporter.advance(len(vectors.doc_ids))
         self.ids = _ids_at(self.run, self.sweep.all_places()) if self.qrels or self.index else {}
@@ -330,7 +331,7 @@ def _sampled(queries: Iterable[Query], qrels: Qrels | None, sample: int) -> list
 def _ids_at(run: Run, places: npt.NDArray[np.uint32]) -> dict[int, str]:
     """The ids of the documents at these places among all rows of the run."""
     wanted = set(places.tolist())
-    doc_ids = (doc_id for shard in run.done_shards() for _, doc_id in read_doc_ids(run.shard_path(shard)))
+    doc_ids = (doc_id for shard in run.done_shards() for _, doc_id in read_doc_ids(checked_shard(run, shard)))
     return {place: doc_id for place, doc_id in enumerate(doc_ids) if place in wanted}
 
 

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.errors import RunError
-from sparse_ingest.runs.checking import refuse_other_rows
+from sparse_ingest.runs.checking import checked_shard, finished_shards, shard_parts
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.shards import ShardPart, read_doc_ids, read_shard, take_rows
+from sparse_ingest.runs.shards import ShardPart, read_doc_ids, take_rows
 from sparse_ingest.runs.sorted_pieces import SECOND, Numbers, SortedPieces, match
 
 RANGE_ROWS = 200_000  # rows of both runs merged at a time: 6 MB, five times that while they are sorted
@@ -67,7 +67,7 @@ class Changes:
     def documents(self, shard: int) -> Iterator[ShardPart]:
         """The documents of a shard of the newer run that differ, one row group at a time."""
         first = self._new_places[shard].start
-        for part in read_shard(self._new.shard_path(shard)):
+        for part in shard_parts(self._new, shard):
             differs = np.array(self._differs[first : first + len(part.rows)])
             first += len(part.rows)
             if differs.any():
@@ -81,7 +81,7 @@ class Changes:
         """The ids of the older run that the newer one lacks, in order of the older run."""
         for shard, places in self._old_places.items():
             if self._missing[places].any():
-                for place, (_, doc_id) in enumerate(read_doc_ids(self._old.shard_path(shard)), start=places.start):
+                for place, (_, doc_id) in enumerate(read_doc_ids(checked_shard(self._old, shard)), start=places.start):
                     if self._missing[place]:
                         yield doc_id
 
@@ -98,7 +98,7 @@ class Changes:
 
 def _places(run: Run) -> tuple[dict[int, slice], int]:
     """Return the places of the documents of each finished shard in the run, and the number of all documents."""
-    shards = run.done_shards()
+    shards = finished_shards(run)
     ends = list(accumulate(map(run.rows_of, shards), initial=0))
     return {shard: slice(*span) for shard, span in zip(shards, pairwise(ends), strict=True)}, ends[-1]
 
@@ -113,7 +113,7 @@ def _add(run: Run, places: dict[int, slice], pieces: SortedPieces, mark: np.uint
     """Add a row for each document of a run, marked as of this run."""
     for shard, expected in places.items():
         place = expected.start
-        for part in read_shard(run.shard_path(shard)):
+        for part in shard_parts(run, shard):
             rows = np.empty((len(part.rows), 4), dtype=np.uint64)
             ids = b"".join(hashlib.blake2b(doc_id.encode(), digest_size=16).digest() for doc_id in part.vectors.doc_ids)
             rows[:, :_CONTENT] = np.frombuffer(ids, dtype=np.uint64).reshape(-1, 2)
@@ -125,7 +125,6 @@ def _add(run: Run, places: dict[int, slice], pieces: SortedPieces, mark: np.uint
             rows[:, _PLACE] = np.arange(place, place + len(part.rows), dtype=np.uint64) | mark
             pieces.add(rows)
             place += len(part.rows)
-        refuse_other_rows(run.shard_path(shard), place - expected.start, expected.stop - expected.start)
 
 
 def _content_hashes(part: ShardPart) -> Numbers:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparse_ingest.runs.run import Run, SkippedRow
+from sparse_ingest.runs.files import SkippedRow
+from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import ShardPart, drop_rows, read_doc_ids, read_shard, shard_schema_of, write_shard
 from sparse_ingest.runs.sorted_pieces import SortedPieces
 

@@ -15,6 +15,7 @@ Storage do; elsewhere the time of one request stays open, and `load` refuses the
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -27,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ingest.errors import RunError, StorageError
+from sparse_ingest.foreign_json import checked, parse_json
+from sparse_ingest.storage.durable import open_own
 from sparse_ingest.storage.places import RemotePath
 
 RENEWED_S = 10.0
@@ -98,8 +101,10 @@ def file_lock(path: Path) -> Iterator[bool]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
+        file = os.fdopen(open_own(path, os.O_RDWR), "rb")
     except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ELOOP, errno.ENXIO):
+            raise RunError(f"{path} is a link or no regular file, a lock was expected. Delete it.") from error
         raise RunError(
             f"{path} cannot be created: {error.strerror}. Locks of a run that cannot be written are kept in "
             "SPARSE_INGEST_HOME: set it to a folder that can be written and has space."
@@ -156,10 +161,9 @@ def _read(place: RemotePath) -> bytes | None:
 
 def _holder(content: bytes | None) -> dict[str, Any]:
     try:
-        found = json.loads(content or b"")
+        return checked(parse_json(content or b""), dict[str, Any])
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _here() -> str:
@@ -174,7 +178,7 @@ def _died_here(content: bytes) -> bool:
     """Return whether the holder was a process of this machine that no longer runs."""
     holder = _holder(content)
     number = holder.get("process")
-    if holder.get("host") != _here() or not isinstance(number, int):
+    if holder.get("host") != _here() or not isinstance(number, int) or not 0 < number < 1 << 30:
         return False
     try:
         os.kill(number, 0)

@@ -11,12 +11,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple
+
+from msgspec import Meta
+
+from sparse_ingest.foreign_json import checked
+from sparse_ingest.pipeline import EncodeSettings, ModelSettings
 
 FORMAT = 1
 SHARD_ROWS = 65536
 Identity = dict[str, Any]
+_SETTINGS = set(EncodeSettings.__dataclass_fields__)
+Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 
 
 @dataclass(frozen=True)
@@ -24,15 +31,33 @@ class Manifest:
     """The content of manifest.json.
 
     `model` names the checkpoint as the user gave it, and the values its settings resolved to, so that a search can use
-    the same one. `auto` records what each `auto` chose and why. Neither is part of the identity.
+    the same one. `auto` records what each `auto` chose and why. `vocabulary_sha256` is the hash of vocab.json, "" in
+    runs of earlier releases. None of them is part of the identity.
     """
 
     format: int
     run_id: str
     identity: Identity
-    shard_rows: int
-    model: dict[str, Any]
-    auto: dict[str, Any]
+    shard_rows: Annotated[int, Meta(ge=1)]
+    model: dict[str, Any] = field(default_factory=dict)
+    auto: dict[str, Any] = field(default_factory=dict)
+    vocabulary_sha256: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if the parts do not belong together, or a setting has a value of the wrong type."""
+        if self.run_id != run_id(self.identity):
+            raise ValueError("run_id is not the hash of the identity")
+        checked({name: self.identity[name] for name in _SETTINGS & self.identity.keys()}, EncodeSettings)
+        for settings in (self.model, self.model.get("query_side") or {}):
+            checked(settings, _RecordedModel)
+
+
+@dataclass(frozen=True)
+class _RecordedModel(ModelSettings):
+    """The keys of `model` and of its `query_side` that are read."""
+
+    sha256: str | None = None
+    kind: str | None = None
 
 
 class Difference(NamedTuple):

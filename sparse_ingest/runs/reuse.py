@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows
+from sparse_ingest.runs.checking import checked_shard, finished_shards
 from sparse_ingest.runs.manifest import Identity, differences
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_text_hashes, read_vectors
@@ -90,16 +91,17 @@ class OldVectors:
 
     def _read_group(self, address: int) -> SparseRows:
         shard, group = address >> _GROUP_BITS, address & ((1 << _GROUP_BITS) - 1)
-        return read_vectors(self._run.shard_path(shard), group)
+        tokens = len(self._run.vocabulary())
+        return read_vectors(checked_shard(self._run, shard), group, tokens=tokens)
 
 
 def _sorted_table(run: Run, scratch: Path) -> tuple[npt.NDArray[np.bytes_], Numbers]:
     """The hashes of all finished shards in order, and the first address of each, in files without a name."""
-    shards = run.done_shards()
+    shards = finished_shards(run)
     pieces = SortedPieces(scratch, 3, rows=sum(map(run.rows_of, shards)), range_rows=RANGE_ROWS)
     hashes, addresses = (tempfile.TemporaryFile(dir=scratch) for _ in range(2))
     for shard in shards:
-        for group, digests in enumerate(read_text_hashes(run.shard_path(shard))):
+        for group, digests in enumerate(read_text_hashes(checked_shard(run, shard))):
             pieces.add(_addressed(shard, group, digests))
     for table in pieces.ranges():
         # A stable sort of rows in order of the run: the first of equal hashes is the first of the run.

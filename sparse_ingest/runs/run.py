@@ -15,52 +15,37 @@ Not covered: the content of shards (shards.py) and of load/ (cluster/journal.py)
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, TypeAlias
 
-from sparse_ingest.errors import RunError
+from sparse_ingest.errors import RunError, first_line
+from sparse_ingest.foreign_json import checked, parse_json, read_bytes
+from sparse_ingest.runs.files import (
+    CompleteRecord,
+    DoneRecord,
+    RunReport,
+    SkippedRow,
+    has_manifest,
+    json_bytes,
+    part_name,
+    read_record,
+    reading,
+    refuse_strangers,
+    sha256_of,
+    totals_of,
+    write_json,
+)
 from sparse_ingest.runs.leases import Leases, file_lock
 from sparse_ingest.runs.manifest import FORMAT, Identity, Manifest, differences
 from sparse_ingest.storage.durable import sync_folder, write_atomic
 from sparse_ingest.storage.places import Place, RemotePath, place_of
 from sparse_ingest.storage.scratch import ScratchFolder, user_folder
-
-
-class SkippedRow(NamedTuple):
-    """A source row that `--on-bad-document skip` skipped. `line` counts from 1 within `file`."""
-
-    row: int
-    file: str
-    line: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class RunReport:
-    """What a complete run holds, summed over its shards; `--json` prints these keys (`without_token` if above 0)."""
-
-    run: str
-    run_id: str
-    shards: int
-    rows: int
-    terms: int
-    empty: int
-    truncated: int
-    skipped: int
-    underflow: int
-    windows: int = 0
-    reused: int = 0
-    deduplicated: int = 0
-    without_token: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON has them."""
-        return _without_zero(asdict(self))
 
 
 class Run:
@@ -70,6 +55,7 @@ class Run:
         self.path = path
         self.manifest = manifest
         self._vocabulary: list[str | None] | None = None
+        self._noted = False
 
     def __repr__(self) -> str:
         state = f"{complete['rows']:,} rows" if (complete := self.complete()) else "not complete"
@@ -106,6 +92,9 @@ class Run:
         """Return the final path of a shard."""
         return self.path / "shards" / f"{part_name(shard)}.parquet"
 
+    def _record_path(self, shard: int) -> Place:
+        return self.path / "done" / f"{part_name(shard)}.json"
+
     def scratch_path(self, name: str) -> Path:
         """Return the path of a temporary file on this machine. Hold a lock while you write it."""
         if isinstance(self.path, RemotePath) or not self.writable:
@@ -129,23 +118,49 @@ class Run:
     def skipped(self, shard: int) -> list[SkippedRow]:
         """Return the rows that a shard skipped."""
         path = self.skipped_path(shard)
-        lines = path.read_bytes().decode().split("\n")[:-1] if path.exists() else []
-        return [SkippedRow(**json.loads(line)) for line in lines]
+        with reading(path):
+            lines = read_bytes(path).split(b"\n")[:-1] if path.exists() else []
+            records = (checked(parse_json(line), dict[str, Any]) for line in lines)
+            return [checked(list(map(record.get, SkippedRow._fields)), SkippedRow) for record in records]
 
     def has_vocabulary(self) -> bool:
         """Return False only if the process that created the run died between its first two files."""
         return (self.path / "vocab.json").exists()
 
     def vocabulary(self) -> list[str | None]:
-        """Return the token string of each id, None where an id has no token. The file is read only once."""
+        """Return the token string of each id, None where an id has no token; `RunError` if its hash is another."""
         if self._vocabulary is None:
-            self._vocabulary = cast(list[str | None], _read_json(self.path / "vocab.json"))
+            path, expected = self.path / "vocab.json", self.manifest.vocabulary_sha256
+            with reading(path):
+                content = read_bytes(path)
+                if expected and (found := hashlib.sha256(content).hexdigest()) != expected:
+                    raise ValueError(f"it has SHA-256 {found[:12]}, manifest.json says {expected[:12]}")
+                self._vocabulary = checked(parse_json(content), list[str | None])
         return self._vocabulary
 
+    def unchecked_vocabulary(self) -> str | None:
+        """Return a note for runs of earlier releases, whose vocab.json has no hash; it is returned once."""
+        noted, self._noted = self._noted, True
+        what = "was made by an earlier release, which recorded no hash of vocab.json: whether the file is unchanged"
+        return None if noted or self.manifest.vocabulary_sha256 else f"{self.path} {what} cannot be checked."
+
     def done(self, shard: int) -> dict[str, Any] | None:
-        """Return the record of a finished shard, or None if the record or the shard is missing."""
-        record: dict[str, Any] | None = _read_json(self.path / "done" / f"{part_name(shard)}.json", missing_ok=True)
-        return record if record is not None and self.shard_path(shard).exists() else None
+        """Return the record of a finished shard, or None if the record or the shard is missing.
+
+        Raises:
+            RunError: it cannot be read, or is the record of another run.
+        """
+        record = read_record(path := self._record_path(shard), DoneRecord)
+        if record is None or not self.shard_path(shard).exists():
+            return None
+        # Earlier releases recorded neither the run nor the hash of vocab.json.
+        unnamed = "an earlier release" if self.manifest.vocabulary_sha256 and record else self.manifest.run_id
+        if (found := record.get("run_id", unnamed)) != self.manifest.run_id:
+            raise RunError(
+                f"{path} is of run {found[:18]}, this is run {self.manifest.run_id[:18]}. Copy the run anew, or delete "
+                "that file and complete.json, and finish the run with the same `sparse-ingest encode` command."
+            )
+        return record
 
     def rows_of(self, shard: int) -> int:
         """Return how many documents a finished shard holds; 0 if it is not finished."""
@@ -165,20 +180,20 @@ class Run:
                     "to a folder, or wait until it is complete."
                 )
             return list(range(complete["shards"]))
-        names = (path.name for path in (self.path / "done").glob("part-*.json"))
-        return sorted(int(name.removeprefix("part-").removesuffix(".json")) for name in names)
+        paths = {path.name: path for path in (self.path / "done").glob("part-*.json")}
+        shards = {f"{part_name(int(n))}.json": int(n) for name in paths if (n := name[5:-5]).isdecimal()}
+        for stray in paths.keys() - shards.keys():
+            raise RunError(f"{paths[stray]} is no record of a shard, as part-00000.json is. Delete or move it.")
+        return sorted(shards.values())
 
     def totals(self) -> dict[str, int]:
         """Return the number of finished shards, and the sums of the counts in their records."""
-        records = self._records()
-        counts = "rows nnz empty truncated skipped underflow windows reused deduplicated without_token".split()
-        # Earlier releases did not count the last ones.
-        sums = {name: sum(record.get(name, 0) for record in records) for name in counts}
-        return _without_zero({"shards": len(records), **sums})
+        return totals_of(self._records())
 
     def rows_done(self) -> int:
         """Source rows of the finished shards, those that were skipped included."""
-        return sum(record["next"][-1] - record["first_row"] for record in self._records())
+        spans = ((record.get("first_row", 0), record.get("next", [])) for record in self._records())
+        return sum(position[-1] - first for first, position in spans if position)
 
     def _records(self) -> list[dict[str, Any]]:
         return [record for shard in self.done_shards() if (record := self.done(shard))]
@@ -197,16 +212,16 @@ class Run:
         self.refuse_lost()
         # In a store the first record stays: a process that has just lost its lock may have made other bytes.
         exclusive = isinstance(self.path, RemotePath)
-        write_json(self.path / "done" / f"{part_name(shard)}.json", record, exclusive=exclusive)
+        write_json(self._record_path(shard), {**record, "run_id": self.manifest.run_id}, exclusive=exclusive)
 
     def unmark_done(self, shard: int) -> None:
         """Mark a shard as unfinished, before it is replaced."""
-        (self.path / "done" / f"{part_name(shard)}.json").unlink(missing_ok=True)
+        self._record_path(shard).unlink(missing_ok=True)
         sync_folder(self.path / "done")
 
     def complete(self) -> dict[str, Any] | None:
         """Return the content of complete.json, or None while shards are missing."""
-        return cast(dict[str, Any] | None, _read_json(self.path / "complete.json", missing_ok=True))
+        return read_record(self.path / "complete.json", CompleteRecord)
 
     @property
     def report(self) -> RunReport:
@@ -218,13 +233,46 @@ class Run:
         complete = self.complete()
         if complete is None:
             raise RunError(f"{self.path} is not complete. Finish it with the same `sparse-ingest encode` command.")
-        counted = {key: value for key, value in complete.items() if key in RunReport.__dataclass_fields__}
+        counted = {key: complete.get(key, 0) for key in RunReport.__dataclass_fields__ if key not in ("run", "run_id")}
         return RunReport(str(self.path), self.manifest.run_id, **counted)
 
     def mark_complete(self, record: dict[str, Any]) -> None:
         """Mark the run as complete."""
         self.refuse_lost()
-        write_json(self.path / "complete.json", record)
+        write_json(self.path / "complete.json", {**record, "shards_sha256": sha256_of(self._records())})
+
+    def need_done(self, shard: int) -> dict[str, Any]:
+        """Return the record of a finished shard.
+
+        Raises:
+            RunError: the shard is missing, or the record has no hash or number of rows.
+        """
+        path, record = self.shard_path(shard), self.done(shard)
+        if record is None:
+            raise RunError(f"{path} is missing, its file in done/ is there. Delete that file and encode again.")
+        if not {"sha256", "rows"} <= record.keys():
+            raise RunError(f"{self._record_path(shard)} names no sha256 or rows. Delete that file and encode again.")
+        return record
+
+    def refuse_mixed(self) -> None:
+        """Refuse a run whose complete.json does not fit the records in done/.
+
+        Raises:
+            RunError: shards were lost, or come from another run.
+        """
+        if (complete := self.complete()) is None:
+            return
+        records = [self.need_done(shard) for shard in self.done_shards()]
+        found = {"terms" if name == "nnz" else name: count for name, count in totals_of(records).items()}
+        for name, here in {**found, "shards_sha256": sha256_of(records)}.items():
+            if (expected := complete.get(name, here)) != here:
+                what = f"has mixed files: {name} is {expected} in complete.json, and {here} by the records in done/"
+                if name == "shards":
+                    what = f"has lost shards: {here} are in done/, complete.json says {expected}"
+                raise RunError(
+                    f"{self.path} {what}. Copy the run anew, or delete complete.json and finish it with the same "
+                    "`sparse-ingest encode` command."
+                )
 
     def sweep(self) -> None:
         """Remove unfinished files of killed processes. Every shard must be done, so that no process writes one."""
@@ -256,21 +304,6 @@ class Run:
             yield held
 
 
-def _without_zero(counts: dict[str, Any]) -> dict[str, Any]:
-    """Drop `without_token` if it is 0: few runs have it, and files of earlier releases lack it."""
-    return {name: count for name, count in counts.items() if count or name != "without_token"}
-
-
-def part_name(shard: int) -> str:
-    """Return the stem of a shard's files, such as `part-00000`."""
-    return f"part-{shard:05d}"
-
-
-def has_manifest(path: Place) -> bool:
-    """Return whether this folder contains a run, finished or not."""
-    return (path / "manifest.json").exists()
-
-
 # A run, or where it is: a folder, or an address as s3://bucket/prefix.
 RunLike: TypeAlias = Run | Place | str
 
@@ -287,15 +320,18 @@ def open_run(run: RunLike) -> Run:
     manifest = path / "manifest.json"
     if not has_manifest(path):
         raise RunError(f"{path} is no run folder: it has no manifest.json. Make one with `sparse-ingest encode --out`.")
-    content = _read_json(manifest)
-    if not isinstance(content, dict) or not content.keys() >= {"format", "run_id", "identity", "shard_rows"}:
-        raise RunError(f"{manifest} is not the manifest of a run; it lacks format, run_id, identity or shard_rows.")
-    if content["format"] != FORMAT:
-        raise RunError(
-            f"{path} has run format {content['format']}; this release reads format {FORMAT}. "
-            "Use the release that made it, or a newer one."
-        )
-    return Run(path, Manifest(**{key: content.get(key, {}) for key in Manifest.__dataclass_fields__}))
+    with reading(manifest):
+        content = parse_json(read_bytes(manifest))
+        if isinstance(content, dict) and isinstance(found := content.get("format"), int) and found != FORMAT:
+            raise RunError(
+                f"{manifest} has run format {found}; this release reads format {FORMAT}. "
+                "Use the release that made it, or a newer one."
+            )
+        try:
+            return Run(path, checked(content, Manifest))
+        except ValueError as error:
+            advice = "Copy the run anew, or encode into a new folder."
+            raise RunError(f"{manifest} is not the manifest of a run: {first_line(error)}. {advice}") from error
 
 
 def is_begun(run: RunLike) -> bool:
@@ -321,7 +357,8 @@ def create_or_open_run(path: Place, manifest: Manifest, vocabulary: Sequence[str
     """
     if begun_run(path) is None:
         path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "manifest.json", asdict(manifest), exclusive=True)
+        made = replace(manifest, vocabulary_sha256=hashlib.sha256(json_bytes(list(vocabulary))).hexdigest())
+        write_json(path / "manifest.json", asdict(made), exclusive=True)
     run = open_run(path)
     refuse_differences(run, manifest.identity)
     for folder in ("shards", "done", "skipped"):
@@ -329,26 +366,6 @@ def create_or_open_run(path: Place, manifest: Manifest, vocabulary: Sequence[str
     if not (path / "vocab.json").exists():
         write_json(path / "vocab.json", list(vocabulary))
     return run
-
-
-def refuse_strangers(path: Place) -> None:
-    """Refuse a path that cannot become a run.
-
-    Raises:
-        RunError: it is a file, a web address, or a folder with other files and no manifest.
-    """
-    if isinstance(path, RemotePath) and not path.writable:
-        raise RunError(f"{path} is a web address, which is for reading. Give --out a folder, or an s3:// address.")
-    for place in (path, *path.parents) if isinstance(path, Path) else (path,):
-        if place.exists() and not place.is_dir():
-            raise RunError(f"{place} is a file; a run is a folder. Give --out an empty or new folder.")
-    if isinstance(path, RemotePath) or path.is_dir():
-        # Listed first: another process writes the manifest before everything else.
-        strangers = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".new-"))
-        if strangers and not has_manifest(path):
-            raise RunError(
-                f"{path} is not empty and holds no run (found {strangers[0]}). Give --out an empty or new folder."
-            )
 
 
 def refuse_differences(run: Run, identity: Identity) -> None:
@@ -367,7 +384,7 @@ def refuse_differences(run: Run, identity: Identity) -> None:
 
 
 def refuse_incomplete(run: Run, *, partial: bool = False) -> None:
-    """Refuse a run without complete.json, or with fewer shards than complete.json counts.
+    """Refuse a run without complete.json, or whose complete.json counts other shards than it has.
 
     Args:
         partial: accept a run without complete.json.
@@ -375,29 +392,9 @@ def refuse_incomplete(run: Run, *, partial: bool = False) -> None:
     Raises:
         RunError: the run is not complete, or has lost shards since it was.
     """
-    complete, shards = run.complete(), len(run.done_shards())
-    if complete is None and not partial:
+    if run.complete() is None and not partial:
         raise RunError(
-            f"{run.path} is not complete: {shards} shards are finished, complete.json is missing. "
+            f"{run.path} is not complete: {len(run.done_shards())} shards are finished, complete.json is missing. "
             "Finish it with the same `sparse-ingest encode` command, or load what is there with --partial."
         )
-    if complete is not None and complete.get("shards", shards) != shards:
-        raise RunError(
-            f"{run.path} has lost shards: {shards} are in done/, complete.json says {complete['shards']}. Copy the run "
-            "anew, or delete complete.json and finish it with the same `sparse-ingest encode` command."
-        )
-
-
-def write_json(path: Place, value: object, *, exclusive: bool = False) -> None:
-    """Write JSON with `write_atomic`; bytes of a path that are not UTF-8 are escaped, as `\\udcff`."""
-    text = json.dumps(value, ensure_ascii=False, indent=None if isinstance(value, list) else 1)
-    write_atomic(path, text.encode(errors="backslashreplace") + b"\n", exclusive=exclusive)
-
-
-def _read_json(path: Place, *, missing_ok: bool = False) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        if missing_ok and isinstance(error, FileNotFoundError):
-            return None
-        raise RunError(f"{path} cannot be read: {error}. Restore it, or encode into a new folder.") from error
+    run.refuse_mixed()

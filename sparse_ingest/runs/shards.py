@@ -8,12 +8,14 @@ are then those of the float32 weight.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +23,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sparse_ingest.errors import RunError, first_line
+from sparse_ingest.foreign_json import checked
 from sparse_ingest.records import SparseRows
 from sparse_ingest.storage.durable import move_whole
 from sparse_ingest.storage.places import Place, RemotePath
 
 PART_ROWS = 8192
+_ANY = 1 << 32  # token ids are below that
+_COLUMNS = {
+    "row": ("uint64",),
+    "doc_id": ("string",),
+    "text_hash": ("fixed_size_binary[16]",),
+    "token_ids": ("list of uint16", "list of uint32"),
+    "weights": ("list of halffloat", "list of float"),
+    "fields": ("string",),
+}
+_VECTORS = ["doc_id", "token_ids", "weights"]
 _PART_BYTES = 16 << 20  # of fields read at a time: 8192 articles have hundreds of MB
 MAX_FLOAT16 = 65504.0
 WeightType = Literal["float16", "float32"]
@@ -68,6 +81,20 @@ def shard_schema_of(path: Place) -> pa.Schema:
         return file.schema_arrow
 
 
+def parse_fields(carried: str, doc_id: str) -> dict[str, Any]:
+    """Return the fields of a document.
+
+    Raises:
+        RunError: they are no JSON object, or nested too deeply.
+    """
+    try:
+        return checked(json.loads(carried), dict[str, Any])
+    except (ValueError, RecursionError) as error:
+        raise RunError(
+            f"The fields of document {doc_id[:80]!r} are no JSON object: {first_line(error)}. Encode the run again."
+        ) from error
+
+
 def write_shard(
     parts: Iterable[ShardPart],
     *,
@@ -93,18 +120,23 @@ def write_shard(
     return sha256
 
 
-def read_shard(path: Place, *, opened: pa.NativeFile | None = None) -> Iterator[ShardPart]:
+def read_shard(path: Place, *, opened: pa.NativeFile | None = None, tokens: int = _ANY) -> Iterator[ShardPart]:
     """Read a shard one row group at a time, or less where fields are long.
 
     Args:
         path: The Parquet file of the shard.
         opened: Its content, if it is open already; `path` is then used in messages only.
+        tokens: The size of the vocabulary.
 
     Raises:
-        RunError: the file is missing, is no Parquet, or has other columns than format 1.
+        RunError: the file is missing, is no Parquet, or has columns or values that format 1 does not allow.
     """
+    first = 0
     with _opened(path, opened) as file:
-        yield from map(_shard_part, _tables(file, ["row", "doc_id", "text_hash", "token_ids", "weights", "fields"]))
+        for table in _tables(file, list(_COLUMNS)):
+            hashes, fields = (table.column(name).to_pylist() for name in ("text_hash", "fields"))
+            yield ShardPart(_numbers(_only_chunk(table.column("row"))), hashes, _vectors(table, first, tokens), fields)
+            first += table.num_rows
 
 
 def read_doc_ids(path: Place) -> Iterator[tuple[int, str]]:
@@ -130,24 +162,28 @@ def read_text_hashes(path: Place) -> Iterator[bytes]:
             yield hashes.buffers()[1].to_pybytes()[16 * hashes.offset : 16 * (hashes.offset + len(hashes))]
 
 
-def read_vectors(path: Place, group: int) -> SparseRows:
+def read_vectors(path: Place, group: int, *, tokens: int = _ANY) -> SparseRows:
     """The ids and vectors of one row group of a shard.
 
     Raises:
         RunError: as `read_shard`.
     """
     with _opened(path) as file:
-        return _vectors(file.read_row_group(group, columns=["doc_id", "token_ids", "weights"]).combine_chunks())
+        first = sum(file.metadata.row_group(before).num_rows for before in range(group))
+        return _vectors(file.read_row_group(group, columns=_VECTORS).combine_chunks(), first, tokens)
 
 
-def read_shard_vectors(path: Place) -> Iterator[SparseRows]:
+def read_shard_vectors(path: Place, *, tokens: int = _ANY) -> Iterator[SparseRows]:
     """The ids and vectors of a shard one row group at a time, without its fields.
 
     Raises:
         RunError: as `read_shard`.
     """
+    first = 0
     with _opened(path) as file:
-        yield from map(_vectors, _tables(file, ["doc_id", "token_ids", "weights"]))
+        for table in _tables(file, _VECTORS):
+            yield _vectors(table, first, tokens)
+            first += table.num_rows
 
 
 def _tables(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Table]:
@@ -158,26 +194,49 @@ def _tables(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Table]:
         sizes = {column.path_in_schema: column.total_uncompressed_size for column in stored}
         pieces = -(-sizes["fields"] // _PART_BYTES) if "fields" in columns else 1
         if pieces < 2:
-            yield file.read_row_group(group, columns=columns).combine_chunks()
+            tables = iter([file.read_row_group(group, columns=columns).combine_chunks()])
         else:
             rows = max(1, about.num_rows // pieces)
-            for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=columns, use_threads=False):
-                yield pa.Table.from_batches([batch])
+            batches = file.iter_batches(batch_size=rows, row_groups=[group], columns=columns, use_threads=False)
+            tables = (pa.Table.from_batches([batch]) for batch in batches)
+        for table in tables:
+            for name in columns:
+                if table.column(name).null_count:
+                    raise ValueError(f"column {name} has nulls")
+            yield table
 
 
 @contextmanager
 def _opened(path: Place, opened: pa.NativeFile | None = None) -> Iterator[pq.ParquetFile]:
     """Open the Parquet file of a shard for the block. Errors in the block become a `RunError`."""
     remote = opened is None and isinstance(path, RemotePath)
+    with reading_shard(path), nullcontext(opened) if opened else _source(path) as source:
+        # With a buffer pages are read as they are needed, not a column of a row group at once. At an address each
+        # read is a request, so the wanted columns of a row group are fetched together.
+        with pq.ParquetFile(source, buffer_size=0 if remote else 1 << 20, pre_buffer=remote) as file:
+            for name, kinds in _COLUMNS.items():
+                kind = file.schema_arrow.field(name).type
+                if (found := f"list of {kind.value_type}" if pa.types.is_list(kind) else str(kind)) not in kinds:
+                    raise ValueError(f"column {name} is {found}, expected {' or '.join(kinds)}")
+            yield file
+
+
+@contextmanager
+def reading_shard(path: Place) -> Iterator[None]:
+    """Turn the errors of reading a shard into a `RunError`. Only what the bytes show is called damage."""
     try:
-        with nullcontext(opened) if opened else _source(path) as source:
-            # With a buffer pages are read as they are needed, not a column of a row group at once. At an address each
-            # read is a request, so the wanted columns of a row group are fetched together.
-            with pq.ParquetFile(source, buffer_size=0 if remote else 1 << 20, pre_buffer=remote) as file:
-                yield file
-    except (OSError, pa.ArrowException, KeyError) as error:
+        yield
+    except (OSError, MemoryError, pa.ArrowException, KeyError, ValueError) as error:
+        # Arrow's own errors of content have no number.
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
+            reason = "out of memory" if isinstance(error, MemoryError) else os.strerror(error.errno or 0)
+            raise RunError(
+                f"{path} cannot be read as a shard: {reason}. Check its disk, its permissions and the limits of memory "
+                "and open files (ulimit -v, ulimit -n), and start again. Nothing was deleted."
+            ) from error
         raise RunError(
-            f"{path} cannot be read as a shard: {first_line(error)}. Delete its file in done/ and encode again."
+            f"{path} cannot be read as a shard: {first_line(error)}. Copy it anew if its SHA-256 is not that of its "
+            "record in done/; otherwise another program wrote it, and the corpus must be encoded again."
         ) from error
 
 
@@ -186,7 +245,17 @@ def _source(path: Place) -> AbstractContextManager[Any]:
 
 
 def open_file(path: Path, mode: Literal["r", "w"] = "r") -> pa.OSFile:
-    """Open a local file with Arrow by the bytes of its name, since Arrow refuses strings that are not UTF-8."""
+    """Open a local file with Arrow by the bytes of its name, since Arrow refuses strings that are not UTF-8.
+
+    A file that is written is a new one: a link, or a named pipe, of that name is removed before.
+
+    Raises:
+        ValueError: it is no regular file.
+    """
+    if mode == "w":
+        path.unlink(missing_ok=True)
+    elif not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is no regular file")
     return pa.OSFile(os.fsencode(path), mode)
 
 
@@ -262,18 +331,37 @@ def _strings(strings: Sequence[str]) -> pa.Array[Any]:
     )
 
 
-def _shard_part(batch: pa.Table) -> ShardPart:
-    rows = _numbers(_only_chunk(batch.column("row")))
-    hashes, fields = (batch.column(name).to_pylist() for name in ("text_hash", "fields"))
-    return ShardPart(rows, hashes, _vectors(batch), fields)
+def _vectors(batch: pa.Table, first: int, tokens: int) -> SparseRows:
+    """The vectors of a table whose first row is row `first` of the shard; raises ValueError with the row and its id."""
+    doc_ids, borders, values = batch.column("doc_id").to_pylist(), [], []
+    for name in ("token_ids", "weights"):
+        column = _only_chunk(batch.column(name))
+        offsets = _numbers(column.offsets).astype(np.int64)
+        start, end = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (0, 0)
+        borders.append(offsets - start)
+        values.append(_numbers(column.values)[start:end])
+    (indptr, others), (token_ids, weights) = borders, values
 
+    def refuse(row: int, what: str) -> NoReturn:
+        raise ValueError(f"row {first + row} (id {doc_ids[row][:80]!r}) has {what}")
 
-def _vectors(batch: pa.Table) -> SparseRows:
-    lists = [_only_chunk(batch.column(name)) for name in ("token_ids", "weights")]
-    offsets = _numbers(lists[0].offsets).astype(np.int64)
-    start, end = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (0, 0)
-    token_ids, weights = (_numbers(column.values)[start:end] for column in lists)
-    return SparseRows(batch.column("doc_id").to_pylist(), offsets - start, token_ids, weights)
+    if not np.array_equal(indptr, others):
+        row = int(np.flatnonzero(np.diff(indptr) != np.diff(others))[0])
+        refuse(row, f"{np.diff(indptr)[row]} token ids and {np.diff(others)[row]} weights")
+    if len(weights):
+        # Bit patterns above that of infinity: NaN, and everything negative.
+        bits, above = (array.view(f"u{weights.itemsize}") for array in (weights, np.array([np.inf], weights.dtype)))
+        falls = token_ids[1:] <= token_ids[:-1]
+        falls[indptr[1:-1][(0 < indptr[1:-1]) & (indptr[1:-1] < len(weights))] - 1] = False
+        for broken, what, found in (
+            (bits >= above, "a weight that is negative or no finite number", weights),
+            (token_ids >= tokens, f"a token id outside the vocabulary, which has {tokens}", token_ids),
+            (np.concatenate(([False], falls)), "token ids that do not ascend", token_ids),
+        ):
+            if broken.any():
+                place = int(broken.argmax())
+                refuse(int(np.searchsorted(indptr, place, side="right")) - 1, f"{what}: {found[place]}")
+    return SparseRows(doc_ids, indptr, token_ids, weights)
 
 
 def _numbers(array: pa.Array[Any]) -> npt.NDArray[Any]:

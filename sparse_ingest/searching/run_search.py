@@ -15,8 +15,9 @@ from functools import partial
 from sparse_ingest.cluster.scores import stored_weights
 from sparse_ingest.queries.weight_table import QueryWeights, to_float32
 from sparse_ingest.records import SparseRows, TermShare, batched, document_id
+from sparse_ingest.runs.checking import finished_shards, shard_parts, shard_vectors
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.shards import read_shard, read_shard_vectors
+from sparse_ingest.runs.shards import parse_fields
 from sparse_ingest.searching.exact import ExactHits, QueryVector, search_exact
 from sparse_ingest.searching.hits import Hit, Ranked, first_of_each, heaviest_first
 
@@ -57,7 +58,7 @@ def search_run(
             if token_id in held
         )
         score = float(found.scores[place])
-        hits.append(Hit(place + 1, score, doc_id, json.loads(carried), heaviest_first(shares)))
+        hits.append(Hit(place + 1, score, doc_id, parse_fields(carried, doc_id), heaviest_first(shares)))
     return hits
 
 
@@ -123,7 +124,7 @@ def _search_distinct(
 
 def _finished_shards(run: Run) -> list[int]:
     """Listed once for a search: an encode that runs at the same time must not move the rows."""
-    shards = run.done_shards()
+    shards = finished_shards(run)
     if run.complete() is None:
         logger.warning("%s is unfinished: only its %d finished shards are searched.", run.path, len(shards))
     return shards
@@ -145,7 +146,7 @@ def _vectors(
 ) -> Iterator[SparseRows]:
     """The vectors of some shards; `stored`: with the weights that an index keeps of them."""
     for shard in shards:
-        for rows in read_shard_vectors(run.shard_path(shard)):
+        for rows in shard_vectors(run, shard):
             if prune is not None:
                 rows = prune(rows)
             yield rows._replace(weights=stored_weights(rows.weights)) if stored else rows
@@ -155,7 +156,10 @@ def _values_of(run: Run, shards: Sequence[int], field: str, hits: ExactHits) -> 
     """The value of a field that each hit carries, as JSON."""
     positions = hits.positions.tolist()
     rows = _rows_at(run, shards, set(positions), stored=False)
-    return [json.dumps(json.loads(rows[position][0]).get(field)) for position in positions]
+    return [
+        json.dumps(parse_fields(rows[position][0], doc_id).get(field))
+        for position, doc_id in zip(positions, hits.doc_ids, strict=True)
+    ]
 
 
 def _rows_at(
@@ -165,9 +169,9 @@ def _rows_at(
     rows: dict[int, tuple[str, dict[int, float]]] = {}
     first = 0
     for shard in shards:
-        after = first + int((run.done(shard) or {})["rows"])
+        after = first + run.rows_of(shard)
         if any(first <= position < after for position in positions):
-            for part in read_shard(run.shard_path(shard)):
+            for part in shard_parts(run, shard):
                 for position in positions.intersection(range(first, first + len(part.fields))):
                     token_ids, weights = part.vectors.row(position - first)
                     kept = stored_weights(weights) if stored else weights

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,6 +72,19 @@ def atomic_file(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
     finally:
         Path(temporary).unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open a regular file for writing, created if it does not exist; what a link points to is not touched.
+
+    Raises:
+        OSError: it is a link, a named pipe or another special file, or cannot be opened.
+    """
+    handle = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return handle
 
 
 def move_whole(scratch: Path, target: Place, before: Callable[[], None]) -> None:

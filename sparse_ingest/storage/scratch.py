@@ -23,17 +23,18 @@ class ScratchFolder:
     def __init__(self) -> None:
         prefix = f"{_PREFIX}{os.getuid()}-"
         for other in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-            if (abandoned := _locked(other)) is not None:
-                _remove(other, abandoned, os.getpid())
+            with contextlib.suppress(OSError):  # not a folder, or another user's
+                if (abandoned := _locked(other)) is not None:
+                    _remove(other, abandoned, os.getpid())
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=prefix))
-            lock = _locked(self.path)
-            # Another process may have deleted it before it was locked.
-            if lock is not None and self.path.exists():
-                break
+            # Another process may delete it before it is locked.
+            with contextlib.suppress(FileNotFoundError):
+                if (lock := _locked(self.path)) is not None and self.path.exists():
+                    break
         self._end = weakref.finalize(self, _remove, self.path, lock, os.getpid())
 
-    def remove(self) -> None:
+    def close(self) -> None:
         """Remove it now."""
         self._end()
 
@@ -50,17 +51,19 @@ def user_folder(variable: str = "XDG_STATE_HOME", in_home: str = ".local/state")
 
 
 def _locked(folder: Path) -> int | None:
-    """Open and lock a folder, and return its handle; None if another process has the lock, or the folder is gone."""
+    """Open and lock a folder of this user, and return its handle; None if another process has the lock.
+
+    Anyone may create names in the folder for temporary files: links are not followed, and nothing else is opened.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        handle = os.open(folder, os.O_RDONLY)
-    except (FileNotFoundError, PermissionError):
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(handle).st_uid == os.getuid():
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
     except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle
+        pass
+    os.close(handle)
+    return None
 
 
 def _remove(folder: Path, lock: int, owner: int) -> None:

@@ -23,9 +23,9 @@ from sparse_ingest.cluster.scores import LEVELS, stored_bytes, stored_weights
 from sparse_ingest.pruning import prune
 from sparse_ingest.records import SparseRows, batched
 from sparse_ingest.reporting import Reporter
+from sparse_ingest.runs.checking import shard_parts
 from sparse_ingest.runs.ids import hash_id
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.shards import read_shard
 from sparse_ingest.runs.sorted_pieces import SECOND, Numbers, SortedPieces, match
 
 NAMED = 20  # differences and ids that the report names
@@ -114,7 +114,7 @@ class Loaded(NamedTuple):
     def parts(self) -> Iterator[tuple[int, SparseRows]]:
         """All vectors, and the place of the first document of each part."""
         for shard, start, _ in self._places():
-            for part in read_shard(self.run.shard_path(shard)):
+            for part in shard_parts(self.run, shard):
                 yield start, prune(part.vectors, **self.pruning)
                 start += len(part.rows)
 
@@ -123,7 +123,7 @@ class Loaded(NamedTuple):
         for shard, start, end in self._places():
             if not len(_between(places, start, end)):
                 continue
-            for part in read_shard(self.run.shard_path(shard)):
+            for part in shard_parts(self.run, shard):
                 chosen = _between(places, start, start + len(part.rows)) - start
                 start += len(part.rows)
                 if len(chosen):

@@ -13,10 +13,8 @@ Not covered: the other fields of the documents, and repairing what differs.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -29,6 +27,7 @@ from sparse_ingest.cluster.seismic import EXPLAINED_SINCE, parameters_of
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.reporting import Reporter, reporter_of
 from sparse_ingest.runs.run import Run, RunLike, open_run, refuse_incomplete
+from sparse_ingest.storage.scratch import ScratchFolder
 from sparse_ingest.verification.comparison import (
     Loaded,
     VerifyReport,
@@ -74,8 +73,11 @@ def verify(
     """
     started, reporter = time.monotonic(), reporter_of(progress)
     run = open_run(run)
+    run.refuse_mixed()
+    if note := run.unchecked_vocabulary():
+        reporter.note(note)
     client = connect(connection, url=url, reporter=reporter)
-    with contextlib.closing(client), tempfile.TemporaryDirectory() as folder:
+    with contextlib.closing(client), contextlib.closing(ScratchFolder()) as scratch:
         there = indexes.need_index(client, index, f"Load the run first: sparse-ingest load RUN --index {index}.")
         indexes.refuse_unreadable(there)
         field = field or (there.stamp.field if there.stamp else "sparse")
@@ -91,10 +93,10 @@ def verify(
             whole = _held(stack, client, there, report)
             by_token = everything and checker.ceiling is None and _TOKENS_A_DOCUMENT * total >= len(run.vocabulary())
             if whole is not None and by_token:
-                compare_all(whole, field, loaded, checker, Path(folder), reporter)
+                compare_all(whole, field, loaded, checker, scratch.path, reporter)
             else:
                 if whole is not None:
-                    compare_ids(whole, loaded, report, Path(folder))
+                    compare_ids(whole, loaded, report, scratch.path)
                 places = np.arange(total) if everything else np.linspace(0, total - 1, sample or 1).astype(np.int64)
                 check_sample(loaded, np.unique(places), checker, reporter, ids_too=whole is None)
     report.seconds = round(time.monotonic() - started, 3)

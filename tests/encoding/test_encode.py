@@ -91,7 +91,9 @@ def test_a_corpus_becomes_a_run(encode, tmp_path: Path, model: Path) -> None:
     assert contents(run.path / "skipped") == {}
     assert {path.name for path in (run.path / "shards").iterdir()} == {f"part-0000{n}.parquet" for n in range(3)}
     assert [path for path in (run.path / "tmp").rglob("*") if path.is_file()] == []
-    assert run.complete() == {
+    complete = run.complete() or {}
+    assert len(complete.pop("shards_sha256")) == 64
+    assert complete == {
         key: value for key, value in {**report, "duplicates_checked": True}.items() if key not in ("run", "run_id")
     }
 
@@ -609,3 +611,23 @@ def test_sigterm_ends_after_the_shard(many, tmp_path: Path) -> None:
     assert len(contents(out / "shards")) == len(run.done_shards()) and not contents(out / "tmp")
     assert command(*arguments, "--out", out).code == 3
     assert contents(out / "shards") == contents(expected / "shards")
+
+
+def test_a_damaged_shard_or_vocabulary_is_noticed_by_the_same_command(encode, tmp_path: Path) -> None:
+    assert encode().code == 0
+    shard, vocabulary = tmp_path / "run" / "shards" / "part-00001.parquet", tmp_path / "run" / "vocab.json"
+    before = shard.read_bytes()
+    shard.write_bytes(before[:100] + bytes([before[100] ^ 1]) + before[101:])
+    answer = encode()
+    assert answer.code == 1 and "part-00001.parquet has SHA-256" in answer.err
+    shard.write_bytes(before)
+    assert encode().code == 0
+    vocabulary.write_text(json.dumps(json.loads(vocabulary.read_text())[::-1]))
+    answer = encode()
+    assert answer.code == 1 and "vocab.json cannot be read: it has SHA-256" in answer.err
+
+
+def test_a_corpus_on_closed_standard_input_is_one_message(encode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    answer = encode(specs=("-",))
+    assert answer.code == 1 and "Standard input is closed." in answer.err

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.faulty_proxy import faulty_proxy
-from support.runs import make_run
+from support.runs import make_run, without_hashes
 
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import Connection, connect
@@ -57,6 +57,11 @@ def bring_a_shorter_vocabulary(run: Run) -> None:
     (run.path / "vocab.json").write_text(json.dumps(run.vocabulary()[:20]))
 
 
+def bring_a_shorter_vocabulary_of_an_old_run(run: Run) -> None:
+    without_hashes(run)
+    bring_a_shorter_vocabulary(run)
+
+
 def write_a_manifest_of_something_else(run: Run) -> None:
     (run.path / "manifest.json").write_text(json.dumps({"format": 1, "name": "a Docker image"}))
 
@@ -83,7 +88,8 @@ def empty_a_record(run: Run) -> None:
         (flip_a_byte, "part-00001.parquet has SHA-256"),
         (shorten, "part-00000.parquet has SHA-256"),
         (bring_a_shard_of_another_run, "part-00000.parquet has SHA-256"),
-        (bring_a_shorter_vocabulary, "token ids that are not in vocab.json, which has 20"),
+        (bring_a_shorter_vocabulary, "vocab.json cannot be read: it has SHA-256"),
+        (bring_a_shorter_vocabulary_of_an_old_run, "a token id outside the vocabulary, which has 20: 20"),
         (write_a_manifest_of_something_else, "manifest.json"),
         (write_a_manifest_of_the_future, "format"),
     ],

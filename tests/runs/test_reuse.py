@@ -37,6 +37,7 @@ def with_text_hashes(run: Run, hashes: list[bytes], part_rows: int) -> Run:
             parts += [shards.take_rows(part, some) for some in places]
         digest = write_shard(parts, scratch=run.scratch_path("again"), target=path, schema=schema)
         run.mark_done(shard, {**(run.done(shard) or {}), "sha256": digest})
+    run.mark_complete(run.complete() or {})
     return run
 
 
@@ -93,7 +94,7 @@ def test_a_corpus_in_the_same_order_reads_each_row_group_once(tmp_path: Path, mo
     hashes = [text_hash(doc_id) for doc_id in MANY]
     old = OldVectors(with_text_hashes(make_run(tmp_path, MANY, shard_rows=10), hashes, 4), tmp_path)
     read: list[tuple[Path, int]] = []
-    monkeypatch.setattr(reuse, "read_vectors", lambda *where: read.append(where) or shards.read_vectors(*where))
+    monkeypatch.setattr(reuse, "read_vectors", lambda *where, **how: read.append(where) or shards.read_vectors(*where))
     for start in range(0, len(hashes), 3):
         old.find([text_hash("new"), *hashes[start : start + 3]])
     assert len(read) == len(set(read)) == 13
@@ -107,7 +108,7 @@ def test_a_shuffled_corpus_is_found_and_few_row_groups_stay_in_memory(
     old, expected = OldVectors(run, tmp_path), naive(run)
     read: list[weakref.ref] = []
 
-    def read_and_watch(path: Path, group: int) -> SparseRows:
+    def read_and_watch(path: Path, group: int, **how: int) -> SparseRows:
         vectors = shards.read_vectors(path, group)
         read.append(weakref.ref(vectors.indptr))
         return vectors

@@ -144,14 +144,14 @@ def test_shards_are_marked_and_unmarked(tmp_path: Path) -> None:
     for shard in (10, 2, 123456):
         run.shard_path(shard).touch()
         run.mark_done(shard, {"rows": shard})
-    assert run.done_shards() == [2, 10, 123456] and run.done(10) == {"rows": 10}
+    assert run.done_shards() == [2, 10, 123456] and run.done(10) == {"rows": 10, "run_id": run.manifest.run_id}
     run.unmark_done(10)
     run.unmark_done(10)
     assert run.done_shards() == [2, 123456]
     run.shard_path(2).unlink()
     assert run.done(2) is None
-    run.mark_complete({"shards": 2})
-    assert run.complete() == {"shards": 2}
+    run.mark_complete({"shards": 2, "rows": 9})
+    assert (run.complete() or {})["rows"] == 9
     run.unmark_complete()
     assert run.complete() is None
 

@@ -84,6 +84,7 @@ def rewritten(run: Run, change: Any) -> Run:
         parts = [change(part) for part in read_shard(path)]
         digest = write_shard(parts, scratch=run.scratch_path("again"), target=path, schema=shard_schema_of(path))
         run.mark_done(shard, {**(run.done(shard) or {}), "sha256": digest, "rows": sum(len(one.rows) for one in parts)})
+    run.mark_complete(run.complete() or {})
     return run
 
 
@@ -134,7 +135,9 @@ def test_a_shard_that_lost_rows_is_noticed(tmp_path: Path) -> None:
     old, new = run_of(tmp_path / "old", CORPUS, 12), run_of(tmp_path / "new", CORPUS, 12)
     path = new.shard_path(0)
     parts = [take_rows(part, np.arange(3)) for part in read_shard(path)]
-    write_shard(parts, scratch=new.scratch_path("again"), target=path, schema=shard_schema_of(path))
+    digest = write_shard(parts, scratch=new.scratch_path("again"), target=path, schema=shard_schema_of(path))
+    new.mark_done(0, {**(new.done(0) or {}), "sha256": digest})
+    new.mark_complete(new.complete() or {})
     with pytest.raises(RunError, match="holds 3 documents, its file in done/ says 12"):
         Changes(old, new, tmp_path)
 
@@ -173,6 +176,7 @@ def plain_run(folder: Path, documents: int, seed: int) -> Run:
         vectors = SparseRows(ids, np.arange(0, 8 * 2001, 8), np.tile(np.arange(8, dtype=np.uint16), 2000), weights)
         part = ShardPart(np.arange(first, first + 2000, dtype=np.uint64), [b"t" * 16] * 2000, vectors, ["{}"] * 2000)
         path = run.shard_path(shard)
-        write_shard([part], scratch=run.scratch_path("part"), target=path, schema=shard_schema(8, "float16"))
-        run.mark_done(shard, {"rows": 2000})
+        digest = write_shard([part], scratch=run.scratch_path("part"), target=path, schema=shard_schema(8, "float16"))
+        run.mark_done(shard, {"rows": 2000, "sha256": digest})
+    run.unmark_complete()
     return run

@@ -102,6 +102,17 @@ def make_run(
     return run
 
 
+def without_hashes(run: Run) -> None:
+    """Make a run what earlier releases wrote: without the hashes of vocab.json and of all shards, and without ids."""
+    files = [run.path / "manifest.json", run.path / "complete.json", *(run.path / "done").glob("*")]
+    for path in (path for path in files if path.exists()):
+        record = json.loads(path.read_text())
+        kept = {key: value for key, value in record.items() if key not in ("vocabulary_sha256", "shards_sha256")}
+        if path.parent.name == "done":
+            del kept["run_id"]
+        path.write_text(json.dumps(kept))
+
+
 def _parts(
     chosen: Sequence[str],
     first: int,
