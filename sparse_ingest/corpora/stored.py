@@ -120,6 +120,8 @@ class StandardInput:
         # What was taken from a pipe is gone; going on with the rest would lose rows without a word.
         if self._taken:
             raise _read_once()
+        if sys.stdin is None:
+            raise CorpusError("Standard input is closed. Pipe the corpus into it, or name a file.")
         self._taken = True
         return sys.stdin.buffer
 
