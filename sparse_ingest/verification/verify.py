@@ -74,8 +74,7 @@ def verify(
     """
     started, reporter = time.monotonic(), reporter_of(progress)
     run = open_run(run)
-    client = connect(connection, url=url, reporter=reporter)
-    with contextlib.closing(client), tempfile.TemporaryDirectory() as folder:
+    with connect(connection, url=url, reporter=reporter) as client, tempfile.TemporaryDirectory() as folder:
         there = indexes.need_index(client, index, f"Load the run first: sparse-ingest load RUN --index {index}.")
         indexes.refuse_unreadable(there)
         field = field or (there.stamp.field if there.stamp else "sparse")
