@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_ingest.cli.options import json_option, pipeline_options, print_report, stage_options
+from sparse_ingest.cli.options import json_option, pipeline_options, print_report, print_result, stage_options
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.errors import CorpusError, UsageError
@@ -66,7 +66,7 @@ def encode(
         lines.append(f"{report.reused:,} vectors were copied, not computed.")
     if report.deduplicated:
         lines.append(f"{report.deduplicated:,} documents have the vector of an equal text, computed once.")
-    print_report(as_json, report.to_dict(), lines)
+    print_result(as_json, report.to_dict(), lines)
     if report.skipped:
         click.echo(f"{report.skipped:,} bad documents were left out; {run.path / 'skipped'} names them.", err=True)
     return 3 if report.skipped else 0

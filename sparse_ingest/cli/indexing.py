@@ -154,7 +154,7 @@ COMMANDS = [index, idf]
 
 
 def _ask(question: str) -> bool:
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise UsageError(f"{question} Standard input is not a terminal: pass --yes.")
     return click.confirm(question, err=True)
 

@@ -13,6 +13,7 @@ from sparse_ingest.cli.options import (
     json_option,
     pipeline_options,
     print_report,
+    print_result,
     refuse_flags,
     stage_options,
 )
@@ -123,7 +124,7 @@ def _print_loaded(report: LoadReport, content: object, also: Iterable[str], as_j
         lines.append(f"{report.deleted} documents that only the older run has were deleted.")
     if report.retried:
         lines.append(f"{report.retried} documents that were refused before were sent again.")
-    print_report(as_json, content, (*lines, *also))
+    print_result(as_json, content, (*lines, *also))
     if report.refused and not as_json:
         click.echo(
             f"OpenSearch refused {report.refused} documents; {report.dead} lists them with the reasons. Fix the "

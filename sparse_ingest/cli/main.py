@@ -1,24 +1,29 @@
 """The `sparse-ingest` command: its groups, where errors become messages and exit codes, and the standard streams.
 
-Characters that a stream cannot encode are escaped, as `\\u2014`. Output to a closed stream is discarded.
+Characters that a stream cannot encode are escaped, as `\\u2014`. Output to a closed stream is discarded. Notes that
+standard error does not take, on a full disk or a terminal that is gone, are lost and end nothing.
 A terminal shows control characters (terminal.py).
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import errno
 import io
 import logging
 import os
+import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
 from sparse_ingest.cli import demo, encoding, evaluating, indexing, inspecting, loading, planning, searching, server
+from sparse_ingest.cli.options import drop_output
+from sparse_ingest.cli.progress import handling
 from sparse_ingest.cli.terminal import guarded
 from sparse_ingest.errors import SparseIngestError
 from sparse_ingest.storage.waiting import left_behind
@@ -52,16 +57,20 @@ for group in (inspecting, encoding, indexing, loading, planning, searching, eval
 
 def main() -> None:
     """Run the command line; a `SparseIngestError` becomes one message and its exit code."""
-    sys.stdout, sys.stderr = guarded(_escaping(sys.stdout)), guarded(_escaping(sys.stderr), is_log=True)
+    _open_closed()
+    sys.stdout = guarded(_escaping(sys.stdout))
+    sys.stderr = guarded(_escaping(sys.stderr, lenient=True), is_log=True)
     # The library is silent without a handler.
     logger, handler = logging.getLogger("sparse_ingest"), logging.StreamHandler()
     handler.setLevel(logging.WARNING)
     logger.addHandler(handler)
     try:
-        code = _run()
+        with handling(signal.default_int_handler):
+            code = _run()
     finally:
         logger.removeHandler(handler)
-        _drop_unwritable()
+        for stream in (sys.stdout, sys.stderr):
+            drop_output(stream)
     code = code if isinstance(code, int) else 0
     if left_behind.is_set():
         os._exit(code)
@@ -106,27 +115,40 @@ def _run() -> object:
         return 1
 
 
+def _open_closed() -> None:
+    """Open the null device as each standard stream that is closed: otherwise the next file gets its descriptor."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest descriptor that is free
+
+
 class _Ascii(io.TextIOWrapper):
     """An ASCII stream that reports Latin-1 as its encoding, because click writes UTF-8 to streams that report ASCII."""
 
     encoding = "latin-1"
 
 
-def _escaping(stream: TextIO | None) -> TextIO:
+class _Lenient(io.FileIO):
+    """A file that loses what cannot be written."""
+
+    def write(self, content: Any) -> int:
+        with contextlib.suppress(OSError):
+            return super().write(content)
+        return len(content)
+
+
+def _escaping(stream: TextIO | None, *, lenient: bool = False) -> TextIO:
     """Return a standard stream that escapes what it cannot encode."""
     if stream is None:  # closed, as by `2>&-`
         return Path(os.devnull).open("w", encoding="utf-8")
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
-        if codecs.lookup(stream.encoding).name == "ascii":
-            return _Ascii(stream.buffer, "ascii", stream.errors, line_buffering=stream.line_buffering)
+        buffer, is_ascii = stream.buffer, codecs.lookup(stream.encoding).name == "ascii"
+        if lenient and isinstance(buffer, io.BufferedWriter | io.FileIO):
+            buffer = io.BufferedWriter(_Lenient(buffer.fileno(), "w", closefd=False))
+        if is_ascii or lenient:
+            kind = _Ascii if is_ascii else io.TextIOWrapper
+            return kind(buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
     return stream
-
-
-def _drop_unwritable() -> None:
-    """Drop output that a closed pipe or a full disk did not take: Python would try to write it again at exit."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

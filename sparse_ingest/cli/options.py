@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TextIO, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import click
 from click.core import ParameterSource
@@ -43,6 +43,23 @@ def print_report(as_json: bool, content: object, lines: Iterable[str]) -> None:
         return
     for line in lines:
         click.echo(one_line(line))
+
+
+def print_result(as_json: bool, content: object, lines: Iterable[str]) -> None:
+    """Print what finished work did. If standard output takes nothing, that is a note: the work is done."""
+    try:
+        print_report(as_json, content, lines)
+    except OSError as error:
+        drop_output(sys.stdout)
+        click.echo(f"All is done, but standard output did not take the report: {error.strerror}.", err=True)
+
+
+def drop_output(stream: TextIO) -> None:
+    """Drop what a closed pipe or a full disk did not take: Python would try to write it again at exit."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def utf8_text(argument: str) -> str:

@@ -1,13 +1,14 @@
-"""Progress on standard error: a tqdm bar on a terminal, otherwise one line every 30 s. SIGTERM is a stop request."""
+"""Progress on standard error: a tqdm bar on a terminal, otherwise one line every 10 s. Signals that ask to stop."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
 import time
-from types import FrameType
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from typing import Self
 
 import click
 from tqdm import tqdm
@@ -15,42 +16,53 @@ from tqdm import tqdm
 from sparse_ingest.reporting import TqdmReporter
 from sparse_ingest.storage.waiting import stopping
 
-LINE_EVERY_S = 30.0
+LINE_EVERY_S = 10.0
+
+
+@contextlib.contextmanager
+def handling(handler: Callable[..., object]) -> Iterator[None]:
+    """Handle SIGTERM and SIGHUP in the block. One that is ignored, as SIGHUP is by nohup, stays ignored."""
+    numbers = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 class TerminalReporter(TqdmReporter):
     """Counts what a stage does; rates leave out what an earlier start did. Use it in a `with` block.
 
-    With `stoppable`, SIGTERM makes `stop_requested` true inside the block instead of ending the process.
+    With `stoppable`, SIGTERM and SIGHUP make `stop_requested` true inside the block instead of ending the process.
     """
 
     def __init__(self, *, stoppable: bool = False) -> None:
         super().__init__()
         self._terminal = sys.stderr.isatty()
-        self._stoppable = stoppable
+        self._handling = handling(self._stop) if stoppable else contextlib.nullcontext()
         self._stopping = False
-        self._before: Any = None
         self._lock = threading.RLock()
         self.begin("")
 
     def __enter__(self) -> Self:
-        if self._stoppable:
-            self._before = signal.signal(signal.SIGTERM, self._stop)
+        self._handling.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._stoppable:
-            signal.signal(signal.SIGTERM, self._before)
+        if self._stopping:
             stopping.clear()
+        self._handling.__exit__(None, None, None)
         self.close()
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
+    def _stop(self, *signal_and_frame: object) -> None:
         self._stopping = True
         stopping.set()
-        click.echo("Stopping after the current shard.", err=True)
+        with contextlib.suppress(RuntimeError):  # the signal came while a line was written
+            click.echo("Stopping after the current shard.", err=True)
 
     def stop_requested(self) -> bool:
-        """Return whether SIGTERM came."""
+        """Return whether SIGTERM or SIGHUP came."""
         return self._stopping
 
     def begin(self, unit: str, total: int | None = None) -> None:
@@ -77,7 +89,7 @@ class TerminalReporter(TqdmReporter):
                 self._bar.update(count)
 
     def advance(self, count: int, *, tokens: int = 0, detail: str = "") -> None:
-        """Move the bar, or print a line when the last one is 30 s old."""
+        """Move the bar, or print a line when the last one is 10 s old."""
         with self._lock:
             self._done += count
             self._tokens += tokens

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sparse_ingest.cluster.answers import Indexes
 from sparse_ingest.cluster.client import Client, ResponseError, path_of
 from sparse_ingest.cluster.indexes import Index, is_one_name, pointed_to
 from sparse_ingest.errors import ClusterError, UsageError
@@ -26,7 +27,7 @@ def served_by(client: Client, alias: str, to: str | None = None) -> Served:
     """
     if not is_one_name(alias):
         raise UsageError(f"--alias {alias!r} is no name for an alias; one name is expected, without wildcards.")
-    found, served = client.find(path_of(alias)) or {}, pointed_to(client, alias)
+    found, served = client.find(path_of(alias), expected=Indexes) or {}, pointed_to(client, alias)
     if alias in found:
         raise UsageError(
             f"{alias!r} is an index, so it cannot be an alias too. Give --alias another name, or load into the index "

@@ -9,14 +9,15 @@ Not covered: Serverless was tried through a stand-in only; what it lacks, it say
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any, TypeAlias
-from urllib.parse import quote, urljoin
+from typing import Any, Self, TypeAlias
+from urllib.parse import quote
 
 import opensearchpy
 from opensearchpy import OpenSearch
@@ -25,6 +26,7 @@ from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from sparse_ingest.cluster.access import aws_signer, basic_header, tls_context
+from sparse_ingest.cluster.answers import BoundedPool, Uuid, malformed
 from sparse_ingest.cluster.connection import Address, parse_url
 from sparse_ingest.cluster.connection import Connection as Connection  # which most modules need beside `connect`
 from sparse_ingest.cluster.failures import (
@@ -34,13 +36,15 @@ from sparse_ingest.cluster.failures import (
     error_of,
     is_block,
     missing_part,
+    redirect_message,
     unreachable_message,
 )
+from sparse_ingest.cluster.failures import UnreachableError as UnreachableError  # which callers catch
 from sparse_ingest.cluster.versions import NEWEST_TRIED, Version, version_of
 from sparse_ingest.cluster.waiting import Waiting
 from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
+from sparse_ingest.foreign_json import checked
 from sparse_ingest.reporting import Reporter
-from sparse_ingest.storage.places import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +77,6 @@ class ResponseError(ClusterError):
         return self.status in BUSY and not is_block(self.status, self.kind)
 
 
-class UnreachableError(ClusterError):
-    """No usable answer came: refused, timed out, cut off or not understood."""
-
-
 class PartialAnswerError(ClusterError):
     """The answer lacks the documents of some shards, or those after a timeout."""
 
@@ -86,7 +86,11 @@ class TimedOutError(UnreachableError):
 
 
 class _PlainConnection(opensearchpy.Urllib3HttpConnection):
-    """Keeps the Retry-After and Location headers of errors, which opensearch-py drops."""
+    """Keeps the Retry-After and Location headers of errors, which opensearch-py drops; answers are bounded."""
+
+    def _create_urllib3_pool(self) -> None:
+        super()._create_urllib3_pool()
+        self.pool = BoundedPool(self.pool, self.host + self.url_prefix)
 
     def perform_request(self, *request: Any, ignore: Collection[int] = (), **more: Any) -> Any:
         """Send one request; status, headers and text of the answer."""
@@ -111,7 +115,11 @@ def _retry_after_s(header: str | None) -> float | None:
 
 
 class Client:
-    """One cluster, asked once for its version. Safe to use from several threads."""
+    """One cluster, asked once for its version. Safe to use from several threads.
+
+    As a context manager it is closed at the end of the block, and what a malformed answer causes in the block is
+    raised as an `UnreachableError`.
+    """
 
     def __init__(
         self,
@@ -124,7 +132,7 @@ class Client:
     ) -> None:
         self._transport, self._connection, self._owned = transport, connection, owned
         self.address = str(address)
-        self.waiting = Waiting(self.address, reporter)
+        self.waiting = Waiting(self.address, reporter, connection.timeout_s)
         self.allow_partial: bool | None = None  # whether partial answers are allowed; None: no option allows them
         self._partial: dict[str, object] = {}  # what was warned of; clients of `allowing` share it
         self.version, self.cluster_uuid = self._asked_version()
@@ -137,14 +145,20 @@ class Client:
         *,
         params: Mapping[str, str] | None = None,
         timeout_s: float = 60,
+        expected: Any = None,
     ) -> Any:
-        """Send one request, once, and give the parsed JSON of the answer.
+        """Send one request, once, and return the parsed JSON of the answer, an object (an array from `/_cat`).
+
+        Args:
+            timeout_s: for the complete answer; that of the connection if it is shorter.
+            expected: the type that the answer is checked against, see foreign_json.
 
         Raises:
             ResponseError: OpenSearch answered with an error.
             PartialAnswerError: shards failed or time ran out, unless partial answers are allowed.
             UnreachableError: no usable answer came.
         """
+        timeout_s = min(timeout_s, self.waiting.patience_s)
         # A copy of params: opensearch-py takes keys out of the one it is given.
         given: dict[str, Any] = {"params": dict(params or {}), "body": body, "timeout": timeout_s}
         if self.allow_partial and path.endswith("/_search"):
@@ -152,15 +166,20 @@ class Client:
             given["params"]["allow_partial_search_results"] = "true"
         ask = partial(self._transport.perform_request, method, path, **given)
         try:
-            answer = self.waiting.answer(f"{method} {path}", ask) if self.waiting.reporter else ask()
+            answer = self.waiting.answer(f"{method} {path}", ask, timeout_s)
+        except TimeoutError:
+            why = f"{self.address} did not answer {method} {path} completely within {timeout_s:g} s."
+            raise TimedOutError(f"{why} Check that it is up and not overloaded, or raise --timeout.") from None
         except TransportError as error:
             # AWS repeats the request that it refuses, a session token included: nothing for a traceback.
             raise self._translated(error, path, timeout_s) from (None if self._connection.aws_service else error)
         except (SerializationError, AttributeError, RecursionError) as error:
             # AttributeError: opensearch-py takes it for granted that an error's JSON is an object.
             raise UnreachableError(GARBAGE.format(self.address)) from error
-        if not isinstance(answer, dict | list):
-            raise UnreachableError(GARBAGE.format(self.address))
+        try:
+            checked(answer, list if path.startswith("/_cat/") else expected or dict)
+        except ValueError as error:
+            raise UnreachableError(f"{GARBAGE.format(self.address)} ({method} {path}: {error})") from error
         if isinstance(answer, dict) and (missing := missing_part(path, answer)):
             self._refuse_partial(missing)
         return answer
@@ -182,31 +201,33 @@ class Client:
         if self._partial.setdefault(missing.partition(" (")[0], mine) is mine:  # also among threads
             logger.warning("The results are incomplete: %s.", missing)
 
-    def find(
-        self, path: str, *, params: Mapping[str, str] | None = None, absent: Collection[int] = (404,)
-    ) -> dict[str, Any] | None:
+    def find(self, path: str, *, absent: Collection[int] = (404,), **how: Any) -> dict[str, Any] | None:
         """The answer to a GET; None where nothing is, or who asks may not see it: the `absent` statuses."""
         try:
-            return dict(self.call("GET", path, params=params))
+            return dict(self.call("GET", path, **how))
         except ResponseError as error:
             if error.status in absent:
                 return None
             raise
 
     def close(self) -> None:
-        """Close the open connections, unless they are those of an `OpenSearch` of the caller's."""
+        """End all waits, and close the open connections, unless they are those of an `OpenSearch` of the caller's."""
+        self.waiting.end()
         if self._owned:
             self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.close()
+        if found := malformed(error, self.address):
+            raise found from error
 
     def _asked_version(self) -> tuple[Version, str]:
         """Return version and UUID of the cluster, or defaults where it does not report them."""
         try:
-            # Without a deadline an answer of one byte/s would take minutes.
-            root = self.waiting.answer("GET /", partial(self.call, "GET", "/", timeout_s=_CONNECT_S), _CONNECT_S + 1)
-        except TimeoutError:
-            raise UnreachableError(
-                f"{self.address} did not answer completely within {_CONNECT_S:g} s. Check that it is up, and try again."
-            ) from None
+            root = self.call("GET", "/", timeout_s=_CONNECT_S)
         except ResponseError as error:
             if error.status == 404 and self._connection.aws_service == "aoss":
                 why = "Amazon OpenSearch Serverless has no version"
@@ -218,8 +239,13 @@ class Client:
             # The UUID of an index is enough to tell journals apart.
             return NEWEST_TRIED, "unknown"
 
-        version = version_of(root, self.address, _who(self._connection), self._allowed)
-        return version, str(root.get("cluster_uuid", "unknown"))
+        try:
+            cluster_uuid = checked(root.get("cluster_uuid", "unknown"), Uuid)
+            return version_of(root, self.address, _who(self._connection), self._allowed), cluster_uuid
+        except Exception as error:
+            if found := malformed(error, self.address):
+                raise found from error
+            raise
 
     def _allowed(self, path: str) -> Any:
         """Return the answer to a GET, or None if it is refused with a 4xx status."""
@@ -242,7 +268,7 @@ class Client:
         kind, reason = error_of(error.info if isinstance(error.info, dict) else {}, str(error.error))
         message = f"{self.address} answered {error.status_code} {kind}: {reason}"
         if error.status_code in _REDIRECTS:
-            message = _redirected(error.status_code, self.address, path, getattr(error, "location", None))
+            message = redirect_message(error.status_code, self.address, path, getattr(error, "location", None))
         elif is_block(error.status_code, kind):
             message = blocked_message(self.address, reason)
         elif refused := _refused(error.status_code, self.address, self._connection):
@@ -263,6 +289,8 @@ def connection_of(url: str | None, connection: ConnectionLike | None) -> Connect
         return connection
     variables = {entry.name: os.environ.get(entry.metadata["env"]) for entry in fields(Connection)}
     given: dict[str, Any] = {name: value for name, value in variables.items() if value}
+    with contextlib.suppress(ValueError):  # `connect` refuses what is no number
+        given |= {name: float(value) for name, value in given.items() if name == "timeout_s"}
     return Connection(**given | ({"url": url} if url is not None else {}))
 
 
@@ -322,6 +350,8 @@ def _client_of(opensearch: OpenSearch, reporter: Reporter | None) -> Client:
 def _refuse_conflicts(connection: Connection, address: Address) -> None:
     """Refuse options of which one would silently have no effect."""
     user, password = connection.user, connection.password
+    if not isinstance(connection.timeout_s, int | float) or not connection.timeout_s > 0:
+        raise UsageError("--timeout (or SPARSE_INGEST_TIMEOUT): expected seconds above zero, such as 600.")
     if user and password is None:
         raise UsageError(f"User {user!r} has no password: give --password or set SPARSE_INGEST_PASSWORD.")
     if user and connection.aws_service:
@@ -367,12 +397,3 @@ def _refused(status: int, address: str, connection: Connection) -> str | None:
     if connection.client_cert:
         return f"{address} does not know {who} (401): give --user and --password as well."
     return f"{address} asks who you are (401): give --user and --password, or a client certificate."
-
-
-def _redirected(status: int, address: str, path: str, location: str | None) -> str:
-    """Return the message for a redirect. None is followed: documents must not go to an address that was not given."""
-    if not location:
-        return f"{address} redirects elsewhere ({status}) and does not say where. Check --url."
-    target = without_secrets(urljoin(f"{address}/", location))
-    base = target.removesuffix(path).rstrip("/")
-    return f"{address} redirects to {target} ({status}). If that is OpenSearch, write --url {base}."

@@ -6,6 +6,7 @@ Not covered: connecting (client.py), what the files and names become (access.py)
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -27,6 +28,15 @@ class Connection:
     aws_region: str | None = option(None, "AWS region  [default: that of the AWS profile]", env="AWS_REGION")
     aws_service: Literal["es", "aoss"] | None = option(
         None, "Sign requests with AWS SigV4 as boto3 is set up; aoss is Serverless", env="SPARSE_INGEST_AWS_SERVICE"
+    )
+
+    timeout_s: float = option(
+        600.0,
+        "Give up on a request, its repetitions included, after so long without success",
+        range=(0, math.inf),
+        metavar="SECONDS",
+        flags="--timeout",
+        env="SPARSE_INGEST_TIMEOUT",
     )
 
     def __repr__(self) -> str:

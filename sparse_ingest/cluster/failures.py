@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urljoin
 
 from opensearchpy.exceptions import SSLError, TransportError
 
 from sparse_ingest.cluster.access import expired_in
+from sparse_ingest.errors import ClusterError
+from sparse_ingest.storage.places import without_secrets
 
 BUSY = frozenset({429, 502, 503, 504})  # statuses that may pass, and come with Retry-After
 BLOCKED = "cluster_block_exception"
@@ -49,6 +51,10 @@ _NO_ANSWER = (
     ("IncompleteRead", "{0} broke off its answer. Check that it is up, and try again."),
     ("", "{0} closed the connection before it answered.{2} Check that it is up, and try again."),
 )
+
+
+class UnreachableError(ClusterError):
+    """No usable answer came: refused, timed out, cut off or not understood."""
 
 
 def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tuple[str, str]:
@@ -141,6 +147,15 @@ def blocked_message(address: str, reason: str) -> str:
         f"{address} takes no changes: {reason} Remove the block (a full disk, or one that an administrator set in the "
         "settings of the index or cluster), then start the same command again: it continues where this one stopped."
     )
+
+
+def redirect_message(status: int, address: str, path: str, location: str | None) -> str:
+    """Return the message for a redirect. None is followed: documents must not go to an address that was not given."""
+    if not location:
+        return f"{address} redirects elsewhere ({status}) and does not say where. Check --url."
+    target = without_secrets(urljoin(f"{address}/", location))
+    base = target.removesuffix(path).rstrip("/")
+    return f"{address} redirects to {target} ({status}). If that is OpenSearch, write --url {base}."
 
 
 def _tls_failure(cause: str, ca: str | None) -> str:

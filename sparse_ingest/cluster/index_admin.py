@@ -130,7 +130,7 @@ def create_index(
     _refuse_model_of_nothing(chosen)
     body = mappings.index_body(full.index, None)
     wanted = _pipelines(index, full, chosen)
-    with contextlib.closing(connect(connection, url=url, reporter=reporter)) as client:
+    with connect(connection, url=url, reporter=reporter) as client:
         mappings.check_version(full.index.kind, client.version)
         there = indexes.find_index(client, index)
         if there is not None:
@@ -169,7 +169,7 @@ def show_index(index: str, *, url: str | None = None, connection: ConnectionLike
     Raises:
         ClusterError: there is none.
     """
-    with contextlib.closing(connect(connection, url=url)) as client:
+    with connect(connection, url=url) as client:
         there = indexes.need_index(client, index, "Check --index and --url.")
         stamp = there.stamp
         field = stamp.field if stamp else mappings.sparse_field(there.mappings)
@@ -221,7 +221,7 @@ def drop_index(
         UsageError: the name is an alias.
         ClusterError: there is none, it is not ours, or an alias serves it.
     """
-    with contextlib.closing(connect(connection, url=url)) as client:
+    with connect(connection, url=url) as client:
         there = indexes.need_index(client, index, "Check --index and --url.")
         if there.name != index:
             raise UsageError(f"{index!r} is an alias of {there.name!r}. Name the index itself.")

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from dataclasses import field as made_of
 from typing import Any, Literal, NamedTuple
 
+from sparse_ingest.cluster.answers import Indexes
 from sparse_ingest.cluster.client import Client, TimedOutError, path_of
 from sparse_ingest.cluster.stamp_values import CHANGED_BY_LOADS, is_changed_by_loads, stamp_parts
 from sparse_ingest.cluster.stamp_values import NO_PRUNING as NO_PRUNING  # which other modules need beside `Stamp`
@@ -176,7 +177,7 @@ def find_index(client: Client, name: str) -> Index | None:
     """
     if not is_one_name(name):
         raise UsageError(f"--index {name!r} is no index name; one index or alias is expected, without wildcards.")
-    found = client.find(path_of(name))
+    found = client.find(path_of(name), expected=Indexes)
     if found is None:
         return None
     if name not in found and not all(name in entry["aliases"] for entry in found.values()):
@@ -327,7 +328,7 @@ def check_uuid(client: Client, index: Index) -> Index:
 
 def pointed_to(client: Client, alias: str) -> dict[str, dict[str, Any]]:
     """Return the indexes that an alias points to, with its properties there."""
-    found = client.find(path_of(alias)) or {}
+    found = client.find(path_of(alias), expected=Indexes) or {}
     return {name: entry["aliases"][alias] for name, entry in found.items() if alias in entry["aliases"]}
 
 

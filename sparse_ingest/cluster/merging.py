@@ -139,13 +139,11 @@ def _merge_segments(client: Client, index: Index, reporter: Reporter) -> str | N
             if isinstance(error, ResponseError) and error.status not in BUSY:
                 raise
         check_uuid(client, index)
-        said = time.monotonic()
+        looked, surplus_now = time.monotonic(), surplus
         while _merging(client, index):
-            if time.monotonic() - said > SAY_S:
-                said = time.monotonic()
-                surplus_now = _segments(client, index).surplus
-                reporter.note(f"Merging index {index.name!r}: {surplus_now} segments more than one per shard.")
-            pause(_POLL_S, f"index {index.name!r} is being merged")
+            if time.monotonic() - looked > SAY_S:
+                looked, surplus_now = time.monotonic(), _segments(client, index).surplus
+            pause(_POLL_S, f"index {index.name!r} is being merged, {surplus_now} segments are more than one per shard.")
         before, surplus = surplus, _segments(client, index).surplus
         # Shards are merged one after another; between two of them nothing seems to happen.
         asked_in_vain = 0 if surplus < before else asked_in_vain + 1

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sparse_ingest.cluster.answers import Responses
 from sparse_ingest.cluster.client import Client, PartialAnswerError, path_of
 from sparse_ingest.cluster.failures import error_of
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes
@@ -152,7 +153,7 @@ def search_many(
     header = b'{"allow_partial_search_results":true}\n' if client.allow_partial else b"{}\n"
     for some in batched(bodies, at_once):
         lines = b"".join(header + json.dumps({**body, **past}).encode() + b"\n" for body in some)
-        answer = client.call("POST", path, lines, params=params, timeout_s=300)
+        answer = client.call("POST", path, lines, params=params, timeout_s=300, expected=Responses)
         for response in answer["responses"]:
             if "error" in response:
                 kind, reason = error_of(response)

@@ -178,28 +178,36 @@ class _Sender:
             return self._send_halves(request, _Left(request, "too large"))
         refused: list[Refusal] = []
         failures = breaks = 0
-        while left := self._attempt(request, refused):
-            failures = failures + 1 if len(left.request.doc_ids) == len(request.doc_ids) else 1
+        patience_s = self._client.waiting.patience_s
+        end = time.monotonic() + patience_s
+        while left := self._attempt(request, refused, end):
+            failures += 1
+            if len(left.request.doc_ids) < len(request.doc_ids):
+                failures, end = 1, time.monotonic() + patience_s
+            left_s = end - time.monotonic()
             breaks = breaks + 1 if left.status in _ON_THE_WAY else 0
             request, count = left.request, len(left.request.doc_ids)
             if left.halve or (breaks >= _breaks(request) and self._answers_small()):
                 return refused + self._send_halves(request, left)
-            if failures == self._retries.attempts:
+            if failures == self._retries.attempts or left_s <= 0:
                 raise ClusterError(
-                    f"{count} documents were not taken in {failures} attempts. Last: {left.why} "
+                    f"{count} documents were not taken in {failures} attempts and {patience_s - left_s:.0f} s. "
+                    f"Last: {left.why} "
                     "When the cluster has recovered, start the same command again: it continues after the last "
                     "finished shard."
                 )
-            again = f"Sending {count} documents again (attempt {failures + 1} of {self._retries.attempts}): {left.why}"
-            self._client.waiting.say(left.why, again)
-            self._pause(max(self._retries.pause_s(failures - 1), left.pause_s), left.why)
+            attempt = f"attempt {failures + 1} of {self._retries.attempts}, for at most {left_s:.0f} s more"
+            self._client.waiting.say(left.why, f"Sending {count} documents again ({attempt}): {left.why}")
+            self._pause(min(max(self._retries.pause_s(failures - 1), left.pause_s), left_s), left.why)
         return refused
 
-    def _attempt(self, request: BulkRequest, refused: list[Refusal]) -> _Left | None:
-        """Send once, note what is refused, and give what is left to do."""
+    def _attempt(self, request: BulkRequest, refused: list[Refusal], end: float) -> _Left | None:
+        """Send once, before `end` on the monotonic clock, note what is refused, and return what is left to do."""
         attempt = self._take_turn(request)
         try:
-            waiting = self._sort_out(request, self._ask(request.body, self._retries.timeout_s), refused)
+            # The wait for its turn may have taken what was left.
+            timeout_s = min(self._retries.timeout_s, max(10.0, end - time.monotonic()))
+            waiting = self._sort_out(request, self._ask(request.body, timeout_s), refused)
         except ResponseError as error:
             # 400 for a whole request: one document in it is beyond what OpenSearch reads; halves find which.
             if error.status in (400, 413):
@@ -239,7 +247,7 @@ class _Sender:
         end = time.monotonic() + seconds
         while not self._stopped.wait(min(LOOK_S, max(0, end - time.monotonic()))):
             if why:
-                self._client.waiting.refuse_stopped(why)
+                self._client.waiting.remind(why, max(0, end - time.monotonic()))
             if time.monotonic() >= end:
                 return
         raise ClusterError("The load was stopped.")

@@ -31,17 +31,19 @@ def patiently(ask: Callable[[], T], retries: Retries, waiting: Waiting = Waiting
         ClusterError: the error of the last attempt.
         Interrupted: a stop was requested.
     """
-    attempt = 0
+    attempt, end = 0, time.monotonic() + waiting.patience_s
     while True:
         try:
             return ask()
         except (ResponseError, UnreachableError) as error:
+            left_s = end - time.monotonic()
             lasting = isinstance(error, ResponseError) and not error.may_pass
-            if lasting or attempt + 1 >= retries.attempts:
+            if lasting or attempt + 1 >= retries.attempts or left_s <= 0:
                 raise
             why = str(error)
-        waiting.say(why, f"Asking again (attempt {attempt + 2} of {retries.attempts}): {why}")
-        waiting.pause(retries.pause_s(attempt), why)
+        more = f"attempt {attempt + 2} of {retries.attempts}, for at most {left_s:.0f} s more"
+        waiting.say(why, f"Asking again ({more}): {why}")
+        waiting.pause(min(retries.pause_s(attempt), left_s), why)
         attempt += 1
 
 
@@ -49,15 +51,15 @@ def wait_for_primaries(client: Client, index: Index, retries: Retries) -> None:
     """Wait until the primary of each shard is started. Without one, OpenSearch answers no request for documents.
 
     Raises:
-        ClusterError: one is still missing after the sum of the longest pauses of `retries`.
+        ClusterError: one is still missing after the sum of the longest pauses of `retries`, or the client's patience.
         Interrupted: a stop was requested.
     """
-    patience_s = retries.attempts * retries.cap_s
+    patience_s = min(retries.attempts * retries.cap_s, client.waiting.patience_s)
     began = time.monotonic()
     while why := unstarted_primaries(client, index):
         if time.monotonic() - began > patience_s:
             raise ClusterError(f"{why} Fix that, then start the same command again.")
-        client.waiting.say(why, f"{why} Waiting for it.")
+        client.waiting.say(why, f"{why} Waiting for it, up to {patience_s:g} s.")
         client.waiting.pause(_POLL_S, why)
 
 
@@ -82,12 +84,13 @@ def wait_for_copies(client: Client, index: Index, reporter: Reporter, *, patienc
     """Wait until all copies of the shards exist. Return a message if the cluster has too few nodes for them.
 
     Args:
-        patience_s: give up after so many seconds without any change.
+        patience_s: give up after so many seconds without any change; sooner if the client's patience ends.
 
     Raises:
         ClusterError: copies are missing, and nothing changed for `patience_s`.
     """
     last: object = None
+    patience_s = min(patience_s, client.waiting.patience_s)
     changed = time.monotonic()
     while True:
         copies, there = _copies(client, index)
@@ -111,7 +114,8 @@ def wait_for_copies(client: Client, index: Index, reporter: Reporter, *, patienc
                 f"has changed. {_why_unassigned(client, index, 0, primary=False)} Fix that, or set number_of_replicas "
                 "to what the cluster can hold, then start the same command again."
             )
-        client.waiting.pause(_POLL_S, f"copies of index {index.name!r} are missing")
+        missing = f"index {index.name!r} has {there} of {copies} copies of its shards, for up to {patience_s:g} s."
+        client.waiting.pause(_POLL_S, missing)
 
 
 class Durability:

@@ -1,13 +1,15 @@
 """Waiting for a cluster: requests without an answer, pauses before a request is sent again, and stop requests.
 
 In: a request or a pause, and the reporter of the stage. Out: the answer, or `Interrupted`. Slow and repeated requests
-are reported, at most once in 30 s for each cause, to keep logs short. A stop request ends only requests that take
-longer than 4 s, so a healthy stage finishes its current work first.
+are reported after 10 s and then at most once in 10 s for each cause, to keep logs short: to the reporter, or to the
+log if there is none. A stop request ends only requests that take longer than 4 s, so a healthy stage finishes its
+current work first.
 Not covered: how often to send again (sending.py, settling.py).
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import time
@@ -19,77 +21,100 @@ from typing import TypeVar
 from sparse_ingest.errors import Interrupted
 from sparse_ingest.reporting import SILENT, Reporter
 
-SAY_S = 30.0
+SAY_S = 10.0
 LOOK_S = 0.1  # between looks at stop requests
 _SLOW_S = 4.0  # a request that takes longer is abandoned when a stop is requested
+_MARGIN_S = 1.0  # for the request to end with its own, more specific error
 _NUMBER = re.compile(r"(?<!answered )(?<![0-9a-f])[0-9a-f]*\d[0-9a-f]*")  # except the status of an answer
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class Waiting:
     """Notes and stop requests while a client waits. Safe to use from several threads.
 
-    `reporter` is that of the stage; if it is None or silent, nothing is reported and stop requests are ignored.
+    `reporter` is that of the stage; if it is None or silent, notes are log warnings and no stop is requested.
+    `patience_s` is how long a request, with its repetitions, may go without success.
     """
 
-    def __init__(self, address: str, reporter: Reporter | None = None) -> None:
+    def __init__(self, address: str, reporter: Reporter | None = None, patience_s: float = math.inf) -> None:
         self.reporter = None if reporter is SILENT else reporter
+        self.patience_s = patience_s
         self._address = address
         self._lock = Lock()
+        self._ended = False
         self._said: dict[str, tuple[float, int]] = {}
 
-    def answer(self, what: str, ask: Callable[[], T], deadline_s: float = math.inf) -> T:
+    def answer(self, what: str, ask: Callable[[], T], timeout_s: float = math.inf) -> T:
         """Return what `ask` returns. It runs in a thread of its own, which continues if the wait ends first.
 
         Raises:
             Interrupted: A stop was requested, and no answer came.
-            TimeoutError: No answer came before the deadline, counted to its last byte.
+            TimeoutError: The last byte of the answer did not come within `timeout_s`.
         """
         one: Future[T] = Future()
         Thread(target=_fulfil, args=(one, ask), name=what, daemon=True).start()
-        began = said = time.monotonic()
+        began = time.monotonic()
         while not wait([one], LOOK_S).done:
-            now = time.monotonic()
-            if now - began > deadline_s:
+            waited = time.monotonic() - began
+            if waited > timeout_s + _MARGIN_S:
                 raise TimeoutError
-            if now - said >= SAY_S:
-                said = now
-                self.say(what, f"{self._address} has not answered {what} for {now - began:.0f} s; still waiting.")
-            if now - began > _SLOW_S:
-                self.refuse_stopped(f"{self._address} has not answered {what}")
+            why = f"{self._address} has not answered {what} for {waited:.0f} s"
+            if waited >= SAY_S:
+                self.say(what, f"{why}; waiting up to {timeout_s:g} s.", counted=False)
+            if waited > _SLOW_S or self._ended:
+                self.refuse_stopped(why)
         try:
             return one.result()
         finally:
             del one  # the traceback of an error would keep the error and the request alive
 
     def pause(self, seconds: float, why: str) -> None:
-        """Sleep.
+        """Sleep, and report every 10 s that this is still waited for.
 
         Raises:
             Interrupted: A stop was requested.
         """
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            self.refuse_stopped(why)
+            self.remind(why, left)
             time.sleep(min(left, LOOK_S))
+
+    def remind(self, why: str, left_s: float) -> None:
+        """Report what is still waited for, and how long the pause lasts, if the last report is 10 s old.
+
+        Raises:
+            Interrupted: A stop was requested.
+        """
+        self.refuse_stopped(why)
+        self._said.setdefault(_NUMBER.sub("#", why), (time.monotonic(), 0))
+        self.say(why, f"Trying again in {left_s:.0f} s: {why}", counted=False)
+
+    def end(self) -> None:
+        """End all waits: the client is closed, and other threads may still ask."""
+        self._ended = True
 
     def refuse_stopped(self, why: str) -> None:
         """Raise `Interrupted` if a stop was requested; `why` is what was waited for."""
-        if self.reporter and self.reporter.stop_requested():
+        if self._ended or (self.reporter and self.reporter.stop_requested()):
             reason = why.rstrip(".")
             raise Interrupted(
                 f"Stopped while waiting: {reason}. What is finished is kept; start the same command again."
             )
 
-    def say(self, cause: str, message: str) -> None:
-        """Report a message, at most once in 30 s for each cause; numbers in a cause are ignored."""
+    def say(self, cause: str, message: str, *, counted: bool = True) -> None:
+        """Report a message, at most once in 10 s for each cause; numbers in a cause are ignored.
+
+        A message that is not reported counts for the next report, unless it is not `counted`.
+        """
         cause, now = _NUMBER.sub("#", cause), time.monotonic()
         with self._lock:
             last, unsaid = self._said.get(cause, (-math.inf, 0))
             due = now - last >= SAY_S
-            self._said[cause] = (now, 0) if due else (last, unsaid + 1)
-        if due and self.reporter:
-            self.reporter.note(f"{message} ({unsaid} more since the last such line)" if unsaid else message)
+            self._said[cause] = (now, 0) if due else (last, unsaid + counted)
+        if due:
+            note = self.reporter.note if self.reporter else logger.warning
+            note(f"{message} ({unsaid} more since the last such line)" if unsaid else message)
 
 
 def _fulfil(one: Future[T], ask: Callable[[], T]) -> None:

@@ -32,6 +32,8 @@ from sparse_ingest.runs.run import RunLike, is_begun
 
 LOOK_S = 0.2  # between looks at stop requests, and at whether the run has begun
 REPORT_S = 0.1  # between two messages about batches
+BEAT_S = 2.0  # between two signs of life of a process
+SILENT_S = 10.0  # without one, before it is reported and between reports
 END_S = 20.0  # for a process to end before it is killed
 _WORK = "import sys; from sparse_ingest.executors.local import work; work(int(sys.argv[1]))"
 
@@ -81,6 +83,9 @@ class _Team:
                 self._children.append(_Child(worker, share, self._task, self._arguments))
             for ready in wait([child.connection for child in self._children], LOOK_S):
                 self._hear(next(child for child in self._children if child.connection is ready))
+            for child in self._children:
+                if silence := child.silence():
+                    self._reporter.warn(silence)
             if self._stopped or self._reporter.stop_requested():
                 self._stop()
             if self._stopped or self._complete:
@@ -114,6 +119,7 @@ class _Team:
 
     def _hear(self, child: _Child) -> None:
         """Act on one message of a process, or on its end."""
+        child.heard = child.said = time.monotonic()
         try:
             name, *given = child.connection.recv()
         except (EOFError, OSError):
@@ -134,7 +140,7 @@ class _Team:
             self._stopped = True
         elif name == "died":
             child.reason = given[0]
-        else:
+        elif name != "alive":
             self._show(child, name, given)
 
     def _show(self, child: _Child, name: str, given: Sequence[Any]) -> None:
@@ -163,6 +169,7 @@ class _Child:
         self.device = worker.device
         self.told_to_stop = self.finished = False
         self.reason = ""
+        self.heard = self.said = time.monotonic()
         self.connection, theirs = Pipe()
         # The package is found as here, wherever it is; nothing else of the current folder is.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -174,6 +181,17 @@ class _Child:
         with contextlib.suppress(OSError):  # it has died, which the end of its pipe shows
             self.connection.send((worker, cores))
             self.connection.send((task, arguments))
+
+    def silence(self) -> str | None:
+        """Return for how long it has given no sign of life, if that is to be reported now."""
+        now = time.monotonic()
+        if now - self.said < SILENT_S:
+            return None
+        self.said = now
+        return (
+            f"The process on {self.device} (pid {self._process.pid}) has not reported for {now - self.heard:.0f} s. "
+            f"If it was stopped, `kill -CONT {self._process.pid}` lets it continue."
+        )
 
     def wait(self, seconds: float) -> None:
         """Wait for its end, and kill it after this time."""
@@ -200,6 +218,7 @@ def work(descriptor: int) -> None:
     # What a shell starts in the background ignores it, and so would we; the listener needs it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     reporter = _PipeReporter(connection, stopping)
+    threading.Thread(target=_beat, args=(reporter,), daemon=True).start()
     try:
         last = _done(connection, reporter)
     except (KeyboardInterrupt, EOFError):
@@ -233,6 +252,13 @@ def _done(connection: Connection[Any, Any], reporter: _PipeReporter) -> Sequence
     except BaseException as error:
         reporter.send("died", f"{type(error).__name__}: {first_line(error)}")
         raise
+
+
+def _beat(reporter: _PipeReporter) -> None:
+    """Send signs of life: a batch, or loading a model, may take long."""
+    while True:
+        reporter.send("alive")
+        time.sleep(BEAT_S)
 
 
 def _listen(connection: Connection[Any, Any], stopping: threading.Event) -> None:

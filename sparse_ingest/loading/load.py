@@ -273,7 +273,7 @@ def restore_settings(
 @contextlib.contextmanager
 def _connected(connection: ConnectionLike, reporter: Reporter) -> Iterator[Client]:
     """A client of a cluster that has started."""
-    with contextlib.closing(connect(connection, reporter=reporter)) as client:
+    with connect(connection, reporter=reporter) as client:
         if client.cluster_uuid == "_na_":
             raise ClusterError(f"{client.address} has not finished starting. Wait until it is green or yellow.")
         yield client

@@ -9,7 +9,6 @@ Not covered: the load itself (load.py) and what a verification compares (verify.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from dataclasses import asdict, dataclass
 from dataclasses import replace as with_changes
@@ -78,7 +77,7 @@ def publish(
     indexes.refuse_long_name("--alias", alias, len("-") + 8 + indexes.ADDED_BYTES)
     folder, target_cluster = open_run(run), connection_of(url, connection)
     name = f"{alias}-{folder.manifest.run_id[:8]}"
-    with contextlib.closing(connect(target_cluster, reporter=reporter)) as client:
+    with connect(target_cluster, reporter=reporter) as client:
         began = aliases.served_by(client, alias)
         _refuse_strangers(client, name, alias, folder.manifest.run_id)
         if name in began and chosen.replace:
@@ -87,7 +86,7 @@ def publish(
                 "alias to another index first (--to)."
             )
     report = load(folder, index=name, pipeline=pipeline, connection=target_cluster, options=chosen, progress=reporter)
-    with contextlib.closing(connect(target_cluster, reporter=reporter)) as client:
+    with connect(target_cluster, reporter=reporter) as client:
         target = indexes.need_index(client, name, _LIST)
         served = aliases.served_by(client, alias)
         if served.keys() not in (began.keys(), {name}):
@@ -145,7 +144,7 @@ def roll_back(
         ClusterError: there is no index `to`, its load is not finished, or it has too few documents.
     """
     reporter = reporter_of(progress)
-    with contextlib.closing(connect(connection, url=url)) as client:
+    with connect(connection, url=url) as client:
         served = aliases.served_by(client, alias, to)
         target = indexes.need_index(client, to, _LIST)
         if target.name != to:

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
+from sparse_ingest.cluster.answers import Found
 from sparse_ingest.cluster.client import Client, path_of
 from sparse_ingest.cluster.indexes import max_clauses
 from sparse_ingest.cluster.limits import MAX_CLAUSES, count_clauses, fit_weights
@@ -226,17 +227,17 @@ def _ranked(
         yield from map(rank, queries)
         return
     waiting: deque[Future[Ranked]] = deque()
-    with ThreadPoolExecutor(concurrency) as pool:
-        try:
-            for query in queries:
-                waiting.append(pool.submit(rank, query))
-                if len(waiting) >= 2 * concurrency:
-                    yield waiting.popleft().result()
-            while waiting:
+    pool = ThreadPoolExecutor(concurrency)
+    try:
+        for query in queries:
+            waiting.append(pool.submit(rank, query))
+            if len(waiting) >= 2 * concurrency:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        # Requests in flight are not waited for: closing the client ends them.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Asker:
@@ -319,7 +320,7 @@ def _send(client: Client, index: str, body: SearchBody) -> Any:
     """
     params = {} if "search_pipeline" in body else _NO_PIPELINE
     try:
-        return client.call("POST", f"{path_of(index)}/_search", body, params=params)
+        return client.call("POST", f"{path_of(index)}/_search", body, params=params, expected=Found)
     except ClusterError as error:
         for sign, sentence in _UNDERSTOOD.items():
             if sign in str(error):

@@ -139,8 +139,8 @@ class SearchableIndex:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.client.__exit__(kind, error, trace)
 
 
 def open_run(
@@ -192,7 +192,7 @@ def open_index(
 
     given, client = pipeline_of(model, pipeline), connect(connection, url=url)
     with contextlib.ExitStack() as stack:
-        stack.callback(client.close)
+        stack.enter_context(client)
         index = indexed(client, name)
         opened = SearchableIndex(client, name, index, pipeline_of_index(given, index, name, force=force))
         stack.pop_all()

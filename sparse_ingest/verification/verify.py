@@ -76,8 +76,7 @@ def verify(
     run.refuse_mixed()
     if note := run.unchecked_vocabulary():
         reporter.note(note)
-    client = connect(connection, url=url, reporter=reporter)
-    with contextlib.closing(client), contextlib.closing(ScratchFolder()) as scratch:
+    with connect(connection, url=url, reporter=reporter) as client, contextlib.closing(ScratchFolder()) as scratch:
         there = indexes.need_index(client, index, f"Load the run first: sparse-ingest load RUN --index {index}.")
         indexes.refuse_unreadable(there)
         field = field or (there.stamp.field if there.stamp else "sparse")

@@ -111,7 +111,7 @@ def test_a_server_that_never_answers_times_out() -> None:
         (root("2.9.0"), "is OpenSearch 2.9.0; sparse-ingest needs 2.11 or newer"),
         (root("8.15.0", None), r"is not OpenSearch \(it reports version 8.15.0\)"),
         ({"hello": "world"}, "is not OpenSearch; sparse-ingest needs"),
-        ([1], "is not OpenSearch"),
+        ([1], "no JSON of OpenSearch's"),
     ],
 )
 def test_what_is_no_opensearch_of_a_known_version_is_refused(body: object, sentence: str) -> None:

@@ -305,7 +305,7 @@ def test_what_is_sent_again_is_said_with_its_reason_and_a_stop_ends_the_pause(in
             list(send(client, requests(5), target=alias, retries=slow))
         assert time.monotonic() - started < 5
     assert len(recorder.notes) == 1
-    assert "documents again (attempt 2 of 3)" in recorder.notes[0]
+    assert "documents again (attempt 2 of 3, for at most 600 s more)" in recorder.notes[0]
     assert said in recorder.notes[0]
 
 

@@ -226,6 +226,20 @@ def test_a_process_without_a_shard_says_so(corpus: Corpus, tmp_path: Path) -> No
     assert parent.exitcode == 3, log.read_text()
 
 
+def test_a_process_that_is_stopped_is_reported_with_its_number_within_20_s(corpus: Corpus, tmp_path: Path) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    parent = start(*corpus.arguments(out, "cpu,cpu"), log=log)
+    until(lambda: any(out.glob("tmp/part-*")), parent, log)
+    first = children_of(parent.pid)[0]
+    os.kill(first, signal.SIGSTOP)
+    said = f"The process on cpu (pid {first}) has not reported for 1"
+    until(lambda: said in log.read_text(), parent, log, seconds=20)
+    os.kill(first, signal.SIGCONT)
+    parent.join(90)
+    assert parent.exitcode == 3, log.read_text()
+    corpus.compare(out)
+
+
 def test_standard_input_is_for_one_device(corpus: Corpus, tmp_path: Path) -> None:
     arguments = corpus.arguments(tmp_path / "run", "cpu,cpu")
     arguments[arguments.index("--corpus") + 1] = "-"

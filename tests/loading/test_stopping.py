@@ -1,4 +1,4 @@
-"""A load that waits says for what, and SIGTERM and Ctrl-C end it: exit code 130, journal and settings are right."""
+"""A command that waits says for what, and signals end it: exit code 130, journal and settings are right."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from threading import Event
 
@@ -15,6 +15,7 @@ import pytest
 from support.loads import MANY, ids_in, into, settings_of, stamped
 from support.runs import make_run
 from support.secure_proxy import Request, secure_proxy
+from support.tables import write_table
 
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import Client
@@ -26,7 +27,7 @@ PROGRAM = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
     "from sparse_ingest.cli.main import main; main()"
 )
-SIGNALS = [signal.SIGTERM, signal.SIGINT]
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
 
 @pytest.fixture
@@ -35,13 +36,17 @@ def run(tmp_path: Path) -> Run:
 
 
 @contextmanager
-def loading(run: Run, index: str, url: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", PROGRAM, "load", str(run.path), "--index", index, "--url", url]
+def running(*arguments: object, program: str = PROGRAM) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", program, *map(str, arguments)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
             process.kill()
+
+
+def loading(run: Run, index: str, url: str, program: str = PROGRAM) -> AbstractContextManager[subprocess.Popen[str]]:
+    return running("load", run.path, "--index", index, "--url", url, program=program)
 
 
 def stopped(process: subprocess.Popen[str], number: signal.Signals, within_s: float) -> str:
@@ -96,7 +101,7 @@ def test_a_request_without_an_answer_ends_on_a_signal_and_settings_are_put_back(
         assert settings_of(client, index_name)[0] == "-1"
         printed = stopped(process, number, within_s=10)
         ended.set()
-    if number == signal.SIGTERM:
+    if number != signal.SIGINT:
         assert "has not answered POST" in printed
     there = indexes.find_index(client, index_name)
     assert there is not None
@@ -106,4 +111,62 @@ def test_a_request_without_an_answer_ends_on_a_signal_and_settings_are_put_back(
     assert list(open_journal(run, client.cluster_uuid, there.uuid).finished()) == [0]
     report = into(client, index_name, run)
     assert (report.loaded_shards, report.acknowledged) == (2, 60)
+    assert ids_in(client, index_name) == set(MANY)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("command", ["search", "queries", "verify"])
+def test_a_signal_ends_a_command_whose_requests_are_not_answered(
+    command: str, client: Client, index_name: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    documents = {name: {"catch": weights["river"]} for name, weights in MANY.items()}
+    run = make_run(tmp_path / "run", documents, model=str(write_table(tmp_path / "model")))
+    into(client, index_name, run)
+    queries = tmp_path / "queries.tsv"
+    queries.write_text("".join(f"q{number}\tcatch\n" for number in range(20)))
+    how = {
+        "search": ("search", "catch"),
+        "queries": ("search", "--queries", queries, "--concurrency", 4),
+        "verify": ("verify", run.path),
+    }
+    ended, asked = Event(), Event()
+
+    def hang(request: Request) -> None:
+        if "search" in request.path:
+            asked.set()
+            ended.wait(60)
+
+    with secure_proxy(client.address, check=hang) as proxy:
+        with running(*how[command], "--index", index_name, "--url", proxy.url) as process:
+            assert asked.wait(30)
+            stopped(process, number, within_s=5)
+        ended.set()
+
+
+def test_a_load_under_nohup_is_not_ended_by_the_end_of_its_terminal(client: Client, index_name: str, run: Run) -> None:
+    asked = Event()
+
+    def note(request: Request) -> None:
+        if "/_bulk" in request.path:
+            asked.set()
+            time.sleep(0.5)
+
+    ignoring = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); {PROGRAM}"
+    with secure_proxy(client.address, check=note) as proxy:
+        with loading(run, index_name, proxy.url, program=ignoring) as process:
+            assert asked.wait(30)
+            process.send_signal(signal.SIGHUP)
+            _, printed = process.communicate(timeout=60)
+    assert process.returncode == 0, printed
+    assert ids_in(client, index_name) == set(MANY)
+
+
+@pytest.mark.parametrize(
+    "streams", ["2>&-", ">&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full", "2>/dev/full", "<&- | true"]
+)
+def test_a_load_whose_streams_take_nothing_is_finished(streams: str, client: Client, index_name: str, run: Run) -> None:
+    command = f'{sys.executable} -c "$0" load {run.path} --index {index_name} --url {client.address}'
+    shell = ["bash", "-c", f"{command} {streams}; exit ${{PIPESTATUS[0]}}", PROGRAM]
+    ended = subprocess.run(shell, capture_output=True, text=True, check=False)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (0, False), ended.stderr
     assert ids_in(client, index_name) == set(MANY)

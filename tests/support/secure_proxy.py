@@ -1,8 +1,8 @@
 """A reverse proxy on loopback in front of a real OpenSearch that adds what a secured cluster adds.
 
 TLS with a given certificate, client certificates, basic authentication, any other check of a request (`check`), a
-role without cluster-level rights (`cluster_rights=False`). Whatever passes is sent on as it came. Every request is
-noted by method and path.
+role without cluster-level rights (`cluster_rights=False`). Whatever passes is sent on as it came, and so is its answer
+unless `change` makes another one of it. Every request is noted by method and path.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class SecureProxy:
     target: str
     users: Mapping[str, str] | None = None
     check: Callable[[Request], Refusal | None] | None = None
+    change: Callable[[Request, bytes], bytes] = lambda request, answer: answer
     cluster_rights: bool = True
     url: str = ""
     asked: list[tuple[str, str]] = field(default_factory=list)
@@ -158,7 +159,8 @@ class _Handler(BaseHTTPRequestHandler):
         kind = {"Content-Type": headers["content-type"]} if "content-type" in headers else {}
         self._connection.request(self.command, self.path, body or None, kind)
         response = self._connection.getresponse()
-        self._answer(response.status, response.read(), response.headers.get("content-type", ""))
+        answer = self.shared.change(request, response.read())
+        self._answer(response.status, answer, response.headers.get("content-type", ""))
 
     do_POST = do_PUT = do_DELETE = do_HEAD = do_GET  # noqa: N815
 

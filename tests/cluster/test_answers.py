@@ -1,0 +1,186 @@
+"""Answers are bounded in size and time, and no wait is silent: endless, compressed, slow and missing answers."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event
+
+import pytest
+from support.faulty_proxy import faulty_proxy
+from support.reporters import Recorder
+from support.runs import make_run
+from support.serving import serving
+
+from sparse_ingest.cluster import waiting
+from sparse_ingest.cluster.client import Client, Connection, TimedOutError, connect
+from sparse_ingest.cluster.sending import Retries
+from sparse_ingest.errors import ClusterError, UsageError
+from sparse_ingest.loading.load import load
+
+ROOT = json.dumps({"cluster_uuid": "C", "version": {"number": "3.6.0", "distribution": "opensearch"}}).encode()
+# 160 MB that are 160 KB when they are sent.
+BOMB = gzip.compress(bytes(160 << 20).replace(b"\0", b" "))
+Body = Callable[[BaseHTTPRequestHandler], None]
+
+
+def bomb(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_header("Content-Encoding", "gzip")
+    handler.send_header("Content-Length", str(len(BOMB)))
+    handler.end_headers()
+    handler.wfile.write(BOMB)
+
+
+def endless(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    piece = b"%x\r\n%b\r\n" % (1 << 20, b" " * (1 << 20))
+    while True:
+        handler.wfile.write(piece)
+
+
+def drip(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    for _ in range(1000):
+        handler.wfile.write(b" ")
+        time.sleep(0.05)
+
+
+def compressed(handler: BaseHTTPRequestHandler) -> None:
+    content = gzip.compress(b'{"a": [1, 2]}')
+    handler.send_header("Content-Encoding", "gzip")
+    handler.send_header("Content-Length", str(len(content)))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+@contextmanager
+def answering(body: Body | None) -> Iterator[str]:
+    """A server that says it is OpenSearch, and answers everything else with `body`; None: not at all."""
+    ended = Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length") or 0))
+            self.close_connection = True
+            if self.path != "/" and body is None:
+                ended.wait(60)
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            try:
+                if self.path == "/" or body is None:
+                    self.send_header("Content-Length", str(len(ROOT)))
+                    self.end_headers()
+                    self.wfile.write(ROOT)
+                else:
+                    body(self)
+            except OSError:  # the client has gone
+                pass
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.block_on_close = False
+    with serving(server):
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            ended.set()
+
+
+@pytest.mark.parametrize("body", [bomb, endless])
+def test_an_answer_that_is_too_large_is_given_up_with_the_limit_and_the_address(body: Body) -> None:
+    with answering(body) as url, connect(Connection(url)) as client:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(ClusterError) as caught:
+            client.call("GET", "/index/_mapping")
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
+    assert str(caught.value).startswith(f"{url} sent an answer of more than 64 MiB to GET /index/_mapping, the limit")
+    assert grown < 200
+
+
+def test_searches_may_have_larger_answers_than_other_requests() -> None:
+    content = b'{"a": "%b"}' % (b"x" * (80 << 20))
+
+    def large(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    with answering(large) as url, connect(Connection(url)) as client:
+        assert len(client.call("POST", "/index/_search", {})["a"]) == 80 << 20
+        with pytest.raises(ClusterError, match="more than 64 MiB to POST /research"):
+            client.call("POST", "/research", {})
+
+
+def test_a_small_compressed_answer_is_read() -> None:
+    with answering(compressed) as url, connect(Connection(url)) as client:
+        assert client.call("GET", "/index") == {"a": [1, 2]}
+
+
+@pytest.mark.parametrize("body", [drip, None])
+def test_the_timeout_ends_an_answer_that_drips_and_one_that_never_comes(body: Body | None) -> None:
+    with answering(body) as url, connect(Connection(url, timeout_s=1)) as client:
+        began = time.monotonic()
+        with pytest.raises(TimedOutError, match="within 1 s"):
+            client.call("GET", "/index")
+        assert 0.9 < time.monotonic() - began < 3
+
+
+def test_the_wait_for_an_answer_is_logged_where_there_is_no_reporter(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert waiting.SAY_S == 10
+    monkeypatch.setattr(waiting, "SAY_S", 0.3)
+    with answering(None) as url, connect(Connection(url, timeout_s=1)) as client, caplog.at_level(logging.WARNING):
+        with pytest.raises(TimedOutError):
+            client.call("GET", "/index")
+    said = [record.getMessage() for record in caplog.records if record.name == "sparse_ingest.cluster.waiting"]
+    assert said[0] == f"{url} has not answered GET /index for 0 s; waiting up to 1 s."
+    assert len(said) >= 2
+
+
+@pytest.mark.parametrize("fault", [503, "drop", "garbage", "reject first"])
+def test_the_timeout_ends_a_load_that_is_sent_again_and_again(
+    fault: int | str, client: Client, index_name: str, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "SAY_S", 0.5)
+    run, recorder = make_run(tmp_path / "run", {"d1": {"river": 1.0}}), Recorder()
+    with faulty_proxy(client.address, [fault] * 1000) as proxy:
+        began = time.monotonic()
+        with pytest.raises(ClusterError, match=r"1 documents were not taken in \d+ attempts and [23] s"):
+            load(
+                run,
+                index=index_name,
+                connection=Connection(proxy.url, timeout_s=2),
+                progress=recorder,
+                retries=Retries(attempts=1000, base_s=1.2, cap_s=1.2),
+            )
+    assert time.monotonic() - began < 6
+    assert any("for at most 2 s more" in note for note in recorder.notes)
+    assert any(note.startswith("Trying again in ") for note in recorder.notes)
+
+
+def test_the_timeout_of_the_environment_must_be_seconds(monkeypatch: pytest.MonkeyPatch, opensearch_url: str) -> None:
+    monkeypatch.setenv("SPARSE_INGEST_URL", opensearch_url)
+    monkeypatch.setenv("SPARSE_INGEST_TIMEOUT", "7.5")
+    with connect() as client:
+        assert client.waiting.patience_s == 7.5
+    for wrong in ("soon", "0", "-1"):
+        monkeypatch.setenv("SPARSE_INGEST_TIMEOUT", wrong)
+        with pytest.raises(UsageError, match="expected seconds above zero, such as 600"):
+            connect()

@@ -1,0 +1,164 @@
+"""Every answer may be malformed: a value of another type, a missing key, values too deep. No traceback comes of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.loads import MANY
+from support.runs import make_run
+from support.secure_proxy import SecureProxy, secure_proxy
+from support.tables import write_table
+
+from sparse_ingest.cluster import index_admin
+from sparse_ingest.cluster.client import Client, Connection, UnreachableError
+from sparse_ingest.cluster.sending import Retries
+from sparse_ingest.errors import SparseIngestError
+from sparse_ingest.evaluation.evaluate import evaluate
+from sparse_ingest.loading.load import load
+from sparse_ingest.runs.run import Run
+from sparse_ingest.searching.search import open_index
+from sparse_ingest.verification.verify import verify
+
+FAST = Retries(attempts=2, base_s=0.001, cap_s=0.001)
+# How many mutations of each command, fewer of slow ones; SPARSE_INGEST_MUTATIONS sets more for a longer hunt.
+MUTATIONS = int(os.environ.get("SPARSE_INGEST_MUTATIONS", "30"))
+SLOW = ("load", "merge", "create")
+DEEP = json.loads("[" * 400 + "]" * 400)
+DROPPED = object()
+VALUES: tuple[object, ...] = (DROPPED, None, [], {}, "x", 7, [None], DEEP)
+Way = tuple[str | int, ...]
+
+
+def ways(value: Any, before: Way = ()) -> Iterator[Way]:
+    """The way to each value inside a JSON value; of a list its first two."""
+    yield before
+    # What is wrong in a stamp has tests of its own.
+    inner: Any = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    for key, one in inner if before[-1:] != ("_meta",) else ():
+        yield from ways(one, (*before, key))
+
+
+def mutated(value: Any, way: Way, new: object) -> Any:
+    """A JSON value with another value at the end of a way."""
+    if not way:
+        return None if new is DROPPED else new
+    value = copy.deepcopy(value)
+    place = value
+    for key in way[:-1]:
+        place = place[key]
+    if new is DROPPED:
+        del place[way[-1]]
+    else:
+        place[way[-1]] = new
+    return value
+
+
+class Mutator:
+    """Changes one answer; `answers` are those that came."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self, number: int = -1, way: Way = (), new: object = None) -> None:
+        self.answers: list[Any] = []
+        self._number, self._way, self._new = number, way, new
+
+    def __call__(self, request: object, content: bytes) -> bytes:
+        value = json.loads(content)
+        self.answers.append(value)
+        if len(self.answers) - 1 != self._number:
+            return content
+        try:
+            return json.dumps(mutated(value, self._way, self._new)).encode()
+        except (LookupError, TypeError):  # another answer came than in the first pass
+            return content
+
+
+@pytest.fixture(scope="module")
+def mutator() -> Mutator:
+    return Mutator()
+
+
+@pytest.fixture(scope="module")
+def proxy(opensearch_url: str, mutator: Mutator) -> Iterator[SecureProxy]:
+    with secure_proxy(opensearch_url, change=mutator) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("malformed")
+    documents = {name: {"catch": weights["river"], "an": weights["stone"]} for name, weights in MANY.items()}
+    (folder / "queries.tsv").write_text("q1\tcatch\nq2\tan catch\n")
+    (folder / "qrels.tsv").write_text("q1 0 d1 1\nq2 0 d2 1\n")
+    return make_run(folder / "run", documents, shard_rows=20, model=str(write_table(folder / "model")))
+
+
+Command = Callable[[Run, str, Connection], object]
+
+
+def _load(run: Run, index: str, connection: Connection, **settings: Any) -> object:
+    shutil.rmtree(run.path / "load", ignore_errors=True)
+    return load(run, index=index, connection=connection, retries=FAST, **settings)
+
+
+def _create(run: Run, index: str, connection: Connection) -> object:
+    shutil.rmtree(run.path / "load", ignore_errors=True)
+    load(run, index=f"{index}-new", connection=connection, retries=FAST)
+    return index_admin.drop_index(f"{index}-new", connection=connection)
+
+
+def _search(run: Run, index: str, connection: Connection) -> object:
+    with open_index(index, connection=connection) as opened:
+        opened.search("catch")
+        return opened.search("catch an", filter={"exists": {"field": "text"}})
+
+
+def _rank(run: Run, index: str, connection: Connection) -> object:
+    queries, qrels = (Path(run.path).parent / name for name in ("queries.tsv", "qrels.tsv"))
+    with open_index(index, connection=connection) as opened:
+        return evaluate(opened, queries=queries, qrels=qrels, bm25=True)
+
+
+COMMANDS: dict[str, Command] = {
+    "load": _load,
+    "merge": lambda *given: _load(*given, merge=True),
+    "create": _create,
+    "verify": lambda run, index, connection: verify(run, index=index, connection=connection),
+    "verify sample": lambda run, index, connection: verify(run, index=index, connection=connection, sample=5),
+    "search": _search,
+    "evaluate": _rank,
+    "index show": lambda run, index, connection: index_admin.show_index(index, connection=connection),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_malformed_answer_is_one_message_that_names_the_address(
+    name: str, client: Client, index_name: str, run: Run, proxy: SecureProxy, mutator: Mutator, hasty_merges: None
+) -> None:
+    connection, chosen = Connection(proxy.url, timeout_s=20), random.Random(name + os.environ.get("SEED", ""))
+    _load(run, index_name, Connection(client.address))
+    mutator.begin()
+    COMMANDS[name](run, index_name, connection)
+    answers, named = mutator.answers, 0
+    for _ in range(MUTATIONS // 3 if name in SLOW else MUTATIONS):
+        number = chosen.randrange(len(answers))
+        way, new = chosen.choice(list(ways(answers[number]))), chosen.choice(VALUES)
+        mutator.begin(number, way, new)
+        try:
+            COMMANDS[name](run, index_name, connection)
+        except SparseIngestError as error:
+            named += proxy.url in str(error)
+            assert proxy.url in str(error) or not isinstance(error, UnreachableError)
+        except Exception as error:
+            error.add_note(f"answer {number}: {str(answers[number])[:200]}: {way} is {str(new)[:20]}")
+            raise
+    assert named
