@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from dataclasses import field as made_of
@@ -51,6 +52,8 @@ class Stamp:
         fields: the types of kept fields by dotted path, None for one that is not mapped. None if only releases that
             did not map kept fields have loaded into the index.
         query: the settings of [query] for searches that name no pipeline; in `_meta` only if there are any.
+        takeover: random id of the first load of `run_id` after that of another run, whose documents it may replace;
+            None if there was none. Lines of a journal with another id do not count. In `_meta` only if there is one.
     """
 
     model: dict[str, Any]
@@ -67,11 +70,12 @@ class Stamp:
     fields: dict[str, str | None] | None = None
     format: int = STAMP_FORMAT
     query: dict[str, Any] = made_of(default_factory=dict)
+    takeover: str | None = None
 
     def as_meta(self) -> dict[str, Any]:
         """Return the JSON object for `_meta`."""
         content = {**asdict(self), "runs": list(self.runs), "load": {"state": self.load}}
-        return content if self.query else {key: value for key, value in content.items() if key != "query"}
+        return {key: value for key, value in content.items() if value or key not in ("query", "takeover")}
 
     @property
     def only_run(self) -> str | None:
@@ -232,8 +236,9 @@ def continued_stamp(there: Stamp | None, stamp: Stamp) -> Stamp:
     runs = there.runs if stamp.run_id in there.runs else (*there.runs, stamp.run_id)
     names = ("created_by", "settings", "replaced", "fields")
     kept = {name: getattr(there, name) for name in names}
-    since = there.since if there.run_id == stamp.run_id else None
-    return replace(stamp, runs=runs, since=since, **kept)
+    if there.run_id != stamp.run_id:
+        return replace(stamp, runs=runs, takeover=secrets.token_hex(8), **kept)
+    return replace(stamp, runs=runs, since=there.since, takeover=there.takeover, **kept)
 
 
 def refuse_other_pruning(index: Index, stamp: Stamp) -> None:
@@ -267,17 +272,24 @@ def check_uuid(client: Client, index: Index) -> Index:
     return there
 
 
-def add_private_alias(client: Client, index: Index, run_id: str) -> str:
-    """Create the alias that the documents of this run are sent to, unless a killed load left it. Return its name."""
-    alias = private_alias(index.name, run_id)
+def add_private_alias(client: Client, index: Index, load_id: str) -> str:
+    """Create the alias that the documents of a load are sent to, unless a killed load left it. Return its name.
+
+    The same request removes those of other loads: whatever they still send is refused.
+    """
+    alias = private_alias(index.name, load_id)
+    others = sorted(index.aliases.keys() - {alias, *index.serving_aliases})
+    actions = [{"remove": {"index": index.name, "alias": other}} for other in others]
     if alias not in index.aliases:
-        client.call("POST", "/_aliases", {"actions": [{"add": {"index": index.name, "alias": alias}}]})
+        actions.append({"add": {"index": index.name, "alias": alias}})
+    if actions:
+        client.call("POST", "/_aliases", {"actions": actions})
     return alias
 
 
-def private_alias(index: str, run_id: str) -> str:
-    """Return the name of the alias that the documents of a run are sent to."""
-    return f"{index}{_PRIVATE}{run_id[:8]}"
+def private_alias(index: str, load_id: str) -> str:
+    """Return the name of the alias that the documents of a load are sent to."""
+    return f"{index}{_PRIVATE}{load_id[:8]}"
 
 
 class Served(NamedTuple):

@@ -2,7 +2,8 @@
 
 In: one record for each finished shard, the documents that OpenSearch refused. Out: journal.jsonl, one line for each
 shard, and dead.jsonl, one line for each refused document, in RUN/load/CLUSTER_UUID/INDEX_UUID/. Beside them,
-merged.json has the last operation of each shard of the index that the last complete merge covered.
+merged.json has the last operation of each shard of the index that the last complete merge covered, and settings.json
+the old values of index settings until they are put back.
 
 The two files never disagree. Dead letters are on disk before the line of their shard; those of a shard without a line
 do not count, and a shard that is loaded again first loses its old ones. Where the counts in the journal differ,
@@ -31,13 +32,14 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ingest.errors import RunError
+from sparse_ingest.foreign_json import read_json
 from sparse_ingest.records import Refusal
 from sparse_ingest.runs.run import Run
 from sparse_ingest.storage.durable import atomic_file, naming, sync_folder
 from sparse_ingest.storage.places import Place, RemotePath
 from sparse_ingest.storage.scratch import ScratchFolder
 
-_FILES = ("dead.jsonl", "journal.jsonl", "merged.json")  # in order of upload
+_FILES = ("settings.json", "dead.jsonl", "journal.jsonl", "merged.json")  # in order of upload
 _LETTER_KEYS = ("id", "shard", "row", "status", "reason")  # of a line of dead.jsonl
 
 
@@ -49,7 +51,7 @@ class Journal:
         self._copy = _Copy(folder) if isinstance(folder, RemotePath) else None
         local = self._copy.folder if self._copy else folder
         assert isinstance(local, Path)
-        self._journal, self._dead, self._merged = local / "journal.jsonl", local / "dead.jsonl", local / "merged.json"
+        self._settings, self._dead, self._journal, self._merged = (local / name for name in _FILES)
 
     def finished(self) -> dict[int, dict[str, Any]]:
         """Return the last line of each finished shard."""
@@ -78,10 +80,34 @@ class Journal:
 
     def record_merged(self, state: Mapping[str, int]) -> None:
         """Store the last operation of each shard that a complete merge covered."""
-        self._merged.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(self._merged) as file:
-            file.write(json.dumps(state).encode())
-        self._publish()
+        self._write(self._merged, state)
+
+    def settings(self) -> dict[str, dict[str, str | None]]:
+        """Return the last state of `keep_settings`.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        try:
+            return read_json(self._settings, dict[str, dict[str, str | None]])
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise RunError(
+                f"{self._settings} does not hold index settings ({error}). Restore the file, or delete it and check "
+                "refresh_interval and number_of_replicas of the index yourself."
+            ) from error
+
+    def keep_settings(self, kept: Mapping[str, Mapping[str, str | None]]) -> None:
+        """Store the settings that the load changes in the form of `Stamp.settings`, or that there are none."""
+        if kept:
+            self._write(self._settings, kept)
+        elif self._settings.exists():
+            self._remove(self._settings)
+
+    def refuses(self, takeover: str | None) -> bool:
+        """Return whether a line is from before another run was loaded, whose stamp has another `takeover`."""
+        return any(line.get("takeover") != takeover for line in self.finished().values())
 
     def begin(self, shards: Collection[int]) -> None:
         """Delete the dead letters of earlier attempts at these shards."""
@@ -93,11 +119,8 @@ class Journal:
     def clear(self) -> None:
         """Delete both files, because another run was loaded since and may have replaced any document."""
         # Dead letters without the line of their shard do not count, so the lines go first.
-        for path in (self._journal, self._dead):
-            path.unlink(missing_ok=True)
-            if path.parent.exists():
-                sync_folder(path.parent)
-            self._publish()
+        self._remove(self._journal)
+        self._remove(self._dead)
 
     def record_dead(self, letters: Iterable[Refusal]) -> None:
         """Add dead letters of a shard that is being loaded. They count after `finish`."""
@@ -134,6 +157,18 @@ class Journal:
         with atomic_file(self._dead) as file:
             file.writelines(map(_as_bytes, others))
             file.writelines(_as_bytes(_line(letter)) for letter in letters)
+
+    def _write(self, path: Path, value: object) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
+            file.write(json.dumps(value).encode())
+        self._publish()
+
+    def _remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        if path.parent.exists():
+            sync_folder(path.parent)
+        self._publish()
 
     def _publish(self) -> None:
         if self._copy:

@@ -94,7 +94,7 @@ def make_plan(
         stamp = replace(indexes.continued_stamp(there.stamp, stamp), query=changed(settings))
         stamp = since.stamp(there, stamp) if since else stamp
         journal = open_journal(run, client.cluster_uuid, there.uuid)
-        if there.stamp is None or there.stamp.run_id != stamp.run_id:
+        if there.stamp is None or there.stamp.run_id != stamp.run_id or journal.refuses(there.stamp.takeover):
             stale = journal
         loaded = {} if stale else loaded_shards(run, journal)
         _refuse_other_rules(journal, loaded, rules_of(stamp.pruning, update))
