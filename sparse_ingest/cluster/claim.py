@@ -1,4 +1,4 @@
-"""The claim of a load on an index: no other load has begun since, and `_meta` still has the stamp of this one.
+"""The claim of a load on an index: no other load has begun since, and `_meta` has the stamp of this one.
 
 In: an index that this load has created or stamped. Out: a `Claim`, which is checked before each shard counts. A load
 sends to a private alias of its own and removes those of other loads, so one that was paused can send nothing more.
@@ -19,6 +19,7 @@ from sparse_ingest.errors import ClusterError, SparseIngestError
 from sparse_ingest.reporting import Reporter
 
 CLEANUP_S = 3.0  # timeout of a request after a failure: a cluster that hangs must not hold up Ctrl-C
+_IDENTITY = ("run_id", "takeover", "pruning", "since", "field")  # of a load, in its stamp
 
 
 class LostClaimError(ClusterError):
@@ -27,7 +28,7 @@ class LostClaimError(ClusterError):
 
 @dataclass
 class Claim:
-    """One load and its index. `stamp` is what `_meta` must hold, but for the settings, which are in the journal."""
+    """One load and its index. `stamp` is what `_meta` must hold; the settings in it are those of the journal."""
 
     client: Client
     index: Index
@@ -36,48 +37,39 @@ class Claim:
     journal: Journal
     reporter: Reporter
 
-    def check(self) -> Index:
+    def check(self, *, aliased: bool = True) -> Index:
         """Read the index again. A stamp that another client has removed is written again, and reported.
 
         Raises:
             LostClaimError: another load has begun since.
             ClusterError: the index was deleted, or the stamp does not stay in `_meta`.
         """
-        there = check_uuid(self.client, self.index)
-        self.refuse_other(there)
-        if self.alias not in there.aliases:
-            raise LostClaimError(
-                f"Index {self.index.name!r} no longer has alias {self.alias!r}, to which this load sends: another load "
-                "of the same run has begun since, or a client removed it. This one sends nothing more. Wait until no "
-                "other load is running, then start the same command again: it continues."
-            )
-        if there.stamp is None:
+        for _ in range(2):
+            there = check_uuid(self.client, self.index)
+            name, found = repr(there.name), there.stamp
+            if found and any(getattr(found, key) != getattr(self.stamp, key) for key in _IDENTITY):
+                raise LostClaimError(
+                    f"A load of run {str(found.run_id)[:8]} into index {name} has begun since; this one, of run "
+                    f"{self.stamp.run_id[:8]}, sends nothing more. Wait until the other has ended. Start the same "
+                    "command again only if the index is to hold this run: it then sends all shards again."
+                )
+            if aliased and self.alias not in there.aliases:
+                raise LostClaimError(
+                    f"Index {name} no longer has the alias {self.alias!r} of this load: another load of the same run "
+                    "has begun since, or a client removed it. This one sends nothing more. Wait until no other load is "
+                    "running, then start the same command again: it continues."
+                )
+            if found or not aliased:
+                return there
             self.reporter.warn(
-                f"Index {self.index.name!r} lost its stamp (_meta.sparse_ingest): another client replaced _meta during "
-                "the load. The stamp is written again. Have that client keep the keys of _meta that are not its own."
+                f"Index {name} lost its stamp (_meta.sparse_ingest): another client replaced _meta during the load. It "
+                "is written again. Have that client keep the keys of _meta that are not its own."
             )
             stamp_index(self.client, self.index, replace(self.stamp, settings=self.journal.settings()))
-            there = check_uuid(self.client, self.index)
-            if there.stamp is None:
-                raise ClusterError(
-                    f"Index {self.index.name!r} has no stamp (_meta.sparse_ingest): another client keeps removing "
-                    "it. Stop that client, then start the same command again."
-                )
-        return there
-
-    def refuse_other(self, there: Index) -> None:
-        """Refuse an index whose stamp is that of another load.
-
-        Raises:
-            LostClaimError: names the run of the other load.
-        """
-        found = there.stamp
-        if found is not None and _identity(found) != _identity(self.stamp):
-            raise LostClaimError(
-                f"A load of run {str(found.run_id)[:8]} into index {there.name!r} has begun since; this one, of run "
-                f"{self.stamp.run_id[:8]}, sends nothing more. Wait until the other has ended. Start the same command "
-                "again only if the index is to hold this run: it then sends all shards again."
-            )
+        raise ClusterError(
+            f"Index {name} has no stamp (_meta.sparse_ingest): another client keeps removing it. Stop that client, "
+            "then start the same command again."
+        )
 
 
 @contextlib.contextmanager
@@ -89,9 +81,12 @@ def claimed(
     Raises:
         LostClaimError: another load has begun since the index was stamped.
     """
-    there = check_uuid(client, index)
-    claim = Claim(client, there, stamp, private_alias(index.name, load_id), journal, reporter)
-    claim.refuse_other(there)
+    claim = Claim(client, index, stamp, private_alias(index.name, load_id), journal, reporter)
+    there = claim.check(aliased=False)
+    others = sorted(there.aliases.keys() - {claim.alias, *there.serving_aliases})
+    if others:
+        actions = [{"remove": {"index": index.name, "alias": other}} for other in others]
+        client.call("POST", "/_aliases", {"actions": actions})
     add_private_alias(client, there, load_id)
     try:
         claim.check()
@@ -101,7 +96,3 @@ def claimed(
         remove = {"actions": [{"remove": {"index": index.name, "alias": claim.alias}}]}
         with contextlib.suppress(SparseIngestError):
             client.call("POST", "/_aliases", remove, timeout_s=CLEANUP_S)
-
-
-def _identity(stamp: Stamp) -> tuple[object, ...]:
-    return stamp.run_id, stamp.takeover, stamp.pruning, stamp.since, stamp.field

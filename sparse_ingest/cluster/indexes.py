@@ -31,7 +31,7 @@ META_KEY = "sparse_ingest"
 STAMP_FORMAT = 1
 _PRIVATE = "--sparse-ingest-"
 MAX_NAME_BYTES = 255
-_PRIMARIES_S = 20.0  # timeout for the primaries of a new index; then missing ones are reported
+_PRIMARIES_S = 15.0  # timeout for the primaries of a new index; then missing ones are reported
 _CREATE_LOOKS = 20  # 2 s apart, for a new index that a busy cluster has not created by then
 ADDED_BYTES = len(_PRIVATE) + 8  # of the private alias
 NO_PRUNING = {"top_k": None, "max_ratio": None}
@@ -52,8 +52,8 @@ class Stamp:
         fields: the types of kept fields by dotted path, None for one that is not mapped. None if only releases that
             did not map kept fields have loaded into the index.
         query: the settings of [query] for searches that name no pipeline; in `_meta` only if there are any.
-        takeover: random id of the first load of `run_id` after that of another run, whose documents it may replace;
-            None if there was none. Lines of a journal with another id do not count. In `_meta` only if there is one.
+        takeover: random id of the load of `run_id` that followed one of another run; in `_meta` only if there is one.
+            Journal lines with another id are from before the other run, and do not count.
     """
 
     model: dict[str, Any]
@@ -272,24 +272,17 @@ def check_uuid(client: Client, index: Index) -> Index:
     return there
 
 
-def add_private_alias(client: Client, index: Index, load_id: str) -> str:
-    """Create the alias that the documents of a load are sent to, unless a killed load left it. Return its name.
-
-    The same request removes those of other loads: whatever they still send is refused.
-    """
-    alias = private_alias(index.name, load_id)
-    others = sorted(index.aliases.keys() - {alias, *index.serving_aliases})
-    actions = [{"remove": {"index": index.name, "alias": other}} for other in others]
+def add_private_alias(client: Client, index: Index, run_id: str) -> str:
+    """Create the alias that the documents of this run are sent to, unless a killed load left it. Return its name."""
+    alias = private_alias(index.name, run_id)
     if alias not in index.aliases:
-        actions.append({"add": {"index": index.name, "alias": alias}})
-    if actions:
-        client.call("POST", "/_aliases", {"actions": actions})
+        client.call("POST", "/_aliases", {"actions": [{"add": {"index": index.name, "alias": alias}}]})
     return alias
 
 
-def private_alias(index: str, load_id: str) -> str:
-    """Return the name of the alias that the documents of a load are sent to."""
-    return f"{index}{_PRIVATE}{load_id[:8]}"
+def private_alias(index: str, run_id: str) -> str:
+    """Return the name of the alias that the documents of a run are sent to."""
+    return f"{index}{_PRIVATE}{run_id[:8]}"
 
 
 class Served(NamedTuple):

@@ -31,6 +31,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sparse_ingest.cluster.stamp_values import CHANGED_BY_LOADS, is_changed_by_loads
 from sparse_ingest.errors import RunError
 from sparse_ingest.foreign_json import read_json
 from sparse_ingest.records import Refusal
@@ -86,17 +87,20 @@ class Journal:
         """Return the last state of `keep_settings`.
 
         Raises:
-            RunError: the file is damaged.
+            RunError: the file holds anything else.
         """
         try:
-            return read_json(self._settings, dict[str, dict[str, str | None]])
+            kept = read_json(self._settings, dict[str, dict[str, str | None]])
+            if foreign := {name: entry for name, entry in kept.items() if not is_changed_by_loads(name, entry)}:
+                raise ValueError(f"no load changes {foreign}")
         except FileNotFoundError:
             return {}
         except ValueError as error:
             raise RunError(
                 f"{self._settings} does not hold index settings ({error}). Restore the file, or delete it and check "
-                "refresh_interval and number_of_replicas of the index yourself."
+                f"{', '.join(CHANGED_BY_LOADS)} of the index yourself."
             ) from error
+        return kept
 
     def keep_settings(self, kept: Mapping[str, Mapping[str, str | None]]) -> None:
         """Store the settings that the load changes in the form of `Stamp.settings`, or that there are none."""
@@ -106,7 +110,7 @@ class Journal:
             self._remove(self._settings)
 
     def refuses(self, takeover: str | None) -> bool:
-        """Return whether a line is from before another run was loaded, whose stamp has another `takeover`."""
+        """Return whether a line is from before another run was loaded, by the `takeover` of the stamp."""
         return any(line.get("takeover") != takeover for line in self.finished().values())
 
     def begin(self, shards: Collection[int]) -> None:

@@ -9,7 +9,6 @@ Not covered: which settings pay (benchmarks/load.py), cluster settings.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -23,12 +22,6 @@ from sparse_ingest.reporting import Reporter
 # of finished files.
 LOADING = {"refresh_interval": "-1", "number_of_replicas": "0"}
 ASYNC_TRANSLOG = {"translog.durability": "async"}
-# Patterns of the values that may be put back. Others in `_meta` or in the journal are not from a load.
-RESTORABLE = {
-    "refresh_interval": r"(?i)-1|\d{1,9}(nanos|micros|ms|s|m|h|d)",
-    "number_of_replicas": r"\d{1,4}",
-    "translog.durability": r"(?i)request|async",
-}
 ASYNC_RISK = (
     "--async-translog: until the load is finished, the server may confirm a write up to 5 s before it is on its disk. "
     "This load loses nothing (each shard is flushed before it counts), others who write into this index can."
@@ -39,11 +32,6 @@ def may_tune(index: Index, run_id: str) -> bool:
     """Whether a load may change settings unasked: the run's own load made the index, and no alias serves it."""
     stamp = index.stamp
     return stamp is not None and stamp.created_by == run_id and not index.serving_aliases
-
-
-def is_loading(index: Index) -> bool:
-    """Whether an index has the settings for loading, whoever set them."""
-    return all(index.setting(name) == value for name, value in LOADING.items())
 
 
 def tune(
@@ -108,12 +96,9 @@ def restore(
 
 def give_up(client: Client, index: Index, journal: Journal) -> list[str]:
     """Leave settings to the load that has begun since. Return those that its stamp lacks; the journal keeps them."""
-    there = check_uuid(client, index)
-    known = there.stamp.settings if there.stamp else {}
-    kept = {name: entry for name, entry in journal.settings().items() if there.setting(name) == entry.get("loading")}
-    unknown = {name: entry for name, entry in kept.items() if name not in known}
-    journal.keep_settings(unknown)
-    return sorted(unknown)
+    lost = _lost(check_uuid(client, index), journal)
+    journal.keep_settings(lost)
+    return sorted(lost)
 
 
 def confirms_early(index: Index) -> bool:
@@ -121,34 +106,26 @@ def confirms_early(index: Index) -> bool:
     return index.setting("translog.durability") == "async"
 
 
-def _keep(client: Client, index: Index, kept: Mapping[str, Mapping[str, str | None]], journal: Journal | None) -> None:
+def _keep(client: Client, index: Index, kept: dict[str, dict[str, str | None]], journal: Journal | None) -> None:
     if journal:
         journal.keep_settings(kept)
-    update_stamp(client, index, lambda stamp: replace(stamp, settings={name: dict(kept[name]) for name in kept}))
+    update_stamp(client, index, lambda stamp: replace(stamp, settings=kept))
 
 
 def _kept(there: Index, journal: Journal | None, reporter: Reporter) -> dict[str, dict[str, str | None]]:
-    """What loads have changed, by `_meta` and by the journal where `_meta` has lost it."""
-    known = there.stamp.settings if there.stamp else {}
-    copied = {name: entry for name, entry in (journal.settings() if journal else {}).items() if name not in known}
-    kept = {**copied, **known}
-    for name, entry in list(kept.items()):
-        before, loading = entry.get("before"), entry.get("loading")
-        if not (_fits(name, loading) and (before is None or _fits(name, before))):
-            del kept[name]
-            reporter.warn(
-                f"Index {there.name!r}: {name} stays as it is. Its old value was to be {before!r}, which no load keeps."
-            )
-    lost = sorted(name for name in copied.keys() & kept.keys() if there.setting(name) == kept[name]["loading"])
+    """What loads have changed, by `_meta`, and by the journal where `_meta` has lost it."""
+    lost = _lost(there, journal) if journal else {}
     if lost:
-        reporter.note(
-            f"Index {there.name!r}: the old values of {', '.join(lost)} are gone from _meta; the journal has them."
-        )
-    return kept
+        names = ", ".join(sorted(lost))
+        reporter.note(f"Index {there.name!r}: old values of {names} are gone from _meta; the journal has them.")
+    return lost | (there.stamp.settings if there.stamp else {})
 
 
-def _fits(name: str, value: object) -> bool:
-    return name in RESTORABLE and isinstance(value, str) and bool(re.fullmatch(RESTORABLE[name], value))
+def _lost(there: Index, journal: Journal) -> dict[str, dict[str, str | None]]:
+    """What a load has changed by its journal alone."""
+    known = there.stamp.settings if there.stamp else {}
+    kept = journal.settings().items()
+    return {name: entry for name, entry in kept if name not in known and there.setting(name) == entry["loading"]}
 
 
 def _put(client: Client, index: Index, settings: Mapping[str, str | None]) -> dict[str, str]:

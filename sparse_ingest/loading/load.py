@@ -262,11 +262,11 @@ def restore_settings(
         there = indexes.need_index(client, index, "Check --index and --url.")
         journal = None if run is None else open_journal(open_run(run), client.cluster_uuid, there.uuid)
         restored = settings_guard.restore(client, there, reporter, journal=journal)
-        if there.stamp is None and not restored and settings_guard.is_loading(there):
+        if there.stamp is None and not restored and there.setting("refresh_interval") == "-1":
             raise ClusterError(
-                f"Index {there.name!r} has settings for loading (refresh_interval -1, number_of_replicas 0), and what "
-                "they were is not in _meta. Name the run, whose journal has it: sparse-ingest load RUN --index "
-                f"{there.name} --restore. Or set them: PUT /{there.name}/_settings."
+                f"Index {there.name!r} does not refresh (refresh_interval is -1), and _meta has no old settings. Name "
+                f"the run, whose journal has them: sparse-ingest load RUN --index {there.name} --restore. Or set them "
+                f"yourself: PUT /{there.name}/_settings."
             )
         return restored
 
