@@ -46,29 +46,38 @@ class Claim:
         """
         for _ in range(2):
             there = check_uuid(self.client, self.index)
-            name, found = repr(there.name), there.stamp
-            if found and any(getattr(found, key) != getattr(self.stamp, key) for key in _IDENTITY):
-                raise LostClaimError(
-                    f"A load of run {str(found.run_id)[:8]} into index {name} has begun since; this one, of run "
-                    f"{self.stamp.run_id[:8]}, sends nothing more. Wait until the other has ended. Start the same "
-                    "command again only if the index is to hold this run: it then sends all shards again."
-                )
+            refuse_other(there, self.stamp)
+            name = repr(there.name)
             if aliased and self.alias not in there.aliases:
                 raise LostClaimError(
-                    f"Index {name} no longer has the alias {self.alias!r} of this load: another load of the same run "
-                    "has begun since, or a client removed it. This one sends nothing more. Wait until no other load is "
-                    "running, then start the same command again: it continues."
+                    f"Alias {self.alias!r} of this load is gone: another load of the same run has begun since, or a "
+                    "client removed it. Wait until no other load is running, then start the same command again."
                 )
-            if found or not aliased:
+            if there.stamp or not aliased:
                 return there
             self.reporter.warn(
-                f"Index {name} lost its stamp (_meta.sparse_ingest): another client replaced _meta during the load. It "
-                "is written again. Have that client keep the keys of _meta that are not its own."
+                f"Index {name} lost its stamp (_meta.sparse_ingest): another client replaced _meta. It is written "
+                "again. Have that client keep the keys of _meta that are not its own."
             )
             stamp_index(self.client, self.index, replace(self.stamp, settings=self.journal.settings()))
         raise ClusterError(
             f"Index {name} has no stamp (_meta.sparse_ingest): another client keeps removing it. Stop that client, "
             "then start the same command again."
+        )
+
+
+def refuse_other(there: Index, expected: Stamp | None) -> None:
+    """Refuse an index that has the stamp of another load than `expected`.
+
+    Raises:
+        LostClaimError: names the run of the other load.
+    """
+    found = there.stamp
+    if found and (expected is None or any(getattr(found, key) != getattr(expected, key) for key in _IDENTITY)):
+        raise LostClaimError(
+            f"A load of run {str(found.run_id)[:8]} into index {there.name!r} has begun since this one began, which "
+            "sends nothing more. Wait until the other has ended. Start the same command again only if the index is to "
+            "hold this run: it then sends all shards again."
         )
 
 

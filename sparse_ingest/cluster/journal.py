@@ -109,10 +109,6 @@ class Journal:
         elif self._settings.exists():
             self._remove(self._settings)
 
-    def refuses(self, takeover: str | None) -> bool:
-        """Return whether a line is from before another run was loaded, by the `takeover` of the stamp."""
-        return any(line.get("takeover") != takeover for line in self.finished().values())
-
     def begin(self, shards: Collection[int]) -> None:
         """Delete the dead letters of earlier attempts at these shards."""
         self._dead.parent.mkdir(parents=True, exist_ok=True)

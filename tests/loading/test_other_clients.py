@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 from support.forked import command
-from support.loads import MANY, into, settings_of, stamped
+from support.loads import MANY, StopBefore, into, settings_of, stamped
 from support.reporters import Recorder
 from support.runs import make_run
 from support.secure_proxy import Request, secure_proxy
 
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import Client, Connection
-from sparse_ingest.errors import ClusterError
+from sparse_ingest.errors import ClusterError, Interrupted
 from sparse_ingest.loading.load import load
 from sparse_ingest.loading.publish import publish
 from sparse_ingest.pipeline import Pipeline
@@ -251,6 +251,33 @@ def test_shards_that_another_run_replaced_are_sent_again_though_the_stamp_names_
     with paused(client, index_name, copy):
         pass
     assert stamped(client, index_name).run_id == run.manifest.run_id
+    assert into(client, index_name, run).loaded_shards == 6
+    assert same(client, index_name, run)
+
+
+@pytest.mark.parametrize("first", ["run", "other", None])
+def test_a_load_stops_when_another_one_was_loaded_while_it_was_planned(
+    client: Client, index_name: str, tmp_path: Path, run: Run, first: str | None
+) -> None:
+    other, asked = make_run(tmp_path / "other", OTHER, shard_rows=10), []
+    body = {"mappings": {"properties": {"sparse": {"type": "rank_features"}}}}
+    if first == "run":
+        with pytest.raises(Interrupted):
+            into(client, index_name, run, progress=StopBefore(3))
+    elif first == "other":
+        into(client, index_name, make_run(tmp_path / "third", {"d1": {"river": 1.0}}))
+    else:
+        client.call("PUT", f"/{index_name}", body)
+
+    def load_other(request: Request) -> None:
+        if "/_nodes" in request.path and not asked:
+            asked.append(request)
+            into(client, index_name, other)
+
+    with secure_proxy(client.address, check=load_other) as proxy:
+        with pytest.raises(ClusterError, match=f"A load of run {other.manifest.run_id[:8]} into index"):
+            load(run, index=index_name, pipeline=Pipeline(), connection=Connection(proxy.url))
+    assert same(client, index_name, other)
     assert into(client, index_name, run).loaded_shards == 6
     assert same(client, index_name, run)
 
