@@ -162,17 +162,17 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
             file.write(json.dumps(value).encode())
-        self._publish()
+        self._publish(path.name)
 
     def _remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
         if path.parent.exists():
             sync_folder(path.parent)
-        self._publish()
+        self._publish(path.name)
 
-    def _publish(self) -> None:
+    def _publish(self, *names: str) -> None:
         if self._copy:
-            self._copy.publish()
+            self._copy.publish(names or _FILES)
 
 
 class _Copy:
@@ -189,9 +189,9 @@ class _Copy:
                     shutil.copyfileobj(file, copy)
             self._published[name] = self._state(name)
 
-    def publish(self) -> None:
-        """Upload each file that has changed, or delete it at the address."""
-        for name in _FILES:
+    def publish(self, names: Iterable[str]) -> None:
+        """Upload each of these files that has changed, or delete it at the address."""
+        for name in names:
             state = self._state(name)
             if state == self._published[name]:
                 continue
