@@ -1,7 +1,7 @@
-"""Megabytes a second of a corpus read, parsed and hashed, beside `datasets` and pandas; and memory over 10 GB.
+"""MB/s of a corpus read, parsed and hashed, compared with `datasets` and pandas; and memory over 10 GB.
 
     python benchmarks/corpora.py [--megabytes 100] [--rounds 3]
-    python benchmarks/corpora.py --memory 10       peak memory while so many gigabytes of jsonl pass on standard input
+    python benchmarks/corpora.py --memory 10       peak memory while 10 GB of jsonl pass through standard input
 
 The documents are passages of about 1,000 characters of Python's own documentation (pydoc_data.topics), repeated under
 new ids. Every contender is a process of its own, in turn, and gives each document once; a row is the best of the
@@ -46,7 +46,7 @@ def passages() -> list[str]:
 
 
 def documents(megabytes: int) -> Iterator[dict[str, str]]:
-    """Documents of so many megabytes as jsonl."""
+    """Documents of this many megabytes as jsonl."""
     pieces = passages()
     size, number = 0, 0
     while size < megabytes * 1e6:
@@ -112,7 +112,7 @@ _READERS: dict[str, Callable[[Path], None]] = {
 
 
 def peak_megabytes() -> float:
-    """The most memory that this process had. Not ru_maxrss, which begins with that of the parent."""
+    """Peak memory of this process. Not ru_maxrss, which starts with the parent's."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 

@@ -1,4 +1,4 @@
-"""Documents a second of `sparse-ingest`, sentence-transformers and other encoders, on the same texts in turn.
+"""Documents/s of `sparse-ingest`, sentence-transformers and other encoders, one after another on the same texts.
 
     python benchmarks/encode.py [--shapes tiny,mini,distilbert,gte-base] [--documents 100] [--rounds 3]
                                 [--peers yasem,light-splade]
@@ -42,7 +42,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "distilbert": ("DistilBert", {}),
     "gte-base": ("Gte", {"vocab_size": 30522, "type_vocab_size": 0}),
 }
-# What pip is asked for. light-splade pins a torch and a transformers of 2025; it runs with those of this environment.
+# What pip installs. light-splade pins a torch and a transformers of 2025; it runs with those of this environment.
 PEERS = {"yasem": ["yasem==0.4.1"], "light-splade": ["--no-deps", "light-splade==0.1.3"]}
 HEADINGS = (
     "| encoder | setting | docs/s | min | max | tokens/s | to best | to float32, batch 32 | of the bound "
@@ -53,7 +53,7 @@ BEST, BASE = "sentence-transformers, best", "sentence-transformers, batch 32"
 
 @dataclass
 class Contender:
-    """A process that encodes when it is told to."""
+    """A process that encodes on request."""
 
     process: subprocess.Popen[str]
     job: dict[str, Any]
@@ -63,7 +63,7 @@ class Contender:
     peak_bytes: int = 0
 
     def answer(self) -> dict[str, Any]:
-        """Its next line; what it prints beside the answers is passed on."""
+        """Its next answer; other output is passed on."""
         assert self.process.stdout
         for line in self.process.stdout:
             if line.startswith('{"') and line.rstrip().endswith("}") and ("seconds" in line or "settings" in line):
@@ -148,7 +148,7 @@ def start_all(
 
 
 def asked(job: dict[str, Any]) -> dict[str, Any]:
-    """What a process says that is not timed."""
+    """The part of a process's answer that is not timed."""
     with started(job, sys.executable) as contender:
         return contender.facts
 
@@ -169,7 +169,7 @@ def started(job: dict[str, Any], python: str) -> Iterator[Contender]:
 
 
 def environment(peer: str, folder: Path) -> str:
-    """The Python of a peer's own environment, which is made when it is not there."""
+    """The Python of a peer's own environment, created if it does not exist."""
     place = folder / f"environment-{peer}"
     python = place / "bin" / "python"
     if not python.exists():
@@ -245,7 +245,7 @@ def show(shape: str, contenders: dict[str, Contender], shared: dict[str, Any], d
 
 @dataclass
 class Bounds:
-    """How long the operations of a document, so many in `body` and `head`, take at the machine's best."""
+    """Seconds that a document's operations (`body` and `head` counts) take at the machine's best rate."""
 
     shared: dict[str, Any]
     body: float
@@ -259,7 +259,7 @@ class Bounds:
         return self.body / self._rate(in_body) + self.head / self._rate("int8" if whole else in_body)
 
     def _rate(self, dtype: str) -> float:
-        """Operations a second of large products on the device."""
+        """Operations/s of large products on the device."""
         if dtype not in self.rates:
             self.rates[dtype] = asked({**self.shared, "encoder": "peak", "dtype": dtype})["flops_per_s"]
         return self.rates[dtype]

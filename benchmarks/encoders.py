@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 Job = dict[str, Any]
 COMPARED = 16  # documents whose terms are compared
 HEAVY = 0.1  # terms above this weight are
-REPEATED = 20  # times that the texts stand in the corpus of the command
+REPEATED = 20  # copies of the texts in the corpus of the command
 FINALISTS = 4  # settings of a trial that are tried again
 
 
@@ -33,7 +33,7 @@ class Took(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """How to encode texts, how to see the terms of some, and what to say of the settings."""
+    """How to encode texts, how to get the terms of some, and a description of the settings."""
 
     encode: Callable[[Sequence[str]], object]
     terms: Callable[[Sequence[str]], list[list[int]]]
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def timed(work: Callable[[], object]) -> Took:
-    """What a piece of work takes, or says that it took."""
+    """The cost of a piece of work: measured, or as it reports it."""
     began, used = time.perf_counter(), time.process_time()
     said = work()
     took = Took(time.perf_counter() - began, time.process_time() - used)
@@ -83,7 +83,7 @@ def peak_bytes(device: str) -> int:
 
 
 def ours(job: Job, texts: Sequence[str]) -> Contender:
-    """This package, from text to sparse rows; with "device_only" from token ids, which lie in memory."""
+    """This package, from text to sparse rows; with "device_only" from token ids in memory."""
     from sparse_ingest.models.documents import DocumentEncoder
     from sparse_ingest.models.precision import SAMPLE, choose_dtype
 
@@ -148,7 +148,7 @@ def work(job: Job, texts: Sequence[str]) -> Contender:
 def end_to_end(job: Job, texts: Sequence[str]) -> Contender:
     """The command `encode`: from a file of texts to a run folder of Parquet files, by as many processes as asked.
 
-    The texts stand in the file many times, and what a run of a few documents takes is subtracted: that is the start,
+    The file has the texts many times, and the time of a run of a few documents is subtracted: that is the start,
     which a large corpus has once. The processor time of several processes is not known here.
     """
     import shutil
@@ -239,7 +239,7 @@ def _sparse_encoder(job: Job, dtype: str, attention: str) -> Any:
 
 
 def yasem(job: Job, texts: Sequence[str]) -> Contender:
-    """yasem's SpladeEmbedder with its defaults, and float32 on a CPU, where its float16 is slower."""
+    """The yasem SpladeEmbedder with its defaults, and float32 on a CPU, where its float16 is slower."""
     import numpy as np
     from yasem import SpladeEmbedder
 

@@ -4,9 +4,9 @@
 
 Without RUN one of made-up vectors is written (large_run.py). A query is the 20 to 60 heaviest terms of a document of
 the run, drawn from a fixed seed. All contenders get the same parts of 8,192 rows in memory, except SEISMIC's library,
-which has an index, built before the clock starts, and is approximate: its row says how much of the exact answer it
-found. scipy sums in float32, so its scores are not the server's; its rows say how many answers hold other documents
-than ours. Each figure is the median of the rounds, taken in turn; CPU seconds are the ones to compare where others use
+which has an index, built before the clock starts, and is approximate: its row has the share of the exact answer that it
+found. scipy sums in float32, so its scores are not the server's; its rows have how many answers differ
+from ours. Each figure is the median of the rounds, one after another; compare CPU seconds if other processes use
 the machine as well.
 Not covered: reading the run, which is timed in a row of its own.
 """

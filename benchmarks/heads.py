@@ -2,8 +2,8 @@
 
     python benchmarks/heads.py [--device cpu] [--widths 128,256,768] [--documents 16] [--tokens 127] [--rounds 5]
 
-Each head computes the same random hidden states of one batch over BERT's vocabulary in one thread, in turn; the best
-round counts. Prints 10^9 operations a second (a product and its sum are two), the ratio to the plain head of the dtype,
+Each head computes the same random hidden states of one batch over BERT's vocabulary in one thread; the best
+round counts. Prints 10^9 operations/s (a product and its sum are two), the ratio to the plain head of the dtype,
 and the share of what torch reaches in a large square product of that dtype. Needs the extras `encode` and `fast`.
 """
 
@@ -84,13 +84,13 @@ def run_of(head: Head, rows: torch.Tensor, packing: Packing) -> Callable[[], obj
 
 @cache
 def peak_of(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large product."""
+    """Operations/s of a large product."""
     found = peak({"device": str(device), "dtype": str(dtype).removeprefix("torch.")}, [])
     return float(found.facts["flops_per_s"])
 
 
 def best_of(rounds: int, runs: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """The shortest time of each, taken in turn after one turn that does not count."""
+    """The shortest time of each, after one round of warm-up."""
     best = dict.fromkeys(runs, float("inf"))
     with torch.inference_mode():
         for turn in range(rounds + 1):

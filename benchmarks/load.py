@@ -1,13 +1,13 @@
-"""Documents a second into OpenSearch: `sparse-ingest`, opensearch-py's helpers, and the bare server, in one run.
+"""Documents/s into OpenSearch: `sparse-ingest`, opensearch-py's helpers, and the bare server, in one run.
 
     python benchmarks/load.py [--documents 100000] [--terms 120] [--rounds 2] [--shards 2] [--url URL]
     python benchmarks/load.py --settings [...]    the server's side: one setting at a time, with index sizes
 
-A run of made-up vectors is written first (large_run.py). Every contender (loaders.py) is a process of its own, in turn,
-into an index of its own with the same body, without replicas, without refresh; a row is the median of the rounds. The
-ceiling is the same bytes as ours, made before the clock starts and sent by bare loops; it and parallel_bulk are first
-tried with several settings on a fifth of the documents, and the best one takes part. The helpers use orjson when it
-is installed. Without --url a server is started, and deleted afterwards.
+A run of generated vectors is written first (large_run.py). The contenders (loaders.py) run one after another, each in
+its own process and into its own index with the same body, without replicas and refreshes; a row is the median of the
+rounds. The ceiling is the same bytes as ours, built before the clock starts and sent by plain loops; it and
+parallel_bulk are first tried with several settings on a fifth of the documents, and the best one takes part. The
+helpers use orjson if it is installed. Without --url a server is started, and deleted afterwards.
 Not covered: replicas, which a single node does not allocate.
 """
 
@@ -64,7 +64,7 @@ class Measured(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Documents a second."""
+        """Documents/s."""
         return self.documents / self.seconds
 
 

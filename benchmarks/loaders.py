@@ -2,7 +2,7 @@
 
     python benchmarks/loaders.py '{"loader": "parallel_bulk", "run": RUN, "url": URL, "index": NAME, ...}'
 
-Prints one JSON object: documents, seconds, CPU seconds of this process meanwhile (all its threads, user and system),
+Prints one JSON object: documents, seconds, CPU seconds of this process (all threads, user and system),
 and the most memory it ever had. The index is there already, with the alias NAME-alias, except for "load", which makes
 it. Everybody reads the same run folder; imports, the connection and the vocabulary do not count, except for "load".
 """

@@ -23,7 +23,7 @@ MIN_WORDS, MAX_WORDS = 5, 200  # less is a heading or a signature, more a table
 
 
 def make_corpus(folder: Path, passages: int, queries: int) -> str:
-    """Write corpus.jsonl and queries.jsonl into `folder`; returns the sentence that says what is in them."""
+    """Write corpus.jsonl and queries.jsonl into `folder`; return a description of them."""
     seen: set[bytes] = set()
     packages: Counter[str] = Counter()
     asked = 0
@@ -45,9 +45,7 @@ def make_corpus(folder: Path, passages: int, queries: int) -> str:
                 packages[package] += 1
                 corpus.write(json.dumps({"_id": f"{place}/{paragraph}", "text": part}) + "\n")
     most = ", ".join(f"{name} {count}" for name, count in packages.most_common(12))
-    return (
-        f"{len(seen)} passages and {asked} queries from the docstrings of {len(packages)} packages ({most} and others)"
-    )
+    return f"{len(seen)} passages and {asked} queries from the docstrings of {len(packages)} packages ({most} and more)"
 
 
 def docstrings() -> Iterator[tuple[str, str, str]]:
@@ -76,6 +74,6 @@ def paragraphs(text: str) -> Iterator[str]:
     for paragraph in re.split(r"\n\s*\n", text):
         words = paragraph.split()
         letters = sum(word.strip(".,:;()`'\"*").isalpha() for word in words)
-        # Doctests, tables and rulers are no prose.
+        # Doctests, tables and rulers are not prose.
         if MIN_WORDS <= len(words) <= MAX_WORDS and letters * 2 >= len(words) and ">>>" not in paragraph:
             yield " ".join(words)

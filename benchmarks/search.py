@@ -111,7 +111,7 @@ def index_of(kind: Kind, n_postings: int = 0) -> str:
 
 
 def prepare(folder: Path, passages: int) -> str:
-    """Corpus, queries and run, each made once; the sentence that says what they are made of."""
+    """Create corpus, queries and run once, and return a description of them."""
     folder.mkdir(parents=True, exist_ok=True)
     said = folder / "corpus.txt"
     if not said.exists():
@@ -124,7 +124,7 @@ def prepare(folder: Path, passages: int) -> str:
             check=True, stdout=sys.stderr,
         )  # fmt: skip
     complete = open_run(folder / "run").complete() or {}
-    return f"{said.read_text().strip()}; {complete['terms'] / complete['rows']:.1f} terms a passage"
+    return f"{said.read_text().strip()}; {complete['terms'] / complete['rows']:.1f} terms per passage"
 
 
 def fill(client: Client, folder: Path, room: Path, n_postings: int) -> None:
@@ -262,7 +262,7 @@ def print_building(pipeline: Pipeline, texts: Sequence[str]) -> None:
 
 
 def print_overhead(client: Client, asked: Queries, rounds: int) -> None:
-    """The same request by our client and by http.client, in turn."""
+    """The same request by our client and by http.client, alternating."""
     index, place = index_of("rank_features"), urlsplit(client.address)
     bodies = [
         json.dumps({**engine_body(weights, Engine(), size=SIZE), "_source": False}).encode() for _, weights in asked
@@ -281,7 +281,7 @@ def print_overhead(client: Client, asked: Queries, rounds: int) -> None:
             theirs.append(time.perf_counter() - began)
     raw.close()
     ours_ms, theirs_ms = np.array(ours) * 1000, np.array(theirs) * 1000
-    print(f"our client over http.client, the same requests in turn: p50 {np.median(ours_ms):.2f} ms and "
+    print(f"our client over http.client, the same requests alternating: p50 {np.median(ours_ms):.2f} ms and "
           f"{np.median(theirs_ms):.2f} ms, median difference {np.median(ours_ms - theirs_ms):.2f} ms")  # fmt: skip
 
 

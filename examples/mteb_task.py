@@ -41,7 +41,7 @@ QUERIES = {
     "q3": "electricity from rivers",
     "q4": "why do birds migrate",
 }
-# How relevant a document is for a query; the others are not.
+# Relevance of a document for a query; unlisted documents are not relevant.
 RELEVANCE = {"q1": {"rise": 2, "salt": 1}, "q2": {"sourdough": 2}, "q3": {"dams": 2, "rivers": 1}, "q4": {"birds": 2}}
 
 

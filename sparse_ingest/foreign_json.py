@@ -19,6 +19,7 @@ import msgspec
 
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 100
+SHOWN_CHARACTERS = 100
 T = TypeVar("T")
 
 
@@ -30,24 +31,42 @@ class Readable(Protocol):
         ...
 
 
-def parse_json(content: bytes | str) -> Any:
+def shown(value: object) -> str:
+    """Return a value for a message, in one line and cut after 100 characters."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+def parse_json(content: bytes | str, max_bytes: int = MAX_BYTES) -> Any:
     """Parse JSON.
 
     Raises:
-        ValueError: it is no JSON, not UTF-8, larger than 64 MiB, or nested more than 100 levels deep.
+        ValueError: it is no JSON, not UTF-8, larger than `max_bytes`, or nested more than 100 levels deep.
     """
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"it has {len(content):,} bytes; at most {MAX_BYTES:,} are read")
+    if len(content) > max_bytes:
+        raise ValueError(f"it has more than {max_bytes:,} bytes, which is the most that is read")
     try:
         value = json.loads(content)
     except RecursionError:
         value = None
         deep = True
     else:
-        deep = _is_deep(value)
+        deep = is_deep(value)
     if deep:
         raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
     return value
+
+
+def json_parts(content: bytes) -> dict[str, bytes]:
+    """Return the JSON text under each key of a JSON object; no object is built of it.
+
+    Raises:
+        ValueError: it is no JSON object, or nested too deep.
+    """
+    try:
+        return {key: bytes(part) for key, part in msgspec.json.decode(content, type=dict[str, msgspec.Raw]).items()}
+    except RecursionError:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep") from None
 
 
 def checked(value: object, expected: type[T]) -> T:
@@ -56,28 +75,28 @@ def checked(value: object, expected: type[T]) -> T:
     Raises:
         ValueError: with the place in it, what was expected there, and what was found.
     """
-    return msgspec.convert(value, expected)
+    return msgspec.convert(value, expected, dec_hook=lambda kind, given: kind(given))  # such as a Path
 
 
-def read_json(path: Path | Readable, expected: type[T]) -> T:
+def read_json(path: Path | Readable, expected: type[T], max_bytes: int = MAX_BYTES) -> T:
     """Read a JSON file. Something that is no regular file, such as a named pipe, is not opened.
 
     Raises:
         ValueError: as `parse_json` and `checked`.
         OSError: it cannot be read.
     """
-    if isinstance(path, Path):
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("it is no regular file")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    else:
-        with path.open() as file:
-            content = file.read(MAX_BYTES + 1)
-    return checked(parse_json(content), expected)
+    return checked(parse_json(read_bytes(path, max_bytes), max_bytes), expected)
 
 
-def _is_deep(value: object) -> bool:
+def read_bytes(path: Path | Readable, max_bytes: int = MAX_BYTES) -> bytes:
+    """Read a file, and of one that is larger one byte more than `max_bytes`; errors as of `read_json`."""
+    if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is no regular file")
+    with path.open("rb") if isinstance(path, Path) else path.open() as file:
+        return file.read(max_bytes + 1)
+
+
+def is_deep(value: object) -> bool:
     """Return whether containers are nested deeper than MAX_DEPTH."""
     level = [value]
     for _ in range(MAX_DEPTH):

@@ -24,6 +24,7 @@ T = TypeVar("T")
 SpecialTokens = Literal["keep", "zero"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int8-bfloat16"]
 EngineName = Literal["exact", "two-phase", "seismic"]
+_MAX_BYTES, _MAX_DEPTH, _MAX_NUMBER = 1 << 20, 20, 1 << 63
 FieldType = Literal["keyword", "text", "integer", "long", "float", "double", "boolean", "date"]
 
 
@@ -160,9 +161,11 @@ def read_pipeline(name: str) -> Pipeline:
             known = ", ".join(sorted(entry.stem for entry in packaged_folder().glob("*.toml")))
             raise PipelineError(f"No pipeline file {name!r}, and no packaged pipeline of that name; packaged: {known}.")
         path = packaged
+    if path.stat().st_size > _MAX_BYTES:
+        raise PipelineError(f"{path} has {path.stat().st_size:,} bytes; a pipeline file of at most 1 MB was expected.")
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise PipelineError(f"{path} is no TOML: {error}.") from error
     pipeline = _build(Pipeline, tables, str(path), "")
     return _with_resolved_paths(pipeline, path.parent)
@@ -255,7 +258,7 @@ def override(pipeline: Pipeline, assignments: Sequence[str], tables: Collection[
             raise PipelineError(f"--set {assignment!r}: expected TABLE.KEY=VALUE, such as encode.top_k=200.")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             value = text
         known = {entry.name for entry in fields(Pipeline)}
         if table not in known:
@@ -325,13 +328,21 @@ def _checked(value: object, hint: Any, source: str, name: str) -> object:
     alternatives = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
     if value is None and type(None) in alternatives:
         return None
+    if _is_deep(value):
+        raise PipelineError(f"{source}: {name} is nested more than {_MAX_DEPTH} levels deep.")
     choices = [choice for choice in alternatives if choice is not type(None)]
     for choice in choices:
         if (found := _as_kind(value, choice)) is not None:
             return found
     if int in choices and type(value) is int:
         raise PipelineError(f"{source}: {name} = {value}; expected a whole number above zero.")
-    raise PipelineError(f"{source}: {name} = {value!r}; expected {' or '.join(map(_in_words, choices))}.")
+    shown = repr(value) if len(repr(value)) <= 100 else f"{repr(value)[:100]}…"
+    raise PipelineError(f"{source}: {name} = {shown}; expected {' or '.join(map(_in_words, choices))}.")
+
+
+def _is_deep(value: object, left: int = _MAX_DEPTH) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return not left or any(_is_deep(each, left - 1) for each in inner)
 
 
 def _as_kind(value: object, kind: Any) -> object:
@@ -339,10 +350,10 @@ def _as_kind(value: object, kind: Any) -> object:
     if get_origin(kind) is Literal:
         fits = value in get_args(kind)
     elif kind is float:
-        fits = isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
+        fits = isinstance(value, int | float) and type(value) is not bool and abs(value) < _MAX_NUMBER
         return float(value) if fits else None  # type: ignore[arg-type]
     elif kind is int:
-        fits = type(value) is int and value > 0
+        fits = type(value) is int and 0 < value < _MAX_NUMBER
     elif get_origin(kind) is tuple:
         fits = isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
         return tuple(value) if fits else None  # type: ignore[arg-type]

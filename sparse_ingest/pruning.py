@@ -83,7 +83,7 @@ class Ranking:
     def _order(self) -> npt.NDArray[np.int64]:
         """The terms row by row, heaviest first, of equal weights the lower token id."""
         order = np.empty(len(self._weights), dtype=np.int64)
-        # Weights are above zero, so their bits are in their order; the place in the row stands for the token id.
+        # Weights are above zero, so their bits sort as the weights do; the place in the row is the token id.
         heaviest = (~self._weights.view(np.uint32)).astype(np.uint64) << np.uint64(32)
         keys = heaviest | self._place.astype(np.uint64)
         for _, terms, cells in self._tables():

@@ -38,7 +38,7 @@ OWNERS = {
 }
 # Libraries that several packages need, and no others.
 SHARED_LIBRARIES = {
-    "huggingface_hub": {"checkpoints", "corpora"},
+    "huggingface_hub": {"storage", "checkpoints", "corpora"},
     "pyarrow": {"runs", "corpora", "cluster"},
     "fsspec": {"storage", "corpora"},
     "datasets": {"corpora"},

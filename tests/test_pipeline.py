@@ -106,7 +106,16 @@ def test_an_empty_file_is_every_default(tmp_path: Path) -> None:
         ("[query]\nseismic = 3", "query.seismic = 3; expected a table"),
         ("[encode]\ntop_k = 3\ntop_k = 4", "is no TOML"),
         ("not toml", "is no TOML"),
+        ("[query]\nseismic = " + "[" * 50_000, "is no TOML"),
+        ("[query.seismic]\n" + "a." * 900 + "a = 1", "query.seismic is nested more than 20 levels deep"),
+        ("[index.fields]\n" + "a." * 30 + "a = 'long'", "index.fields is nested more than 20 levels deep"),
+        ("[encode]\ntop_k = " + "9" * 5_000, "is no TOML"),
+        ("[encode]\ntop_k = " + "9" * 400, "expected a whole number"),
+        ("[encode]\nmin_weight = " + "9" * 400, "expected a number"),
+        ("[encode]\ndtype = '" + "x" * 5_000 + "'", "xxx…; expected 'auto'"),
+        ("#" * (1 << 21), "has 2,097,152 bytes; a pipeline file of at most 1 MB was expected"),
     ],
+    ids=lambda value: value[:60],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(PipelineError) as caught:
@@ -177,7 +186,10 @@ def test_a_whole_number_stands_for_a_number_in_both_places(tmp_path: Path, assig
         ("encode.top_k=", "encode.top_k = ''; expected a whole number"),
         ("encode.min_weight=nan", "encode.min_weight = nan; expected a number"),
         ("query.seismic.top_n=3", "unknown key query.seismic.top_n"),
+        ("query.seismic=" + "[" * 50_000, "expected a table"),
+        ("query.seismic={a=" + "[" * 30 + "]" * 30 + "}", "query.seismic is nested more than 20 levels deep"),
     ],
+    ids=lambda value: value[:60],
 )
 def test_a_wrong_assignment_is_said(assignment: str, said: str) -> None:
     with pytest.raises(PipelineError) as caught:

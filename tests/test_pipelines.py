@@ -94,7 +94,7 @@ def test_a_pipeline_says_what_its_card_says(name: str, tmp_path: Path) -> None:
     else:
         assert "the card names no limit" in text_of(name)
     head = text_of(name).partition("[model]")[0]
-    assert (card.license or "names no licence") in head
+    assert (card.license or "names no license") in head
     assert ("forbids commercial use" in head) == ("NC" in (card.license or ""))
 
 

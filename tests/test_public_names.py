@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -39,12 +42,36 @@ def test_names_of_the_first_edition_are_there(name: str) -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="attribute encoder"):
-        sparse_ingest.encoder  # noqa: B018
+        sparse_ingest.encoder  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_every_public_function_and_class_has_a_docstring() -> None:
-    public = [getattr(sparse_ingest, name) for name in sparse_ingest.__all__]
-    assert [one.__name__ for one in public if not inspect.getdoc(one)] == []
+def public_members() -> Iterator[tuple[str, Any]]:
+    """Every public function and class, with the public methods and properties that a class defines itself."""
+    for name in sparse_ingest.__all__:
+        public = getattr(sparse_ingest, name)
+        yield name, public
+        if inspect.isclass(public):
+            for inner, value in vars(public).items():
+                member = getattr(value, "__func__", value)
+                if not inner.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)):
+                    yield f"{name}.{inner}", member
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    assert [name for name, member in public_members() if not inspect.getdoc(member)] == []
+
+
+def test_public_functions_document_every_argument() -> None:
+    """One argument may be explained by the text alone; two and more have their lines under Args."""
+    undocumented = []
+    for name in sparse_ingest.__all__:
+        function = getattr(sparse_ingest, name)
+        if inspect.isfunction(function) and len(names := inspect.signature(function).parameters) > 1:
+            section = re.search(r"^Args:\n((?: .*\n?|\n)+)", inspect.getdoc(function) or "", flags=re.MULTILINE)
+            known = re.findall(r"^    \**(\w+):", section[1] if section else "", flags=re.MULTILINE)
+            undocumented += [f"{name}: {argument}" for argument in names if argument not in known]
+            undocumented += [f"{name}: {argument} is no argument" for argument in known if argument not in names]
+    assert undocumented == []
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

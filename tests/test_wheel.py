@@ -135,6 +135,7 @@ def test_the_wheel_carries_the_pipelines_the_bodies_and_the_marker_of_types(whee
 
 def test_nothing_of_the_checkout_and_no_extra_is_there(installed: Installed) -> None:
     path = installed.evaluate("sys.path")
+    assert isinstance(path, list)
     assert not [entry for entry in path if Path(entry).is_relative_to(CHECKOUT)]
     imported = Path(installed.evaluate("importlib.util.find_spec('sparse_ingest').origin"))
     assert imported.is_relative_to(installed.python.parents[1])

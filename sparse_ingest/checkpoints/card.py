@@ -1,4 +1,4 @@
-"""The model card, the tokenizer and the safetensors headers of a model folder, read without loading the model.
+"""The model card, the tokenizer and the number of parameters of a model folder, read without loading the model.
 
 In: a folder. Out: license, languages, number of parameters, vocabulary. Not covered: settings (settings.py), pickles
 (models/masked_lms.py).
@@ -6,24 +6,22 @@ In: a folder. Out: license, languages, number of parameters, vocabulary. Not cov
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import Tokenizer
-
+from sparse_ingest.checkpoints.checks import read_tokenizer
 from sparse_ingest.checkpoints.hub import CARD, PICKLES
 from sparse_ingest.checkpoints.modules import read_json
-from sparse_ingest.errors import CheckpointError
+from sparse_ingest.checkpoints.tensors import read_shapes
+from sparse_ingest.foreign_json import read_bytes
 
 SPECIAL_TOKENS = ("cls_token", "sep_token", "bos_token", "eos_token", "unk_token", "pad_token", "mask_token")
 SHOWN_RANGES = 8
-MAX_HEADER_BYTES = 100_000_000  # as the safetensors library has it
+MAX_CARD_BYTES = 1 << 18
 
 
 class Card(NamedTuple):
@@ -34,7 +32,7 @@ class Card(NamedTuple):
 
     @property
     def is_non_commercial(self) -> bool:
-        """Whether the licence forbids commercial use, as far as its name tells (cc-by-nc-sa-4.0)."""
+        """Whether the license forbids commercial use, as far as its name tells (cc-by-nc-sa-4.0)."""
         return bool(re.search(r"(^|[-_ ])nc($|[-_ ])|non-?commercial|research-only", (self.license or "").lower()))
 
 
@@ -54,20 +52,20 @@ class Vocabulary(NamedTuple):
 
 
 def read_card(folder: Path) -> Card:
-    """Licence and languages; a card that is absent or cannot be read says nothing."""
+    """License and languages; a card that is absent or cannot be read says nothing."""
     from huggingface_hub import metadata_load
 
     path = folder / CARD
     try:
-        said = (metadata_load(path) if path.is_file() else None) or {}
+        # Some front matter has a hundred kilobytes of test results; a reader of YAML takes a second for it.
+        said = (metadata_load(path) if path.is_file() and path.stat().st_size <= MAX_CARD_BYTES else None) or {}
+        license, language = said.get("license"), said.get("language")
+        license = said.get("license_name") or license if license == "other" else license
     except Exception:  # errors of YAML, of the encoding, of what people write between the dashes
-        said = {}
-    license = said.get("license")
-    if license == "other":
-        license = said.get("license_name") or license
-    language = said.get("language") or []
-    languages = [language] if isinstance(language, str) else list(language)
-    return Card(None if license is None else str(license), [str(one) for one in languages])
+        license = language = None
+    # Only strings: of other values YAML can make any number by naming one many times.
+    languages = [one for one in (language if isinstance(language, list) else [language]) if isinstance(one, str)]
+    return Card(license if isinstance(license, str) else None, languages)
 
 
 def count_parameters(folder: Path) -> int | None:
@@ -76,12 +74,8 @@ def count_parameters(folder: Path) -> int | None:
     Raises:
         CheckpointError: a file is no safetensors, or shorter than its header says.
     """
-    index = read_json(folder / "model.safetensors.index.json").get("weight_map")
-    names = sorted(set(index.values())) if isinstance(index, dict) else []
-    files = [folder / str(name) for name in names] or sorted(folder.glob("*.safetensors"))
-    if not files or not all(file.is_file() for file in files):
-        return None
-    return sum(int(math.prod(tensor["shape"])) for file in files for tensor in read_header(file)[1].values())
+    shapes = read_shapes(folder)
+    return sum(map(math.prod, shapes.values())) if shapes else None
 
 
 def has_pickle(folder: Path) -> bool:
@@ -104,7 +98,7 @@ def read_vocabulary(folder: Path, size: int | None = None) -> Vocabulary | None:
         tokens = [tokenizer.id_to_token(token_id) for token_id in range(count)]
         model = type(tokenizer.model).__name__
     elif (folder / "vocab.txt").is_file():
-        tokens = list((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
+        tokens = list(read_bytes(folder / "vocab.txt").decode(errors="replace").splitlines())
         model = "WordPiece"
     else:
         return None
@@ -115,9 +109,11 @@ def read_vocabulary(folder: Path, size: int | None = None) -> Vocabulary | None:
 
 def ranges_without_token(tokens: Sequence[str | None], size: int) -> list[tuple[int, int]]:
     """Return the first and last id of each range of ids below `size` that have no token."""
-    ids = [token_id for token_id in range(size) if token_id >= len(tokens) or tokens[token_id] is None]
-    ends = (list(group) for _, group in groupby(enumerate(ids), key=lambda pair: pair[1] - pair[0]))
-    return [(range_[0][1], range_[-1][1]) for range_ in ends]
+    ranges: list[tuple[int, int]] = []
+    for token_id in (one for one in range(size) if one >= len(tokens) or tokens[one] is None):
+        follows = bool(ranges) and ranges[-1][1] == token_id - 1
+        ranges[-1 if follows else len(ranges) :] = [(ranges[-1][0] if follows else token_id, token_id)]
+    return ranges
 
 
 def named_ranges(ranges: Sequence[tuple[int, int]]) -> str:
@@ -134,43 +130,6 @@ def lost_weights(count: int, vocabulary: Sequence[str | None]) -> str:
         f"{count:,} weights were omitted: they are on ids that the tokenizer has no token for ({ids}), and an index "
         "keys weights by token. Scores are lower than the model's by what these weights would add."
     )
-
-
-def read_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json.
-
-    Raises:
-        CheckpointError: the file is absent or malformed.
-    """
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # `tokenizers` raises bare Exception for either
-        raise CheckpointError(f"{path} cannot be read as a tokenizer: {error}. Fetch the model again.") from error
-
-
-def read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Return the byte at which the numbers of a safetensors file begin, and its entry for each tensor.
-
-    The file begins with eight bytes of length; the header, which is JSON, follows.
-
-    Raises:
-        CheckpointError: the file has no such header, or is shorter than its header says.
-    """
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length) if length <= MAX_HEADER_BYTES else b"")
-        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
-        end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(
-            f"{path} is no safetensors file: its header cannot be read. Fetch the model again."
-        ) from error
-    if (size := path.stat().st_size) < end:
-        raise CheckpointError(
-            f"{path} has {size:,} bytes; a safetensors file with its header takes {end:,}. Fetch the model again."
-        )
-    return 8 + length, tensors
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:

@@ -10,14 +10,16 @@ what the files mean (layouts.py).
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from sparse_ingest.errors import CheckpointError, first_line
+from sparse_ingest.errors import CheckpointError, Interrupted, StorageError, first_line
+from sparse_ingest.storage.hub_session import guard_hub, hub_address, hub_token
+from sparse_ingest.storage.places import without_secrets
+from sparse_ingest.storage.waiting import answered
 
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 PICKLES = "pytorch_model*.bin"
@@ -45,9 +47,17 @@ def fetch(name: str, revision: str | None = None, *, code: bool = False) -> Path
 
     Raises:
         CheckpointError: the hub, or the cache where the hub is out of reach, does not give it.
+        StorageError: the hub is silent.
     """
+    received = [0]
+    guard_hub()
+    place, advice = f"the hub {hub_address()}, for the model {name}", " HF_HUB_OFFLINE=1 reads only the cache."
     try:
-        folder = _download(name, revision, code)
+        folder = answered(
+            lambda: _download(name, revision, code, received), place, received=lambda: received[0], advice=advice
+        )
+    except (StorageError, Interrupted):
+        raise
     # huggingface_hub speaks through requests, httpx or httpx2 by its release: their errors share no base class.
     except Exception as error:
         raise CheckpointError(_without_token(_sentence(name, revision, error))) from error
@@ -59,12 +69,15 @@ def fetch(name: str, revision: str | None = None, *, code: bool = False) -> Path
     return folder
 
 
-def _download(name: str, revision: str | None, code: bool) -> Path:
-    from huggingface_hub import snapshot_download
+def _download(name: str, revision: str | None, code: bool, received: list[int]) -> Path:
+    from huggingface_hub import constants, snapshot_download
+
+    # Bytes between two reports of progress: the default of 10 MB takes longer than the deadline on a slow line.
+    constants.DOWNLOAD_CHUNK_SIZE = min(constants.DOWNLOAD_CHUNK_SIZE, 1 << 20)
 
     def snapshot(at: str | None, *more: str) -> Path:
         patterns = [*FILES, CARD, *([CODE] if code else []), *more]
-        bars = _bars(name)
+        bars = _bars(name, received)
         folder = snapshot_download(name, revision=at, allow_patterns=patterns, ignore_patterns=IGNORED, tqdm_class=bars)
         return Path(folder)
 
@@ -78,10 +91,10 @@ def _download(name: str, revision: str | None, code: bool) -> Path:
     return snapshot(folder.name, *(PICKLES if path == "." else f"{path}/{PICKLES}" for path in inner))
 
 
-def _bars(name: str) -> Any:
+def _bars(name: str, received: list[int]) -> Any:
     """The class of progress bars that the hub's library shows: on a terminal as bars, elsewhere as plain lines.
 
-    A start that finds everything in the cache shows nothing.
+    A start that finds everything in the cache shows nothing. `received` counts the bytes; a complete file adds 1 MB.
     """
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled
     from tqdm import tqdm
@@ -91,8 +104,13 @@ def _bars(name: str) -> Any:
 
     class Bars(tqdm):  # type: ignore[type-arg]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.unit_bytes = 1 if kwargs.get("unit") == "B" else 1 << 20
             # Left standing, a bar ends in an empty line elsewhere.
             super().__init__(*args, **{**kwargs, "leave": False, "disable": hidden})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            received[0] += int(n or 0) * self.unit_bytes
+            return super().update(n)
 
         def display(self, *args: Any, **kwargs: Any) -> Any:
             nonlocal last
@@ -111,21 +129,21 @@ def _bars(name: str) -> Any:
 
 def _sentence(name: str, revision: str | None, error: Exception) -> str:
     """Describe what went wrong, what was looked for, and what to do."""
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
     at = f" at revision {revision!r}" if revision else ""
     if isinstance(error, errors.LocalEntryNotFoundError):
         return _out_of_reach(name, at, error)
-    known = {"name": name, "revision": revision, "hub": constants.ENDPOINT, "token": _token_in_words()}
+    known = {"name": name, "revision": revision, "hub": hub_address(), "token": _token_in_words()}
     for kind, message in MESSAGES.items():
         if isinstance(error, getattr(errors, kind)):
             return message.format(**known, reason=first_line(error))
     if getattr(getattr(error, "response", None), "status_code", None) == 401:
         return (
-            f"The hub {constants.ENDPOINT} refuses the token that was sent for the model {name}. Set HF_TOKEN to one "
+            f"The hub {hub_address()} refuses the token that was sent for the model {name}. Set HF_TOKEN to one "
             "that is valid, or to none for a public model."
         )
-    return f"The model {name}{at} cannot be fetched from the hub {constants.ENDPOINT} ({first_line(error)}). Try again."
+    return f"The model {name}{at} cannot be fetched from the hub {hub_address()} ({first_line(error)}). Try again."
 
 
 def _out_of_reach(name: str, at: str, error: Exception) -> str:
@@ -141,25 +159,17 @@ def _out_of_reach(name: str, at: str, error: Exception) -> str:
         )
     reason = first_line(error.__cause__ or error)
     return (
-        f"No folder {name!r} here, and the hub {constants.ENDPOINT} cannot be reached ({reason}): {lacking}. "
+        f"No folder {name!r} here, and the hub {hub_address()} cannot be reached ({reason}): {lacking}. "
         "Try again with the hub in reach, or name a folder or package:NAME/PATH."
     )
 
 
 def _token_in_words() -> str:
-    return "the token that was sent does not open it" if _token() else "no token was sent"
-
-
-def _token() -> str | None:
-    from huggingface_hub import get_token
-
-    with contextlib.suppress(Exception):  # an exchange of tokens that fails; the download has said so
-        return get_token()
-    return None
+    return "the token that was sent does not open it" if hub_token() else "no token was sent"
 
 
 def _without_token(message: str) -> str:
     """A token with a letter that no header can hold is quoted by the HTTP library's error."""
-    for token in {_token(), os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")} - {None, ""}:
+    for token in {hub_token(), os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")} - {None, ""}:
         message = message.replace(str(token), "(token)").replace(repr(token)[1:-1], "(token)")
-    return message
+    return without_secrets(message)

@@ -21,8 +21,8 @@ from sparse_ingest.checkpoints.card import (
     read_card,
     read_vocabulary,
 )
+from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.checkpoints.layouts import Checkpoint, MaskedLMSide, WeightTableSide, read_checkpoint, remote_code
-from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.checkpoints.settings import resolve_query_settings, resolve_settings
 from sparse_ingest.errors import CheckpointError, UsageError
 from sparse_ingest.pipeline import ModelSettings
@@ -127,8 +127,8 @@ def _side(
         # It cannot run. Show what its files declare.
         warnings.append(str(error))
         settings = replace(asked, **{key: value for key, value in side.declared.items() if hasattr(asked, key)})
-    config = {} if is_table else read_json(side.folder / "config.json")
-    size = _whole(config, "vocab_size")
+    config = {} if is_table else read_config(side.folder)
+    size, architectures = _whole(config, "vocab_size"), config.get("architectures")
     card, vocabulary = read_card(checkpoint.folder), read_vocabulary(side.folder, size)
     found = Side(
         model=checkpoint.name,
@@ -138,7 +138,7 @@ def _side(
         sha256=None if checkpoint.revision else checkpoint.sha256,
         license=card.license,
         languages=card.languages,
-        architecture=(config.get("architectures") or [None])[0],
+        architecture=next((str(one) for one in architectures), None) if isinstance(architectures, list) else None,
         layers=_whole(config, "num_hidden_layers", "n_layers"),
         hidden_size=_whole(config, "hidden_size", "dim"),
         parameters=None if is_table else count_parameters(side.folder),
@@ -182,7 +182,7 @@ def _warnings(side: Side, folder: Path, card: Card, vocabulary: Vocabulary | Non
         )
     if card.is_non_commercial:
         yield (
-            f"{name} has the licence {card.license}, which forbids commercial use: of the model, and as its "
+            f"{name} has the license {card.license}, which forbids commercial use: of the model, and as its "
             "owners may see it of the vectors and of an index made with it."
         )
     if vocabulary is None:

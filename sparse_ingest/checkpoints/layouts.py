@@ -12,19 +12,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Required, TypedDict
 
 from sparse_ingest.checkpoints.locate import fingerprint, locate, package_folders
 from sparse_ingest.checkpoints.modules import (
     Module,
+    inside,
     is_splade,
     module_of,
     prompts,
+    read_as,
     read_json,
     read_modules,
     read_splade,
+    refuse_links,
 )
 from sparse_ingest.errors import CheckpointError
+from sparse_ingest.foreign_json import shown
 
 TABLE_ALONE = "weight table alone, no model"
 PLAIN = "masked LM, plain layout"
@@ -53,6 +57,18 @@ class WeightTableSide(NamedTuple):
     folder: Path
     weights: Path
     declared: dict[str, Any]
+
+
+class _Parameters(TypedDict, total=False):
+    route_mappings: dict[str, str] | None
+
+
+class _Router(TypedDict, total=False):
+    """router_config.json."""
+
+    types: Required[dict[str, str]]
+    structure: Required[dict[str, list[str]]]
+    parameters: _Parameters | None
 
 
 Sides = tuple[MaskedLMSide, MaskedLMSide | WeightTableSide]  # of documents, and of queries
@@ -94,6 +110,7 @@ def read_checkpoint(name: str, revision: str | None = None, *, code: bool = Fals
         CheckpointError: the model is not found, its family is unknown or not built here, or a file is missing.
     """
     folder, commit = locate(name, revision, code=code)
+    refuse_links(folder)
     modules = read_modules(folder)
     for family, read in FAMILIES.items():
         if sides := read(folder, modules):
@@ -110,9 +127,9 @@ def read_checkpoint(name: str, revision: str | None = None, *, code: bool = Fals
 
 def _max_active_dims(folder: Path) -> int | None:
     path = folder / "config_sentence_transformers.json"
-    limit = read_json(path).get("max_active_dims")
+    limit: Any = read_json(path).get("max_active_dims")
     if limit is not None and (type(limit) is not int or limit <= 0):
-        raise CheckpointError(f"{path}: max_active_dims is {limit!r}; expected a whole number above zero.")
+        raise CheckpointError(f"{path}: max_active_dims is {shown(limit)}; expected a whole number above zero.")
     return limit
 
 
@@ -121,7 +138,7 @@ def remote_code(folder: Path) -> str | None:
 
     Known architectures that bring code as well are built without it, and so is `model_type = "new"`.
     """
-    repository, dashes, local = _code_reference(folder).rpartition("--")
+    repository, dashes, local = code_reference(folder).rpartition("--")
     file, _, name = local.rpartition(".")
     return f"class {name} of {file}.py" + (f" of the repository {repository}" if dashes else "") if name else None
 
@@ -141,7 +158,7 @@ def trusted_code(checkpoint: Checkpoint, folder: Path, *, trusted: bool) -> str 
             f"{checkpoint.name} brings remote code: {code} ({place}) would run. Read it, then allow it with "
             "--trust-remote-code or [model] trust_remote_code = true."
         )
-    if "--" in _code_reference(folder):
+    if "--" in code_reference(folder):
         raise CheckpointError(
             f"{checkpoint.name} ({place}) takes its code from elsewhere, where its revision pins nothing: {code}. "
             "Put those files into a copy of the model's folder, name them in its auto_map, and load the copy."
@@ -149,20 +166,23 @@ def trusted_code(checkpoint: Checkpoint, folder: Path, *, trusted: bool) -> str 
     return f"{code} ({place})"
 
 
-def _code_reference(folder: Path) -> str:
+def code_reference(folder: Path) -> str:
     """The entry of auto_map that building the masked LM would follow, empty when none."""
     config = read_json(folder / "config.json")
     references = config.get("auto_map") or {}
     kind = str(config.get("model_type") or "")
     if not references or kind == BUILT_AS_GTE or transformers_has(kind):
         return ""
+    references = references if isinstance(references, dict) else {"": references}
     return str(references.get("AutoModelForMaskedLM") or next(iter(references.values())))
 
 
 def transformers_has(kind: str) -> bool:
     """Return whether the installed transformers has an architecture, by its folders: importing it takes seconds."""
     name = kind.replace("-", "_")
-    return bool(name) and any((folder / "models" / name).is_dir() for folder in package_folders("transformers"))
+    return name[:100].isidentifier() and any(
+        (folder / "models" / name[:100]).is_dir() for folder in package_folders("transformers")
+    )
 
 
 def _read_symmetric(folder: Path, modules: list[Module]) -> Sides | None:
@@ -191,17 +211,14 @@ def _read_router(folder: Path, modules: list[Module]) -> Sides | None:
     path = place / "router_config.json"
     if not path.exists():
         path = place / "config.json"
-    config = read_json(path)
-    types: Any = config.get("types")
-    structure: Any = config.get("structure")
-    if not all(isinstance(part, dict) for part in (types, structure, config.get("parameters") or {})):
-        raise CheckpointError(f"{path} must hold a router's types, structure and parameters. Fetch the model again.")
+    config = read_as(path, _Router)
+    types, structure = config["types"], config["structure"]
     chains: dict[str, list[Module]] = {}
     for task in ("document", "query"):
         names = structure.get(_route(config, task)) or []
         if missing := [name for name in names if name not in types]:
             raise CheckpointError(f"{path} gives no type for the module {missing[0]!r}. Fetch the model again.")
-        chains[task] = [module_of(path, str(types[name]), place, name) for name in names]
+        chains[task] = [module_of(path, types[name], place, name) for name in names]
     if not is_splade(chains["document"]):
         raise CheckpointError(_unknown(path, "documents", chains["document"], "a masked LM and SpladePooling"))
     both = prompts(folder)
@@ -209,24 +226,24 @@ def _read_router(folder: Path, modules: list[Module]) -> Sides | None:
     if is_splade(chains["query"]):
         return document, _splade_side(chains["query"], "query", both)
     if len(chains["query"]) == 1 and chains["query"][0].kind in ROUTER_TABLES:
-        return document, _read_static_table(chains["query"][0].folder, both)
+        return document, _read_static_table(folder, chains["query"][0].folder, both)
     expected = f"{' or '.join(ROUTER_TABLES)} alone, or a masked LM and SpladePooling"
     raise CheckpointError(_unknown(path, "queries", chains["query"], expected))
 
 
-def _route(config: dict[str, Any], task: str) -> str:
+def _route(config: _Router, task: str) -> str:
     """Return the route that the parameters map a task to, else the route of the task's name."""
     parameters = config.get("parameters") or {}
     mapped = {_key(key): route for key, route in (parameters.get("route_mappings") or {}).items()}
     keys = ((task, "text"), (task, None), (None, "text"), (None, None))
-    return next((str(mapped[key]) for key in keys if key in mapped), task)
+    return next((mapped[key] for key in keys if key in mapped), task)
 
 
 def _key(written: str) -> tuple[Any, ...]:
     """Parse a key of route_mappings: the text of a Python tuple, such as "('query', None)"."""
     try:
         key = ast.literal_eval(written)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two for many brackets
         return ()
     return key if isinstance(key, tuple) else ()
 
@@ -236,7 +253,7 @@ def _unknown(path: Path, what: str, chain: list[Module], expected: str) -> str:
     return f"{path} sends {what} through {found}, which this release cannot build; expected is {expected}."
 
 
-def _read_static_table(folder: Path, both: dict[str, str]) -> WeightTableSide:
+def _read_static_table(root: Path, folder: Path, both: dict[str, str]) -> WeightTableSide:
     declared: dict[str, Any] = {
         "query_special_tokens": "keep",
         "missing_idf_weight": 0.0,
@@ -246,7 +263,9 @@ def _read_static_table(folder: Path, both: dict[str, str]) -> WeightTableSide:
     written = str(read_json(folder / "config.json").get("path") or "")
     if written.endswith(".json"):
         # Written by hand: relative to the module, or to where the library was started.
-        candidates = [folder / written, Path(written)]
+        candidates = [inside(folder / "config.json", root, str(folder / written))]
+        if Path(written).resolve().is_relative_to(root.resolve()):
+            candidates.append(Path(written))
     else:
         candidates = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
     found = next((path for path in candidates if path.is_file()), None)

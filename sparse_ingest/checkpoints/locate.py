@@ -26,7 +26,7 @@ def locate(name: str, revision: str | None = None, *, code: bool = False) -> tup
     not fetched.
 
     Raises:
-        CheckpointError: nothing of that name can be found or fetched, or a folder is asked for with a revision.
+        CheckpointError: nothing of that name can be found or fetched, or a revision of a folder is requested.
     """
     if on_disk := _on_disk(name):
         if revision:

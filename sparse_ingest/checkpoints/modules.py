@@ -7,11 +7,13 @@ settings of `[model]` that they declare. Where versions differ the newest is fol
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Required, TypedDict, TypeVar
 
+from sparse_ingest import foreign_json
+from sparse_ingest.checkpoints.hub import FILES, PICKLES
 from sparse_ingest.errors import CheckpointError
+from sparse_ingest.foreign_json import shown
 
 TRANSFORMER_TYPES = ("Transformer", "MLMTransformer")
 # The name that sentence-transformers looks for first, and those of its first versions.
@@ -19,6 +21,41 @@ TRANSFORMER_CONFIGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
+
+MAX_BYTES = 8 << 20  # of a config; empty lists of that size take 180 MB in Python
+T = TypeVar("T")
+
+
+class _Entry(TypedDict, total=False):
+    """A module in modules.json."""
+
+    idx: int
+    type: Required[str]
+    path: str
+
+
+class _Transformer(TypedDict, total=False):
+    """sentence_bert_config.json, by the names of all releases."""
+
+    transformer_task: str
+    processor_kwargs: dict[str, Any] | None
+    tokenizer_args: dict[str, Any] | None
+    processing_kwargs: dict[str, dict[str, Any] | None] | None
+    query_length: int | None
+    document_length: int | None
+    max_seq_length: int | None
+    do_lower_case: bool | None
+
+
+class _Pooling(TypedDict, total=False):
+    activation_function: str | None
+    pooling_strategy: str | None
+
+
+class _Saved(TypedDict, total=False):
+    """config_sentence_transformers.json."""
+
+    prompts: dict[str, str | None] | None
 
 
 class Module(NamedTuple):
@@ -29,31 +66,30 @@ class Module(NamedTuple):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a model folder. A missing file is an empty object."""
-    content = _parse(path) if path.exists() else {}
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object. Fetch the model again.")
-    return content
+    """Read a JSON object from a model folder, as `read_as`."""
+    return read_as(path, dict[str, Any])
+
+
+def read_as(path: Path, expected: type[T], max_bytes: int = MAX_BYTES) -> T:
+    """Read a JSON file of a model folder as the type that is expected. A missing file is an empty object.
+
+    Raises:
+        CheckpointError: it is no JSON, too large or too deep, or something in it has another type.
+    """
+    try:
+        if not path.exists():
+            return foreign_json.checked({}, expected)
+        return foreign_json.read_json(path, expected, max_bytes)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Fetch the model again.") from error
 
 
 def read_modules(folder: Path) -> list[Module]:
     """Read the modules of a model folder in their order. There are none without a modules.json."""
     path = folder / "modules.json"
-    modules = _parse(path) if path.exists() else []
-    if not isinstance(modules, list) or not all(isinstance(entry, dict) and "type" in entry for entry in modules):
-        raise CheckpointError(f"{path} must list modules, each with a type. Fetch the model again.")
-    try:
-        ordered = sorted(modules, key=lambda entry: int(entry.get("idx", 0)))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} gives a module an idx that is no number. Fetch the model again.") from error
-    return [module_of(path, str(entry["type"]), folder, str(entry.get("path", ""))) for entry in ordered]
-
-
-def _parse(path: Path) -> object:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON: {error}. Fetch the model again.") from error
+    modules = read_as(path, list[_Entry]) if path.exists() else []
+    ordered = sorted(modules, key=lambda entry: entry.get("idx", 0))
+    return [module_of(path, entry["type"], folder, entry.get("path", "")) for entry in ordered]
 
 
 def module_of(declared_in: Path, dotted: str, folder: Path, inner: str) -> Module:
@@ -69,10 +105,33 @@ def module_of(declared_in: Path, dotted: str, folder: Path, inner: str) -> Modul
             f"{declared_in} names remote code: the module {dotted}, class {kind} of {package or kind}, would run. "
             "Only modules of sentence_transformers are built here; name a checkpoint without modules of its own."
         )
-    place = folder / inner
-    if not place.resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"{declared_in} names the folder {inner!r}, which is outside the checkpoint.")
-    return Module(kind, place)
+    return Module(kind, inside(declared_in, folder, inner))
+
+
+def inside(declared_in: Path, folder: Path, inner: str) -> Path:
+    """Return the path of a file or folder within `folder`, also after links.
+
+    Raises:
+        CheckpointError: it is outside.
+    """
+    root, place = folder.resolve(), folder / inner
+    # The hub's cache: models--OWNER--NAME/snapshots/COMMIT/config.json is a link to ../../blobs/HASH.
+    roots = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
+    try:
+        place.exists()
+        found = place.resolve()
+    except (OSError, ValueError, RuntimeError):  # too long, no path at all, or a ring of links
+        found = Path()
+    if not any(found.is_relative_to(one) for one in roots):
+        raise CheckpointError(f"{declared_in} names {shown(inner)}, which is outside the checkpoint and is not read.")
+    return place
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise CheckpointError if a file that is read from a model folder is a link to a place outside."""
+    for path in (path for pattern in (*FILES, PICKLES) for path in folder.rglob(pattern)):
+        if path.is_symlink():
+            inside(folder, folder, str(path.relative_to(folder)))
 
 
 def is_splade(chain: list[Module]) -> bool:
@@ -87,8 +146,8 @@ def read_splade(transformer: Module, pooling: Module, task: str) -> dict[str, An
         CheckpointError: the transformer is declared to compute something else than a masked LM, or a file lacks or
             holds what no release writes.
     """
-    configs = (read_json(transformer.folder / name) for name in TRANSFORMER_CONFIGS)
-    config = next((found for found in configs if found), {})
+    found = (path for name in TRANSFORMER_CONFIGS if (path := transformer.folder / name).exists())
+    config = read_as(next(found, transformer.folder / TRANSFORMER_CONFIGS[0]), _Transformer)
     job = config.get("transformer_task", "fill-mask")
     if job != "fill-mask":
         raise CheckpointError(
@@ -96,7 +155,8 @@ def read_splade(transformer: Module, pooling: Module, task: str) -> dict[str, An
         )
     processor = config.get("processor_kwargs") or config.get("tokenizer_args") or {}
     text = (config.get("processing_kwargs") or {}).get("text") or {}
-    lengths = (text.get("max_length"), config.get(f"{task}_length"), processor.get("model_max_length"))
+    of_task = config.get("query_length") if task == "query" else config.get("document_length")
+    lengths = (text.get("max_length"), of_task, processor.get("model_max_length"))
     length = next((length for length in lengths if length is not None), config.get("max_seq_length"))
     if length is not None and (type(length) is not int or length <= 0):
         raise CheckpointError(
@@ -106,7 +166,7 @@ def read_splade(transformer: Module, pooling: Module, task: str) -> dict[str, An
     # A folder without its masked LM may still serve queries; with one, the activation is said nowhere else.
     if not path.exists() and (transformer.folder / "config.json").exists():
         raise CheckpointError(f"The pooling has no settings: looked for {path}. Fetch the model again.")
-    splade = read_json(path)
+    splade = read_as(path, _Pooling)
     declared = {
         "activation": splade.get("activation_function"),
         "pooling": splade.get("pooling_strategy"),
@@ -122,8 +182,5 @@ def prompts(folder: Path) -> dict[str, str]:
     Released sentence-transformers always has a "query" and a "document" here: an absent one is empty, and neither
     `default_prompt_name` nor another name stands in for it.
     """
-    path = folder / "config_sentence_transformers.json"
-    saved = read_json(path).get("prompts") or {}
-    if not isinstance(saved, dict):
-        raise CheckpointError(f"{path}: prompts is {saved!r}; expected an object from name to text.")
-    return {f"{side}_prompt": saved[side] for side in ("document", "query") if isinstance(saved.get(side), str)}
+    saved = read_as(folder / "config_sentence_transformers.json", _Saved).get("prompts") or {}
+    return {f"{side}_prompt": prompt for side in ("document", "query") if (prompt := saved.get(side)) is not None}

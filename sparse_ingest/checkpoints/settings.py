@@ -13,9 +13,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.checkpoints.layouts import Checkpoint, WeightTableSide, read_checkpoint, remote_code, trusted_code
 from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.errors import CheckpointError, PipelineError
+from sparse_ingest.foreign_json import shown
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 
 # What a setting is where neither the pipeline nor the checkpoint says. Those of documents change the numbers of a run.
@@ -126,7 +128,7 @@ def _lm_values(asked: ModelSettings, checkpoint: Checkpoint, folder: Path, decla
     """Return every setting that changes what the masked LM in `folder` computes, checked against its limits."""
     _require_weights(checkpoint.name, folder)
     trusted_code(checkpoint, folder, trusted=asked.trust_remote_code)
-    positions = _positions(read_json(folder / "config.json"))
+    positions = _positions(folder, read_config(folder))
     limit = _shortest(positions, read_json(folder / "tokenizer_config.json").get("model_max_length"))
     length = declared.get("max_length", limit)
     if positions is not None and length is not None:
@@ -191,10 +193,17 @@ def _sha256_of_code(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _positions(config: dict[str, Any]) -> int | None:
+def _positions(folder: Path, config: dict[str, Any]) -> int | None:
     """The longest input that the position table of a masked LM has room for; None where there is no table."""
-    positions = config.get("max_position_embeddings")
-    if not isinstance(positions, int) or positions <= 0:  # XLNet writes -1
+    positions: int | None = config.get("max_position_embeddings")
+    if positions is None or positions <= 0:  # XLNet writes -1
         return None
-    behind_padding = config.get("model_type") in POSITIONS_BEHIND_PADDING
-    return positions - 1 - int(config.get("pad_token_id") or 0) if behind_padding else positions
+    if config.get("model_type") not in POSITIONS_BEHIND_PADDING:
+        return positions
+    padding_id = config.get("pad_token_id") or 0
+    if type(padding_id) is not int or not 0 <= padding_id < positions - 1:
+        raise CheckpointError(
+            f"{folder / 'config.json'} has pad_token_id = {shown(padding_id)}; expected a whole number below "
+            f"{positions}. Fetch the model again."
+        )
+    return positions - 1 - padding_id

@@ -20,6 +20,7 @@ import click
 
 from sparse_ingest.cli.options import json_option, print_report
 from sparse_ingest.cli.progress import TerminalReporter
+from sparse_ingest.cli.terminal import bold
 from sparse_ingest.errors import CheckpointError, MissingExtraError, UsageError
 from sparse_ingest.pipeline import Pipeline, read_pipeline
 
@@ -91,7 +92,7 @@ def demo(folder: Path, keep_server: bool, as_json: bool) -> None:
 
 
 def _as_text(answers: Answers) -> Iterator[str]:
-    yield from ("", click.style(answers.question, bold=True), f"    {'learned sparse':<{COLUMN}}  BM25")
+    yield from ("", bold(answers.question), f"    {'learned sparse':<{COLUMN}}  BM25")
     titles = itertools.zip_longest(map(_title, answers.sparse), map(_title, answers.bm25), fillvalue="")
     for rank, (left, right) in enumerate(titles, start=1):
         yield f"  {rank} {left:<{COLUMN}}  {right}".rstrip()

@@ -12,7 +12,7 @@ import click
 from sparse_ingest.cli.options import json_option, pipeline_options, print_report, stage_options
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.encoding.options import EncodeOptions
-from sparse_ingest.errors import UsageError
+from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.storage.places import Place, place_of
 
@@ -45,6 +45,8 @@ def encode(
         with TerminalReporter() as reporter:
             found = encoding.dry_run(specs, pipeline=pipeline, options=options, progress=reporter)
         print_report(as_json, asdict(found), _surveyed(found))
+        if not (found.documents or options.allow_empty):
+            raise CorpusError("The corpus has no documents. Check --corpus, or pass --allow-empty.")
         return 3 if found.bad or found.duplicates else 0
     if out is None:
         raise UsageError("No run folder was named. Name one with --out, or check the corpus alone with --dry-run.")

@@ -25,13 +25,13 @@ FILE = click.Path(exists=True, path_type=Path)
 # NanoBEIR's collections are searched exactly, all at once; options with these names would have no effect.
 _NOT_FOR_NANO_BEIR = (
     "queries", "qrels", "index", "run", "engine", "concurrency", "stored", "force", "trec_run", "compare", "per_query",
-    "quoting",
+    "quoting", "allow_partial",
 )  # fmt: skip
 
 
 @click.command()
 @click.option("--queries", type=FILE, metavar="F", help="Queries: a file, or the folder of a BEIR or MTEB collection")
-@click.option("--qrels", type=FILE, metavar="F", help="Judgements: a file, or the folder  [default: that of --queries]")
+@click.option("--qrels", type=FILE, metavar="F", help="Judgments: a file, or the folder  [default: that of --queries]")
 @stage_options(
     EvaluateOptions,
     trec_run=click.Path(dir_okay=False, path_type=Path),
@@ -46,14 +46,14 @@ _NOT_FOR_NANO_BEIR = (
 @json_option
 @target_options("Ask with another model than the one that encoded the documents", "model encode index query")
 def evaluate(target: Target, options: EvaluateOptions, as_json: bool, **given: Any) -> None:
-    """Measure how well an index or a run folder answers queries that have judgements.
+    """Measure how well an index or a run folder answers queries that have judgments.
 
     \b
     sparse-ingest evaluate --queries queries.jsonl --qrels qrels/test.tsv --index NAME
     sparse-ingest evaluate --queries COLLECTION --run RUN
     sparse-ingest evaluate --nano-beir all --model MODEL
 
-    Queries without judgements are not asked; a query that finds nothing counts as zero; of equal scores the larger
+    Queries without judgments are not asked; a query that finds nothing counts as zero; of equal scores the larger
     document id comes first, as in trec_eval. The model is the one that made the run or the index.
     """
     from sparse_ingest.evaluation.evaluate import evaluate as evaluate_target

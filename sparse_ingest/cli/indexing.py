@@ -156,7 +156,7 @@ COMMANDS = [index, idf]
 
 def _ask(question: str) -> bool:
     if not sys.stdin.isatty():
-        raise UsageError(f"{question} Nobody is there to answer: give --yes.")
+        raise UsageError(f"{question} Standard input is not a terminal: pass --yes.")
     return click.confirm(question, err=True)
 
 
@@ -164,6 +164,8 @@ def _shown(report: IndexReport) -> dict[str, object]:
     """A report in words; what is not there is None or empty."""
     model = report.model or {}
     stamp = f"run {report.run_id}, {report.load}" if report.run_id else "never loaded by sparse-ingest"
+    if report.unreadable:
+        stamp = report.unreadable
     fields = (f"{name} ({kind or 'not mapped'})" for name, kind in sorted(report.fields.items()))
     return {
         "index": report.index if report.index == report.asked else f"{report.index} (alias {report.asked})",

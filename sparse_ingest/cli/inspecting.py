@@ -24,7 +24,7 @@ TEXTS = ["Yeast makes dough rise.", "The river carries sand to the sea.", "How t
 @json_option
 @pipeline_options("model", "trust_remote_code", "engine", model=click.argument("model", required=False))
 def inspect(as_json: bool, pipeline: Pipeline) -> None:
-    """Show what MODEL is: family, parts, activation, limits, vocabulary, licence; and what will matter later.
+    """Show what MODEL is: family, parts, activation, limits, vocabulary, license; and what will matter later.
 
     MODEL is a hub id, a folder, or package:NAME/PATH. No code of the model runs. Weights are loaded only for a plain
     masked LM: its files do not state whether it was trained for sparse vectors, so a few texts are encoded to find
@@ -70,14 +70,14 @@ def _lines(found: Inspection) -> Iterator[str]:
             yield _line("prompt", repr(found.query.prompt))
     else:
         yield from _side("queries", found.query)
-    yield from (f"\nWarning: {warning}" for warning in found.warnings)
+    yield from (line for warning in found.warnings for line in ("", f"Warning: {warning}"))
 
 
 def _origin(title: str, side: Side) -> Iterator[str]:
     yield _line(title, side.model)
     yield _line("family", side.family)
     yield _line("revision", side.revision) if side.revision else _line("sha256", side.sha256)
-    yield _line("licence", side.license or "unknown: the model has no card, or its card does not say")
+    yield _line("license", side.license or "unknown: the model has no card, or its card does not say")
     yield _line("language", ", ".join(side.languages) or "unknown")
 
 

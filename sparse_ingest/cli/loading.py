@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sparse_ingest.pipeline import Pipeline
     from sparse_ingest.verification.verify import VerifyReport
 
-_OF_LOADS = {*PublishOptions.__dataclass_fields__, "file", "assignments"}
+_OF_LOADS = {*PublishOptions.__dataclass_fields__, "file", "assignments"} - {"allow_fewer"}
 
 
 @click.command()
@@ -67,7 +67,10 @@ def load(
     index, alias, to, restore = (target[name] for name in ("index", "alias", "to", "restore"))
     for wrong, message in (
         ((index is None) == (alias is None), "Name the target, either with --index or with --alias."),
-        ((to or options.drop_old) and not alias, "--to and --drop-old belong to --alias."),
+        (
+            (to or options.drop_old or options.allow_fewer) and not alias,
+            "--to, --drop-old and --allow-fewer need --alias.",
+        ),
         (restore and not index, "--restore belongs to --index."),
         (to and options.drop_old, "--to deletes nothing: leave out --drop-old."),
     ):
@@ -81,7 +84,8 @@ def load(
 
     if to:
         with TerminalReporter() as reporter:
-            before = roll_back(alias, to, connection=connection, progress=reporter)
+            fewer = options.allow_fewer
+            before = roll_back(alias, to, allow_fewer=fewer, connection=connection, progress=reporter)
         line = f"Alias {alias!r} serves {to!r}; before: {before or 'nothing'}."
         print_report(as_json, {"alias": alias, "serves": to, "previous": before}, [line])
         return 0
@@ -100,7 +104,7 @@ def load(
         else:
             report = load_run(run, index=index, progress=reporter, **how)
     if alias:
-        return _print_loaded(published.load, published.to_dict(), _served(published), as_json)
+        return _print_loaded(published.load, published.to_dict(), _served(published, options.drop_old), as_json)
     return _print_loaded(report, report.to_dict(), (), as_json)
 
 
@@ -131,15 +135,15 @@ def _print_loaded(report: LoadReport, content: object, also: Iterable[str], as_j
     return 3 if report.refused else 0
 
 
-def _served(report: PublishReport) -> Iterator[str]:
+def _served(report: PublishReport, drop_old: bool) -> Iterator[str]:
     if report.serves == report.load.index:
         yield f"Alias {report.alias!r} serves {report.serves!r}{' now' if report.moved else ' already'}."
     if report.dropped:
         yield f"Index {report.dropped!r} was deleted."
     if report.previous:
         yield (
-            f"Index {report.previous!r}, which it served before, stays; --drop-old deletes it. Back to it: "
-            f"sparse-ingest load --alias {report.alias} --to {report.previous}"
+            f"Index {report.previous!r}, which it served before, stays{'' if drop_old else '; --drop-old deletes it'}. "
+            f"Back to it: sparse-ingest load --alias {report.alias} --to {report.previous}"
         )
 
 

@@ -1,6 +1,7 @@
 """The `sparse-ingest` command: its groups, where errors become messages and exit codes, and the standard streams.
 
 Characters that a stream cannot encode are escaped, as `\\u2014`. Output to a closed stream is discarded.
+A terminal shows control characters (terminal.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import TextIO
 import click
 
 from sparse_ingest.cli import demo, encoding, evaluating, indexing, inspecting, loading, planning, searching, server
+from sparse_ingest.cli.terminal import guarded
 from sparse_ingest.errors import SparseIngestError
+from sparse_ingest.storage.waiting import left_behind
 
 _AGAIN = "then start the same command again: what is finished is kept."
 _ADVICE = {
@@ -47,7 +50,7 @@ for group in (inspecting, encoding, indexing, loading, planning, searching, eval
 
 def main() -> None:
     """Run the command line; a `SparseIngestError` becomes one message and its exit code."""
-    sys.stdout, sys.stderr = _escaping(sys.stdout), _escaping(sys.stderr)
+    sys.stdout, sys.stderr = guarded(_escaping(sys.stdout)), guarded(_escaping(sys.stderr), is_log=True)
     # The library is silent without a handler.
     logger, handler = logging.getLogger("sparse_ingest"), logging.StreamHandler()
     handler.setLevel(logging.WARNING)
@@ -57,7 +60,10 @@ def main() -> None:
     finally:
         logger.removeHandler(handler)
         _drop_unwritable()
-    sys.exit(code if isinstance(code, int) else 0)
+    code = code if isinstance(code, int) else 0
+    if left_behind.is_set():
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run() -> object:

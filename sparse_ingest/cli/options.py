@@ -15,8 +15,10 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 import click
 from click.core import ParameterSource
 
+from sparse_ingest.cli.terminal import one_line
 from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.errors import UsageError, first_line
+from sparse_ingest.foreign_json import MAX_BYTES, parse_json
 from sparse_ingest.pipeline import EngineName, Pipeline, option, override, pipeline_of
 from sparse_ingest.storage.places import place_of
 
@@ -35,12 +37,12 @@ def print_json(value: object, indent: int | None = 2) -> None:
 
 
 def print_report(as_json: bool, content: object, lines: Iterable[str]) -> None:
-    """Print what a command found: `content` as JSON, or `lines` for people."""
+    """Print what a command found: `content` as JSON, or `lines` for people, each on one line of a terminal."""
     if as_json:
         print_json(content)
         return
     for line in lines:
-        click.echo(line)
+        click.echo(one_line(line))
 
 
 def utf8_text(argument: str) -> str:
@@ -155,18 +157,17 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _query_of(text: str) -> dict[str, Any]:
     """The query in the text of --filter, or in the file that it names."""
-    place = "--filter"
-    text = utf8_text(text)
-    if text.startswith("@"):
-        place = f"--filter {text}"
-        try:
-            text = Path(text[1:]).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{place} cannot be read: {first_line(error)}.") from error
+    content: bytes | str = (text := utf8_text(text))
+    place = f"--filter {text}" if text.startswith("@") else "--filter"
     try:
-        query = json.loads(text)
+        if text.startswith("@"):
+            with Path(text[1:]).open("rb") as file:  # also a pipe
+                content = file.read(MAX_BYTES + 1)
+        query = parse_json(content)
+    except OSError as error:
+        raise UsageError(f"{place} cannot be read: {first_line(error)}.") from error
     except ValueError as error:
-        raise UsageError(f"{place} is no JSON: {error}. An example: '{_FILTER}'.") from error
+        raise UsageError(f"{place} is no JSON: {first_line(error)}. An example: '{_FILTER}'.") from error
     if not isinstance(query, dict) or len(query) != 1:
         raise UsageError(f"{place} must be one query of OpenSearch, an object with one key, such as '{_FILTER}'.")
     return query

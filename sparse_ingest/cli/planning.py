@@ -56,7 +56,7 @@ def plan(run: Place, queries: Path, options: PlanOptions, every: bool, as_json: 
 
     with TerminalReporter() as reporter:
         report = plan_run(run, queries, options=options, progress=reporter, **named)
-    lines = [as_text(report, every=every)]
+    lines = as_text(report, every=every).split("\n")
     if options.out and report.choice:
         flags = f" --pipeline {shlex.quote(str(Path(options.out) / 'pipeline.toml'))}"
     else:

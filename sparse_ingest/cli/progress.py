@@ -13,6 +13,7 @@ import click
 from tqdm import tqdm
 
 from sparse_ingest.reporting import TqdmReporter
+from sparse_ingest.storage.waiting import stopping
 
 LINE_EVERY_S = 30.0
 
@@ -40,10 +41,12 @@ class TerminalReporter(TqdmReporter):
     def __exit__(self, *error: object) -> None:
         if self._stoppable:
             signal.signal(signal.SIGTERM, self._before)
+            stopping.clear()
         self.close()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
+        stopping.set()
         click.echo("Stopping after the current shard.", err=True)
 
     def stop_requested(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import tee
@@ -21,6 +20,7 @@ from sparse_ingest.cli.options import (
     stage_options,
     utf8_text,
 )
+from sparse_ingest.cli.terminal import print_utf8
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline, QueryChanges, changed, in_words, option
 from sparse_ingest.searching.options import SearchOptions
@@ -137,7 +137,7 @@ def query(
         if queries_path is None:
             print_json(body)
         else:
-            sys.stdout.buffer.write(msearch_bytes([body], index))
+            print_utf8(msearch_bytes([body], index))
 
 
 def opened_index(name: str, connection: Connection, pipeline: Pipeline, *, force: bool = False) -> SearchableIndex:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from sparse_ingest.cli.options import (
     utf8_text,
 )
 from sparse_ingest.cli.querying import queries_options
+from sparse_ingest.cli.terminal import bold
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.searching.options import SearchOptions
@@ -89,7 +91,7 @@ def target_options(force: str, tables: str = "model index query") -> Callable[[F
 def search(text: str | None, queries_path: Path | None, target: Target, options: SearchOptions, **given: Any) -> None:
     """Search an index or a run folder for TEXT, and show which terms made each score.
 
-    The model is the one that made the run or the index; --model or --pipeline may name it again, such as where it lies
+    The model is the one that made the run or the index; --model or --pipeline may name it again, such as where it is
     elsewhere. With --queries it prints a TREC run, or with --json a line a query, and says on standard error how long
     they took.
     """
@@ -117,7 +119,7 @@ def search(text: str | None, queries_path: Path | None, target: Target, options:
         click.echo(trec_lines(one), nl=False)
     else:
         found = {"query": weights, "hits": [_as_json(hit) for hit in hits]}
-        print_report(as_json, found, (_as_text(hit, explain=explain) for hit in hits))
+        print_report(as_json, found, (line for hit in hits for line in _as_lines(hit, explain=explain)))
     if not hits and not as_json:
         click.echo("Nothing found.", err=True)
 
@@ -125,13 +127,17 @@ def search(text: str | None, queries_path: Path | None, target: Target, options:
 def _refuse_conflicts(given: dict[str, Any], *, of_run: bool, many: bool) -> None:
     """Refuse options of which one would silently have no effect."""
     for applies, names, why in (
-        (of_run, ("filter", "hybrid", "engine"), "asks a server, and --run searches exactly without one"),
+        (
+            of_run,
+            ("filter", "hybrid", "engine", "allow_partial"),
+            "asks a server, and --run searches exactly without one",
+        ),
         (many, ("collapse", "explain", "hybrid"), "is for one TEXT"),
         (given["hybrid"], ("collapse", "explain"), "goes without --hybrid"),
     ):
         for name in names:
             if applies and given[name]:
-                raise UsageError(f"--{name} {why}. Leave it out.")
+                raise UsageError(f"--{name.replace('_', '-')} {why}. Leave it out.")
     if not many and given["quoting"]:
         raise UsageError("--quoting goes with --queries. Omit it.")
     if not many and given["concurrency"] > 1:
@@ -146,18 +152,23 @@ def _print_ranked(ranked: Iterator[Ranked], concurrency: int | None, *, as_json:
     latencies: list[float] = []
     took: list[float] = []
     empty = 0
-    for one in ranked:
-        latencies.append(one.latency_s * 1000)
-        if one.took_ms is not None:
-            took.append(one.took_ms)
-        empty += not one.doc_ids
-        if as_json:
-            pairs = zip(one.doc_ids, one.scores, strict=True)
-            hits = [{"rank": rank, "id": doc_id, "score": score} for rank, (doc_id, score) in enumerate(pairs, start=1)]
-            line = {"query_id": one.query_id, "hits": hits, "latency_ms": latencies[-1], "took_ms": one.took_ms}
-            print_json(line, indent=None)
-        else:
-            click.echo(trec_lines(one), nl=False)
+    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as trec:
+        for one in ranked:
+            latencies.append(one.latency_s * 1000)
+            if one.took_ms is not None:
+                took.append(one.took_ms)
+            empty += not one.doc_ids
+            if as_json:
+                pairs = enumerate(zip(one.doc_ids, one.scores, strict=True), start=1)
+                hits = [{"rank": rank, "id": doc_id, "score": score} for rank, (doc_id, score) in pairs]
+                line = {"query_id": one.query_id, "hits": hits, "latency_ms": latencies[-1], "took_ms": one.took_ms}
+                print_json(line, indent=None)
+            else:
+                # An id that such a file cannot hold is refused before the first line is printed.
+                trec.write(trec_lines(one))
+        trec.seek(0)
+        for text in trec:
+            click.echo(text, nl=False)
     seconds, count = time.perf_counter() - began, len(latencies)
     if not count:
         click.echo("The file holds no query.", err=True)
@@ -191,19 +202,18 @@ def _as_json(hit: Hit) -> dict[str, Any]:
     }
 
 
-def _as_text(hit: Hit, *, explain: bool) -> str:
+def _as_lines(hit: Hit, *, explain: bool) -> list[str]:
     from sparse_ingest.searching.hits import marked, snippet
 
     title = " ".join(str(hit.fields.get("title") or "").split())
-    # Styles show on a terminal only.
-    text = marked(snippet(hit), hit, lambda word: click.style(word, bold=True))
+    text = marked(snippet(hit), hit, bold)
     lines = [f"{hit.rank:>3}  {hit.score:.4f}  {hit.id}  {title}".rstrip(), text]
     if explain:
         lines += _explained(hit)
     else:
         shown = [f"{term.token} {term.contribution:.2f}" for term in hit.terms[:SHOWN_TERMS]]
         lines.append(" · ".join(shown + (["…"] if len(hit.terms) > SHOWN_TERMS else [])))
-    return "\n     ".join(line for line in lines if line)
+    return [lines[0], *(f"     {line}" for line in lines[1:] if line)]
 
 
 def _explained(hit: Hit) -> list[str]:

@@ -60,7 +60,7 @@ def expired_in(ca: str) -> list[str]:
 
 def basic_header(user: str, password: str) -> dict[str, str]:
     """The header of HTTP basic authentication. In UTF-8 as OpenSearch reads it; urllib3 would take Latin-1."""
-    return {"authorization": f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"}
+    return {"authorization": f"Basic {b64encode(f'{user}:{password}'.encode(errors='surrogateescape')).decode()}"}
 
 
 def aws_signer(region: str | None, service: str) -> Callable[[str, str, bytes | None], dict[str, str]]:

@@ -27,7 +27,15 @@ from urllib3.util import Retry
 from sparse_ingest.cluster.access import aws_signer, basic_header, tls_context
 from sparse_ingest.cluster.connection import Address, parse_url
 from sparse_ingest.cluster.connection import Connection as Connection  # which most modules need beside `connect`
-from sparse_ingest.cluster.failures import BUSY, GARBAGE, blocked_message, error_of, is_block, unreachable_message
+from sparse_ingest.cluster.failures import (
+    BUSY,
+    GARBAGE,
+    blocked_message,
+    error_of,
+    is_block,
+    missing_part,
+    unreachable_message,
+)
 from sparse_ingest.cluster.versions import NEWEST_TRIED, Version, version_of
 from sparse_ingest.cluster.waiting import Waiting
 from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
@@ -67,6 +75,10 @@ class ResponseError(ClusterError):
 
 class UnreachableError(ClusterError):
     """No usable answer came: refused, timed out, cut off or not understood."""
+
+
+class PartialAnswerError(ClusterError):
+    """The answer lacks the documents of some shards, or those after a timeout."""
 
 
 class TimedOutError(UnreachableError):
@@ -113,6 +125,8 @@ class Client:
         self._transport, self._connection, self._owned = transport, connection, owned
         self.address = str(address)
         self.waiting = Waiting(self.address, reporter)
+        self.allow_partial: bool | None = None  # whether partial answers are allowed; None: no option allows them
+        self._partial: dict[str, object] = {}  # what was warned of; clients of `allowing` share it
         self.version, self.cluster_uuid = self._asked_version()
 
     def call(
@@ -128,10 +142,14 @@ class Client:
 
         Raises:
             ResponseError: OpenSearch answered with an error.
+            PartialAnswerError: shards failed or time ran out, unless partial answers are allowed.
             UnreachableError: no usable answer came.
         """
         # A copy of params: opensearch-py takes keys out of the one it is given.
         given: dict[str, Any] = {"params": dict(params or {}), "body": body, "timeout": timeout_s}
+        if self.allow_partial and path.endswith("/_search"):
+            # A cluster may refuse them by default.
+            given["params"]["allow_partial_search_results"] = "true"
         ask = partial(self._transport.perform_request, method, path, **given)
         try:
             answer = self.waiting.answer(f"{method} {path}", ask) if self.waiting.reporter else ask()
@@ -143,7 +161,26 @@ class Client:
             raise UnreachableError(GARBAGE.format(self.address)) from error
         if not isinstance(answer, dict | list):
             raise UnreachableError(GARBAGE.format(self.address))
+        if isinstance(answer, dict) and (missing := missing_part(path, answer)):
+            self._refuse_partial(missing)
         return answer
+
+    def allowing(self, partial: bool) -> Client:
+        """Return this client for a command that has --allow-partial: with it, partial answers are a warning, once."""
+        client = copy.copy(self)
+        client.allow_partial = partial
+        return client
+
+    def _refuse_partial(self, missing: str) -> None:
+        if not self.allow_partial:
+            option = "" if self.allow_partial is None else ", or pass --allow-partial (allow_partial=True)"
+            raise PartialAnswerError(
+                f"{self.address} gave a partial answer: {missing}. Wait until the index is green or yellow and not "
+                f"overloaded (GET /_cluster/allocation/explain explains a missing shard){option}."
+            )
+        mine = object()
+        if self._partial.setdefault(missing.partition(" (")[0], mine) is mine:  # also among threads
+            logger.warning("The results are incomplete: %s.", missing)
 
     def find(
         self, path: str, *, params: Mapping[str, str] | None = None, absent: Collection[int] = (404,)

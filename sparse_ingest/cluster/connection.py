@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
-from urllib.parse import unquote, urlsplit
 
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import option
+from sparse_ingest.storage.addresses import ADDRESS, HOST_AND_PATH, split_address
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,11 @@ def parse_url(url: str) -> tuple[Address, str | None, str | None]:
     Raises:
         UsageError: it is no http or https URL; the message does not repeat it, it may hold a password.
     """
-    try:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    url = url.strip()
+    parts = split_address(url if ADDRESS.match(url) else f"http://{url}")
+    scheme, found = parts.scheme.lower(), HOST_AND_PATH.fullmatch(parts.rest)
+    if scheme not in ("http", "https") or found is None or int(found[2] or 0) > 65535:
         raise UsageError("--url is no address such as https://search.example.org:9200 or http://127.0.0.1:9200.")
-    default_port = 443 if parts.scheme == "https" else 9200
-    address = Address(parts.scheme, parts.hostname, port or default_port, parts.path.rstrip("/"))
-    user, password = parts.username, parts.password
-    return address, unquote(user) if user else None, unquote(password) if password is not None else None
+    port = int(found[2] or 0) or (443 if scheme == "https" else 9200)
+    address = Address(scheme, found[1].strip("[]").lower(), port, found[3].rstrip("/"))
+    return address, parts.user or None, parts.password

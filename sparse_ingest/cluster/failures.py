@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from opensearchpy.exceptions import SSLError, TransportError
 
@@ -65,6 +66,32 @@ def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tu
             reason = f"{reason}: {cause['reason']}"
         cause = cause.get("caused_by")
     return kind, reason
+
+
+def missing_part(path: str, answer: Mapping[str, Any]) -> str | None:
+    """Return what the answer to a search, a count or statistics lacks: shards, or what came after a timeout; or None.
+
+    A shard that no node holds counts in `total`, but neither in `successful` nor in `failed` (3.6.0); in statistics it
+    may be a replica. `_count` does not report a timeout (3.6.0), so documents are counted with `_search`.
+    """
+    endpoint = path.partition("/_")[2].partition("/")[0]
+    if endpoint not in ("search", "msearch", "count", "stats", "segments"):
+        return None
+    name = unquote(path.split("/")[1])
+    of = "" if name.startswith("_") else f" of {name!r}"
+    for part in answer.get("responses", [answer]):
+        shards = part.get("_shards") or {}
+        total, missing = int(shards.get("total", 0)), int(shards.get("failed", 0))
+        if endpoint not in ("stats", "segments"):
+            missing = max(missing, total - int(shards.get("successful", total)))
+        if missing:
+            failures = shards.get("failures") or [{"reason": {"reason": "no node has started them"}}]
+            kind, reason = error_of({"error": failures[0].get("reason")})
+            reason = reason if kind == "error" else f"{kind}: {reason}"
+            return f"{missing} of {total} shards{of} failed ({reason})"
+        if part.get("timed_out") or part.get("terminated_early"):
+            return f"a search{of} ended early, by a timeout or terminate_after, on any of its {total} shards"
+    return None
 
 
 def is_block(status: int, kind: str) -> bool:

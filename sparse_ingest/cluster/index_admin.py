@@ -56,8 +56,9 @@ class IndexReport:
     """What `show` found; `--json` prints these keys.
 
     `field` and `kind` are None when the index has no sparse field, `model`, `run_id`, `load`, `pruning` and `query`
-    when no load has stamped it. `fields` has the types of kept fields, None for one that is not mapped. The three
-    pipelines are those of its settings, `installed` those that `create` made for it.
+    when no load has stamped it, or its stamp is `unreadable`, which says why. `fields` has the types of kept fields,
+    None for one that is not mapped. The three pipelines are those of its settings, `installed` those that `create` made
+    for it.
     """
 
     index: str
@@ -83,6 +84,7 @@ class IndexReport:
     ingest_pipeline: str | None
     final_pipeline: str | None
     installed: list[str]
+    unreadable: str | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,12 @@ def create_index(
 
 
 def show_index(index: str, *, url: str | None = None, connection: ConnectionLike | None = None) -> IndexReport:
-    """Return what an index or alias is and holds.
+    """Return what an index or alias is and contains.
+
+    Args:
+        index: An index or alias.
+        url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
+        connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
 
     Raises:
         ClusterError: there is none.
@@ -192,6 +199,7 @@ def show_index(index: str, *, url: str | None = None, connection: ConnectionLike
             ingest_pipeline=there.setting(installed.DEFAULT_PIPELINE_SETTINGS["ingest"]),
             final_pipeline=there.setting("final_pipeline"),
             installed=[one.name for one in installed.made_of(there) or []],
+            unreadable=there.unreadable or None,
         )
 
 
@@ -297,12 +305,6 @@ def _count(client: Client, there: indexes.Index, force: bool) -> int | None:
 
 def _refuse_to_drop(there: indexes.Index) -> None:
     if not installed.is_ours(there):
-        raise ClusterError(
-            f"Index {there.name!r} was neither made nor loaded by sparse-ingest, so it is not deleted. If it is meant, "
-            "give --force."
-        )
-    if there.serving_aliases:
-        raise ClusterError(
-            f"Index {there.name!r} serves {', '.join(map(repr, there.serving_aliases))}, whose searches would find "
-            "nothing any more. Move the alias first (sparse-ingest load --alias NAME --to INDEX), or give --force."
-        )
+        why = there.unreadable or "was neither made nor loaded by sparse-ingest"
+        raise ClusterError(f"Index {there.name!r} {why}, so it is not deleted. If it is meant, give --force.")
+    indexes.refuse_serving(there, "give --force")

@@ -4,12 +4,11 @@ In: an index body (mappings.py), a `Stamp`. Out: an `Index` (concrete name, UUID
 the key `sparse_ingest` of the mapping's `_meta`; other keys are kept. Loads send to a private alias with
 `require_alias`, so a bulk request never creates a deleted index again with a dynamic mapping.
 
-An alias that searches use moves to another index in one request: between the removal and the addition there is no
-instant, and its filter and routing move along. A removal says `must_exist`: without it, OpenSearch passes over an alias
-that another client has just moved.
+Any client with rights on the index can write `_meta`. A stamp with a wrong type anywhere (stamp_values.py) is no stamp,
+and `Index.unreadable` says why. Keys that this release does not know are kept when a stamp is written again.
 
-Not covered: what a mapping must contain (mappings.py), index settings during a load (settings_guard.py), when an alias
-moves (loading/publish.py).
+Not covered: what a mapping must contain (mappings.py), index settings during a load (settings_guard.py), aliases that
+searches use (aliases.py).
 """
 
 from __future__ import annotations
@@ -18,12 +17,15 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from dataclasses import field as made_of
 from typing import Any, Literal, NamedTuple
 
-from sparse_ingest.cluster.client import Client, ResponseError, TimedOutError, path_of
+from sparse_ingest.cluster.client import Client, TimedOutError, path_of
+from sparse_ingest.cluster.stamp_values import CHANGED_BY_LOADS, is_changed_by_loads, stamp_parts
+from sparse_ingest.cluster.stamp_values import NO_PRUNING as NO_PRUNING  # which other modules need beside `Stamp`
 from sparse_ingest.errors import ClusterError, UsageError
+from sparse_ingest.foreign_json import checked
 from sparse_ingest.pipeline import in_words
 from sparse_ingest.runs.run import Run
 
@@ -34,7 +36,7 @@ MAX_NAME_BYTES = 255
 _PRIMARIES_S = 15.0  # timeout for the primaries of a new index; then missing ones are reported
 _CREATE_LOOKS = 20  # 2 s apart, for a new index that a busy cluster has not created by then
 ADDED_BYTES = len(_PRIVATE) + 8  # of the private alias
-NO_PRUNING = {"top_k": None, "max_ratio": None}
+_WHEN_SET = ("query", "replaced_by", "takeover")  # keys that are in `_meta` only if they have a value
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,13 @@ class Stamp:
         settings: the index settings that a load has changed and not yet restored (settings_guard.py): for each name
             the value before, and the value during the load.
         replaced: name and UUID of the index that an alias served before this one.
+        replaced_by: the alias that served this index, with name and UUID of the one that it served next. Only an index
+            whose own stamp says so is deleted as the old one.
         since: the `run_id` of the older run if only differences to it were sent, and `delete_missing`.
         fields: the types of kept fields by dotted path, None for one that is not mapped. None if only releases that
             did not map kept fields have loaded into the index.
-        query: the settings of [query] for searches that name no pipeline; in `_meta` only if there are any.
-        takeover: random id of the load of `run_id` that followed one of another run; in `_meta` only if there is one.
-            Journal lines with another id are from before the other run, and do not count.
+        query: the settings of [query] for searches that name no pipeline.
+        takeover: random id of the load that followed one of another run. Older journal lines do not count.
     """
 
     model: dict[str, Any]
@@ -70,12 +73,13 @@ class Stamp:
     fields: dict[str, str | None] | None = None
     format: int = STAMP_FORMAT
     query: dict[str, Any] = made_of(default_factory=dict)
+    replaced_by: dict[str, str] | None = None
     takeover: str | None = None
 
     def as_meta(self) -> dict[str, Any]:
         """Return the JSON object for `_meta`."""
         content = {**asdict(self), "runs": list(self.runs), "load": {"state": self.load}}
-        return {key: value for key, value in content.items() if value or key not in ("query", "takeover")}
+        return {key: value for key, value in content.items() if value or key not in _WHEN_SET}
 
     @property
     def only_run(self) -> str | None:
@@ -100,13 +104,30 @@ class Index(NamedTuple):
     @property
     def stamp(self) -> Stamp | None:
         """The stamp; None if there is none, or it cannot be read."""
-        meta = self.mappings.get("_meta", {}).get(META_KEY)
-        return _stamp_from(meta) if isinstance(meta, dict) else None
+        return found if isinstance(found := _stamp_of(self._meta), Stamp) else None
+
+    @property
+    def unreadable(self) -> str:
+        """That the stamp cannot be read and why, as messages say it of the index; "" otherwise."""
+        why = found if isinstance(found := _stamp_of(self._meta), str) else ""
+        return why and f"has a _meta.{META_KEY} that cannot be read ({why})"
+
+    @property
+    def foreign_settings(self) -> dict[str, Any]:
+        """What the stamp keeps of settings that no load changes, or with values of another kind."""
+        kept = self._meta.get("settings") if isinstance(self._meta, dict) else None
+        found = kept.items() if isinstance(kept, dict) else ()
+        return {name: entry for name, entry in found if not is_changed_by_loads(name, entry)}
+
+    @property
+    def _meta(self) -> Any:
+        return self.mappings.get("_meta", {}).get(META_KEY)
 
     @property
     def serving_aliases(self) -> list[str]:
         """The aliases that searches may use: all except the private ones of loads."""
-        return sorted(alias for alias in self.aliases if not alias.startswith(self.name + _PRIVATE))
+        private = self.name + _PRIVATE
+        return sorted(one for one in self.aliases if not one.startswith(private) or len(one) != len(private) + 8)
 
     def setting(self, name: str) -> str | None:
         """Return an index setting by its dotted name without `index.`, or None if it has the default."""
@@ -212,7 +233,7 @@ def create_index(client: Client, name: str, body: dict[str, Any]) -> Index:
 
 
 def stamp_index(client: Client, index: Index, stamp: Stamp) -> None:
-    """Write the stamp into `_meta` and keep the other keys. (A mapping update replaces all of `_meta`.)"""
+    """Write the stamp into `_meta` and keep the other keys: a mapping update replaces all of `_meta`."""
     _write_stamp(client, check_uuid(client, index), stamp)
 
 
@@ -225,8 +246,10 @@ def update_stamp(client: Client, index: Index, change: Callable[[Stamp], Stamp])
 
 
 def _write_stamp(client: Client, there: Index, stamp: Stamp) -> None:
-    meta = {**there.mappings.get("_meta", {}), META_KEY: stamp.as_meta()}
-    client.call("PUT", f"{there.path}/_mapping", {"_meta": meta})
+    old = there._meta if isinstance(there._meta, dict) else {}
+    unknown = {key: value for key, value in old.items() if key not in Stamp.__dataclass_fields__}
+    content = {**unknown, **stamp.as_meta(), "settings": {**there.foreign_settings, **stamp.settings}}
+    client.call("PUT", f"{there.path}/_mapping", {"_meta": {**there.mappings.get("_meta", {}), META_KEY: content}})
 
 
 def continued_stamp(there: Stamp | None, stamp: Stamp) -> Stamp:
@@ -234,7 +257,7 @@ def continued_stamp(there: Stamp | None, stamp: Stamp) -> Stamp:
     if there is None:
         return replace(stamp, created_by=None, runs=(stamp.run_id,))
     runs = there.runs if stamp.run_id in there.runs else (*there.runs, stamp.run_id)
-    names = ("created_by", "settings", "replaced", "fields")
+    names = ("created_by", "settings", "replaced", "replaced_by", "fields", "format")
     kept = {name: getattr(there, name) for name in names}
     if there.run_id != stamp.run_id:
         return replace(stamp, runs=runs, takeover=secrets.token_hex(8), **kept)
@@ -256,6 +279,40 @@ def refuse_other_pruning(index: Index, stamp: Stamp) -> None:
         )
 
 
+def refuse_unreadable(index: Index | None) -> None:
+    """Refuse an index whose stamp cannot be read: which vectors it holds is not known then.
+
+    Raises:
+        ClusterError: says what is wrong in the stamp.
+    """
+    if index and index.unreadable:
+        raise ClusterError(
+            f"Index {index.name!r} {index.unreadable}, so what it holds is not known. Write the right one (PUT "
+            f"{index.path}/_mapping), name another index, or load anew with --replace --from-scratch."
+        )
+
+
+def refuse_serving(index: Index, instead: str) -> None:
+    """Refuse to delete an index that searches use through an alias.
+
+    Raises:
+        ClusterError: names the aliases, and ends with what to do `instead`.
+    """
+    if index.serving_aliases:
+        raise ClusterError(
+            f"Index {index.name!r} serves {', '.join(map(repr, index.serving_aliases))}, whose searches would find "
+            f"nothing any more. Move the alias first (sparse-ingest load --alias NAME --to INDEX), or {instead}."
+        )
+
+
+def note_on_settings(index: Index | None) -> list[str]:
+    """Return a note on settings in the stamp that are ignored, if there are any."""
+    if not (index and (foreign := index.foreign_settings)):
+        return []
+    mine = ", ".join(CHANGED_BY_LOADS)
+    return [f"Index {index.name!r}: settings of _meta.{META_KEY} ignored: {in_words(foreign)}. Loads set only {mine}."]
+
+
 def check_uuid(client: Client, index: Index) -> Index:
     """Read the index again.
 
@@ -272,11 +329,22 @@ def check_uuid(client: Client, index: Index) -> Index:
     return there
 
 
+def pointed_to(client: Client, alias: str) -> dict[str, dict[str, Any]]:
+    """Return the indexes that an alias points to, with its properties there."""
+    found = client.find(path_of(alias)) or {}
+    return {name: entry["aliases"][alias] for name, entry in found.items() if alias in entry["aliases"]}
+
+
 def add_private_alias(client: Client, index: Index, run_id: str) -> str:
-    """Create the alias that the documents of this run are sent to, unless a killed load left it. Return its name."""
+    """Let the alias that the documents of this run are sent to stand for this index alone. Return its name."""
     alias = private_alias(index.name, run_id)
-    if alias not in index.aliases:
-        client.call("POST", "/_aliases", {"actions": [{"add": {"index": index.name, "alias": alias}}]})
+    if (found := pointed_to(client, alias)) != {index.name: {}}:
+        # An index that was restored from a snapshot under another name has the alias as well.
+        others = [name for name in found if name != index.name]
+        remove = [{"remove": {"index": name, "alias": alias, "must_exist": True}} for name in others]
+        client.call("POST", "/_aliases", {"actions": [*remove, {"add": {"index": index.name, "alias": alias}}]})
+        if others:
+            client.waiting.say(alias, f"Alias {alias!r} is of loads alone; it was removed from {', '.join(others)}.")
     return alias
 
 
@@ -285,80 +353,25 @@ def private_alias(index: str, run_id: str) -> str:
     return f"{index}{_PRIVATE}{run_id[:8]}"
 
 
-class Served(NamedTuple):
-    """What an alias points to: a concrete index, or None when there is no such alias; and its properties."""
-
-    alias: str
-    concrete: str | None
-    properties: dict[str, Any]
-
-
-def served_by(client: Client, alias: str) -> Served:
-    """The index that an alias serves.
-
-    Raises:
-        UsageError: an index has this name, or the alias points to several.
-    """
-    if not is_one_name(alias):
-        raise UsageError(f"--alias {alias!r} is no name for an alias; one name is expected, without wildcards.")
-    found = client.find(path_of(alias))
-    if found is None:
-        return Served(alias, None, {})
-    if alias not in found and not all(alias in entry["aliases"] for entry in found.values()):
-        raise UsageError(f"{alias!r} is a data stream, so it cannot be an alias too. Give --alias another name.")
-    if alias in found:
-        raise UsageError(
-            f"{alias!r} is an index, so it cannot be an alias too. Give --alias another name, or load into the index "
-            f"with --index {alias}."
-        )
-    if len(found) > 1:
-        raise UsageError(
-            f"Alias {alias!r} stands for {len(found)} indexes ({', '.join(sorted(found))}); one that --alias may move "
-            "stands for one. Take it off the others, or give another name."
-        )
-    ((index, entry),) = found.items()
-    return Served(alias, index, entry["aliases"][alias])
-
-
-def move_alias(client: Client, served: Served, target: Index) -> None:
-    """Let the alias serve `target` and nothing else.
-
-    Raises:
-        ClusterError: another client has moved or removed it since it was read.
-    """
-    actions: list[dict[str, Any]] = []
-    if served.concrete is not None:
-        actions.append({"remove": {"index": served.concrete, "alias": served.alias, "must_exist": True}})
-    actions.append({"add": {"index": target.name, "alias": served.alias, **served.properties}})
-    try:
-        client.call("POST", "/_aliases", {"actions": actions})
-    except ResponseError as error:
-        if error.status != 404:
-            raise
-        raise ClusterError(
-            f"Alias {served.alias!r} no longer serves {served.concrete!r}: another client moved it during the load. It "
-            f"was left as it is; look at it with GET /_alias/{served.alias}, then start the same command again."
-        ) from error
-
-
 def refresh(client: Client, index: Index) -> None:
     """Make all acknowledged writes searchable."""
     client.call("POST", f"{index.path}/_refresh", timeout_s=600)
 
 
 def count_documents(client: Client, index: Index) -> int:
-    """Return how many documents a search can find.
+    """Return how many documents a search can find."""
+    return count_matching(client, index.path, {"match_all": {}})
+
+
+def count_matching(client: Client, path: str, query: Mapping[str, Any]) -> int:
+    """Return how many documents of an index or alias match a query.
 
     Raises:
-        ClusterError: a shard did not answer, so the count would be too low.
+        PartialAnswerError: a shard did not answer, or time ran out, so the count would be too low.
     """
-    answer = client.call("GET", f"{index.path}/_count")
-    if answer["_shards"]["successful"] < answer["_shards"]["total"]:
-        raise ClusterError(
-            f"Only {answer['_shards']['successful']} of {answer['_shards']['total']} shards of index {index.name!r} "
-            "answer. Wait until the index is green or yellow, then start the same command again."
-        )
-    return int(answer["count"])
+    body = {"size": 0, "track_total_hits": True, "query": query}
+    answer = client.call("POST", f"{path}/_search", body, params={"search_pipeline": "_none"})
+    return int(answer["hits"]["total"]["value"])
 
 
 def max_clauses(client: Client) -> int:
@@ -373,14 +386,12 @@ def max_clauses(client: Client) -> int:
     return next((int(level[name]) for level in levels if name in level), 1024)
 
 
-def _stamp_from(meta: dict[str, Any]) -> Stamp | None:
+def _stamp_of(meta: object) -> Stamp | str | None:
+    """Return the stamp in `_meta`, why it cannot be read, or None where there is none."""
     try:
-        known = {each.name: meta[each.name] for each in fields(Stamp) if each.name in meta}
-        known |= {"model": dict(meta["model"]), "runs": tuple(meta.get("runs", ())), "load": meta["load"]["state"]}
-        known |= {"pruning": {**NO_PRUNING, **meta.get("pruning", {})}, "format": int(meta["format"])}
-        return Stamp(**known)
-    except (KeyError, TypeError, ValueError):
-        return None
+        return None if meta is None else checked(stamp_parts(meta), Stamp)
+    except ValueError as error:
+        return str(error).rstrip(".")
 
 
 def _pruning_words(pruning: dict[str, Any]) -> str:

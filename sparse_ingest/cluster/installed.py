@@ -186,8 +186,11 @@ def made_of(index: Index) -> list[Installed] | None:
     made = index.mappings.get("_meta", {}).get(MADE_KEY)
     if not isinstance(made, dict):
         return None
-    entries = made.get("pipelines", [])
-    return [Installed(one["kind"], one["name"]) for one in entries if one.get("kind") in _PATHS and one.get("name")]
+    entries = made.get("pipelines")
+    named = [one for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
+    return [
+        Installed(one["kind"], str(one["name"])) for one in named if str(one.get("kind")) in _PATHS and one.get("name")
+    ]
 
 
 def is_ours(index: Index) -> bool:

@@ -43,7 +43,9 @@ class FittedWeights(NamedTuple):
 def fit_weights(weights: Mapping[str, float] | FittedWeights, *, max_clauses: int = MAX_CLAUSES) -> FittedWeights:
     """Bring query weights into (0, 64] by one power of two for all, which changes no bit of a score but its exponent.
 
-    Weights that are fitted already are returned as they are.
+    Args:
+        weights: Query weights by token. Fitted ones are returned as they are.
+        max_clauses: The most query tokens that the server accepts.
 
     Raises:
         UsageError: a weight is not above zero or not finite, or there are more tokens than clauses allowed.

@@ -3,7 +3,7 @@
 In: an index, tokens or ids. Out: ids, and for each token the places and stored weights of all documents that have it;
 or only how many have it: a search that brings no document, but walks over all postings of the token. A query
 for one token with weight 1.0 scores a document with the stored weight itself, so nothing need be explained, and what
-nobody expects is found as well. A place is what `_shard_doc` says: it grows in the order that documents come in, and
+no run expects is found as well. A place is what `_shard_doc` says: it grows in the order that documents come in, and
 stays what it is as long as the point in time is open.
 Not covered: single documents (reading.py); sparse_vector fields, whose clusters hold only a part of each posting list.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.cluster.client import Client, path_of
-from sparse_ingest.cluster.indexes import Index
+from sparse_ingest.cluster.indexes import Index, count_matching
 from sparse_ingest.cluster.reading import search_many
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.records import PARENT, batched
@@ -27,7 +27,7 @@ from sparse_ingest.records import PARENT, batched
 PAGE = 10_000  # the default of index.max_result_window
 _KEEP_ALIVE = "10m"
 _SEARCHES = 500  # in one _msearch, when the tokens are rare
-_IDS = 1000  # in one _count
+_IDS = 1000  # in one count
 _HITS = 100_000  # that one _msearch may bring, about 4 MB
 # Some of the documents that answer a question: the number of the question, their places, and the weights.
 Page = tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32]]
@@ -118,17 +118,14 @@ def _question(field: str, tokens: Sequence[str]) -> dict[str, Any]:
 
 
 def count_searchable(client: Client, index: str) -> int:
-    """Return how many documents a search can find. Shards that do not answer are not counted."""
-    return _count(client, index, {"match_all": {}})
+    """Return how many documents a search can find."""
+    return count_matching(client, path_of(index), {"match_all": {}})
 
 
 def count_known(client: Client, index: str, doc_ids: Iterable[str]) -> int:
     """How many of these documents an index has."""
-    return sum(_count(client, index, {"ids": {"values": some}}) for some in batched(doc_ids, _IDS))
-
-
-def _count(client: Client, index: str, query: dict[str, Any]) -> int:
-    return int(client.call("POST", f"{path_of(index)}/_count", {"query": query})["count"])
+    path = path_of(index)
+    return sum(count_matching(client, path, {"ids": {"values": some}}) for some in batched(doc_ids, _IDS))
 
 
 def count_parents(client: Client, index: str, doc_ids: Iterable[str]) -> int:
@@ -143,7 +140,8 @@ def count_parents(client: Client, index: str, doc_ids: Iterable[str]) -> int:
         # Below 3,000 values the count of different ones is as good as exact.
         counted = {"parents": {"cardinality": {"field": field, "precision_threshold": 3 * _IDS}}}
         body = {"size": 0, "query": {"terms": {field: some}}, "aggs": counted}
-        known += int(client.call("POST", f"{path}/_search", body)["aggregations"]["parents"]["value"])
+        answer = client.call("POST", f"{path}/_search", body, params={"search_pipeline": "_none"})
+        known += int(answer["aggregations"]["parents"]["value"])
     return known
 
 

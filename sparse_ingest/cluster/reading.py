@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparse_ingest.cluster.client import Client, path_of
+from sparse_ingest.cluster.client import Client, PartialAnswerError, path_of
 from sparse_ingest.cluster.failures import error_of
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes
 from sparse_ingest.errors import ClusterError
@@ -140,26 +140,31 @@ def search_many(
     """Send searches, `at_once` of them in one `_msearch`, and yield their responses in order.
 
     Raises:
-        ClusterError: a search failed, or a shard did not answer.
+        PartialAnswerError: a shard did not answer, or time ran out.
+        ClusterError: a search failed.
     """
     params = {"max_concurrent_searches": "2"}
     if filter_path:
-        params["filter_path"] = f"responses.error,responses._shards.failed,{filter_path}"
+        params["filter_path"] = f"responses.error,responses.status,responses._shards,responses.t*,{filter_path}"
     # An index's default search pipeline, such as two-phase, would change scores and refuse to sort. In one _msearch
     # only a body can name a pipeline, and only from 2.18 on.
     past = {"search_pipeline": "_none"} if client.version >= PIPELINE_IN_BODY_SINCE else {}
+    header = b'{"allow_partial_search_results":true}\n' if client.allow_partial else b"{}\n"
     for some in batched(bodies, at_once):
-        lines = b"".join(b"{}\n" + json.dumps({**body, **past}).encode() + b"\n" for body in some)
+        lines = b"".join(header + json.dumps({**body, **past}).encode() + b"\n" for body in some)
         answer = client.call("POST", path, lines, params=params, timeout_s=300)
         for response in answer["responses"]:
             if "error" in response:
                 kind, reason = error_of(response)
+                if response.get("status", 400) >= 429:
+                    raise PartialAnswerError(
+                        f"{client.address} could not search {index!r} ({kind}: {reason}). Wait until the index is "
+                        "green or yellow and not overloaded, then start the same command again."
+                    )
                 raise ClusterError(
                     f"{client.address} cannot answer neural_sparse on {index!r} ({kind}: {reason}). "
                     "Reading weights back needs the neural-search plugin and a sparse field."
                 )
-            if response["_shards"]["failed"]:
-                raise ClusterError(f"Shards of {index!r} did not answer; wait until the index is green or yellow.")
             yield response
 
 

@@ -73,7 +73,13 @@ class BodyOptions(TypedDict, total=False):
 
 
 def engine_body(weights: Weights, engine: Engine, *, size: int, **options: Unpack[BodyOptions]) -> SearchBody:
-    """The request that an engine is asked with; `weights` are by token, or by `engine.keys` when it has them.
+    """Return the request of a search with an engine.
+
+    Args:
+        weights: Query weights by token. With `engine.keys` they are converted to those keys.
+        engine: The engine, its field and its settings.
+        size: Number of hits.
+        **options: `filter`, `collapse`, `explain`, `max_clauses`; see `BodyOptions`.
 
     Raises:
         UsageError: the weights, the engine's settings or a combination do not fit.
@@ -84,7 +90,13 @@ def engine_body(weights: Weights, engine: Engine, *, size: int, **options: Unpac
 
 
 def neural_sparse_body(weights: Weights, *, field: str, size: int, **options: Unpack[BodyOptions]) -> SearchBody:
-    """The request of a learned-sparse search; without any weight it asks for nothing, which is a valid request.
+    """Return the request of a learned-sparse search. Without any weight it finds nothing, and is still valid.
+
+    Args:
+        weights: Query weights by token.
+        field: Name of the sparse field.
+        size: Number of hits.
+        **options: `filter`, `collapse`, `explain`, `max_clauses`; see `BodyOptions`.
 
     Raises:
         UsageError: the weights do not fit; see `fit_weights`.
@@ -101,10 +113,17 @@ def two_phase_body(
     settings: Mapping[str, Any] | None = None,
     **options: Unpack[BodyOptions],
 ) -> SearchBody:
-    """The same search in two phases: the heavy tokens find documents, the light ones raise the best of them.
+    """Return the search in two phases: the heavy tokens find documents, the light ones raise the best of them.
 
-    The processor is in the request; `settings` are its prune_type, prune_ratio, expansion_rate, max_window_size.
-    Documents that hold light tokens only are no hits, and those outside the window keep the score of the first phase.
+    The processor is part of the request. Documents that have light tokens only are no hits, and those outside the
+    window keep the score of the first phase.
+
+    Args:
+        weights: Query weights by token.
+        field: Name of the sparse field.
+        size: Number of hits.
+        settings: `prune_type`, `prune_ratio`, `expansion_rate` and `max_window_size` of the processor.
+        **options: `filter`, `collapse`, `explain`, `max_clauses`; see `BodyOptions`.
 
     Raises:
         UsageError: the weights do not fit (see `fit_weights`), or the settings (see `check_two_phase`), or they leave
@@ -137,11 +156,18 @@ def seismic_body(
     settings: Mapping[str, Any] | None = None,
     **options: Unpack[BodyOptions],
 ) -> SearchBody:
-    """The search of a sparse_vector field; `weights` are by token id, `settings` are `top_n`, `heap_factor` and `k`.
+    """Return the request of a SEISMIC search of a sparse_vector field.
 
-    The server leaves the first two at 10 and 1.0, and gives no more than `k` hits of a segment, so k is at least
-    `size`. The filter goes into the search of the clusters, as a bool filter alone would take hits away from those k;
-    it stands around it as well, as the clusters of a segment without any match of it are not filtered (3.6.0).
+    The filter goes into the search of the clusters, as a bool filter alone would take hits away from those k;
+    it is around it as well, as the clusters of a segment without any match of it are not filtered (3.6.0).
+
+    Args:
+        weights: Query weights by token id.
+        field: Name of the sparse_vector field.
+        size: Number of hits.
+        settings: `top_n` (the server's default is 10), `heap_factor` (1.0), and `k`, the most hits of a segment, which
+            is at least `size`.
+        **options: `filter`, `collapse`, `explain`, `max_clauses`; see `BodyOptions`.
 
     Raises:
         UsageError: the weights do not fit (see `fit_weights`), or the settings (see `check_seismic`).
@@ -156,7 +182,13 @@ def seismic_body(
 
 
 def rank_feature_body(weights: Weights, *, field: str, size: int, **options: Unpack[BodyOptions]) -> SearchBody:
-    """The same search as `neural_sparse_body` for a cluster without the neural-search plugin.
+    """Return the search of `neural_sparse_body` for a cluster without the neural-search plugin.
+
+    Args:
+        weights: Query weights by token.
+        field: Name of the sparse field.
+        size: Number of hits.
+        **options: `filter`, `collapse`, `explain`, `max_clauses`; see `BodyOptions`.
 
     Raises:
         UsageError: the weights do not fit (see `fit_weights`), or a token holds a dot: `rank_feature` takes what
@@ -188,11 +220,20 @@ def server_side_body(
     filter: QueryClause | None = None,
     explain: bool = False,
 ) -> SearchBody:
-    """The request of a search whose text the server turns into weights, with a deployed model or an analyzer.
+    """Return the request of a search whose text the server turns into weights, with a deployed model or an analyzer.
+
+    Args:
+        text: The query.
+        engine: The engine, its field and its settings.
+        size: Number of hits.
+        model_id: A deployed model. One of this and `analyzer` is needed.
+        analyzer: An analyzer. With neither, OpenSearch since 3.1 would use bert-uncased without a warning: wrong for
+            every other vocabulary.
+        filter: A query clause that every hit matches.
+        explain: The server explains each score.
 
     Raises:
-        UsageError: neither or both are named, or the text is empty. With neither, OpenSearch since 3.1 takes its
-            analyzer bert-uncased and says nothing: wrong for every other vocabulary.
+        UsageError: neither or both of `model_id` and `analyzer` are given, or the text is empty.
     """
     if (model_id is None) == (analyzer is None):
         raise UsageError("Name either a model_id or an analyzer, with which the server makes the weights of the query.")
@@ -222,12 +263,20 @@ def hybrid_body(
     depth: int | None = HYBRID_DEPTH,
     max_clauses: int = MAX_CLAUSES,
 ) -> SearchBody:
-    """The request of BM25 on title and text beside a learned-sparse search, whose scores the server combines.
+    """Return the request of BM25 on title and text beside a learned-sparse search, whose scores the server combines.
 
-    `search_pipeline` is the name of an installed pipeline with a normalization or score-ranker processor; left out,
-    the packaged one stands in the request (pipelines/opensearch/search/hybrid.json). BM25 comes first in its weights.
-    `depth` is how many documents of each search are combined: with `size` alone, as a server before 2.19 does it
-    (None), a document that only one of them ranks high enough counts as not found by the other.
+    Args:
+        text: The query, for BM25.
+        weights: The query weights, for the learned-sparse search.
+        engine: The engine of the learned-sparse search.
+        size: Number of hits.
+        filter: A query clause that every hit matches.
+        search_pipeline: Name of an installed pipeline with a normalization or score-ranker processor, whose first
+            weight is that of BM25. By default the packaged one is part of the request
+            (pipelines/opensearch/search/hybrid.json).
+        depth: Number of documents of each search that are combined; None for `size`, which servers before 2.19 need.
+            A document below that depth in one search counts as not found by it.
+        max_clauses: The most query tokens that the server accepts.
 
     Raises:
         UsageError: the weights do not fit (see `fit_weights`), or the engine is two-phase, which has no effect there.
@@ -248,7 +297,14 @@ def hybrid_body(
 
 
 def bm25_body(text: str, *, field: str, size: int, filter: QueryClause | None = None) -> SearchBody:
-    """The request of a BM25 search on title and text, for comparison; `field` is the sparse field to leave out."""
+    """Return the request of a BM25 search on title and text, for comparison.
+
+    Args:
+        text: The query.
+        field: Name of the sparse field, which the hits omit.
+        size: Number of hits.
+        filter: A query clause that every hit matches.
+    """
     return _body(_words_clause(text), field=field, size=size, filter=filter)
 
 
@@ -301,9 +357,11 @@ def packaged_search_pipeline(name: str) -> SearchBody:
 
 
 def msearch_lines(bodies: Iterable[SearchBody], index: str | None = None) -> Iterator[SearchBody]:
-    """The requests of one `_msearch` as the list that opensearch-py takes: a header before each body.
+    """Yield the lines of an `_msearch` request, as opensearch-py takes them: a header before each body.
 
-    Without `index` the URL must name it: `/INDEX/_msearch`.
+    Args:
+        bodies: The search requests.
+        index: The index of all; by default the URL names it: `/INDEX/_msearch`.
     """
     for body in bodies:
         yield {"index": index} if index else {}
@@ -311,7 +369,12 @@ def msearch_lines(bodies: Iterable[SearchBody], index: str | None = None) -> Ite
 
 
 def msearch_bytes(bodies: Iterable[SearchBody], index: str | None = None) -> bytes:
-    """The same as it goes over the wire: one JSON object a line (application/x-ndjson)."""
+    """Return the body of an `_msearch` request: one JSON object per line (application/x-ndjson).
+
+    Args:
+        bodies: The search requests.
+        index: The index of all; by default the URL names it: `/INDEX/_msearch`.
+    """
     lines = (json.dumps(line, ensure_ascii=False, separators=(",", ":")) for line in msearch_lines(bodies, index))
     return "".join(f"{line}\n" for line in lines).encode()
 

@@ -15,6 +15,7 @@ Not covered: which documents to send, and remembering what was sent (journal.py)
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,6 +39,8 @@ _BREAKS, _BREAKS_SMALL, _BREAKS_ALONE = 3, 4, 6
 _ANSWER = "items.*._id,items.*.status,items.*.error"
 # Errors of one document that concern all of them.
 _STOPPING = ("index_not_found_exception", "index_closed_exception", "security_exception")
+# What an alias of several indexes answers, or one that is not for writing.
+_NOT_ONE_INDEX = re.compile(r"(no write index is defined for )?alias \[", re.IGNORECASE)
 # A server may ask for a longer pause than our own, but a wrong clock or number must not stop a load for hours.
 _LONGEST_PAUSE_S = 600.0
 
@@ -284,6 +287,10 @@ class _Sender:
             if status < 300 or (status == 404 and request.operation == "delete" and "error" not in results[place]):
                 continue
             kind, reason = error_of(results[place])
+            if kind == "illegal_argument_exception" and _NOT_ONE_INDEX.match(reason):
+                raise ClusterError(
+                    f"Another client changed the alias of this load: {reason}. Start the load again, which corrects it."
+                )
             if is_block(status, kind) or kind in _STOPPING:
                 raise ClusterError(_stopping(kind, reason))
             if status in BUSY:

@@ -3,13 +3,54 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import Any, Literal, NotRequired, TypedDict
 
+from sparse_ingest.errors import UsageError
+from sparse_ingest.foreign_json import checked
+from sparse_ingest.pipeline import ModelSettings, Pruning, options_from
+
+NO_PRUNING = {"top_k": None, "max_ratio": None}
 # The index settings that loads change, and the values that they can have.
 CHANGED_BY_LOADS = {
     "refresh_interval": r"-1|0|\d+ *(nanos|micros|ms|[smhd])",
     "number_of_replicas": r"\d+",
     "translog.durability": "request|async",
 }
+
+
+class _State(TypedDict):
+    state: Literal["loading", "done"]
+
+
+@dataclass(frozen=True)
+class _Model(ModelSettings):
+    query_side: ModelSettings | None = None
+
+
+class _Nested(TypedDict):
+    load: _State
+    model: _Model
+    pruning: NotRequired[dict[str, Any]]
+    settings: NotRequired[dict[str, Any]]
+
+
+def stamp_parts(meta: object) -> dict[str, Any]:
+    """Return what indexes.Stamp has as fields, whose types the caller checks, without settings that no load changes.
+
+    Raises:
+        ValueError: a nested value has a wrong type, or pruning a rule that is unknown.
+    """
+    checked(meta, _Nested)
+    content = checked(meta, dict[str, Any])
+    pruning = {**NO_PRUNING, **content.get("pruning", {})}
+    try:
+        options_from(Pruning, None, pruning, "pruning")
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    kept = content.get("settings", {}).items()
+    settings = {name: entry for name, entry in kept if is_changed_by_loads(name, entry)}
+    return {**content, "load": content["load"]["state"], "pruning": pruning, "settings": settings}
 
 
 def is_changed_by_loads(name: str, entry: object) -> bool:

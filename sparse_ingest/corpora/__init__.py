@@ -1,1 +1,1 @@
-"""Text in: every form of corpus as a stream of `SourceRow`s, and collections' queries and judgements."""
+"""Text in: every form of corpus as a stream of `SourceRow`s, and collections' queries and judgments."""

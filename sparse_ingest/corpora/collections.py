@@ -60,7 +60,7 @@ def read_qrels(path: Path, quoting: Quoting | None = None) -> dict[str, dict[str
     """Return the judgments of a file or a collection's folder: score by query id and document id."""
     qrels: dict[str, dict[str, int]] = {}
     for file in _files_in(path, _QRELS):
-        for at, query_id, doc_id, score in _judgements_of(file, quoting if _format(file) == "csv" else None):
+        for at, query_id, doc_id, score in _judgments_of(file, quoting if _format(file) == "csv" else None):
             before = qrels.setdefault(query_id, {}).setdefault(doc_id, score)
             if before != score:
                 pair = f"query {shown(query_id)} and document {shown(doc_id)}"
@@ -203,18 +203,18 @@ def _query_of_topic(topic: str) -> Query:
 # Judgments
 
 
-def _judgements_of(path: Path, quoting: Quoting | None) -> Iterator[tuple[str, str, str, int]]:
+def _judgments_of(path: Path, quoting: Quoting | None) -> Iterator[tuple[str, str, str, int]]:
     at = "line 1"
     try:
         if _format(path) != "tsv":
             for at, columns in _rows(path, {_QUERY: "id", _DOCUMENT: "id", _SCORE: "kept field"}, quoting):
-                yield at, *_judgement(columns)
+                yield at, *_judgment(columns)
             return
         for at, text in _texts(path):
             # Blanks separate columns only in lines without a tab, as in TREC files: "Geneva Durben" is an id.
             values = text.split("\t") if "\t" in text else text.split()
             if at != "line 1" or values != _HEADER:
-                yield at, *_judgement(_columns_of(text, values))
+                yield at, *_judgment(_columns_of(text, values))
     except BadRow as bad:
         raise CorpusError(f"{path} {at}: {bad}") from bad
 
@@ -228,7 +228,7 @@ def _columns_of(text: str, values: list[str]) -> dict[str, object]:
     return dict(zip(_HEADER, values, strict=True))
 
 
-def _judgement(columns: Mapping[str, object]) -> tuple[str, str, int]:
+def _judgment(columns: Mapping[str, object]) -> tuple[str, str, int]:
     query_id, doc_id = id_in(columns, _QUERY), id_in(columns, _DOCUMENT)
     require(_SCORE, columns)
     return query_id, doc_id, _score_of(columns[_SCORE])

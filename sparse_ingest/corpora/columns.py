@@ -31,8 +31,8 @@ _BATCH_ROWS = 4096
 _IN_BATCH = 32  # bits of an IPC file's offset for the row within its record batch
 _FILE_MAGIC = b"ARROW1"
 # Bytes that are not UTF-8, which Parquet does not check; dates beyond the year 9999, nanoseconds without pandas,
-# unknown time zones; maps whose keys repeat, or cannot be those of a dict.
-_NO_PYTHON_VALUE = (ValueError, OverflowError, LookupError, TypeError, pa.ArrowException)
+# unknown time zones; maps whose keys repeat, or cannot be those of a dict; JSON that is nested deeply.
+_NO_PYTHON_VALUE = (ValueError, OverflowError, LookupError, TypeError, RecursionError, pa.ArrowException)
 
 Row = tuple[dict[str, Any] | None, str | None]  # the columns that are read; or None, and what is wrong
 
@@ -259,7 +259,7 @@ def _row(batch: pa.RecordBatch, names: Sequence[str], place: int) -> Row:
 
 
 def checked(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The same batch, whose offsets lie within its buffers: Arrow trusts them, and would read anywhere."""
+    """The same batch, whose offsets are within its buffers: Arrow trusts them, and would read anywhere."""
     for column in batch.columns:
         if _is_string(column.type) and not types.is_string_view(column.type):
             # As bytes: a value that is not UTF-8 is one bad row, not the end.

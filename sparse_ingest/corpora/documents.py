@@ -18,6 +18,7 @@ from typing import NoReturn
 import orjson
 
 from sparse_ingest.errors import UsageError, listed
+from sparse_ingest.foreign_json import MAX_DEPTH, is_deep
 from sparse_ingest.records import MAX_LEVELS, Document, refused_name
 
 ROW_NUMBER = ":row"
@@ -63,13 +64,17 @@ def utf8(raw: bytes) -> str:
 
 def json_object(raw: bytes) -> dict[str, object] | None:
     """Return the JSON object in a line; None for a blank line. Raises `BadRow`."""
+    value = None
     try:
-        value = orjson.loads(raw)
-        if type(value) is dict and _exact(value.values()):
-            return value
+        found = orjson.loads(raw)
+        value = found if type(found) is dict and _exact(found.values()) else None
     except (orjson.JSONDecodeError, RecursionError):
         pass
-    return _json_object(raw)
+    if value is None:
+        value = _json_object(raw)
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and is_deep(value):
+        raise BadRow(f"nested more than {MAX_DEPTH} levels deep")
+    return value
 
 
 def _exact(values: Iterable[object]) -> bool:
@@ -147,11 +152,12 @@ def document_of(columns: Mapping[str, object], fields: FieldNames, row: int, *, 
 def _kept(name: str, value: object) -> str:
     try:
         kept = f"{encode_basestring(name)}:{_encode_json(value)}"
+        levels = _list_levels(value) if kept.count("[") > MAX_LEVELS else 0
     except (ValueError, RecursionError) as error:  # a number beyond float64, which Python reads as infinity
         raise BadRow(f"the kept field {shown(name)} cannot be written as JSON again: {shown(value)}") from error
     if not kept.isascii():
         _check_unicode(kept, f"the kept field {shown(name)}")
-    if kept.count("[") > MAX_LEVELS and _list_levels(value) > MAX_LEVELS:
+    if levels > MAX_LEVELS:
         raise BadRow(
             f"the kept field {shown(name)} has lists in more than {MAX_LEVELS} levels, which OpenSearch refuses"
         )

@@ -26,7 +26,7 @@ from sparse_ingest.corpora.sources import ChooseColumns, Corpus, Source
 from sparse_ingest.corpora.stored import PACKED, FoundFile, StandardInput, StoredFile, about, is_packed
 from sparse_ingest.corpora.text_formats import JsonLines, Quoting, TextTable
 from sparse_ingest.errors import CorpusError, UsageError, listed
-from sparse_ingest.storage.places import Place, RemotePath, place_of, without_secrets
+from sparse_ingest.storage.places import Place, RemotePath, place_of
 
 FORMATS = ("jsonl", "csv", "tsv", "msmarco", "parquet", "arrow")
 FORMAT_OF_SUFFIX = {
@@ -190,7 +190,7 @@ def _files_of(spec: str, format: str | None, notes: list[str]) -> list[StoredFil
     if found is None and listable and any(sign in str(place) for sign in "*?["):
         matching = _matching(place)
         if not matching:
-            raise CorpusError(f'No file matches the glob "{without_secrets(spec)}". Check the folder and the suffix.')
+            raise CorpusError(f'No file matches the glob "{place}". Check the folder and the suffix.')
         return _data_among(matching, format, notes)
     return [FoundFile.found(place)]
 

@@ -35,7 +35,9 @@ from sparse_ingest.corpora.sources import ChooseColumns, Record, Source
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, FoundFile, changed, is_packed
 from sparse_ingest.corpora.text_formats import JsonArray, JsonLines, Quoting
 from sparse_ingest.errors import CorpusError, UsageError, needs_extra
+from sparse_ingest.storage.hub_session import guard_hub, hub_address
 from sparse_ingest.storage.places import place_of
+from sparse_ingest.storage.waiting import answered
 
 _BATCH_ROWS = 512  # that are Python objects at one time
 _ROW_BITS = 40  # of an offset; the higher bits are the data file
@@ -70,7 +72,11 @@ def hub_source(spec: str, choose: ChooseColumns, open_file: OpenFile, quoting: Q
         if named.local and _is_saved(Path(named.path)):
             _refuse_quoting(quoting, named, "arrow")
             return _saved(named, choose)
-        return _streamed(named, choose, open_file, quoting)
+        if named.local:
+            return _streamed(named, choose, open_file, quoting)
+        guard_hub()
+        place = f"the hub {hub_address()}, for the dataset {named.path}"
+        return answered(lambda: _streamed(named, choose, open_file, quoting), place)
     finally:
         if bars:
             datasets.enable_progress_bars()
@@ -181,7 +187,9 @@ class StreamedDataset(_Split):
     def _of_library(self, file: int) -> Iterator[Record]:
         name = self._file_name(file)
         label = f"{self.label} ({name})" if name else self.label
-        for table in self._stream.shard(self._stream.num_shards, file).iter(_BATCH_ROWS):
+        tables = iter(self._stream.shard(self._stream.num_shards, file).iter(_BATCH_ROWS))
+        following = partial(next, tables, None)
+        while (table := following() if self._named.local else answered(following, label)) is not None:
             names = chosen_columns(table.schema, partial(self._choose_in, name), label)
             yield from records_of(rows_of(table.to_batches(), names), [1], 0)
 
@@ -324,7 +332,12 @@ def _data_files(named: Named, builder: Any, split: str) -> list[DataFile]:
     found = []
     for file in map(str, builder.config.data_files[split]):
         if named.local:
-            name = os.path.relpath(file, named.path)
+            name, outer = os.path.relpath(file, named.path), file.rpartition("::")[2]  # an archive
+            if "://" in outer or os.path.relpath(outer, named.path).startswith(os.pardir):
+                raise CorpusError(
+                    f"The folder {named.path!r} names the data file {outer!r}, which is elsewhere. Copy it into the "
+                    "folder, or name it with --corpus."
+                )
             size = _sizes(named.path, [name])[name]
         else:
             filesystem, path = fsspec.url_to_fs(file)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from sparse_ingest.corpora.documents import printable
 from sparse_ingest.errors import CorpusError, SparseIngestError, UsageError, first_line
+from sparse_ingest.storage.hub_session import hub_token
 from sparse_ingest.storage.places import without_secrets
 
 PREFIX = "hf:"
@@ -84,7 +85,7 @@ def _explained(explain: Callable[[Exception], str]) -> Iterator[None]:
         raise
     except Exception as error:  # each library that reads a format has exceptions of its own
         # Addresses and messages of libraries may contain secrets.
-        token, message = _token(), _unwritten(error) or explain(error)
+        token, message = hub_token(), _unwritten(error) or explain(error)
         raise CorpusError(without_secrets(message.replace(token, "(token)") if token else message)) from error
 
 
@@ -105,7 +106,7 @@ def _sentence(named: Named, error: Exception) -> str:
     said = str(error)
     at = f" at revision {named.revision!r}" if named.revision else ""
     what = f"The folder {named.path!r}" if named.local else f"The dataset {named.path!r}{at}"
-    token = "the token that was sent does not open it" if _token() else "no token was sent"
+    token = "the token that was sent does not open it" if hub_token() else "no token was sent"
     if "scripts are no longer supported" in said:
         return (
             f"{what} is built by a Python script, which is never run. Name a revision or another dataset that holds "
@@ -137,12 +138,3 @@ def _sentence(named: Named, error: Exception) -> str:
 def _cause(error: Exception) -> str:
     """Return the type and first line of the cause of an error, or of the error if it has none."""
     return f"{type(error.__cause__ or error).__name__}: {first_line(error.__cause__ or error)}"
-
-
-def _token() -> str | None:
-    """Return the token that the library sends: that of HF_TOKEN, or of an earlier login."""
-    from huggingface_hub import get_token
-
-    with suppress(Exception):  # a failed exchange of tokens; the request for the dataset failed before
-        return get_token()
-    return None

@@ -1,7 +1,7 @@
 """The 13 collections of NanoBEIR, through Hugging Face datasets.
 
 In: the name of a collection, and a hub id or a folder laid out like that repository. Out: a folder in BEIR's layout
-(corpus.jsonl, queries.jsonl, qrels/test.tsv), which every other command reads. The data set has the configurations
+(corpus.jsonl, queries.jsonl, qrels/test.jsonl), which every other command reads. The data set has the configurations
 corpus (`_id`, `text`), queries (`_id`, `text`) and qrels (`query-id`, `corpus-id`: one document or a list of them),
 each with a split for every collection. Not covered: encoding and measuring (evaluation/nano_beir.py).
 """
@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparse_ingest.errors import CorpusError, UsageError, first_line, needs_extra
+from sparse_ingest.errors import CorpusError, SparseIngestError, UsageError, first_line, needs_extra
+from sparse_ingest.storage.waiting import answered
 
 DATA_SET = "sentence-transformers/NanoBEIR-en"
 # In the order of the model cards.
@@ -53,12 +54,11 @@ def write_nano_beir(name: str, folder: Path, data_set: str = DATA_SET) -> None:
                 # The evaluator of the model cards omits empty texts.
                 if row["text"]:
                     file.write(json.dumps({"_id": row["_id"], "text": row["text"]}, ensure_ascii=False) + "\n")
-    with (folder / "qrels" / "test.tsv").open("w", encoding="utf-8") as file:
-        file.write("query-id\tcorpus-id\tscore\n")
+    with (folder / "qrels" / "test.jsonl").open("w", encoding="utf-8") as file:
         for row in _rows(data_set, "qrels", name, ("query-id", "corpus-id")):
             documents = row["corpus-id"]
             for doc_id in documents if isinstance(documents, list) else [documents]:
-                file.write(f"{row['query-id']}\t{doc_id}\t1\n")
+                file.write(json.dumps({"query-id": row["query-id"], "corpus-id": doc_id, "score": 1}) + "\n")
 
 
 def _rows(data_set: str, configuration: str, name: str, columns: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:
@@ -67,7 +67,9 @@ def _rows(data_set: str, configuration: str, name: str, columns: tuple[str, ...]
 
     place = f"{data_set}, configuration {configuration}, split Nano{name}"
     try:
-        rows = load_dataset(data_set, configuration, split=f"Nano{name}")
+        rows = answered(lambda: load_dataset(data_set, configuration, split=f"Nano{name}"), place)
+    except SparseIngestError:
+        raise
     except Exception as error:  # of any reader or connection of the library
         raise CorpusError(
             f"{place} cannot be read: {first_line(error)}. Check the name and the connection, or give a folder "

@@ -215,4 +215,4 @@ def refuse_repeated_ids(rows: Iterable[tuple[SourceRow, Position]]) -> Iterator[
 
 def bad_document(source: SourceRow) -> CorpusError:
     """Return the error of a row without a document, for `--on-bad-document fail`."""
-    return CorpusError(f"{source.place}: {source.reason}. Mend it, or leave it out with --on-bad-document skip.")
+    return CorpusError(f"{source.place}: {source.reason}. Fix it, or pass --on-bad-document skip.")

@@ -28,6 +28,7 @@ MSMARCO_COLUMNS = ("_id", "text")
 
 # Characters of one value. csv keeps four bytes for each while a quote is open, and OpenSearch takes no larger document.
 _MAX_VALUE = 1 << 27
+_MAX_ARRAY = 1 << 30  # bytes, which become several times as many of Python objects
 _SEPARATORS = {"csv": ",", "tsv": "\t", "msmarco": "\t"}
 _NO_QUOTES = "pass --quoting none if quotes have no meaning in this file"
 
@@ -64,7 +65,12 @@ class JsonArray(LineSource):
     def records(self, offset: int, line: int) -> Iterator[Record]:
         """Yield every object from `offset` on."""
         with self.opened([1]) as opened:
-            content = opened.content.read().removeprefix(BYTE_ORDER_MARK)
+            content = opened.content.read(_MAX_ARRAY + 1).removeprefix(BYTE_ORDER_MARK)
+        if len(content) > _MAX_ARRAY:
+            raise CorpusError(
+                f"{self.label} is one JSON array of more than {_MAX_ARRAY:,} bytes. Write it as JSON lines, which "
+                "are read one by one."
+            )
         try:
             rows = json.loads(utf8(content))
         except (BadRow, ValueError, RecursionError) as error:

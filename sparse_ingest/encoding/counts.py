@@ -30,7 +30,7 @@ _NAMES = ("truncated", "windows", "reused", "deduplicated", "underflow")
 OF_ROWS = np.dtype([(name, np.int64) for name in _NAMES])
 OfRows = npt.NDArray[np.void]  # a field for each count that a row may add to
 _NONE = np.empty(0, dtype=np.int64), np.empty(0, dtype=OF_ROWS)
-_USUAL = {"windows": 1}  # what each row adds where nothing is said
+_USUAL = {"windows": 1}  # what each row adds by default
 
 # Of lines that are hashed at one time. The worker waits up to 5 ms (the interpreter's switch interval) for its turn:
 # blocks that are filled sooner, as 256 KB are, are hashed while the reader waits for them (85 instead of 99 MB/s).
@@ -129,9 +129,9 @@ class Counts:
 
 
 def counts_of(done: Mapping[str, Any], rows: Collection[int]) -> dict[str, int]:
-    """What some source rows of a finished shard add to its counts, as far as its record tells.
+    """What some source rows of a finished shard add to its counts, as far as its record has them.
 
-    A record of an earlier release tells of no row: {}.
+    A record of an earlier release has none: {}.
     """
     if "of_rows" not in done:
         return {}

@@ -26,7 +26,7 @@ WAIT_S = 1.0  # between looks at a shard that another process holds
 class Duplicates:
     """The rows of a run whose id an earlier shard has.
 
-    `starts` says where in the corpus each shard begins; `passages` that ids are those of passages.
+    `starts` has the position of each shard in the corpus; `passages` is true if ids are those of passages.
     """
 
     def __init__(self, run: Run, cursor: Cursor, starts: Sequence[Position], *, passages: bool) -> None:
@@ -37,8 +37,8 @@ class Duplicates:
         if one := next(self._found(), None):
             first, again = self._places([one.first, one.again])
             raise CorpusError(
-                f"The id {shown(one.doc_id)} stands twice: {first.place} and {again.place}. "
-                "Remove one, or leave later ones out with --on-bad-document skip."
+                f"Duplicate id {shown(one.doc_id)}: {first.place} and {again.place}. "
+                "Fix the corpus, or pass --on-bad-document skip."
             )
 
     def leave_out(self) -> None:

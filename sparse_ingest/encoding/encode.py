@@ -90,9 +90,15 @@ def dry_run(
     progress: Reporter | bool = False,
     **settings: object,
 ) -> CorpusSurvey:
-    """Read and check a whole corpus, and write nothing; with a model, count the tokens of a sample.
+    """Read and check a complete corpus, and write nothing; with a model, count the tokens of a sample.
 
-    Args are those of `encode`.
+    Args:
+        corpus: As for `encode`.
+        model: The model whose tokens are counted.
+        pipeline: As for `encode`, instead of `model`.
+        options: All options in one object, instead of single keywords.
+        progress: True for a tqdm bar, or a `Reporter`; silent by default.
+        **settings: Fields of `EncodeOptions`.
 
     Raises:
         UsageError: options that do not go together.

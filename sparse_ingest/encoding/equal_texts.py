@@ -1,4 +1,4 @@
-"""`--dedup-text encode-once`: of equal texts of a shard one vector is computed, and the others get a copy.
+"""`--dedup-text encode-once`: compute one vector for equal texts of a shard, and copy it.
 
 Which one is computed is a pure function of the corpus: the first of its shard. So the bytes of a shard depend on
 nothing but its rows, whoever makes it and whatever was killed; equal texts of two shards are computed twice, since

@@ -37,7 +37,7 @@ class Estimate:
         self._told = False
 
     def watch(self, parts: Iterator[ShardPart], file: Path, *, first_row: int) -> Iterator[ShardPart]:
-        """The same parts of a shard; each is in `file` when the next one is asked for."""
+        """The same parts of a shard; each is in `file` when the next one is requested."""
         if self._told:
             yield from parts
             return
@@ -62,7 +62,7 @@ class Estimate:
             began = time.monotonic()
 
     def _message(self) -> str:
-        """What is known so far, and what follows for the whole corpus if its size is known."""
+        """What is known so far, extrapolated to the complete corpus if its size is known."""
         terms, size = self._terms / self._documents, self._run_bytes / self._documents
         seconds = self._seconds / self._processes
         said = (
@@ -86,7 +86,7 @@ class Estimate:
         return self._index.bytes(scale * self._documents / max(1, self._index.documents))
 
     def _rows(self) -> int | None:
-        """About how many rows the whole corpus has."""
+        """The estimated number of rows of the complete corpus."""
         known = [rows for rows in (self._cursor.expected_rows, self._limit) if rows is not None]
         return min(known, default=None)
 

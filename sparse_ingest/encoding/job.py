@@ -25,7 +25,7 @@ from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.encoding.settings import refuse_clashes, resolve, run_identity
 from sparse_ingest.encoding.shard_maker import ShardMaker
 from sparse_ingest.encoding.stages import WALL, Stages
-from sparse_ingest.errors import Interrupted, RunError
+from sparse_ingest.errors import CorpusError, Interrupted, RunError
 from sparse_ingest.executors.local import Worker
 from sparse_ingest.models.memory import BudgetLowered
 from sparse_ingest.pipeline import Pipeline
@@ -168,6 +168,13 @@ class _Job:
                 "in a new run) would keep it busy."
             )
         self._make_missing()
+        if not (self.options.allow_empty or self.run.has_documents()):
+            rows = self.cursor.position.row
+            found = f"all {rows:,} rows were skipped; {self.run.path / 'skipped'} lists them" if rows else "no rows"
+            raise CorpusError(
+                f"The corpus has no documents ({found}). Fix --corpus or the command that writes it, then start the "
+                "same command again; or pass --allow-empty to finish a run without documents."
+            )
         while not self.run.complete():
             with self.run.lock("complete") as held:
                 # Asked again under the lock: its last holder may have died while it replaced a shard.

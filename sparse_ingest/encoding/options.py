@@ -35,6 +35,7 @@ class EncodeOptions(CorpusOptions, Pruning):
         "for two processes that feed it; auto: all GPUs, otherwise the CPU",
     )
     shard_rows: int = option(SHARD_ROWS, "Rows of a shard")
+    allow_empty: bool = option(False, "Finish a run without documents")
     trust_corpus: bool = option(False, "Continue without hashing the rows of finished shards again")
     reuse: Path | RemotePath | str | None = option(
         None, "Copy the vectors of texts that are in this run, made with the same settings", metavar="OLD_RUN"

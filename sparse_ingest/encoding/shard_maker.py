@@ -10,7 +10,7 @@ the piece that the window reads, so that storage does not multiply. The title is
 the windows that reach it. Characters between two tokens belong to the piece before: without overlap (`window_stride` as
 large as a window) the pieces put together are the text.
 
-Three threads read windows, tokenise them and compute their vectors, each at most one window ahead of the next
+Three threads read windows, tokenize them and compute their vectors, each at most one window ahead of the next
 (stages.py); the caller's thread prunes the vectors and writes them. Standard input is read, computed and written
 one after another. Vectors that are kept for equal texts are pruned where they are computed, because the next window
 may need them.
@@ -93,7 +93,7 @@ class _Carried:
 
 
 class _Shard(NamedTuple):
-    """A shard that is being made; `stopped` is set when its parts are no longer needed."""
+    """A shard in progress; `stopped` is set when its parts are no longer needed."""
 
     counts: Counts
     copies: Copies | None
@@ -121,7 +121,7 @@ class ShardMaker:
     _judged: Event = field(default_factory=Event)  # set when the first vectors were checked for density
 
     def parts(self, cursor: Cursor, shard_rows: int, counts: Counts) -> Generator[ShardPart, None, None]:
-        """The row groups of the shard at the cursor's position, which stands behind it when all have been given.
+        """The row groups of the shard at the cursor's position, which is after it when all have been yielded.
 
         The stage `write` must be busy: this stops its clock while it waits. To be closed before the cursor is moved.
         """
@@ -134,7 +134,7 @@ class ShardMaker:
                 return stack.enter_context(closing(Ahead(items))) if cursor.rereadable else items
 
             read = ahead(self.stages.making("read", self._read(cursor, shard_rows, shard)))
-            computed = ahead(self._compute(ahead(map(self._tokenise, read)), shard))
+            computed = ahead(self._compute(ahead(map(self._tokenize, read)), shard))
             stack.callback(shard.stopped.set)
             yield from map(counts.part, map(call, self.stages.waiting("write", computed)))
 
@@ -164,7 +164,7 @@ class ShardMaker:
         if rows := cursor.expected_rows:
             self.reporter.expect(rows)
 
-    def _tokenise(self, rows: list[tuple[SourceRow, Document]]) -> Window:
+    def _tokenize(self, rows: list[tuple[SourceRow, Document]]) -> Window:
         with self.stages.busy("tokenise"):
             documents = [document for _, document in rows]
             texts = [document.text for document in documents]
@@ -228,7 +228,7 @@ class ShardMaker:
         computed: Encoded | Kept,
         counts: Counts,
     ) -> ShardPart:
-        """The rows of a window: of those that are `known` the old vectors, and the computed ones of the others."""
+        """The rows of a window: the old vectors of those that are `known`, the computed ones of the rest."""
         kept = computed if isinstance(computed, Kept) else self._kept(computed)
         if old is not None:
             places = np.empty(len(known), dtype=np.int64)

@@ -1,6 +1,6 @@
 """The stages of an encode: each in a thread of its own, one window ahead of the next, and how long each is busy.
 
-`read` parses and hashes rows, `tokenise` makes tokens of their texts, `encode` computes vectors, and `write` prunes
+`read` parses and hashes rows, `tokenise` tokenizes their texts, `encode` computes vectors, and `write` prunes
 them and makes row groups, until the shard has its final name. Not covered: what the stages do (shard_maker.py).
 """
 
@@ -19,7 +19,7 @@ WALL = "wall"
 
 
 class Stopped(Exception):
-    """A stage ends early because one behind it has ended."""
+    """A stage ends early because a later one has ended."""
 
 
 class _End(NamedTuple):
@@ -76,7 +76,7 @@ class Stages:
     """How long each stage was busy in the shards that this process made, and how long these took: `wall`.
 
     A stage is busy unless it waits for another one. Where there are fewer cores than busy stages, that includes the
-    time in which the others had them.
+    time in which the other stages had them.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Stages:
         return {stage: known + now - self._since.get(stage, now) for stage, known in self._seconds.items()}
 
     def slowest(self) -> str:
-        """The stage that holds up the others, and how much of the time it was busy; "" before there is any."""
+        """The slowest stage, and how much of the time it was busy; "" before the first window."""
         seconds = self.seconds()
         stage = max(STAGES, key=lambda stage: seconds[stage])
         return f"slowest: {stage} ({100 * seconds[stage] / seconds[WALL]:.0f} % busy)" if seconds[WALL] else ""

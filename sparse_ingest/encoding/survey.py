@@ -1,8 +1,8 @@
-"""`encode --dry-run`: a whole corpus read and checked, and nothing written.
+"""`encode --dry-run`: read and check a complete corpus, write nothing.
 
 In: a corpus, and the tokenizer where a checkpoint is named. Out: how many rows, documents, bad rows and ids that stand
 twice, how much text, how often a text comes again, and how many tokens the documents of a sample have. Ids and texts
-are compared over the whole corpus exactly (128 bits of a hash, 24 bytes a row in files without a name), so memory
+are compared exactly over the complete corpus (128 bits of a hash, 24 bytes a row in files without a name), so memory
 stays flat.
 
 Not covered: anything that needs the vectors (estimate.py).
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = 10  # bad rows, and duplicates, that are named
 SAMPLE_DOCUMENTS = 1000  # documents whose tokens are counted
-_SAMPLE_CHARACTERS = 1 << 16  # of each of them; what stands behind is counted in proportion
+_SAMPLE_CHARACTERS = 1 << 16  # of each of them; the rest is counted in proportion
 _RANGES, _RANGE_ROWS = 64, 1 << 20  # parts of the hash space, compared one after the other
 _PIECE_ROWS = 65536
 
@@ -60,7 +60,7 @@ class CorpusSurvey:
 
 
 def survey(cursor: Cursor, tokenizer: Tokenizer | None, *, shard_rows: int, reporter: Reporter) -> CorpusSurvey:
-    """Read the whole corpus."""
+    """Read the complete corpus."""
     reporter.begin("rows")
     found, sample = CorpusSurvey(), _Sample(random.Random(0))  # the same sample on every start
     ids, texts = _Hashes(), _Hashes()

@@ -15,7 +15,7 @@ from sparse_ingest.errors import needs_extra
 from sparse_ingest.records import Query
 
 K1, B = 0.9, 0.4
-_BLOCK = 1000  # queries at once
+_BLOCK = 1000  # queries scored together
 
 
 def rank_texts(

@@ -32,7 +32,7 @@ class Collection(NamedTuple):
         return (query for query in read_queries(self.path, self.quoting) if query.id in self.qrels)
 
     def judged_documents(self) -> set[str]:
-        """The ids of all documents that a query of the file has a judgement for."""
+        """The ids of all documents with a relevance judgment for a query of the file."""
         return {doc_id for query in self.queries() for doc_id in self.qrels[query.id]}
 
 
@@ -41,34 +41,34 @@ def collection_of(queries: Path | str | None, qrels: Path | str | None, quoting:
 
     Raises:
         UsageError: neither is given, or one file is to be both.
-        CorpusError: a file cannot be read, or no query has a judgement.
+        CorpusError: a file cannot be read, or no query has a relevance judgment.
     """
     first, second = Path(queries or qrels or ""), Path(qrels or queries or "")
     if not (queries or qrels) or (first == second and not first.is_dir()):
         raise UsageError("Give --queries F and --qrels F, or the folder that holds both.")
-    judgements = read_qrels(second, quoting)
-    if not judgements:
-        raise CorpusError(f"{second} holds no judgement. Give lines of query, document and score.")
+    judged = read_qrels(second, quoting)
+    if not judged:
+        raise CorpusError(f"{second} has no relevance judgments. Expected lines of query, document and score.")
     ids = [query.id for query in read_queries(first, quoting)]
-    asked = sum(query_id in judgements for query_id in ids)
+    asked = sum(query_id in judged for query_id in ids)
     if not asked:
         found = f"{first} has {ids[0]!r}" if ids else f"{first} holds no query"
         raise CorpusError(
-            f"The judgements in {second} are for no query there is: they name {next(iter(judgements))!r}, and {found}. "
-            "Give the queries and the judgements of one collection."
+            f"The relevance judgments in {second} are for other queries: they name {next(iter(judged))!r}, "
+            f"and {found}. Give queries and qrels of the same collection."
         )
     if asked < len(ids):
-        logger.warning("%d of %d queries have no judgement and are not asked.", len(ids) - asked, len(ids))
-    if missing := len(judgements) - asked:
+        logger.warning("%d of %d queries have no relevance judgments and are not asked.", len(ids) - asked, len(ids))
+    if missing := len(judged) - asked:
         logger.warning(
             "%d of %d judged queries are not in %s: the figures are those of the other %d.",
-            missing, len(judgements), first, asked,
+            missing, len(judged), first, asked,
         )  # fmt: skip
-    return Collection(first, judgements, asked, quoting)
+    return Collection(first, judged, asked, quoting)
 
 
 def passages_stand_for(judged: set[str], known: int, parents: int, place: str) -> bool:
-    """Return whether a place has the judged documents as passages, of which the best stands for its document.
+    """Return whether a place has passages of the judged documents; the best passage counts for its document.
 
     Args:
         judged: The ids of the judged documents.
@@ -83,12 +83,10 @@ def passages_stand_for(judged: set[str], known: int, parents: int, place: str) -
     if not found:
         raise CorpusError(
             f"{place} has none of the {len(judged):,} judged documents, such as {min(judged)!r}. "
-            "Give the judgements of the corpus that was encoded."
+            "Give the qrels of the corpus that was encoded."
         )
     if not known:
-        logger.warning("The judgements name documents, of which passages are searched: the best of each stands for it.")
+        logger.warning("The qrels name documents, and passages are searched: the best passage counts for its document.")
     if found < len(judged):
-        logger.warning(
-            "%s has %d of the %d judged documents: the others can never be found.", place, found, len(judged)
-        )
+        logger.warning("%s has %d of the %d judged documents: the rest cannot be found.", place, found, len(judged))
     return not known

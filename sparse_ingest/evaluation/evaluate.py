@@ -156,7 +156,7 @@ def evaluate(
     # One more, if the document with the query's id is omitted.
     size = (chosen.k or depth_of(names)) + own
     reporter.begin("queries", collection.asked)
-    with written(chosen.trec_run) as trec:
+    with written(chosen.trec_run, (query.id for query in collection.queries())) as trec:
         found = _Measuring(collection, names, size, reporter, trec, own)
         if isinstance(target, SearchableIndex):
             evaluation = _evaluate_index(target, found, chosen)
@@ -208,8 +208,9 @@ class _Measuring(NamedTuple):
 
 def _evaluate_run(run: SearchableRun, found: _Measuring, options: EvaluateOptions) -> Evaluation:
     """Search a run folder exactly. BM25 searches the texts that the run carries, all of them in memory."""
-    if options.concurrency:
-        raise UsageError("--concurrency is for --index: a run folder answers all queries at once.")
+    for option in ("concurrency", "allow_partial"):
+        if getattr(options, option):
+            raise UsageError(f"--{option.replace('_', '-')} is for --index: a run folder answers all queries at once.")
     if run.pipeline.query.engine not in (None, "exact"):
         raise UsageError(f"The engine {run.pipeline.query.engine} needs --index: a run folder is searched exactly.")
     collection = found.collection
@@ -238,7 +239,8 @@ def _evaluate_index(index: SearchableIndex, found: _Measuring, options: Evaluate
 
     if options.stored:
         raise UsageError("--stored is for --run: an index always has the weights that it stores.")
-    client, name, engine, collection = index.client, index.name, index.engine, found.collection
+    client, name = index.client.allowing(options.allow_partial), index.name
+    engine, collection = index.engine, found.collection
     judged = collection.judged_documents()
     known = count_known(client, name, judged)
     parents = 0 if known else count_parents(client, name, judged)
@@ -309,10 +311,13 @@ def _count_terms(run: Run, wanted: set[str]) -> tuple[TermCounts, int, int, int]
 
 
 def _count_index_terms(client: Client, index: str, field: str, vocabulary: Sequence[str | None]) -> TermCounts | None:
+    from sparse_ingest.cluster.client import PartialAnswerError
     from sparse_ingest.cluster.postings import count_holding, count_searchable
 
     try:
         holding = count_holding(client, index, field, [token for token in vocabulary if token is not None])
+    except PartialAnswerError:
+        raise
     except ClusterError as error:
         # What was searched is worth more than how sparse it is.
         logger.warning("The terms of the documents are not counted. %s", error)

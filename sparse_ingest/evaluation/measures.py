@@ -1,10 +1,9 @@
 """Measures of rankings, and whether two of them differ by more than chance.
 
-In: rankings, judgements, names of measures as the library ir-measures writes them (nDCG@10, RR, R@100, Success@1,
-P(rel=2)@5). Out: a value for each judged query that was asked, and what the measure makes of them together, mostly the
-mean. A query that finds nothing counts as zero; a query without judgements is left out. Documents of one score are
-ordered as trec_eval does, the larger id first, for every measure. Rankings are measured in blocks, so memory is that of
-the values.
+In: rankings, relevance judgments (qrels), names of measures as in the library ir-measures (nDCG@10, RR, R@100,
+Success@1, P(rel=2)@5). Out: a value for each judged query that was asked, and the aggregate, mostly the mean. A query
+that finds nothing counts as zero; a query without qrels is omitted. Documents with equal scores are ordered as in
+trec_eval, the larger id first, for every measure. Rankings are measured in blocks, so memory is that of the values.
 Not covered: where rankings come from (search.py) and TREC's files (trec.py).
 """
 
@@ -24,14 +23,14 @@ DEFAULT_MEASURES = ("nDCG@10", "RR@10", "RR", "R@100", "AP@100")
 DEFAULT_DEPTH = 100
 RESAMPLES = 9_999
 SEED = 0
-_BLOCK = 1000  # rankings measured at once
-_SWAPS = 500  # drawn at once: 8 MB for 1,000 queries
+_BLOCK = 1000  # rankings measured together
+_SWAPS = 500  # drawn together: 8 MB for 1,000 queries
 
 Qrels = Mapping[str, Mapping[str, int]]
 
 
 class Measured(NamedTuple):
-    """The values of each measure, by its name as it was asked for: of each query by id, and of all together."""
+    """The values of each measure, by the requested name: per query id, and over all queries."""
 
     per_query: dict[str, dict[str, float]]
     mean: dict[str, float]
@@ -56,7 +55,7 @@ def parse_measures(names: Iterable[str]) -> dict[str, Any]:
     """The measures of ir-measures by their names as they were given.
 
     Raises:
-        UsageError: a name is none of the library's, or what stands behind it makes no sense there.
+        UsageError: a name is unknown to the library, or its parameters make no sense.
         MissingExtraError: the library is not installed.
     """
     library = _library()
@@ -73,8 +72,8 @@ def parse_measures(names: Iterable[str]) -> dict[str, Any]:
             supported = False
         if not supported:
             raise UsageError(
-                f"{name!r} cannot be computed: ir-measures wants a name with the parameters that it has, mostly a "
-                "cut-off, such as nDCG@10 or P(rel=2)@5, and for a few measures another library beside it."
+                f"{name!r} cannot be computed: ir-measures expects a name with its parameters, mostly a "
+                "cut-off, such as nDCG@10 or P(rel=2)@5, and for a few measures another library."
             )
     return measures
 
@@ -86,7 +85,7 @@ def depth_of(names: Iterable[str]) -> int:
 
 
 def measure(ranked: Iterable[Ranked], qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASURES) -> Measured:
-    """Measure rankings against judgements; of their scores only the order and the ties matter.
+    """Measure rankings against qrels. Only the order and the ties of their scores matter.
 
     Raises:
         UsageError: a measure is unknown.
@@ -114,7 +113,7 @@ def measure(ranked: Iterable[Ranked], qrels: Qrels, measures: Sequence[str] = DE
 def compare(first: Mapping[str, Mapping[str, float]], second: Mapping[str, Mapping[str, float]]) -> list[Comparison]:
     """Test each measure's values by query (`Measured.per_query`) of two rankings for a difference.
 
-    Two tests on the pairs: Student's t-test by scipy, and a randomisation test, which swaps the two values of queries
+    Two tests on the pairs: Student's t-test by scipy, and a randomization test, which swaps the two values of queries
     at random, 9,999 times from a fixed seed, and counts how often the means then differ as much. Every measure sees the
     same swaps.
     """
@@ -154,7 +153,7 @@ def _metrics(evaluator: Any, found: Mapping[str, Mapping[str, float]]) -> Iterat
     try:
         yield from evaluator.iter_calc(found)
     except (OSError, subprocess.SubprocessError, RuntimeError, ValueError, ArithmeticError) as error:
-        # Some measures are computed by programs that come with the library, such as gdeval, which wants ids of digits.
+        # Some measures are computed by programs that come with the library, such as gdeval, which needs numeric ids.
         raise UsageError(f"ir-measures cannot compute one of the measures here: {first_line(error)}.") from error
 
 
@@ -164,7 +163,7 @@ def _unknown(name: str, library: Any) -> str:
     close = difflib.get_close_matches(asked[0].lower() if asked else "", known, n=3, cutoff=0.6)
     hint = f"; close to it: {', '.join(known[one] for one in close)}" if close else ""
     return (
-        f"{name!r} is no measure of ir-measures{hint}. Names are written as there, such as nDCG@10, RR, R@100, AP@100, "
+        f"{name!r} is not a measure of ir-measures{hint}. Write names as there, such as nDCG@10, RR, R@100, AP@100, "
         "P@5; what model cards call accuracy@k is Success@k."
     )
 

@@ -32,6 +32,7 @@ class EvaluateOptions:
         None, "Quotes in csv queries and qrels; none: a quote is a character like any other  [default: rfc4180]"
     )
     concurrency: int | None = option(None, "Requests to an index in flight  [default: 1]")
+    allow_partial: bool = option(False, "With --index: accept searches in which shards fail or time runs out, and warn")
     trec_run: Path | str | None = option(None, "Write what was found as a run file of trec_eval", metavar="FILE")
     compare: Path | str | None = option(
         None, "Test against this run file of trec_eval: paired t-test and randomisation", metavar="RUNFILE"

@@ -107,6 +107,11 @@ def load(
     indexes.refuse_long_name("--index", index, indexes.ADDED_BYTES)
     folder = open_run(run)
     refuse_incomplete(folder, partial=chosen.partial)
+    if not (chosen.allow_empty or folder.has_documents()):
+        raise RunError(
+            f"{folder.path} has no documents to load. Check its corpus and `sparse-ingest status {folder.path}`; if an "
+            "index without documents is intended, pass --allow-empty."
+        )
     older = _older(folder, chosen)
     if chosen.async_translog:
         reporter.warn(settings_guard.ASYNC_RISK)
@@ -250,9 +255,14 @@ def restore_settings(
     connection: ConnectionLike | None = None,
     progress: Reporter | bool = False,
 ) -> list[str]:
-    """Put back the settings that a killed load has left changed, and return their names.
+    """Restore the index settings that a killed load left changed, and return their names. Needs no run.
 
-    Needs no run. Where another client has removed the old values from `_meta`, those in the journal of `run` are used.
+    Args:
+        index: The index.
+        run: Where another client has removed the old values from `_meta`, those in the journal of this run are used.
+        url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
+        connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
+        progress: True for notes on stderr, or a `Reporter`; silent by default.
 
     Raises:
         ClusterError: there is no such index, it refuses, or the old values are not known.
@@ -260,6 +270,10 @@ def restore_settings(
     reporter = reporter_of(progress)
     with _connected(connection_of(url, connection), reporter) as client:
         there = indexes.need_index(client, index, "Check --index and --url.")
+        if run is None:
+            indexes.refuse_unreadable(there)
+        for note in indexes.note_on_settings(there):
+            reporter.note(note)
         journal = None if run is None else open_journal(open_run(run), client.cluster_uuid, there.uuid)
         restored = settings_guard.restore(client, there, reporter, journal=journal)
         if there.stamp is None and not restored and there.setting("refresh_interval") == "-1":

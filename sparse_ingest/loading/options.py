@@ -31,6 +31,7 @@ class LoadOptions(Pruning):
     )
     replace: bool = option(False, "Delete the index first, unless it is an unfinished load of this run")
     from_scratch: bool = option(False, "With --replace: delete that one too")
+    allow_empty: bool = option(False, "Load a run that has no documents")
     partial: bool = option(False, "Load the finished shards of an unfinished run")
     update: bool = option(False, "Add the vectors to documents that exist; leave the rest of them alone")
     since: RunLike | None = option(
@@ -54,4 +55,7 @@ class PublishOptions(LoadOptions):
     """Options of a load behind an alias."""
 
     drop_old: bool = option(False, "With --alias: delete the index that it served before")
+    allow_fewer: bool = option(
+        False, "With --alias: let it serve an index with fewer than half of the documents that it serves now"
+    )
     replica_patience_s: float = 300.0

@@ -26,6 +26,8 @@ from sparse_ingest.runs.checking import checked_parts
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import ShardPart
 
+_INSTEAD_OF_REPLACE = "load the run behind it (--alias NAME, without --index and --replace)"
+
 
 class LoadPlan(NamedTuple):
     """What a load will do to which index.
@@ -77,7 +79,9 @@ def make_plan(
         begun = there.stamp
         unfinished = begun is not None and begun.run_id == stamp.run_id and begun.load == "loading"
         if options.from_scratch or not unfinished:
+            indexes.refuse_serving(there, _INSTEAD_OF_REPLACE)
             there, index_to_delete = None, there
+    indexes.refuse_unreadable(there)
     missing = run.done_shards()
     if since:
         since.check(client, name, there)
@@ -106,6 +110,7 @@ def make_plan(
     pruned = _Pruned(run, missing, stamp.pruning)
     report = preflight.check_documents(pruned, limits)
     stamp, added, notes = fields.decided(stamp)
+    notes += indexes.note_on_settings(there)
     if there is None and kind == "sparse_vector":
         body, fitted = seismic.fit(body, stamp.field, report)
         notes += [fitted] if fitted else []
@@ -148,6 +153,7 @@ def ready_index(client: Client, plan: LoadPlan, reporter: Reporter) -> indexes.I
     for note in plan.notes:
         reporter.note(note)
     if old := plan.index_to_delete:
+        indexes.refuse_serving(indexes.check_uuid(client, old), _INSTEAD_OF_REPLACE)
         client.call("DELETE", old.path)
     if plan.there is None:
         # Index and alias in one request: each change of the cluster state takes a while.

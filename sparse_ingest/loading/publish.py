@@ -1,8 +1,9 @@
 """Load behind an alias: into an index of the run's own, proven, then served in one step; and back again.
 
 In: a run folder, the name of an alias. Out: a `PublishReport`. The index is called NAME-<first 8 of run_id>, so a
-restart finds it. The alias moves only when every document was taken, all copies are there and a verification found
-no difference; the index that it served before stays, and is named in the new one's `_meta`, until `drop_old`.
+restart finds it. The alias moves only when every document was taken, all copies are there, a verification found no
+difference, the alias is what it was when the load began, and searches find at least half as many documents as before.
+The index that it served stays until `drop_old`; the two name each other in `_meta`.
 Not covered: the load itself (load.py) and what a verification compares (verify.py).
 """
 
@@ -12,10 +13,11 @@ import contextlib
 import json
 from dataclasses import asdict, dataclass
 from dataclasses import replace as with_changes
+from functools import partial
 from typing import Any
 
-from sparse_ingest.cluster import indexes, installed, settling
-from sparse_ingest.cluster.client import Client, ConnectionLike, connect, connection_of
+from sparse_ingest.cluster import aliases, indexes, installed, settling
+from sparse_ingest.cluster.client import Client, ConnectionLike, connect, connection_of, path_of
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.load import LoadReport, load
 from sparse_ingest.loading.options import PublishOptions
@@ -62,18 +64,14 @@ def publish(
     """Load a run into its own index, and let the alias serve it when every document is in and none differs.
 
     Args:
-        run: A run folder, or what `encode` or `open_run` returns.
-        alias: The alias that searches use.
-        url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
-        connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
-        pipeline: As for `load`.
+        alias: The alias that searches use. All other arguments are those of `load`.
         options: All options in one object, instead of single keywords.
-        progress: True for a tqdm bar, or a `Reporter`; silent by default.
         **settings: Fields of `PublishOptions`, such as `drop_old=True`.
 
     Raises:
         UsageError: the name is an index, or an alias of several.
-        ClusterError: replicas are missing, or the index differs from the run; the alias stays where it is.
+        ClusterError: replicas are missing, the index differs from the run or has too few documents, or another client
+            moved the alias, which stays where it is.
     """
     chosen, reporter = options_from(PublishOptions, options, settings, "publish"), reporter_of(progress)
     _refuse_options(chosen)
@@ -81,9 +79,9 @@ def publish(
     folder, target_cluster = open_run(run), connection_of(url, connection)
     name = f"{alias}-{folder.manifest.run_id[:8]}"
     with contextlib.closing(connect(target_cluster, reporter=reporter)) as client:
-        served = indexes.served_by(client, alias)
+        began = aliases.served_by(client, alias)
         _refuse_strangers(client, name, alias, folder.manifest.run_id)
-        if served.concrete == name and chosen.replace:
+        if name in began and chosen.replace:
             raise UsageError(
                 f"Alias {alias!r} serves {name!r}, which --replace would delete. Leave --replace out, or move the "
                 "alias to another index first (--to)."
@@ -91,16 +89,19 @@ def publish(
     report = load(folder, index=name, pipeline=pipeline, connection=target_cluster, options=chosen, progress=reporter)
     with contextlib.closing(connect(target_cluster, reporter=reporter)) as client:
         target = indexes.need_index(client, name, _LIST)
-        served = indexes.served_by(client, alias)
-        done = PublishReport(report, alias, served.concrete, None, moved=False, verified=0, dropped=None)
-        if report.refused and served.concrete != name:
+        served = aliases.served_by(client, alias)
+        if served.keys() not in (began.keys(), {name}):
+            raise aliases.moved_error(client, alias, began)
+        before = next(iter(served), None)
+        done = PublishReport(report, alias, before, None, moved=False, verified=0, dropped=None)
+        if report.refused and before != name:
             reporter.note(
-                f"Alias {alias!r} stays at {served.concrete or 'nothing'}: OpenSearch refused {report.refused} "
+                f"Alias {alias!r} stays at {before or 'nothing'}: OpenSearch refused {report.refused} "
                 f"documents ({report.dead}). Fix the cause and pass --retry-dead, or serve the index without them: "
                 f"sparse-ingest load --alias {alias} --to {name}"
             )
             return done
-        if served.concrete != name:
+        if before != name or served[name] == aliases.CLAIM:
             if message := settling.wait_for_copies(client, target, reporter, patience_s=chosen.replica_patience_s):
                 reporter.note(message)
             verified = _verified(folder, name, alias, target_cluster, reporter)
@@ -110,8 +111,11 @@ def publish(
                     f"Index {name!r} has lost its stamp (_meta.sparse_ingest), or another load has begun, so alias "
                     f"{alias!r} stays where it is. Stop what changes _meta, then load with --replace --from-scratch."
                 )
-            _move(client, served, target, reporter)
-            done = with_changes(done, serves=name, previous=served.concrete, moved=True, verified=verified)
+            if not chosen.allow_fewer:
+                _refuse_fewer(client, alias, served, target, allow_empty=chosen.allow_empty)
+            _move(client, alias, served, target, reporter)
+            previous = before if before != name else None
+            done = with_changes(done, serves=name, previous=previous, moved=True, verified=verified)
         return _with_old_dropped(client, target, done, chosen.drop_old, reporter)
 
 
@@ -126,19 +130,29 @@ def roll_back(
     alias: str,
     to: str,
     *,
+    allow_fewer: bool = False,
     url: str | None = None,
     connection: ConnectionLike | None = None,
     progress: Reporter | bool = False,
 ) -> str | None:
-    """Let the alias serve the index `to`, in one request, and return the index that it served before. Needs no run.
+    """Point an alias at another index, in one request, and return the index that it pointed at. Needs no run.
+
+    Args:
+        alias: The alias.
+        to: The index.
+        url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
+        connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
+        progress: True for notes on stderr, or a `Reporter`; silent by default.
+
+    An alias that points to several indexes is taken off the others if `to` is one of them.
 
     Raises:
-        UsageError: the name is an index, or an alias of several.
-        ClusterError: there is no index `to`, or its load is not finished.
+        UsageError: the name is an index, or an alias of several others.
+        ClusterError: there is no index `to`, its load is not finished, or it has too few documents.
     """
     reporter = reporter_of(progress)
     with contextlib.closing(connect(connection, url=url)) as client:
-        served = indexes.served_by(client, alias)
+        served = aliases.served_by(client, alias, to)
         target = indexes.need_index(client, to, _LIST)
         if target.name != to:
             raise UsageError(f"--to {to!r} is an alias of {target.name!r}. Name the index itself.")
@@ -146,11 +160,15 @@ def roll_back(
             raise ClusterError(
                 f"Index {to!r} holds an unfinished load. Finish it with the same `sparse-ingest load`, or name another."
             )
-        if served.concrete == to:
+        if target.unreadable:
+            reporter.note(f"Index {to!r} {target.unreadable}, so whether its load is finished is not known.")
+        if served.keys() == {to} and served[to] != aliases.CLAIM:
             reporter.note(f"Alias {alias!r} serves {to!r} already.")
         else:
-            _move(client, served, target, reporter)
-        return served.concrete
+            if not allow_fewer:
+                _refuse_fewer(client, alias, served, target)
+            _move(client, alias, served, target, reporter)
+        return ", ".join(served) or None
 
 
 def _refuse_strangers(client: Client, name: str, alias: str, run_id: str) -> None:
@@ -162,10 +180,8 @@ def _refuse_strangers(client: Client, name: str, alias: str, run_id: str) -> Non
         raise UsageError(f"{name!r}, the index that this run is loaded into, is an alias of {there.name!r}. Remove it.")
     if there.stamp is None or there.stamp.created_by != run_id:
         maker = f"run {there.stamp.created_by}" if there.stamp and there.stamp.created_by else "another client"
-        raise ClusterError(
-            f"Index {name!r} exists and was created by {maker}, not by run {run_id}. Delete it, or choose "
-            f"another name than {alias!r}."
-        )
+        found = there.unreadable or f"was created by {maker}, not by run {run_id}"
+        raise ClusterError(f"Index {name!r} exists and {found}. Delete it, or choose another name than {alias!r}.")
 
 
 def _verified(run: Run, name: str, alias: str, connection: ConnectionLike, reporter: Reporter) -> int:
@@ -179,15 +195,16 @@ def _verified(run: Run, name: str, alias: str, connection: ConnectionLike, repor
     return checked.checked_documents
 
 
-def _move(client: Client, served: indexes.Served, target: indexes.Index, reporter: Reporter) -> None:
-    """Move the alias; what it served before is noted in the target first, so that it can be dropped later.
+def _move(client: Client, alias: str, served: aliases.Served, target: indexes.Index, reporter: Reporter) -> None:
+    """Move the alias. First note in both indexes that one replaces the other, so that it can be dropped later.
 
     Default pipelines do not move along, as they may not fit the new field: what searches and documents lose is told.
     """
-    old = indexes.find_index(client, served.concrete) if served.concrete else None
-    if old is not None:
+    for old in filter(None, (indexes.find_index(client, name) for name in served if name != target.name)):
         replaced = {"index": old.name, "uuid": old.uuid}
-        indexes.update_stamp(client, target, lambda stamp: with_changes(stamp, replaced=replaced))
+        replaced_by = {"alias": alias, "index": target.name, "uuid": target.uuid}
+        indexes.update_stamp(client, target, partial(with_changes, replaced=replaced))
+        indexes.update_stamp(client, old, partial(with_changes, replaced_by=replaced_by))
         if lost := installed.left_behind(old, target):
             reporter.note(
                 f"Index {old.name!r} has default pipelines that {target.name!r} lacks. If they are wanted: "
@@ -199,7 +216,28 @@ def _move(client: Client, served: indexes.Served, target: indexes.Index, reporte
                 f"Index {old.name!r} has {before}, {target.name!r} has {now}. If that is not intended, load again with "
                 "the other's --pipeline and with --replace --from-scratch."
             )
-    indexes.move_alias(client, served, target)
+    aliases.move_alias(client, alias, served, target)
+
+
+def _refuse_fewer(
+    client: Client, alias: str, served: aliases.Served, target: indexes.Index, *, allow_empty: bool = False
+) -> None:
+    """Refuse an index in which searches find fewer than half of the documents that they find now, or none at all."""
+    query, counts = next(iter(served.values()), {}).get("filter"), {}
+    try:
+        for name in {target.name, *served}:
+            index = indexes.need_index(client, name, _LIST)
+            indexes.refresh(client, index)
+            counts[name] = indexes.count_matching(client, index.path, query or {"match_all": {}})
+    except ClusterError as error:
+        raise ClusterError(f"{error} To move alias {alias!r} without counting documents, add --allow-fewer.") from error
+    found = counts.pop(target.name)
+    if 2 * found < max(counts.values(), default=0) or not (found or allow_empty):
+        now = " and ".join(f"{name!r}, which it serves, has {count:,}" for name, count in counts.items())
+        raise ClusterError(
+            f"Alias {alias!r} stays where it is: index {target.name!r} has {found:,} documents that its searches would "
+            f"find; {now or 'it serves nothing yet'}. If that is intended, add --allow-fewer."
+        )
 
 
 def _settings_in_words(stamp: indexes.Stamp | None) -> str:
@@ -212,14 +250,24 @@ def _with_old_dropped(
 ) -> PublishReport:
     """The report, after the index that the alias served before was deleted if that is wished."""
     stamp = indexes.check_uuid(client, target).stamp
-    replaced = stamp.replaced if stamp else None
-    old = indexes.find_index(client, replaced["index"]) if replaced else None
-    if replaced is None or old is None or old.uuid != replaced["uuid"] or old.name == target.name:
+    replaced = (stamp.replaced if stamp else None) or {}
+    name, uuid = replaced.get("index", ""), replaced.get("uuid")
+    # Any client can write `replaced`: it must be the name of one index, and that index must say the same.
+    is_index = indexes.is_one_name(name) and name in (client.find(path_of(name)) or {})
+    old = indexes.find_index(client, name) if is_index else None
+    if old is None or old.uuid != uuid or name == target.name:
         return report
-    if not drop_old:
-        return with_changes(report, previous=old.name)
-    if old.serving_aliases:
-        reporter.note(f"Index {old.name!r} was not dropped: it serves {', '.join(old.serving_aliases)}.")
-        return with_changes(report, previous=old.name)
-    client.call("DELETE", old.path)
-    return with_changes(report, previous=None, dropped=old.name)
+    own, replaced_by = old.stamp, {"alias": report.alias, "index": target.name, "uuid": target.uuid}
+    is_ours = own is not None and own.created_by and own.replaced_by == replaced_by
+    if drop_old and old.serving_aliases:
+        reporter.note(f"Index {name!r} was not dropped: it serves {', '.join(old.serving_aliases)}.")
+    elif drop_old and (not is_ours or name.startswith(".") or old.setting("hidden") == "true"):
+        reporter.note(
+            f"Index {name!r} was not dropped: it is hidden, or its own _meta does not say that a load created it and "
+            f"that {report.alias!r} served it before {target.name!r}. If it is not needed: sparse-ingest index drop "
+            f"--index {name}"
+        )
+    elif drop_old:
+        client.call("DELETE", old.path)
+        return with_changes(report, previous=None, dropped=name)
+    return with_changes(report, previous=name)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparse_ingest.errors import LocalServerError, needs_extra
+from sparse_ingest.foreign_json import read_json
 from sparse_ingest.local_server.folders import Account, as_account, cache_home, locked
 from sparse_ingest.reporting import SILENT, Reporter
 
@@ -152,7 +153,7 @@ def _publish(folder: Path) -> Iterator[Path]:
 def _is_intact(folder: Path) -> bool:
     """Whether every file that was unpacked is still there: cleaners of temporary files take single old ones."""
     try:
-        sizes = json.loads((folder / CONTENTS).read_text())
+        sizes = read_json(folder / CONTENTS, dict[str, int])
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError):
         return False

@@ -65,6 +65,11 @@ def write_configuration(home: Path, port: int, data: Path, *, with_ml: bool = Fa
         "discovery.type": "single-node",
         "network.host": "127.0.0.1",
         "http.port": port,
+        # Requests with an Origin header are answered with 403, whatever they ask: browsers send one with each POST, PUT
+        # and DELETE of a page. With cors off, OpenSearch ignores the header, and a page anywhere could send
+        # _delete_by_query?q=*, which needs neither a body nor a preflight.
+        "http.cors.enabled": True,
+        "http.cors.allow-origin": "",
         # Nothing joins a single node, so any free port will do: two instances never compete for 9300.
         "transport.port": 0,
         "path.data": str(data),

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ingest.errors import LocalServerError, needs_extra
+from sparse_ingest.foreign_json import MAX_BYTES, checked, parse_json, read_json
 from sparse_ingest.local_server import folders
 from sparse_ingest.local_server.download import OPENSEARCH_VERSION, ensure_distribution, ensure_java
 from sparse_ingest.local_server.launch import CLUSTER_NAME, TOKEN, heap_bytes, java_command, spawn, write_configuration
@@ -148,13 +149,13 @@ def free_port(start: int = DEFAULT_PORT) -> int:
 def health(instance: Instance) -> str:
     """The cluster's health (green, yellow or red), or `unreachable`."""
     answer = _ask(instance, "/_cluster/health")
-    return str(answer["status"]) if answer else "unreachable"
+    return str(answer.get("status")) if answer else "unreachable"
 
 
 def document_count(instance: Instance) -> int | None:
-    """How many documents its indexes hold; None when it does not answer."""
+    """How many documents its indexes hold; None when it, or a shard, does not answer."""
     answer = _ask(instance, "/_count")
-    return int(answer["count"]) if answer else None
+    return int(answer["count"]) if answer and answer["_shards"]["successful"] == answer["_shards"]["total"] else None
 
 
 def _instance_folder(port: int) -> Path:
@@ -182,11 +183,10 @@ def _psutil() -> Any:
 def _find(port: int) -> Instance | None:
     """Our running server on `port`; a record whose process has ended, or is now another's, counts as none."""
     try:
-        record = json.loads(_state_file(port).read_text())
-        instance = Instance(**{**record, "data": Path(record["data"]), "log": Path(record["log"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        instance = read_json(_state_file(port), Instance)
+    except (OSError, ValueError):
         return None
-    return instance if _process(instance) is not None else None
+    return instance if instance.port == port and _process(instance) is not None else None
 
 
 def _process(instance: Instance) -> Any:
@@ -195,7 +195,7 @@ def _process(instance: Instance) -> Any:
     try:
         process = psutil.Process(instance.pid)
         ours = process.status() != psutil.STATUS_ZOMBIE and TOKEN + instance.token in process.cmdline()
-    except psutil.Error:
+    except (psutil.Error, ValueError, OverflowError):  # the latter for a number that no process has
         return None
     return process if ours else None
 
@@ -300,7 +300,7 @@ def _ask(instance: Instance, path: str) -> Any:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(instance.url + path, timeout=10) as answer:
-            return json.load(answer)
+            return checked(parse_json(answer.read(MAX_BYTES)), dict[str, Any])
     except (OSError, ValueError):
         return None
 

@@ -29,6 +29,7 @@ from sparse_ingest.models.tokenizer import TokenIds
 
 # How far packed and unpacked hidden states may be apart, in shares of the largest one.
 CLOSE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+LONGEST_SAMPLE = 1 << 14  # tokens
 Positions = Callable[[Sequence[TokenIds]], npt.NDArray[np.int64]]
 logger = logging.getLogger(__name__)
 
@@ -42,10 +43,16 @@ class Body:
         # Packing is tried in float32 on the CPU, where the model is read.
         self.device = torch.device("cpu")
         self._model = build_masked_lm(checkpoint, trust_remote_code=trust_remote_code)
-        self.weight, self.bias = _projection(self._model, checkpoint.name)
-        documents = _samples(self._model.config, len(self.bias))
-        with torch.inference_mode():
-            expected = torch.cat([self._forward(torch.from_numpy(ids).long().unsqueeze(0))[0] for ids in documents])
+        try:
+            self.weight, self.bias = _projection(self._model, checkpoint.name)
+            documents = _samples(self._model.config, len(self.bias))
+            with torch.inference_mode():
+                expected = torch.cat([self._forward(torch.from_numpy(ids).long().unsqueeze(0))[0] for ids in documents])
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+            raise CheckpointError(
+                f"{checkpoint.name} cannot compute: {first_line(error)}. A value in its config.json is wrong. Fetch "
+                "the model again."
+            ) from error
         # How the tokens of packed documents are numbered; None where documents cannot be packed.
         self._positions = self._pack(documents, expected)
         # Whether padding is masked: models such as FNet and ConvBERT mix it with the text beside it.
@@ -144,6 +151,11 @@ def _projection(model: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     decoder.forward = lambda input: input  # type: ignore[method-assign]
     with torch.inference_mode():
         found = model(input_ids=sample).logits @ weight.T + bias
+    if not expected.isfinite().all():
+        raise CheckpointError(
+            f"{name} ({type(model).__name__}) computes numbers that are infinite or undefined in float32, from weights "
+            "that are finite: some are too large. Fetch the model again."
+        )
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
         raise CheckpointError(
             f"{name} ({type(model).__name__}) computes something after its vocabulary projection; "
@@ -155,7 +167,9 @@ def _projection(model: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
 def _samples(config: Any, vocabulary: int) -> list[TokenIds]:
     """Documents to try packing on: two of one length, a shorter one, and one longer than a token sees."""
     window = getattr(config, "sliding_window", None) or 0
-    longest = max(5, min(2 * int(window) + 5, int(getattr(config, "max_position_embeddings", None) or 512) - 3))
+    longest = max(
+        5, min(2 * int(window) + 5, LONGEST_SAMPLE, int(getattr(config, "max_position_embeddings", None) or 512) - 3)
+    )
     # No padding: some models do not number it.
     ids = np.arange(vocabulary, dtype=np.int32)
     ids = ids[ids != (getattr(config, "pad_token_id", None) or 0)]

@@ -1,6 +1,6 @@
 """Documents to sparse vectors with a masked LM.
 
-In: texts, or their tokens: one thread may tokenise while another one encodes. Out: CSR arrays in the order of the
+In: texts, or their tokens: one thread may tokenize while another encodes. Out: CSR arrays in the order of the
 texts, or one vector after another for passages. Where memory runs out, batches are smaller from then on, and the caller
 must start its shard again (memory.py).
 
@@ -93,7 +93,7 @@ class DocumentEncoder:
     def on_same_weights(self, settings: ModelSettings) -> DocumentEncoder:
         """Return an encoder with another prompt, length limit or case that computes with the weights of this one.
 
-        Activation and special tokens stay those of this encoder, whatever `settings` says.
+        Activation and special tokens stay those of this encoder, whatever `settings` has.
         """
         other = copy(self)
         other.rules = NO_RULES

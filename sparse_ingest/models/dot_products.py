@@ -54,7 +54,7 @@ class Postings(NamedTuple):
 
 
 def asked_tokens(token_ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
-    """Return for each token id whether the queries have it; the last place stands for all larger ids."""
+    """Return for each token id whether the queries have it; the last place is for all larger ids."""
     asked = np.zeros(int(token_ids.max(initial=0)) + 2, dtype=np.bool_)
     asked[token_ids] = True
     return asked

@@ -69,11 +69,11 @@ class SparseEncoder:
         trust_remote_code: whether to run Python code that the model brings.
         revision: branch, tag or commit of a model on the hub.
         max_length: tokens after which a text is cut, special tokens included; None: as the model declares. A weight
-            table cuts queries where its own tokenizer says.
+            table cuts queries at the limit of its own tokenizer.
         batch_tokens: padded tokens of one batch of a masked LM; None: a number that suits the device.
 
     Raises:
-        UsageError: an option has no such value, or the pipeline says `overflow = "passages"`.
+        UsageError: an option has an invalid value, or the pipeline has `overflow = "passages"`.
         PipelineError: the pipeline file cannot be read.
     """
 
@@ -150,7 +150,7 @@ class SparseEncoder:
             the texts, with the vocabulary of the document model.
 
         Raises:
-            UsageError: a text is no string, or max_active_dims no whole number above zero.
+            UsageError: a text is not a string, or max_active_dims is not a whole number above zero.
             CheckpointError: the model cannot be found or built.
             MissingExtraError: torch or transformers is not installed.
             Interrupted: the reporter asked to stop.
@@ -243,7 +243,7 @@ class SparseEncoder:
             For a dictionary one list of (token, weight); otherwise such a list for each row, also where there is one.
 
         Raises:
-            UsageError: `vectors` holds no sparse vectors, or top_k is no whole number above zero.
+            UsageError: `vectors` is not sparse vectors, or top_k is not a whole number above zero.
         """
         decoded = as_vectors(vectors).decode(top_k)
         return decoded[0] if isinstance(vectors, Mapping) else decoded

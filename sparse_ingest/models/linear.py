@@ -19,7 +19,7 @@ import torch
 from sparse_ingest.errors import first_line
 
 # torch and oneDNN each cache a product, with its working memory, for every number of rows they met: 1,024 of them take
-# gigabytes, and are slower than creating one anew. Both read these variables at the first product of the process.
+# gigabytes, and are slower than creating one again. Both read these variables at the first product of the process.
 for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "64")
 

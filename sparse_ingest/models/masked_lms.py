@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import Any
 
 import torch
 
-from sparse_ingest.checkpoints.layouts import BUILT_AS_GTE, Checkpoint, trusted_code
-from sparse_ingest.checkpoints.modules import read_json
+from sparse_ingest.checkpoints.checks import read_config
+from sparse_ingest.checkpoints.layouts import BUILT_AS_GTE, Checkpoint, code_reference, trusted_code
+from sparse_ingest.checkpoints.tensors import read_header, weight_files
 from sparse_ingest.errors import CheckpointError, first_line
+from sparse_ingest.foreign_json import shown
 
 # Choices and defaults of the remote code, and the only ones that transformers' `gte` has.
 GTE_CHOICES = {
@@ -33,6 +36,10 @@ GTE_KEYS = (
 GTE_DEFAULTS = {"vocab_size": 30528, "max_position_embeddings": 2048, "pad_token_id": 0}
 # transformers itself unpacks packed weights; this is for `pack_qkv = false`.
 GTE_NAMES = {r"attention\.([qkv])_proj": r"self_attn.\1_proj"}
+# Of a config: what a masked LM in float32 has no use for. A number of labels creates as many names.
+UNUSED_KEYS = ("auto_map", "torch_dtype", "dtype", "num_labels", "id2label", "label2id", "_name_or_path")
+# What a model may have beyond its weights, which is reported as missing.
+SPARE_NUMBERS, SPARE_TENSORS = 1 << 24, 500
 logger = logging.getLogger(__name__)
 
 
@@ -43,26 +50,24 @@ def build_masked_lm(checkpoint: Checkpoint, *, trust_remote_code: bool = False) 
         CheckpointError: it cannot be built, lacks weights, or brings code that is not trusted.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForMaskedLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # a bar for a second of reading weights
     folder = checkpoint.transformer
     if code := trusted_code(checkpoint, folder, trusted=trust_remote_code):
         logger.warning("Running remote code of %s: %s.", checkpoint.name, code)
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     as_gte = config.get("model_type") == BUILT_AS_GTE
     try:
-        architecture, options = _gte(checkpoint.name, config) if as_gte else (AutoModelForMaskedLM, {})
-        with without_report():
+        tensors = _read_weights(folder)
+        architecture, built, options = _gte(checkpoint.name, config) if as_gte else _known(folder, config, code)
+        with without_report(), _no_more_than(checkpoint.name, tensors):
+            # From no folder: transformers reads nothing but what is given here, no adapter and no other file.
             model, report = architecture.from_pretrained(
-                folder,
+                None,
+                config=built,
+                state_dict=tensors,
                 dtype=torch.float32,
-                local_files_only=True,
-                # Code beside an architecture that transformers has itself is never run.
-                trust_remote_code=bool(code),
-                use_safetensors=bool(list(folder.glob("*.safetensors"))),
-                weights_only=True,
                 # They are in the report, and refused below with the name of one.
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
@@ -79,9 +84,95 @@ def build_masked_lm(checkpoint: Checkpoint, *, trust_remote_code: bool = False) 
     except Exception as error:  # transformers and remote code may raise any type
         raise CheckpointError(f"{checkpoint.name} cannot be built: {first_line(error)}.") from error
     _refuse_gaps(checkpoint.name, type(model).__name__, report)
+    _refuse_infinite(checkpoint.name, model)
     if as_gte:
         _scale_rotations(model, config)
     return model.eval()
+
+
+def _known(folder: Path, config: dict[str, Any], code: str | None) -> tuple[Any, Any, dict[str, Any]]:
+    """Return the class of a masked LM, its config, and no further arguments; `code` is what is trusted to run."""
+    from transformers import AutoConfig
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    if code:
+        built = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=True)
+        reference = code_reference(folder)
+        return get_class_from_dynamic_module(reference, str(folder), local_files_only=True), built, {}
+    # Files of the first releases name the class alone.
+    kinds = {name: kind for kind, name in MODEL_FOR_MASKED_LM_MAPPING_NAMES.items()}
+    kind = config.get("model_type") or kinds.get(config["architectures"][0])
+    if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise CheckpointError(
+            f"{folder / 'config.json'} has model_type = {shown(kind)}, of which the installed transformers builds no "
+            "masked LM. Name another model, or pip install -U transformers."
+        )
+    built = CONFIG_MAPPING[kind].from_dict({key: value for key, value in config.items() if key not in UNUSED_KEYS})
+    return MODEL_FOR_MASKED_LM_MAPPING[type(built)], built, {}
+
+
+def _read_weights(folder: Path) -> dict[str, Any]:
+    """Return every tensor of the weights by its name: of safetensors as a slice, which is read when it is used."""
+    from safetensors import safe_open
+
+    tensors: dict[str, Any] = {}
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors":
+            read_header(path)
+            opened: Any = safe_open(path, framework="pt")
+            tensors |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no dict
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(content, dict) or not all(isinstance(one, torch.Tensor) for one in content.values()):
+                raise CheckpointError(f"{path} holds other than tensors by name. Fetch the model again.")
+            tensors |= content
+    return tensors
+
+
+@contextlib.contextmanager
+def _no_more_than(name: str, tensors: dict[str, Any]) -> Iterator[None]:
+    """Stop building a model that has more or larger parameters than its weights, such as a billion layers."""
+    shapes = {key: list(one.get_shape() if hasattr(one, "get_shape") else one.shape) for key, one in tensors.items()}
+    sizes = {key: math.prod(shape) for key, shape in shapes.items()}
+    largest = max(sizes, key=lambda key: sizes[key], default="")
+    # A projection that is tied to the embeddings is created before it is tied.
+    most_numbers, most = sum(sizes.values()) + sizes.get(largest, 0) + SPARE_NUMBERS, 2 * len(sizes) + SPARE_TENSORS
+    numbers = count = 0
+
+    def add(module: torch.nn.Module, key: str, parameter: torch.nn.Parameter | None) -> None:
+        nonlocal numbers, count
+        if parameter is not None and parameter.is_meta:
+            numbers, count = numbers + parameter.numel(), count + 1
+            if numbers > most_numbers or count > most:
+                raise CheckpointError(
+                    f"The config.json of {name} describes a larger model than its weights are: the parameter {key!r} "
+                    f"of shape {list(parameter.shape)} is number {count:,}, with {numbers:,} numbers in all. The "
+                    f"weights are {len(sizes):,} tensors, the largest of shape {shapes.get(largest)}. Fetch the model "
+                    "again."
+                )
+
+    handle = torch.nn.modules.module.register_module_parameter_registration_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _refuse_infinite(name: str, model: Any) -> None:
+    """Refuse weights that are not finite in float32: a document's weights would be missing or wrong."""
+    for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        # A sum is finite where each number is, and fast. A sum of large ones may not be.
+        if tensor.is_floating_point() and not tensor.detach().sum().isfinite():
+            wrong = (~tensor.detach().isfinite()).nonzero()
+            if len(wrong):
+                first = wrong[0].tolist()
+                raise CheckpointError(
+                    f"The weights of {name} are damaged: {len(wrong):,} of the {tensor.numel():,} numbers of {key!r} "
+                    f"are not finite in float32, the first at {first}: {tensor[tuple(first)].item()}. Fetch the model "
+                    "again."
+                )
 
 
 def _refuse_gaps(name: str, built: str, report: dict[str, Any]) -> None:
@@ -107,8 +198,8 @@ def without_report() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _gte(name: str, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the class of transformers to build, and its arguments."""
+def _gte(name: str, config: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """Return the class of transformers to build, its config, and further arguments."""
     try:
         from transformers import GteConfig, GteForMaskedLM
     except ImportError as error:
@@ -128,7 +219,7 @@ def _gte(name: str, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     given = {key: config[key] for key in GTE_KEYS if key in config}
     rope = {"rope_type": "default", "rope_theta": float(config.get("rope_theta", 10000.0))}
     as_gte = GteConfig(**{**GTE_DEFAULTS, **given}, rope_parameters=rope)
-    return GteForMaskedLM, {"config": as_gte, "key_mapping": GTE_NAMES}
+    return GteForMaskedLM, as_gte, {"key_mapping": GTE_NAMES}
 
 
 def _scale_rotations(model: Any, config: dict[str, Any]) -> None:

@@ -30,8 +30,8 @@ class BudgetLowered(Exception):
 
     def __init__(self, device: str, documents: int, batch_tokens: int, workers: int) -> None:
         super().__init__(
-            f"{device} had no memory for a batch of {documents} documents; going on with at most {batch_tokens} tokens "
-            f"a batch, {workers} at once."
+            f"{device} had no memory for a batch of {documents} documents; continuing with at most {batch_tokens} "
+            f"tokens per batch, {workers} batches at a time."
         )
         self.batch_tokens = batch_tokens
 
@@ -42,7 +42,7 @@ class DocumentTooLarge(SparseIngestError):
     def __init__(self, text: int, tokens: int, device: str) -> None:
         self.text, self.tokens = text, tokens
         self.reason = f"its {tokens} tokens do not fit into the memory of {device}"
-        super().__init__(f"Text {text}: {self.reason}. Encode with a smaller --max-length, or leave it out.")
+        super().__init__(f"Text {text}: {self.reason}. Pass a smaller --max-length, or omit the text.")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

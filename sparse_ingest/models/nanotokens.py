@@ -22,7 +22,7 @@ from sparse_ingest.errors import SparseIngestError, first_line
 
 # Words that a thread remembers. With nanotoken's own number they take 130 MB a thread, with this one 16 MB.
 REMEMBERED = 1 << 17
-# All code points of the basic plane, then some of the others.
+# All code points of the basic plane, then a sample of the rest.
 CHARACTERS = [*range(0xD800), *range(0xE000, 0x10000), *range(0x10000, 0x1FB00, 7), *range(0x1FB00, 0x110000, 4099)]
 WORDS = 8  # every eighth of the vocabulary
 COMPARED = 64  # every 64th text, and the first of each call
@@ -40,12 +40,12 @@ class OtherTokens(SparseIngestError):
 
     def __init__(self, text: str) -> None:
         super().__init__(
-            f"nanotoken gives other tokens than tokenizers for the text that begins {text[:100]!r}. Other texts may "
-            "have been read wrongly before: uninstall nanotoken, and encode into a new folder."
+            f"nanotoken and tokenizers disagree on the text that starts with {text[:100]!r}. Earlier texts may "
+            "have wrong tokens: uninstall nanotoken, and encode into a new folder."
         )
 
 
-# Texts to token ids without special tokens; of each text the first so many, or all.
+# Texts to token ids without special tokens; the second argument limits the tokens of a text.
 Encode = Callable[[Sequence[str], int | None], list[npt.NDArray[np.int32]]]
 logger = logging.getLogger(__name__)
 
@@ -64,10 +64,10 @@ def build_nanotokens(tokenizer: Any) -> Encode | None:
         quick = nanotoken.Tokenizer.from_json(tokenizer.to_str())
         if _trial(tokenizer, quick):
             return partial(_encode_compared, tokenizer, quick)
-        reason = "its tokens would be others"
+        reason = "its tokens differ"
     except Exception as error:  # mostly for a kind of tokenizer that it does not know
         reason = first_line(error)
-    logger.info("nanotoken is not used: %s. Going on with tokenizers, which is slower.", reason)
+    logger.info("nanotoken is not used: %s. Continuing with tokenizers, which is slower.", reason)
     return None
 
 

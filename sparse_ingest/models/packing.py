@@ -67,7 +67,7 @@ class Packing:
 
     @cached_property
     def blocks(self) -> tuple[torch.Tensor | None, list[LengthRun]]:
-        """Adjacent documents of almost one length as if of one: the index of each row, and the runs that this gives.
+        """Group adjacent documents of similar length: the index of each row, and the resulting runs.
 
         Shorter documents repeat their last row, which changes no maximum over them. Index None: no row is repeated.
         """
@@ -85,7 +85,7 @@ class Packing:
         return to_device(_repeated(self.lengths, longest), self.device), blocks
 
     def at_least(self, rows: int) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Return the index of each row if documents have at least `rows` of them, and the `starts` that this gives.
+        """Return the index of each row when documents are padded to `rows` rows, and the resulting `starts`.
 
         Index None: no row is repeated.
         """
@@ -167,7 +167,7 @@ def _unsplit(attention: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _repeated(lengths: Sequence[int], longer: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the rows of documents, the last one of each repeated until there are as many as `longer` says."""
+    """Return the rows of documents, the last one of each repeated up to the length in `longer`."""
     own, ends = np.array(lengths, dtype=np.int64), np.cumsum(longer)
     place = np.arange(ends[-1]) - np.repeat(ends - longer, longer)
     return np.asarray(np.repeat(np.cumsum(own) - own, longer) + np.minimum(place, np.repeat(own - 1, longer)))

@@ -106,7 +106,7 @@ def build_query_encoder(
 
 
 def as_documents(settings: ModelSettings) -> ModelSettings:
-    """Return the settings of documents that are encoded as these settings say of queries."""
+    """Return settings that encode documents the way these settings encode queries."""
     prompt, special_tokens = settings.query_prompt, settings.query_special_tokens
     return replace(settings, document_prompt=prompt, document_special_tokens=special_tokens)
 

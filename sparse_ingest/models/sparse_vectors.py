@@ -56,8 +56,8 @@ class SparseVectors:
         terms, rows = len(self.weights), len(self.indptr) - 1
         if rows < 0 or self.indptr[0] != 0 or self.indptr[-1] != terms or len(self.token_ids) != terms:
             raise UsageError(
-                f"These are no CSR arrays: indptr has length {len(self.indptr)}, token_ids {len(self.token_ids)} and "
-                f"weights {terms}. indptr must begin with 0 and end with the number of token ids and of weights."
+                f"Not CSR arrays: indptr has length {len(self.indptr)}, token_ids {len(self.token_ids)} and "
+                f"weights {terms}. indptr must start with 0 and end with the number of token ids and weights."
             )
         if self.doc_ids is not None and len(self.doc_ids) != rows:
             raise UsageError(f"{len(self.doc_ids)} document ids for {rows} rows; expected one for each row.")
@@ -88,7 +88,7 @@ class SparseVectors:
             vocabulary: the token string of each id; None numbers the tokens in the order in which they appear.
 
         Raises:
-            UsageError: a row is no dictionary, or has a token that the vocabulary lacks.
+            UsageError: a row is not a dictionary, or has a token that is not in the vocabulary.
         """
         for row, one in enumerate(weights):
             if not isinstance(one, Mapping):

@@ -105,7 +105,7 @@ def checked_texts(texts: str | Iterable[str]) -> list[str]:
     """Return texts as a list; a single string is one text.
 
     Raises:
-        UsageError: a text is no string, or holds half of a surrogate pair.
+        UsageError: a text is not a string, or contains half of a surrogate pair.
     """
     if isinstance(texts, str):
         texts = [texts]

@@ -1,13 +1,14 @@
 """The checkpoint's own tokenizer: texts to windows of token ids, and the token string of each id.
 
 In: texts. Out: token ids with special tokens and the prompt, at most max_length of them, without padding. The first
-window of a text is the same as the truncated text. Long texts are tokenised in pieces: the library takes some 800 bytes
+window of a text is the same as the truncated text. Long texts are tokenized in pieces: the library takes some 800 bytes
 of memory a token while it works; a token id takes 4 bytes afterwards, or 8 with its place in the text.
 Queries of weight tables, which need no transformers, are read in queries/weight_table.py.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -15,14 +16,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from sparse_ingest.checkpoints.checks import read_config, tokenizer_config, tokenizer_errors, tokenizer_text
 from sparse_ingest.checkpoints.layouts import transformers_has
 from sparse_ingest.checkpoints.modules import read_json
-from sparse_ingest.errors import CheckpointError, PipelineError, first_line
+from sparse_ingest.errors import CheckpointError, PipelineError
 from sparse_ingest.models.nanotokens import Encode, build_nanotokens
 from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.queries.weight_table import make_plain
@@ -39,6 +42,7 @@ QUICK_CHARACTERS = 1 << 21
 PLAIN = {"add_special_tokens": False}
 
 # Each row is enough for transformers. With none of them it would create a tokenizer without a single word.
+OTHER_FILES = ("special_tokens_map.json", "added_tokens.json")
 FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("*.model",))
 
 
@@ -103,7 +107,7 @@ class FirstWindow(NamedTuple):
 
 @dataclass
 class _Reading:
-    """A text that is being tokenised, with its prompt: the current piece, and the tokens of all pieces so far."""
+    """A text that is being tokenized, with its prompt: the current piece, and the tokens of all pieces so far."""
 
     text: str
     start: int = 0
@@ -118,38 +122,26 @@ class Tokenizer:
     """The checkpoint's own tokenizer, called in batches without padding.
 
     `window_stride` is the number of tokens of text from the beginning of a window to that of the next; None: half of
-    the room that special tokens and the prompt, tokenised alone, leave.
+    the room that special tokens and the prompt, tokenized alone, leave.
     """
 
-    # Tokenised at a time: bounds the size of what the tokenizer returns.
+    # Tokenized at a time: bounds the size of what the tokenizer returns.
     CHUNK_TEXTS = 512
     CHUNK_CHARACTERS = 1 << 20
     PIECE_CHARACTERS = 1 << 15
 
     def __init__(self, folder: Path, settings: ModelSettings, *, window_stride: int | None = None) -> None:
-        from transformers import AutoTokenizer, PretrainedConfig
-
-        if not any(all(list(folder.glob(name)) for name in row) for row in FILES):
-            looked = ", ".join(" with ".join(row) for row in FILES)
-            raise CheckpointError(f"{folder} has no tokenizer: looked for {looked}. Fetch the model again.")
-        # Without a config it reads that of the model, and refuses one whose architecture it does not know.
-        known = transformers_has(str(read_json(folder / "config.json").get("model_type") or ""))
-        config = {} if known else {"config": PretrainedConfig()}
-        try:
-            loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **config)
-            self._tokenizer: Any = loaded.backend_tokenizer
-        except Exception as error:  # of transformers, tokenizers, huggingface_hub and sentencepiece
-            raise CheckpointError(
-                f"The tokenizer in {folder} cannot be built: {first_line(error)}. Expected tokenizer.json, and a "
-                "config.json that transformers can read. Fetch the model again."
-            ) from error
+        loaded = _load(folder)
+        self._folder = folder
+        self._tokenizer: Any = loaded.backend_tokenizer
         self.padding_id = int(loaded.pad_token_id or 0)
         self.special_ids = sorted(set(loaded.all_special_ids))
-        make_plain(self._tokenizer, lower_case=bool(settings.lower_case))
         self._characters = 0
         self._prompt = settings.document_prompt or ""
-        self._prompt_tokens = len(self._ids(self._prompt))
-        self._layout = self._layout_of(settings.max_length, window_stride)
+        with tokenizer_errors(folder):
+            make_plain(self._tokenizer, lower_case=bool(settings.lower_case))
+            self._prompt_tokens = len(self._ids(self._prompt))
+            self._layout = self._layout_of(settings.max_length, window_stride)
 
     def __call__(self, texts: Sequence[str]) -> list[FirstWindow]:
         """Return the first window of each text."""
@@ -163,6 +155,10 @@ class Tokenizer:
             whole: False where the first window is enough: a text is then read only until it is known to have another.
             places: whether `Cut.span` will be called.
         """
+        with tokenizer_errors(self._folder):
+            return self._cut(texts, whole, places)
+
+    def _cut(self, texts: Sequence[str], whole: bool, places: bool) -> list[Cut]:
         readings = waiting = [_Reading(self._prompt + text) for text in texts]
         # Offsets also separate the prompt's tokens from the text's, which matters where several windows are read.
         with_offsets = whole and (places or bool(self._prompt))
@@ -222,7 +218,7 @@ class Tokenizer:
         """Return the first place from `after` on where dividing the text changes no token, or the end of the text.
 
         Each place is tried on its surroundings: tokenizers differ in what they do with a space at the start of a text.
-        A text that cannot be divided anywhere, such as base64, is tokenised at once and takes the memory for that.
+        A text that cannot be divided anywhere, such as base64, is tokenized at once and takes the memory for that.
         """
         if after >= len(text):
             return len(text)
@@ -284,6 +280,33 @@ class Tokenizer:
                     "an index keys weights by token, so each id needs a string of its own. Fix tokenizer.json."
                 )
         return tokens
+
+
+def _load(folder: Path) -> Any:
+    """Return the tokenizer of transformers, which sees only files that were checked, in a folder of their own."""
+    from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+
+    found = [sorted(path for name in row for path in folder.glob(name)) for row in FILES]
+    if not any(len(paths) >= len(row) for paths, row in zip(found, FILES, strict=True)):
+        looked = ", ".join(" with ".join(row) for row in FILES)
+        raise CheckpointError(f"{folder} has no tokenizer: looked for {looked}. Fetch the model again.")
+    if (path := folder / "tokenizer.json").exists():
+        with tokenizer_errors(path):
+            tokenizer_text(path)
+    config = read_config(folder)
+    kind = str(config.get("model_type") or "")
+    # Without a config it reads that of the model. An architecture that it does not know has none.
+    like = AutoConfig.for_model(kind) if transformers_has(kind) else PretrainedConfig()
+    like.tokenizer_class = config.get("tokenizer_class")
+    with tokenizer_errors(folder), TemporaryDirectory() as temporary:
+        for path in chain.from_iterable(found):
+            (Path(temporary) / path.name).symlink_to(path.resolve())
+        for name, content in {
+            "tokenizer_config.json": tokenizer_config(folder),
+            **{name: read_json(folder / name) for name in OTHER_FILES if (folder / name).exists()},
+        }.items():
+            (Path(temporary) / name).write_text(json.dumps(content))
+        return AutoTokenizer.from_pretrained(temporary, config=like, local_files_only=True, trust_remote_code=False)
 
 
 def _ascending(starts: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:

@@ -97,7 +97,7 @@ class VectorMaker:
             DidNotFit: a batch does not fit into memory.
         """
         lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
-        # An empty text has no token at all where the tokenizer adds none of its own.
+        # An empty text has no token if the tokenizer adds no special ones.
         filled = np.flatnonzero(lengths)
         plan = plan_batches(lengths[filled], batch_tokens, BATCH_DOCUMENTS[self.device.type])
         batches = [filled[batch] for batch in plan]
@@ -167,7 +167,7 @@ class VectorMaker:
         return weights, torch.where(rows.sum(dtype=torch.float32).isfinite(), dropped, -1)
 
     def _split(self, terms: Terms) -> BatchVectors:
-        if terms.dropped < 0:
+        if terms.dropped < 0 or not np.isfinite(terms.weights).all():
             raise NotFinite(self._dtype)
         ends = np.cumsum(terms.counts)[:-1]
         rows = zip(np.split(terms.token_ids, ends), np.split(terms.weights, ends), strict=True)

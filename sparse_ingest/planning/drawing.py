@@ -29,7 +29,7 @@ _NUMBERS = (
     ("p50 ms", "latency_p50_ms", ".2f"), ("p95 ms", "latency_p95_ms", ".2f"),
 )  # fmt: skip
 
-_COLOURS = {"all": "black", "top_k": "tab:blue", "max_ratio": "tab:orange", "alpha_mass": "tab:green",
+_COLORS = {"all": "black", "top_k": "tab:blue", "max_ratio": "tab:orange", "alpha_mass": "tab:green",
             "exact": "black", "two-phase": "tab:red", "seismic": "tab:purple"}  # fmt: skip
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -179,8 +179,8 @@ def as_html(report: PlanReport) -> str:
         paragraphs="".join(f"<p>{html.escape(line)}</p>" for line in sentences(report)),
         drawing=drawing,
         tables=tables,
-        # The one sequence that could end the element.
-        numbers=json.dumps(report.to_dict()).replace("</", "<\\/"),
+        # No tag or comment begins in the element.
+        numbers=json.dumps(report.to_dict()).replace("<", "\\u003c"),
     )
 
 
@@ -191,7 +191,7 @@ def _frontiers(report: PlanReport) -> Iterator[tuple[str, Sequence[Point], Seque
 
 
 def figure_class() -> Any:
-    """matplotlib's.
+    """Matplotlib's.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -227,14 +227,14 @@ def _draw(axes: Any, points: Sequence[Point], best: Sequence[Point], cost: str, 
         kind = point.engine if report.settings else f"documents: {next(iter(point.documents), 'all')}"
         kinds.setdefault(kind, []).append((getattr(point, cost), 1 - point.loss))
     for kind, places in kinds.items():
-        axes.scatter(*zip(*places, strict=True), s=12, alpha=0.6, color=_COLOURS[kind.split()[-1]], label=kind)
+        axes.scatter(*zip(*places, strict=True), s=12, alpha=0.6, color=_COLORS[kind.split()[-1]], label=kind)
     line: list[tuple[float, float]] = []
     for value, kept in sorted((getattr(point, cost), 1 - point.loss) for point in best):
         if not line or kept > line[-1][1]:
             line.append((value, kept))
-    axes.step(*zip(*line, strict=True), where="post", color="grey", linewidth=1, label="best at this cost")
+    axes.step(*zip(*line, strict=True), where="post", color="gray", linewidth=1, label="best at this cost")
     allowed = f"loss of {report.allowed_loss * 100:g}%"
-    axes.axhline(1 - report.allowed_loss, color="grey", linestyle=":", linewidth=1, label=allowed)
+    axes.axhline(1 - report.allowed_loss, color="gray", linestyle=":", linewidth=1, label=allowed)
     if report.choice and (value := getattr(report.choice.point, cost)) is not None:
         place = [value], [1 - report.choice.point.loss]
         axes.scatter(*place, s=120, facecolors="none", edgecolors="red", label="taken")

@@ -96,9 +96,9 @@ def measure(
 
 @contextlib.contextmanager
 def held_index(
-    run: Run, pipeline: Pipeline, index: str | None, url: str | None, connection: ConnectionLike | None
+    run: Run, pipeline: Pipeline, index: str | None, url: str | None, connection: ConnectionLike | None, partial: bool
 ) -> Iterator[HeldIndex | None]:
-    """Open the index for the block; None when none is named.
+    """Open the index for the block, also for `partial` answers; None when none is named.
 
     Raises:
         ClusterError: there is none of that name, or it holds other vectors than the run's.
@@ -116,7 +116,8 @@ def held_index(
                 f"Index {index!r} holds {of}, but the plan is for run {run.manifest.run_id[:8]} ({run.path}). Load "
                 "that run into it, or name an index that holds it."
             )
-        stats = opened.client.call("GET", f"{path_of(name)}/_stats/store")
+        client = opened.client.allowing(partial)
+        stats = client.call("GET", f"{path_of(name)}/_stats/store")
         pruning = {rule: value for rule, value in stamp.pruning.items() if value is not None}
         size = int(stats["_all"]["primaries"]["store"]["size_in_bytes"])
-        yield HeldIndex(opened.client, name, opened.pipeline.index, pruning, size, opened.engine)
+        yield HeldIndex(client, name, opened.pipeline.index, pruning, size, opened.engine)

@@ -1,6 +1,6 @@
 """The files of a plan: plan.json, plan.png, plan.html and pipeline.toml in one folder.
 
-In: a `PlanReport`, a folder. Out: the files, each whole or not there. What is there already is never replaced.
+In: a `PlanReport`, a folder. Out: the files, each complete or absent. Existing files are never replaced.
 Not covered: pictures and tables (drawing.py).
 """
 
@@ -26,7 +26,7 @@ def refuse_outputs(folder: Path) -> None:
     """Refuse what could not be written, before anything is computed.
 
     Raises:
-        UsageError: one of the files is there, or the place is no folder.
+        UsageError: one of the files exists, or the path is not a folder.
         MissingExtraError: matplotlib is not installed.
     """
     if folder.exists() and not folder.is_dir():

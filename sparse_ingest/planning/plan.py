@@ -1,9 +1,9 @@
 """`plan`: how much can be pruned, and how fast can be searched, before the results change.
 
-In: a run folder, a sample of queries, with or without judgements, and an index that holds the run, if there is one.
+In: a run folder, a sample of queries, with or without judgments, and an index that holds the run, if there is one.
 Out: a `PlanReport`: for every rule of pruning and every setting of an engine what is found and what it costs, and the
 cheapest that loses no more than was allowed. Ground truth is exact search of the whole vectors, with the 9 bits that an
-index keeps of a weight. Quality is nDCG@10 where there are judgements, else the share of the truth's ten best
+index keeps of a weight. Quality is nDCG@10 where there are judgments, else the share of the truth's ten best
 documents that is found.
 Without an index the choice is among rules, by predicted bytes and postings visited; with one, among the settings of its
 engines for the vectors that it holds, by measured latency.
@@ -84,6 +84,8 @@ def plan(
         UsageError: the queries are too few, or do not match the run.
     """
     chosen, reporter = options_from(PlanOptions, options, settings, "plan"), reporter_of(progress)
+    if chosen.allow_partial and index is None:
+        raise UsageError("--allow-partial is for --index: a run folder is planned without a server. Omit it.")
     if chosen.out:
         refuse_outputs(Path(chosen.out))
     qrels = read_qrels(Path(chosen.qrels), chosen.quoting) if isinstance(chosen.qrels, str | Path) else chosen.qrels
@@ -95,13 +97,13 @@ def plan(
         reporter.note(f"{folder.path} is not complete: the plan is for its finished shards.")
     as_encoded = _as_encoded(pipeline_of_run(pipeline_of(None, pipeline), folder), folder)
     whole = replace(as_encoded, query=replace(as_encoded.query, top_k=None, max_ratio=None))
-    with engines.held_index(folder, as_encoded, index, url, connection) as held:
+    with engines.held_index(folder, as_encoded, index, url, connection, chosen.allow_partial) as held:
         if held:
             as_encoded = replace(as_encoded, index=held.settings)
         sampled = _sampled(records, qrels, chosen.sample)
         weighted = [(query_id, weights) for query_id, weights in many_query_weights(sampled, whole) if weights]
         if len(weighted) < LEAST_QUERIES:
-            which = "queries with judgements" if qrels is not None else "queries"
+            which = "queries with judgments" if qrels is not None else "queries"
             raise UsageError(
                 f"There are {len(weighted)} {which} with a weighted token; a plan, which one half of them chooses and "
                 f"the other confirms, needs {LEAST_QUERIES} or more."
@@ -168,12 +170,12 @@ class _Job:
         if not self.full.mean():
             if self.qrels and self.run.manifest.identity.get("overflow") == "passages":
                 raise UsageError(
-                    f"{self.run.path} holds passages, and the judgements name none of those that are found. "
+                    f"{self.run.path} holds passages, and the judgments name none of those that are found. "
                     "Plan without --qrels, by the share of the best passages that is found."
                 )
             raise UsageError(
                 "Whole vectors find nothing that counts, so nothing can be lost. The queries, or the ids in the "
-                "judgements, belong to another corpus."
+                "judgments, belong to another corpus."
             )
 
     def report(self, pipeline: Pipeline) -> PlanReport:

@@ -1,10 +1,10 @@
-"""What a plan finds: points, the frontier of those that no other beats, the one to take, and the report of them all.
+"""The result of a plan: points, their Pareto frontier, the chosen one, and the report.
 
-In: points with the quality of every query. A loss is the share of the mean quality that a point lacks against the whole
-vectors. The choice is made on one half of the queries, and the other half must confirm it: on both, the interval of the
-loss must end within what is allowed. The mean of the half that confirms is what the plan predicts. A point that it does
-not confirm is skipped, and the next one is tested with the same queries. So test j may miss in 5% / (j (j + 1)) of all
-plans, which is 5% over all tests together: an interval is wider the more points were skipped before it.
+In: points with the quality of every query. A point's loss is the share of the unpruned vectors' mean quality that it
+lacks. One half of the queries chooses, the other half must confirm: on both, the interval of the loss must end within
+the limit. The predicted quality is the mean of the confirming half. A point that is not confirmed is skipped, and the
+next one is tested with the same queries. So test j may fail in 5% / (j (j + 1)) of all plans, which is 5% over all
+tests: the interval gets wider with each skipped point.
 Not covered: where the qualities come from (sweep.py, engines.py).
 """
 
@@ -33,7 +33,7 @@ Values = npt.NDArray[np.float64]
 class Point:
     """One way to prune and to search, what it finds and what it costs; None is what was not measured.
 
-    `overlap_10` and `overlap_100` are the shares of the ten and hundred best documents of the whole vectors that it
+    `overlap_10` and `overlap_100` are the shares of the ten and hundred best documents of the unpruned vectors that it
     finds. `terms` are those of a document, `visited` the postings that an exact search of a query reads, `bytes` the
     predicted size of all postings, `index_bytes` that of the index with them. `tied` queries have an eleventh document
     with the score of the tenth; which of these an index returns cannot be predicted. `per_query` is the quality of each
@@ -156,7 +156,7 @@ def choose(points: Sequence[Point], full: Values, *, loss: float, cost: Callable
     """Return the cheapest point of the frontier that loses at most `loss` for certain, or None.
 
     It is certain if on each half of the queries the interval of the loss ends at `loss` or below. `full` is the
-    quality of each query with whole vectors. Every other query chooses; the caller shuffles them.
+    quality of each query with unpruned vectors. Every other query chooses; the caller shuffles them.
     """
     for look, point in enumerate(candidates(frontier(points), full, loss=loss, cost=cost), start=1):
         chosen_by, found = (loss_of(point.per_query[half], full[half]) for half in HALVES)

@@ -24,7 +24,7 @@ _QUERY_RATIOS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 def document_families(mean_terms: float) -> list[Family]:
-    """What is tried on documents of so many terms."""
+    """The rules to try on documents of this many terms."""
     return [
         tuple({"top_k": count} for count in _counts(mean_terms)),
         tuple({"max_ratio": ratio} for ratio in _DOCUMENT_RATIOS),
@@ -33,7 +33,7 @@ def document_families(mean_terms: float) -> list[Family]:
 
 
 def query_rules(mean_tokens: float) -> list[PruningRule]:
-    """What is tried on queries of so many tokens; the first keeps all."""
+    """The rules to try on queries of this many tokens; the first keeps all."""
     counts = [{"top_k": count} for count in _counts(mean_tokens)]
     return [ALL_TERMS, *counts, *({"max_ratio": ratio} for ratio in _QUERY_RATIOS)]
 

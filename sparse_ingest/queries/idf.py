@@ -4,7 +4,7 @@ The weight of a token is Lucene's inverse document frequency, as OpenSearch's pu
 ln(1 + (N - n + 0.5) / (n + 0.5)) for a token that n of N documents hold. (The largest weight in the table of the
 `bert-uncased` analyzer, 15.5895386, is this for n = 1 and the 8,841,823 passages of MS MARCO.) N counts the documents
 with any token. Special tokens are not counted; they and the tokens that no document holds weigh 1.0 there and here,
-what the server takes for a token that its table lacks. Texts are tokenised as queries are, so no torch is needed.
+what the server takes for a token that its table lacks. Texts are tokenized as queries are, so no torch is needed.
 Counts are exact, and memory is that of one batch or of the longest document: the tokenizer takes some 800 bytes a
 token while it works.
 Not covered: duplicate ids (encode finds them), and training.
@@ -37,7 +37,7 @@ NAMED_BAD = 20  # bad documents that are named; all are counted
 
 
 class IdfReport(NamedTuple):
-    """What `idf` counted: documents with a token, those without, bad ones left out; tokens of the table, those seen."""
+    """What `idf` counted: documents with a token, those without, bad ones omitted; tokens of the table, tokens seen."""
 
     out: Path
     documents: int
@@ -93,7 +93,7 @@ def write_idf(
     documents, empty, skipped = (counts[name] for name in ("documents", "empty", "skipped"))
     if not documents:
         raise CorpusError(
-            f"No document of the corpus has a token ({empty} are without, {skipped} bad ones were left out), so there "
+            f"No document of the corpus has a token ({empty} have none, {skipped} bad ones were omitted), so there "
             "is nothing to count. Check --corpus and --text-field."
         )
     table = {
@@ -107,7 +107,7 @@ def write_idf(
 
 
 def weight_of(holding: int, documents: int) -> float:
-    """The weight of a token that `holding` of so many documents hold."""
+    """The weight of a token that `holding` of `documents` documents contain."""
     return math.log(1 + (documents - holding + 0.5) / (holding + 0.5))
 
 
@@ -133,7 +133,7 @@ def _refuse_out(out: Path, force: bool) -> None:
         advice = "Give --force to replace it, or another --out." if out.is_file() else "Name a file with --out."
         raise UsageError(f"{out} is there already. {advice}")
     if not out.parent.is_dir():
-        raise UsageError(f"There is no folder {out.parent} to write {out.name} in. Make it, or give another --out.")
+        raise UsageError(f"The folder {out.parent} for {out.name} does not exist. Create it, or pass another --out.")
 
 
 def _write(out: Path, table: dict[str, Any], force: bool) -> None:

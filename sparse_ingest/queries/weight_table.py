@@ -15,9 +15,7 @@ Not covered: which checkpoints bring such a table, and pickled tables (models/ma
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,14 +23,17 @@ from typing import Any
 
 from tokenizers import Tokenizer, normalizers
 
-from sparse_ingest.checkpoints.card import read_header, read_tokenizer
+from sparse_ingest.checkpoints.checks import read_config, read_tokenizer, tokenizer_config, tokenizer_errors
 from sparse_ingest.checkpoints.layouts import WeightTableSide
-from sparse_ingest.checkpoints.modules import read_json
+from sparse_ingest.checkpoints.modules import read_as
+from sparse_ingest.checkpoints.tensors import read_header
 from sparse_ingest.errors import CheckpointError
+from sparse_ingest.foreign_json import read_bytes, shown
 from sparse_ingest.pipeline import ModelSettings, QuerySettings
 
 BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 MAX_FLOAT32 = 3.4028234663852886e38
+MAX_TABLE_BYTES = 12 << 20  # a table of 250,000 tokens takes 7 MB
 logger = logging.getLogger(__name__)
 
 # Token string to weight above zero, each a float32 value; heaviest first, equal weights by token string.
@@ -95,6 +96,7 @@ class WeightTable:
         if settings.query_special_tokens == "zero":
             special = (token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
             weights = weights | dict.fromkeys(special, 0.0)
+        self._folder = side.folder
         self._tokenizer = tokenizer
         self._weights = weights
         self._missing_weight = to_float32(settings.missing_idf_weight or 0.0)
@@ -133,7 +135,8 @@ class WeightTable:
         return ", ".join(rule for rule in rules if rule)
 
     def _encode(self, text: str) -> QueryWeights:
-        tokens = dict.fromkeys(self._tokenizer.encode(self._prompt + text, add_special_tokens=False).tokens)
+        with tokenizer_errors(self._folder):
+            tokens = dict.fromkeys(self._tokenizer.encode(self._prompt + text, add_special_tokens=False).tokens)
         weights = as_query_weights((token, self._weights.get(token, self._missing_weight)) for token in tokens)
         return dict(list(weights.items())[: self._max_active_dims])
 
@@ -144,9 +147,11 @@ def plain_tokenizer(folder: Path, *, lower_case: bool) -> Tokenizer:
     Raises:
         CheckpointError: tokenizer.json cannot be read.
     """
-    tokenizer = read_tokenizer(folder / "tokenizer.json")
-    _normalise_as_configured(tokenizer, read_json(folder / "tokenizer_config.json"))
-    make_plain(tokenizer, lower_case=lower_case)
+    path = folder / "tokenizer.json"
+    tokenizer = read_tokenizer(path)
+    with tokenizer_errors(path):
+        _normalise_as_configured(tokenizer, tokenizer_config(folder))
+        make_plain(tokenizer, lower_case=lower_case)
     return tokenizer
 
 
@@ -181,26 +186,29 @@ def _normalise_as_configured(tokenizer: Tokenizer, config: dict[str, Any]) -> No
 def _read_weights(path: Path) -> dict[str, float]:
     try:
         if path.suffix == ".txt":
-            lines = (line.rpartition("\t") for line in path.read_text(encoding="utf-8").split("\n") if line)
+            lines = (line.rpartition("\t") for line in read_bytes(path, MAX_TABLE_BYTES).decode().split("\n") if line)
             content = {token: float(weight) for token, _, weight in lines}
         else:
-            content = json.loads(path.read_bytes())
+            content = read_as(path, dict[str, float], MAX_TABLE_BYTES)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as a weight table: {error}. Fetch the model again.") from error
-    if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{path} must hold a JSON object from token to weight. Fetch the model again.")
+    if not content:
+        raise CheckpointError(f"{path} has no weight; expected a weight for each token. Fetch the model again.")
     for token, weight in content.items():
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= MAX_FLOAT32:
+        if not 0 <= weight <= MAX_FLOAT32:
             raise CheckpointError(
-                f"{path}: the weight of {token!r} is {weight!r}; expected a float32 number of at least zero."
+                f"{path}: the weight of {shown(token)} is {weight}; expected a float32 number of at least zero."
             )
     return content
 
 
 def _by_token(weights: list[float], tokenizer: Tokenizer, path: Path) -> dict[str, float]:
     """A trained table, which is by token id and may go below zero."""
-    if not all(map(math.isfinite, weights)):
-        raise CheckpointError(f"{path}: some weights are no finite numbers. Fetch the model again.")
+    if wrong := [place for place, weight in enumerate(weights) if not abs(weight) <= MAX_FLOAT32]:
+        raise CheckpointError(
+            f"{path}: {len(wrong):,} of {len(weights):,} numbers of its tensor 'weight' are not finite in float32, the "
+            f"first at {wrong[0]:,}: {weights[wrong[0]]}. Fetch the model again."
+        )
     if below := sum(weight < 0 for weight in weights):
         logger.warning("%s: %d tokens weigh less than zero; no index can be asked for them, so they are left out of "
                        "queries.", path, below)  # fmt: skip
@@ -217,8 +225,8 @@ def read_vector(path: Path, name: str) -> list[float]:
     numbers_begin, tensors = read_header(path)
     try:
         entry = tensors[name]
-        form, (start, end) = _TENSOR_FORMATS[entry["dtype"]], entry["data_offsets"]
-        [count] = entry["shape"]
+        form, (start, end) = _TENSOR_FORMATS[entry.dtype], entry.data_offsets
+        [count] = entry.shape
         with path.open("rb") as file:
             file.seek(numbers_begin + start)
             numbers = struct.unpack(f"<{count}{form}", file.read(end - start))
@@ -238,12 +246,9 @@ def read_vocabulary(folder: Path) -> list[str | None]:
     Raises:
         CheckpointError: tokenizer.json or config.json cannot be read.
     """
-    tokenizer, config = read_tokenizer(folder / "tokenizer.json"), folder / "config.json"
-    size = tokenizer.get_vocab_size()
-    if config.exists():
-        try:
-            # A model may have more rows than its tokenizer has tokens.
-            size = int(json.loads(config.read_bytes())["vocab_size"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{config} does not say vocab_size ({error!r}). Fetch the model again.") from error
+    tokenizer = read_tokenizer(folder / "tokenizer.json")
+    # A model may have more rows than its tokenizer has tokens.
+    size = read_config(folder).get("vocab_size") if (folder / "config.json").exists() else tokenizer.get_vocab_size()
+    if size is None:
+        raise CheckpointError(f"{folder / 'config.json'} does not say vocab_size. Fetch the model again.")
     return [tokenizer.id_to_token(token_id) for token_id in range(size)]

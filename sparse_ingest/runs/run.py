@@ -151,6 +151,10 @@ class Run:
         """Return how many documents a finished shard holds; 0 if it is not finished."""
         return int((self.done(shard) or {}).get("rows", 0))
 
+    def has_documents(self) -> bool:
+        """Return whether any finished shard holds a document."""
+        return any(map(self.rows_of, self.done_shards()))
+
     def done_shards(self) -> list[int]:
         """Return the numbers of the finished shards, ascending."""
         if isinstance(self.path, RemotePath) and not self.path.listable:

@@ -97,7 +97,8 @@ def read_shard(path: Place, *, opened: pa.NativeFile | None = None) -> Iterator[
     """Read a shard one row group at a time, or less where fields are long.
 
     Args:
-        opened: the content of the shard, if it is open already. `path` is used in messages only then.
+        path: The Parquet file of the shard.
+        opened: Its content, if it is open already; `path` is then used in messages only.
 
     Raises:
         RunError: the file is missing, is no Parquet, or has other columns than format 1.

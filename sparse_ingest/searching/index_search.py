@@ -84,13 +84,18 @@ def search_index(
     filter: Mapping[str, Any] | None = None,
     collapse: str | None = None,
 ) -> list[Hit]:
-    """Ask an index; the terms of each hit come from the server's own explanation of its score.
+    """Search an index. The terms of each hit come from the server's own explanation of its score.
 
-    Without an `engine` it is the exact search of the rank_features field `sparse`. A hit of the clusters of a
-    sparse_vector field names the `top_n` heaviest tokens of the query only.
-    `filter` is any query: documents that it does not match are no hits. `collapse` names a field: of the documents
-    that share its value, as passages share their `parent`, only the best is a hit. Documents without the field count
-    as sharing one.
+    Args:
+        client: A connection.
+        index: An index or alias.
+        weights: Query weights by token.
+        size: Number of hits.
+        engine: How to search, and the field; by default exactly, in the rank_features field `sparse`. The hits of a
+            SEISMIC search have only the `top_n` heaviest tokens of the query.
+        filter: A query clause that every hit matches.
+        collapse: A field: of the documents that share its value, as passages share their `parent`, only the best is a
+            hit. Documents without the field count as sharing one.
 
     Raises:
         UsageError: the index does not map a field of `filter` or `collapse`, or weights do not fit.
@@ -164,10 +169,17 @@ def rank_index(
     collapse: str | None = None,
     concurrency: int = 1,
 ) -> Iterator[Ranked]:
-    """Ask an index many queries, given with their ids; rankings come in the order of the queries.
+    """Search an index for many queries, without fetching documents; yield a ranking per query, in their order.
 
-    Neither documents nor explanations are fetched. `concurrency` requests are in flight. With `collapse`,
-    the values of that field stand for the ids: each comes once, with its best document.
+    Args:
+        client: A connection.
+        index: An index or alias.
+        queries: Ids and weights of the queries.
+        engine: How to search, and the field.
+        size: Number of hits of each query.
+        filter: A query clause that every hit matches.
+        collapse: A field whose values replace the ids: each comes once, with the score of its best document.
+        concurrency: Number of requests in flight.
     """
     refuse_unmapped(client, path_of(index), engine.mappings, filter, collapse)
     asker = _Asker(client, index, engine)

@@ -14,7 +14,8 @@ class SearchOptions:
     """Options of a search. `filter` and `hybrid` need an index; a hit of a hybrid search has no terms.
 
     Documents without the field `collapse` count as sharing one value. `stored` searches a run with the 9 bits that an
-    index keeps of each weight. `concurrency` is for many queries on an index.
+    index keeps of each weight. `concurrency` is for many queries on an index. Without `allow_partial` it is an error
+    when a shard fails or time runs out.
     """
 
     k: int = option(10, "How many documents to find", flags="-k --size")
@@ -24,4 +25,5 @@ class SearchOptions:
     )
     hybrid: bool = option(False, "Beside BM25 on title and text; the server brings both scores together")
     stored: bool = False
+    allow_partial: bool = option(False, "Accept a search in which shards fail or time runs out, and warn")
     concurrency: int = option(1, "With --queries: requests in flight")

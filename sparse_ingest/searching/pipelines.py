@@ -81,8 +81,8 @@ def pipeline_of_index(given: Pipeline, index: Index, name: str, *, force: bool =
     model = remembered_model(given.model, stamp.model if stamp else {})
     if model is None:
         raise ClusterError(
-            f"The index {name!r} was not loaded by sparse-ingest and does not say which model made it. "
-            "Give --model or --pipeline."
+            f"The index {name!r} {index.unreadable or 'was not loaded by sparse-ingest'} and does not say which model "
+            "made it. Give --model or --pipeline."
         )
     difference = None if force or not stamp else other_model(given.model, stamp.model, stamp.vocabulary_sha256)
     if difference:
@@ -97,7 +97,12 @@ def pipeline_of_index(given: Pipeline, index: Index, name: str, *, force: bool =
 
 
 def engine_of(pipeline: Pipeline, client: Client | None = None, index: str | None = None) -> Engine:
-    """Return the engine that [query] and [index] name; with an index, its keys are checked against its stamp.
+    """Return the engine that [query] and [index] name.
+
+    Args:
+        pipeline: The pipeline with these tables.
+        client: A connection to the cluster of `index`.
+        index: An index or alias. Its vocabulary must be that of the pipeline's model.
 
     Raises:
         PipelineError: the kind of field does not have the engine, or a setting of it is unknown.
@@ -148,9 +153,11 @@ def _kind_of_field(mappings: dict[str, Any], field: str, index: str, stamped: st
 
 
 def token_keys(pipeline: Pipeline, index: Index | None = None) -> dict[str, str] | None:
-    """The key of each token in a sparse_vector field, its id on the document side; None for rank_features.
+    """Return the key of each token in a sparse_vector field, its id on the document side; None for rank_features.
 
-    With an index, its stamp must name the same vocabulary.
+    Args:
+        pipeline: The pipeline that names the field's kind and the model.
+        index: An index that must have been loaded with the same vocabulary.
 
     Raises:
         CheckpointError: the tokenizer of the document side cannot be read.

@@ -78,7 +78,11 @@ class QueryModel:
 
 
 def query_weights(text: str, pipeline: Pipeline) -> QueryWeights:
-    """Return the weights that a query is asked with: encoded, then pruned as [query] has it.
+    """Return the weights of a query by token: encoded, then pruned by the rules of [query].
+
+    Args:
+        text: The query.
+        pipeline: Names the model and the [query] settings.
 
     Raises:
         UsageError: there is no text.
@@ -89,7 +93,13 @@ def query_weights(text: str, pipeline: Pipeline) -> QueryWeights:
 def many_query_weights(
     queries: Iterable[Query], pipeline: Pipeline, *, batch: int = QUERIES_AT_ONCE
 ) -> Iterator[tuple[str, QueryWeights]]:
-    """Yield the ids and weights of many queries; see `QueryModel.many`."""
+    """Yield the ids and weights of many queries; see `QueryModel.many`.
+
+    Args:
+        queries: The queries, read as they are needed.
+        pipeline: Names the model and the [query] settings.
+        batch: Number of queries that are encoded together.
+    """
     return QueryModel(pipeline).many(queries, batch=batch)
 
 

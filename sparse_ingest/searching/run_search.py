@@ -28,10 +28,14 @@ logger = logging.getLogger(__name__)
 def search_run(
     run: Run, weights: QueryWeights, *, size: int, stored: bool = False, collapse: str | None = None
 ) -> list[Hit]:
-    """Search the finished shards of a run exactly; `stored`: with the weights that an index keeps of the run's own.
+    """Search the finished shards of a run exactly.
 
-    `collapse` is as for `search_index`, on a field that the run carries. The run is read again with more hits until
-    enough of them differ in it.
+    Args:
+        run: The run.
+        weights: Query weights by token.
+        size: Number of hits.
+        stored: Use the weights that an index would store (9 bits).
+        collapse: As for `search_index`, a field of the run. The run is read again with more hits until enough differ.
     """
     shards, token_ids = _finished_shards(run), _token_ids(run)
     unknown = sorted(weights.keys() - token_ids.keys())
@@ -66,11 +70,17 @@ def rank_run(
     prune: Callable[[SparseRows], SparseRows] | None = None,
     passages: bool = False,
 ) -> Iterator[Ranked]:
-    """Search the finished shards of a run exactly for many queries, given with their ids, in their order.
+    """Search the finished shards of a run exactly for many queries; yield a ranking per query, in their order.
 
-    The run is read once for every 4,096 queries. `prune` changes each part of it before it is searched, as a load
-    would; `stored` comes after that. The latency of a query is the time of its block, shared out. With `passages`, the
-    run must hold passages, and the best one of each document stands for it, under the document's id.
+    The run is read once for every 4,096 queries. The latency of a query is an equal share of the time of its block.
+
+    Args:
+        run: The run.
+        queries: Ids and weights of the queries.
+        size: Number of hits of each query.
+        stored: Use the weights that an index would store (9 bits).
+        prune: Applied to each part of the run before that, as a load would.
+        passages: Return documents instead of passages, each with the score of its best one. The run must have them.
     """
     shards, token_ids = _finished_shards(run), _token_ids(run)
     unknown: dict[str, None] = {}

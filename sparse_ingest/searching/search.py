@@ -112,11 +112,12 @@ class SearchableIndex:
         chosen = _for_index(options_from(SearchOptions, options, settings, "search"))
         weights = self.query_weights(query) if isinstance(query, str) else query
         asked: dict[str, Any] = {"size": chosen.k, "engine": self.engine, "filter": chosen.filter}
+        client = self.client.allowing(chosen.allow_partial)
         if not chosen.hybrid:
-            return search_index(self.client, self.name, weights, collapse=chosen.collapse, **asked)
+            return search_index(client, self.name, weights, collapse=chosen.collapse, **asked)
         if not isinstance(query, str) or chosen.collapse:
             raise UsageError("A hybrid search needs the text of the query, for BM25, and goes without collapse.")
-        return search_hybrid(self.client, self.name, query, weights, **asked)
+        return search_hybrid(client, self.name, query, weights, **asked)
 
     def rank(
         self, queries: Iterable[Query], options: SearchOptions | None = None, **settings: object
@@ -128,8 +129,8 @@ class SearchableIndex:
         if chosen.hybrid:
             raise UsageError("hybrid is for one text. Leave it out.")
         asked: dict[str, Any] = {"size": chosen.k, "filter": chosen.filter, "collapse": chosen.collapse}
-        weights = self._model.many(queries)
-        return rank_index(self.client, self.name, weights, self.engine, concurrency=chosen.concurrency, **asked)
+        client, weights = self.client.allowing(chosen.allow_partial), self._model.many(queries)
+        return rank_index(client, self.name, weights, self.engine, concurrency=chosen.concurrency, **asked)
 
     def close(self) -> None:
         """Close the connection."""
@@ -200,7 +201,7 @@ def open_index(
 
 def _for_run(options: SearchOptions) -> SearchOptions:
     """Refuse options that would have no effect on a run."""
-    for name in ("filter", "hybrid"):
+    for name in ("filter", "hybrid", "allow_partial"):
         if getattr(options, name):
             raise UsageError(f"{name} asks a server, and a run is searched exactly without one. Leave it out.")
     return options

@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
@@ -25,17 +24,17 @@ from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from sparse_ingest.errors import MissingExtraError, SparseIngestError, StorageError, UsageError, first_line
+from sparse_ingest.storage.addresses import ADDRESS, split_address
+from sparse_ingest.storage.addresses import without_secrets as without_secrets
 from sparse_ingest.storage.remote_files import RemoteFile
+from sparse_ingest.storage.waiting import answered
+from sparse_ingest.storage.web import guarded_session
 
 WEB = ("http", "https")
 _S3, _GS = ("s3", "s3a"), ("gs", "gcs")
 _RETRYING = _S3 + _GS  # their libraries repeat failed requests
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0)  # before each repetition of a failed request
 _KEPT_BLOCKS = 4  # Parquet's columns are read alternately: at 50 ms a request 13 MB/s, 7 MB/s with one block
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-# A password may contain characters that an address has only encoded, even a slash: then no port follows the colon.
-_CREDENTIALS = re.compile(r"(?<=://)(?:[^/\s'\"]*|[^/:\s'\"]+:(?!\d+(?:/|$))[^\s'\"]*)@")
-_QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", re.IGNORECASE)
 _MISSING_STATUS = (404, 410)
 # Keys of an object's version in fsspec's `info`, strongest first.
 _VERSIONS = ("ETag", "etag", "md5Hash", "LastModified", "Last-Modified", "mtime", "created")
@@ -46,7 +45,7 @@ def place_of(spec: str | Place) -> Place:
     """Return the place that a user named: an address if it has a scheme, otherwise a path of this machine."""
     if not isinstance(spec, str):
         return spec
-    if not _ADDRESS.match(spec):
+    if not ADDRESS.match(spec):
         return Path(spec)
     if spec.lower().startswith("file://"):
         return Path(unquote(urlsplit(spec).path))
@@ -70,18 +69,23 @@ class RemotePath:
             UsageError: The scheme is unknown, or an address of S3 or Google Cloud Storage contains credentials.
             MissingExtraError: The packages that read it are not installed.
         """
+        parts = split_address(address)
         try:
-            parts = urlsplit(address)
+            scheme = urlsplit(f"{parts.scheme}://{parts.rest}").scheme
         except ValueError as error:
-            raise UsageError(f"{without_secrets(address)} is no address: {error}. Check its spelling.") from None
-        scheme = parts.scheme
-        if scheme in _RETRYING and "@" in parts.netloc:
+            raise UsageError(f"{parts} is no address: {error}. Check its spelling.") from None
+        if scheme in WEB and not parts.is_clear:
             raise UsageError(
-                f"{without_secrets(address)} was given with credentials in the address. Give them in the environment "
+                "An address with an @ behind a path can be read in two ways. Write an @ of the path or query as %40, "
+                "and a slash, ? or # of a password as %2F, %3F or %23."
+            )
+        if scheme in _RETRYING and parts.user is not None:
+            raise UsageError(
+                f"{parts} was given with credentials in the address. Give them in the environment "
                 f"({'AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY' if scheme in _S3 else 'GOOGLE_APPLICATION_CREDENTIALS'}"
                 "), or in the settings of the cloud's own tools."
             )
-        address, mark, query = f"{scheme}{address[len(scheme) :]}", "", ""
+        address, mark, query = parts._replace(scheme=scheme).encoded, "", ""
         if scheme in WEB:
             address, mark, query = address.partition("#")[0].partition("?")
         storage, key = _storage_of(scheme, address)
@@ -110,7 +114,9 @@ class RemotePath:
 
     def __str__(self) -> str:
         address = self._key if self._scheme in WEB else f"{self._scheme}://{self._key.lstrip('/')}"
-        return without_secrets(address)
+        scheme, _, rest = address.partition("://")
+        host, slash, path = rest.partition("/")  # no slash precedes it in a login that is encoded
+        return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
     def __repr__(self) -> str:
         return f"RemotePath({str(self)!r})"
@@ -194,7 +200,7 @@ class RemotePath:
         Raises:
             FileExistsError: The file exists, and `exclusive` is true.
         """
-        self._put(lambda mode: self._storage.pipe_file(self._target, content, mode=mode), exclusive)
+        self._put(lambda mode: self._storage.pipe_file(self._target, content, mode=mode), exclusive, content)
 
     def upload(self, source: Path, *, exclusive: bool = False) -> None:
         """Upload a local file atomically.
@@ -203,7 +209,7 @@ class RemotePath:
             FileExistsError: The file exists, and `exclusive` is true.
             StorageError: The store has another size than was uploaded.
         """
-        self._put(lambda mode: self._storage.put_file(str(source), self._target, mode=mode), exclusive)
+        self._put(lambda mode: self._storage.put_file(str(source), self._target, mode=mode), exclusive, source)
         size, found = source.stat().st_size, (self.about() or {}).get("size")
         if found != size:
             raise StorageError(
@@ -230,9 +236,10 @@ class RemotePath:
         if not self.writable:
             raise StorageError(f"{self} cannot be written: a web address is for reading. Name a folder or a bucket.")
 
-    def _put(self, put: Callable[[str], None], exclusive: bool) -> None:
+    def _put(self, put: Callable[[str], None], exclusive: bool, sent: bytes | Path) -> None:
         """Call `put` with the mode of fsspec that creates or overwrites."""
         self._refuse_writing()
+        size = len(sent) if isinstance(sent, bytes) else sent.stat().st_size
 
         def write() -> None:
             try:
@@ -246,20 +253,24 @@ class RemotePath:
                 raise
 
         try:
-            self._request("written", write)
+            self._request("written", write, bytes_sent=size)
         except FileNotFoundError:
             raise StorageError(
                 f"{self} cannot be written: its bucket or folder does not exist. Create that first."
             ) from None
 
-    def _request(self, done: str, ask: Callable[[], T]) -> T:
-        """Return what a request returns, and repeat it on failure where no library does.
+    def _request(self, done: str, ask: Callable[[], T], **sizes: Any) -> T:
+        """Return what a request returns, and repeat it on failure where no library does; `sizes` as for `answered`.
 
         Raises:
             FileNotFoundError: The store has no such file.
             FileExistsError: `ask` raised it.
             StorageError: Any other failure, with one message that names the file and contains no secret.
+            Interrupted: SIGTERM came during a silence.
         """
+        return answered(lambda: self._repeated(done, ask), str(self), **sizes)
+
+    def _repeated(self, done: str, ask: Callable[[], T]) -> T:
         pauses_s = iter(() if self._scheme in _RETRYING else _PAUSES_S)
         while True:
             try:
@@ -267,6 +278,8 @@ class RemotePath:
             except (FileExistsError, SparseIngestError):
                 raise
             except Exception as error:
+                if isinstance(refused := _cause_of(error), SparseIngestError):
+                    raise refused from None
                 if _is_missing(error):
                     raise FileNotFoundError(errno.ENOENT, "there is no such file", str(self)) from None
                 pause_s = next(pauses_s, None)
@@ -289,21 +302,18 @@ class RemotePath:
 Place: TypeAlias = Path | RemotePath
 
 
-def without_secrets(text: str) -> str:
-    """Return a text without the users, passwords and queries of the addresses in it."""
-    return _QUERY.sub(r"\1", _CREDENTIALS.sub("", text))
-
-
 def _storage_of(scheme: str, address: str) -> tuple[Any, str]:
     """Return fsspec's file system for an address, and the key of the address in it."""
     # No cached listings: files that another process wrote must be found.
     options: dict[str, Any] = {"use_listings_cache": False}
     if scheme in WEB:
         # Ranges of the file, not of a copy that the server compresses.
-        options = {"client_kwargs": {"headers": {"Accept-Encoding": "identity"}}}
+        options = {"client_kwargs": {"headers": {"Accept-Encoding": "identity"}}, "get_client": guarded_session}
     try:
-        from fsspec.core import url_to_fs
+        from fsspec.core import filesystem, url_to_fs
 
+        if scheme in WEB:  # for url_to_fs, the :: of an address in IPv6 begins another address
+            return filesystem(scheme, **options), address
         storage, key = url_to_fs(address, **options)
     except ImportError as error:
         if scheme in WEB + _RETRYING:

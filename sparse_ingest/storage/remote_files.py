@@ -18,8 +18,8 @@ from typing import Any
 from sparse_ingest.errors import StorageError
 
 # Sends a request, repeated where that may help, and returns the answer. The first argument is the participle of
-# messages, such as "read".
-Request = Callable[[str, Callable[[], Any]], Any]
+# messages, such as "read"; further ones are those of `waiting.answered`.
+Request = Callable[..., Any]
 _BLOCK_BYTES = 4 << 20  # at 50 ms a request, blocks of 2 MB are read half as fast
 
 
@@ -112,7 +112,9 @@ class RemoteFile(io.RawIOBase):
                     raise
                 self._streamed = 0
                 self._release()
-        return bytes(self._request("read", lambda: self._read_stream(start, length)))
+        # A stream that was begun again first passes all that was read before.
+        passed = lambda: self._streamed or 0  # noqa: E731
+        return bytes(self._request("read", lambda: self._read_stream(start, length), received=passed))
 
     def _read_ranges(self, start: int, length: int) -> bytes:
         # For a header, an index or the first read after a jump, the cache would fetch two blocks. It is used once the

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pty
+import socket
 import termios
 from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from support.checkpoints import make_splade_card
 from support.loopback_hub import TOKEN, Ended, Hub, begin, ended, loopback_hub
+from support.serving import AnsweringHandler, serving
 from support.tables import write_table
 from test_layouts import PLAIN, make
 
 from sparse_ingest.checkpoints.hub import _without_token
+from sparse_ingest.storage.hub_session import guard_hub
 
 # Prints the snapshot folder, its commit and its family; or the sentence.
 READ = """
@@ -57,7 +62,7 @@ FETCHED = [
     "README.md", "config.json", "config.json", "config_sentence_transformers.json", "model.safetensors",
     "modules.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json",
 ]  # fmt: skip
-# What lies in real repositories and is not read.
+# What is in real repositories and is not read.
 UNREAD = {
     "training_args.bin": b"pickle",
     "pytorch_model.bin": b"pickle",
@@ -221,7 +226,7 @@ def test_after_a_start_that_failed_whole_files_stay(hub: Hub, tmp_path: Path) ->
 @pytest.mark.parametrize("way", ["offline", "unreachable"])
 def test_without_a_hub_the_cache_serves_or_the_sentence_says_what_it_lacks(hub: Hub, tmp_path: Path, way: str) -> None:
     online = read(hub, tmp_path / "full", "made/card")
-    # Port 9 of loopback: nobody listens there.
+    # Port 9 of loopback: nothing listens there.
     cut_off = {"HF_HUB_OFFLINE": "1"} if way == "offline" else {"endpoint": "http://127.0.0.1:9"}
     hub.requests.clear()
     assert read(hub, tmp_path / "full", "made/card", **cut_off).out == online.out
@@ -312,6 +317,59 @@ def test_offline_a_command_ends_in_one_sentence(hub: Hub, tmp_path: Path) -> Non
 def test_a_token_in_a_librarys_error_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert _without_token(f"Illegal header value b'Bearer {TOKEN}'") == "Illegal header value b'Bearer (token)'"
+
+
+class Evil(AnsweringHandler):
+    """A hub with one file, which names it by what it was given."""
+
+    names: dict[str, str]
+
+    def do_GET(self) -> None:
+        commit = self.names.get("commit", "c" * 40)
+        if "/tree/" in self.path:
+            lfs = {"lfs": {"oid": self.names["hash"], "size": 2}} if "hash" in self.names else {}
+            name = f"{self.names['file']}/x.json" if "file" in self.names else "config.json"
+            self.answer(200, [{"type": "file", "path": name, "size": 2, "oid": "a" * 40, **lfs}])
+        elif self.path.startswith("/api/"):
+            self.answer(200, {"id": "made/card", "sha": self.names.get("listed commit", commit), "siblings": []})
+        else:
+            etag = {"ETag": f'"{self.names.get("etag", "e" * 40)}"'}
+            self.answer(200, {}, X_Repo_Commit=commit, **etag)
+
+    do_HEAD = do_GET
+
+
+@pytest.mark.parametrize("name", ["../../../../outside", "..", "/tmp/outside-of-the-cache", "..\\outside"])
+@pytest.mark.parametrize("what", ["etag", "commit", "listed commit", "hash", "file"])
+def test_no_name_that_a_hub_gives_leads_out_of_the_cache(what: str, name: str, tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (Evil,), {"names": {what: name}}))
+    home = tmp_path / "a" / "b" / "home"
+    home.mkdir(parents=True)
+    with serving(server):
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        result = ended(begin(COMMAND, "inspect", "made/card", endpoint=url, home=home))
+    assert result.code == 1 and result.err.splitlines()[-1].startswith("Error: ")
+    cache = home / "hub" / "models--made--card"
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(cache)]
+    assert not [path for path in written if "outside" in path.name] and not Path("/tmp/outside-of-the-cache").exists()
+    if what != "file":
+        assert f"names a file {name!r}, which would leave the cache" in result.err
+
+
+def test_a_password_in_the_address_of_a_hub_is_not_repeated(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unheard:
+        address = "127.0.0.1:{}".format(*unheard.getsockname()[1:])
+    result = ended(begin(COMMAND, "inspect", "made/card", endpoint=f"http://me:{TOKEN}@{address}", home=tmp_path / "h"))
+    assert result.code == 1 and address in result.err  # `ended` looks for the token
+
+
+def test_what_the_library_logs_holds_no_password() -> None:
+    guard_hub()
+    (handler,) = logging.getLogger("huggingface_hub").handlers
+    record = logging.LogRecord(
+        "huggingface_hub", 30, "", 1, "Retrying %s", (f"http://me:{TOKEN}@hub/x?sig={TOKEN}",), None
+    )
+    assert handler.filter(record) and record.getMessage() == "Retrying http://hub/x"
 
 
 def test_the_hub_of_these_tests_speaks_as_the_real_one(hub: Hub) -> None:

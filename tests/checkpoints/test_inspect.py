@@ -164,15 +164,15 @@ def test_a_table_alone_has_no_document_side(tmp_path: Path) -> None:
 
 
 def test_two_models_are_both_shown(tmp_path: Path) -> None:
-    licence = {"README.md": b"---\nlicense: cc-by-nc-sa-4.0\nlanguage: en\n---\n"}
-    document, query = make(tmp_path / "doc", **licence), make(tmp_path / "query")
+    license = {"README.md": b"---\nlicense: cc-by-nc-sa-4.0\nlanguage: en\n---\n"}
+    document, query = make(tmp_path / "doc", **license), make(tmp_path / "query")
     found = look(document, query=str(query))
     assert found.document is not None
     assert (found.document.model, found.query.model) == (str(document), str(query))
     assert (found.document.license, found.query.license) == ("cc-by-nc-sa-4.0", None)
     (tmp_path / "pair.toml").write_text('[model]\ndocument = "doc"\nquery = "query"\n')
     shown = command("inspect", "--pipeline", tmp_path / "pair.toml").out
-    assert "licence     cc-by-nc-sa-4.0" in shown and f"query model {query}" in shown
+    assert "license     cc-by-nc-sa-4.0" in shown and f"query model {query}" in shown
 
 
 LARGE = {"config.json": {**CONFIG, "vocab_size": 50265, "architectures": ["RobertaForMaskedLM"]}}
@@ -190,7 +190,7 @@ PICKLED = {"model.safetensors": None, "pytorch_model.bin": b"pickle"}
     ("tokenizer", "files", "said"),
     [
         ("wordpiece", LARGE, "has 50,265 token ids. A sparse_vector index (SEISMIC) takes ids below 32,768 only"),
-        ("wordpiece", {"README.md": b"---\nlicense: cc-by-nc-4.0\n---\n"}, "licence cc-by-nc-4.0, which forbids"),
+        ("wordpiece", {"README.md": b"---\nlicense: cc-by-nc-4.0\n---\n"}, "license cc-by-nc-4.0, which forbids"),
         ("wordpiece", CODE, "brings remote code: class MadeForMaskedLM of modeling_made.py"),
         ("bpe", LARGE, "has BPE tokens such as Ġthe, which OpenSearch's own analyzers do not make"),
         ("wordpiece", {}, "has another vocabulary than bert-base-uncased"),
@@ -236,7 +236,7 @@ def test_ids_up_to_the_limit_of_seismic_are_no_trouble(tmp_path: Path) -> None:
         ("- a\n- b", (None, []), False),
     ],
 )
-def test_the_licence_is_what_the_card_says(tmp_path: Path, card: str, expected: tuple, non_commercial: bool) -> None:
+def test_the_license_is_what_the_card_says(tmp_path: Path, card: str, expected: tuple, non_commercial: bool) -> None:
     (tmp_path / "README.md").write_text(f"---\n{card}\n---\n# words\n")
     found = read_card(tmp_path)
     assert (found.license, found.languages) == expected
@@ -256,7 +256,7 @@ def test_the_command_prints_lines_and_json(tmp_path: Path) -> None:
     for line in (
         f"model       {folder}",
         "family      symmetric SPLADE, sentence-transformers layout",
-        "licence     apache-2.0",
+        "license     apache-2.0",
         "language    en, de",
         "documents   masked LM, BertForMaskedLM, 2 layers of 32, 18 parameters",
         "activation  log1p(log1p(relu)), pooling max",

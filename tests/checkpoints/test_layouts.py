@@ -1,4 +1,4 @@
-"""Checkpoints: recognised from their files, and refused in one sentence. Only JSON is needed here."""
+"""Checkpoints: recognized from their files, and refused in one sentence. Only JSON is needed here."""
 
 from __future__ import annotations
 
@@ -122,12 +122,24 @@ def test_the_config_of_the_first_releases_is_found_by_its_other_name(tmp_path: P
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("sentence_bert_config.json", {"max_seq_length": "40"}, "cut a text at '40' tokens"),
+        (
+            "sentence_bert_config.json",
+            {"max_seq_length": "40"},
+            "Expected `int | null`, got `str` - at `$.max_seq_length`",
+        ),
         ("sentence_bert_config.json", {"max_seq_length": -1}, "cut a text at -1 tokens"),
-        ("config_sentence_transformers.json", {"prompts": ["q: "]}, "prompts is ['q: ']"),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": ["q: "]},
+            "Expected `object | null`, got `array` - at `$.prompts`",
+        ),
         ("config_sentence_transformers.json", {"max_active_dims": 0}, "max_active_dims is 0"),
         ("config_sentence_transformers.json", {"max_active_dims": "10"}, "max_active_dims is '10'"),
-        ("modules.json", [{"idx": "first", "type": f"{OLD}.SpladePooling"}], "an idx that is no number"),
+        (
+            "modules.json",
+            [{"idx": "first", "type": f"{OLD}.SpladePooling"}],
+            "Expected `int`, got `str` - at `$[0].idx`",
+        ),
         ("1_SpladePooling/config.json", None, "The pooling has no settings: looked for"),
     ],
 )
@@ -195,10 +207,10 @@ def test_code_of_a_checkpoints_own_is_named(tmp_path: Path, config: dict, expect
         ({**PLAIN, "config.json": {"architectures": ["BertModel"]}}, "no checkpoint of a known family"),
         ({**PLAIN, "config.json": {}}, "Found in the folder: config.json, model.safetensors"),
         ({}, "Found in the folder: nothing"),
-        ({**PLAIN, "config.json": b"{"}, "config.json is no JSON"),
-        ({**PLAIN, "config.json": b"[]"}, "config.json must hold a JSON object"),
-        ({**PLAIN, "modules.json": b"\xff"}, "modules.json is no JSON"),
-        ({**PLAIN, "modules.json": {}}, "modules.json must list modules"),
+        ({**PLAIN, "config.json": b"{"}, "config.json cannot be read: Expecting property name"),
+        ({**PLAIN, "config.json": b"[]"}, "config.json cannot be read: Expected `object`, got `array`"),
+        ({**PLAIN, "modules.json": b"\xff"}, "modules.json cannot be read"),
+        ({**PLAIN, "modules.json": {}}, "modules.json cannot be read: Expected `array`, got `object`"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_built_is_named(tmp_path: Path, files: dict[str, object], said: str) -> None:

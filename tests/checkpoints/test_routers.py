@@ -78,7 +78,7 @@ def test_a_router_by_every_name_of_its_parts(tmp_path: Path, files: dict) -> Non
 
 
 def test_a_router_whose_transformer_lies_beside_it_has_no_use_for_idf_json(tmp_path: Path) -> None:
-    """So OpenSearch publishes its third generation: the module's name is empty, and the table lies there twice."""
+    """So OpenSearch publishes its third generation: the module's name is empty, and the table is there twice."""
     files = {name.removeprefix("document_0_MLMTransformer/"): content for name, content in ROUTER.items()}
     text = json.dumps(files["router_config.json"]).replace("document_0_MLMTransformer", "")
     files |= {"router_config.json": json.loads(text), "idf.json": {"a": 1.0}}
@@ -125,8 +125,9 @@ def test_a_table_that_the_router_names_by_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (with_config("structure", "other"), "must hold a router's types, structure"),
-        ({**ROUTER, "router_config.json": {**ROUTER["router_config.json"], "parameters": [1]}}, "and parameters"),
+        (with_config("structure", "other"), "missing required field `structure`"),
+        ({**ROUTER, "router_config.json": {**ROUTER["router_config.json"], "parameters": [1]}},
+         "Expected `object | null`, got `array` - at `$.parameters`"),
         (with_config('["query_0_SparseStaticEmbedding"]', "[]"), "sends queries through no module"),
         (with_config('"query":', '"ask":'), "sends queries through no module, which this release cannot build"),
         (with_config(f"{OLD}.SparseStaticEmbedding", f"{OLD}.BoW"), "sends queries through BoW"),

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner, Result
 from support.runs import make_run
@@ -16,7 +15,7 @@ from support.tables import TOKENS, write_table
 
 from sparse_ingest.cli.searching import COMMANDS, search
 from sparse_ingest.cluster.client import Connection
-from sparse_ingest.errors import ClusterError, PipelineError, RunError, UsageError
+from sparse_ingest.errors import ClusterError, CorpusError, PipelineError, RunError, UsageError
 from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 
@@ -194,13 +193,6 @@ def test_explain_shows_each_term_and_that_they_sum_to_the_score(run_path: Path) 
     ]
 
 
-def test_matched_words_are_bold_on_a_terminal_only(run_path: Path) -> None:
-    arguments = ["--run", str(run_path), "-k", "1", "catch an exception"]
-    shown = CliRunner().invoke(search, arguments, color=True).stdout
-    assert f"an {click.style('except', bold=True)}ion" in shown
-    assert "\x1b" not in CliRunner().invoke(search, arguments).stdout
-
-
 def test_one_text_as_a_trec_run(run_path: Path) -> None:
     result = invoke(search, "--run", run_path, "--trec", "catch an exception")
     assert result.stdout == "1 Q0 second 1 12 sparse-ingest\n1 Q0 first 2 6.125 sparse-ingest\n"
@@ -227,6 +219,16 @@ def test_a_file_of_queries_gives_a_trec_run_of_a_run_folder(run_path: Path, quer
         assert result.exit_code == 0, result.exception
         assert result.stdout == TREC
     assert re.search(r"3 queries in [\d.]+ s, [\d.]+ a second, encoding included. 1 of them found", result.stderr)
+
+
+def test_an_id_that_a_trec_run_cannot_hold_is_refused_before_anything_is_printed(tmp_path: Path, model: Path) -> None:
+    run = make_run(tmp_path / "run", {"good": {"catch": 1.0}, "a\nb": {"an": 1.0}}, model=str(model))
+    queries = tmp_path / "queries.tsv"
+    queries.write_text("q1\tcatch\nq2\tan\n")
+    for asked in (("--queries", queries), ("--trec", "an")):
+        result = invoke(search, "--run", run.path, *asked)
+        assert isinstance(result.exception, CorpusError) and result.stdout == ""
+        assert r"The document id 'a\nb' cannot be in a TREC run file" in str(result.exception)
 
 
 def test_a_file_of_queries_asks_an_index_several_at_once_and_says_how_long_it_took(
@@ -278,6 +280,9 @@ def test_engine_filter_and_hybrid_reach_the_index(
     [
         (["--filter", "{"], "--filter is no JSON"),
         (["--filter", "[]"], "--filter must be one query of OpenSearch"),
+        (["--filter", '{"a":' * 2_000 + "1" + "}" * 2_000], "--filter is no JSON: it is nested more than 100 levels"),
+        (["--filter", '{"a":' * 150 + "1" + "}" * 150], "--filter is no JSON: it is nested more than 100 levels deep"),
+        (["--filter", "@/dev/zero"], "--filter @/dev/zero is no JSON: it has "),
         (["--filter", "@nowhere.json"], "--filter @nowhere.json cannot be read"),
         (["--run", "r", "--filter", '{"match_all": {}}'], "--filter asks a server"),
         (["--run", "r", "--hybrid"], "--hybrid asks a server"),

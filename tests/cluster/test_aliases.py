@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sparse_ingest.cluster import indexes
+from sparse_ingest.cluster import aliases, indexes
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.errors import ClusterError, UsageError
 
@@ -32,10 +32,10 @@ def add(client: Client, index: indexes.Index, alias: str, **properties: Any) -> 
 
 def test_a_name_that_nobody_has_serves_nothing_and_can_be_given(client: Client, index_name: str, two) -> None:
     alias = f"{index_name}-alias"
-    served = indexes.served_by(client, alias)
-    assert served == (alias, None, {})
-    indexes.move_alias(client, served, two[0])
-    assert indexes.served_by(client, alias).concrete == two[0].name
+    served = aliases.served_by(client, alias)
+    assert served == {}
+    aliases.move_alias(client, alias, served, two[0])
+    assert aliases.served_by(client, alias) == {two[0].name: {}}
 
 
 def test_a_move_takes_filter_and_routing_along(client: Client, index_name: str, two) -> None:
@@ -47,32 +47,32 @@ def test_a_move_takes_filter_and_routing_along(client: Client, index_name: str, 
         "is_write_index": True,
     }
     add(client, two[0], alias, **properties)
-    indexes.move_alias(client, indexes.served_by(client, alias), two[1])
-    assert indexes.served_by(client, alias) == (alias, two[1].name, properties)
+    aliases.move_alias(client, alias, aliases.served_by(client, alias), two[1])
+    assert aliases.served_by(client, alias) == {two[1].name: properties}
     assert indexes.check_uuid(client, two[0]).aliases == {}
 
 
 def test_an_alias_that_somebody_else_has_moved_is_left_alone(client: Client, index_name: str, two) -> None:
     alias = f"{index_name}-alias"
     add(client, two[0], alias)
-    served = indexes.served_by(client, alias)
+    served = aliases.served_by(client, alias)
     client.call("POST", "/_aliases", {"actions": [{"remove": {"index": two[0].name, "alias": alias}}]})
-    with pytest.raises(ClusterError, match=f"no longer serves '{two[0].name}': another client moved it"):
-        indexes.move_alias(client, served, two[1])
-    assert indexes.served_by(client, alias).concrete is None
+    with pytest.raises(ClusterError, match=f"it served '{two[0].name}' when this command began, and serves nothing"):
+        aliases.move_alias(client, alias, served, two[1])
+    assert aliases.served_by(client, alias) == {}
 
 
 def test_an_index_in_the_way_and_an_alias_of_several_are_refused(client: Client, index_name: str, two) -> None:
     with pytest.raises(UsageError, match=f"'{two[0].name}' is an index, so it cannot be an alias"):
-        indexes.served_by(client, two[0].name)
+        aliases.served_by(client, two[0].name)
     alias = f"{index_name}-alias"
     for index in two:
         add(client, index, alias)
     with pytest.raises(UsageError, match=f"stands for 2 indexes \\({two[0].name}, {two[1].name}\\)"):
-        indexes.served_by(client, alias)
+        aliases.served_by(client, alias)
 
 
 @pytest.mark.parametrize("name", ["a*", "a,b", "_all", "", "-a", "a/b"])
 def test_a_name_that_could_stand_for_several_is_refused(client: Client, name: str) -> None:
     with pytest.raises(UsageError, match="is no name for an alias"):
-        indexes.served_by(client, name)
+        aliases.served_by(client, name)

@@ -14,7 +14,8 @@ from threading import Event
 import pytest
 from support.serving import AnsweringHandler, serving
 
-from sparse_ingest.cluster.client import Connection, ResponseError, UnreachableError, connect, parse_url
+from sparse_ingest.cluster.client import Connection, ResponseError, UnreachableError, connect
+from sparse_ingest.cluster.connection import parse_url
 from sparse_ingest.cluster.failures import error_of
 from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError
 

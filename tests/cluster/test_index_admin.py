@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -79,7 +80,7 @@ def test_every_packaged_pipeline_has_a_name_on_the_command_line() -> None:
     names = {kind: {path.stem.replace("_", "-") for path in bodies() if path.parent.name == kind}
              for kind in ("search", "ingest")}  # fmt: skip
     assert names == {"search": set(installed.SEARCH), "ingest": set(installed.INGEST)}
-    options = {option.name: option for option in group.commands["create"].params}
+    options: dict[str | None, Any] = {option.name: option for option in group.commands["create"].params}
     assert (set(options["search"].type.choices), set(options["ingest"].type.choices)) == (
         names["search"],
         names["ingest"],
@@ -377,7 +378,7 @@ def test_the_commands_print_json_and_ask_before_they_drop(client: Client, made: 
     assert f"installed  {made}-search" in run("show").stdout
     unanswered = run("drop")
     assert isinstance(unanswered.exception, UsageError)
-    assert "give --yes" in str(unanswered.exception)
+    assert "pass --yes" in str(unanswered.exception)
     assert f"was deleted, with 0 documents.\nIts pipelines were deleted: {made}-search." in run("drop", "--yes").stdout
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from sparse_ingest.cluster import indexes
+from sparse_ingest.cluster import aliases, indexes
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.errors import ClusterError, UsageError
 
@@ -91,7 +91,7 @@ def test_a_data_stream_is_refused(client: Client, index_name: str) -> None:
         with pytest.raises(UsageError, match="is a data stream"):
             indexes.find_index(client, f"{index_name}-stream")
         with pytest.raises(UsageError, match="is a data stream"):
-            indexes.served_by(client, f"{index_name}-stream")
+            aliases.served_by(client, f"{index_name}-stream")
     finally:
         client.call("DELETE", f"/_data_stream/{index_name}-stream")
         client.call("DELETE", template)

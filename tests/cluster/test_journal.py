@@ -48,7 +48,7 @@ def test_finished_shards_and_dead_letters_come_back(tmp_path: Path, journal: Jou
 def test_a_torn_line_is_ignored_and_cut_before_the_next(journal: Journal) -> None:
     load(journal, 0, 3, DEAD)
     for path in (journal.dead_path, journal.dead_path.with_name("journal.jsonl")):
-        with path.open("ab") as file:
+        with path.open("ab") as file:  # type: ignore[call-arg]
             file.write(b'{"shard": 1, "ro')
     assert list(journal.finished()) == [0]
     assert list(journal.dead()) == DEAD

@@ -84,7 +84,7 @@ def test_what_is_counted_beside_the_tokens_is_said_with_the_way_out() -> None:
 
 
 def test_a_server_takes_as_many_clauses_as_are_let_through_and_few_more(client: Client, index_name: str) -> None:
-    """Its own border lies one or two clauses higher, by how Lucene flattens the query."""
+    """Its own border is one or two clauses higher, by how Lucene flattens the query."""
     properties = {"sparse": {"type": "rank_features"}, "tag": {"type": "keyword"}}
     properties |= {"title": {"type": "text"}, "text": {"type": "text"}}
     settings = {"number_of_shards": 1, "number_of_replicas": 0}

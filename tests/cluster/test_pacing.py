@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from sparse_ingest.cluster.pacing import Pace
+from sparse_ingest.cluster.pacing import Attempt, Pace
 
 MB = 1 << 20
 
@@ -44,10 +44,10 @@ class Server:
 def run(pace: Pace, server: Server, seconds: float, start_s: float = 0.0) -> tuple[list[int], int]:
     """Send for so long; how many were in flight at each answer, and the bytes that were taken."""
     now_s, taken, seen = start_s, 0, []
-    underway: list[tuple[float, int, object]] = []
+    in_flight: list[tuple[float, int, Attempt]] = []
     number = 0
     while now_s < start_s + seconds:
-        while len(underway) < pace.in_flight:
+        while len(in_flight) < pace.in_flight:
             size = pace.max_bytes()
             attempt = pace.begin(size, size // 2000, now_s)
             answer_s = server.answer_s(size, now_s)
@@ -56,11 +56,11 @@ def run(pace: Pace, server: Server, seconds: float, start_s: float = 0.0) -> tup
                 now_s += 0.05
                 continue
             number += 1
-            heapq.heappush(underway, (answer_s, number, attempt))
-        now_s, _, attempt = heapq.heappop(underway)
-        pace.answered(attempt, now_s)  # type: ignore[arg-type]
-        taken += attempt.size  # type: ignore[attr-defined]
-        seen.append(len(underway) + 1)
+            heapq.heappush(in_flight, (answer_s, number, attempt))
+        now_s, _, attempt = heapq.heappop(in_flight)
+        pace.answered(attempt, now_s)
+        taken += attempt.size
+        seen.append(len(in_flight) + 1)
     return seen, taken
 
 

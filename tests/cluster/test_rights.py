@@ -33,6 +33,7 @@ NEEDED = {
     "PUT /I/_mapping": "indices:admin/mapping/put",
     "PUT /I/_settings": "indices:admin/settings/update",
     "POST /_aliases": "indices:admin/aliases",
+    "POST /I/_alias/I": "indices:admin/aliases",
     "POST /I/_bulk": "indices:data/write/bulk",
     "POST /I/_refresh": "indices:admin/refresh",
     "POST /I/_flush": "indices:admin/flush",

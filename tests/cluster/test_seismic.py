@@ -172,7 +172,7 @@ def test_a_search_names_tokens_and_scores_by_the_rule_of_the_segment(
         stored = stored_bytes(kept, CEILING) * CEILING / 255
         weights = stored_bytes(np.array([2.2, 1.1]), CEILING_SEARCH) * CEILING_SEARCH / 255
     else:
-        stored, weights = stored_weights(kept), np.array([2.2, 1.1])
+        stored, weights = stored_weights(kept).astype(np.float64), np.array([2.2, 1.1])
     assert [term.document_weight for term in hits[0].terms] == pytest.approx(stored.tolist(), rel=1e-6)
     assert hits[0].score == pytest.approx(float(weights @ stored), rel=1e-6)
     assert sum(term.contribution for term in hits[0].terms) == pytest.approx(hits[0].score, rel=1e-6)

@@ -134,14 +134,14 @@ def test_a_load_goes_on_when_the_primaries_are_started(opensearch_url: str, inde
 
         def note(self, message: str) -> None:
             self.notes.append(message)
-            client.call("PUT", f"/{index_name}/_settings", {"index.routing.allocation.require.box": None})
+            connected.call("PUT", f"/{index_name}/_settings", {"index.routing.allocation.require.box": None})
 
-    with closing(connect(Connection(opensearch_url), reporter=Freeing())) as client:
+    with closing(connect(Connection(opensearch_url), reporter=Freeing())) as connected:
         settings = {"index.routing.allocation.require.box": "hot"}
-        client.call("PUT", f"/{index_name}", {"settings": settings}, params={"wait_for_active_shards": "0"})
-        index = indexes.find_index(client, index_name)
+        connected.call("PUT", f"/{index_name}", {"settings": settings}, params={"wait_for_active_shards": "0"})
+        index = indexes.find_index(connected, index_name)
         assert index is not None
-        settling.wait_for_primaries(client, index, Retries())
+        settling.wait_for_primaries(connected, index, Retries())
     assert len(Freeing.notes) == 1
     assert "is not allocated" in Freeing.notes[0]
 

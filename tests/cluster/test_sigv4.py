@@ -234,7 +234,7 @@ def test_a_missing_root_is_excused_only_at_serverless(opensearch_url: str) -> No
 
 
 def test_an_index_without_uuid_is_one_sentence(opensearch_url: str, tmp_path: Path) -> None:
-    """Nobody here could ask Serverless whether its indexes have one."""
+    """Whether indexes of Serverless have one was not tried."""
     answer = {"mine": {"aliases": {}, "mappings": {}, "settings": {"index": {"number_of_shards": "2"}}}}
     with secure_proxy(opensearch_url, check=lambda one: (200, answer) if one.path == "/mine" else (404, "")) as proxy:
         with pytest.raises(ClusterError, match="does not tell the UUID of index 'mine'"):

@@ -38,7 +38,7 @@ def test_each_token_is_in_one_of_the_phases(kind: str, ratio: float, first: str)
 
 
 def test_the_border_is_computed_in_float32() -> None:
-    """0.1 times 3 as doubles lies above the float32 nearest to 0.3; the server compares float32 values."""
+    """0.1 times 3 as doubles is above the float32 nearest to 0.3; the server compares float32 values."""
     third = 0.30000001192092896
     assert list(two_phase_split({"a": 3.0, "b": third}, {"prune_ratio": 0.1})[0]) == ["a", "b"]
 

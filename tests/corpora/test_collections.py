@@ -1,4 +1,4 @@
-"""Queries and judgements: every layout, and errors with file, line and reason."""
+"""Queries and judgments: every layout, and errors with file, line and reason."""
 
 import gzip
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_a_bad_query_is_an_error_with_file_and_line(tmp_path, name, content, rea
         ("test.tsv.gz", "q 1\t7\t2\nq 1\t7\t2\nq 1\t8\t0\n"),
     ],
 )
-def test_judgements_are_read_in_every_layout(tmp_path, name, content):
+def test_judgments_are_read_in_every_layout(tmp_path, name, content):
     assert read_qrels(write(tmp_path / name, content)) == {"q 1": {"7": 2, "8": 0}}
 
 
@@ -90,7 +90,7 @@ def test_trec_columns_may_be_parted_by_blanks(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "content"), [("qrels/test.tsv", "q 1\t7\t2\n"), ("qrels.jsonl", JSON_QRELS)])
-def test_a_folder_stands_for_its_judgements(tmp_path, name, content):
+def test_a_folder_stands_for_its_judgments(tmp_path, name, content):
     write(tmp_path / name, content)
     assert read_qrels(tmp_path)["q 1"]["7"] == 2
 
@@ -113,7 +113,7 @@ def test_a_folder_stands_for_its_judgements(tmp_path, name, content):
         ),
     ],
 )
-def test_a_bad_judgement_is_an_error_with_file_and_line(tmp_path, name, content, reason):
+def test_a_bad_judgment_is_an_error_with_file_and_line(tmp_path, name, content, reason):
     path = write(tmp_path / name, content)
     with pytest.raises(CorpusError) as error:
         read_qrels(path)
@@ -131,10 +131,10 @@ def test_what_is_not_there_is_named(tmp_path):
 
 
 @in_shared
-@pytest.mark.parametrize(("name", "queries", "judgements"), [("cranfield", 225, 1837), ("limit-small", 1000, 2000)])
-def test_shared_collections_are_read_whole(name, queries, judgements):
+@pytest.mark.parametrize(("name", "queries", "judgments"), [("cranfield", 225, 1837), ("limit-small", 1000, 2000)])
+def test_shared_collections_are_read_whole(name, queries, judgments):
     assert len(list(read_queries(SHARED / name))) == queries
-    assert sum(map(len, read_qrels(SHARED / name).values())) == judgements
+    assert sum(map(len, read_qrels(SHARED / name).values())) == judgments
 
 
 # Tables in columns, and MTEB's folders
@@ -146,14 +146,14 @@ def write_table(path: Path, columns: dict[str, list]) -> Path:
     return path
 
 
-def test_an_mteb_folder_of_parquet_is_a_corpus_queries_and_judgements(tmp_path):
+def test_an_mteb_folder_of_parquet_is_a_corpus_queries_and_judgments(tmp_path):
     for shard, doc_id in enumerate(("b", "a")):
         columns = {"_id": [doc_id], "title": [""], "text": [f"text of {doc_id}"]}
         write_table(tmp_path / "corpus" / f"test-0000{shard}-of-00002.parquet", columns)
     write_table(tmp_path / "queries" / "test-00000-of-00001.parquet", {"_id": [1, 2], "text": ["x", "y"]})
-    judgements = {"query-id": [1, 2], "corpus-id": ["a", "b"], "score": [2.0, 0.0]}
-    write_table(tmp_path / "qrels" / "test-00000-of-00001.parquet", judgements)
-    write_table(tmp_path / "qrels" / "train-00000-of-00001.parquet", {**judgements, "score": [1, 1]})
+    judgments = {"query-id": [1, 2], "corpus-id": ["a", "b"], "score": [2.0, 0.0]}
+    write_table(tmp_path / "qrels" / "test-00000-of-00001.parquet", judgments)
+    write_table(tmp_path / "qrels" / "train-00000-of-00001.parquet", {**judgments, "score": [1, 1]})
     write(tmp_path / "README.md", "a card")
     rows = open_corpus([str(tmp_path)], fields=FieldNames()).rows()
     assert [row.document.id for row, _ in rows] == ["b", "a"]
@@ -161,7 +161,7 @@ def test_an_mteb_folder_of_parquet_is_a_corpus_queries_and_judgements(tmp_path):
     assert read_qrels(tmp_path) == {"1": {"a": 2}, "2": {"b": 0}}
 
 
-def test_queries_and_judgements_may_be_csv(tmp_path):
+def test_queries_and_judgments_may_be_csv(tmp_path):
     queries = write(tmp_path / "q.csv", 'id,text\n01,"a, b"\n')
     assert list(read_queries(queries)) == [Query("01", "a, b")]
     assert read_qrels(write(tmp_path / "j.csv", "query-id,corpus-id,score\n01,d,1\n")) == {"01": {"d": 1}}

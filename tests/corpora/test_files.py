@@ -239,7 +239,7 @@ def test_a_bad_line_gives_one_sentence_and_the_rows_around_it_stay(tmp_path, nam
     assert (bad.row, bad.file, bad.line, bad.document) == (1, path.name, 2, None)
     assert reason in bad.reason
     assert "\n" not in bad.reason and len(bad.reason.encode()) < 300
-    advice = "Mend it, or leave it out with --on-bad-document skip."
+    advice = "Fix it, or pass --on-bad-document skip."
     assert str(bad_document(bad)) == f"{path.name} line 2: {bad.reason}. {advice}"
 
 

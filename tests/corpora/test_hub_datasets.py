@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.loopback_hub import TOKEN, begin, ended, loopback_hub
+from support.stores import web_server
 
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
@@ -177,6 +178,17 @@ def test_what_is_wrong_is_one_sentence(spec: str, fields: dict, said: str, folde
     with pytest.raises(CorpusError) as raised:
         list(corpus_of(f"hf:{tmp_path}/{spec}", keep=(), **fields).rows())
     assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("path", ["{}/else.jsonl", "../else.jsonl", "file://{}/else.jsonl", "{url}/else.jsonl"])
+def test_a_folder_names_no_data_files_elsewhere(path: str, tmp_path: Path) -> None:
+    (tmp_path / "else.jsonl").write_text('{"_id": "1", "text": "of another folder"}\n')
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    with web_server(tmp_path) as url, pytest.raises(CorpusError, match="names the data file .*, which is elsewhere"):
+        files = json.dumps([{"split": "train", "path": path.format(tmp_path, url=url)}])
+        (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {files}\n---\n")
+        open_corpus([f"hf:{folder}"], fields=FieldNames())
 
 
 def test_a_broken_line_is_a_bad_row_that_names_its_file(lines: Path) -> None:

@@ -54,7 +54,7 @@ def polars(rows: list) -> object:
     return pytest.importorskip("polars").DataFrame(rows)
 
 
-KINDS: dict[str, Callable[[list], object]] = {
+KINDS: dict[str, Callable[[list], Any]] = {
     "list": list,
     "tuple": tuple,
     "generator": lambda rows: (row for row in rows),

@@ -2,13 +2,17 @@
 
 import json
 from json.encoder import encode_basestring
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_ingest.corpora import documents
+from sparse_ingest.corpora.collections import read_qrels, read_queries
 from sparse_ingest.corpora.documents import BadRow, FieldNames, document_of, json_object, needed_columns
+from sparse_ingest.corpora.files import open_corpus
+from sparse_ingest.errors import CorpusError
 
 numbers = st.one_of(
     st.integers(),
@@ -107,3 +111,38 @@ def test_needed_columns_are_those_of_documents_in_the_order_of_the_table() -> No
 
 def test_a_row_number_is_the_id_also_where_a_column_has_that_name() -> None:
     assert document_of({":row": "x", "text": "a"}, FieldNames(id=":row"), 7).id == "7"
+
+
+@pytest.mark.parametrize("levels", [101, 300, 700, 960, 1_000, 2_000, 200_000])
+@pytest.mark.parametrize(
+    "one", [("[", "", "]"), ('{"a":', "1", "}"), ('[{"a":', "1", "}]")], ids=["lists", "objects", "both"]
+)
+def test_a_row_that_is_nested_deeply_is_a_bad_row_with_its_line(
+    levels: int, one: tuple[str, str, str], tmp_path: Path
+) -> None:
+    begin, inner, end = one
+    deep = begin * levels + inner + end * levels
+    file = tmp_path / "corpus.jsonl"
+    file.write_text(f'{{"_id": "1", "text": "x"}}\n{{"_id": "2", "text": "x", "kept": {deep}}}\n')
+    (_, bad) = (row for row, _ in open_corpus([str(file)], fields=FieldNames(keep=("kept",))).rows())
+    assert bad.document is None and bad.place == "corpus.jsonl line 2" and "nested" in (bad.reason or "")
+    with pytest.raises(CorpusError, match="corpus.jsonl line 2.*nested"):
+        list(read_queries(file))
+    file.write_text(f'{{"query-id": "1", "corpus-id": "1", "score": 1}}\n{{"query-id": {deep}}}\n')
+    with pytest.raises(CorpusError, match="corpus.jsonl line 2.*nested"):
+        read_qrels(file)
+
+
+@pytest.mark.parametrize("value", ["5", "null", "[]", "{}", "true", "1e400", "9" * 5_000], ids=lambda value: value[:9])
+def test_values_of_another_kind_are_errors_with_their_line(value: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    for row, read in (
+        (f'{{"_id": "1", "text": {value}}}', read_queries),
+        (f'{{"query-id": {value if value != "5" else "null"}, "corpus-id": "1", "score": 1}}', read_qrels),
+        (f'{{"query-id": "1", "corpus-id": "1", "score": {value if value != "5" else "0.5"}}}', read_qrels),
+        (value, read_queries),
+        (value, read_qrels),
+    ):
+        file.write_text(f"{row}\n")
+        with pytest.raises(CorpusError, match="rows.jsonl line 1"):
+            list(read(file))

@@ -116,8 +116,8 @@ def test_killed_after_a_change_the_next_load_finishes_and_puts_the_settings_back
         list(several.map(killed_after, numbers))
 
 
-# After the load's last change and the refresh of the proof: the note of the old index, the swap, the deletion.
-@pytest.mark.parametrize("numbers", [(12,), pytest.param((8, 9, 10, 11, 13), marks=pytest.mark.slow)])
+# After the load's last change, the refreshes of proof and counts: the notes in both indexes, the swap, the deletion.
+@pytest.mark.parametrize("numbers", [(14, 15), pytest.param((8, 9, 10, 11, 12, 13, 16), marks=pytest.mark.slow)])
 def test_killed_between_two_steps_of_a_swap_the_alias_serves_one_whole_index(
     client: Client, index_name: str, tmp_path: Path, numbers: tuple[int, ...]
 ) -> None:

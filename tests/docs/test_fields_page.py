@@ -1,4 +1,4 @@
-"""docs/fields.md is right about the types of values."""
+"""docs/guides/fields.md is right about the types of values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparse_ingest.cluster.field_types import Values
 
-PAGE = Path(__file__).parents[2] / "docs" / "fields.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "fields.md"
 
 
 def test_each_row_of_values_gets_the_type_beside_it() -> None:

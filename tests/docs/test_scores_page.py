@@ -1,4 +1,4 @@
-"""docs/scores.md says what a server really answers: each number on the page is asked for here."""
+"""docs/how-it-works/scores.md says what a server really answers: each number on the page is asked for here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparse_ingest.records import Query
 from sparse_ingest.searching.index_search import rank_index, rank_words, search_index
 from sparse_ingest.searching.query import query_weights
 
-PAGE = Path(__file__).parents[2] / "docs" / "scores.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-it-works" / "scores.md"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def client(opensearch_url: str) -> Iterator[Client]:
 def says(*rows: str) -> None:
     page = " ".join(PAGE.read_text().split())
     for row in rows:
-        assert row in page, f"docs/scores.md should say: {row}"
+        assert row in page, f"docs/how-it-works/scores.md should say: {row}"
 
 
 def fill(client: Client, index: str, documents: dict[str, dict[str, Any]], field: dict[str, Any] | None = None) -> None:

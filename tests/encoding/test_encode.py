@@ -246,7 +246,7 @@ def test_an_id_in_two_shards_stops_with_both_places(encode, tmp_path: Path) -> N
     first, second = write(tmp_path / "a.jsonl", ROWS), write(tmp_path / "b.jsonl", [{"_id": "d5", "text": "again"}])
     answer = encode(specs=(first, second))
     assert answer.code == 1
-    assert 'The id "d5" stands twice: a.jsonl line 6 and b.jsonl line 1.' in answer.err
+    assert 'Duplicate id "d5": a.jsonl line 6 and b.jsonl line 1.' in answer.err
     run = open_run(tmp_path / "run")
     assert run.complete() is None and len(run.done_shards()) == 3
     # The same run goes on with the other choice, and keeps the first one.
@@ -263,7 +263,9 @@ def test_an_id_that_repeats_within_a_shard_is_a_bad_document(encode, tmp_path: P
 
 
 def test_a_corpus_of_bad_documents_alone_is_a_run_of_none(encode, tmp_path: Path) -> None:
-    answer = encode("--on-bad-document", "skip", "--json", specs=(write(tmp_path / "all-bad.jsonl", ["{"] * 9),))
+    answer = encode(
+        "--on-bad-document", "skip", "--allow-empty", "--json", specs=(write(tmp_path / "all-bad.jsonl", ["{"] * 9),)
+    )
     assert answer.code == 3 and json.loads(answer.out)["rows"] == 0
     assert [record["rows"] for record in lasting(open_run(tmp_path / "run"))] == [0, 0]
 
@@ -340,7 +342,7 @@ def test_duplicates_in_standard_input_are_named_and_left_out(encode, tmp_path: P
             return encode(*options, specs=("-",))
 
     answer = piped()
-    assert answer.code == 1 and 'The id "d2" stands twice: - row 3 and - row 21.' in answer.err
+    assert answer.code == 1 and 'Duplicate id "d2": - row 3 and - row 21.' in answer.err
     assert piped("--on-bad-document", "skip").code == 3
     run = open_run(tmp_path / "run")
     assert (run.complete() or {})["rows"] == 20 and [row.line for row in run.skipped(2)] == [21]
@@ -564,7 +566,7 @@ def test_a_shard_is_locked_while_duplicates_leave_it(encode, tmp_path, monkeypat
     """Else a process that comes now finds it missing, and both write the same file."""
     from sparse_ingest.encoding import duplicates
 
-    replaced, remove = [], duplicates.remove_rows
+    replaced, remove = [], duplicates.remove_rows  # type: ignore[attr-defined]
 
     def watched(run: Run, shard: int, rows: dict, **less: dict) -> None:
         with open_run(run.path).lock(f"part-{shard:05d}") as free:

@@ -268,7 +268,7 @@ def test_the_seconds_of_each_stage_are_kept_and_summed(encode, tmp_path: Path) -
     for seconds in records:
         assert list(seconds) == ["read", "tokenise", "encode", "write", "wall"]
         assert all(0 < seconds[stage] < seconds["wall"] for stage in ("encode", "write")), seconds
-    # A shard of an earlier release, which read, tokenised and computed by turns.
+    # A shard of an earlier release, which read, tokenized and computed by turns.
     run.mark_done(0, {**(run.done(0) or {}), "seconds": {"read": 30.0, "encode": 40.0, "write": 5.0}})
     found = json.loads(command("status", run.path, "--json").out)["seconds"]
     assert found.keys() == records[0].keys() and found["read"] >= 30 and found["wall"] < 10

@@ -193,7 +193,7 @@ def test_a_process_ends_where_ctrl_c_is_ignored_as_in_the_background_of_a_shell(
 
 
 class Broken(corpora.Corpus):
-    """A corpus on which a process fails as nobody expects."""
+    """A corpus on which a process fails in an unexpected way."""
 
     def rows(self, start: corpora.Position = corpora.START) -> Any:
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more")

@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -223,7 +224,7 @@ def test_a_stride_or_a_prompt_that_leaves_out_text_is_refused(models: dict[str, 
 
 # Runs
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"_id": "short", "title": "The river", "text": "stone 'x' \"é\"", "year": 7},
     {"_id": "long", "title": "Water (fire)", "text": LONG, "year": 8},
     {"_id": "empty", "text": ""},
@@ -283,7 +284,7 @@ def test_a_document_becomes_its_passages(encode, tmp_path: Path, models: dict[st
         assert {found[key][0] for key in mine} == {row}
         carried = [found[key][1] for key in mine]
         assert "".join(fields.pop("text") for fields in carried) == text
-        kept = {key: source[key] for key in ("title", "year") if key in source}
+        kept: dict[str, Any] = {key: source[key] for key in ("title", "year") if key in source}
         assert all(fields == {**kept, "parent": source["_id"]} for fields in carried)
     assert list(found) == [key for row in range(len(ROWS)) for key in found if found[key][0] == row]
     vectors = encoder.encode([ROWS[1]["title"] + " " + LONG]).vectors
@@ -336,7 +337,7 @@ def test_an_id_that_its_suffix_makes_too_long_is_a_bad_document(encode, tmp_path
 def test_all_passages_of_a_repeated_document_leave_its_shard(encode, tmp_path: Path) -> None:
     rows = [*ROWS, {"_id": "long", "text": LONG + LONG}, {"_id": "last", "text": LONG}]
     answer = encode("passages", rows=rows)
-    assert answer.code == 1 and 'The id "long" stands twice: run.jsonl line 2 and run.jsonl line 25.' in answer.err
+    assert answer.code == 1 and 'Duplicate id "long": run.jsonl line 2 and run.jsonl line 25.' in answer.err
     assert encode("passages", "--on-bad-document", "skip", rows=rows).code == 3
     run = open_run(tmp_path / "run")
     assert [(row.row, row.reason) for row in run.skipped(4)] == [(24, 'duplicate id "long": first at run.jsonl line 2')]

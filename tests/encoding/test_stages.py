@@ -144,7 +144,7 @@ def test_overlap_changes_no_byte(options: tuple, encode, tmp_path: Path, monkeyp
 
 
 def test_what_is_read_ahead_is_bounded(encode, monkeypatch) -> None:
-    """While a row group is written, at most three windows lie between it and the corpus."""
+    """While a row group is written, at most three windows are between it and the corpus."""
     read, written, most = 0, 0, 0
     true_read, true_write = parts.ShardMaker._read, pq.ParquetWriter.write_batch
 
@@ -156,7 +156,7 @@ def test_what_is_read_ahead_is_bounded(encode, monkeypatch) -> None:
 
     def write_batch(self, *arguments, **named):
         nonlocal written, most
-        time.sleep(0.02)  # all that can be read is read meanwhile
+        time.sleep(0.02)  # all that can be read is read in this time
         written += 1
         most = max(most, read - written)
         return true_write(self, *arguments, **named)

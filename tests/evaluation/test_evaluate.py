@@ -39,7 +39,7 @@ FIELDS_OF_PASSAGES = {
     name: {"parent": name.partition("#")[0], "title": "", "text": "how to catch it" if name == "first#0" else "else"}
     for name in PASSAGES
 }
-# catch finds first; exception finds second, first; zebra nothing; nobody judged an.
+# catch finds first; exception finds second, first; zebra nothing; "an" is not judged.
 QUERIES = {"1": "catch", "2": "exception", "3": "zebra", "4": "an"}
 QRELS = {("1", "first"): 1, ("2", "first"): 1, ("3", "third"): 1}
 
@@ -145,7 +145,7 @@ def test_queries_and_judgements_may_be_files_and_those_without_the_other_are_tol
         "evaluate", "--queries", collection / "queries.jsonl", "--qrels", tmp_path / "more.tsv", "--run", run_path
     )
     assert answer.code == 0, answer.err
-    assert "1 of 4 queries have no judgement and are not asked" in caplog.text
+    assert "1 of 4 queries have no relevance judgments and are not asked" in caplog.text
     assert "1 of 4 judged queries are not in" in caplog.text
     whole = command("evaluate", "--queries", collection, "--run", run_path)
     assert answer.out.splitlines()[:2] == whole.out.splitlines()[:2]
@@ -209,7 +209,13 @@ def test_ids_with_blanks_leave_no_run_file_behind(tmp_path, model):
     folder = write_collection(tmp_path / "collection", {"1": "catch"}, {("1", "a b"): 1})
     (tmp_path / "found.txt").write_text("what was there before\n")
     said = refused(1, "--queries", folder, "--run", run.path, "--trec-run", tmp_path / "found.txt")
-    assert "'a b' holds a blank" in said
+    assert "The document id 'a b' cannot be in a TREC run file" in said
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": "a\nb", "text": "catch"}) + "\n")
+    judged = tmp_path / "qrels.jsonl"
+    judged.write_text(json.dumps({"query-id": "a\nb", "corpus-id": "a b", "score": 1}) + "\n")
+    asked = ("--queries", folder / "queries.jsonl", "--qrels", judged, "--run", run.path)
+    said = refused(1, *asked, "--trec-run", tmp_path / "found.txt")
+    assert r"The query id 'a\nb' cannot be in a TREC run file" in said
     assert (tmp_path / "found.txt").read_text() == "what was there before\n"
     assert not list(tmp_path.glob(".new-*"))
 
@@ -234,7 +240,7 @@ def test_another_model_than_the_runs_is_refused_unless_forced(run_path, collecti
         (2, ["--measure", "nDCG@0"], "cannot be computed"),
         (2, ["--concurrency", 2], "--concurrency is for --index"),
         (2, ["--device", "cpu"], "--device is for --nano-beir"),
-        (2, ["--trec-run", "no/such/folder/run.txt"], "there is no folder no/such/folder"),
+        (2, ["--trec-run", "no/such/folder/run.txt"], "the folder no/such/folder does not exist"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(code, options, words, run_path, collection):
@@ -251,10 +257,10 @@ def test_neither_queries_nor_a_place_to_search_is_a_usage_error(run_path, collec
 def test_judgements_for_other_queries_are_refused(run_path, collection, tmp_path):
     (tmp_path / "qrels.tsv").write_text("77 0 first 1\n")
     said = refused(1, "--queries", collection, "--qrels", tmp_path / "qrels.tsv", "--run", run_path)
-    assert "for no query there is: they name '77'" in said
+    assert "are for other queries: they name '77'" in said
     (tmp_path / "qrels.tsv").write_text("")
     said = refused(1, "--queries", collection, "--qrels", tmp_path / "qrels.tsv", "--run", run_path)
-    assert "holds no judgement" in said
+    assert "has no relevance judgments" in said
 
 
 def test_judgements_of_another_corpus_are_refused_and_of_a_larger_one_told(run_path, tmp_path, caplog):
@@ -301,7 +307,7 @@ def test_the_best_passage_of_a_document_stands_for_it(tmp_path, model, collectio
         ["1", "Q0", "first", "1"], ["2", "Q0", "second", "1"], ["2", "Q0", "first", "2"],
     ]  # fmt: skip
     assert exact["per_query"]["RR"] == {"1": 1.0, "2": 0.5, "3": 0.0}
-    assert "the best of each stands for it" in caplog.text
+    assert "the best passage counts for its document" in caplog.text
     load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
     found = evaluated(*options, "--index", index_name, "--url", opensearch_url)
     for key in (*DEFAULT_MEASURES, "per_query", "flops"):
@@ -314,4 +320,4 @@ def test_judgements_of_passages_are_taken_as_they_are(tmp_path, model, caplog):
     folder = write_collection(tmp_path / "of-passages", QUERIES, {("2", "second#6"): 1})
     # second#7 comes first.
     assert evaluated("--queries", folder, "--run", run.path)["RR"] == 0.5
-    assert "stands for it" not in caplog.text
+    assert "best passage counts" not in caplog.text

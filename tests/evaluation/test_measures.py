@@ -56,7 +56,7 @@ def test_every_measure_puts_the_larger_id_of_equal_scores_first():
         assert mean == {"RR": 1.0, "RR@10": 1.0, "P@1": 1.0, "Judged@1": 1.0}
 
 
-def test_a_query_that_finds_nothing_counts_as_zero_and_one_without_judgements_not_at_all():
+def test_a_query_that_finds_nothing_counts_as_zero_and_one_without_judgments_not_at_all():
     found = measure(
         [Found("a", ["x"], [1.0]), Found("b", [], []), Found("z", ["x"], [1.0])],
         {"a": {"x": 1}, "b": {"x": 1}, "never asked": {"x": 1}},
@@ -76,7 +76,7 @@ def test_a_measure_is_named_as_it_was_asked_for():
     [
         ("ndcg@10", "close to it: NDCG"),
         ("accuracy@1", "accuracy@k is Success@k"),
-        ("xyzxyz", "no measure of ir-measures. Names"),
+        ("xyzxyz", "is not a measure of ir-measures. Write names"),
         ("nDCG@x", "cut-off"),
         ("P", "cut-off"),
         ("nDCG(foo=1)@10", "parameters"),

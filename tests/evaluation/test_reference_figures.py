@@ -1,6 +1,6 @@
 """`evaluate` gives the relevance figures of sentence-transformers with trec_eval, to four decimals.
 
-The collections and the figures lie in shared/data, beside the checkout; without them the tests are skipped by name.
+The collections and the figures are in shared/data, beside the checkout; without them the tests are skipped by name.
 """
 
 from __future__ import annotations

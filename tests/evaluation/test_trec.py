@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -31,9 +32,16 @@ def test_scores_survive_the_file_bit_for_bit(tmp_path):
     assert [np.float32(ours["q1"][f"d{place}"]) for place in range(200)] == scores.tolist()
 
 
-def test_an_id_with_a_blank_is_refused_and_named():
-    with pytest.raises(CorpusError, match="'Geneva Durben' holds a blank"):
-        trec_lines(Found("q", ["a", "Geneva Durben"], [2.0, 1.0]))
+@pytest.mark.parametrize("wrong", ["Geneva Durben", "", "a\nb", "a\r", "\u2028a", "a\tb", "a\0b", " a", "a\u00a0b"])
+def test_what_such_a_file_cannot_hold_is_refused_and_named(wrong):
+    for kind, found, tag in (
+        ("document id", Found("q", ["a", wrong], [2.0, 1.0]), "t"),
+        ("query id", Found(wrong, ["a"], [1.0]), "t"),
+        ("query id", Found(wrong, [], []), "t"),
+        ("tag", Found("q", ["a"], [1.0]), wrong),
+    ):
+        with pytest.raises(CorpusError, match=re.escape(f"The {kind} {wrong!r} cannot be in a TREC run file")):
+            trec_lines(found, tag)
 
 
 def test_only_the_wanted_queries_are_kept(tmp_path):

@@ -121,7 +121,7 @@ def pipeline(folder: Path, kind: Kind) -> Pipeline:
 
 
 def loaded_at_last(proxy: FaultyProxy, run: Run, index: str, settings: Pipeline, **options: Any) -> LoadReport:
-    """Start `load` again until it ends well, as somebody does who reads what it says."""
+    """Start `load` again until it ends well, as a user does who reads what it says."""
     said: Counter[str] = Counter()
     connection = Connection(proxy.url)
     for start in range(STARTS):

@@ -1,6 +1,6 @@
 """The code of the hub tests, run on twins of the cards that a hub on loopback offers under the cards' own names.
 
-What the models themselves give is not tested here: nobody can without a hub.
+What the models themselves give is not tested here: that needs a hub.
 """
 
 from __future__ import annotations

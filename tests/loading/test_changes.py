@@ -113,9 +113,8 @@ def test_documents_that_were_refused_of_the_older_run_are_sent_again(
     body = tmp_path / "body.json"
     properties = {"sparse": {"type": "rank_features"}, "title": {"type": "integer", "ignore_malformed": False}}
     body.write_text(json.dumps({"mappings": {"dynamic": False, "properties": properties}}))
-    titles: dict[str, dict[str, object]] = {doc_id: {"title": 1} for doc_id in {**OLD, **NEW}} | {
-        "d5": {"title": "word"}
-    }
+    titles: dict[str, dict[str, object]] = {doc_id: {"title": 1} for doc_id in {**OLD, **NEW}}
+    titles["d5"] = {"title": "word"}
     old, new = made(tmp_path / "old", OLD, fields=titles), made(tmp_path / "new", NEW, fields=titles)
     assert into(client, index_name, old, pipeline=Pipeline(index=IndexSettings(body=str(body)))).refused == 1
     report = into(client, index_name, new, since=old.path, delete_missing=True)

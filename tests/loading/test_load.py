@@ -64,6 +64,14 @@ def test_the_same_load_again_sends_nothing(client: Client, index_name: str, run:
     assert proxy.bulk_sizes == []
 
 
+def test_ids_with_line_breaks_reach_the_index_as_they_are(client: Client, index_name: str, tmp_path: Path) -> None:
+    ids = {"a\nb", "\r\n", '\n{"delete":{"_id":"a"}}\n', "\u2028", "\t", "a\x1fb", "\x1b[2J", "\\n"}
+    run = make_run(tmp_path / "run", {doc_id: {"river": 1.0} for doc_id in sorted(ids)})
+    assert into(client, index_name, run).acknowledged == len(ids)
+    assert ids_in(client, index_name) == ids
+    assert verify(run, index=index_name, url=client.address, sample=None).ok
+
+
 def test_source_keep_leaves_the_vector_in_source(client: Client, index_name: str, run: Run) -> None:
     into(client, index_name, run, pipeline=Pipeline(index=IndexSettings(source="keep", field="v")))
     assert client.call("GET", f"/{index_name}/_doc/empty")["_source"]["v"] == {}
@@ -386,8 +394,8 @@ def test_dead_letters_are_sent_again_when_the_mapping_is_mended(
     assert loading.load.main(arguments, standalone_mode=False) == 3
     report = json.loads(capsys.readouterr().out)
     assert (report["retried"], report["refused"], report["acknowledged"]) == (2, 2, 3)
-    mended = {"properties": {"title": {"type": "integer", "ignore_malformed": True}}}
-    client.call("PUT", f"/{index_name}/_mapping", mended)
+    fixed = {"properties": {"title": {"type": "integer", "ignore_malformed": True}}}
+    client.call("PUT", f"/{index_name}/_mapping", fixed)
     assert loading.load.main(arguments, standalone_mode=False) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["retried"], report["refused"], report["acknowledged"], report["dead"]) == (2, 0, 5, None)

@@ -20,6 +20,8 @@ from sparse_ingest.loading.publish import PublishReport, publish, roll_back
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.run import Run
 
+OTHER = {f"new-{number}": {"river": 1.0 + number} for number in range(3)}
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
@@ -65,7 +67,7 @@ def test_the_alias_moves_from_run_to_run_and_the_old_index_stays_until_it_is_dro
 def test_back_to_the_old_index_in_one_step_and_forward_again(
     client: Client, index_name: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = make_run(tmp_path / "another", {"new": {"river": 1.0}})
+    other = make_run(tmp_path / "another", OTHER)
     for one in (run, other):
         assert command(client, one.path, "--alias", index_name) == 0
     shown = capsys.readouterr().out
@@ -77,7 +79,7 @@ def test_back_to_the_old_index_in_one_step_and_forward_again(
     assert json.loads(shown[shown.index("{") :])["serves"] == name_of(index_name, run)
     assert command(client, other.path, "--alias", index_name, "--drop-old", "--json") == 0
     report = json.loads(capsys.readouterr().out)
-    assert (report["moved"], report["dropped"], report["acknowledged"]) == (True, name_of(index_name, run), 1)
+    assert (report["moved"], report["dropped"], report["acknowledged"]) == (True, name_of(index_name, run), 3)
 
 
 def test_the_index_that_serves_is_not_tuned_and_not_replaced(client: Client, index_name: str, run: Run) -> None:
@@ -110,7 +112,7 @@ def test_default_pipelines_that_do_not_move_with_the_alias_are_told(
         assert f"Index '{old}' has default pipelines that '{name_of(index_name, run)}' lacks" in told
         client.call("PUT", f"/{name_of(index_name, run)}/_settings", pipeline)
         assert told.endswith(f"PUT /{name_of(index_name, run)}/_settings {json.dumps(pipeline)}")
-        other = make_run(tmp_path / "other", {"new": {"river": 1.0}})
+        other = make_run(tmp_path / "other", OTHER)
         body = tmp_path / "body.json"
         mapped = {"properties": {"sparse": {"type": "rank_features"}}}
         body.write_text(json.dumps({"settings": pipeline, "mappings": mapped}))
@@ -180,7 +182,7 @@ def test_an_index_that_serves_elsewhere_too_is_not_dropped(
     old = name_of(index_name, run)
     add = {"add": {"index": old, "alias": f"{index_name}-archive"}}
     client.call("POST", "/_aliases", {"actions": [add]})
-    other, recorder = make_run(tmp_path / "other", {"new": {"river": 1.0}}), Recorder()
+    other, recorder = make_run(tmp_path / "other", OTHER), Recorder()
     report = serve(client, index_name, other, drop_old=True, progress=recorder)
     assert (report.previous, report.dropped) == (old, None)
     assert recorder.notes[-1] == f"Index {old!r} was not dropped: it serves {index_name}-archive."

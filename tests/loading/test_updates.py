@@ -1,4 +1,4 @@
-"""`--update`: vectors added to documents that somebody else made, against the real server."""
+"""`--update`: vectors added to documents of another client, against the real server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def new(tmp_path: Path) -> Run:
 
 
 def theirs(client: Client, index: str, **mappings: Any) -> None:
-    """An index that somebody else made, with the documents of OLD and no vectors."""
+    """An index of another client, with the documents of OLD and no vectors."""
     mappings.setdefault("properties", {"title": {"type": "text"}})
     client.call("PUT", f"/{index}", {"mappings": mappings})
     lines = [line for doc_id in OLD for line in ({"index": {"_id": doc_id}}, {"title": f"Their {doc_id}"})]

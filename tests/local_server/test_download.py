@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pwd
 import re
 import shutil
@@ -136,6 +137,10 @@ def test_a_half_unpacked_or_damaged_distribution_is_unpacked_again(
     assert (folder / "plugins" / "neural-search" / "plugin-descriptor.properties").is_file()
     assert not (folder / "modules" / "analysis-common").exists()
     assert download.bytes_to_download() == 0
+
+    (folder / download.CONTENTS).write_text('["lib"]')
+    download.ensure_distribution(SILENT)
+    assert json.loads((folder / download.CONTENTS).read_text())[f"lib/opensearch-{OPENSEARCH_VERSION}.jar"]
 
     lost = folder / "lib" / f"opensearch-{OPENSEARCH_VERSION}.jar"
     lost.unlink()

@@ -12,6 +12,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -114,6 +115,32 @@ def test_it_answers_neural_sparse_on_rank_features(running: Running) -> None:
     request(f"{running.url}/neural", method="DELETE")
 
 
+@pytest.mark.parametrize("origin", ["http://evil.example", "https://evil.example:9200", "null", "http://localhost"])
+def test_a_page_in_a_browser_changes_nothing(running: Running, origin: str) -> None:
+    request(f"{running.url}/visited/_doc/1?refresh=true", {"a": 1}, "PUT")
+    # What a browser sends for a page without asking the server first: POST of a form, of plain text, of nothing.
+    for target, kind, body in (
+        ("_delete_by_query?q=*", "text/plain", b""),
+        ("_delete_by_query?q=*", "application/x-www-form-urlencoded", b""),
+        ("_delete_by_query", "text/plain", b'{"query":{"match_all":{}}}'),
+        ("_delete_by_query?source_content_type=application/json&source=%7B%22query%22%3A%7B%22match_all%22%3A%7B%7D%7D%7D",
+         "text/plain", b""),
+        ("_close", "text/plain", b""),
+        ("_search?q=*", "text/plain", b""),
+    ):  # fmt: skip
+        headers = {"Origin": origin, "Content-Type": kind, "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
+        sent = urllib.request.Request(f"{running.url}/visited/{target}", body, headers, method="POST")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(sent, timeout=30)
+        assert refused.value.code == 403
+    asked = {"Origin": origin, "Access-Control-Request-Method": "DELETE"}
+    sent = urllib.request.Request(f"{running.url}/visited", headers=asked, method="OPTIONS")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(sent, timeout=30)
+    assert request(f"{running.url}/visited/_count")["count"] == 1
+    request(f"{running.url}/visited", method="DELETE")
+
+
 def test_start_again_is_success_and_leaves_the_server_as_it_is(running: Running) -> None:
     for data in (None, running.data):
         again = process.start(running.port, data=data)
@@ -170,7 +197,7 @@ def test_data_stays_a_stale_record_is_repaired_and_starts_at_once_make_one_serve
     assert process.stop() is None
 
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as stranger:
-        # The pid of the record now belongs to somebody else.
+        # The pid of the record now belongs to another process.
         record_of(running.port).write_text(json.dumps({**json.loads(record), "pid": stranger.pid}))
         programs = [start_program(running.home, running.port, running.data) for _ in range(2)]
         answers = [program.communicate(timeout=150) for program in programs]
@@ -212,11 +239,29 @@ def test_a_record_whose_process_ended_counts_as_none(stand_in: Callable[[int], I
     assert process.instances() == []
 
 
-@pytest.mark.parametrize("record", ["", "{}", "[]", '{"pid": 1}'])
+@pytest.mark.parametrize("record", ["", "{}", "[]", '{"pid": 1}', "\0", "[" * 200_000])
 def test_a_damaged_record_counts_as_none(stand_in: Callable[[int], Instance], record: str) -> None:
     stand_in(9_201)
     record_of(9_201).write_text(record)
     assert process.instances() == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"pid": value} for value in ("1", None, -1, 0, 1 << 70, 1.5)]
+    + [{"port": "9201"}, {"port": 9_202}, {"data": 5}, {"log": None}, {"token": 7}, {"url": []}, {"heap": {}}],
+    ids=str,
+)
+def test_a_record_with_a_value_of_another_kind_counts_as_none(
+    stand_in: Callable[[int], Instance], changes: dict[str, object]
+) -> None:
+    stand_in(9_201)
+    content = json.loads(record_of(9_201).read_text())
+    assert process.instances() != []
+    record_of(9_201).write_text(json.dumps({**content, **changes}))
+    assert process.instances() == []
+    shown = CliRunner().invoke(server, ["status"])
+    assert (shown.exit_code, shown.stdout) == (0, "No local server of ours is running\n")
 
 
 def test_stop_never_ends_a_process_that_reused_the_pid(stand_in: Callable[[int], Instance]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import struct
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -239,8 +240,8 @@ def test_an_llvm_that_is_too_old_is_left_with_a_note(parts, monkeypatch, caplog)
     ],
 )
 def test_which_instructions_multiply(monkeypatch, amx, tiles, dtype, width, expected) -> None:
-    monkeypatch.setattr(cpu_kernel.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(cpu_kernel.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(cpu_kernel, "has_amx", lambda: amx)
     monkeypatch.setattr(cpu_kernel, "_may_use_tiles", lambda: tiles)
     for name in ("has_vnni", "has_avx512_bfloat16"):
@@ -253,7 +254,7 @@ def test_other_systems_and_forbidden_instructions_have_none(monkeypatch) -> None
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
         assert instructions_for(torch.int8, 128) is instructions_for(torch.bfloat16, 128) is None
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
-    monkeypatch.setattr(cpu_kernel.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert instructions_for(torch.int8, 128) is None
 
 

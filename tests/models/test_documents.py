@@ -281,7 +281,7 @@ def test_a_device_of_no_known_form_is_named(asked: str) -> None:
         choose_device(asked)
 
 
-def test_long_texts_are_tokenised_a_few_at_a_time() -> None:
+def test_long_texts_are_tokenized_a_few_at_a_time() -> None:
     from sparse_ingest.models.tokenizer import Tokenizer as OurTokenizer
 
     tokenizer = OurTokenizer

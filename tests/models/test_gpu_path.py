@@ -70,7 +70,7 @@ def test_attention_is_one_call_whatever_this_torch_can_split(
         return latest(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
 
     monkeypatch.setattr(varlen, "varlen_attn", as_in_torch_2_11)
-    maker.body.hidden([np.arange(1, 1 + length) for length in (9, 5, 3)], 0)
+    maker.body.hidden([np.arange(1, 1 + length, dtype=np.int32) for length in (9, 5, 3)], 0)
     assert calls == [9] * maker.body._model.config.num_hidden_layers
 
 
@@ -80,7 +80,7 @@ def test_terms_are_compacted_without_waiting(
 ) -> None:
     copied: list[torch.Tensor] = []
     monkeypatch.setattr(compaction, "_copied", lambda tensor: copied.append(tensor) or (tensor, None))
-    weights, dropped = maker._weights([np.arange(1, 1 + len(text)) % 20 for text in TEXTS if text])
+    weights, dropped = maker._weights([np.arange(1, 1 + len(text), dtype=np.int32) % 20 for text in TEXTS if text])
     Transfer(logarithm(weights, "relu"), rules, dropped)
     [tensor] = copied
     documents = len(weights)

@@ -64,7 +64,7 @@ def test_sums_of_whole_numbers_are_exact(width: int) -> None:
 
 @needs_vnni
 def test_a_document_has_a_scale_of_its_own() -> None:
-    """A neighbour with hidden states a thousand times as large changes no bit of it."""
+    """A neighbor with hidden states a thousand times as large changes no bit of it."""
     rows, weight, bias = made((9, 6), 64, 700)
     head = Int8Head(weight, bias)
     alone = head(rows[9:], Packing((6,), CPU))
@@ -83,7 +83,7 @@ def test_whole_numbers_are_refused_where_they_are_slow(monkeypatch: pytest.Monke
     _, weight, bias = made((1,), 8, 8)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert not has_vnni()
-    with pytest.raises(UsageError, match="AVX512 VNNI .* Go on with a run of int8 on such a CPU"):
+    with pytest.raises(UsageError, match="AVX512 VNNI .* Continue an int8 run on such a CPU"):
         build_head(weight, bias, device=CPU, dtype=torch.float32, int8=True)
     with pytest.raises(UsageError, match="int8 is for CPUs, and the device is cuda:0"):
         build_head(weight, bias, device=torch.device("cuda:0"), dtype=torch.float32, int8=True)

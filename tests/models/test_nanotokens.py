@@ -110,10 +110,11 @@ def test_one_that_gives_other_tokens_later_ends_the_run(wordpiece: Any, monkeypa
     quick = build_nanotokens(wordpiece)
     assert quick
     some = ["fire and water"] * (COMPARED + 1)
+    assert isinstance(quick, partial)
     quick(some, None)
     # What a fault in nanotoken would look like: one more token than before for a text that is compared.
     wrong = partial(quick.func, *quick.args[:1], type(quick.args[1]).from_json(without_fire(wordpiece)))
-    with pytest.raises(OtherTokens, match="begins 'fire and water'.*uninstall nanotoken"):
+    with pytest.raises(OtherTokens, match="starts with 'fire and water'.*uninstall nanotoken"):
         wrong(some, None)
     with pytest.raises(OtherTokens):
         wrong(["water"] * COMPARED + ["fire"], 3)

@@ -1,4 +1,4 @@
-"""Where documents lie in packed rows, what attention sees of them, and which models are packed."""
+"""Where documents are in packed rows, what attention sees of them, and which models are packed."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Changed:
 class Wrong(Changed):
     """One whose operators compute something else."""
 
-    def _reorder_linear_weight(self, weight: torch.Tensor, rows: int) -> torch.Tensor:
+    def _reorder_linear_weight(self, weight: torch.Tensor, rows: int = 0) -> torch.Tensor:
         return weight
 
     def _linear_pointwise(self, rows, weight, *_) -> torch.Tensor:

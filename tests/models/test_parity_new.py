@@ -74,9 +74,9 @@ def logits(folder: Path, token_ids: list[int]) -> torch.Tensor:
         return torch.nn.functional.linear(states, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
     def norm(name: str, states: torch.Tensor) -> torch.Tensor:
-        centred = states - states.mean(-1, keepdim=True)
-        scale = (centred.square().mean(-1, keepdim=True) + config["layer_norm_eps"]).rsqrt()
-        return centred * scale * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+        centered = states - states.mean(-1, keepdim=True)
+        scale = (centered.square().mean(-1, keepdim=True) + config["layer_norm_eps"]).rsqrt()
+        return centered * scale * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
     def gelu(states: torch.Tensor) -> torch.Tensor:
         return states * 0.5 * (1 + torch.erf(states / 2**0.5))
@@ -91,7 +91,7 @@ def logits(folder: Path, token_ids: list[int]) -> torch.Tensor:
         if config["pack_qkv"]:
             projected = linear(f"{at}.attention.qkv_proj", states).chunk(3, dim=-1)
         else:
-            projected = [linear(f"{at}.attention.{letter}_proj", states) for letter in "qkv"]
+            projected = tuple(linear(f"{at}.attention.{letter}_proj", states) for letter in "qkv")
         query, key, value = (part.view(len(token_ids), HEADS, -1).transpose(0, 1) for part in projected)
         query, key = turned(query, angles), turned(key, angles)
         scores = query @ key.transpose(1, 2) / (WIDTH / HEADS) ** 0.5
@@ -128,7 +128,7 @@ def test_separate_projections_follow_them_too(gte: dict[int, Path], tmp_path: Pa
 
 
 def test_scaling_changes_the_weights(gte: dict[int, Path], tmp_path: Path) -> None:
-    """So that the tests above cannot pass where nobody scales."""
+    """So that the tests above cannot pass without any scaling."""
     weights = [
         build_encoder(make_new(tmp_path / name, gte[0], rope_scaling=scaling)).encode(TEXTS).vectors.weights[:20]
         for name, scaling in SCALINGS.items()
@@ -174,7 +174,7 @@ def test_nothing_is_said_while_it_is_built(
 
 
 def test_frequencies_stay_exact_in_short_numbers(gte: dict[int, Path], tmp_path: Path) -> None:
-    """Rounded to bfloat16, far positions would lie elsewhere."""
+    """Rounded to bfloat16, far positions would be elsewhere."""
     folder = make_new(tmp_path / "new", gte[0], rope_scaling=SCALINGS["ntk"])
     rotary = build_encoder(folder, dtype="bfloat16").maker.body._model.gte.rotary_emb
     config = json.loads((folder / "config.json").read_text())

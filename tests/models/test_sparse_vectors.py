@@ -126,7 +126,7 @@ def test_the_repr_shows_the_shape_and_the_first_row(vectors: SparseVectors) -> N
 
 def test_arrays_that_do_not_fit_are_refused() -> None:
     ids, weights = np.array([1, 5], np.int32), np.array([1, 2], np.float32)
-    with pytest.raises(UsageError, match="indptr must begin with 0"):
+    with pytest.raises(UsageError, match="indptr must start with 0"):
         SparseVectors(np.array([0, 1]), ids, weights, VOCABULARY)
     with pytest.raises(UsageError, match="Token ids from 1 to 5, but the vocabulary has 5 tokens"):
         SparseVectors(np.array([0, 2]), ids, weights, VOCABULARY)

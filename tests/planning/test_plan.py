@@ -29,6 +29,7 @@ from sparse_ingest.pipeline import IndexSettings, Pipeline, changed, read_pipeli
 from sparse_ingest.planning import drawing, outputs
 from sparse_ingest.planning.plan import plan
 from sparse_ingest.planning.report import PlanReport
+from sparse_ingest.planning.rules import in_words
 from sparse_ingest.pruning import prune
 from sparse_ingest.runs.shards import read_shard_vectors
 from sparse_ingest.searching.index_search import rank_index
@@ -162,7 +163,7 @@ def _predicted(run: Any, rule: dict[str, Any]) -> int:
     return round(posting_bytes(counts, DOCUMENTS))
 
 
-def test_without_judgements_quality_is_what_is_found_of_the_truth(made: Made, unjudged: PlanReport) -> None:
+def test_without_judgments_quality_is_what_is_found_of_the_truth(made: Made, unjudged: PlanReport) -> None:
     (run, queries, _), report = made, unjudged
     assert (report.quality, report.full_quality) == ("overlap@10", 1.0)
     assert report.points[0].loss == 0 and report.points[0].overlap_100 == 1.0
@@ -277,7 +278,7 @@ def test_the_table_shows_ten_rows_with_the_choice_and_what_it_is_compared_with(
         assert [line.split()[3] for line in table if line.split()[:3] == ["all", "all", "exact"]] == ["0.00%"]
         starred = [line for line in table if line.startswith("* ")]
         assert len(starred) == (report.choice is not None)
-        assert report.choice is None or drawing.in_words(report.choice.point.documents) in starred[0]
+        assert report.choice is None or in_words(report.choice.point.documents) in starred[0]
 
 
 def test_what_is_said_of_no_choice_is_true(judged: PlanReport) -> None:
@@ -300,7 +301,7 @@ def test_the_chart_has_a_title_and_its_legend_beside_the_points(judged: PlanRepo
     ("queries", "qrels", "said"),
     [
         (5, None, "There are 5 queries with a weighted token; .* needs 10 or more"),
-        (40, {}, "There are 0 queries with judgements"),
+        (40, {}, "There are 0 queries with judgments"),
         (40, {f"q{number}": {"unknown": 1} for number in range(40)}, "belong to another corpus"),
     ],
 )

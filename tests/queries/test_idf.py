@@ -148,7 +148,7 @@ def test_a_file_that_is_there_stays_unless_forced(folder: Path, tmp_path: Path) 
     assert out.read_text() == "mine"
     counted(folder, spec, out, force=True)
     assert json.loads(out.read_bytes())["river"] == float32(idf.weight_of(1, 1))
-    with pytest.raises(UsageError, match="There is no folder"):
+    with pytest.raises(UsageError, match="does not exist"):
         counted(folder, spec, tmp_path / "nowhere" / "idf.json")
     with pytest.raises(UsageError, match="Name a file"):
         counted(folder, spec, tmp_path, force=True)

@@ -1,4 +1,4 @@
-"""Loads of runs that lie in a store or on the web, into the real server: journals, restarts, refused documents."""
+"""Loads of runs in a store or on the web, into the real server: journals, restarts, refused documents."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapt
 
 
 def signed(url: str, name: str) -> str:
-    return f"{url.replace('//', f'//me:{HIDDEN}@')}/{name}?{SIGNED}"
+    return f"{url.replace('//', f'//me:{HIDDEN}/a?b#c@d%@')}/{name}?{SIGNED}"
 
 
 def test_encode_tells_no_secret(said: Said, spoiled: FaultyStore, bucket: str, tmp_path: Path,
@@ -98,7 +98,7 @@ def test_loads_and_searches_tell_no_secret(
     said: Said, opensearch_url: str, index_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_run(tmp_path / "served" / "run")
-    server = ["--index", index_name, "--url", opensearch_url.replace("//", f"//me:{HIDDEN}@")]
+    server = ["--index", index_name, "--url", opensearch_url.replace("//", f"//me:12/{HIDDEN}/a?b#c@d%@")]
     with web_server(tmp_path / "served", token=HIDDEN) as url:
         run = signed(url, "run")
         said.command("status", run, "--json", code=0)
@@ -106,7 +106,7 @@ def test_loads_and_searches_tell_no_secret(
         assert Path(report["journal"], "journal.jsonl").is_relative_to(tmp_path / "here")
         said.command("verify", run, *server, "--all", "--json", code=0)
         said.command("load", run, *server, "--field", "other", code=1)
-        said.command("load", run, "--index", index_name, "--url", f"http://me:{HIDDEN}@127.0.0.1:9", code=1)
+        said.command("load", run, "--index", index_name, "--url", f"http://me:12/{HIDDEN}?x@127.0.0.1:9", code=1)
         said.command("load", signed(url, "none"), *server, code=1)
         (tmp_path / "served" / "run" / "shards" / "part-00000.parquet").write_bytes(b"damaged")
         said.command("verify", run, *server, "--all", code=1)

@@ -5,7 +5,7 @@
         --dtype float32 --device cpu
 
 Only the host was replaced in done/, and locks/ and tmp/ (empty) left out. frozen_expected.json was read by eye. When
-one of these tests fails, the format or an identity changed: do not make the files anew, mend the release.
+one of these tests fails, the format or an identity changed: do not write the files again, fix the release.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from sparse_ingest.records import SparseRows
 from sparse_ingest.runs import changes
 from sparse_ingest.runs.changes import ChangeCounts, Changes
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.shards import read_shard, shard_schema, shard_schema_of, take_rows, write_shard
+from sparse_ingest.runs.shards import ShardPart, read_shard, shard_schema, shard_schema_of, take_rows, write_shard
 
 IDS = [f"doc {place} é" for place in range(12)]
 VECTORS: list[dict[str, float]] = [{}, {"river": 1.0}, {"river": 1.5}, {"stone": 1.0}, {"river": 1.0, "stone": 0.5}]
@@ -155,7 +155,7 @@ def test_two_long_runs_are_merged_in_flat_memory(tmp_path: Path, monkeypatch: py
     for documents in (2_000, 20_000):
         runs = [plain_run(tmp_path / f"{name}{documents}", documents, seed) for seed, name in enumerate(("old", "new"))]
         tracemalloc.start()
-        found = Changes(*runs, tmp_path)
+        found = Changes(runs[0], runs[1], tmp_path)
         shown = [len(part.rows) for shard in runs[1].done_shards() for part in found.documents(shard)]
         gone = sum(1 for _ in found.missing_ids())
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -171,9 +171,7 @@ def plain_run(folder: Path, documents: int, seed: int) -> Run:
         ids = [str(seed + place) for place in range(first, first + 2000)]
         weights = np.full(8 * 2000, 1 + seed, dtype=np.float16)
         vectors = SparseRows(ids, np.arange(0, 8 * 2001, 8), np.tile(np.arange(8, dtype=np.uint16), 2000), weights)
-        part = changes.ShardPart(
-            np.arange(first, first + 2000, dtype=np.uint64), [b"t" * 16] * 2000, vectors, ["{}"] * 2000
-        )
+        part = ShardPart(np.arange(first, first + 2000, dtype=np.uint64), [b"t" * 16] * 2000, vectors, ["{}"] * 2000)
         path = run.shard_path(shard)
         write_shard([part], scratch=run.scratch_path("part"), target=path, schema=shard_schema(8, "float16"))
         run.mark_done(shard, {"rows": 2000})

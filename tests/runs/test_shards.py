@@ -54,7 +54,7 @@ def check_dropped(weights: np.ndarray) -> None:
     assert np.array_equal(index_bits(kept[normal]), index_bits(weights[normal]))
 
 
-def test_every_half_and_its_float32_neighbours() -> None:
+def test_every_half_and_its_float32_neighbors() -> None:
     halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16)
     exact = halves.astype(np.float32)
     assert np.array_equal(drop_bits(exact).view(np.uint16), halves.view(np.uint16))

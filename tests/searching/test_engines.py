@@ -44,7 +44,7 @@ class Made(NamedTuple):
     """The same documents in a run and in an index; `tags` by document."""
 
     run: Run
-    index: str
+    index: str  # type: ignore[assignment]
     tags: dict[str, str]
 
 
@@ -164,7 +164,7 @@ def test_a_body_can_stand_inside_a_larger_query(client: Client, made: Made) -> N
 
 
 def min_max(scores: dict[str, float]) -> dict[str, float]:
-    """The normalisation of the packaged pipeline; the worst hit is lifted to 0.001 by the server."""
+    """The normalization of the packaged pipeline; the worst hit is lifted to 0.001 by the server."""
     low, high = min(scores.values()), max(scores.values())
     return {doc_id: max(0.001, (score - low) / (high - low)) for doc_id, score in scores.items()}
 
@@ -295,7 +295,7 @@ def test_seismic_with_a_filter_fills_its_hits_with_matching_documents_only(clien
 
 
 def test_clusters_are_filtered_by_several_terms_and_by_parts_of_a_bool(client: Client, seismic_index: str) -> None:
-    """As they lie there such filters end in an error of the server: `terms` is written as a `term` a value."""
+    """As they are, such filters end in an error of the server: `terms` is written as a `term` a value."""
     engine = Engine("seismic", kind="sparse_vector")
     asked = {"1": 1.0, "2": 2.0}
     expected = ask(client, seismic_index, engine_body(asked, engine, size=30, filter=EVEN))

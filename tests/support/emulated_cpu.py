@@ -1,7 +1,7 @@
 """The instructions of the CPU's kernel in LLVM's plain language: every CPU can run a kernel written for another.
 
 The kernel stays as it is: the names of instructions are replaced by those of functions that do what Intel's manual says
-of them. Tiles lie in memory.
+of them. Tiles are in memory.
 """
 
 import re

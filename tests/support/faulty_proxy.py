@@ -145,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.proxy.ended.wait(self.proxy.draw_s(0.01, 0.15))
             self._answer(*self._forward(body), drip=fault == "slow")
         elif fault == "late":
-            # The client has gone meanwhile; that nobody reads the answer is the point.
+            # The client is gone by now; that no one reads the answer is the point.
             self.proxy.in_background(self._forward_after, self.proxy.patience_s * self.proxy.draw_s(1, 1.5), body)
             self.proxy.ended.wait(self.proxy.patience_s * 1.1)
             self.close_connection = True

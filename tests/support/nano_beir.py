@@ -33,7 +33,7 @@ CONTENT = {
 
 
 def write_nano_beir_repository(folder: Path, *, lists: bool = True) -> Path:
-    """Write the data set; `lists`: the judgements of a query are one row with a list, else a row each."""
+    """Write the data set; `lists`: the judgments of a query are one row with a list, else a row each."""
     configurations = []
     for configuration in ("corpus", "queries", "qrels"):
         (folder / configuration).mkdir(parents=True)

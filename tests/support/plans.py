@@ -1,4 +1,4 @@
-"""A run with words as frequent as words are, a weight table for its queries, and queries with judgements."""
+"""A run with words as frequent as words are, a weight table for its queries, and queries with judgments."""
 
 from __future__ import annotations
 

@@ -10,13 +10,13 @@ from sparse_ingest.reporting import SilentReporter
 class Recorder(SilentReporter):
     """`notes` are the messages, `done` the units so far, those of earlier starts included.
 
-    `meanwhile` is called with `done` after each step; `stop_at` asks to stop when so many units are done.
+    `on_step` is called with `done` after each step; `stop_at` asks to stop when so many units are done.
     """
 
-    def __init__(self, meanwhile: Callable[[int], object] | None = None, *, stop_at: int | None = None) -> None:
+    def __init__(self, on_step: Callable[[int], object] | None = None, *, stop_at: int | None = None) -> None:
         self.notes: list[str] = []
         self.done = 0
-        self._meanwhile, self._stop_at = meanwhile, stop_at
+        self._on_step, self._stop_at = on_step, stop_at
 
     def note(self, message: str) -> None:
         self.notes.append(message)
@@ -32,5 +32,5 @@ class Recorder(SilentReporter):
 
     def _step(self, count: int) -> None:
         self.done += count
-        if self._meanwhile is not None:
-            self._meanwhile(self.done)
+        if self._on_step is not None:
+            self._on_step(self.done)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_shard
 
 VOLATILE = {"versions", "device", "host", "seconds", "batch_tokens"}
-ROWS = [{"_id": f"d{place}", "text": f"the river stone {place} " * (place % 5), "year": place} for place in range(20)]
+ROWS: list[dict[str, Any]] = [
+    {"_id": f"d{place}", "text": f"the river stone {place} " * (place % 5), "year": place} for place in range(20)
+]
 
 
 def write(path: Path, rows: list) -> Path:

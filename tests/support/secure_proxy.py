@@ -90,10 +90,10 @@ class SecureProxy:
 
 @contextmanager
 def secure_proxy(
-    target: str, *, certificate: Pair | None = None, client_ca: Path | None = None, **behaviour: Any
+    target: str, *, certificate: Pair | None = None, client_ca: Path | None = None, **behavior: Any
 ) -> Iterator[SecureProxy]:
     """A proxy that speaks TLS with `certificate`, and wants a certificate that `client_ca` signed from each client."""
-    proxy = SecureProxy(target, **behaviour)
+    proxy = SecureProxy(target, **behavior)
 
     class Handler(_Handler):
         shared = proxy

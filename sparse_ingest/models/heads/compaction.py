@@ -47,7 +47,7 @@ def drop_light(weights: torch.Tensor, rules: Pruning) -> None:
 
 
 class Transfer:
-    """The copy of one batch's terms to the host, with one number more, which is on the device as well.
+    """The copy of one batch's terms, and of one number that is also on the device, to the host.
 
     The weights are changed in place.
     """
@@ -74,7 +74,7 @@ class Transfer:
         return Terms(counts, token_ids, weights, dropped)
 
     def _compacted(self, room: int) -> torch.Tensor:
-        """Number, counts, token ids and the bits of weights in one int32 tensor, with room for so many terms."""
+        """Number, counts, token ids and the bits of weights in one int32 tensor, with room for `room` terms."""
         # The number of non-zero weights; a sum of booleans would first copy them as integers of 8 bytes. A float32
         # counts to 16 million.
         counts = torch.linalg.vector_norm(self._weights, ord=0, dim=1).to(torch.int32)

@@ -84,7 +84,7 @@ class Kernel:
 
 
 def instructions_for(dtype: torch.dtype, width: int) -> str | None:
-    """Return the instructions of this CPU with which a kernel of this dtype is fastest; None: no kernel is faster."""
+    """Return the instructions of this CPU for the fastest kernel of this dtype, or None if no kernel is faster."""
     if platform.machine() != "x86_64" or platform.system() != "Linux":
         return None
     if dtype in DTYPES and has_amx() and _may_use_tiles():

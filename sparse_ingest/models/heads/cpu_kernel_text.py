@@ -58,7 +58,7 @@ class Form:
         return f"{{ {self.sums}, {self.sums} }}"
 
 
-# A maximum without care for what is no number (`nnan`) is one instruction; such hidden states are found by vectors.py.
+# With `nnan` (no NaN among the inputs) a maximum is one instruction; vectors.py finds NaN in hidden states.
 FORMS = {
     "int8": Form(
         "<16 x i32>", "<64 x i8>", "@llvm.x86.avx512.vpdpbusd.512", "@llvm.x86.tdpbusd",
@@ -112,7 +112,7 @@ def _block(form: Form, rows: int, body: Iterator[str]) -> Iterator[str]:
 
 
 def _addresses(*, groups: int) -> str:
-    """Addresses of a step that multiplies so many groups: both halves of the panel, and the first row."""
+    """Addresses of a step that multiplies this many groups: both halves of the panel, and the first row."""
     return f"""
       %behind = mul i64 %number, {groups * PANEL * GROUP_BYTES}
       %columns0 = getelementptr i8, ptr %panel, i64 %behind

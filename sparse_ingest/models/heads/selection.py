@@ -21,7 +21,7 @@ from sparse_ingest.models.packing import Packing
 # Lengths of the trials' documents: one token, a tile and one more, and several tiles; then such that heads which choose
 # how many rows they take at a time, as Triton's does, take few and take many.
 TRIALS = ((1, 64, 65, 3, 128, 200), (1, 3, 30), (128, 250, 127))
-# How far two heads may be apart in shares of the largest weight; float32 may be computed in TF32 by none of them.
+# Largest difference of two heads as a share of the largest weight. No head may compute float32 in TF32.
 CLOSE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def build_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: tor
     """Return the fastest head of a device that computes the right weights."""
     if int8 and device.type != "cpu":
         raise UsageError(
-            f"int8 is for CPUs, and the device is {device}. Go on with a run of int8 with --device cpu, or encode "
+            f"int8 is for CPUs, and the device is {device}. Continue an int8 run with --device cpu, or encode "
             "into a new folder with --dtype auto, float16 or bfloat16."
         )
     plain: Head = Int8Head(weight, bias) if int8 else TiledHead(weight, bias, device=device, dtype=dtype)
@@ -40,7 +40,7 @@ def build_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: tor
             return plain
         if passes(fast, plain, width=weight.shape[1], device=device, dtype=dtype, exact=int8):
             return fast
-        reason = "its weights would be others"
+        reason = "its weights differ"
     except ImportError as error:
         logger.info("The plain head is used on %s, which is slower than a compiled one: %s.", device, first_line(error))
         return plain
@@ -49,7 +49,7 @@ def build_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: tor
             raise
         reason = first_line(error)
     logger.warning(
-        "The compiled head is not used on %s: %s. Going on with the plain one, which is slower.", device, reason
+        "The compiled head is not used on %s: %s. Continuing with the plain one, which is slower.", device, reason
     )
     return plain
 

@@ -33,7 +33,7 @@ Maximum = Callable[[torch.Tensor, list[LengthRun]], torch.Tensor]
 
 
 class TiledHead:
-    """The head of every device; the others are compared with it."""
+    """The plain head, for every device. The fast heads are compared with it."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, device: torch.device, dtype: torch.dtype) -> None:
         tile = CPU_TILE if device.type == "cpu" else GPU_TILE
@@ -68,8 +68,8 @@ class Int8Head:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, instructions: str | None = None) -> None:
         if not has_vnni():
             raise UsageError(
-                "int8 needs a CPU with AVX512 VNNI that ONEDNN_MAX_CPU_ISA does not forbid, and here is none. Go on "
-                "with a run of int8 on such a CPU, or encode into a new folder with --dtype auto or float32."
+                "int8 needs a CPU with AVX512 VNNI that ONEDNN_MAX_CPU_ISA does not forbid, but this CPU has none. "
+                "Continue an int8 run on such a CPU, or encode into a new folder with --dtype auto or float32."
             )
         weight = weight.to(torch.float32)
         self._scales, self._bias = _scale(weight.abs().amax(1)), bias.to(torch.float32)

@@ -26,7 +26,7 @@ import triton.language as tl
 
 from sparse_ingest.models.packing import Packing, to_device
 
-# Tiles of rows of one program, and more where a document goes on: it loads its weights once.
+# Tiles of rows of one program, more for a long document. A program loads its weights once.
 TOGETHER = 16
 WARPS = 8
 # Bytes of shared memory that a kernel needs beside its tiles.
@@ -51,7 +51,7 @@ class Shape(NamedTuple):
 
 
 def shape_of(width: int, shared_bytes: int) -> Shape:
-    """Return the shape for hidden states of a width on a GPU whose blocks have so much shared memory."""
+    """Return the shape for hidden states of a width on a GPU with this much shared memory per block."""
     whole = max(16, triton.next_power_of_2(width))
     # One tile of weights, and three of rows: one is multiplied while others are loaded. With fewer stages Triton loads
     # the next tile only after the previous one. Two such programs share a multiprocessor at a width of 128.
@@ -155,7 +155,7 @@ def cheapest_row_tile(lengths: Sequence[int], costs: Mapping[int, float]) -> int
 def row_tiles(lengths: Sequence[int], row_tile: int) -> tuple[npt.NDArray[np.int32], int]:
     """Return tiles of rows in order, followed by the first tile of each program and the end; and the number of tiles.
 
-    Of each tile: its first row, the document's last row, the document, and whether it begins there. A program has
+    Of each tile: its first row, the document's last row, the document, and whether it starts there. A program has
     complete documents, because a maximum over two programs would need another pass.
     """
     rows = np.array(lengths)

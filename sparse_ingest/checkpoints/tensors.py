@@ -1,0 +1,101 @@
+"""The weights of a model folder: their files, and the headers of safetensors, read without loading a number.
+
+A safetensors file begins with eight bytes of length; the header, which is JSON, follows, then the numbers. In: a
+folder or a file. Out: the shape of each tensor. Not covered: pickles, whose shapes only torch reads
+(models/masked_lms.py).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from sparse_ingest.checkpoints.modules import read_as
+from sparse_ingest.errors import CheckpointError
+from sparse_ingest.foreign_json import checked, parse_json, shown
+
+MAX_HEADER_BYTES = 8 << 20  # 80,000 tensors; a masked LM has some hundreds
+MAX_DIMENSIONS = 8
+# Bytes of one number, by the name of its type in safetensors.
+BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4,
+    "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+INDEX = ".index.json"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in the header of a safetensors file: its type, its shape, its first byte and its end."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+class _Index(TypedDict, total=False):
+    weight_map: dict[str, str]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that the weights of a folder are read from: safetensors, or else a pickle; none, one or shards.
+
+    Raises:
+        CheckpointError: the index of shards cannot be read, or names a file outside the folder or none.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+        if (index := folder / f"{name}{INDEX}").exists():
+            shards = sorted(set(read_as(index, _Index).get("weight_map", {}).values()))
+            wrong = [shard for shard in shards if "/" in shard or not (folder / shard).is_file()]
+            if wrong or not shards:
+                raise CheckpointError(
+                    f"{index} names {shown(wrong[0]) if wrong else 'no file'}; expected files beside it. Fetch the "
+                    "model again."
+                )
+            return [folder / shard for shard in shards]
+    return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+
+
+def read_shapes(folder: Path) -> dict[str, list[int]]:
+    """Return the shape of each tensor in a folder's safetensors.
+
+    Raises:
+        CheckpointError: as read_header.
+    """
+    files = [path for path in weight_files(folder) if path.suffix == ".safetensors"]
+    return {name: tensor.shape for path in files for name, tensor in read_header(path)[1].items()}
+
+
+def read_header(path: Path) -> tuple[int, dict[str, Tensor]]:
+    """Return the byte at which the numbers of a safetensors file begin, and its tensors.
+
+    Raises:
+        CheckpointError: the file has no such header, or is shorter than its header says.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if MAX_HEADER_BYTES < length <= size:
+                raise ValueError(f"its header has {length:,} bytes; at most {MAX_HEADER_BYTES:,} are read")
+            header = parse_json(stream.read(min(length, MAX_HEADER_BYTES)))
+        if isinstance(header, dict):
+            header.pop("__metadata__", None)
+        tensors = checked(header, dict[str, Tensor])
+        end = 8 + length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
+        if size < end:
+            raise ValueError(f"it has {size:,} bytes; a safetensors file with its header takes {end:,}")
+        for name, tensor in tensors.items():
+            (first, last), shape = tensor.data_offsets, tensor.shape
+            fits = 0 <= min(shape, default=0) and len(shape) <= MAX_DIMENSIONS and 0 <= first <= last
+            if not fits or math.prod(shape) * BYTES.get(tensor.dtype, 1) > last - first:
+                raise ValueError(f"its tensor {shown(name)} has the shape {shown(shape)}, beyond its bytes")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is no safetensors file, or its weights are damaged: {error}. Fetch the model again."
+        ) from error
+    return 8 + length, tensors

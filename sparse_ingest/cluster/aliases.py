@@ -1,0 +1,75 @@
+"""The alias that searches use: the index that it serves, and its move to another one.
+
+A move is one request, in which filter and routing move along. A removal says `must_exist`: OpenSearch would pass over
+an alias that another client has moved. An alias that serves nothing is claimed first, hidden and with a write index:
+OpenSearch refuses an alias with two write indexes, and one that only some indexes hide, so one of several loads wins.
+After a kill between the two requests the alias serves its index, and the next move makes a plain alias of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparse_ingest.cluster.client import Client, ResponseError, path_of
+from sparse_ingest.cluster.indexes import Index, is_one_name, pointed_to
+from sparse_ingest.errors import ClusterError, UsageError
+
+CLAIM = {"is_hidden": True, "is_write_index": True}
+Served = dict[str, dict[str, Any]]  # indexes that an alias points to, and its properties there
+
+
+def served_by(client: Client, alias: str, to: str | None = None) -> Served:
+    """Return the index that an alias serves, if there is one; all of several if `to` is among them.
+
+    Raises:
+        UsageError: an index has this name, or the alias points to several.
+    """
+    if not is_one_name(alias):
+        raise UsageError(f"--alias {alias!r} is no name for an alias; one name is expected, without wildcards.")
+    found, served = client.find(path_of(alias)) or {}, pointed_to(client, alias)
+    if alias in found:
+        raise UsageError(
+            f"{alias!r} is an index, so it cannot be an alias too. Give --alias another name, or load into the index "
+            f"with --index {alias}."
+        )
+    if found.keys() != served.keys():
+        raise UsageError(f"{alias!r} is a data stream, so it cannot be an alias too. Give --alias another name.")
+    if len(served) > 1 and to not in served:
+        raise UsageError(
+            f"Alias {alias!r} stands for {len(served)} indexes ({', '.join(sorted(served))}); one that --alias may "
+            f"move stands for one. Name it: sparse-ingest load --alias {alias} --to INDEX, or give another alias."
+        )
+    return served
+
+
+def move_alias(client: Client, alias: str, served: Served, target: Index) -> None:
+    """Let the alias serve `target` and nothing else.
+
+    Raises:
+        ClusterError: another client has created, moved or removed it since it was read, or adds an index to it now.
+    """
+    properties = served.get(target.name, next(iter(served.values()), {}))
+    add = {"index": target.name, "alias": alias, **({} if properties == CLAIM else properties)}
+    remove = [{"remove": {"index": name, "alias": alias, "must_exist": True}} for name in served]
+    try:
+        if not served:
+            client.call("POST", f"{target.path}/_alias{path_of(alias)}", CLAIM)
+        client.call("POST", "/_aliases", {"actions": [*remove, {"add": add}]})
+    except ResponseError as error:
+        if error.status != 404 and error.kind != "illegal_state_exception":
+            raise
+        raise moved_error(client, alias, served) from error
+    if pointed_to(client, alias).keys() != {target.name}:
+        if not served:  # releases before 3 do not hide the claimed alias, so two loads can add their index
+            client.call("POST", "/_aliases", {"actions": [{"remove": {"index": target.name, "alias": alias}}]})
+        raise moved_error(client, alias, served)
+
+
+def moved_error(client: Client, alias: str, served: Served) -> ClusterError:
+    """Return the error for an alias that is not what it was when it was read."""
+    before, now = (", ".join(map(repr, names)) or "nothing" for names in (served, pointed_to(client, alias)))
+    return ClusterError(
+        f"Another client moved alias {alias!r}: it served {before} when this command began, and serves {now}. It was "
+        "left as it is. Start the same command again to move it, or choose an index: sparse-ingest load --alias "
+        f"{alias} --to INDEX"
+    )

@@ -1,0 +1,75 @@
+"""Addresses of clusters, stores and web servers in parts, and texts without the secrets of the addresses in them.
+
+In: an address as a user gave it. Out: scheme, user, password and the rest. A password ends at the last @ of the address
+and may hold characters that should be encoded (/ ? # @ : %). An @ behind a path with no colon before the path, as in
+http://host/path@x, belongs to the path.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+from urllib.parse import quote, unquote
+
+from sparse_ingest.errors import UsageError
+
+ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
+_HOST = r"(\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[\w.-]+)(?::(\d+))?"
+HOST_AND_PATH = re.compile(rf"{_HOST}((?:/[^?#@\s\x00-\x20]*)?)")
+# In a text, whose addresses end at a space. A colon and digits before a path are a port.
+_CREDENTIALS = re.compile(r"(?<=://)(?:[^/:\s]+:(?!\d+(?:[/?#]|$))\S*|[^/\s'\"]*)@")
+_QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", re.IGNORECASE)
+
+
+class Parts(NamedTuple):
+    """An address in parts; `rest` begins with the host. `is_clear`: no @ stands behind what may be host and path."""
+
+    scheme: str
+    user: str | None
+    password: str | None
+    rest: str
+    is_clear: bool
+
+    def __str__(self) -> str:
+        return _QUERY.sub(r"\1", f"{self.scheme}://{self.rest}")
+
+    @property
+    def encoded(self) -> str:
+        """The address with encoded user and password, as libraries take it."""
+        login = [quote(part, safe="", errors="surrogateescape") for part in self[1:3] if part is not None]
+        return f"{self.scheme}://{':'.join(login)}{'@' if login else ''}{self.rest}"
+
+
+def split_address(address: str) -> Parts:
+    """Return an address, which has a scheme, in parts.
+
+    Raises:
+        UsageError: its password cannot be sent; the message does not repeat it.
+    """
+    scheme, _, rest = address.partition("://")
+    login, at, host = rest.rpartition("@")
+    user, colon, password = login.partition(":")
+    if not at or re.search("[/?#]", user):
+        return Parts(scheme, None, None, rest, True)
+    try:
+        login.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        raise UsageError("The user or password in an address holds characters that are not Unicode.") from None
+    before_path = re.split("[/?#]", login, maxsplit=1)[0]
+    is_clear = before_path == login or re.fullmatch(_HOST, before_path.rpartition("@")[2]) is None
+    return Parts(scheme, _decoded(user), _decoded(password) if colon else None, host, is_clear)
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without the users, passwords and queries of the addresses in it."""
+    return _QUERY.sub(r"\1", _CREDENTIALS.sub("", text))
+
+
+def _decoded(text: str) -> str:
+    """Decode percent escapes, unless a character shows that nothing in the text is encoded."""
+    if re.search(r"[/?#@\s]|%(?![0-9A-Fa-f]{2})", text):
+        return text
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        return text

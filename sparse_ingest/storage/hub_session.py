@@ -1,0 +1,76 @@
+"""What huggingface_hub may not do with the answers of a hub: leave its cache, and log secrets.
+
+The library checks names of files. Commits and ETags it puts into paths as they come (2.4.0): a hub that names an ETag
+`../../../.profile` has its content written there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from contextlib import suppress
+from typing import Any
+
+from sparse_ingest.errors import StorageError
+from sparse_ingest.storage.places import without_secrets
+
+
+def guard_hub() -> None:
+    """Check every answer that huggingface_hub gets in this process, and clean what it logs."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http
+
+    for handler in logging.getLogger("huggingface_hub").handlers:
+        handler.filters = [_without_secrets]
+    factory = _http._GLOBAL_CLIENT_FACTORY  # of the library, or set by the user
+
+    def guarded() -> Any:
+        client = factory()
+        hooks = client.event_hooks
+        client.event_hooks = {**hooks, "response": [*hooks.get("response", ()), _check_names]}
+        return client
+
+    if factory.__name__ != guarded.__name__:
+        set_client_factory(guarded)
+
+
+def hub_address() -> str:
+    """Return the address of the hub, for messages."""
+    from huggingface_hub import constants
+
+    return without_secrets(constants.ENDPOINT)
+
+
+def hub_token() -> str | None:
+    """Return the token that the library sends: that of HF_TOKEN, or of an earlier login."""
+    from huggingface_hub import get_token
+
+    with suppress(Exception):  # a failed exchange of tokens; the request of the library has failed before
+        return get_token()
+    return None
+
+
+def _without_secrets(record: logging.LogRecord) -> bool:
+    record.msg, record.args = without_secrets(record.getMessage()), ()
+    return True
+
+
+def _check_names(answer: Any) -> None:
+    """Raise `StorageError` if the library would make a path out of the cache from an answer."""
+
+    def check(*names: object) -> None:
+        if bad := [name for name in names if isinstance(name, str) and re.search(r"[\\/\0]|^\.+$", name)]:
+            raise StorageError(
+                f"The hub {answer.url.host} names a file {bad[0][:60]!r}, which would leave the cache: the file is "
+                "refused. Do not use this hub."
+            )
+
+    headers = answer.headers
+    if commit := headers.get("X-Repo-Commit"):
+        etags = (headers.get(name, "").removeprefix("W/").strip('"') for name in ("ETag", "X-Linked-Etag"))
+        check(commit, *etags)
+    if answer.url.path.startswith("/api/"):
+        answer.read()
+        with suppress(ValueError, RecursionError):
+            json.loads(answer.content, object_hook=lambda found: check(found.get("sha"), found.get("oid")))

@@ -1,0 +1,89 @@
+"""Waits for stores, web servers and the hub: a line about each silence, a deadline, and an end on request.
+
+In: a function that asks and blocks. Out: what it returns. The function runs in a thread of its own: Ctrl-C, SIGTERM and
+the deadline end the wait, and leave the function behind. Not covered: repeating a request (places.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from threading import Event, Thread
+from typing import TypeVar
+
+from sparse_ingest.errors import Interrupted, StorageError, UsageError
+
+TIMEOUT = "SPARSE_INGEST_TIMEOUT"
+stopping = Event()  # SIGTERM came: waits end after _GRACE_S
+left_behind = Event()  # a function still runs in its thread, and Python's exit would wait for threads of libraries
+_DEFAULT_S = 120.0
+_LINE_EVERY_S = 15.0
+_GRACE_S = 10.0
+_LEAST_BYTES = 1 << 20  # that count as progress: a byte a second is a silence
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+def answered(
+    ask: Callable[[], T], place: str, *, bytes_sent: int = 0, received: Callable[[], int] = lambda: 0, advice: str = ""
+) -> T:
+    """Return what a function returns that asks a place on the network.
+
+    Args:
+        ask: The function.
+        place: The name in messages.
+        bytes_sent: How much it sends; the deadline grows by a second for each 50 KB.
+        received: Returns how many bytes came so far; each further MB starts the deadline again.
+        advice: The end of the message when the deadline is over.
+
+    Raises:
+        StorageError: No answer within SPARSE_INGEST_TIMEOUT seconds.
+        Interrupted: SIGTERM came, and no answer in the 10 s after it.
+    """
+    limit_s, reply = _timeout_s() + bytes_sent / 50_000, Future[T]()
+    Thread(target=_run, args=(ask, reply), daemon=True).start()
+    began = last_line = time.monotonic()
+    stop_at, counted = math.inf, received()
+    try:
+        while not wait([reply], min(1.0, limit_s)).done:
+            now = time.monotonic()
+            if received() - counted >= _LEAST_BYTES:
+                counted, began, last_line = received(), now, now
+            if stopping.is_set():
+                stop_at = min(stop_at, now + _GRACE_S)
+            if now >= stop_at:
+                raise Interrupted(f"Stopped while waiting for {place}; what was finished is kept.")
+            if now - began >= limit_s:
+                raise StorageError(
+                    f"No answer from {place} within {limit_s:,.0f} s. Check the address and the network and start "
+                    f"again, what is finished is kept; {TIMEOUT}=SECONDS sets how long to wait.{advice}"
+                )
+            if now - last_line >= _LINE_EVERY_S:
+                last_line = now
+                logger.warning("Waiting for %s: %.0f of at most %.0f s (%s)", place, now - began, limit_s, TIMEOUT)
+        return reply.result()
+    finally:
+        if not reply.done():
+            left_behind.set()
+
+
+def _run(ask: Callable[[], T], reply: Future[T]) -> None:
+    try:
+        reply.set_result(ask())
+    except BaseException as error:  # raised where it is waited for
+        reply.set_exception(error)
+
+
+def _timeout_s() -> float:
+    given = os.environ.get(TIMEOUT) or str(_DEFAULT_S)
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"{TIMEOUT} is {given!r}; expected seconds, a number above 0.")
+    return seconds

@@ -1,0 +1,211 @@
+"""The README and the documentation pages do what they say: their commands and code run in the pages' order."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import socketserver
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.forked import command
+
+import sparse_ingest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# Pages whose blocks run one after another in the folder that getting-started.md fills.
+GUIDES = ("getting-started", "guides/corpora", "guides/models", "guides/changing-corpora", "guides/searching",
+          "guides/services", "guides/evaluating", "how-it-works/run-folder")  # fmt: skip
+
+
+def blocks(page: str, languages: str) -> list[tuple[str, str]]:
+    """Language and content of each block of code that is meant to run."""
+    return re.findall(rf"^```({languages})\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+
+
+def page_of(name: str) -> str:
+    return (DOCS / f"{name}.md").read_text(encoding="utf-8")
+
+
+def adapted(page: str, url: str, index: str) -> str:
+    """The page with another index and address, and a model that needs no hub."""
+    changes = {
+        r"http://127\.0\.0\.1:9200": url,
+        r"--pipeline splade-mini|--pipeline inference-free-distilbert-nq": "--pipeline demo",
+        r"rasyosef/splade-mini": "package:cognition/model",
+        r'"splade-mini"': '"demo"',
+        r'(--index |URL/|index="|open_index\(")(articles|drafts)': rf"\1{index}-\2",
+    }
+    for before, after in changes.items():
+        page = re.sub(before, after, page)
+    return page
+
+
+def shell(code: str, folder: Path, path: Path, url: str, server: socketserver.UnixStreamServer | None = None) -> str:
+    """What a block for the shell prints; `path` has its `sparse-ingest`, which `server` may answer."""
+    environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}", "SPARSE_INGEST_URL": url}
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as notes:
+        program = ["bash", "-euo", "pipefail", "-c", code]
+        with subprocess.Popen(program, cwd=folder, env=environment, stdout=out, stderr=notes) as process:
+            while server and process.poll() is None:
+                server.handle_request()
+        out.seek(0)
+        notes.seek(0)
+        assert process.returncode == 0, f"{code}\n{notes.read()}"
+        return out.read()
+
+
+@contextlib.contextmanager
+def warm_command(folder: Path) -> Iterator[socketserver.UnixStreamServer]:
+    """Make a `sparse-ingest` in a folder that runs in this process, which has torch imported; a new one takes 5 s."""
+    address = folder / "socket"
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            answer = command(*json.loads(self.rfile.readline()))
+            self.wfile.write(json.dumps(answer).encode())
+
+    client = f"""#!{sys.executable} -IS
+import json, socket, sys
+with socket.socket(socket.AF_UNIX) as one:
+    one.connect({str(address)!r})
+    one.sendall(json.dumps(sys.argv[1:]).encode() + b"\\n")
+    code, out, err = json.load(one.makefile())
+sys.stdout.write(out)
+sys.stderr.write(err)
+sys.exit(code)
+"""
+    (folder / "sparse-ingest").write_text(client)
+    (folder / "sparse-ingest").chmod(0o755)
+    with socketserver.UnixStreamServer(str(address), Handler) as server:
+        server.timeout = 0.05
+        yield server
+
+
+def test_the_readme_runs(opensearch_url: str, index_name: str, tmp_path: Path) -> None:
+    page, shown = adapted(README, opensearch_url, index_name), ""
+    for language, code in blocks(page, "sh|python"):
+        path = Path(sys.executable).parent
+        code = code if language == "sh" else f"{path}/python -c {shlex.quote(code)}"
+        shown += shell(code, tmp_path, path, opensearch_url)
+    assert "The index holds what the run says." in shown
+    assert shown.count("Sourdough") >= 3
+    assert re.search(r"^\{'\w+': \d", shown, re.MULTILINE)
+    assert re.search(r"^True$", shown, re.MULTILINE)
+
+
+def test_the_guides_run(opensearch_url: str, index_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSE_INGEST_URL", opensearch_url)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    shown = dict.fromkeys(GUIDES, "")
+    with warm_command(tmp_path / "bin") as server:
+        for name in GUIDES:
+            for language, code in blocks(adapted(page_of(name), opensearch_url, index_name), "sh|python"):
+                if language == "sh":
+                    shown[name] += shell(code, tmp_path / "work", tmp_path / "bin", opensearch_url, server)
+                else:
+                    with contextlib.redirect_stdout(io.StringIO()) as out:
+                        exec(compile(code, name, "exec"), {})  # noqa: S102
+                    shown[name] += out.getvalue()
+    assert "3 documents" in shown["getting-started"] and "Photosynthesis" in shown["getting-started"]
+    assert "3 rows: 3 documents" in shown["guides/corpora"]
+    assert "BertForMaskedLM" in shown["guides/models"]
+    assert "The index holds what the run says." in shown["guides/changing-corpora"]
+    assert "q1 Q0 2 1 " in shown["guides/searching"]
+    assert shown["guides/services"].startswith("2 ")
+    assert "nDCG@10" in shown["guides/evaluating"]
+    assert shown["how-it-works/run-folder"].splitlines()[0].startswith("1 ['")
+
+
+def test_every_page_with_blocks_that_run_is_run() -> None:
+    with_blocks = {
+        str(path.relative_to(DOCS).with_suffix(""))
+        for path in DOCS.rglob("*.md")
+        if blocks(path.read_text(encoding="utf-8"), "sh|python")
+    }
+    assert with_blocks == set(GUIDES)
+
+
+def test_every_block_names_its_language() -> None:
+    for path in (ROOT / "README.md", *DOCS.rglob("*.md")):
+        fences = re.findall(r"^```(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert all(fences[::2]), f"{path}: a block has no language"
+
+
+def test_the_readme_fits_on_a_few_screens() -> None:
+    assert len(README.encode()) <= 9_000
+
+
+def test_every_command_is_in_the_readme() -> None:
+    from sparse_ingest.cli.main import cli
+
+    for name, entry in cli.commands.items():
+        assert entry.help, name
+        assert f"`{name}`" in README, name
+
+
+@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", "docs/getting-started.md"])
+def test_the_make_targets_of_a_page_exist(path: str) -> None:
+    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    named = re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / path).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert named
+    assert set(named) <= set(targets)
+
+
+def test_links_of_the_readme_lead_to_files() -> None:
+    for target in re.findall(r"\]\(([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_api_page_has_every_public_name_once() -> None:
+    listed = re.findall(r"^::: sparse_ingest\.[\w.]+\.(\w+)$", page_of("reference/python-api"), re.MULTILINE)
+    assert sorted(listed) == sorted(sparse_ingest.__all__)
+
+
+def test_the_pages_of_settings_and_variables_are_complete() -> None:
+    from dataclasses import fields
+
+    from sparse_ingest.cluster.connection import Connection
+    from sparse_ingest.pipeline import Pipeline, packaged_folder
+
+    variables = page_of("reference/environment")
+    for setting in fields(Connection):
+        assert f"`{setting.metadata['env']}`" in variables, setting.name
+    page = page_of("reference/pipeline-file")
+    for table in fields(Pipeline):
+        section = page.partition(f"## [{table.name}]\n")[2].partition("\n## ")[0]
+        for setting in fields(getattr(Pipeline(), table.name)):
+            assert re.search(rf"`{setting.name}`", section), f"[{table.name}] {setting.name}"
+    for path in packaged_folder().glob("*.toml"):
+        assert f"`{path.stem}`" in page, path.stem
+
+
+def test_the_example_of_a_pipeline_file_is_one(tmp_path: Path) -> None:
+    [(_, example)] = blocks(page_of("reference/pipeline-file"), "toml")
+    (tmp_path / "p.toml").write_text(example)
+    assert sparse_ingest.read_pipeline(str(tmp_path / "p.toml")).load.top_k == 200
+
+
+def test_the_chart_has_the_numbers_of_the_benchmark() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        from draw import ENCODERS, MODELS, speeds
+    finally:
+        sys.path.pop(0)
+    drawn = (DOCS / "assets" / "speed.svg").read_text()
+    for model in MODELS:
+        for encoder in ENCODERS:
+            rate = speeds()[model][encoder]
+            assert f">{rate:,.0f}<" in drawn or f">{rate:.1f}<" in drawn, (model, encoder, rate)

@@ -1,0 +1,160 @@
+"""Stores, web servers and hubs that are silent: what is said, when it ends, and that signals end it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from sparse_ingest.errors import StorageError, UsageError
+from sparse_ingest.storage.places import RemotePath
+from sparse_ingest.storage.waiting import TIMEOUT, answered
+
+COMMAND = [sys.executable, "-c", "from sparse_ingest.cli.main import main; main()"]
+
+
+def silent(connection: socket.socket) -> None:
+    pass
+
+
+def dripping(connection: socket.socket) -> None:
+    """Send one byte of the headers or of the body, again and again."""
+    connection.recv(1 << 16)
+    connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+    while True:
+        connection.send(b" ")
+        time.sleep(0.1)
+
+
+def dripping_headers(connection: socket.socket) -> None:
+    connection.recv(1 << 16)
+    connection.send(b"HTTP/1.1 200 OK\r\nX: ")
+    while True:
+        connection.send(b"x")
+        time.sleep(0.1)
+
+
+@contextmanager
+def server_that_is(behavior: Callable[[socket.socket], None]) -> Iterator[str]:
+    connections = []
+
+    def serve(connection: socket.socket) -> None:
+        try:
+            behavior(connection)
+        except OSError:
+            pass
+
+    def accept() -> None:
+        while True:
+            try:
+                connections.append(listener.accept()[0])
+            except OSError:
+                return
+            Thread(target=serve, args=(connections[-1],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+    for connection in connections:
+        connection.close()
+
+
+def begin(*arguments: str, home: Path, timeout_s: float, **variables: str) -> subprocess.Popen[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    env = {**kept, "HF_HOME": str(home), TIMEOUT: str(timeout_s), **variables}
+    # A shell ignores SIGINT for what it runs in the background, and a child inherits that.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([*COMMAND, *arguments], env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+
+
+@pytest.mark.parametrize("behavior", [silent, dripping, dripping_headers])
+def test_a_web_server_without_an_answer_is_given_up(
+    behavior: Callable[[socket.socket], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TIMEOUT, "2")
+    began = time.monotonic()
+    with server_that_is(behavior) as url, pytest.raises(StorageError, match=f"No answer from {url}/x within 2 s"):
+        RemotePath.at(f"{url}/x").read_bytes()
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("behavior", [silent, dripping, dripping_headers])
+def test_a_silent_hub_is_reported_and_given_up(behavior: Callable[[socket.socket], None], tmp_path: Path) -> None:
+    with server_that_is(behavior) as url:
+        began = time.monotonic()
+        started = begin("inspect", "made/card", home=tmp_path, timeout_s=17, HF_ENDPOINT=url)
+        _, err = started.communicate(timeout=60)
+        assert time.monotonic() - began < 30
+    said, error = err.splitlines()
+    assert said == f"Waiting for the hub {url}, for the model made/card: 15 of at most 17 s ({TIMEOUT})"
+    assert error.startswith(f"Error: No answer from the hub {url}, for the model made/card within 17 s. Check")
+    assert error.endswith("HF_HUB_OFFLINE=1 reads only the cache.") and started.returncode == 1
+
+
+def test_a_silent_hub_of_a_dataset_is_given_up(tmp_path: Path) -> None:
+    program = """if True:
+        import os
+        from sparse_ingest.corpora.options import CorpusOptions
+        from sparse_ingest.errors import StorageError
+        try:
+            CorpusOptions().open("hf:made/rows")
+        except StorageError as error:
+            print(error, flush=True)
+            os._exit(0)  # Python's exit would wait for the library
+    """
+    with server_that_is(silent) as url:
+        env = {**os.environ, "HF_HOME": str(tmp_path), TIMEOUT: "2", "HF_ENDPOINT": url}
+        ran = subprocess.run([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert ran.stdout.startswith(f"No answer from the hub {url}, for the dataset made/rows within 2 s.")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_wait(number: signal.Signals, tmp_path: Path) -> None:
+    with server_that_is(silent) as url:
+        arguments = (
+            "encode",
+            "--corpus",
+            f"{url}/corpus.jsonl",
+            "--model",
+            "made/card",
+            "--out",
+            str(tmp_path / "run"),
+        )
+        started = begin(*arguments, home=tmp_path, timeout_s=600, HF_ENDPOINT=url)
+        time.sleep(6)
+        began = time.monotonic()
+        started.send_signal(number)
+        started.communicate(timeout=60)
+        assert time.monotonic() - began < 15 and started.returncode in (130, -number)
+
+
+def test_bytes_that_come_start_the_deadline_again_and_drops_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TIMEOUT, "1")
+    began = time.monotonic()
+
+    def slow() -> str:
+        time.sleep(2.5)
+        return "answer"
+
+    assert answered(slow, "here", received=lambda: int((time.monotonic() - began) * (4 << 20))) == "answer"
+    with pytest.raises(StorageError, match="No answer from here within 1 s"):
+        answered(slow, "here", received=lambda: int((time.monotonic() - began) * 1000))
+    assert answered(slow, "here", bytes_sent=200_000) == "answer"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "inf", "nan"])
+def test_a_deadline_that_is_no_number_of_seconds_is_a_usage_error(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TIMEOUT, value)
+    with pytest.raises(UsageError, match=f"{TIMEOUT} is '{value}'; expected seconds"):
+        answered(lambda: 1, "here")
