@@ -94,7 +94,7 @@ def show(index: str, connection: Connection, as_json: bool) -> None:
 @index.command()
 @_INDEX
 @click.option("--yes", is_flag=True, help="Do not ask")
-@click.option("--force", is_flag=True, help="Also an index that others made, or that an alias serves")
+@click.option("--force", is_flag=True, help="Also an index that others made, an alias serves, or that is red")
 @connection_options
 @json_option
 def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bool) -> int:
@@ -108,7 +108,8 @@ def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bo
     if report is None:
         click.echo("Nothing was deleted.", err=True)
         return 1
-    lines = [f"Index {report.index!r} was deleted, with {report.documents} documents."]
+    many = "an unknown number of" if report.documents is None else report.documents
+    lines = [f"Index {report.index!r} was deleted, with {many} documents."]
     if report.pipelines:
         lines.append(f"Its pipelines were deleted: {', '.join(report.pipelines)}.")
     print_report(as_json, asdict(report), lines)

@@ -37,7 +37,9 @@ _OF_LOADS = {*PublishOptions.__dataclass_fields__, "file", "assignments"} - {"al
 @click.option("--index", help="Index to load into; made when missing")
 @click.option("--alias", help="Load into ALIAS-<first 8 of the run's id>, verify it, then let this alias serve it")
 @click.option("--to", help="With --alias: let it serve this index, and load nothing (RUN is not read)")
-@click.option("--restore", is_flag=True, help="Put back the settings that a killed load left changed (RUN is not read)")
+@click.option(
+    "--restore", is_flag=True, help="Put back the settings that a killed load left changed (RUN: also from its journal)"
+)
 @pipeline_options("index load query", *NO_MODEL)
 @stage_options(PublishOptions)
 @connection_options
@@ -51,7 +53,7 @@ def load(
     load RUN --index NAME            into an index
     load RUN --alias NAME            into an index of its own, which NAME then serves
     load --alias NAME --to INDEX     back to another index, in one step
-    load --index NAME --restore      settings for loading that a killed load left
+    load [RUN] --index NAME --restore     settings for loading that a killed load left
     load RUN --index NAME --since OLD_RUN --delete-missing     what changed since OLD_RUN was loaded
     load RUN --index NAME --update   the vectors alone, into documents that another client made
     load RUN --index NAME --pipeline DIR/pipeline.toml         as `plan --out DIR` chose
@@ -90,7 +92,7 @@ def load(
         return 0
     if restore:
         with TerminalReporter() as reporter:
-            restored = restore_settings(index, connection=connection, progress=reporter)
+            restored = restore_settings(index, run=run, connection=connection, progress=reporter)
         line = f"Index {index!r}: {'put back ' + ', '.join(restored) if restored else 'nothing to put back'}."
         print_report(as_json, {"index": index, "restored": restored}, [line])
         return 0

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sparse_ingest.cluster import indexes, installed, mappings, seismic, settling
-from sparse_ingest.cluster.client import Client, ConnectionLike, connect
+from sparse_ingest.cluster.client import Client, ConnectionLike, UnreachableError, connect
 from sparse_ingest.cluster.installed import Installed
 from sparse_ingest.errors import ClusterError, PipelineError, UsageError
 from sparse_ingest.pipeline import Pipeline, options_from, pipeline_of
@@ -89,11 +89,14 @@ class IndexReport:
 
 @dataclass(frozen=True)
 class DropReport:
-    """What `drop` deleted, and which of its pipelines stay with the reason; `--json` prints these keys."""
+    """What `drop` deleted, and which of its pipelines stay with the reason; `--json` prints these keys.
+
+    `documents` is None if they could not be counted.
+    """
 
     index: str
     uuid: str
-    documents: int
+    documents: int | None
     pipelines: list[str]
     kept: list[str]
 
@@ -214,12 +217,12 @@ def drop_index(
         index: Its own name; an alias is refused.
         url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
-        force: Also an index that sparse-ingest did not make, or that an alias serves.
+        force: Also an index that sparse-ingest did not make, that an alias serves, or that is red.
         sure: Asked with a question that names what will be deleted.
 
     Raises:
         UsageError: the name is an alias.
-        ClusterError: there is none, it is not ours, or an alias serves it.
+        ClusterError: there is none, it is not ours, an alias serves it, or its documents cannot be counted.
     """
     with connect(connection, url=url) as client:
         there = indexes.need_index(client, index, "Check --index and --url.")
@@ -227,10 +230,11 @@ def drop_index(
             raise UsageError(f"{index!r} is an alias of {there.name!r}. Name the index itself.")
         if not force:
             _refuse_to_drop(there)
-        documents = indexes.count_documents(client, there)
+        documents = _count(client, there, force)
         pipelines = installed.made_of(there) or []
         also = f" and its pipelines {', '.join(one.name for one in pipelines)}" if pipelines else ""
-        if not sure(f"Delete index {index!r} at {client.address} with {documents} documents{also}?"):
+        many = "an unknown number of" if documents is None else documents
+        if not sure(f"Delete index {index!r} at {client.address} with {many} documents{also}?"):
             return None
         indexes.check_uuid(client, there)
         client.call("DELETE", there.path)
@@ -283,6 +287,20 @@ def _equipped(body: dict[str, Any], pipelines: Sequence[Installed], options: Cre
 def _remove_again(client: Client, pipeline: Installed, index: str) -> None:
     with contextlib.suppress(ClusterError):
         installed.remove(client, pipeline, index)
+
+
+def _count(client: Client, there: indexes.Index, force: bool) -> int | None:
+    """Return how many documents an index has, or with `force` None if its shards do not answer."""
+    try:
+        return indexes.count_documents(client, there)
+    except ClusterError as error:
+        if isinstance(error, UnreachableError):
+            raise
+        if force:
+            return None
+        raise ClusterError(
+            f"The documents of index {there.name!r} cannot be counted ({error}). To delete it anyway, give --force."
+        ) from error
 
 
 def _refuse_to_drop(there: indexes.Index) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from dataclasses import field as made_of
@@ -33,10 +34,10 @@ META_KEY = "sparse_ingest"
 STAMP_FORMAT = 1
 _PRIVATE = "--sparse-ingest-"
 MAX_NAME_BYTES = 255
-_PRIMARIES_S = 20.0  # timeout for the primaries of a new index; then missing ones are reported
+_PRIMARIES_S = 15.0  # timeout for the primaries of a new index; then missing ones are reported
 _CREATE_LOOKS = 20  # 2 s apart, for a new index that a busy cluster has not created by then
 ADDED_BYTES = len(_PRIVATE) + 8  # of the private alias
-_WHEN_SET = ("query", "replaced_by")  # keys that are in `_meta` only if they have a value
+_WHEN_SET = ("query", "replaced_by", "takeover")  # keys that are in `_meta` only if they have a value
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Stamp:
         fields: the types of kept fields by dotted path, None for one that is not mapped. None if only releases that
             did not map kept fields have loaded into the index.
         query: the settings of [query] for searches that name no pipeline.
+        takeover: random id of the load that followed one of another run. Older journal lines do not count.
     """
 
     model: dict[str, Any]
@@ -73,6 +75,7 @@ class Stamp:
     format: int = STAMP_FORMAT
     query: dict[str, Any] = made_of(default_factory=dict)
     replaced_by: dict[str, str] | None = None
+    takeover: str | None = None
 
     def as_meta(self) -> dict[str, Any]:
         """Return the JSON object for `_meta`."""
@@ -257,8 +260,9 @@ def continued_stamp(there: Stamp | None, stamp: Stamp) -> Stamp:
     runs = there.runs if stamp.run_id in there.runs else (*there.runs, stamp.run_id)
     names = ("created_by", "settings", "replaced", "replaced_by", "fields", "format")
     kept = {name: getattr(there, name) for name in names}
-    since = there.since if there.run_id == stamp.run_id else None
-    return replace(stamp, runs=runs, since=since, **kept)
+    if there.run_id != stamp.run_id:
+        return replace(stamp, runs=runs, takeover=secrets.token_hex(8), **kept)
+    return replace(stamp, runs=runs, since=there.since, takeover=there.takeover, **kept)
 
 
 def refuse_other_pruning(index: Index, stamp: Stamp) -> None:

@@ -2,7 +2,8 @@
 
 In: one record for each finished shard, the documents that OpenSearch refused. Out: journal.jsonl, one line for each
 shard, and dead.jsonl, one line for each refused document, in RUN/load/CLUSTER_UUID/INDEX_UUID/. Beside them,
-merged.json has the last operation of each shard of the index that the last complete merge covered.
+merged.json has the last operation of each shard of the index that the last complete merge covered, and settings.json
+the old values of index settings until they are put back.
 
 The two files never disagree. Dead letters are on disk before the line of their shard; those of a shard without a line
 do not count, and a shard that is loaded again first loses its old ones. Where the counts in the journal differ,
@@ -31,6 +32,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from sparse_ingest.cluster.stamp_values import CHANGED_BY_LOADS, is_changed_by_loads
 from sparse_ingest.errors import RunError, first_line
 from sparse_ingest.foreign_json import MAX_BYTES, checked, parse_json, read_json
 from sparse_ingest.records import Refusal
@@ -40,7 +42,7 @@ from sparse_ingest.storage.durable import atomic_file, naming, open_own, sync_fo
 from sparse_ingest.storage.places import Place, RemotePath
 from sparse_ingest.storage.scratch import ScratchFolder
 
-_FILES = ("dead.jsonl", "journal.jsonl", "merged.json")  # in order of upload
+_FILES = ("settings.json", "dead.jsonl", "journal.jsonl", "merged.json")  # in order of upload
 
 
 class _JournalLine(TypedDict):
@@ -72,7 +74,7 @@ class Journal:
         self._copy = _Copy(folder) if isinstance(folder, RemotePath) else None
         local = self._copy.folder if self._copy else folder
         assert isinstance(local, Path)
-        self._journal, self._dead, self._merged = local / "journal.jsonl", local / "dead.jsonl", local / "merged.json"
+        self._settings, self._dead, self._journal, self._merged = (local / name for name in _FILES)
 
     def finished(self) -> dict[int, dict[str, Any]]:
         """Return the last line of each finished shard."""
@@ -101,10 +103,33 @@ class Journal:
 
     def record_merged(self, state: Mapping[str, int]) -> None:
         """Store the last operation of each shard that a complete merge covered."""
-        self._merged.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(self._merged) as file:
-            file.write(json.dumps(state).encode())
-        self._publish()
+        self._write(self._merged, state)
+
+    def settings(self) -> dict[str, dict[str, str | None]]:
+        """Return the last state of `keep_settings`.
+
+        Raises:
+            RunError: the file holds anything else.
+        """
+        try:
+            kept = read_json(self._settings, dict[str, dict[str, str | None]])
+            if foreign := {name: entry for name, entry in kept.items() if not is_changed_by_loads(name, entry)}:
+                raise ValueError(f"no load changes {foreign}")
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise RunError(
+                f"{self._settings} does not hold index settings ({error}). Restore the file, or delete it and check "
+                f"{', '.join(CHANGED_BY_LOADS)} of the index yourself."
+            ) from error
+        return kept
+
+    def keep_settings(self, kept: Mapping[str, Mapping[str, str | None]]) -> None:
+        """Store the settings that the load changes in the form of `Stamp.settings`, or that there are none."""
+        if kept:
+            self._write(self._settings, kept)
+        elif self._settings.exists():
+            self._remove(self._settings)
 
     def begin(self, shards: Collection[int]) -> None:
         """Delete the dead letters of earlier attempts at these shards."""
@@ -116,11 +141,8 @@ class Journal:
     def clear(self) -> None:
         """Delete both files, because another run was loaded since and may have replaced any document."""
         # Dead letters without the line of their shard do not count, so the lines go first.
-        for path in (self._journal, self._dead):
-            path.unlink(missing_ok=True)
-            if path.parent.exists():
-                sync_folder(path.parent)
-            self._publish()
+        self._remove(self._journal)
+        self._remove(self._dead)
 
     def record_dead(self, letters: Iterable[Refusal]) -> None:
         """Add dead letters of a shard that is being loaded. They count after `finish`."""
@@ -158,9 +180,21 @@ class Journal:
             file.writelines(map(_as_bytes, others))
             file.writelines(_as_bytes(_line(letter)) for letter in letters)
 
-    def _publish(self) -> None:
+    def _write(self, path: Path, value: object) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
+            file.write(json.dumps(value).encode())
+        self._publish(path.name)
+
+    def _remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        if path.parent.exists():
+            sync_folder(path.parent)
+        self._publish(path.name)
+
+    def _publish(self, *names: str) -> None:
         if self._copy:
-            self._copy.publish()
+            self._copy.publish(names or _FILES)
 
 
 class _Copy:
@@ -177,9 +211,9 @@ class _Copy:
                     shutil.copyfileobj(file, copy)
             self._published[name] = self._state(name)
 
-    def publish(self) -> None:
-        """Upload each file that has changed, or delete it at the address."""
-        for name in _FILES:
+    def publish(self, names: Iterable[str]) -> None:
+        """Upload each of these files that has changed, or delete it at the address."""
+        for name in names:
             state = self._state(name)
             if state == self._published[name]:
                 continue

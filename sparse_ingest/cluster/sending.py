@@ -5,7 +5,7 @@ pause, the whole request or only the documents that failed: 429, 502, 503, 504, 
 That is safe because every operation has its id. How many requests are in flight follows the cluster (pacing.py).
 A request whose connection breaks repeatedly, while an empty one is answered, is sent in halves as after 413: some
 proxies reset the connection of requests that are too large, or whose content they refuse.
-A document counts as acknowledged when the answer has its id, in its place, with a status below 300. One that
+A document counts as acknowledged when the answer has its id, in its place, with a status of 200 to 299. One that
 OpenSearch refuses or a pipeline drops is in its request's Outcome with the reason. What is no document's fault (a
 block, a missing alias, a refused user, retries used up) is a ClusterError: nothing was lost, and the same command goes
 on where it stopped.
@@ -18,7 +18,7 @@ import random
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Condition, Event, Thread
@@ -277,13 +277,16 @@ class _Sender:
         try:
             results = [item[request.operation] for item in items]
             self._mark_dropped(request, results)
-            ids = [result["_id"] for result in results]
-            statuses = [int(result["status"]) for result in results]
-        except (KeyError, TypeError, ValueError):
+            statuses = [result["status"] for result in results]
+            taken = ("deleted",) if request.operation == "delete" else ("created", "updated", "noop")
+            pairs = zip(request.doc_ids, results, strict=True)
+            spoiled = next((pair for pair in pairs if not _fits(*pair, taken)), None)
+        except (KeyError, TypeError, AttributeError):
             raise ClusterError(self._changed_on_the_way("items that are none of a bulk request")) from None
-        if ids != list(request.doc_ids):
-            asked, found = next(pair for pair in zip(request.doc_ids, ids, strict=True) if pair[0] != pair[1])
-            raise ClusterError(self._changed_on_the_way(f"document {found!r} in the place of {asked!r}"))
+        if spoiled:
+            asked, found = spoiled
+            said = {key: found[key] for key in ("_id", "status", "result", "error") if key in found}
+            raise ClusterError(self._changed_on_the_way(f"{str(said)[:200]} for document {asked!r}"))
         if max(statuses, default=0) < 300:
             return {}
         waiting: dict[int, str] = {}
@@ -339,6 +342,16 @@ def _breaks(request: BulkRequest) -> int:
     if len(request.doc_ids) == 1:
         return _BREAKS_ALONE
     return _BREAKS if len(request.body) > FEWEST_BYTES else _BREAKS_SMALL
+
+
+def _fits(doc_id: str, result: Mapping[str, Any], taken: tuple[str, ...]) -> bool:
+    """Return whether a result is one of this document, and one that OpenSearch gives: a success, or an error."""
+    status = result["status"]
+    if result["_id"] != doc_id or type(status) is not int:
+        return False
+    if 200 <= status < 300:
+        return result.get("error") is None and result.get("result", taken[0]) in taken
+    return 400 <= status < 600
 
 
 def _refusal(request: BulkRequest, place: int, status: int, reason: str) -> Refusal:

@@ -1,9 +1,9 @@
 """Index settings that make a load fast, and the promise that the old ones come back.
 
-In: an index, the settings wanted while loading. The old values are in `_meta` before the first one changes, so
-whoever comes next puts them back, from any machine: the end of the load, the next load, or `load --restore`. A
-setting that another client changed during the load is left as it is. What a cluster refuses (a managed one, a role
-without the right) is said in a sentence, and the load goes on without it.
+In: an index, the settings wanted while loading. The old values are in `_meta`, and in the journal of the load in case
+another client replaces `_meta`, before the first one changes. So they are put back by whatever runs next: the end of
+the load, the next load, or `load --restore`, from any machine. A setting that another client changed during the load
+is left as it is. What a cluster refuses (a managed one, a role without the right) is reported, and the load goes on.
 Not covered: which settings pay (benchmarks/load.py), cluster settings.
 """
 
@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from sparse_ingest.cluster.client import Client, ResponseError
 from sparse_ingest.cluster.indexes import Index, Stamp, check_uuid, update_stamp
+from sparse_ingest.cluster.journal import Journal
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.reporting import Reporter
 
@@ -33,8 +34,10 @@ def may_tune(index: Index, run_id: str) -> bool:
     return stamp is not None and stamp.created_by == run_id and not index.serving_aliases
 
 
-def tune(client: Client, index: Index, wanted: Mapping[str, str], reporter: Reporter) -> None:
-    """Give the index the settings for loading; what they were is in `_meta` first."""
+def tune(
+    client: Client, index: Index, wanted: Mapping[str, str], reporter: Reporter, journal: Journal | None = None
+) -> None:
+    """Give the index the settings for loading; what they were is in the journal and in `_meta` first."""
     there = check_uuid(client, index)
     stamp = there.stamp
     if stamp is None:
@@ -44,28 +47,29 @@ def tune(client: Client, index: Index, wanted: Mapping[str, str], reporter: Repo
         # The cluster itself decides how many there are, and would undo ours immediately.
         wanted = {name: value for name, value in wanted.items() if name != "number_of_replicas"}
     # What a killed load has kept is what was there before it, unless another client has set another value since.
-    kept = dict(stamp.settings)
+    kept = _kept(there, journal, reporter)
     for name, value in wanted.items():
         if there.setting(name) != value:
             kept[name] = {"before": there.setting(name), "loading": value}
     if not kept:
         return
-    update_stamp(client, index, lambda stamp: replace(stamp, settings=kept))
+    _keep(client, index, kept, journal)
     refused = _put(client, index, {name: entry["loading"] for name, entry in kept.items()})
     for name, why in refused.items():
         reporter.note(f"Index {index.name!r} keeps its {name} during the load, the cluster refuses to change it: {why}")
     if refused:
-        still = {name: entry for name, entry in kept.items() if name not in refused}
-        update_stamp(client, index, lambda stamp: replace(stamp, settings=still))
+        _keep(client, index, {name: entry for name, entry in kept.items() if name not in refused}, journal)
 
 
-def restore(client: Client, index: Index, reporter: Reporter, *, finished: str | None = None) -> list[str]:
+def restore(
+    client: Client, index: Index, reporter: Reporter, *, finished: str | None = None, journal: Journal | None = None
+) -> list[str]:
     """Put back what loads have changed; the names put back. In the same step note that the load of a run is finished.
 
     The stamp stays at "loading" when it names another run: one whose load has begun since.
     """
     there = check_uuid(client, index)
-    kept = there.stamp.settings if there.stamp else {}
+    kept = _kept(there, journal, reporter)
     wanted = {}
     for name, entry in kept.items():
         now = there.setting(name)
@@ -85,12 +89,43 @@ def restore(client: Client, index: Index, reporter: Reporter, *, finished: str |
         return replace(stamp, settings={}, load="done" if stamp.run_id == finished else stamp.load)
 
     update_stamp(client, index, put_back)
+    if journal:
+        journal.keep_settings({})
     return sorted(wanted)
+
+
+def give_up(client: Client, index: Index, journal: Journal) -> list[str]:
+    """Leave settings to the load that has begun since. Return those that its stamp lacks; the journal keeps them."""
+    lost = _lost(check_uuid(client, index), journal)
+    journal.keep_settings(lost)
+    return sorted(lost)
 
 
 def confirms_early(index: Index) -> bool:
     """Whether the index confirms writes before they are on its disk."""
     return index.setting("translog.durability") == "async"
+
+
+def _keep(client: Client, index: Index, kept: dict[str, dict[str, str | None]], journal: Journal | None) -> None:
+    if journal:
+        journal.keep_settings(kept)
+    update_stamp(client, index, lambda stamp: replace(stamp, settings=kept))
+
+
+def _kept(there: Index, journal: Journal | None, reporter: Reporter) -> dict[str, dict[str, str | None]]:
+    """What loads have changed, by `_meta`, and by the journal where `_meta` has lost it."""
+    lost = _lost(there, journal) if journal else {}
+    if lost:
+        names = ", ".join(sorted(lost))
+        reporter.note(f"Index {there.name!r}: old values of {names} are gone from _meta; the journal has them.")
+    return lost | (there.stamp.settings if there.stamp else {})
+
+
+def _lost(there: Index, journal: Journal) -> dict[str, dict[str, str | None]]:
+    """What a load has changed by its journal alone."""
+    known = there.stamp.settings if there.stamp else {}
+    kept = journal.settings().items()
+    return {name: entry for name, entry in kept if name not in known and there.setting(name) == entry["loading"]}
 
 
 def _put(client: Client, index: Index, settings: Mapping[str, str | None]) -> dict[str, str]:

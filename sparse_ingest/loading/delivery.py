@@ -2,13 +2,14 @@
 
 In: a run, the writer that fits the index, a journal. Out: journal lines and dead letters. The next shard starts before
 the last one is answered, so the connections never run empty. A line is written only after a check that the index is
-still the one that the load started with, and that the shard's documents are on its disk.
+still the one that the load started with, that no other load has begun since, and that the documents are on its disk.
 
 Not covered: which shards are missing, and what the index needs before and after (load.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from sparse_ingest.cluster import indexes, installed
+from sparse_ingest.cluster import installed
 from sparse_ingest.cluster.bulk_bodies import BodyWriter, BulkRequest, delete_requests
-from sparse_ingest.cluster.client import Client
-from sparse_ingest.cluster.journal import Journal
+from sparse_ingest.cluster.claim import Claim
+from sparse_ingest.cluster.client import ResponseError, UnreachableError
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import Retries, send
 from sparse_ingest.cluster.settling import Durability, patiently
@@ -87,10 +88,7 @@ class _ShardInFlight:
 class Delivery:
     """Sends the shards of one load. `durability` is None if a confirmed write is on disk."""
 
-    client: Client
-    index: indexes.Index
-    alias: str
-    journal: Journal
+    claim: Claim
     operations: Operations
     pace: Pace
     retries: Retries
@@ -105,7 +103,7 @@ class Delivery:
         reporter.earlier(documents)
         in_flight: deque[_ShardInFlight] = deque()
         begun: list[int] = []
-        self.journal.begin(set(missing))
+        self.claim.journal.begin(set(missing))
 
         def requests() -> Iterator[BulkRequest]:
             for shard in missing:
@@ -122,7 +120,7 @@ class Delivery:
             this = next(one for one in in_flight if one.shard == outcome.shard)
             this.answered += outcome.documents
             this.refused += len(outcome.refused)
-            self.journal.record_dead(outcome.refused)
+            self.claim.journal.record_dead(outcome.refused)
             reporter.advance(outcome.documents + self._finish_answered(in_flight))
         reporter.advance(self._finish_answered(in_flight))
         if len(begun) < len(missing):
@@ -135,7 +133,8 @@ class Delivery:
 
         Dead letters and counts are replaced atomically, after all are answered.
         """
-        rows = self.journal.dead_rows(shard)
+        journal = self.claim.journal
+        rows = journal.dead_rows(shard)
 
         def still_dead() -> Iterator[Refusal]:
             answered = 0
@@ -145,12 +144,12 @@ class Delivery:
             # A row that became several documents brings all of them.
             if answered < len(rows):
                 raise RunError(
-                    f"{self.journal.dead_path} names {len(rows)} documents of shard {shard}, {answered} of them are in "
+                    f"{journal.dead_path} names {len(rows)} documents of shard {shard}, {answered} of them are in "
                     "the run. Delete its folder, and load again: documents keep their ids."
                 )
             self._make_sure()
 
-        self.journal.retried(shard, still_dead())
+        journal.retried(shard, still_dead())
         return len(rows)
 
     def delete(self, ids: Iterable[str]) -> int:
@@ -171,9 +170,17 @@ class Delivery:
         return deleted
 
     def _send(self, requests: Iterator[BulkRequest]) -> Iterator[Outcome]:
-        last = installed.final_pipeline(self.index)
-        how: dict[str, Any] = {"pace": self.pace, "retries": self.retries, "final_pipeline": last}
-        return send(self.client, requests, target=self.alias, **how)
+        claim = self.claim
+        how: dict[str, Any] = {"pace": self.pace, "retries": self.retries}
+        how["final_pipeline"] = installed.final_pipeline(claim.index)
+        try:
+            yield from send(claim.client, requests, target=claim.alias, **how)
+        except ClusterError as error:
+            # A load that begins takes the alias away; the check then has the better message.
+            if not isinstance(error, UnreachableError):
+                with contextlib.suppress(ResponseError, UnreachableError):
+                    claim.check()
+            raise
 
     def _finish_answered(self, in_flight: deque[_ShardInFlight]) -> int:
         """Write the journal lines of the first shards that are sent and answered completely.
@@ -194,14 +201,15 @@ class Delivery:
                 "sha256": (self.operations.run.done(this.shard) or {}).get("sha256"),
                 "rules": rules_of(self.operations.pruning, self.operations.update),
                 "seconds": round(time.monotonic() - this.began, 3),
+                **({"takeover": takeover} if (takeover := self.claim.stamp.takeover) else {}),
             }
-            self.journal.finish(this.shard, line)
+            self.claim.journal.finish(this.shard, line)
             in_flight.popleft()
         return not_sent
 
     def _make_sure(self) -> None:
-        """Stop unless this process still holds the lock, confirmed writes are on disk, and the index is the same."""
+        """Stop unless this process still holds lock and claim, and confirmed writes are on disk."""
         self.operations.run.refuse_lost()
         if self.durability:
             self.durability.settle()
-        patiently(lambda: indexes.check_uuid(self.client, self.index), self.retries, self.client.waiting)
+        patiently(self.claim.check, self.retries, self.claim.client.waiting)

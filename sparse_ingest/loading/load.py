@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from dataclasses import replace as with_changes
 from typing import Any
 
 from sparse_ingest.cluster import indexes, installed, mappings, merging, seismic, settings_guard, settling, updates
+from sparse_ingest.cluster.claim import CLEANUP_S, Claim, LostClaimError, claimed
 from sparse_ingest.cluster.client import Client, ConnectionLike, ResponseError, UnreachableError, connect, connection_of
 from sparse_ingest.cluster.journal import Journal, documents_of, loaded_shards, open_journal
 from sparse_ingest.cluster.pacing import Pace
@@ -31,8 +33,6 @@ from sparse_ingest.loading.preparation import LoadPlan, make_plan, ready_index
 from sparse_ingest.pipeline import Pipeline, changed, in_words, options_from, pipeline_of
 from sparse_ingest.reporting import SILENT, Reporter, reporter_of
 from sparse_ingest.runs.run import Run, RunLike, open_run, refuse_incomplete
-
-_CLEANUP_S = 3.0  # timeout of a request after a failure: a cluster that hangs must not hold up Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,7 @@ class _Load:
         """Send what is missing, and put the index right."""
         client, run, plan, options = self.client, self.run, self.plan, self.options
         complete, run_id = run.complete(), run.manifest.run_id
+        load_id = secrets.token_hex(8) if plan.there and plan.there.stamp else run_id
         if not run.writable:
             kept = run.loads.parent
             self.reporter.note(f"{run.path} cannot be written: journal and lock of this load are in {kept}.")
@@ -174,18 +175,18 @@ class _Load:
         if not plan.missing or not (options.tune or settings_guard.may_tune(target, run_id)):
             wanted = {}
         with (
-            _private_alias(client, target, run_id) as alias,
-            _settings(client, target, wanted, self.reporter, finished=run_id if complete else None) as confirms_early,
+            claimed(client, target, plan.stamp, load_id, journal, self.reporter) as claim,
+            _settings(claim, wanted, finished=run_id if complete else None) as confirms_early,
         ):
             durability = settling.Durability(client, target) if confirms_early else None
             operations, pace = self._operations(target), Pace(max_rate=options.max_rate)
-            delivery = Delivery(client, target, alias, journal, operations, pace, self.retries, durability)
+            delivery = Delivery(claim, operations, pace, self.retries, durability)
             earlier = sum(map(documents_of, loaded_shards(run, journal).values()))
             delivery.load_shards(plan.missing, earlier, self.reporter)
             retried = sum(map(delivery.retry_dead, dead))
-            deleted = self._delete_missing(delivery, target, journal)
+            deleted = self._delete_missing(delivery)
             report = _report(run, target, journal, len(plan.missing), retried, deleted)
-            _compare_counts(client, run, target, report, self.retries)
+            _compare_counts(claim, run, report, self.retries)
             if options.merge:
                 report = self._merged(report, target, journal)
             if options.kind == "sparse_vector" and (message := seismic.warm_up(client, target)):
@@ -211,15 +212,16 @@ class _Load:
         changes = self.older.changes if self.older and plan.missing else None
         return Operations(self.run, writer, pruning, plan.update, changes)
 
-    def _delete_missing(self, delivery: Delivery, target: indexes.Index, journal: Journal) -> int:
+    def _delete_missing(self, delivery: Delivery) -> int:
         """Delete what only the older run has; how many documents that were."""
-        older, there = self.older, self.plan.there
+        older, there, claim = self.older, self.plan.there, delivery.claim
         if not (older and there and older.deletes(there)):
             return 0
         deleted = delivery.delete(older.changes.missing_ids())
         # A document that was refused as it is now may still be there as it was.
-        if not journal.refused():
-            indexes.update_stamp(self.client, target, older.deleted)
+        if not claim.journal.refused():
+            indexes.update_stamp(self.client, claim.index, older.deleted)
+            claim.stamp = older.deleted(claim.stamp)
         return deleted
 
 
@@ -248,26 +250,41 @@ def _older(run: Run, options: LoadOptions) -> Since | None:
 
 
 def restore_settings(
-    index: str, *, url: str | None = None, connection: ConnectionLike | None = None, progress: Reporter | bool = False
+    index: str,
+    *,
+    run: RunLike | None = None,
+    url: str | None = None,
+    connection: ConnectionLike | None = None,
+    progress: Reporter | bool = False,
 ) -> list[str]:
     """Restore the index settings that a killed load left changed, and return their names. Needs no run.
 
     Args:
         index: The index.
+        run: Where another client has removed the old values from `_meta`, those in the journal of this run are used.
         url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
         progress: True for notes on stderr, or a `Reporter`; silent by default.
 
     Raises:
-        ClusterError: there is no such index, or it refuses.
+        ClusterError: there is no such index, it refuses, or the old values are not known.
     """
     reporter = reporter_of(progress)
     with _connected(connection_of(url, connection), reporter) as client:
         there = indexes.need_index(client, index, "Check --index and --url.")
-        indexes.refuse_unreadable(there)
+        if run is None:
+            indexes.refuse_unreadable(there)
         for note in indexes.note_on_settings(there):
             reporter.note(note)
-        return settings_guard.restore(client, there, reporter)
+        journal = None if run is None else open_journal(open_run(run), client.cluster_uuid, there.uuid)
+        restored = settings_guard.restore(client, there, reporter, journal=journal)
+        if there.stamp is None and not restored and there.setting("refresh_interval") == "-1":
+            raise ClusterError(
+                f"Index {there.name!r} does not refresh (refresh_interval is -1), and _meta has no old settings. Name "
+                f"the run, whose journal has them: sparse-ingest load RUN --index {there.name} --restore. Or set them "
+                f"yourself: PUT /{there.name}/_settings."
+            )
+        return restored
 
 
 @contextlib.contextmanager
@@ -292,52 +309,46 @@ def _alone(client: Client, run: Run, index: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _private_alias(client: Client, index: indexes.Index, run_id: str) -> Iterator[str]:
-    alias = indexes.add_private_alias(client, index, run_id)
-    try:
-        yield alias
-    finally:
-        # A leftover alias does no harm, and cleaning up must not raise another error or wait long.
-        remove = {"actions": [{"remove": {"index": index.name, "alias": alias}}]}
-        with contextlib.suppress(SparseIngestError):
-            client.call("POST", "/_aliases", remove, timeout_s=_CLEANUP_S)
-
-
-@contextlib.contextmanager
-def _settings(
-    client: Client, index: indexes.Index, wanted: Mapping[str, str], reporter: Reporter, *, finished: str | None
-) -> Iterator[bool]:
+def _settings(claim: Claim, wanted: Mapping[str, str], *, finished: str | None) -> Iterator[bool]:
     """The index with settings for loading, and afterwards with its own; yields whether it confirms writes early.
 
     Without any wanted, what an earlier load left changed is put back first. At the end the stamp says
     that the load of the run `finished` is.
     """
+    client, index, reporter, journal = claim.client, claim.index, claim.reporter, claim.journal
     try:
         if wanted:
-            settings_guard.tune(client, index, wanted, reporter)
+            settings_guard.tune(client, index, wanted, reporter, journal)
         else:
             try:
-                settings_guard.restore(client, index, reporter)
+                settings_guard.restore(client, index, reporter, journal=journal)
             except ClusterError as error:  # a role that may not do it can load all the same
                 reporter.note(str(error))
-        yield settings_guard.confirms_early(indexes.check_uuid(client, index))
+        yield settings_guard.confirms_early(claim.check())
+        claim.check()
     except BaseException as error:
-        if wanted and not _put_back(client, index, error):
+        if wanted and not _put_back(claim, error):
             reporter.note(
                 f"Index {index.name!r} keeps its settings for loading ({', '.join(sorted(wanted))}) until the next "
-                f"load puts them back, or `sparse-ingest load --index {index.name} --restore` does."
+                f"load puts them back, or `sparse-ingest load RUN --index {index.name} --restore` does."
             )
         raise
-    settings_guard.restore(client, index, reporter, finished=finished)
+    settings_guard.restore(client, index, reporter, finished=finished, journal=journal)
+    if finished:
+        claim.stamp = with_changes(claim.stamp, load="done")
+    claim.check()
 
 
-def _put_back(client: Client, index: indexes.Index, stopped_by: BaseException) -> bool:
+def _put_back(claim: Claim, stopped_by: BaseException) -> bool:
     """Put the settings back when a load has failed; whether it was possible."""
     if isinstance(stopped_by, UnreachableError):
         return False
     try:
-        client.call("GET", index.path, timeout_s=_CLEANUP_S)
-        settings_guard.restore(client, index, SILENT)
+        claim.client.call("GET", claim.index.path, timeout_s=CLEANUP_S)
+        if isinstance(stopped_by, LostClaimError):
+            return not settings_guard.give_up(claim.client, claim.index, claim.journal)
+        claim.check()
+        settings_guard.restore(claim.client, claim.index, SILENT, journal=claim.journal)
     except SparseIngestError as error:
         # An index that is gone keeps nothing.
         return isinstance(error, ResponseError) and error.status == 404
@@ -366,10 +377,11 @@ def _report(run: Run, index: indexes.Index, journal: Journal, loaded: int, retri
     )
 
 
-def _compare_counts(client: Client, run: Run, index: indexes.Index, report: LoadReport, retries: Retries) -> None:
+def _compare_counts(claim: Claim, run: Run, report: LoadReport, retries: Retries) -> None:
     """Refresh; raise when the counts differ and no other client's documents explain it."""
+    client, index = claim.client, claim.index
     settling.patiently(lambda: indexes.refresh(client, index), retries, client.waiting)
-    stamp = indexes.check_uuid(client, index).stamp
+    stamp = claim.check().stamp
     if stamp is None or stamp.only_run != run.manifest.run_id:
         return
     found = settling.patiently(lambda: indexes.count_documents(client, index), retries, client.waiting)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from sparse_ingest.cluster import indexes, installed, mappings, preflight, seismic, updates
+from sparse_ingest.cluster import claim, indexes, installed, mappings, preflight, seismic, updates
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.journal import Journal, loaded_shards, open_journal
 from sparse_ingest.errors import RunError, UsageError
@@ -98,7 +98,9 @@ def make_plan(
         stamp = replace(indexes.continued_stamp(there.stamp, stamp), query=changed(settings))
         stamp = since.stamp(there, stamp) if since else stamp
         journal = open_journal(run, client.cluster_uuid, there.uuid)
-        if there.stamp is None or there.stamp.run_id != stamp.run_id:
+        # Lines with another takeover are from before the index was loaded with another run.
+        takeovers = {line.get("takeover") for line in journal.finished().values()}
+        if there.stamp is None or there.stamp.run_id != stamp.run_id or takeovers - {there.stamp.takeover}:
             stale = journal
         loaded = {} if stale else loaded_shards(run, journal)
         _refuse_other_rules(journal, loaded, rules_of(stamp.pruning, update))
@@ -164,6 +166,7 @@ def ready_index(client: Client, plan: LoadPlan, reporter: Reporter) -> indexes.I
                 'loses its vector. Load it again then, or keep them with source = "keep" in [index].'
             )
         return index
+    claim.refuse_other(indexes.check_uuid(client, plan.there), plan.there.stamp)
     if plan.stale:
         plan.stale.clear()
     if plan.update:

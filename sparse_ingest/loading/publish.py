@@ -104,6 +104,12 @@ def publish(
             if message := settling.wait_for_copies(client, target, reporter, patience_s=chosen.replica_patience_s):
                 reporter.note(message)
             verified = _verified(folder, name, alias, target_cluster, reporter)
+            stamp = indexes.check_uuid(client, target).stamp
+            if stamp is None or (stamp.run_id, stamp.load) != (folder.manifest.run_id, "done"):
+                raise ClusterError(
+                    f"Index {name!r} has lost its stamp (_meta.sparse_ingest), or another load has begun, so alias "
+                    f"{alias!r} stays where it is. Stop what changes _meta, then load with --replace --from-scratch."
+                )
             if not chosen.allow_fewer:
                 _refuse_fewer(client, alias, served, target, allow_empty=chosen.allow_empty)
             _move(client, alias, served, target, reporter)

@@ -1,8 +1,8 @@
 """A local OpenSearch as a child process on loopback: start it, find it again, stop it.
 
 An instance is a port and a data folder. In: the port, the data folder, the heap size. Out: an `Instance`, once the
-cluster is healthy; its record is in `instances/PORT/state.json` of the state folder, with the server's
-configuration, temporary files and log beside it.
+cluster is healthy, or red for good, which is reported. Its record is in `instances/PORT/state.json` of the state
+folder, with the server's configuration, temporary files and log beside it.
 
 A process is ours when its command line carries the random token of the record: that survives a reused pid, a reboot
 and a changed clock. Nothing is ever sent to, and no signal given to, a server that is not ours.
@@ -35,6 +35,8 @@ from sparse_ingest.storage.durable import write_atomic
 
 DEFAULT_PORT = 9200
 STOP_GRACE_S = 30.0
+_RED_S = 5.0  # so long nothing may be left to recover before a red index counts as red for good
+_RECOVERING = ("initializing_shards", "number_of_pending_tasks", "number_of_in_flight_fetch")
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def start(
         instance = replace(_new_instance(port, folder, heap), with_ml=with_ml)
         command = java_command(java, home, distribution, heap=heap, token=instance.token)
         child = spawn(command, distribution, account, instance.log)
-        return _record(replace(instance, pid=child.pid), child, timeout_s)
+        return _record(replace(instance, pid=child.pid), child, timeout_s, reporter)
 
 
 def stop(port: int | None = None) -> Instance | None:
@@ -214,7 +216,7 @@ def _reuse(instance: Instance, data: Path | None, with_ml: bool, timeout_s: floa
             f"(`sparse-ingest server stop --port {instance.port}`; its data stays), or give another --port."
         )
     reporter.note(f"Our server on port {instance.port} is running already")
-    _wait(instance, None, timeout_s)
+    _wait(instance, None, timeout_s, reporter)
     return replace(instance, already_running=True)
 
 
@@ -232,11 +234,11 @@ def _new_instance(port: int, data: Path, heap: str) -> Instance:
     )
 
 
-def _record(instance: Instance, child: subprocess.Popen[bytes], timeout_s: float) -> Instance:
+def _record(instance: Instance, child: subprocess.Popen[bytes], timeout_s: float, reporter: Reporter) -> Instance:
     """Write the record of a new server, and wait until it is healthy."""
     try:
         _write_state(instance)
-        _wait(instance, child, timeout_s)
+        _wait(instance, child, timeout_s, reporter)
     except BaseException:
         # Also when the user gives up waiting: a server that no record names must not stay.
         _end(instance)
@@ -251,21 +253,35 @@ def _write_state(instance: Instance) -> None:
     write_atomic(_state_file(instance.port), json.dumps(asdict(instance), indent=2, default=str).encode())
 
 
-def _wait(instance: Instance, child: subprocess.Popen[bytes] | None, timeout_s: float) -> None:
-    """Wait until the cluster is yellow or green; `child` is None if another process started it.
+def _wait(instance: Instance, child: subprocess.Popen[bytes] | None, timeout_s: float, reporter: Reporter) -> None:
+    """Wait until the cluster is yellow or green, or nothing can make it so; then report the red indexes.
+
+    `child` is None if another process started it.
 
     Raises:
         LocalServerError: the server ended, or the time is over; with its last log lines.
     """
     deadline = time.monotonic() + timeout_s
+    recovering = time.monotonic()
     while True:
         ended = _process(instance) is None  # before poll, which then knows the exit code of one that has ended
         code = child.poll() if child is not None else None
         if ended or code is not None:
             reason = "it ended" if code is None else f"it ended with exit code {code}"
             break
-        answer = _ask(instance, "/_cluster/health?wait_for_status=yellow&timeout=1s")
-        if answer and answer.get("cluster_name") == CLUSTER_NAME and not answer["timed_out"]:
+        answer = _ask(instance, "/_cluster/health?level=indices") or {}
+        ours = answer.get("cluster_name") == CLUSTER_NAME
+        if ours and answer["status"] != "red":
+            return
+        red = sorted(name for name, one in answer.get("indices", {}).items() if ours and one["status"] == "red")
+        if not red or any(answer[count] for count in _RECOVERING):
+            recovering = time.monotonic()
+        elif time.monotonic() - recovering > _RED_S:
+            reporter.warn(
+                f"OpenSearch runs at {instance.url}, but shards of {len(red)} of its indexes are missing (red): "
+                f"{', '.join(red)}. Why: GET /_cluster/allocation/explain, and {instance.log}. Delete such an index "
+                f"with `sparse-ingest index drop --index {red[0]} --force --url {instance.url}`, then load it again."
+            )
             return
         if time.monotonic() > deadline:
             reason = f"it was not healthy after {timeout_s:g} s"

@@ -304,6 +304,20 @@ def test_drop_refuses_aliases_served_indexes_and_those_of_others_unless_forced(c
     assert dropped(client, made, force=True) is not None
 
 
+def test_a_red_index_is_dropped_only_when_forced_and_its_documents_are_unknown(client: Client, made: str) -> None:
+    made_with(client, made)
+    red, nowhere = f"{made}-red", {"index.routing.allocation.require.box": "none"}
+    mappings = client.call("GET", f"/{made}/_mapping")[made]["mappings"]
+    body = {"settings": nowhere, "mappings": mappings}
+    client.call("PUT", f"/{red}", body, params={"wait_for_active_shards": "0"})
+    with pytest.raises(ClusterError, match=r"cannot be counted \(.*To delete it anyway, give --force"):
+        dropped(client, red)
+    arguments = ["drop", "--index", red, "--yes", "--force", "--json", "--url", client.address]
+    shown = CliRunner().invoke(group, arguments)
+    assert (shown.exit_code, json.loads(shown.stdout)["documents"]) == (0, None)
+    assert indexes.find_index(client, red) is None
+
+
 def test_a_loaded_index_is_dropped_without_having_been_made(client: Client, made: str, tmp_path: Path) -> None:
     into(client, made, make_run(tmp_path / "run"))
     assert dropped(client, made).documents == len(DOCUMENTS)

@@ -129,3 +129,17 @@ def test_a_damaged_line_in_the_middle_is_named(journal: Journal, rubbish: str) -
     journal.dead_path.with_name("journal.jsonl").write_text(f'{{"shard": 0, "rows": 1}}\n{rubbish}\n')
     with pytest.raises(RunError, match="journal.jsonl, line 2 is no JSON of a shard"):
         journal.finished()
+
+
+def test_settings_are_kept_until_they_are_put_back_and_survive_the_lines(journal: Journal) -> None:
+    kept = {"refresh_interval": {"before": None, "loading": "-1"}}
+    assert journal.settings() == {}
+    journal.keep_settings({})
+    assert not journal.dead_path.parent.exists()
+    journal.keep_settings(kept)
+    load(journal, 0, 3, DEAD)
+    journal.clear()
+    assert (journal.settings(), journal.finished()) == (kept, {})
+    journal.keep_settings({})
+    assert journal.settings() == {}
+    assert list(journal.dead_path.parent.iterdir()) == []

@@ -375,6 +375,31 @@ def test_an_update_of_a_missing_document_is_refused(index) -> None:
         assert count(client, made) == 1
 
 
+SPOILED = [
+    {"status": 0}, {"status": 102}, {"status": 199}, {"status": 302}, {"status": 600}, {"status": -1}, {"status": True},
+    {"status": 201.0}, {"status": "201"}, {"status": None}, {"status": [201]}, {"error": {"type": "x", "reason": "y"}},
+    {"error": "no"}, {"result": "deleted"}, {"result": "not_found"}, {"result": ["created"]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spoiled", SPOILED, ids=str)
+def test_an_item_counts_only_with_a_status_of_success_and_nothing_that_contradicts_it(spoiled: dict) -> None:
+    class Spoiling(AnsweringHandler):
+        def do_POST(self) -> None:
+            lines = self.rfile.read(int(self.headers["content-length"])).split()[::2]
+            items = [{"index": {"_id": json.loads(line)["index"]["_id"], "status": 201}} for line in lines]
+            items[3]["index"] |= spoiled
+            self.answer(200, {"items": items})
+
+        def do_GET(self) -> None:
+            self.answer(200, {"version": {"distribution": "opensearch", "number": "3.6.0"}})
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Spoiling)
+    with serving(server), closing(connect(Connection(f"http://127.0.0.1:{server.server_address[1]}"))) as client:
+        with pytest.raises(ClusterError, match="for document 'd3'. Check that nothing between here and OpenSearch"):
+            list(send(client, requests(5), target="x", retries=FAST))
+
+
 def test_the_server_may_ask_for_a_longer_pause() -> None:
     stamps: list[float] = []
 

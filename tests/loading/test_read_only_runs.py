@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.forked import command
-from support.loads import MANY, StopBefore, broken_titles, into, run_with_bad_titles
+from support.loads import MANY, StopBefore, broken_titles, into, run_with_bad_titles, settings_of
 from support.reporters import Recorder
 from support.runs import make_run
 
@@ -80,6 +80,22 @@ def test_a_journal_inside_is_continued_when_the_run_becomes_read_only(
     assert (again.loaded_shards, again.shards, again.refused) == (0, first.shards, first.refused)
     assert again.dead is not None
     assert Path(again.dead).is_relative_to(tmp_path / "home")
+
+
+def test_the_settings_of_a_read_only_run_are_put_back_from_the_state_folder(
+    client: Client, index_name: str, tmp_path: Path, read_only: Callable[[Run], Run]
+) -> None:
+    run = read_only(make_run(tmp_path / "run", MANY, shard_rows=16))
+
+    def replace_meta(documents: int) -> None:
+        if documents > 16 and settings_of(client, index_name)[0] == "-1":
+            client.call("PUT", f"/{index_name}/_mapping", {"_meta": {}})
+            (kept,) = (tmp_path / "home" / "runs").rglob("settings.json")
+            assert json.loads(kept.read_bytes())["number_of_replicas"] == {"before": "1", "loading": "0"}
+
+    assert into(client, index_name, run, progress=Recorder(replace_meta)).acknowledged == 60
+    assert settings_of(client, index_name) == (None, "1", None)
+    assert not list((tmp_path / "home").rglob("settings.json"))
 
 
 def test_without_any_place_for_the_lock_there_is_one_message(

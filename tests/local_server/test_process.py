@@ -187,6 +187,9 @@ def test_status_shows_the_running_server(running: Running) -> None:
 
 def test_data_stays_a_stale_record_is_repaired_and_starts_at_once_make_one_server(running: Running) -> None:
     request(f"{running.url}/kept/_doc/a?refresh=true", {"text": "still here"}, "PUT")
+    # The server also starts with an index that stays red.
+    nowhere = {"settings": {"index.routing.allocation.require.box": "none"}}
+    request(f"{running.url}/broken?wait_for_active_shards=0", nowhere, "PUT")
     record = record_of(running.port).read_text()
     stopped = process.stop()
     assert stopped is not None and stopped.pid == running.pid
@@ -205,6 +208,10 @@ def test_data_stays_a_stale_record_is_repaired_and_starts_at_once_make_one_serve
     assert shown[0]["pid"] == shown[1]["pid"]
     assert sorted(one["already_running"] for one in shown) == [False, True]
     assert request(f"{running.url}/kept/_doc/a")["_source"] == {"text": "still here"}
+    for _, notes in answers:
+        assert "shards of 1 of its indexes are missing (red): broken." in notes
+        assert f"`sparse-ingest index drop --index broken --force --url {running.url}`" in notes
+    request(f"{running.url}/broken", method="DELETE")
 
 
 def test_a_foreign_listener_is_left_alone_and_the_next_free_port_is_named(home: Path) -> None:

@@ -153,6 +153,10 @@ def test_a_journal_in_a_store_holds_what_one_on_a_disk_would(bucket: str, tmp_pa
     here = {str(path.relative_to(places[1])): path.read_bytes() for path in places[1].rglob("*.jsonl")}
     assert stored(places[0]) == here
     for place in places:
+        kept = {"number_of_replicas": {"before": "1", "loading": "0"}}
+        Journal(place / "CLUSTER" / "INDEX").keep_settings(kept)
+        assert Journal(place / "CLUSTER" / "INDEX").settings() == kept
+        Journal(place / "CLUSTER" / "INDEX").keep_settings({})
         Journal(place / "CLUSTER" / "INDEX").clear()
         assert Journal(place / "CLUSTER" / "INDEX").finished() == {}
     assert stored(places[0]) == {}
