@@ -27,7 +27,8 @@ def served_by(client: Client, alias: str, to: str | None = None) -> Served:
     """
     if not is_one_name(alias):
         raise UsageError(f"--alias {alias!r} is no name for an alias; one name is expected, without wildcards.")
-    found, served = client.find(path_of(alias), expected=Indexes) or {}, pointed_to(client, alias)
+    found = client.find(path_of(alias), expected=Indexes) or {}  # one look: another load may create it between two
+    served = {name: entry["aliases"][alias] for name, entry in found.items() if alias in entry["aliases"]}
     if alias in found:
         raise UsageError(
             f"{alias!r} is an index, so it cannot be an alias too. Give --alias another name, or load into the index "

@@ -18,7 +18,8 @@ from support.forked import Answer, command, start
 from support.run_contents import ROWS, VOLATILE, contents, documents, lasting, write
 
 from sparse_ingest.pruning import prune
-from sparse_ingest.runs.run import Run, SkippedRow, open_run
+from sparse_ingest.runs.files import SkippedRow
+from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.runs.shards import read_shard, store_weights, text_hash
 
 

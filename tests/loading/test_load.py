@@ -29,8 +29,9 @@ from sparse_ingest.errors import ClusterError, Interrupted, RunError, UsageError
 from sparse_ingest.loading.load import load
 from sparse_ingest.loading.publish import publish
 from sparse_ingest.pipeline import IndexSettings, Pipeline
+from sparse_ingest.runs.files import SkippedRow
 from sparse_ingest.runs.ids import find_duplicates, remove_rows
-from sparse_ingest.runs.run import Run, SkippedRow
+from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_shard, shard_schema_of, write_shard
 from sparse_ingest.verification.verify import verify
 

@@ -28,9 +28,10 @@ from sparse_ingest.planning.plan import plan
 from sparse_ingest.records import Query, Refusal
 from sparse_ingest.runs.changes import Changes
 from sparse_ingest.runs.checking import checked_parts
+from sparse_ingest.runs.files import SkippedRow
 from sparse_ingest.runs.manifest import run_id
 from sparse_ingest.runs.reuse import OldVectors
-from sparse_ingest.runs.run import Run, SkippedRow, open_run
+from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.searching.search import SearchableRun
 from sparse_ingest.searching.search import open_run as searchable
 from sparse_ingest.verification.verify import verify
@@ -418,7 +419,7 @@ def loaded(opensearch_url: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
      "journal.jsonl", "dead.jsonl", "merged.json"],
 )  # fmt: skip
 def test_no_value_in_a_file_of_a_run_ends_in_a_traceback(loaded: Run, name: str, opensearch_url: str) -> None:
-    journal = next((loaded.path / "load").glob("*/*/"))
+    journal = Path(str(next((loaded.path / "load").glob("*/*/"))))
     letter = {"id": "empty", "shard": 0, "row": 1, "status": 400, "reason": "r"}
     contents = {"dead.jsonl": json.dumps(letter), "merged.json": '{"0": 5}'}
     path = loaded.path / name if "/" in name or name not in (*contents, "journal.jsonl") else journal / name

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from support.runs import make_run
 
 from sparse_ingest.runs import ids as ids_module
+from sparse_ingest.runs.files import SkippedRow
 from sparse_ingest.runs.ids import Duplicate, find_duplicates, remove_rows
-from sparse_ingest.runs.run import Run, SkippedRow
+from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import drop_rows, read_doc_ids, read_shard, shard_schema_of, write_shard
 
 NAMES = [f"doc {place} é" for place in range(23)]

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from sparse_ingest.errors import RunError
+from sparse_ingest.runs.files import SkippedRow, write_json
 from sparse_ingest.runs.manifest import FORMAT, Manifest, identity_of
-from sparse_ingest.runs.run import SkippedRow, create_or_open_run, open_run, write_json
+from sparse_ingest.runs.run import create_or_open_run, open_run
 from sparse_ingest.storage.durable import write_atomic
 
 VOCABULARY = ["[PAD]", None, "##ing", "Ġthe", "▁de", "\u2028"]
