@@ -1,4 +1,4 @@
-"""Files of a checkpoint, checked before a library reads them: a model folder is somebody else's data.
+"""Files of a checkpoint, checked before a library reads them: a model folder is untrusted data.
 
 In: a folder. Out: its config.json as a dictionary that names no code and no size beyond its weights, its tokenizer.json
 and tokenizer_config.json. Not covered: the code of a checkpoint's own that is run when it is trusted (layouts.py), and

@@ -34,7 +34,7 @@ _OF_LOADS = {*PublishOptions.__dataclass_fields__, "file", "assignments"} - {"al
 
 @click.command()
 @click.argument("run", type=place_of, required=False)
-@click.option("--index", help="Index to load into; made when missing")
+@click.option("--index", help="Index to load into; created if it does not exist")
 @click.option("--alias", help="Load into ALIAS-<first 8 of the run's id>, verify it, then let this alias serve it")
 @click.option("--to", help="With --alias: let it serve this index, and load nothing (RUN is not read)")
 @click.option(
@@ -66,10 +66,11 @@ def load(
     Exit code 3: finished, but OpenSearch refused documents; dead.jsonl beside the journal names them.
     """
     index, alias, to, restore = (target[name] for name in ("index", "alias", "to", "restore"))
+    how: dict[str, Any]
     for wrong, message in (
         ((index is None) == (alias is None), "Name the target, either with --index or with --alias."),
         (
-            (to or options.drop_old or options.allow_fewer) and not alias,
+            not alias and (to or options.drop_old or options.allow_fewer),
             "--to, --drop-old and --allow-fewer need --alias.",
         ),
         (restore and not index, "--restore belongs to --index."),
@@ -85,8 +86,8 @@ def load(
 
     if to:
         with TerminalReporter() as reporter:
-            fewer = options.allow_fewer
-            before = roll_back(alias, to, allow_fewer=fewer, connection=connection, progress=reporter)
+            how = {"allow_fewer": options.allow_fewer, "connection": connection}
+            before = roll_back(alias, to, progress=reporter, **how)
         line = f"Alias {alias!r} serves {to!r}; before: {before or 'nothing'}."
         print_report(as_json, {"alias": alias, "serves": to, "previous": before}, [line])
         return 0
@@ -98,7 +99,7 @@ def load(
         return 0
     if run is None:
         raise click.UsageError("Missing argument 'RUN'.")
-    how: dict[str, Any] = {"connection": connection, "pipeline": pipeline, "options": options}
+    how = {"connection": connection, "pipeline": pipeline, "options": options}
     with TerminalReporter(stoppable=True) as reporter:
         if alias:
             published = publish(run, alias=alias, progress=reporter, **how)

@@ -106,14 +106,7 @@ def load(
     chosen, reporter = options_from(LoadOptions, options, settings, "load"), reporter_of(progress)
     indexes.refuse_long_name("--index", index, indexes.ADDED_BYTES)
     folder = open_run(run)
-    refuse_incomplete(folder, partial=chosen.partial)
-    if not (chosen.allow_empty or folder.has_documents()):
-        raise RunError(
-            f"{folder.path} has no documents to load. Check its corpus and `sparse-ingest status {folder.path}`; if an "
-            "index without documents is intended, pass --allow-empty."
-        )
-    if note := folder.unchecked_vocabulary():
-        reporter.note(note)
+    _refuse_unready(folder, chosen, reporter)
     older = _older(folder, chosen)
     if chosen.async_translog:
         reporter.warn(settings_guard.ASYNC_RISK)
@@ -133,6 +126,17 @@ def load(
             _note_applied(full, plan, reporter)
             report = _Load(client, folder, plan, older, chosen, reporter, retries).finish()
     return with_changes(report, seconds=round(time.monotonic() - started, 3))
+
+
+def _refuse_unready(run: Run, options: LoadOptions, reporter: Reporter) -> None:
+    refuse_incomplete(run, partial=options.partial)
+    if not (options.allow_empty or run.has_documents()):
+        raise RunError(
+            f"{run.path} has no documents to load. Check its corpus and `sparse-ingest status {run.path}`; if an index "
+            "without documents is intended, pass --allow-empty."
+        )
+    if note := run.unchecked_vocabulary():
+        reporter.note(note)
 
 
 def _note_applied(pipeline: Pipeline, plan: LoadPlan, reporter: Reporter) -> None:

@@ -63,7 +63,12 @@ def publish(
     """Load a run into its own index, and let the alias serve it when every document is in and none differs.
 
     Args:
-        alias: The alias that searches use. All other arguments are those of `load`.
+        run: A run folder, or what `encode` or `open_run` returns.
+        alias: The alias that searches use.
+        url: Address of the cluster; the SPARSE_INGEST_* variables if omitted.
+        connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
+        pipeline: As for `load`.
+        progress: True for a tqdm bar, or a `Reporter`; silent by default.
         options: All options in one object, instead of single keywords.
         **settings: Fields of `PublishOptions`, such as `drop_old=True`.
 
@@ -94,28 +99,36 @@ def publish(
         before = next(iter(served), None)
         done = PublishReport(report, alias, before, None, moved=False, verified=0, dropped=None)
         if report.refused and before != name:
-            reporter.note(
-                f"Alias {alias!r} stays at {before or 'nothing'}: OpenSearch refused {report.refused} "
-                f"documents ({report.dead}). Fix the cause and pass --retry-dead, or serve the index without them: "
-                f"sparse-ingest load --alias {alias} --to {name}"
-            )
+            reporter.note(_stays(report, alias, before))
             return done
         if before != name or served[name] == aliases.CLAIM:
             if message := settling.wait_for_copies(client, target, reporter, patience_s=chosen.replica_patience_s):
                 reporter.note(message)
             verified = _verified(folder, name, alias, target_cluster, reporter)
-            stamp = indexes.check_uuid(client, target).stamp
-            if stamp is None or (stamp.run_id, stamp.load) != (folder.manifest.run_id, "done"):
-                raise ClusterError(
-                    f"Index {name!r} has lost its stamp (_meta.sparse_ingest), or another load has begun, so alias "
-                    f"{alias!r} stays where it is. Stop what changes _meta, then load with --replace --from-scratch."
-                )
+            _refuse_other_load(client, target, folder.manifest.run_id, alias)
             if not chosen.allow_fewer:
                 _refuse_fewer(client, alias, served, target, allow_empty=chosen.allow_empty)
             _move(client, alias, served, target, reporter)
             previous = before if before != name else None
             done = with_changes(done, serves=name, previous=previous, moved=True, verified=verified)
         return _with_old_dropped(client, target, done, chosen.drop_old, reporter)
+
+
+def _stays(report: LoadReport, alias: str, before: str | None) -> str:
+    return (
+        f"Alias {alias!r} stays at {before or 'nothing'}: OpenSearch refused {report.refused} documents "
+        f"({report.dead}). Fix the cause and pass --retry-dead, or serve the index without them: "
+        f"sparse-ingest load --alias {alias} --to {report.index}"
+    )
+
+
+def _refuse_other_load(client: Client, target: indexes.Index, run_id: str, alias: str) -> None:
+    stamp = indexes.check_uuid(client, target).stamp
+    if stamp is None or (stamp.run_id, stamp.load) != (run_id, "done"):
+        raise ClusterError(
+            f"Index {target.name!r} has lost its stamp (_meta.sparse_ingest), or another load has begun, so alias "
+            f"{alias!r} stays where it is. Stop what changes _meta, then load with --replace --from-scratch."
+        )
 
 
 def _refuse_options(options: PublishOptions) -> None:
@@ -139,6 +152,7 @@ def roll_back(
     Args:
         alias: The alias.
         to: The index.
+        allow_fewer: Allow an index with fewer than half of the documents that the alias serves now.
         url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
         progress: True for notes on stderr, or a `Reporter`; silent by default.
