@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "sparse_ingest"
-SHARED = ("errors", "foreign_json", "records", "pipeline", "pruning", "reporting")
+SHARED = ("errors", "records", "pipeline", "pruning", "reporting")
 # Lowest first: a module imports from its own package, from those above it here, and from the shared modules.
 LAYERS = (
     "storage", "corpora", "checkpoints", "queries", "models", "runs", "cluster", "executors", "encoding",

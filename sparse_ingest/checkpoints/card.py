@@ -17,7 +17,7 @@ from sparse_ingest.checkpoints.checks import read_tokenizer
 from sparse_ingest.checkpoints.hub import CARD, PICKLES
 from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.checkpoints.tensors import read_shapes
-from sparse_ingest.foreign_json import read_bytes
+from sparse_ingest.storage.foreign_json import read_bytes
 
 SPECIAL_TOKENS = ("cls_token", "sep_token", "bos_token", "eos_token", "unk_token", "pad_token", "mask_token")
 SHOWN_RANGES = 8

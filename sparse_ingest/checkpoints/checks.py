@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from sparse_ingest.checkpoints.modules import MAX_BYTES, TRANSFORMER_CONFIGS, read_json
 from sparse_ingest.checkpoints.tensors import read_shapes
 from sparse_ingest.errors import CheckpointError, SparseIngestError, first_line
-from sparse_ingest.foreign_json import json_parts, parse_json, read_bytes, shown
+from sparse_ingest.storage.foreign_json import json_parts, parse_json, read_bytes, shown
 
 # Values under these keys are repositories, packages or classes, which transformers fetches or imports.
 CODE_KEYS = {

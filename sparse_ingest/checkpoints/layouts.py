@@ -28,7 +28,7 @@ from sparse_ingest.checkpoints.modules import (
     refuse_links,
 )
 from sparse_ingest.errors import CheckpointError
-from sparse_ingest.foreign_json import shown
+from sparse_ingest.storage.foreign_json import shown
 
 TABLE_ALONE = "weight table alone, no model"
 PLAIN = "masked LM, plain layout"

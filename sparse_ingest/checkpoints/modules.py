@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple, Required, TypedDict, TypeVar
 
-from sparse_ingest import foreign_json
 from sparse_ingest.checkpoints.hub import FILES, PICKLES
 from sparse_ingest.errors import CheckpointError
-from sparse_ingest.foreign_json import shown
+from sparse_ingest.storage import foreign_json
+from sparse_ingest.storage.foreign_json import shown
 
 TRANSFORMER_TYPES = ("Transformer", "MLMTransformer")
 # The name that sentence-transformers looks for first, and those of its first versions.

@@ -17,8 +17,8 @@ from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.checkpoints.layouts import Checkpoint, WeightTableSide, read_checkpoint, remote_code, trusted_code
 from sparse_ingest.checkpoints.modules import read_json
 from sparse_ingest.errors import CheckpointError, PipelineError
-from sparse_ingest.foreign_json import shown
 from sparse_ingest.pipeline import ModelSettings, Pipeline
+from sparse_ingest.storage.foreign_json import shown
 
 # What a setting is where neither the pipeline nor the checkpoint says. Those of documents change the numbers of a run.
 DOCUMENT_SETTINGS: dict[str, Any] = {

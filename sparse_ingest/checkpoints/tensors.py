@@ -14,7 +14,7 @@ from typing import TypedDict
 
 from sparse_ingest.checkpoints.modules import read_as
 from sparse_ingest.errors import CheckpointError
-from sparse_ingest.foreign_json import checked, parse_json, shown
+from sparse_ingest.storage.foreign_json import checked, parse_json, shown
 
 MAX_HEADER_BYTES = 8 << 20  # 80,000 tensors; a masked LM has some hundreds
 MAX_DIMENSIONS = 8

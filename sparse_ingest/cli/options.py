@@ -18,8 +18,8 @@ from click.core import ParameterSource
 from sparse_ingest.cli.terminal import one_line
 from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.errors import UsageError, first_line
-from sparse_ingest.foreign_json import MAX_BYTES, parse_json
 from sparse_ingest.pipeline import EngineName, Pipeline, option, override, pipeline_of
+from sparse_ingest.storage.foreign_json import MAX_BYTES, parse_json
 from sparse_ingest.storage.places import place_of
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -19,7 +19,7 @@ from urllib3.exceptions import ReadTimeoutError
 
 from sparse_ingest.cluster.failures import GARBAGE, UnreachableError
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.foreign_json import MAX_BYTES
+from sparse_ingest.storage.foreign_json import MAX_BYTES
 
 # 10,000 hits with 25 KB of fields each. Other answers stay far below MAX_BYTES: 1,000 fields of a mapping are 60 KB.
 MAX_SEARCH_BYTES = 256 << 20

@@ -43,8 +43,8 @@ from sparse_ingest.cluster.failures import UnreachableError as UnreachableError 
 from sparse_ingest.cluster.versions import NEWEST_TRIED, Version, version_of
 from sparse_ingest.cluster.waiting import Waiting
 from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
-from sparse_ingest.foreign_json import checked
 from sparse_ingest.reporting import Reporter
+from sparse_ingest.storage.foreign_json import checked
 
 logger = logging.getLogger(__name__)
 

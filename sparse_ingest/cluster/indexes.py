@@ -26,9 +26,9 @@ from sparse_ingest.cluster.client import Client, TimedOutError, path_of
 from sparse_ingest.cluster.stamp_values import CHANGED_BY_LOADS, is_changed_by_loads, stamp_parts
 from sparse_ingest.cluster.stamp_values import NO_PRUNING as NO_PRUNING  # which other modules need beside `Stamp`
 from sparse_ingest.errors import ClusterError, UsageError
-from sparse_ingest.foreign_json import checked
 from sparse_ingest.pipeline import in_words
 from sparse_ingest.runs.run import Run
+from sparse_ingest.storage.foreign_json import checked
 
 META_KEY = "sparse_ingest"
 STAMP_FORMAT = 1

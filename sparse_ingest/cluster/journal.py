@@ -34,11 +34,11 @@ from typing import Any, NotRequired, TypedDict
 
 from sparse_ingest.cluster.stamp_values import CHANGED_BY_LOADS, is_changed_by_loads
 from sparse_ingest.errors import RunError, first_line
-from sparse_ingest.foreign_json import MAX_BYTES, checked, parse_json, read_json
 from sparse_ingest.records import Refusal
 from sparse_ingest.runs.manifest import Count
 from sparse_ingest.runs.run import Run
 from sparse_ingest.storage.durable import atomic_file, naming, open_own, sync_folder
+from sparse_ingest.storage.foreign_json import MAX_BYTES, checked, parse_json, read_json
 from sparse_ingest.storage.places import Place, RemotePath
 from sparse_ingest.storage.scratch import ScratchFolder
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, TypedDict
 
 from sparse_ingest.errors import UsageError
-from sparse_ingest.foreign_json import checked
 from sparse_ingest.pipeline import ModelSettings, Pruning, options_from
+from sparse_ingest.storage.foreign_json import checked
 
 NO_PRUNING = {"top_k": None, "max_ratio": None}
 # The index settings that loads change, and the values that they can have.

@@ -18,8 +18,8 @@ from typing import NoReturn
 import orjson
 
 from sparse_ingest.errors import UsageError, listed
-from sparse_ingest.foreign_json import MAX_DEPTH, is_deep
 from sparse_ingest.records import MAX_LEVELS, Document, refused_name
+from sparse_ingest.storage.foreign_json import MAX_DEPTH, is_deep
 
 ROW_NUMBER = ":row"
 MAX_ID_BYTES = 512  # what OpenSearch takes as an `_id`

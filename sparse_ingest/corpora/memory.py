@@ -42,7 +42,7 @@ from sparse_ingest.corpora.sources import Corpus
 from sparse_ingest.corpora.stored import MAX_LINE, FoundFile
 from sparse_ingest.corpora.text_formats import JsonLines, Quoting
 from sparse_ingest.errors import CorpusError, UsageError, first_line
-from sparse_ingest.foreign_json import parse_json
+from sparse_ingest.storage.foreign_json import parse_json
 from sparse_ingest.storage.scratch import ScratchFolder
 
 _BLOCK_BYTES = 1 << 20  # of lines that are written at one time

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparse_ingest.errors import LocalServerError, needs_extra
-from sparse_ingest.foreign_json import read_json
 from sparse_ingest.local_server.folders import Account, as_account, cache_home, locked
 from sparse_ingest.reporting import SILENT, Reporter
+from sparse_ingest.storage.foreign_json import read_json
 
 OPENSEARCH_VERSION = "3.6.0"
 MIN_JAVA = 21

@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ingest.errors import LocalServerError, needs_extra
-from sparse_ingest.foreign_json import MAX_BYTES, checked, parse_json, read_json
 from sparse_ingest.local_server import folders
 from sparse_ingest.local_server.download import OPENSEARCH_VERSION, ensure_distribution, ensure_java
 from sparse_ingest.local_server.launch import CLUSTER_NAME, TOKEN, heap_bytes, java_command, spawn, write_configuration
 from sparse_ingest.reporting import SILENT, Reporter
 from sparse_ingest.storage.durable import write_atomic
+from sparse_ingest.storage.foreign_json import MAX_BYTES, checked, parse_json, read_json
 
 DEFAULT_PORT = 9200
 STOP_GRACE_S = 30.0

@@ -21,7 +21,7 @@ from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.checkpoints.layouts import BUILT_AS_GTE, Checkpoint, code_reference, trusted_code
 from sparse_ingest.checkpoints.tensors import read_header, weight_files
 from sparse_ingest.errors import CheckpointError, first_line
-from sparse_ingest.foreign_json import shown
+from sparse_ingest.storage.foreign_json import shown
 
 # Choices and defaults of the remote code, and the only ones that transformers' `gte` has.
 GTE_CHOICES = {

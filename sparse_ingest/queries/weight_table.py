@@ -28,8 +28,8 @@ from sparse_ingest.checkpoints.layouts import WeightTableSide
 from sparse_ingest.checkpoints.modules import read_as
 from sparse_ingest.checkpoints.tensors import read_header
 from sparse_ingest.errors import CheckpointError
-from sparse_ingest.foreign_json import read_bytes, shown
 from sparse_ingest.pipeline import ModelSettings, QuerySettings
+from sparse_ingest.storage.foreign_json import read_bytes, shown
 
 BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 MAX_FLOAT32 = 3.4028234663852886e38

@@ -17,9 +17,9 @@ from typing import Annotated, Any, NamedTuple
 from msgspec import Meta, defstruct
 
 from sparse_ingest.errors import RunError, first_line
-from sparse_ingest.foreign_json import checked, read_json
 from sparse_ingest.runs.manifest import Count
 from sparse_ingest.storage.durable import write_atomic
+from sparse_ingest.storage.foreign_json import checked, read_json
 from sparse_ingest.storage.places import Place, RemotePath
 
 COUNTS = "rows nnz empty truncated skipped underflow windows reused deduplicated without_token".split()

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ingest.errors import RunError, StorageError
-from sparse_ingest.foreign_json import checked, parse_json
 from sparse_ingest.storage.durable import open_own
+from sparse_ingest.storage.foreign_json import checked, parse_json
 from sparse_ingest.storage.places import RemotePath
 
 RENEWED_S = 10.0

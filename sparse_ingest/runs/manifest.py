@@ -16,8 +16,8 @@ from typing import Annotated, Any, NamedTuple
 
 from msgspec import Meta
 
-from sparse_ingest.foreign_json import checked
 from sparse_ingest.pipeline import EncodeSettings, ModelSettings
+from sparse_ingest.storage.foreign_json import checked
 
 FORMAT = 1
 SHARD_ROWS = 65536

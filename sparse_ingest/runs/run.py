@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from sparse_ingest.errors import RunError, first_line
-from sparse_ingest.foreign_json import checked, parse_json, read_bytes
 from sparse_ingest.runs.files import (
     CompleteRecord,
     DoneRecord,
@@ -44,6 +43,7 @@ from sparse_ingest.runs.files import (
 from sparse_ingest.runs.leases import Leases, file_lock
 from sparse_ingest.runs.manifest import FORMAT, Identity, Manifest, differences
 from sparse_ingest.storage.durable import sync_folder, write_atomic
+from sparse_ingest.storage.foreign_json import checked, parse_json, read_bytes
 from sparse_ingest.storage.places import Place, RemotePath, place_of
 from sparse_ingest.storage.scratch import ScratchFolder, user_folder
 

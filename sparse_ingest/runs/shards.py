@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sparse_ingest.errors import RunError, first_line
-from sparse_ingest.foreign_json import checked
 from sparse_ingest.records import SparseRows
 from sparse_ingest.storage.durable import move_whole
+from sparse_ingest.storage.foreign_json import checked
 from sparse_ingest.storage.places import Place, RemotePath
 
 PART_ROWS = 8192

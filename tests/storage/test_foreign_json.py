@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sparse_ingest.foreign_json import MAX_BYTES, MAX_DEPTH, checked, parse_json, read_json
+from sparse_ingest.storage.foreign_json import MAX_BYTES, MAX_DEPTH, checked, parse_json, read_json
 
 
 @dataclass(frozen=True)
