@@ -27,7 +27,7 @@ _PIECE = 1 << 16
 # What reading raises where a key is missing, a value has another type, or values are nested too deeply.
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, struct.error)
 _READERS = tuple(
-    f"sparse_ingest.{name}" for name in ("cluster", "foreign_json", "searching", "verification", "planning")
+    f"sparse_ingest.{name}" for name in ("cluster", "storage.foreign_json", "searching", "verification", "planning")
 )
 _NO_READERS = ("sparse_ingest.cluster.journal", "sparse_ingest.cluster.bulk_bodies")
 
