@@ -12,10 +12,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 PRELOADED = (
     "sparse_ingest.cli.main", "sparse_ingest.encoding.encode",
@@ -62,10 +64,12 @@ def _child(arguments: list[str], log: str, environment: dict[str, str]) -> None:
 
 
 def _main() -> int:
-    from sparse_ingest.cli.main import main
+    from sparse_ingest.cli import main
 
     try:
-        main()
+        # After a wait that was given up main() ends the process at once, which here would be that of the tests.
+        with mock.patch.object(main, "left_behind", threading.Event()):
+            main.main()
     except SystemExit as end:
         return int(end.code or 0)
     raise AssertionError("main() always exits")
