@@ -92,9 +92,9 @@ def test_a_pipeline_says_what_its_card_says(name: str, tmp_path: Path) -> None:
     if card.max_length:
         assert commented.model.max_length == card.max_length
     else:
-        assert "the card names no limit" in text_of(name)
+        assert "the card has no limit" in text_of(name)
     head = text_of(name).partition("[model]")[0]
-    assert (card.license or "names no license") in head
+    assert (card.license or "has no license") in head
     assert ("forbids commercial use" in head) == ("NC" in (card.license or ""))
 
 
