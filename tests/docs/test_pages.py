@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import shlex
 import socketserver
 import subprocess
 import sys
@@ -51,13 +50,13 @@ def adapted(page: str, url: str, index: str) -> str:
     return page
 
 
-def shell(code: str, folder: Path, path: Path, url: str, server: socketserver.UnixStreamServer | None = None) -> str:
-    """What a block for the shell prints; `path` has its `sparse-ingest`, which `server` may answer."""
+def shell(code: str, folder: Path, path: Path, url: str, server: socketserver.UnixStreamServer) -> str:
+    """What a block for the shell prints; `path` has its `sparse-ingest`, which `server` answers."""
     environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}", "SPARSE_INGEST_URL": url}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as notes:
         program = ["bash", "-euo", "pipefail", "-c", code]
         with subprocess.Popen(program, cwd=folder, env=environment, stdout=out, stderr=notes) as process:
-            while server and process.poll() is None:
+            while process.poll() is None:
                 server.handle_request()
         out.seek(0)
         notes.seek(0)
@@ -92,12 +91,26 @@ sys.exit(code)
         yield server
 
 
-def test_the_readme_runs(opensearch_url: str, index_name: str, tmp_path: Path) -> None:
-    page, shown = adapted(README, opensearch_url, index_name), ""
-    for language, code in blocks(page, "sh|python"):
-        path = Path(sys.executable).parent
-        code = code if language == "sh" else f"{path}/python -c {shlex.quote(code)}"
-        shown += shell(code, tmp_path, path, opensearch_url)
+def ran(pages: dict[str, str], folder: Path, url: str) -> dict[str, str]:
+    """What the blocks of each page print; the pages share a working folder."""
+    (folder / "bin").mkdir()
+    (folder / "work").mkdir()
+    shown = dict.fromkeys(pages, "")
+    with contextlib.chdir(folder / "work"), warm_command(folder / "bin") as server:
+        for name, page in pages.items():
+            for language, code in blocks(page, "sh|python"):
+                if language == "sh":
+                    shown[name] += shell(code, folder / "work", folder / "bin", url, server)
+                else:
+                    with contextlib.redirect_stdout(io.StringIO()) as out:
+                        exec(compile(code, name, "exec"), {})  # noqa: S102
+                    shown[name] += out.getvalue()
+    return shown
+
+
+def test_the_readme_runs(opensearch_url: str, index_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSE_INGEST_URL", opensearch_url)
+    shown = ran({"README": adapted(README, opensearch_url, index_name)}, tmp_path, opensearch_url)["README"]
     assert "The index holds what the run says." in shown
     assert shown.count("Sourdough") >= 3
     assert re.search(r"^\{'\w+': \d", shown, re.MULTILINE)
@@ -106,19 +119,8 @@ def test_the_readme_runs(opensearch_url: str, index_name: str, tmp_path: Path) -
 
 def test_the_guides_run(opensearch_url: str, index_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSE_INGEST_URL", opensearch_url)
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    shown = dict.fromkeys(GUIDES, "")
-    with warm_command(tmp_path / "bin") as server:
-        for name in GUIDES:
-            for language, code in blocks(adapted(page_of(name), opensearch_url, index_name), "sh|python"):
-                if language == "sh":
-                    shown[name] += shell(code, tmp_path / "work", tmp_path / "bin", opensearch_url, server)
-                else:
-                    with contextlib.redirect_stdout(io.StringIO()) as out:
-                        exec(compile(code, name, "exec"), {})  # noqa: S102
-                    shown[name] += out.getvalue()
+    pages = {name: adapted(page_of(name), opensearch_url, index_name) for name in GUIDES}
+    shown = ran(pages, tmp_path, opensearch_url)
     assert "3 documents" in shown["getting-started"] and "Photosynthesis" in shown["getting-started"]
     assert "3 rows: 3 documents" in shown["guides/corpora"]
     assert "BertForMaskedLM" in shown["guides/models"]
