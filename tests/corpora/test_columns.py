@@ -128,7 +128,7 @@ def test_offsets_outside_of_their_buffer_are_damage_and_not_read(tmp_path):
     offsets = pa.array([0, 1 << 30, 2], pa.int32()).buffers()[1]
     texts = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"ab")])
     path = write(tmp_path / "c.arrows", {"_id": pa.array(["1", "2"]), "text": texts})
-    with pytest.raises(CorpusError, match=r"c.arrows is damaged or cut off after row 0: .*Get the file again"):
+    with pytest.raises(CorpusError, match=r"c.arrows is damaged or cut off after row 0: .*Get it again"):
         read(path)
 
 
