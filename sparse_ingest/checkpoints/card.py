@@ -65,11 +65,7 @@ def read_card(folder: Path) -> Card:
 
 
 def count_parameters(folder: Path) -> int | None:
-    """Return the number of parameters in the headers of a folder's safetensors; None if it has no such file.
-
-    Raises:
-        CheckpointError: as `read_header`.
-    """
+    """Return the number of parameters in a folder's safetensors, None without such a file. Raise CheckpointError."""
     headers = [read_header(path)[1] for path in weight_files(folder) if path.suffix == ".safetensors"]
     return sum(math.prod(tensor.shape) for header in headers for tensor in header.values()) or None
 
@@ -80,13 +76,7 @@ def has_pickle(folder: Path) -> bool:
 
 
 def read_vocabulary(folder: Path, size: int | None = None) -> Vocabulary | None:
-    """Read the tokens of tokenizer.json, else of vocab.txt; None if neither exists.
-
-    `size` is the number of ids of the model, which may be larger than the tokenizer's.
-
-    Raises:
-        CheckpointError: tokenizer.json cannot be read.
-    """
+    """Read the tokens of tokenizer.json, else of vocab.txt, else None; `size` is the number of ids of the model."""
     path = folder / "tokenizer.json"
     if path.is_file():
         tokenizer = read_tokenizer(path)

@@ -94,11 +94,7 @@ def _entries(value: object) -> Iterator[tuple[str, Any]]:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json.
-
-    Raises:
-        CheckpointError: it is missing or malformed, or its time or memory on a text is unbounded.
-    """
+    """Read a tokenizer.json. Raise CheckpointError if it is malformed, or its time or memory on a text is unbounded."""
     with tokenizer_errors(path):
         return Tokenizer.from_str(tokenizer_text(path))
 
@@ -139,11 +135,7 @@ def tokenizer_text(path: Path) -> str:
 
 
 def tokenizer_config(folder: Path) -> dict[str, Any]:
-    """Return the settings in tokenizer_config.json, without file names, templates and code.
-
-    Raises:
-        CheckpointError: it names code, or a class that is not a tokenizer of transformers.
-    """
+    """Return the settings in tokenizer_config.json without file names and templates. Raise CheckpointError for code."""
     path = folder / "tokenizer_config.json"
     _refuse_code(path)
     config = {key: value for key, value in read_json(path).items() if not DROPPED.fullmatch(key)}

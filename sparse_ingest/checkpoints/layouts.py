@@ -184,11 +184,7 @@ def _splade_side(chain: list[Module], task: str, both: dict[str, str]) -> Masked
 
 
 def _read_router(folder: Path, modules: list[Module]) -> Sides | None:
-    """Read a Router of sentence-transformers: one chain of modules for documents, another for queries.
-
-    Raises:
-        CheckpointError: a side is missing, or is a chain of modules that is not supported.
-    """
+    """Read a Router of sentence-transformers: one chain of modules for documents, another for queries."""
     if [module.kind for module in modules] not in (["Router"], ["Asym"]):
         return None
     place = modules[0].folder

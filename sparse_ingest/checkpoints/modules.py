@@ -100,11 +100,7 @@ def read_modules(folder: Path) -> list[Module]:
 
 
 def module_of(declared_in: Path, dotted: str, folder: Path, inner: str) -> Module:
-    """Return a module from its dotted type and its folder within `folder`.
-
-    Raises:
-        CheckpointError: the type is remote code, or the folder is outside the checkpoint.
-    """
+    """Return a module from its dotted type and its folder. Raise CheckpointError for code, or outside of the model."""
     package, _, kind = dotted.rpartition(".")
     if not dotted.startswith("sentence_transformers."):
         # Also with `trust_remote_code`: such a module may compute anything, and only its library could run it.
@@ -116,11 +112,7 @@ def module_of(declared_in: Path, dotted: str, folder: Path, inner: str) -> Modul
 
 
 def inside(declared_in: Path, folder: Path, inner: str) -> Path:
-    """Return the path of a file or folder within `folder`.
-
-    Raises:
-        CheckpointError: it is outside, also through a link.
-    """
+    """Return a path within `folder`. Raise CheckpointError if it is outside, also through a link."""
     root, place = folder.resolve(), folder / inner
     # In the hub's cache models--OWNER--NAME/snapshots/COMMIT/config.json is a link to ../../blobs/HASH.
     roots = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]

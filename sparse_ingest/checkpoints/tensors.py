@@ -37,11 +37,7 @@ class _Index(TypedDict, total=False):
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files with the weights of a folder: one file or its shards, or none; safetensors before pickles.
-
-    Raises:
-        CheckpointError: the index of shards cannot be read, or names a missing file or one outside the folder.
-    """
+    """Return the file or the shards with the weights of a folder. Raise CheckpointError if the index is wrong."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return [folder / name]
@@ -55,11 +51,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_header(path: Path) -> tuple[int, dict[str, Tensor]]:
-    """Return the offset of the first number of a safetensors file, and its tensors by name.
-
-    Raises:
-        CheckpointError: the header is malformed, or the file is shorter than it declares.
-    """
+    """Return the offset of the first number of a safetensors file, and its tensors. Raise CheckpointError."""
     try:
         size = path.stat().st_size
         with path.open("rb") as stream:

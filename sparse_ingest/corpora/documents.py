@@ -228,11 +228,7 @@ def needed_columns(names: Collection[str], fields: FieldNames) -> dict[str, str]
 
 
 def without_carried(fields: FieldNames) -> FieldNames:
-    """Return the names without kept columns that are duplicates, or carried as title and text.
-
-    Raises:
-        UsageError: OpenSearch refuses one of these fields, or two would have the same name.
-    """
+    """Return the names without kept columns that are carried anyway. Raise UsageError if OpenSearch refuses one."""
     kept = dict.fromkeys(fields.keep)
     if refused := [f"{shown(name)} ({reason})" for name in kept if (reason := refused_name(name)) is not None]:
         raise UsageError(

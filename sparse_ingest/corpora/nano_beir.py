@@ -23,11 +23,7 @@ COLLECTIONS = (
 
 
 def collections_named(names: tuple[str, ...]) -> list[str]:
-    """Return the collections by name, in any case and with or without `Nano`; `all` are all 13.
-
-    Raises:
-        UsageError: a name is unknown.
-    """
+    """Return the collections by name, in any case and with or without `Nano`; `all` are all 13. Raise UsageError."""
     known = {"all": COLLECTIONS, **{name.lower(): (name,) for name in COLLECTIONS}}
     chosen: dict[str, None] = {}
     for name in names:

@@ -251,11 +251,7 @@ def _scale_rotations(model: Any, config: dict[str, Any]) -> None:
 
 
 def read_table(path: Path) -> list[float]:
-    """Read the weights of a query side by token id, from pytorch_model.bin.
-
-    Raises:
-        CheckpointError: the file has no table, or more than tensors.
-    """
+    """Read the weights of a query side by token id, from pytorch_model.bin. Raise CheckpointError."""
     table = _read_pickle(path).get("weight")
     if table is None or table.dim() != 1:
         raise damaged(f"{path} has no tensor `weight` with a number for each token")

@@ -224,11 +224,7 @@ class Tokenizer:
         return len(text)
 
     def _layout_of(self, max_length: int | None, window_stride: int | None) -> WindowLayout:
-        """Return the layout of windows.
-
-        Raises:
-            PipelineError: special tokens and prompt leave no room for text, or the stride would omit tokens.
-        """
+        """Return the layout of windows. Raise PipelineError if it has no room for text, or the stride omits tokens."""
         before, after = self._special_tokens()
         special, prompt = len(before) + len(after), self._prompt_tokens
         length = sys.maxsize if max_length is None else max_length
@@ -260,11 +256,7 @@ class Tokenizer:
         raise damaged("The tokenizer gives no token for a letter, a digit or a dot")
 
     def vocabulary(self, size: int) -> list[str | None]:
-        """Return the token string of each id below `size`; None where an id has none.
-
-        Raises:
-            CheckpointError: two ids have the same string, by which an index keys weights.
-        """
+        """Return the token string of each id below `size`, None without one. Raise CheckpointError for a duplicate."""
         tokens: list[str | None] = [self._tokenizer.id_to_token(token_id) for token_id in range(size)]
         first: dict[str, int] = {}
         for token_id, token in enumerate(tokens):

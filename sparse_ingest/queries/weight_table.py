@@ -132,11 +132,7 @@ class WeightTable:
 
 
 def plain_tokenizer(folder: Path, *, lower_case: bool) -> Tokenizer:
-    """Return the tokenizer of a folder for queries of a table, without truncation and padding.
-
-    Raises:
-        CheckpointError: tokenizer.json cannot be read.
-    """
+    """Return the tokenizer of a folder for queries of a table, without truncation and padding."""
     path = folder / "tokenizer.json"
     tokenizer = read_tokenizer(path)
     with tokenizer_errors(path):
@@ -203,11 +199,7 @@ def _by_token(weights: list[float], tokenizer: Tokenizer, path: Path) -> dict[st
 
 
 def read_vector(path: Path, name: str) -> list[float]:
-    """Return the vector `name` of a safetensors file without numpy and torch.
-
-    Raises:
-        CheckpointError: the file is damaged, or has no such vector of floating-point numbers.
-    """
+    """Return the vector `name` of a safetensors file without numpy and torch. Raise CheckpointError."""
     numbers_begin, tensors = read_header(path)
     try:
         entry = tensors[name]
@@ -224,11 +216,7 @@ def read_vector(path: Path, name: str) -> list[float]:
 
 
 def read_vocabulary(folder: Path) -> list[str | None]:
-    """Return the token string of each id as in a run; None for an id without a token.
-
-    Raises:
-        CheckpointError: tokenizer.json or config.json cannot be read.
-    """
+    """Return the token string of each id as in a run; None for an id without a token. Raise CheckpointError."""
     tokenizer = read_tokenizer(folder / "tokenizer.json")
     # A model may have more ids than its tokenizer.
     size = read_config(folder).get("vocab_size") if (folder / "config.json").exists() else tokenizer.get_vocab_size()

@@ -430,7 +430,7 @@ def test_a_folder_in_a_folder_or_glob_is_refused_rather_than_left_out(tmp_path):
 
 def test_a_pipe_is_refused_with_advice(tmp_path):
     os.mkfifo(tmp_path / "p.jsonl")
-    with pytest.raises(CorpusError, match="is not a file. Give a stream on standard input"):
+    with pytest.raises(CorpusError, match="is not a file. Pass a stream on standard input"):
         names(tmp_path / "p.jsonl")
 
 
