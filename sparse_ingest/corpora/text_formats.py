@@ -63,8 +63,9 @@ class JsonArray(LineSource):
         try:
             rows = parse_json(utf8(content), _MAX_ARRAY)
         except (BadRow, ValueError) as error:
-            reason = f"{error}. One JSON array was expected. Convert it to JSON lines"
-            raise CorpusError(f"{self.label} cannot be read: {reason}.") from error
+            raise CorpusError(
+                f"{self.label} cannot be read: {error}. Convert this JSON array to JSON lines."
+            ) from error
         for place, row in enumerate(rows[offset:], offset):
             reason = None if isinstance(row, dict) else f"a JSON object was expected, found {shown(row)}"
             yield Record(None if reason else row, reason, place + 1, place + 1, place + 2)

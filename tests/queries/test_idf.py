@@ -156,14 +156,14 @@ def test_a_file_that_is_there_stays_unless_forced(folder: Path, tmp_path: Path) 
 
 def test_a_file_that_appears_meanwhile_stays(folder: Path, tmp_path: Path) -> None:
     spec, out = write_corpus(tmp_path / "c.jsonl", ["river"]), tmp_path / "idf.json"
-    with pytest.raises(UsageError, match="written by another process during the run"):
+    with pytest.raises(UsageError, match="written by another process and is kept"):
         counted(folder, spec, out, progress=Recorder(lambda documents: out.write_text("theirs")))
     assert out.read_text() == "theirs"
 
 
 def test_a_corpus_without_a_token_a_model_or_a_tokenizer_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     spec = write_corpus(tmp_path / "c.jsonl", ["", "[CLS]"])
-    with pytest.raises(CorpusError, match="No document of the corpus has a token"):
+    with pytest.raises(CorpusError, match="No document has a token"):
         counted(folder, spec, tmp_path / "idf.json")
     with pytest.raises(UsageError, match="No model"):
         counted(folder, spec, tmp_path / "idf.json", model=ModelSettings())
