@@ -132,7 +132,7 @@ class Cursor:
         self.jump(START)
 
     def jump(self, position: Position) -> None:
-        """Go on reading at `position`."""
+        """Continue at `position`."""
         self.position = position
         self._ahead: deque[tuple[SourceRow, Position]] = deque()
         rows = self._corpus.rows(position)

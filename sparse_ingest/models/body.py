@@ -48,7 +48,7 @@ class Body:
             documents = _samples(self._model.config, len(self.bias))
             with torch.inference_mode():
                 expected = torch.cat([self._forward(torch.from_numpy(ids).long().unsqueeze(0))[0] for ids in documents])
-        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
             raise damaged(
                 f"{checkpoint.name} cannot compute: {first_line(error)}. A value in its config.json is wrong"
             ) from error
