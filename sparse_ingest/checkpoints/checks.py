@@ -32,10 +32,10 @@ WIDTHS = (
     "vocab_size", "hidden_size", "dim", "d_model", "embedding_size", "intermediate_size", "hidden_dim", "ffn_dim",
     "num_attention_heads", "n_heads",
 )  # fmt: skip
-MAX_SIZE = 1 << 22  # above any vocabulary and any position table
-# Smallest and largest value. XLNet writes -1 for positions without a limit; gte has no token types.
-SIZES = dict.fromkeys(LAYERS, (1, 512)) | dict.fromkeys(WIDTHS, (1, MAX_SIZE))
-SIZES |= {"type_vocab_size": (0, MAX_SIZE), "n_positions": (1, MAX_SIZE), "max_position_embeddings": (-1, MAX_SIZE)}
+# Smallest and largest value: four times the largest vocabulary, which `inspect` lists in a second. XLNet writes -1 for
+# positions without a limit; gte has no token types.
+SIZES = dict.fromkeys(LAYERS, (1, 512)) | dict.fromkeys(WIDTHS, (1, 1 << 20))
+SIZES |= {"type_vocab_size": (0, 1 << 20), "n_positions": (1, 1 << 22), "max_position_embeddings": (-1, 1 << 22)}
 TOKENIZER_CLASS = re.compile(r"[A-Za-z0-9_]+Tokenizer(Fast)?|(Tokenizers|Python|SentencePiece)Backend")
 # Keys of tokenizer_config.json that name other files, or are arguments of transformers for other purposes.
 DROPPED = re.compile(
