@@ -141,8 +141,8 @@ def trusted_code(checkpoint: Checkpoint, folder: Path, *, trusted: bool) -> str 
     place = f"revision {checkpoint.revision}" if checkpoint.revision else str(checkpoint.folder)
     if not trusted:
         raise CheckpointError(
-            f"{checkpoint.name} has remote code: {code} ({place}) would run. To allow it after reading it, pass "
-            "--trust-remote-code."
+            f"{checkpoint.name} has remote code: {code} ({place}) would run. Read it, then allow it with "
+            "--trust-remote-code or [model] trust_remote_code = true."
         )
     if "--" in code_reference(folder):
         raise CheckpointError(

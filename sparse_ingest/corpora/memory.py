@@ -254,7 +254,8 @@ def _batches_of(container: Any) -> Iterable[pa.RecordBatch] | None:
         return cast(Iterable[pa.RecordBatch], pa.RecordBatchReader.from_stream(container))
     except pa.ArrowException as error:
         raise UsageError(
-            f"The value of type {type_name(container)} is not a table that Arrow can read: {first_line(error)}."
+            f"The value of type {type_name(container)} is not a table that Arrow can read: {first_line(error)}. Pass a "
+            "table with named columns."
         ) from error
 
 

@@ -156,7 +156,7 @@ def _projection(model: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
         raise CheckpointError(
             f"{name} ({type(model).__name__}) computes something after its vocabulary projection, which is not "
-            "supported."
+            "supported. Use another model."
         )
     return weight, bias
 
