@@ -113,9 +113,9 @@ def source_of(
     if format is None:
         raise _unclear(file)
     if columns is not None and format not in _TEXT_TABLES:
-        raise UsageError(f"--columns is for {', '.join(_TEXT_TABLES)}; {file.place} is {format}. Omit it.")
+        raise UsageError(f"--columns is for {', '.join(_TEXT_TABLES)}; {file.place} is {format}. Omit --columns.")
     if quoting is not None and format not in ("csv", "tsv"):
-        raise UsageError(f"--quoting {quoting} is for csv and tsv; {file.place} is {format}. Omit it.")
+        raise UsageError(f"--quoting {quoting} is for csv and tsv; {file.place} is {format}. Omit --quoting.")
     if format == "jsonl":
         return JsonLines(file, label)
     if format in _TEXT_TABLES:

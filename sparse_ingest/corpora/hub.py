@@ -282,7 +282,7 @@ def _format_of(config: Any) -> tuple[str, str | None]:
 
 def _refuse_quoting(quoting: Quoting | None, named: Named, kind: str) -> None:
     if quoting is not None and kind != "csv":
-        raise UsageError(f"--quoting {quoting} is for csv and tsv; {named.label} is {kind}. Omit it.")
+        raise UsageError(f"--quoting {quoting} is for csv and tsv; {named.label} is {kind}. Omit --quoting.")
 
 
 def _of_strings(builder: Any, stream: Any, quoting: Quoting | None) -> Any:
