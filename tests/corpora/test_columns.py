@@ -161,7 +161,7 @@ def test_a_damaged_page_of_parquet_is_an_error_where_it_has_checksums(tmp_path):
 def test_a_form_with_its_index_at_the_end_is_not_read_compressed(tmp_path, name):
     path = write(tmp_path / name.rpartition(".")[0], {"_id": pa.array([1]), "text": pa.array(["a"])})
     (tmp_path / name).write_bytes(packed(name, path.read_bytes()))
-    with pytest.raises(CorpusError, match="is at its end"):
+    with pytest.raises(CorpusError, match="cannot be read .*from a pipe or"):
         read(tmp_path / name)
 
 
