@@ -142,7 +142,7 @@ def test_a_twin_is_inspected(name: str, twins: dict[str, Twin]) -> None:
     assert found.query.kind == ("weight table" if card.has_table else "masked LM")
     assert found.query.model == str(twins[name].query or twins[name].document)
     assert found.document.remote_code is None
-    pickled = any("keeps its weights in a pickle" in warning for warning in found.warnings)
+    pickled = any("has its weights in a pickle" in warning for warning in found.warnings)
     assert pickled == (name == "efficient-splade-large")
 
 

@@ -1,8 +1,4 @@
-"""The model card, the tokenizer and the number of parameters of a model folder, read without loading the model.
-
-In: a folder. Out: license, languages, number of parameters, vocabulary. Not covered: settings (settings.py), pickles
-(models/masked_lms.py).
-"""
+"""License, languages, number of parameters and vocabulary of a model folder, read without loading the model."""
 
 from __future__ import annotations
 
@@ -11,12 +7,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sparse_ingest.checkpoints.checks import read_tokenizer
 from sparse_ingest.checkpoints.hub import CARD, PICKLES
 from sparse_ingest.checkpoints.modules import read_json
-from sparse_ingest.checkpoints.tensors import read_shapes
+from sparse_ingest.checkpoints.tensors import read_header, weight_files
 from sparse_ingest.storage.foreign_json import read_bytes
 
 SPECIAL_TOKENS = ("cls_token", "sep_token", "bos_token", "eos_token", "unk_token", "pad_token", "mask_token")
@@ -25,19 +21,19 @@ MAX_CARD_BYTES = 1 << 18
 
 
 class Card(NamedTuple):
-    """What the front matter of README.md says; None where it is silent."""
+    """License and languages in the front matter of README.md; None if it has no license."""
 
     license: str | None
     languages: list[str]
 
     @property
     def is_non_commercial(self) -> bool:
-        """Whether the license forbids commercial use, as far as its name tells (cc-by-nc-sa-4.0)."""
+        """Whether the name of the license shows that it forbids commercial use, such as cc-by-nc-sa-4.0."""
         return bool(re.search(r"(^|[-_ ])nc($|[-_ ])|non-?commercial|research-only", (self.license or "").lower()))
 
 
 class Vocabulary(NamedTuple):
-    """A tokenizer's tokens: `model` is WordPiece, BPE or Unigram; `shared` are strings that several ids have."""
+    """The tokens of a tokenizer; `model` is WordPiece, BPE or Unigram, `shared` the strings that several ids have."""
 
     model: str
     tokens: list[str | None]
@@ -46,51 +42,41 @@ class Vocabulary(NamedTuple):
 
     @property
     def is_bert_uncased(self) -> bool:
-        """Whether these are the ids of bert-base-uncased, which OpenSearch's own analyzer knows; judged by a few."""
+        """Whether these are the ids of bert-base-uncased, as in OpenSearch's analyzer; only a few are compared."""
         known = {0: "[PAD]", 101: "[CLS]", 1996: "the", 7592: "hello"}
         return len(self.tokens) == 30522 and all(self.tokens[token_id] == token for token_id, token in known.items())
 
 
 def read_card(folder: Path) -> Card:
-    """License and languages; a card that is absent or cannot be read says nothing."""
+    """Read license and languages from the model card; a card that is missing or malformed has neither."""
     from huggingface_hub import metadata_load
 
     path = folder / CARD
     try:
-        # Some front matter has a hundred kilobytes of test results; a reader of YAML takes a second for it.
-        said = (metadata_load(path) if path.is_file() and path.stat().st_size <= MAX_CARD_BYTES else None) or {}
-        license, language = said.get("license"), said.get("language")
-        license = said.get("license_name") or license if license == "other" else license
-    except Exception:  # errors of YAML, of the encoding, of what people write between the dashes
+        # Parsing 100 KB of YAML, such as test results, takes a second.
+        matter = (metadata_load(path) if path.is_file() and path.stat().st_size <= MAX_CARD_BYTES else None) or {}
+        license, language = matter.get("license"), matter.get("language")
+        license = matter.get("license_name") or license if license == "other" else license
+    except Exception:  # YAML, encoding, unexpected types
         license = language = None
-    # Only strings: of other values YAML can make any number by naming one many times.
+    # Only strings: other values may be huge through YAML aliases.
     languages = [one for one in (language if isinstance(language, list) else [language]) if isinstance(one, str)]
     return Card(license if isinstance(license, str) else None, languages)
 
 
 def count_parameters(folder: Path) -> int | None:
-    """The numbers in a folder's safetensors, from their headers; None where there are none.
-
-    Raises:
-        CheckpointError: a file is no safetensors, or shorter than its header says.
-    """
-    shapes = read_shapes(folder)
-    return sum(map(math.prod, shapes.values())) if shapes else None
+    """Return the number of parameters in a folder's safetensors, None without such a file. Raise CheckpointError."""
+    headers = [read_header(path)[1] for path in weight_files(folder) if path.suffix == ".safetensors"]
+    return sum(math.prod(tensor.shape) for header in headers for tensor in header.values()) or None
 
 
 def has_pickle(folder: Path) -> bool:
-    """Whether a folder's weights are a pickle."""
+    """Return whether a folder has its weights in a pickle."""
     return not list(folder.glob("*.safetensors")) and bool(list(folder.glob(PICKLES)))
 
 
 def read_vocabulary(folder: Path, size: int | None = None) -> Vocabulary | None:
-    """The tokens of tokenizer.json, or of vocab.txt for the ids that it numbers; None where neither is there.
-
-    `size` is how many ids the model has, which may be more than the tokenizer knows.
-
-    Raises:
-        CheckpointError: tokenizer.json cannot be read.
-    """
+    """Read the tokens of tokenizer.json, else of vocab.txt, else None; `size` is the number of ids of the model."""
     path = folder / "tokenizer.json"
     if path.is_file():
         tokenizer = read_tokenizer(path)
@@ -127,16 +113,17 @@ def lost_weights(count: int, vocabulary: Sequence[str | None]) -> str:
     """Return the warning that `count` weights on ids without a token were omitted."""
     ids = named_ranges(ranges_without_token(vocabulary, len(vocabulary)))
     return (
-        f"{count:,} weights were omitted: they are on ids that the tokenizer has no token for ({ids}), and an index "
-        "keys weights by token. Scores are lower than the model's by what these weights would add."
+        f"{count:,} weights were omitted: the tokenizer has no token for their ids ({ids}), and an index keys weights "
+        "by token. Scores are lower than the model's by the share of these weights."
     )
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:
-    """Special tokens by what they are for; older files keep them apart, with details."""
-    said: dict[str, Any] = {}
+    """Return the special tokens by role. Older releases write them to special_tokens_map.json, with details."""
+    tokens: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        said |= {key: value for key, value in read_json(folder / name).items() if value is not None}
-    named = {key: said[key] for key in SPECIAL_TOKENS if key in said}
-    tokens = {key: value.get("content") if isinstance(value, dict) else value for key, value in named.items()}
-    return {key: token for key, token in tokens.items() if isinstance(token, str)}
+        for key, value in read_json(folder / name).items():
+            token = value.get("content") if isinstance(value, dict) else value
+            if key in SPECIAL_TOKENS and isinstance(token, str):
+                tokens[key] = token
+    return {key: tokens[key] for key in SPECIAL_TOKENS if key in tokens}

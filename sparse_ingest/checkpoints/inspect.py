@@ -1,8 +1,6 @@
-"""`inspect`: what a model is, the settings that it would run with, and warnings about its later use.
+"""`inspect`: what a model is, the settings that it would run with, and warnings about its use.
 
-In: the settings of `[model]`. Out: an `Inspection` of its document side and its query side. No weight is loaded, torch
-is not needed, and no code of a checkpoint runs. Not covered: whether the weights fit the architecture, which encoding
-finds out.
+No weights are loaded, and no code of a checkpoint runs. Not covered: whether the weights fit the architecture.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from sparse_ingest.checkpoints.settings import resolve_query_settings, resolve_s
 from sparse_ingest.errors import CheckpointError, UsageError
 from sparse_ingest.pipeline import ModelSettings
 
-# OpenSearch 3.3 to 3.8 keep a token id of `sparse_vector` in 15 bits and a sign.
+# OpenSearch 3.3 to 3.8 store a token id of `sparse_vector` in 15 bits and a sign.
 SEISMIC_IDS = 32768
 # Models trained for sparse vectors give 50 to 500 terms per document, ordinary masked LMs most of their vocabulary.
 SPARSE_TERMS = 2000
@@ -38,8 +36,8 @@ class Side:
     """One side of a model, with the settings that it would run with.
 
     Of a weight table `architecture`, `layers`, `hidden_size`, `parameters`, `positions`, `activation` and `pooling` are
-    None. `ids_without_token` are the first and last id of each range of outputs that the tokenizer has no token for.
-    `special_tokens` maps each role to its token; `special_token_weights` is "keep" or "zero".
+    None. `ids_without_token` has the first and last id of each range of outputs without a token.
+    `special_token_weights` is "keep" or "zero".
     """
 
     model: str
@@ -71,7 +69,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` shows; `document` is None for a model that has a query side only."""
+    """The result of `inspect`; `document` is None for a model that has only a query side."""
 
     document: Side | None
     query: Side
@@ -79,7 +77,7 @@ class Inspection:
 
 
 def inspect_model(model: ModelSettings | str) -> Inspection:
-    """Return what a model is, without loading its weights.
+    """Describe a model without loading its weights.
 
     Args:
         model: Settings, or the name of a model: a hub id, a folder, or package:NAME/PATH.
@@ -93,12 +91,9 @@ def inspect_model(model: ModelSettings | str) -> Inspection:
         raise UsageError("No model: give MODEL or --pipeline.")
     warnings: list[str] = []
     checkpoint = read_checkpoint(model.document, model.revision)
-    document = None
-    if checkpoint.encodes_documents:
-        document = _side(checkpoint, model, warnings, "document")
+    document = _side(checkpoint, model, warnings, "document") if checkpoint.encodes_documents else None
     queries = read_checkpoint(model.query, model.query_revision) if model.query else checkpoint
     query = _side(queries, model, warnings, "query")
-    # What both sides share is said once.
     return Inspection(document, query, list(dict.fromkeys(warnings)))
 
 
@@ -107,16 +102,15 @@ def dense_warning(terms: int, documents: int) -> str | None:
     if terms <= SPARSE_TERMS * documents:
         return None
     return (
-        f"The model gives {terms / documents:,.0f} terms per document (mean of {documents:,}); models "
-        "trained for sparse vectors give a few hundred. Is this a SPLADE model? The index would be very large, and "
-        "scores would mean little."
+        f"The model gives {terms / documents:,.0f} terms per document (mean of {documents:,}); models trained for "
+        "sparse vectors give a few hundred. Is this a SPLADE model? The index would be very large."
     )
 
 
 def _side(
     checkpoint: Checkpoint, asked: ModelSettings, warnings: list[str], task: Literal["document", "query"]
 ) -> Side:
-    """Describe one side, and append to `warnings`."""
+    """Return one side, and append to `warnings`."""
     side, resolve = checkpoint.query, resolve_query_settings
     if task == "document":
         side, resolve = MaskedLMSide(checkpoint.transformer, checkpoint.declared), resolve_settings
@@ -124,7 +118,7 @@ def _side(
     try:
         settings = resolve(replace(asked, trust_remote_code=True), checkpoint)
     except CheckpointError as error:
-        # It cannot run. Show what its files declare.
+        # It cannot run: show what its files declare.
         warnings.append(str(error))
         settings = replace(asked, **{key: value for key, value in side.declared.items() if hasattr(asked, key)})
     config = {} if is_table else read_config(side.folder)
@@ -165,28 +159,22 @@ def _warnings(side: Side, folder: Path, card: Card, vocabulary: Vocabulary | Non
     name, size = side.model, side.vocabulary_size
     if side.remote_code:
         place = f"revision {side.revision}" if side.revision else str(folder)
-        yield (
-            f"{name} brings remote code: {side.remote_code} ({place}) would run with --trust-remote-code, and it does "
-            "not load without."
-        )
+        yield f"{name} needs remote code: {side.remote_code} ({place}) would run with --trust-remote-code."
     if side.kind == "masked LM" and has_pickle(folder):
-        yield (
-            f"{name} keeps its weights in a pickle; it is read through torch's weights_only loading, which "
-            "runs no code, and its parameters are not counted here."
-        )
+        yield f"{name} has its weights in a pickle, which is read without running code; parameters are not counted."
     if side.kind == "masked LM" and size and size > SEISMIC_IDS:
         yield (
-            f"{name} has {size:,} token ids. A sparse_vector index (SEISMIC) takes ids below "
-            f"{SEISMIC_IDS:,} only: OpenSearch 3.3 to 3.8 crash or mis-score the others, 3.9 folds them. "
+            f"{name} has {size:,} token ids. A sparse_vector index (SEISMIC) supports only ids below {SEISMIC_IDS:,}: "
+            "OpenSearch 3.3 to 3.8 crash or mis-score higher ones, 3.9 folds them. "
             'Load with kind = "rank_features".'
         )
     if card.is_non_commercial:
         yield (
-            f"{name} has the license {card.license}, which forbids commercial use: of the model, and as its "
-            "owners may see it of the vectors and of an index made with it."
+            f"{name} has the license {card.license}, which forbids commercial use of the model, and possibly of its "
+            "vectors and of an index of them."
         )
     if vocabulary is None:
-        yield f"{name} has neither tokenizer.json nor vocab.txt on its {task} side; nothing is known of it."
+        yield f"{name} has neither tokenizer.json nor vocab.txt on its {task} side; its tokens are unknown."
         return
     if vocabulary.shared:
         yield (
@@ -194,24 +182,16 @@ def _warnings(side: Side, folder: Path, card: Card, vocabulary: Vocabulary | Non
             "an index keys weights by token, so `encode` refuses it. Fix tokenizer.json."
         )
     if "pad_token" not in vocabulary.special and task == "document":
-        yield (
-            f"{name} names no padding token: here id 0 stands in, behind the attention mask; other tools cannot "
-            "encode batches with it."
-        )
-    if vocabulary.model != "WordPiece":
+        yield f"{name} has no padding token: id 0 is used, and masked; other tools cannot encode batches with it."
+    if not vocabulary.is_bert_uncased:
         sample = next((token for token in vocabulary.tokens if token and len(token) > 2 and token[0] in "Ġ▁"), None)
         such = f" such as {sample}" if sample else ""
         yield (
-            f"{name} has {vocabulary.model} tokens{such}, which OpenSearch's own analyzers do not make: never search "
-            "its index with query_text; send the query_tokens that `sparse-ingest query` prints."
-        )
-    elif not vocabulary.is_bert_uncased:
-        yield (
-            f"{name} has another vocabulary than bert-base-uncased, whose tokens OpenSearch's analyzer bert-uncased "
-            "makes of query_text: send the query_tokens that `sparse-ingest query` prints."
+            f"{name} has {vocabulary.model} tokens{such} that OpenSearch's analyzer bert-uncased does not give: do not "
+            "search with query_text; send the query_tokens that `sparse-ingest query` prints."
         )
 
 
 def _whole(config: dict[str, Any], *names: str) -> int | None:
-    """Return the first of several names that holds an integer: architectures name their sizes differently."""
+    """Return the first integer under one of several names, which differ between architectures."""
     return next((config[name] for name in names if isinstance(config.get(name), int)), None)

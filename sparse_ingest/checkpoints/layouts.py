@@ -1,8 +1,7 @@
 """The families of checkpoints, each recognized by its files, never by its name.
 
-In: a model folder. Out: a `Checkpoint` with the folders of its document side and its query side, and the settings that
-their files declare. Only JSON is read: weights may be absent where they are not needed, and no code of a checkpoint
-runs. Not covered: the value of a setting that no file declares (settings.py).
+In: a model folder. Out: a `Checkpoint` with its document side and its query side, and the settings that their files
+declare. Only JSON is read, and no code of a checkpoint runs. Not covered: defaults of settings (settings.py).
 """
 
 from __future__ import annotations
@@ -17,8 +16,10 @@ from typing import Any, NamedTuple, Required, TypedDict
 from sparse_ingest.checkpoints.locate import fingerprint, locate, package_folders
 from sparse_ingest.checkpoints.modules import (
     Module,
+    damaged,
     inside,
     is_splade,
+    max_active_dims,
     module_of,
     prompts,
     read_as,
@@ -28,15 +29,14 @@ from sparse_ingest.checkpoints.modules import (
     refuse_links,
 )
 from sparse_ingest.errors import CheckpointError
-from sparse_ingest.storage.foreign_json import shown
 
 TABLE_ALONE = "weight table alone, no model"
 PLAIN = "masked LM, plain layout"
-# Checkpoints of this type come with remote code, but transformers has the same architecture under the name `gte`.
+# Checkpoints of this type have remote code, but transformers has the same architecture under the name `gte`.
 BUILT_AS_GTE = "new"
-# The first wins where a folder has both: OpenSearch's models ship one table in both forms.
+# The first is used if a folder has both: some models of OpenSearch have one table in both forms.
 TABLE_FILES = ("idf.json", "query_token_weights.txt")
-# Released sentence-transformers has no class `IDF` any more; the weights are the same.
+# Two names of one class in sentence-transformers.
 ROUTER_TABLES = ("IDF", "SparseStaticEmbedding")
 
 
@@ -48,7 +48,7 @@ class MaskedLMSide(NamedTuple):
 
 
 class WeightTableSide(NamedTuple):
-    """A weight for each token in the file `weights`, and the tokenizer in `folder`; no model is needed.
+    """A weight for each token in the file `weights`, and the tokenizer in `folder`.
 
     `weights` is idf.json (token string to weight), query_token_weights.txt (the same as lines), or the tensor `weight`
     by token id in model.safetensors or pytorch_model.bin.
@@ -64,8 +64,6 @@ class _Parameters(TypedDict, total=False):
 
 
 class _Router(TypedDict, total=False):
-    """router_config.json."""
-
     types: Required[dict[str, str]]
     structure: Required[dict[str, list[str]]]
     parameters: _Parameters | None
@@ -79,8 +77,7 @@ class Checkpoint:
     """A recognized model folder.
 
     `transformer` is the folder of the document side's masked LM, `declared` the settings of `[model]` that its files
-    declare. `query` is the query side. `max_active_dims` is the number of terms of a row that its library keeps, None
-    for all.
+    declare. `max_active_dims` is the number of terms of a row that its library keeps; None: all.
     """
 
     name: str
@@ -94,7 +91,7 @@ class Checkpoint:
 
     @cached_property
     def sha256(self) -> str:
-        """The fingerprint of the folder, computed on first access. A query never needs it."""
+        """The fingerprint of the folder, computed on first access."""
         return fingerprint(self.folder)
 
     @property
@@ -104,10 +101,10 @@ class Checkpoint:
 
 
 def read_checkpoint(name: str, revision: str | None = None, *, code: bool = False) -> Checkpoint:
-    """Locate a model and recognize its family. `code` also fetches the model's own Python files, and runs none.
+    """Locate a model and recognize its family. `code` also fetches its Python files, which are not run.
 
     Raises:
-        CheckpointError: the model is not found, its family is unknown or not built here, or a file is missing.
+        CheckpointError: the model is not found, its family is unknown or not supported, or a file is missing.
     """
     folder, commit = locate(name, revision, code=code)
     refuse_links(folder)
@@ -115,36 +112,25 @@ def read_checkpoint(name: str, revision: str | None = None, *, code: bool = Fals
     for family, read in FAMILIES.items():
         if sides := read(folder, modules):
             (transformer, declared), query = sides
-            limit = _max_active_dims(folder)
+            limit = max_active_dims(folder)
             return Checkpoint(name, folder, commit, family, transformer, declared, query, limit)
     files = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "nothing"
     tried = "; ".join(FAMILIES)
     chain = f" Its modules: {', '.join(module.kind for module in modules)}." if modules else ""
     raise CheckpointError(
-        f"{name} is no checkpoint of a known family. Looked for: {tried}. Found in the folder: {files}.{chain}"
+        f"{name} is not a checkpoint of a known family. Looked for: {tried}. Found in the folder: {files}.{chain}"
     )
 
 
-def _max_active_dims(folder: Path) -> int | None:
-    path = folder / "config_sentence_transformers.json"
-    limit: Any = read_json(path).get("max_active_dims")
-    if limit is not None and (type(limit) is not int or limit <= 0):
-        raise CheckpointError(f"{path}: max_active_dims is {shown(limit)}; expected a whole number above zero.")
-    return limit
-
-
 def remote_code(folder: Path) -> str | None:
-    """What code of its own a masked LM brings for an architecture that transformers itself cannot build.
-
-    Known architectures that bring code as well are built without it, and so is `model_type = "new"`.
-    """
+    """Return the remote code that a masked LM needs, None for an architecture that transformers itself can build."""
     repository, dashes, local = code_reference(folder).rpartition("--")
     file, _, name = local.rpartition(".")
     return f"class {name} of {file}.py" + (f" of the repository {repository}" if dashes else "") if name else None
 
 
 def trusted_code(checkpoint: Checkpoint, folder: Path, *, trusted: bool) -> str | None:
-    """What of a masked LM's own code will run and where it comes from, None when nothing will.
+    """Return which remote code of a masked LM will run and where it is from; None if there is none.
 
     Raises:
         CheckpointError: it is not trusted, or is in another repository, which no revision pins.
@@ -155,19 +141,19 @@ def trusted_code(checkpoint: Checkpoint, folder: Path, *, trusted: bool) -> str 
     place = f"revision {checkpoint.revision}" if checkpoint.revision else str(checkpoint.folder)
     if not trusted:
         raise CheckpointError(
-            f"{checkpoint.name} brings remote code: {code} ({place}) would run. Read it, then allow it with "
+            f"{checkpoint.name} has remote code: {code} ({place}) would run. Read it, then allow it with "
             "--trust-remote-code or [model] trust_remote_code = true."
         )
     if "--" in code_reference(folder):
         raise CheckpointError(
-            f"{checkpoint.name} ({place}) takes its code from elsewhere, where its revision pins nothing: {code}. "
-            "Put those files into a copy of the model's folder, name them in its auto_map, and load the copy."
+            f"{checkpoint.name} ({place}) has its code in another repository, which its revision does not pin: {code}. "
+            "Copy the model's folder, put those files into the copy, name them in its auto_map, and use the copy."
         )
     return f"{code} ({place})"
 
 
 def code_reference(folder: Path) -> str:
-    """The entry of auto_map that building the masked LM would follow, empty when none."""
+    """Return the entry of auto_map that is needed to build the masked LM, or an empty string."""
     config = read_json(folder / "config.json")
     references = config.get("auto_map") or {}
     kind = str(config.get("model_type") or "")
@@ -178,7 +164,7 @@ def code_reference(folder: Path) -> str:
 
 
 def transformers_has(kind: str) -> bool:
-    """Return whether the installed transformers has an architecture, by its folders: importing it takes seconds."""
+    """Return whether the installed transformers has an architecture, without importing it, which takes seconds."""
     name = kind.replace("-", "_")
     return name[:100].isidentifier() and any(
         (folder / "models" / name[:100]).is_dir() for folder in package_folders("transformers")
@@ -198,18 +184,12 @@ def _splade_side(chain: list[Module], task: str, both: dict[str, str]) -> Masked
 
 
 def _read_router(folder: Path, modules: list[Module]) -> Sides | None:
-    """Read a Router of sentence-transformers: one chain of modules for documents, another for queries.
-
-    It is described in router_config.json, in the first versions in config.json.
-
-    Raises:
-        CheckpointError: a side is missing, or is a chain of modules that is not built here.
-    """
+    """Read a Router of sentence-transformers: one chain of modules for documents, another for queries."""
     if [module.kind for module in modules] not in (["Router"], ["Asym"]):
         return None
     place = modules[0].folder
     path = place / "router_config.json"
-    if not path.exists():
+    if not path.exists():  # in the first releases
         path = place / "config.json"
     config = read_as(path, _Router)
     types, structure = config["types"], config["structure"]
@@ -217,7 +197,7 @@ def _read_router(folder: Path, modules: list[Module]) -> Sides | None:
     for task in ("document", "query"):
         names = structure.get(_route(config, task)) or []
         if missing := [name for name in names if name not in types]:
-            raise CheckpointError(f"{path} gives no type for the module {missing[0]!r}. Fetch the model again.")
+            raise damaged(f"{path} gives no type for the module {missing[0]!r}")
         chains[task] = [module_of(path, types[name], place, name) for name in names]
     if not is_splade(chains["document"]):
         raise CheckpointError(_unknown(path, "documents", chains["document"], "a masked LM and SpladePooling"))
@@ -243,26 +223,26 @@ def _key(written: str) -> tuple[Any, ...]:
     """Parse a key of route_mappings: the text of a Python tuple, such as "('query', None)"."""
     try:
         key = ast.literal_eval(written)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two for many brackets
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: many brackets
         return ()
     return key if isinstance(key, tuple) else ()
 
 
 def _unknown(path: Path, what: str, chain: list[Module], expected: str) -> str:
     found = ", ".join(module.kind for module in chain) or "no module"
-    return f"{path} sends {what} through {found}, which this release cannot build; expected is {expected}."
+    return f"{path} sends {what} through {found}, which is not supported; expected {expected}."
 
 
 def _read_static_table(root: Path, folder: Path, both: dict[str, str]) -> WeightTableSide:
     declared: dict[str, Any] = {
         "query_special_tokens": "keep",
         "missing_idf_weight": 0.0,
-        # Its tokenizer cuts there, without special tokens; one that has no limit writes 1e30.
+        # Counted without special tokens. A tokenizer without a limit writes 1e30.
         "max_length": read_json(folder / "tokenizer_config.json").get("model_max_length"),
     }
     written = str(read_json(folder / "config.json").get("path") or "")
     if written.endswith(".json"):
-        # Written by hand: relative to the module, or to where the library was started.
+        # Written by hand: relative to the module, or to the working directory.
         candidates = [inside(folder / "config.json", root, str(folder / written))]
         if Path(written).resolve().is_relative_to(root.resolve()):
             candidates.append(Path(written))
@@ -271,7 +251,7 @@ def _read_static_table(root: Path, folder: Path, both: dict[str, str]) -> Weight
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
         looked = ", ".join(str(path) for path in candidates)
-        raise CheckpointError(f"The query side has no weights: looked for {looked}. Fetch the model again.")
+        raise damaged(f"The query side has no weights: looked for {looked}")
     return WeightTableSide(folder, found, {key: value for key, value in (declared | both).items() if value is not None})
 
 
@@ -290,9 +270,9 @@ def _read_masked_lm_and_table(folder: Path, modules: list[Module]) -> Sides | No
 
 
 def _read_table(folder: Path, modules: list[Module]) -> Sides | None:
-    """Declare what OpenSearch's own cards and analyzers compute: special tokens weigh 0, unlisted tokens 1.0.
+    """Declare what OpenSearch's model cards and analyzers compute: special tokens weigh 0, unlisted tokens 1.0.
 
-    No file of this layout states the activation, and OpenSearch's models differ. With `None`, settings.py asks for it.
+    No file of this layout has the activation, and OpenSearch's models differ: with None, settings.py refuses to guess.
     """
     weights = next((folder / name for name in TABLE_FILES if (folder / name).is_file()), None)
     if modules or weights is None:
@@ -301,8 +281,7 @@ def _read_table(folder: Path, modules: list[Module]) -> Sides | None:
     return MaskedLMSide(folder, {"document_special_tokens": "zero", "activation": None}), query
 
 
-# Tried in this order. Each function receives the folder and the modules of its modules.json, which may be none, and
-# returns None if the checkpoint is of another family.
+# Tried in this order. A function receives the folder and its modules, and returns None for another family.
 FAMILIES: dict[str, Callable[[Path, list[Module]], Sides | None]] = {
     "symmetric SPLADE, sentence-transformers layout": _read_symmetric,
     "Router with a separate query side": _read_router,

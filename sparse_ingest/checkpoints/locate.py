@@ -1,8 +1,6 @@
-"""From the name of a model to a folder of files, and the fingerprint of that folder.
+"""The folder of a model by its name, and the fingerprint of a folder.
 
-A model is named by a folder, by `package:NAME/PATH` (a folder inside an installed Python package, which is found
-without importing it), or by the id of a model on the hub. Not covered: the download (hub.py), and what the files mean
-(layouts.py).
+A name is a folder, `package:NAME/PATH` (a folder in an installed Python package, which is not imported), or a hub id.
 """
 
 from __future__ import annotations
@@ -20,31 +18,27 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def locate(name: str, revision: str | None = None, *, code: bool = False) -> tuple[Path, str | None]:
-    """Find the folder of a model and its commit, downloading it from the hub when it is named by a hub id.
+    """Return the folder of a model and its commit, which is None for a folder or package. Fetch a model of the hub.
 
-    The commit is None for a folder or a package. `code` asks for the model's own Python files too, which are otherwise
-    not fetched.
+    `code` also fetches the model's Python files.
 
     Raises:
-        CheckpointError: nothing of that name can be found or fetched, or a revision of a folder is requested.
+        CheckpointError: the model cannot be found or fetched, or a revision of a folder is requested.
     """
     if on_disk := _on_disk(name):
         if revision:
-            raise CheckpointError(
-                f"{name} is a folder, which has no revision {revision!r}: revisions belong to hub ids. Leave it out."
-            )
+            raise CheckpointError(f"{name} is a folder, which has no revision {revision!r}: only hub ids do. Omit it.")
         return on_disk, None
     folder = fetch(name, revision, code=code)
-    # The hub's cache names a snapshot's folder by its commit.
-    return folder, folder.name
+    return folder, folder.name  # the hub's cache names the folder by its commit
 
 
 def _on_disk(name: str) -> Path | None:
-    """The folder that a name means; None for the id of a model on the hub."""
+    """Return the folder of a model on this machine; None for a hub id."""
     if name.startswith("package:"):
         return _package_folder(name.removeprefix("package:"))
     folder = Path(name)
-    with contextlib.suppress(RuntimeError):  # ~ and no such user
+    with contextlib.suppress(RuntimeError):  # an unknown user after ~
         folder = folder.expanduser()
     if name and folder.is_dir():
         return folder.resolve()
@@ -57,9 +51,9 @@ def _on_disk(name: str) -> Path | None:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the names and contents of a model folder's config, tokenizer and weight files.
+    """Return the SHA-256 of the names and contents of a model folder's config, tokenizer and weight files.
 
-    A pickle counts where it is what the weights are read from: in a folder without safetensors.
+    A pickle is included only in a folder without safetensors, which would be read instead.
     """
     digest = hashlib.sha256()
     files = {file for pattern in FILES for file in folder.rglob(pattern)}

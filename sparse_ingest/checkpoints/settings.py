@@ -1,9 +1,8 @@
-"""What a model is run with: the pipeline file over the checkpoint's own files over the defaults of its library.
+"""Resolve the settings of a model: the pipeline file over the checkpoint's files over the defaults of its library.
 
-Out: a `ModelSettings` without gaps, for the document side or for the query side. Defaults are those of
-sentence-transformers, or of OpenSearch's own cards for its plain layouts (layouts.py declares what differs there).
-What the pipeline file says of activation, pooling, max_length and lower_case holds for the masked LM of either side; a
-weight table has no use for the first two, and is cut where its own tokenizer says.
+Defaults are those of sentence-transformers, or for plain layouts of OpenSearch's model cards (layouts.py). Activation,
+pooling, max_length and lower_case apply to the masked LM of both sides; a weight table has only the last two, and its
+max_length is that of its tokenizer.
 """
 
 from __future__ import annotations
@@ -15,12 +14,13 @@ from typing import Any
 
 from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.checkpoints.layouts import Checkpoint, WeightTableSide, read_checkpoint, remote_code, trusted_code
-from sparse_ingest.checkpoints.modules import read_json
+from sparse_ingest.checkpoints.modules import damaged, read_json
+from sparse_ingest.checkpoints.tensors import weight_files
 from sparse_ingest.errors import CheckpointError, PipelineError
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.storage.foreign_json import shown
 
-# What a setting is where neither the pipeline nor the checkpoint says. Those of documents change the numbers of a run.
+# Defaults of settings. Those of documents change the weights of a run.
 DOCUMENT_SETTINGS: dict[str, Any] = {
     "activation": "relu",
     "pooling": "max",
@@ -30,30 +30,26 @@ DOCUMENT_SETTINGS: dict[str, Any] = {
     "document_special_tokens": "keep",
 }
 QUERY_SETTINGS: dict[str, Any] = {"query_prompt": "", "query_special_tokens": "keep", "missing_idf_weight": None}
-# Families whose position table begins behind the padding token's id: RoBERTa's 514 rows hold 512 tokens.
+# Families whose position table starts after the padding token's id: 514 rows of RoBERTa are 512 tokens.
 POSITIONS_BEHIND_PADDING = (
     "camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
     "xlm-roberta", "xlm-roberta-xl", "xmod",
 )  # fmt: skip
-# What decides a query; a weight table has no use for the first two.
 RECORDED_OF_QUERIES = ("activation", "pooling", "max_length", "lower_case", *QUERY_SETTINGS)
-PICKLE = "pytorch_model.bin"
 
 
 def resolve_settings(asked: ModelSettings, checkpoint: Checkpoint) -> ModelSettings:
-    """Fill every setting of the document side that the pipeline leaves open, and those of the checkpoint's queries.
-
-    With a separate `query` checkpoint the settings of queries stay as requested: its files decide them.
+    """Fill in the settings of the document side, and those of queries unless they have a checkpoint of their own.
 
     Raises:
-        PipelineError: max_length is beyond what the model can take.
-        CheckpointError: there is nothing to encode documents with, its code is not trusted, or an activation or pooling
-            is not computed here.
+        PipelineError: max_length is larger than the position table of the model.
+        CheckpointError: the checkpoint has no model for documents, its code is not trusted, or its activation or
+            pooling is not supported.
     """
     if not checkpoint.encodes_documents:
         raise CheckpointError(
-            f"{checkpoint.name} holds a weight table for queries and no model for documents (no config.json of a "
-            "masked LM). Name the model that belongs to it."
+            f"{checkpoint.name} has a weight table for queries and no model for documents (no config.json of a masked "
+            "LM). Use its model."
         )
     values = _lm_values(asked, checkpoint, checkpoint.transformer, checkpoint.declared)
     if asked.query is None:
@@ -62,11 +58,7 @@ def resolve_settings(asked: ModelSettings, checkpoint: Checkpoint) -> ModelSetti
 
 
 def resolve_query_settings(asked: ModelSettings, checkpoint: Checkpoint) -> ModelSettings:
-    """Fill every setting of the checkpoint's query side that the pipeline leaves open.
-
-    Raises:
-        PipelineError, CheckpointError: as resolve_settings, where the query side is a masked LM.
-    """
+    """Fill in the settings of the checkpoint's query side. Errors as of `resolve_settings`."""
     side = checkpoint.query
     values: dict[str, Any]
     if isinstance(side, WeightTableSide):
@@ -78,7 +70,7 @@ def resolve_query_settings(asked: ModelSettings, checkpoint: Checkpoint) -> Mode
 
 
 def resolve_pipeline(asked: Pipeline, checkpoint: Checkpoint) -> Pipeline:
-    """The pipeline with its model settings filled, and with the number of terms that the checkpoint declares."""
+    """Return the pipeline with its model settings filled in, and `top_k` as the checkpoint declares it."""
     encode = asked.encode
     if encode.top_k is None:
         encode = replace(encode, top_k=checkpoint.max_active_dims)
@@ -86,25 +78,28 @@ def resolve_pipeline(asked: Pipeline, checkpoint: Checkpoint) -> Pipeline:
 
 
 def document_identity(checkpoint: Checkpoint, settings: ModelSettings) -> dict[str, Any]:
-    """Return the model's part of a run's identity: which weights, and every setting that changes a number."""
+    """Return the model's part of a run's identity: the weights, and every setting that changes a result."""
     if checkpoint.revision:
         source = {"hub": checkpoint.name, "revision": checkpoint.revision}
     else:
         source = {"sha256": checkpoint.sha256}
         if settings.trust_remote_code and remote_code(checkpoint.transformer):
-            source["code_sha256"] = _sha256_of_code(checkpoint.folder)
+            digest = hashlib.sha256()
+            for file in sorted(checkpoint.folder.rglob("*.py")):
+                name = file.relative_to(checkpoint.folder).as_posix()
+                digest.update(hashlib.sha256(file.read_bytes()).digest() + name.encode())
+            source["code_sha256"] = digest.hexdigest()
     return {**source, **{name: getattr(settings, name) for name in DOCUMENT_SETTINGS}}
 
 
 def model_record(checkpoint: Checkpoint, settings: ModelSettings, asked: ModelSettings) -> dict[str, Any]:
-    """Return what the manifest and the index record of the model, enough to build it again for queries.
+    """Return what the manifest and the index record of the model: enough to build it again for queries.
 
-    `settings` are the resolved ones of the documents, `asked` those that the user gave. `query_side` holds the settings
-    of queries where they differ from the rest; they replace the rest when a query is encoded. Trust in remote code is
-    never recorded: an index must not grant it to its users.
+    `settings` are the resolved ones of documents, `asked` those of the user. `query_side` has the settings of queries
+    that differ. Trust in remote code is never recorded: an index must not grant it to its users.
 
     Raises:
-        CheckpointError: the query checkpoint cannot be found. Checked before encoding, not after.
+        CheckpointError: the query checkpoint cannot be found.
     """
     record = {key: value for key, value in asdict(settings).items() if value is not None}
     record |= {"document": _name(checkpoint), "family": checkpoint.family, "sha256": checkpoint.sha256}
@@ -125,49 +120,49 @@ def model_record(checkpoint: Checkpoint, settings: ModelSettings, asked: ModelSe
 
 
 def _lm_values(asked: ModelSettings, checkpoint: Checkpoint, folder: Path, declared: dict[str, Any]) -> dict[str, Any]:
-    """Return every setting that changes what the masked LM in `folder` computes, checked against its limits."""
+    """Return the settings of the masked LM in `folder`, checked against its limits."""
     _require_weights(checkpoint.name, folder)
     trusted_code(checkpoint, folder, trusted=asked.trust_remote_code)
     positions = _positions(folder, read_config(folder))
     limit = _shortest(positions, read_json(folder / "tokenizer_config.json").get("model_max_length"))
     length = declared.get("max_length", limit)
     if positions is not None and length is not None:
-        # A checkpoint may declare 514 where 512 can be computed: its library would fail on the first long text.
+        # A checkpoint may declare 514 and have 512 positions: its library fails on the first long text.
         length = min(length, positions)
     values = _filled(asked, {**declared, "max_length": length}, DOCUMENT_SETTINGS)
     if values["activation"] is None:
         raise CheckpointError(
             f"{checkpoint.name}: no file states the activation of this masked LM with idf.json. OpenSearch's doc-v1 "
             "and doc-v2 models use log1p(relu), doc-v3 models log1p(log1p(relu)); the wrong one gives wrong weights. "
-            'Set [model] activation = "relu" or "log1p_relu", as the model card says (--set model.activation=relu).'
+            'Set [model] activation = "relu" or "log1p_relu", as in the model card (--set model.activation=relu).'
         )
     if values["activation"] not in ("relu", "log1p_relu") or values["pooling"] != "max":
         raise CheckpointError(
-            f"{checkpoint.name} asks for activation {values['activation']!r} and pooling {values['pooling']!r}; "
-            "this release computes relu or log1p_relu, and max."
+            f"{checkpoint.name} has activation {values['activation']!r} and pooling {values['pooling']!r}; "
+            "expected relu or log1p_relu, and max."
         )
     if positions is not None and values["max_length"] > positions:
         raise PipelineError(
             f"max_length = {values['max_length']}, but {checkpoint.name} has positions for {positions} tokens; "
-            "give it that many at most."
+            "expected at most that many."
         )
     return values
 
 
 def _filled(asked: ModelSettings, declared: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return each setting of `defaults` as requested, else as declared, else its default."""
+    """Return the settings of `defaults`: as requested, else as declared, else the default."""
     found = {**defaults, **declared}
     return {key: found[key] if (given := getattr(asked, key)) is None else given for key in defaults}
 
 
 def _shortest(*lengths: object) -> int | None:
-    """Return the smallest of some limits; a tokenizer without a limit writes 1e30."""
+    """Return the smallest limit; a tokenizer without one writes 1e30."""
     known = (length for length in lengths if isinstance(length, int) and 0 < length < 1 << 30)
     return min(known, default=None)
 
 
 def _name(checkpoint: Checkpoint) -> str:
-    """What to name the checkpoint by from any folder."""
+    """Return the name of a checkpoint from any working directory."""
     if checkpoint.revision is None and not checkpoint.name.startswith("package:"):
         return str(checkpoint.folder)
     return checkpoint.name
@@ -175,26 +170,19 @@ def _name(checkpoint: Checkpoint) -> str:
 
 def _require_weights(name: str, folder: Path) -> None:
     if not (folder / "config.json").exists():
-        raise CheckpointError(f"{name} has no config.json in {folder}. Fetch the model again.")
-    if list(folder.glob("*.safetensors")) or (folder / PICKLE).exists() or list(folder.glob(f"{PICKLE}.index.json")):
+        raise damaged(f"{name} has no config.json in {folder}")
+    if weight_files(folder):
         return
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt") for path in folder.glob(pattern))
     found = f"found the pickle {pickles[0]}, which is never read" if pickles else "found none"
     raise CheckpointError(
-        f"{name} has no weights as safetensors or {PICKLE} in {folder}: {found}. "
-        "Convert it with save_pretrained(), then try again."
+        f"{name} has no weights as safetensors or pytorch_model.bin in {folder}: {found}. Convert it with "
+        "save_pretrained()."
     )
 
 
-def _sha256_of_code(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(hashlib.sha256(file.read_bytes()).digest() + file.relative_to(folder).as_posix().encode())
-    return digest.hexdigest()
-
-
 def _positions(folder: Path, config: dict[str, Any]) -> int | None:
-    """The longest input that the position table of a masked LM has room for; None where there is no table."""
+    """Return the longest input of a masked LM by its position table; None without such a table."""
     positions: int | None = config.get("max_position_embeddings")
     if positions is None or positions <= 0:  # XLNet writes -1
         return None
@@ -202,8 +190,8 @@ def _positions(folder: Path, config: dict[str, Any]) -> int | None:
         return positions
     padding_id = config.get("pad_token_id") or 0
     if type(padding_id) is not int or not 0 <= padding_id < positions - 1:
-        raise CheckpointError(
-            f"{folder / 'config.json'} has pad_token_id = {shown(padding_id)}; expected a whole number below "
-            f"{positions}. Fetch the model again."
+        raise damaged(
+            f"{folder / 'config.json'} has pad_token_id = {shown(padding_id)}; expected an integer from 0, below "
+            f"{positions}"
         )
     return positions - 1 - padding_id

@@ -1,8 +1,6 @@
-"""The weights of a model folder: their files, and the headers of safetensors, read without loading a number.
+"""The weight files of a model folder, and the headers of safetensors files. No weights are loaded.
 
-A safetensors file begins with eight bytes of length; the header, which is JSON, follows, then the numbers. In: a
-folder or a file. Out: the shape of each tensor. Not covered: pickles, whose shapes only torch reads
-(models/masked_lms.py).
+A safetensors file has the length of its header in eight bytes, the header (JSON), then the numbers.
 """
 
 from __future__ import annotations
@@ -12,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from sparse_ingest.checkpoints.modules import read_as
-from sparse_ingest.errors import CheckpointError
+from sparse_ingest.checkpoints.modules import damaged, read_as
 from sparse_ingest.storage.foreign_json import checked, parse_json, shown
 
 MAX_HEADER_BYTES = 8 << 20  # 80,000 tensors; a masked LM has some hundreds
@@ -28,7 +25,7 @@ INDEX = ".index.json"
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor in the header of a safetensors file: its type, its shape, its first byte and its end."""
+    """A tensor in the header of a safetensors file."""
 
     dtype: str
     shape: list[int]
@@ -40,11 +37,7 @@ class _Index(TypedDict, total=False):
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that the weights of a folder are read from: safetensors, or else a pickle; none, one or shards.
-
-    Raises:
-        CheckpointError: the index of shards cannot be read, or names a file outside the folder or none.
-    """
+    """Return the file or the shards with the weights of a folder. Raise CheckpointError if the index is wrong."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return [folder / name]
@@ -52,30 +45,13 @@ def weight_files(folder: Path) -> list[Path]:
             shards = sorted(set(read_as(index, _Index).get("weight_map", {}).values()))
             wrong = [shard for shard in shards if "/" in shard or not (folder / shard).is_file()]
             if wrong or not shards:
-                raise CheckpointError(
-                    f"{index} names {shown(wrong[0]) if wrong else 'no file'}; expected files beside it. Fetch the "
-                    "model again."
-                )
+                raise damaged(f"{index} names {shown(wrong[0]) if wrong else 'no file'}; expected files beside it")
             return [folder / shard for shard in shards]
     return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
 
 
-def read_shapes(folder: Path) -> dict[str, list[int]]:
-    """Return the shape of each tensor in a folder's safetensors.
-
-    Raises:
-        CheckpointError: as read_header.
-    """
-    files = [path for path in weight_files(folder) if path.suffix == ".safetensors"]
-    return {name: tensor.shape for path in files for name, tensor in read_header(path)[1].items()}
-
-
 def read_header(path: Path) -> tuple[int, dict[str, Tensor]]:
-    """Return the byte at which the numbers of a safetensors file begin, and its tensors.
-
-    Raises:
-        CheckpointError: the file has no such header, or is shorter than its header says.
-    """
+    """Return the offset of the first number of a safetensors file, and its tensors. Raise CheckpointError."""
     try:
         size = path.stat().st_size
         with path.open("rb") as stream:
@@ -88,14 +64,12 @@ def read_header(path: Path) -> tuple[int, dict[str, Tensor]]:
         tensors = checked(header, dict[str, Tensor])
         end = 8 + length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
         if size < end:
-            raise ValueError(f"it has {size:,} bytes; a safetensors file with its header takes {end:,}")
+            raise ValueError(f"it has {size:,} bytes, but its header declares {end:,}")
         for name, tensor in tensors.items():
             (first, last), shape = tensor.data_offsets, tensor.shape
             fits = 0 <= min(shape, default=0) and len(shape) <= MAX_DIMENSIONS and 0 <= first <= last
             if not fits or math.prod(shape) * BYTES.get(tensor.dtype, 1) > last - first:
                 raise ValueError(f"its tensor {shown(name)} has the shape {shown(shape)}, beyond its bytes")
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is no safetensors file, or its weights are damaged: {error}. Fetch the model again."
-        ) from error
+        raise damaged(f"{path} is not a safetensors file, or is damaged: {error}") from error
     return 8 + length, tensors

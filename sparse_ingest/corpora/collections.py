@@ -1,14 +1,9 @@
 """Queries and relevance judgments (qrels) of a test collection.
 
-In: a file, or the BEIR or MTEB folder that has it. Queries are rows with the columns `_id` (or `id`) and `text` in JSON
-lines, csv, Parquet or Arrow, lines of `id<TAB>text`, or TREC topics, of which the title is the query. Judgments are
-rows with `query-id`, `corpus-id` and `score` in the same formats, BEIR's table (the same three columns with tabs, with
-or without a header), or TREC's four columns. Text may be compressed (.gz, .zst). Out: queries in order; judgments as
-`{query id: {document id: score}}`.
-
-A query or judgment that cannot be read is an error: without it, every measure would differ.
-
-Not covered: the corpus (files.py), and whether queries, judgments and corpus fit together.
+In: a file, or the BEIR or MTEB folder that has it. Queries are rows with `_id` (or `id`) and `text` in JSON lines, csv,
+Parquet or Arrow, lines of `id<TAB>text`, or titles of TREC topics. Judgments are rows with `query-id`, `corpus-id` and
+`score` in these formats or as BEIR's table with tabs, or TREC's four columns. Text may be compressed (.gz, .zst). A
+query or judgment that cannot be read is an error, which would change every measure.
 """
 
 from __future__ import annotations
@@ -21,14 +16,14 @@ from pathlib import Path
 
 from sparse_ingest.corpora.documents import BadRow, FieldNames, id_in, needed_columns, require, shown, text_in, utf8
 from sparse_ingest.corpora.files import FORMAT_OF_SUFFIX, source_of
-from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, PACKED, FoundFile, LineSource, is_packed
+from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, PACKED, FoundFile, LineSource, suffix_of
 from sparse_ingest.corpora.text_formats import Quoting
 from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.records import Query
 
 logger = logging.getLogger(__name__)
 
-# Patterns of names in a folder, the first that fits wins. A folder of Parquet is MTEB's layout on the hub.
+# Patterns of names in a folder; the first match is used. A folder of Parquet is MTEB's layout on the hub.
 _QUERIES = (
     *(f"queries{suffix}{packed}" for suffix in (".jsonl", ".tsv") for packed in ("", *PACKED)),
     "queries.parquet",
@@ -49,9 +44,7 @@ def read_queries(path: Path, quoting: Quoting | None = None) -> Iterator[Query]:
             if query.id in seen:
                 other, first = seen[query.id]
                 where = first if other == file else f"{other} {first}"
-                raise CorpusError(
-                    f"{file} {at}: duplicate query id {shown(query.id)}: first at {where}. Remove one of them."
-                )
+                raise CorpusError(f"{file} {at}: duplicate query id {shown(query.id)}: first at {where}. Remove one.")
             seen[query.id] = file, at
             yield query
 
@@ -83,21 +76,19 @@ def _files_in(path: Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def _format(path: Path) -> str:
-    """Return the format by the suffix; without a known one it is text with tabs, in which no row names its columns."""
-    bare = Path(path.name.lower())
-    return FORMAT_OF_SUFFIX.get((bare.with_suffix("") if is_packed(bare.name) else bare).suffix, "tsv")
+    """Return the format by the suffix. The default is text with tabs and without a header."""
+    return FORMAT_OF_SUFFIX.get(suffix_of(path.name), "tsv")
 
 
 @lru_cache
 def _warn_once(message: str) -> None:
-    """Log a warning, once for a file that is read several times."""
     logger.warning("%s", message)
 
 
 def _rows(
     path: Path, wanted: Mapping[str, str] | None, quoting: Quoting | None
 ) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """Yield the line and columns of each row. `wanted` has the columns to read and their roles; None: of a query."""
+    """Yield the line and columns of each row. `wanted` has the columns and their roles; None: those of a query."""
 
     def choose(names: Sequence[str]) -> Mapping[str, str]:
         if wanted is None:
@@ -117,7 +108,7 @@ def _rows(
 
 
 def _texts(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield each line that is not blank: where it is, and its text."""
+    """Yield each line that is not blank: its place and its text."""
     for line, raw in enumerate(LineSource(FoundFile.found(path), str(path)).lines(), 1):
         try:
             text = utf8(raw.removeprefix(BYTE_ORDER_MARK) if line == 1 else raw).rstrip("\r\n")
@@ -154,18 +145,16 @@ def _query_of_line(text: str) -> Query:
     return Query(id_in({"id": query_id}, "id"), words)
 
 
-# TREC's topics, in the classic form: <top>, <num>, <title>, more that is not read, </top>. The query is the title, with
-# one blank between its words. Labels before the values (<num> Number: 301, <title> Topic: ...) are dropped, and closing
-# tags may be missing. Topics in XML are not read.
+# TREC's topics in the classic form: <top>, <num>, <title>, other tags, </top>. The query is the title, with one blank
+# between words, without labels (<num> Number: 301, <title> Topic: ...). Closing tags may be missing. XML is not read.
 
 
 def _begins_topic(text: str) -> bool:
-    """Return whether a line begins a topic."""
     return text.lstrip().lower().startswith("<top>")
 
 
 def _topics(texts: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Join the lines of each topic: up to </top>, the next <top> or the end of the file. Other lines stay alone."""
+    """Join the lines of each topic: up to </top>, the next <top> or the end of the file."""
     lines: list[str] = []
     start = ""
     for at, text in texts:
@@ -185,14 +174,14 @@ def _query_of_topic(topic: str) -> Query:
     if not _begins_topic(topic):
         raise BadRow(f"<top> was expected, found {shown(topic)}")
     if "</top>" not in topic.lower():
-        raise BadRow("the topic that begins here has no </top>; is the file cut off?")
+        raise BadRow("the topic has no </top>; is the file cut off?")
     _, *parts = _TAG.split(topic)
     values: dict[str, str] = {}
     for tag, text in zip(parts[::2], parts[1::2], strict=True):
         if tag.lower() == "/top" and text.strip():
             raise BadRow(f"something follows </top>: {shown(text.strip())}")
         if (name := tag.lower()) in values:
-            raise BadRow(f"the topic has <{name}> twice")
+            raise BadRow(f"the topic has two <{name}>")
         values[name] = " ".join(_LABEL.sub("", text.strip()).split())
     for name in ("num", "title"):
         if not values.get(name):
@@ -211,7 +200,7 @@ def _judgments_of(path: Path, quoting: Quoting | None) -> Iterator[tuple[str, st
                 yield at, *_judgment(columns)
             return
         for at, text in _texts(path):
-            # Blanks separate columns only in lines without a tab, as in TREC files: "Geneva Durben" is an id.
+            # Blanks separate columns only in lines without a tab: "Geneva Durben" is an id.
             values = text.split("\t") if "\t" in text else text.split()
             if at != "line 1" or values != _HEADER:
                 yield at, *_judgment(_columns_of(text, values))

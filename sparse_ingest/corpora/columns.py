@@ -1,12 +1,8 @@
-"""Tables in columns as sources: Parquet, and Arrow's IPC as a file (Feather) or a stream.
+"""Columnar tables as sources: Parquet, and Arrow's IPC as a file (Feather) or a stream.
 
-Row groups and record batches are read one at a time, and of them only the columns that documents need. Types are
-checked before any row: a text is a column of strings, an id of strings or whole numbers. json_values.py converts the
-values of kept fields to those that the same data has as JSON lines; a column of Arrow's JSON type is parsed. The line
-of a row is its number within the file, from 1.
-
-Reading goes on at the row group of Parquet or the record batch of an IPC file; an IPC stream has no index and is read
-from its start.
+Row groups and record batches are read one at a time, with only the columns that documents need. A text must be a column
+of strings, an id of strings or integers. Kept fields have the values of the same data as JSON lines (json_values.py).
+The line of a row is its number within the file, from 1. An IPC stream has no index and is always read from its start.
 """
 
 from __future__ import annotations
@@ -26,19 +22,19 @@ from sparse_ingest.corpora.sources import ChooseColumns, Record
 from sparse_ingest.corpora.stored import FileSource, Opened, StoredFile
 from sparse_ingest.errors import CorpusError, first_line
 
-_BATCH_BYTES = 4 << 20  # of the rows that are Python objects at one time
+_BATCH_BYTES = 4 << 20  # of Python objects at one time
 _BATCH_ROWS = 4096
 _IN_BATCH = 32  # bits of an IPC file's offset for the row within its record batch
 _FILE_MAGIC = b"ARROW1"
-# Bytes that are not UTF-8, which Parquet does not check; dates beyond the year 9999, nanoseconds without pandas,
-# unknown time zones; maps whose keys repeat, or cannot be those of a dict; JSON that is nested deeply.
+# Bytes that are not UTF-8, dates after the year 9999, nanoseconds without pandas, unknown time zones, maps with
+# duplicate or unhashable keys, deeply nested JSON.
 _NO_PYTHON_VALUE = (ValueError, OverflowError, LookupError, TypeError, RecursionError, pa.ArrowException)
 
-Row = tuple[dict[str, Any] | None, str | None]  # the columns that are read; or None, and what is wrong
+Row = tuple[dict[str, Any] | None, str | None]  # the columns; or None and what is wrong
 
 
 class ColumnTable(FileSource):
-    """A file of columns."""
+    """Base class of columnar files."""
 
     format: str
 
@@ -59,14 +55,14 @@ class Parquet(ColumnTable):
     _rows = 0
 
     def passed(self, offset: int) -> int | None:
-        """Return the stored bytes before a row, as if rows were equally long."""
+        """Return the stored bytes before a row as if rows had equal sizes."""
         return self.bytes * offset // self._rows if self.bytes and self._rows else None
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
         """Yield every row from `offset` on."""
         reached = [line]
         with self.opened(reached) as each:
-            # A buffer instead of whole column chunks: a file of one row group is read piece by piece too.
+            # With a buffer, a file with one row group is read in pieces, not as complete column chunks.
             table = pq.ParquetFile(each.stored, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
             self._rows = table.metadata.num_rows
             names = chosen_columns(table.schema_arrow, self._choose, self.label)
@@ -83,14 +79,14 @@ class Parquet(ColumnTable):
 
 
 class Arrow(ColumnTable):
-    """An IPC file or stream. An offset is a row of a stream; of a file the record batch and the row within it."""
+    """An IPC file or stream. An offset is a row of a stream; of a file the record batch and a row in it."""
 
     format = "arrow"
     content = "Arrow"
     _batches = 0  # of a file
 
     def passed(self, offset: int) -> int | None:
-        """Return the bytes before a record batch, as if those were equally long; of a stream those that were read."""
+        """Return the bytes before a record batch as if they had equal sizes; of a stream the bytes that were read."""
         if self.bytes and self._batches:
             return self.bytes * (offset >> _IN_BATCH) // self._batches
         return self._opened.taken if self.bytes and self._opened else None
@@ -105,8 +101,8 @@ class Arrow(ColumnTable):
     def _of_file(self, each: Opened, offset: int, reached: list[int]) -> Iterator[Record]:
         if each.packed or self.file.bytes is None:
             raise CorpusError(
-                f"{self.file.place} holds an Arrow file, whose index is at its end: it cannot be read from "
-                "a compressed file or a pipe. Unpack it, or give Arrow's stream format."
+                f"{self.file.place} is an Arrow file: it cannot be read from a pipe or compressed. Use Arrow's stream "
+                "format."
             )
         schema = pa.ipc.open_file(each.stored).schema
         places = [schema.names.index(name) for name in chosen_columns(schema, self._choose, self.label)]
@@ -132,13 +128,13 @@ class Arrow(ColumnTable):
                 yield from records_of(rows, reached, offset)
                 offset = first + batch.num_rows
             first += batch.num_rows
-        # Arrow stops at the end mark: before the checksum of a compressed file, and before what a second stream holds.
+        # Arrow stops at the end mark, before the checksum of a compressed file or a second stream.
         if each.content.read(1):
             raise pa.ArrowInvalid("something follows the end of the stream")
 
 
 def chosen_columns(schema: pa.Schema, choose: ChooseColumns, label: str) -> list[str]:
-    """Return the columns to read, whose types fit. Raises `CorpusError`."""
+    """Return the columns to read, whose types are correct. Raise `CorpusError`."""
     try:
         chosen = choose(schema.names)
         _refuse_types(schema, chosen)
@@ -148,7 +144,7 @@ def chosen_columns(schema: pa.Schema, choose: ChooseColumns, label: str) -> list
 
 
 def _refuse_types(schema: pa.Schema, chosen: Mapping[str, str]) -> None:
-    """Raise `BadRow` where a column cannot be what it is to be, in no row; `chosen` comes from `needed_columns`."""
+    """Raise `BadRow` if a column has the wrong type for its role; `chosen` is from `needed_columns`."""
     for name, role in chosen.items():
         if (times := schema.names.count(name)) > 1:
             raise BadRow(f'the column "{name}" occurs {times} times')
@@ -176,7 +172,7 @@ def _has_json(type_: pa.DataType) -> bool:
 
 
 def _is_plain(type_: pa.DataType) -> bool:
-    """Return whether JSON has every value of a type; floats have NaN, which it lacks."""
+    """Return whether JSON has every value of a type; it lacks NaN, so floats are not plain."""
     if types.is_struct(type_):
         return all(_is_plain(field.type) for field in type_)
     is_list = types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_)
@@ -186,7 +182,7 @@ def _is_plain(type_: pa.DataType) -> bool:
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """Return the JSON values of a column. Raises `BadRow`, or one of `_NO_PYTHON_VALUE`."""
+    """Return the JSON values of a column. Raise `BadRow`, or one of `_NO_PYTHON_VALUE`."""
     values: list[Any] = column.to_pylist(maps_as_pydicts="strict")
     if _is_plain(column.type):
         return values
@@ -213,21 +209,21 @@ def _batch_rows(size: int, rows: int) -> int:
 
 
 def slices_of(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """The batch in pieces of about 4 MB and at most 4096 rows; nothing is copied."""
+    """Yield slices of a batch of about 4 MB and at most 4096 rows, without copying."""
     rows = _batch_rows(batch.nbytes, batch.num_rows)
     for start in range(0, batch.num_rows, rows):
         yield batch.slice(start, rows)
 
 
 def records_of(rows: Iterable[Row], reached: list[int], offset: int) -> Iterator[Record]:
-    """Yield rows as records. The first is row `reached[0]`, which is kept up to date, and is at `offset`."""
+    """Yield rows as records. The first is row `reached[0]`, which is advanced, at `offset`."""
     for following, (columns, reason) in enumerate(rows, offset + 1):
         reached[0] += 1
         yield Record(columns, reason, reached[0] - 1, following, reached[0])
 
 
 def rows_of(batches: Iterable[pa.RecordBatch], names: Sequence[str], skip: int = 0) -> Iterator[Row]:
-    """Yield these columns of every row but the first `skip`; or None, and what is wrong with the row."""
+    """Yield these columns of every row after the first `skip`; or None and what is wrong."""
     for batch in batches:
         if skip >= batch.num_rows:
             skip -= batch.num_rows
@@ -259,10 +255,10 @@ def _row(batch: pa.RecordBatch, names: Sequence[str], place: int) -> Row:
 
 
 def checked(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The same batch, whose offsets are within its buffers: Arrow trusts them, and would read anywhere."""
+    """Return the batch if its offsets are within its buffers: Arrow does not check that when it reads."""
     for column in batch.columns:
         if _is_string(column.type) and not types.is_string_view(column.type):
-            # As bytes: a value that is not UTF-8 is one bad row, not the end.
+            # As bytes: a value that is not UTF-8 is only one bad row.
             column = column.cast(pa.large_binary() if types.is_large_string(column.type) else pa.binary())
         column.validate(full=True)
     return batch

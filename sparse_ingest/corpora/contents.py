@@ -1,8 +1,4 @@
-"""Detect the kind of content of a file by its first bytes, for messages: its name may be wrong.
-
-In: the first bytes. Out: the kind of content, such as "gzip" or "plain text", and what a user can do with a file of
-that kind under another name. Not covered: whether the rest is like the beginning (stored.py).
-"""
+"""The kind of content of a file by its first bytes, such as "gzip" or "plain text", for messages about wrong names."""
 
 from __future__ import annotations
 
@@ -43,7 +39,7 @@ _KINDS = {
 
 
 def kind_of(head: bytes) -> str | None:
-    """Return the kind of content that begins with `head`; None if it is not known."""
+    """Return the kind of content that starts with `head`; None if it is unknown."""
     if not head:
         return EMPTY
     for name, kind in _KINDS.items():
@@ -58,12 +54,12 @@ def is_special(kind: str | None) -> bool:
 
 
 def is_never_read(kind: str | None) -> bool:
-    """Return whether no corpus is read from files of a kind, whatever their name."""
+    """Return whether a kind is known and is not a format of a corpus."""
     return kind in _KINDS and not _KINDS[kind].is_read
 
 
 def advice_for(kind: str) -> str:
-    """Return what to do with a file of a kind that its name does not show."""
+    """Return what to do with a file of a kind that does not match its name."""
     if kind in _KINDS:
         return _KINDS[kind].advice
     return "Rename it to end in the suffix of its format, such as .jsonl or .csv, or pass --format"

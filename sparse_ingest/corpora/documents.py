@@ -1,10 +1,8 @@
-"""Rows to documents, for every format: columns in, a `Document` or the reason why there is none out.
+"""Rows to documents, for every format: columns in, a `Document` or a `BadRow` out.
 
 The text is title and text joined by one space; empty parts are omitted, nothing is stripped. An id is a non-empty
-string, or a whole number, which is written in decimal. A kept field that a row does not have is omitted, since optional
-columns are common; a title of null is an empty title, also if the title column was named.
-
-Not covered: where rows come from, and duplicate ids.
+string or an integer, which is written in decimal. A kept field that a row does not have is omitted; a title of null is
+empty. Duplicate ids are not detected.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ _MAX_SHOWN = 60  # characters of a value, or columns of a row, in a message
 
 @dataclass(frozen=True)
 class FieldNames:
-    """Which columns make a document; with None, the column has its default name."""
+    """The columns of a document; None: the default name."""
 
     id: str | None = None
     text: str | None = None
@@ -41,7 +39,7 @@ class FieldNames:
 
 
 class BadRow(Exception):
-    """A row that cannot become a document. Its text is the reason."""
+    """A row that is not a document. The text is the reason."""
 
 
 # Lines to columns
@@ -55,7 +53,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def utf8(raw: bytes) -> str:
-    """Return the text of a line. Raises `BadRow`."""
+    """Return the text of a line. Raise `BadRow`."""
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -63,7 +61,7 @@ def utf8(raw: bytes) -> str:
 
 
 def json_object(raw: bytes) -> dict[str, object] | None:
-    """Return the JSON object in a line; None for a blank line. Raises `BadRow`."""
+    """Return the JSON object in a line; None for a blank line. Raise `BadRow`."""
     value = None
     try:
         found = orjson.loads(raw)
@@ -78,7 +76,7 @@ def json_object(raw: bytes) -> dict[str, object] | None:
 
 
 def _exact(values: Iterable[object]) -> bool:
-    """Return whether orjson's numbers are Python's: it reads whole numbers of more than 64 bits as floats."""
+    """Return whether orjson's numbers are exact: it reads integers of more than 64 bits as floats."""
     for value in values:
         kind = type(value)
         if kind is str:
@@ -93,8 +91,8 @@ def _exact(values: Iterable[object]) -> bool:
 
 
 def _json_object(raw: bytes) -> dict[str, object] | None:
-    """Do the same with Python's own parser, at a third of the speed; its errors name what is wrong."""
-    # Decoded here, because json.loads of bytes lets surrogates through.
+    """Do the same with Python's parser, at a third of the speed, for exact numbers and messages."""
+    # Decoded here: json.loads of bytes accepts surrogates.
     text = utf8(raw).strip(_JSON_BLANKS)
     if not text:
         return None
@@ -104,8 +102,8 @@ def _json_object(raw: bytes) -> dict[str, object] | None:
         column = error.pos + 1 + len(raw) - len(raw.lstrip(_JSON_BLANKS.encode()))
         raise BadRow(f"broken JSON at column {column}: {error.msg}") from error
     except RecursionError as error:
-        raise BadRow("broken JSON: nested too deeply") from error
-    except ValueError as error:  # a constant, or an integer of more digits than Python converts
+        raise BadRow(f"nested more than {MAX_DEPTH} levels deep") from error
+    except ValueError as error:  # NaN, or an integer with too many digits
         raise BadRow(f"broken JSON: {str(error).partition(';')[0]}") from error
     if end != len(text):
         raise BadRow(f"broken JSON: something follows the first value, {shown(text[end:].lstrip(_JSON_BLANKS))}")
@@ -116,16 +114,15 @@ def _json_object(raw: bytes) -> dict[str, object] | None:
 
 # Columns to documents: the same for every format
 
-_encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def document_of(columns: Mapping[str, object], fields: FieldNames, row: int, *, plain: bool = False) -> Document:
-    """Return the document of a row. Raises `BadRow`.
+    """Return the document of a row. Raise `BadRow`.
 
-    `plain` promises that no string of the row needs an escape in JSON (no quote, backslash or control character), and
-    that none holds half of a surrogate pair.
+    `plain`: no string of the row needs an escape in JSON (quote, backslash, control character, half a surrogate pair).
     """
-    # Nearly every row passes these checks; the functions find out what is wrong with the others.
+    # Fast checks; the functions find out what is wrong.
     doc_id = str(row) if fields.id == ROW_NUMBER else columns.get(fields.id or "_id")
     if type(doc_id) is not str or not 0 < len(doc_id) <= MAX_ID_BYTES or not doc_id.isascii():
         doc_id = id_in(columns, fields.id)
@@ -151,9 +148,9 @@ def document_of(columns: Mapping[str, object], fields: FieldNames, row: int, *, 
 
 def _kept(name: str, value: object) -> str:
     try:
-        kept = f"{encode_basestring(name)}:{_encode_json(value)}"
+        kept = f"{encode_basestring(name)}:{encode_json(value)}"
         levels = _list_levels(value) if kept.count("[") > MAX_LEVELS else 0
-    except (ValueError, RecursionError) as error:  # a number beyond float64, which Python reads as infinity
+    except (ValueError, RecursionError) as error:  # beyond float64
         raise BadRow(f"the kept field {shown(name)} cannot be written as JSON again: {shown(value)}") from error
     if not kept.isascii():
         _check_unicode(kept, f"the kept field {shown(name)}")
@@ -169,13 +166,13 @@ def _list_levels(value: object) -> int:
 
 
 def require(name: str, columns: Mapping[str, object], purpose: str = "", advice: str = "") -> None:
-    """Raise `BadRow`, which lists the columns that are there, if a column is not among them."""
+    """Raise `BadRow`, which lists the columns, if one is missing."""
     if name not in columns:
         raise BadRow(f"no column {shown(name)}{purpose}; {columns_there(columns)}{advice}")
 
 
 def id_in(columns: Mapping[str, object], name: str | None) -> str:
-    """Return the id in the column `name`; with None, in `_id`, else in `id`. Raises `BadRow`."""
+    """Return the id in the column `name`; None: in `_id`, else in `id`. Raise `BadRow`."""
     if name is None:
         name = "_id" if "_id" in columns else "id"
         if name not in columns:
@@ -195,7 +192,7 @@ def id_in(columns: Mapping[str, object], name: str | None) -> str:
 
 
 def text_in(columns: Mapping[str, object], name: str | None, role: str = "text") -> str:
-    """Return the string in the column `name`; with None, in that of its role. Raises `BadRow`."""
+    """Return the string in the column `name`; None: in that of its role. Raise `BadRow`."""
     value = columns.get(name or role)
     if isinstance(value, str):
         return value
@@ -210,12 +207,11 @@ def _title_in(columns: Mapping[str, object], name: str | None) -> str:
 
 
 def needed_columns(names: Collection[str], fields: FieldNames) -> dict[str, str]:
-    """Return the columns of a table that its documents need, each with its role: id, text, title or kept field.
+    """Return the columns of a table that documents need, each with its role: id, text, title or kept field.
 
-    A column is missing in every row of a table or in none. So a kept field must exist, unlike in `document_of`.
-    Raises `BadRow`, whose reason lists the columns of the table.
+    Raise `BadRow` if one is missing, also a kept field.
     """
-    # Values that pass every check of a column that exists.
+    # Values that pass every check.
     columns = dict.fromkeys(names, "1")
     for name in fields.keep:
         require(name, columns, " to keep")
@@ -232,23 +228,18 @@ def needed_columns(names: Collection[str], fields: FieldNames) -> dict[str, str]
 
 
 def without_carried(fields: FieldNames) -> FieldNames:
-    """Return the same names without kept columns that are repeated, or carried as title and text already.
-
-    Raises:
-        UsageError: OpenSearch would refuse every document with one of these fields.
-    """
+    """Return the names without kept columns that are carried anyway. Raise UsageError if OpenSearch refuses one."""
     kept = dict.fromkeys(fields.keep)
     if refused := [f"{shown(name)} ({reason})" for name in kept if (reason := refused_name(name)) is not None]:
         raise UsageError(
-            f"--keep: OpenSearch refuses documents with a field {', '.join(refused)}. Leave it out, or give the column "
-            "another name."
+            f"--keep: OpenSearch refuses documents with a field {', '.join(refused)}. Omit it, or rename the column."
         )
     sources = {"title": fields.title or "title", "text": fields.text or "text"} if fields.carry_text else {}
     for name, source in sources.items():
         if name in kept and source != name:
             raise UsageError(
-                f'--keep {name}: the {name} is read from "{source}" and carried as "{name}" already. '
-                f"Leave out --keep {name}, or carry neither title nor text with --no-text."
+                f'--keep {name}: the {name} is read from "{source}" and carried as "{name}". '
+                f"Omit --keep {name}, or carry neither title nor text with --no-text."
             )
         kept.pop(name, None)
     return replace(fields, keep=tuple(kept))
@@ -262,18 +253,18 @@ def _check_unicode(text: str, what: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(text[error.start]):04x}"
-        raise BadRow(f"{what} holds {half}, half of a surrogate pair, which stands for no character") from error
+        raise BadRow(f"{what} holds {half}, half of a surrogate pair, which is not a character") from error
 
 
 def columns_there(columns: Mapping[str, object]) -> str:
-    """Return the names of a row's columns, as part of a message."""
+    """Return the names of columns for a message."""
     if not columns:
         return "the row has no columns"
     return f"the columns there are {listed(list(map(shown, columns)), _MAX_SHOWN)}"
 
 
 def shown(value: object) -> str:
-    """Return a value as shortened JSON that can always be encoded as UTF-8."""
+    """Return a value as shortened JSON that can be encoded as UTF-8."""
     try:
         text = json.dumps(value, ensure_ascii=False)
     except RecursionError:

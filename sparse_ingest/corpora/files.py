@@ -1,10 +1,8 @@
-"""Which files a corpus has, and the format of each.
+"""Find the files of a corpus, and the format of each.
 
-In: what `--corpus` named (files, folders, globs, addresses, `-`, datasets) and the columns that make a document. Out: a
-`Corpus`, whose sources are these files in order; nothing is read yet.
-
-A folder or a glob means its files in byte order of their names, without those that begin with `.` or `_` and without
-documentation such as README.md; the folder of a BEIR or MTEB collection means its corpus.
+In: the values of `--corpus` (files, folders, globs, addresses, `-`, datasets). Out: a `Corpus` of these files in order.
+Of a folder or a glob the files are in byte order of their names, without those that start with `.` or `_` and without
+documentation such as README.md; of the folder of a BEIR or MTEB collection only its corpus is read.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from sparse_ingest.corpora.documents import FieldNames, needed_columns, without_
 from sparse_ingest.corpora.hub import hub_source
 from sparse_ingest.corpora.hub_names import PREFIX
 from sparse_ingest.corpora.sources import ChooseColumns, Corpus, Source
-from sparse_ingest.corpora.stored import PACKED, FoundFile, StandardInput, StoredFile, about, is_packed
+from sparse_ingest.corpora.stored import PACKED, FoundFile, StandardInput, StoredFile, about, is_packed, suffix_of
 from sparse_ingest.corpora.text_formats import JsonLines, Quoting, TextTable
 from sparse_ingest.errors import CorpusError, UsageError, listed
 from sparse_ingest.storage.places import Place, RemotePath, place_of
@@ -41,14 +39,14 @@ FORMAT_OF_SUFFIX = {
 }
 
 _TEXT_TABLES = ("csv", "tsv", "msmarco")
-_MSMARCO = "collection.tsv"  # MS MARCO's passages: two columns, no header, quotes are plain characters
+_MSMARCO = "collection.tsv"  # MS MARCO's passages: two columns, no header, no quotes
 _DOCUMENTATION = re.compile(
     r"(readme|licen[cs]e|notice|copying|changelog|citation|contributing)(\.(md|txt|rst|cff|bib|html))?|.*\.md",
     re.IGNORECASE,
 )
 _LISTED = 3  # names in a message
 _BEIR_CORPUS = ("corpus.jsonl", *(f"corpus.jsonl{packed}" for packed in PACKED), "corpus.parquet")
-_MTEB_CORPUS = "corpus"  # a folder of files
+_MTEB_CORPUS = "corpus"  # a folder
 
 
 def open_corpus(
@@ -59,12 +57,12 @@ def open_corpus(
     columns: Sequence[str] | None = None,
     quoting: Quoting | None = None,
 ) -> Corpus:
-    """Find the files that `specs` name, in order; nothing is read yet.
+    """Find the files that `specs` name, in order. Nothing is read yet.
 
     Args:
         specs: files, folders, globs, `-` for standard input, or `hf:` datasets (hub.py).
         fields: which columns make a document.
-        format: one of `FORMATS`, for every file; None goes by each file's suffix.
+        format: one of `FORMATS`, for every file; None: by the suffix of each file.
         columns: the names of the columns of csv and tsv files without a header.
         quoting: "none" if quotes are plain characters in csv and tsv files; None: "rfc4180".
     """
@@ -74,9 +72,7 @@ def open_corpus(
     try:
         found = [(spec, [] if spec.startswith(PREFIX) else _files_of(spec, format, notes)) for spec in specs]
     except OSError as error:
-        raise CorpusError(
-            f"{error.filename} cannot be read: {error.strerror}. Check that it is there and yours to read."
-        ) from error
+        raise CorpusError(f"{error.filename} cannot be read: {error.strerror}. Check its permissions.") from error
     choose = partial(needed_columns, fields=fields)
     names = Counter(file.name for _, files in found for file in files)
     sources: list[Source] = []
@@ -84,7 +80,7 @@ def open_corpus(
         if spec.startswith(PREFIX):
             sources.append(hub_source(spec, choose, source_of, quoting))
         for file in files:
-            # The bare name if it is unique: positions are then the same from every machine and folder.
+            # The name if it is unique: positions are then the same on every machine and in every folder.
             label = file.name if names[file.name] == 1 else file.place
             sources.append(source_of(file, choose, label=label, format=format, columns=columns, quoting=quoting))
     return Corpus(tuple(sources), fields, tuple(notes))
@@ -92,13 +88,13 @@ def open_corpus(
 
 def _check_options(specs: Sequence[str], format: str | None, columns: Sequence[str] | None) -> None:
     if format is not None and format not in FORMATS:
-        raise UsageError(f'The format "{format}" is unknown; known are: {", ".join(FORMATS)}.')
+        raise UsageError(f'The format "{format}" is unknown; expected one of {", ".join(FORMATS)}.')
     if not all(specs):
-        raise UsageError("A corpus is named by an empty string; is a variable unset? Name a file, a folder, or -")
+        raise UsageError("A corpus is named by an empty string. Is a variable unset? Name a file, a folder, or -")
     if (format or columns) and (hub := [spec for spec in specs if spec.startswith(PREFIX)]):
-        raise UsageError(f"--format and --columns are for files; {hub[0]} knows its own. Leave them out.")
+        raise UsageError(f"--format and --columns are for files; {hub[0]} has its own. Omit them.")
     if specs.count("-") > 1:
-        raise UsageError("Standard input (-) is given more than once, and can be read only once. Give it once.")
+        raise UsageError("Standard input (-) can be read only once, and is given more than once. Give it once.")
     if columns is not None and (not all(columns) or len(set(columns)) < len(columns)):
         raise UsageError(f'The columns "{",".join(columns)}" have an empty or a duplicate name.')
 
@@ -112,20 +108,14 @@ def source_of(
     columns: Sequence[str] | None = None,
     quoting: Quoting | None = None,
 ) -> Source:
-    """Return a file as a source. The default format is that of its suffix; standard input is JSON lines."""
+    """Return a file as a source. The default format is that of its suffix; of standard input JSON lines."""
     format = format or ("jsonl" if file.bytes is None else _format_of(file.name))
     if format is None:
         raise _unclear(file)
     if columns is not None and format not in _TEXT_TABLES:
-        raise UsageError(
-            f"--columns names the columns of {', '.join(_TEXT_TABLES)} without a header; {file.place} is {format}. "
-            "Leave out --columns."
-        )
+        raise UsageError(f"--columns is for {', '.join(_TEXT_TABLES)}; {file.place} is {format}. Omit --columns.")
     if quoting is not None and format not in ("csv", "tsv"):
-        raise UsageError(
-            f"--quoting {quoting} is for csv and tsv; {file.place} is {format}. Omit --quoting, or name the "
-            "csv and tsv files alone."
-        )
+        raise UsageError(f"--quoting {quoting} is for csv and tsv; {file.place} is {format}. Omit --quoting.")
     if format == "jsonl":
         return JsonLines(file, label)
     if format in _TEXT_TABLES:
@@ -134,33 +124,30 @@ def source_of(
         return Arrow(file, label, choose)
     if file.bytes is None or is_packed(file.name):
         raise CorpusError(
-            f"{file.place} cannot be read as Parquet, whose index is at its end: not from a pipe, and not from a "
-            "compressed file. Put it in a file, unpacked."
+            f"{file.place} cannot be read as Parquet from a pipe or a compressed file. Unpack it to a file."
         )
     return Parquet(file, label, choose)
 
 
 def _format_of(name: str) -> str | None:
     """Return the format of a file by its name; None if that is unknown."""
-    bare = Path(name.lower())
-    if is_packed(bare.name):
-        bare = bare.with_suffix("")
-    return "msmarco" if bare.name == _MSMARCO else FORMAT_OF_SUFFIX.get(bare.suffix)
+    if name.lower() in (_MSMARCO, *(f"{_MSMARCO}{packed}" for packed in PACKED)):
+        return "msmarco"
+    return FORMAT_OF_SUFFIX.get(suffix_of(name))
 
 
 def _unclear(file: StoredFile, advice: str | None = None) -> CorpusError:
-    """Return the error for a file whose name has no known format. The default advice depends on its content."""
+    """Return the error for a file of unknown format; the default advice depends on its content."""
     kind = file.kind()
     if file.name.lower().endswith(ARCHIVES) or is_never_read(kind):
         what = kind if is_never_read(kind) else "an archive by its name"
         advice = advice or f"{advice_for(kind) if kind and is_never_read(kind) else UNPACK}."
         return CorpusError(f'"{file.place}" is not read: it is {what}, which is not a corpus format. {advice}')
-    bare = Path(file.name.lower().removesuffix(".gz").removesuffix(".zst"))
-    found = f'the suffix "{bare.suffix}" is unknown' if bare.suffix else "there is no suffix"
+    suffix = suffix_of(file.name)
+    found = f'unknown suffix "{suffix}"' if suffix else "no suffix"
     known = f"{', '.join(FORMAT_OF_SUFFIX)}, each but .parquet also {' or '.join(PACKED)}"
-    if advice is None:
-        advice = _advice(file.name, kind, bare.suffix)
-    return CorpusError(f'The format of "{file.place}" is unclear: {found}; known are {known}. {advice}')
+    advice = advice or _advice(file.name, kind, suffix)
+    return CorpusError(f'The format of "{file.place}" is unclear: {found}; expected {known}. {advice}')
 
 
 def _advice(name: str, kind: str | None, suffix: str) -> str:
@@ -179,7 +166,7 @@ def _advice(name: str, kind: str | None, suffix: str) -> str:
 
 
 def _files_of(spec: str, format: str | None, notes: list[str]) -> list[StoredFile]:
-    """Return the files that a spec names; add a message about files of a folder that are skipped to `notes`."""
+    """Return the files that a spec names; add a message about skipped files of a folder to `notes`."""
     if spec == "-":
         return [StandardInput()]
     place = place_of(spec)
@@ -198,8 +185,8 @@ def _files_of(spec: str, format: str | None, notes: list[str]) -> list[StoredFil
 def _data_among(places: Sequence[Place], format: str | None, notes: list[str]) -> list[StoredFile]:
     """Return the data files of a folder or a glob, in order.
 
-    Markers of other programs (`_SUCCESS`, `.crc`) and documentation (README.md, LICENSE) are skipped if there are other
-    files. A file of unknown format among known ones may hold data, so it is refused.
+    Markers of other programs (`_SUCCESS`, `.crc`) and documentation (README.md, LICENSE) are skipped if other files
+    exist. A file of unknown format among known ones may have data: it is an error.
     """
     plain = [place for place in places if not place.name.startswith("_") and not place.name.endswith(".crc")] or places
     data = [place for place in plain if not _DOCUMENTATION.fullmatch(place.name)] or plain
@@ -224,7 +211,7 @@ def _data_among(places: Sequence[Place], format: str | None, notes: list[str]) -
 
 
 def _corpus_in(folder: Place) -> list[Place]:
-    """Return the corpus of a folder: the file named corpus, or the files of a folder named corpus, else all files."""
+    """Return the corpus of a folder: a file named corpus, the files of a folder named corpus, or all files."""
     names = _shown_names(folder)
     beir = [name for name in names if name.lower() in _BEIR_CORPUS]
     mteb = []
@@ -232,9 +219,9 @@ def _corpus_in(folder: Place) -> list[Place]:
         mteb = [f"{_MTEB_CORPUS}/{name}" for name in _shown_names(folder / _MTEB_CORPUS)]
     if len(beir) + bool(mteb) > 1:
         found = " and ".join([*beir, *([_MTEB_CORPUS] if mteb else [])])
-        raise CorpusError(f'"{folder}" holds both {found}. Name the one that is meant.')
+        raise CorpusError(f'"{folder}" has both {found}. Name one of them.')
     if not names:
-        raise CorpusError(f'The folder "{folder}" holds no file. Name the files, or the folder that holds them.')
+        raise CorpusError(f'The folder "{folder}" has no files. Name the files, or another folder.')
     return [folder / name for name in sorted(beir or mteb or names, key=os.fsencode)]
 
 
@@ -245,5 +232,5 @@ def _shown_names(folder: Place) -> list[str]:
 def _matching(place: Place) -> list[Place]:
     if isinstance(place, RemotePath):
         return [path for path in place.matching() if not path.name.startswith(".")]
-    # Not Path.glob: that one gives hidden files too, and takes no absolute pattern.
+    # Path.glob gives hidden files, and refuses an absolute pattern.
     return [Path(match) for match in sorted(glob.glob(str(place), recursive=True), key=os.fsencode)]  # noqa: PTH207

@@ -1,18 +1,9 @@
-"""Hugging Face datasets as a source: of the hub, of a folder laid out like one, or saved by `save_to_disk`.
+"""Hugging Face datasets as sources: of the hub, of a folder with the same layout, or saved by `save_to_disk`.
 
-In: `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`, where NAME is a hub id or a folder. Out: one split, in the order of the
-`datasets` library, without a download first. Configs and splits are looked up when the source is created, and the
-revision is resolved to a commit, so that a run that is resumed next month reads the same rows.
-
-The library finds the data files of a split. Files of JSON lines, csv, tsv, Parquet and Arrow are read by the readers
-for such files (files.py), so both give the same documents; other formats are read by the library, which infers types.
-
-An offset is a data file and a row in it. Reading goes on at that file, in Parquet at the row group that has the row.
-The line of a row is its number within the split, from 1.
-
-The library honors HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE; messages never contain a token. It runs no code of a
-dataset. It imports torch if that is installed, which takes 600 MB of memory. Not covered: slices of splits
-(`train[:10%]`).
+In: `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`, where NAME is a hub id or a folder. Out: the rows of one split in the order
+of the `datasets` library, streamed; their line is the number within the split. The revision is resolved to a commit.
+The library finds the data files. JSON lines, csv, tsv, Parquet and Arrow are then read as in files.py, other formats by
+the library. It runs no code of a dataset, and imports torch if that is installed, which takes 600 MB of memory.
 """
 
 from __future__ import annotations
@@ -32,24 +23,24 @@ from sparse_ingest.corpora.contents import ARCHIVES
 from sparse_ingest.corpora.documents import BadRow, columns_there, json_object
 from sparse_ingest.corpora.hub_names import FORM, Named, finding, parse, reading
 from sparse_ingest.corpora.sources import ChooseColumns, Record, Source
-from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, FoundFile, changed, is_packed
+from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, FoundFile, changed, is_packed, suffix_of
 from sparse_ingest.corpora.text_formats import JsonArray, JsonLines, Quoting
 from sparse_ingest.errors import CorpusError, UsageError, needs_extra
 from sparse_ingest.storage.hub_session import guard_hub, hub_address
 from sparse_ingest.storage.places import place_of
 from sparse_ingest.storage.waiting import answered
 
-_BATCH_ROWS = 512  # that are Python objects at one time
+_BATCH_ROWS = 512  # Python objects at one time
 _ROW_BITS = 40  # of an offset; the higher bits are the data file
 _HEAD_BYTES = 1 << 16
-# Settings of a dataset that our own readers can follow.
+# Settings of a dataset that our readers support.
 _HEEDED = ("name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter")
 OpenFile = Callable[..., Source]  # source_of in files.py, which imports this module
 _COMMIT = re.compile(r"@([0-9a-f]{40})(?:/|$)")
 
 
 class DataFile(NamedTuple):
-    """A data file of a split: its path or address, its name within the dataset, its size (0: unknown)."""
+    """A data file of a split; `name` is within the dataset, a `size` of 0 is unknown."""
 
     path: str
     name: str
@@ -57,7 +48,7 @@ class DataFile(NamedTuple):
 
 
 def hub_source(spec: str, choose: ChooseColumns, open_file: OpenFile, quoting: Quoting | None = None) -> Source:
-    """Return the split that `spec` names; `quoting` is for csv and tsv.
+    """Return the split of a dataset as a source; `quoting` is for csv and tsv.
 
     Raises:
         CorpusError: the dataset, config or split does not exist, or cannot be reached.
@@ -83,7 +74,7 @@ def hub_source(spec: str, choose: ChooseColumns, open_file: OpenFile, quoting: Q
 
 
 class _Split:
-    """What the two kinds of splits have in common; the sizes of their files are 0 where they are unknown."""
+    """Base class of splits. An unknown size of a file is 0."""
 
     rereadable = True
     unit = "row"
@@ -106,10 +97,9 @@ class _Split:
 
 
 class StreamedDataset(_Split):
-    """One split of a dataset, read from its data files.
+    """One split, read from its data files. An offset is a data file and a row in it.
 
-    `stream` is the library's IterableDataset, `commit` the revision on the hub, `files` the data files in the order of
-    the stream, `format` their format for our own readers, if any.
+    `stream` is the library's IterableDataset, `files` are in its order, `format` is None if the library reads them.
     """
 
     def __init__(
@@ -131,7 +121,7 @@ class StreamedDataset(_Split):
         self._first: tuple[str, Sequence[str]] | None = None  # a table that was read, and its columns
 
     def passed(self, offset: int) -> int | None:
-        """Return the bytes before a row, as if rows were equally long. A file of unknown rows counts at its end."""
+        """Return the bytes before a row as if rows had equal sizes, or before its file if its rows are not known."""
         file, row = divmod(offset, 1 << _ROW_BITS)
         sizes = [each.size for each in self._files]
         if self.bytes is None or file >= len(sizes):
@@ -140,7 +130,7 @@ class StreamedDataset(_Split):
         return sum(sizes[:file]) + ((source.passed(row) or 0) if source else 0)
 
     def merged(self) -> list[str]:
-        """Return a message for each file whose quotes may have merged rows that were read so far."""
+        """Return a message for each file whose quotes may have merged rows that were read."""
         return [message for source in self._sources.values() if source for message in source.merged()]
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
@@ -153,11 +143,10 @@ class StreamedDataset(_Split):
                     self._sources[file] = self._source(file)
                 source = self._sources[file]
                 name = self._file_name(file) if self._format in ("jsonl", "csv", "tsv") else ""
-                records = self._of_library(file) if source is None else source.records(0, 1)
                 if source is not None and self._format == "parquet":
                     records = source.records(skip, skip + 1)
                 else:
-                    records = islice(records, skip, None)
+                    records = islice(source.records(0, 1) if source else self._of_library(file), skip, None)
                 for following, record in enumerate(records, (file << _ROW_BITS | skip) + 1):
                     columns, reason, _, _, _, plain, _ = record
                     reached[0] += 1
@@ -172,7 +161,7 @@ class StreamedDataset(_Split):
         return self._files[file].name if file < len(self._files) and len(self._files) > 1 else ""
 
     def _source(self, file: int) -> Source | None:
-        """Return a data file as a source of our own, or None if the library must read it."""
+        """Return a data file as a source, or None if the library must read it."""
         if self._format is None or file >= len(self._files):
             return None
         path, name, _ = self._files[file]
@@ -194,7 +183,7 @@ class StreamedDataset(_Split):
             yield from records_of(rows_of(table.to_batches(), names), [1], 0)
 
     def _choose_in(self, name: str, columns: Sequence[str]) -> Mapping[str, str]:
-        """Return the columns of a table to read. Raises `BadRow`, which names another table if that has them."""
+        """Return the columns of a table to read. Raise `BadRow`, which names another table if that has them."""
         try:
             chosen = self._choose(columns)
         except BadRow as bad:
@@ -208,19 +197,19 @@ class StreamedDataset(_Split):
 
 
 def _is_for_library(path: str, format: str) -> bool:
-    """Return whether only the library reads a file: one in an archive, or compressed Parquet or Arrow."""
+    """Return whether only the library can read a file: in an archive, or compressed Parquet or Arrow."""
     indexed = format in ("parquet", "arrow")
     return "::" in path or path.lower().endswith(ARCHIVES) or (indexed and is_packed(path))
 
 
 def _begin_of_json(file: FoundFile, label: str) -> str:
-    """Return `{` for lines of JSON objects, `[` for one array of objects, or "" if only the library can read it."""
+    """Return `{` for JSON lines, `[` for an array of objects, or "" if only the library can read it."""
     with JsonLines(file, label).opened([1]) as opened:
         head = opened.content.read(_HEAD_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip()
     if head.startswith(b"["):
         return "[" if head[1:].lstrip().startswith(b"{") else ""
     line, end, _ = head.partition(b"\n")
-    if not end or not file.name.lower().removesuffix(".gz").removesuffix(".zst").endswith(".json"):
+    if not end or suffix_of(file.name) != ".json":
         return "{"
     try:
         return "{" if json_object(line) else ""
@@ -237,7 +226,7 @@ class SavedDataset(_Split):
         self._table = dataset.with_format("arrow")
 
     def passed(self, offset: int) -> int | None:
-        """Return the bytes before a row, as if rows were equally long."""
+        """Return the bytes before a row as if rows had equal sizes."""
         return sum(self._sizes.values()) * offset // max(1, len(self._table))
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
@@ -259,7 +248,7 @@ def _streamed(named: Named, choose: ChooseColumns, open_file: OpenFile, quoting:
         builder = _builder(named)
         commit = found[1] if (found := _COMMIT.search(str(builder.base_path or ""))) else None
         if commit is None and not named.local:
-            raise ConnectionError("the hub does not answer, and what its cache holds cannot be streamed")
+            raise ConnectionError("the hub does not answer, and a cached dataset cannot be streamed")
         streams = builder.as_streaming_dataset()
         split = _one_of("split", named.split, list(streams), named)
         named = named._replace(split=split, config=builder.config.name)
@@ -268,7 +257,7 @@ def _streamed(named: Named, choose: ChooseColumns, open_file: OpenFile, quoting:
         files = _data_files(named, builder, split)
         if kind == "csv" and (format is None or any(_is_for_library(file.path, format) for file in files)):
             streams = _of_strings(builder, streams[split], quoting)
-        elif kind == "parquet":  # the library's default is a complete row group at one time
+        elif kind == "parquet":  # the default is a complete row group
             builder.config.batch_size = builder.config.batch_size or _BATCH_ROWS
             streams = builder.as_streaming_dataset()
         stream = streams[split].with_format("arrow")
@@ -278,9 +267,9 @@ def _streamed(named: Named, choose: ChooseColumns, open_file: OpenFile, quoting:
 
 
 def _format_of(config: Any) -> tuple[str, str | None]:
-    """Return the kind of a dataset, and the format that our own readers read its files in.
+    """Return the kind of a dataset, and the format of its files for our readers.
 
-    The format is None for other kinds, and for settings that only the library follows, such as an encoding.
+    The format is None for other kinds, and for settings that only the library supports, such as an encoding.
     """
     kind = type(config).__module__.rpartition(".")[2]
     format = {"csv": "csv", "json": "jsonl", "parquet": "parquet", "arrow": "arrow"}.get(kind)
@@ -297,7 +286,7 @@ def _refuse_quoting(quoting: Quoting | None, named: Named, kind: str) -> None:
 
 
 def _of_strings(builder: Any, stream: Any, quoting: Quoting | None) -> Any:
-    """Make the library read csv values as strings, not as numbers and nulls, and return its streams."""
+    """Make the library read csv values as strings, not as numbers and nulls. Return its streams."""
     import datasets
 
     config = builder.config
@@ -326,7 +315,7 @@ def _builder(named: Named) -> Any:
 
 
 def _data_files(named: Named, builder: Any, split: str) -> list[DataFile]:
-    """Return the data files of a split with their names within the dataset and sizes; 0 if the hub gives none."""
+    """Return the data files of a split."""
     import fsspec
 
     found = []
@@ -335,8 +324,8 @@ def _data_files(named: Named, builder: Any, split: str) -> list[DataFile]:
             name, outer = os.path.relpath(file, named.path), file.rpartition("::")[2]  # an archive
             if "://" in outer or os.path.relpath(outer, named.path).startswith(os.pardir):
                 raise CorpusError(
-                    f"The folder {named.path!r} names the data file {outer!r}, which is elsewhere. Copy it into the "
-                    "folder, or name it with --corpus."
+                    f"The folder {named.path!r} names the data file {outer!r}, which is outside. Copy it into the "
+                    "folder."
                 )
             size = _sizes(named.path, [name])[name]
         else:
@@ -353,7 +342,7 @@ def _saved(named: Named, choose: ChooseColumns) -> Source:
     with finding(named):
         found = datasets.load_from_disk(named.path)
         if named.config and named.split:
-            raise CorpusError(f"{named.label}: a dataset saved to disk has no configs. Name its split alone.")
+            raise CorpusError(f"{named.label}: a dataset saved to disk has no configs. Name only its split.")
         splits = found if isinstance(found, datasets.DatasetDict) else {str(found.split or ""): found}
         split = _one_of("split", named.split or named.config, list(splits), named)
         return SavedDataset(named._replace(config=None, split=split or None), splits[split], choose)
@@ -365,7 +354,7 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _one_of(what: str, asked: str | None, there: list[str], named: Named) -> str:
-    """Return the requested name, or the only one. Raises `CorpusError`, which lists them."""
+    """Return the requested name, or the only one. Raise `CorpusError`, which lists them."""
     if asked in there:
         return asked
     if asked is None and len(there) == 1:

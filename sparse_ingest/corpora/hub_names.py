@@ -1,8 +1,4 @@
-"""The names of Hugging Face datasets, and the messages for failures to find or read one.
-
-In: `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`. Out: its parts, and `CorpusError`s without tokens. Not covered: rows
-(hub.py).
-"""
+"""The names of Hugging Face datasets, and the messages if one cannot be found or read."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ FORM = "hf:NAME[@REVISION][:CONFIG[:SPLIT]]"
 
 
 class Named(NamedTuple):
-    """A dataset as `--corpus` names it."""
+    """The parts of `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`."""
 
     path: str
     revision: str | None
@@ -36,12 +32,12 @@ class Named(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name in the identity: for a folder, the last part of the path."""
+        """Its name in the identity: of a folder the last part of the path."""
         return printable(Path(self.path).resolve().name if self.local else self.path)
 
     @property
     def label(self) -> str:
-        """Its name in messages about its rows."""
+        """Its name in messages."""
         return PREFIX + ":".join(part for part in (self.name, self.config, self.split) if part)
 
 
@@ -56,7 +52,7 @@ def parse(spec: str) -> Named:
             return Named(path, None, *_two(parts[end:]))
     name, _, revision = parts[0].partition("@")
     if not name or len(parts) > 3 or (not revision and "@" in parts[0]) or name.startswith(("/", ".", "~")):
-        found = f'there is no folder "{parts[0]}"' if name.startswith(("/", ".", "~")) else "the form is not known"
+        found = f'the folder "{parts[0]}" does not exist' if name.startswith(("/", ".", "~")) else "unknown form"
         raise UsageError(f'"{spec}" names no dataset: {found}; expected {FORM}, with a hub id or a folder as NAME.')
     return Named(name, revision or None, *_two(parts[1:]))
 
@@ -67,14 +63,14 @@ def _two(parts: list[str]) -> tuple[str | None, str | None]:
 
 
 def reading(label: str, reached: list[int]) -> AbstractContextManager[None]:
-    """Convert exceptions while rows are read to a `CorpusError` that names the row before `reached[0]`."""
+    """Convert exceptions of the block, which reads row `reached[0]`, to `CorpusError`."""
     advice = "Fix the file, or try again if the hub could not be reached."
     return _explained(lambda error: f"{label} cannot be read after row {reached[0] - 1}: {_cause(error)}. {advice}")
 
 
 def finding(named: Named) -> AbstractContextManager[None]:
-    """Convert exceptions while a dataset is looked up to a `CorpusError`."""
-    return _explained(lambda error: _sentence(named, error))
+    """Convert exceptions of the block, which looks up a dataset, to `CorpusError`."""
+    return _explained(lambda error: _message(named, error))
 
 
 @contextmanager
@@ -83,14 +79,13 @@ def _explained(explain: Callable[[Exception], str]) -> Iterator[None]:
         yield
     except SparseIngestError:
         raise
-    except Exception as error:  # each library that reads a format has exceptions of its own
-        # Addresses and messages of libraries may contain secrets.
+    except Exception as error:  # of any library that reads a format
         token, message = hub_token(), _unwritten(error) or explain(error)
         raise CorpusError(without_secrets(message.replace(token, "(token)") if token else message)) from error
 
 
 def _unwritten(error: Exception) -> str | None:
-    """Return the message for a cache that cannot be written, or None; the library does not always name the path."""
+    """Return the message for a cache that cannot be written, otherwise None."""
     if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return None
     from datasets import config
@@ -99,42 +94,40 @@ def _unwritten(error: Exception) -> str | None:
     return f"{place} cannot be written: {error.strerror}. Free space there, or set HF_HOME to another folder."
 
 
-def _sentence(named: Named, error: Exception) -> str:
+def _message(named: Named, error: Exception) -> str:
     from datasets import config, exceptions
     from datasets.data_files import EmptyDatasetError
 
-    said = str(error)
+    text = str(error)
     at = f" at revision {named.revision!r}" if named.revision else ""
     what = f"The folder {named.path!r}" if named.local else f"The dataset {named.path!r}{at}"
     token = "the token that was sent does not open it" if hub_token() else "no token was sent"
-    if "scripts are no longer supported" in said:
+    if "scripts are no longer supported" in text:
         return (
-            f"{what} is built by a Python script, which is never run. Name a revision or another dataset that holds "
-            "its rows as Parquet, such as @refs/convert/parquet."
+            f"{what} is built by a Python script, which is never run. Name a revision with Parquet files, such as "
+            "@refs/convert/parquet, or another dataset."
         )
     if isinstance(error, exceptions.DataFilesNotFoundError | EmptyDatasetError):
-        return f"{what} holds no data files that can be read ({first_line(error)}). Name another."
-    if isinstance(error, exceptions.DatasetNotFoundError) and "gated" in said:
-        return f"{what} is gated, and {token}: accept its conditions on its page on the hub, and set HF_TOKEN."
-    if isinstance(error, exceptions.DatasetNotFoundError) and "Revision" in said:
-        return f"The dataset {named.path!r} has no revision {named.revision!r} on the hub. Correct it, or omit it."
+        return f"{what} has no data files that can be read ({first_line(error)}). Name another."
     if isinstance(error, exceptions.DatasetNotFoundError):
+        if "gated" in text:
+            return f"{what} is gated, and {token}: accept its conditions on its page on the hub, and set HF_TOKEN."
+        if "Revision" in text:
+            return f"The dataset {named.path!r} has no revision {named.revision!r} on the hub. Correct it, or omit it."
         return (
             f"No dataset {named.path!r}: looked for a folder of that name here, and for a dataset of that name on the "
             f"hub {config.HF_ENDPOINT}, where {token}. Correct the name; for a private dataset set HF_TOKEN."
         )
     if getattr(getattr(error, "response", None), "status_code", None) == 401:
-        return f"The hub {config.HF_ENDPOINT} refuses the token that was sent. Set HF_TOKEN to a valid one, or to none."
-    if config.HF_HUB_OFFLINE and not named.local:
+        return f"The hub {config.HF_ENDPOINT} refuses the token that was sent. Set HF_TOKEN to a valid one or unset it."
+    if not named.local and config.HF_HUB_OFFLINE:
         return f"No folder {named.path!r} here, and the hub is not asked (HF_HUB_OFFLINE is set). Name a folder."
-    if not named.local and (isinstance(error, ConnectionError) or "reach" in said):
-        return (
-            f"No folder {named.path!r} here, and the hub {config.HF_ENDPOINT} cannot be reached ({_cause(error)}). "
-            "Try again with the hub in reach, or name a folder."
-        )
+    if not named.local and (isinstance(error, ConnectionError) or "reach" in text):
+        what = f"No folder {named.path!r} here, and the hub {config.HF_ENDPOINT} cannot be reached"
+        return f"{what} ({_cause(error)}). Try again with the hub in reach, or name a folder."
     return f"{what} cannot be opened ({_cause(error)}). Check its files and its README, or try again."
 
 
 def _cause(error: Exception) -> str:
-    """Return the type and first line of the cause of an error, or of the error if it has none."""
-    return f"{type(error.__cause__ or error).__name__}: {first_line(error.__cause__ or error)}"
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {first_line(cause)}"

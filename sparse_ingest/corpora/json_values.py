@@ -1,7 +1,4 @@
-"""Python values to canonical JSON.
-
-In: a row, whose values may be of numpy, pandas, Arrow and the standard library. Out: one line of JSON, the same bytes
-for equal rows whatever container they came in; or `BadRow`, which names the column and the type.
+"""Python values to canonical JSON: the same bytes for equal rows of any container, or `BadRow`.
 
 How values that JSON lacks are converted:
 
@@ -21,7 +18,6 @@ from __future__ import annotations
 
 import datetime
 import enum
-import json
 import math
 import sys
 import uuid
@@ -32,10 +28,9 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from sparse_ingest.corpora.documents import BadRow, shown
+from sparse_ingest.corpora.documents import BadRow, encode_json, shown
 
 _PLAIN = frozenset({str, int, bool, type(None)})  # types that orjson writes exactly as Python's json does
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def type_name(value: object) -> str:
@@ -45,10 +40,9 @@ def type_name(value: object) -> str:
 
 
 def json_line(row: Mapping[str, object]) -> bytes:
-    r"""Return a row as one line of JSON with its `\n`, the columns in the order of the row. Raises `BadRow`.
+    r"""Return a row as one line of JSON with its `\n`, as `json.dumps` without blanks. Raise `BadRow`.
 
-    The bytes are those of Python's `json.dumps` without blanks, in UTF-8; half of a surrogate pair, which UTF-8 cannot
-    encode, is escaped.
+    Half of a surrogate pair, which UTF-8 cannot encode, is escaped.
     """
     if _PLAIN.issuperset(map(type, row.values())):
         try:
@@ -58,7 +52,7 @@ def json_line(row: Mapping[str, object]) -> bytes:
     spelled = []
     for column, value in row.items():
         try:
-            spelled.append(f"{_encode(column)}:{_encode(json_value(value))}")
+            spelled.append(f"{encode_json(column)}:{encode_json(json_value(value))}")
         except BadRow as bad:
             raise BadRow(f"the column {shown(column)} holds {bad}") from bad
         except RecursionError as error:
@@ -70,7 +64,7 @@ def json_line(row: Mapping[str, object]) -> bytes:
 
 
 def json_value(value: object) -> object:
-    """Return the JSON value of a Python value. Raises `BadRow`, whose text completes "the column holds"."""
+    """Return the JSON value of a Python value. Raise `BadRow`, whose text completes "the column holds"."""
     match value:
         case enum.Enum():
             return json_value(value.value)
@@ -140,7 +134,7 @@ def _object(value: Mapping[object, object]) -> dict[str, object]:
         if not isinstance(name, str):
             if not isinstance(name, (int, float)):
                 raise BadRow(f"an object with a key of type {type_name(key)}; strings or numbers were expected")
-            name = _encode(name)
+            name = encode_json(name)
         if name in found:
             raise BadRow(f"an object with the key {shown(name)} twice")
         found[name] = json_value(each)

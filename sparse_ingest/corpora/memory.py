@@ -1,21 +1,12 @@
-"""Corpora in memory: the rows of a Python object, spooled to a file that other processes can read.
+"""Corpora in memory: the rows of a Python object, written to a temporary file that other processes can read.
 
-In: an iterable of mappings, a pandas or polars DataFrame, an Arrow table, batch or reader (whatever has
-`__arrow_c_stream__`), or a `datasets` Dataset. Out: a `Corpus` of one source. The rows are read once, in pieces of
-bounded size, and written to a temporary file; memory stays flat. The file is in the folder for temporary files (TMPDIR)
-and is removed with the corpus, or when the process exits. A corpus can be pickled: other processes of this machine can
-read the file for as long as the first process keeps the corpus.
+The rows are read once, in pieces. The file is in TMPDIR and is removed with the corpus, or when the process exits. The
+documents are those of the same rows as JSON lines; json_values.py has the conversion of other types.
 
-The documents are those that the same rows give as a file of JSON lines. json_values.py lists how values that JSON lacks
-are converted; a value that cannot be converted makes a bad row.
+The identity is the number of rows and a SHA-256 over the JSON lines of the columns that documents need, sorted by name;
+the line of a bad row is `null`, since reasons may change between releases. It does not depend on the container.
 
-The identity is the number of rows and a SHA-256, which do not depend on the container. The hash covers one line for
-each row, in UTF-8 with a line feed: a JSON object (as `json_line` writes it) of the columns that documents are made of,
-sorted by name, or `null` for a row without one, since the text of a reason may change between releases. Other columns
-are not read and not hashed: adding one does not change the identity. The index of a pandas DataFrame is not a column.
-
-pandas, polars and datasets are never imported here: a container of theirs exists only where they are imported already.
-Without pandas, an Arrow timestamp that is finer than a microsecond is a value that cannot be read.
+pandas, polars and datasets are never imported here. Without pandas, Arrow timestamps with nanoseconds cannot be read.
 """
 
 from __future__ import annotations
@@ -27,6 +18,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -45,11 +37,11 @@ from sparse_ingest.errors import CorpusError, UsageError, first_line
 from sparse_ingest.storage.foreign_json import parse_json
 from sparse_ingest.storage.scratch import ScratchFolder
 
-_BLOCK_BYTES = 1 << 20  # of lines that are written at one time
-_BATCH_ROWS = 512  # that are Python objects at one time
-_LAYOUTS = 256  # different lists of column names that are cached; every mapping may have its own
+_BLOCK_BYTES = 1 << 20  # per write
+_BATCH_ROWS = 512  # Python objects at one time
+_LAYOUTS = 256  # cached lists of column names; every mapping may have its own
 
-# Names of all columns -> the columns to read, each with its place among them; or what is wrong.
+# Names of all columns -> the columns to read, each with its index; or what is wrong.
 Choose = Callable[[tuple[object, ...]], dict[str, int] | str]
 
 
@@ -61,15 +53,13 @@ def corpus_of(
     columns: Sequence[str] | None = None,
     quoting: Quoting | None = None,
 ) -> Corpus:
-    """Return the corpus that a value names or holds: files and datasets, or rows in memory.
+    """Return the corpus of a value: files and datasets, or rows in memory.
 
     Args:
-        corpus: a string or path, or a list or tuple of them (see `open_corpus`), or rows (see `memory_corpus`), or what
-            `open_corpus` returns.
+        corpus: a string or path, or a list or tuple of them (see `open_corpus`), or rows (see `memory_corpus`), or a
+            `Corpus`.
         fields: which columns make a document.
-        format: the format of every file; not for rows in memory.
-        columns: the names of the columns of csv and tsv files without a header; not for rows in memory.
-        quoting: "none" if quotes are plain characters in csv and tsv files; not for rows in memory.
+        format, columns, quoting: as for `open_corpus`; not for rows in memory.
 
     Raises:
         UsageError: the value is neither, or an empty list, or an option does not apply to it.
@@ -77,7 +67,7 @@ def corpus_of(
     if isinstance(corpus, Corpus):
         return corpus
     if isinstance(corpus, (list, tuple)) and not corpus:
-        raise UsageError("The corpus is an empty list. Give rows, or the names of files.")
+        raise UsageError("The corpus is an empty list. Pass rows, or the names of files.")
     specs = corpus if isinstance(corpus, (list, tuple)) else [corpus]
     if all(isinstance(spec, (str, os.PathLike)) for spec in specs):
         names = [os.fsdecode(cast("str | os.PathLike[str]", spec)) for spec in specs]
@@ -89,16 +79,15 @@ def corpus_of(
 
 
 def memory_corpus(rows: object, *, fields: FieldNames) -> Corpus:
-    """Write rows to a temporary file and return the corpus that reads and owns it.
+    """Write rows to a temporary file, and return the corpus that reads and owns it.
 
     Args:
-        rows: an iterable of mappings, a pandas or polars DataFrame, an Arrow table, batch or reader (whatever has
-            `__arrow_c_stream__`), or a `datasets` Dataset or IterableDataset. They are read once; exceptions of the
-            iterable are not caught.
+        rows: an iterable of mappings, a pandas or polars DataFrame, an object with `__arrow_c_stream__` (an Arrow
+            table, batch or reader), or a `datasets` Dataset or IterableDataset. Its exceptions are not caught.
         fields: which columns make a document.
 
     Raises:
-        UsageError: `rows` is none of these.
+        UsageError: `rows` has another type.
         CorpusError: the file cannot be written.
     """
     fields = without_carried(fields)
@@ -109,14 +98,14 @@ def memory_corpus(rows: object, *, fields: FieldNames) -> Corpus:
         count, digest = _spool(found, path)
         return Corpus((SpooledRows(FoundFile.found(path), count, digest, folder),), fields)
     except BaseException:
-        folder.close()  # now: the traceback keeps a reference to it
+        folder.close()  # the traceback keeps a reference
         raise
 
 
 class SpooledRows(JsonLines):
-    """Rows in a file of this module's own format: one JSON object per line, or a string, the reason of a bad row.
+    """Rows in a temporary file: a JSON object per line, or a string, the reason of a bad row.
 
-    An offset is a byte of the file. `owner` removes the file when it is collected; a pickled copy has none.
+    `owner` removes the file when it is collected; a pickled copy has none.
     """
 
     unit = "row"
@@ -140,7 +129,7 @@ class SpooledRows(JsonLines):
 
 
 def _choice(fields: FieldNames) -> Choose:
-    """Return which columns of a row are read, sorted by name."""
+    """Return a function that chooses the columns to read, sorted by name."""
 
     @functools.lru_cache(_LAYOUTS)
     def choose(columns: tuple[object, ...]) -> dict[str, int] | str:
@@ -159,11 +148,13 @@ def _choice(fields: FieldNames) -> Choose:
 
 
 def _spool(rows: Iterable[Row], path: Path) -> tuple[int, str]:
-    """Write the rows to a new file; return their number and their hash."""
+    """Write rows to a new file. Return their number and hash."""
     digest = hashlib.sha256()
     block = bytearray()
     count = 0
-    with _created(path) as file:
+    with _writing(path):
+        file = path.open("xb", buffering=0)
+    with file:
         for count, (columns, reason) in enumerate(rows, 1):  # noqa: B007
             try:
                 if columns is None:
@@ -181,35 +172,26 @@ def _spool(rows: Iterable[Row], path: Path) -> tuple[int, str]:
     return count, digest.hexdigest()
 
 
-def _created(path: Path) -> io.FileIO:
-    try:
-        return path.open("xb", buffering=0)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
 def _write(file: io.FileIO, block: bytearray) -> None:
-    try:
+    with _writing(file.name):
         while block:
             del block[: file.write(block)]
+
+
+@contextmanager
+def _writing(path: object) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise _unwritable(file.name, error) from error
+        advice = "Free space there, or set TMPDIR to another folder."
+        raise CorpusError(f"{path} cannot be written: {error.strerror}. {advice}") from error
 
 
-def _unwritable(path: object, error: OSError) -> CorpusError:
-    advice = "Free space there, or set TMPDIR to another folder."
-    return CorpusError(f"{path} cannot be written: {error.strerror}. {advice}")
-
-
-# Rows of a container: the Python values of the columns that documents are made of
+# Rows of a container
 
 
 def _rows_in(container: Any, choose: Choose) -> Iterator[Row]:
-    """Return an iterator over the rows of a container. What the container raises while it is read is not caught.
-
-    Raises:
-        UsageError: the value is not a container of rows.
-    """
+    """Return the rows of a container with the columns that documents need. Raise UsageError for another value."""
     if _comes_from("datasets", "Dataset", container) or _comes_from("datasets", "IterableDataset", container):
         return _rows_of_dataset(container, choose)
     if _comes_from("pandas", "DataFrame", container):
@@ -218,16 +200,16 @@ def _rows_in(container: Any, choose: Choose) -> Iterator[Row]:
         return _rows_of_batches(batches, choose)
     if isinstance(container, Iterable) and not isinstance(container, (str, bytes, Mapping)):
         return _rows_of_mappings(container, choose)
-    advice = "Give an iterable of mappings, a DataFrame, an Arrow table or a Dataset."
+    advice = "Pass an iterable of mappings, a DataFrame, an Arrow table or a Dataset."
     if type(container).__name__ in ("DatasetDict", "IterableDatasetDict"):
-        advice = f"Give one of its splits: {', '.join(container)}."
+        advice = f"Pass one of its splits: {', '.join(container)}."
     elif isinstance(container, Mapping):
-        advice = "One mapping is one row: give a list of them."
+        advice = "One mapping is one row: pass a list of them."
     raise UsageError(f"Rows of a corpus were expected, found a value of type {type_name(container)}. {advice}")
 
 
 def _comes_from(module: str, name: str, container: Any) -> bool:
-    """Return whether the container is an instance of a class of a library, without importing the library."""
+    """Return whether the container is an instance of a class of a library, which is not imported."""
     return isinstance(container, getattr(sys.modules.get(module), name, ()))
 
 
@@ -260,7 +242,7 @@ def _zipped(names: Iterable[str], columns: Iterable[list[object]]) -> Iterator[R
 
 
 def _batches_of(container: Any) -> Iterable[pa.RecordBatch] | None:
-    """Return the record batches of an object with Arrow's C interface; None for other objects."""
+    """Return the record batches of an object with Arrow's C interface, otherwise None."""
     if isinstance(container, pa.RecordBatch):
         return [container]
     if isinstance(container, pa.RecordBatchReader):  # through the C interface its iterator's exceptions become OSError
@@ -272,8 +254,8 @@ def _batches_of(container: Any) -> Iterable[pa.RecordBatch] | None:
         return cast(Iterable[pa.RecordBatch], pa.RecordBatchReader.from_stream(container))
     except pa.ArrowException as error:
         raise UsageError(
-            f"The value of type {type_name(container)} is not a table that Arrow can read: {first_line(error)}. Give a "
-            "table with named columns of types that Arrow has."
+            f"The value of type {type_name(container)} is not a table that Arrow can read: {first_line(error)}. Pass a "
+            "table with named columns."
         ) from error
 
 
@@ -287,9 +269,9 @@ def _rows_of_batches(batches: Iterable[pa.RecordBatch], choose: Choose) -> Itera
 
 
 def _rows_of_dataset(dataset: Any, choose: Choose) -> Iterator[Row]:
-    if getattr(dataset, "format", {}).get("type") != "custom":  # a transform, which makes the columns
+    if getattr(dataset, "format", {}).get("type") != "custom":  # a transform may change the columns
         dataset = dataset.with_format(None)
-        # A generator's columns are not known; its rows may differ in them.
+        # The rows of a generator may have different columns.
         known = dataset.column_names is not None and dataset.features is not None
         if known and not isinstance(chosen := choose(tuple(dataset.column_names)), str):
             for batch in dataset.select_columns(list(chosen)).iter(_BATCH_ROWS):

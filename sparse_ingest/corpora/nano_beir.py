@@ -1,9 +1,7 @@
-"""The 13 collections of NanoBEIR, through Hugging Face datasets.
+"""The 13 collections of NanoBEIR, from Hugging Face datasets to folders in BEIR's layout.
 
-In: the name of a collection, and a hub id or a folder laid out like that repository. Out: a folder in BEIR's layout
-(corpus.jsonl, queries.jsonl, qrels/test.jsonl), which every other command reads. The data set has the configurations
-corpus (`_id`, `text`), queries (`_id`, `text`) and qrels (`query-id`, `corpus-id`: one document or a list of them),
-each with a split for every collection. Not covered: encoding and measuring (evaluation/nano_beir.py).
+The data set has the configurations corpus and queries (`_id`, `text`) and qrels (`query-id`, `corpus-id`: one document
+or a list), each with a split for every collection.
 """
 
 from __future__ import annotations
@@ -25,26 +23,22 @@ COLLECTIONS = (
 
 
 def collections_named(names: tuple[str, ...]) -> list[str]:
-    """Return the collections that were named, in any case and with or without `Nano`; `all` names all 13.
-
-    Raises:
-        UsageError: a name is none of theirs.
-    """
+    """Return the collections by name, in any case and with or without `Nano`; `all` are all 13. Raise UsageError."""
     known = {"all": COLLECTIONS, **{name.lower(): (name,) for name in COLLECTIONS}}
     chosen: dict[str, None] = {}
     for name in names:
         found = known.get(name.lower().removeprefix("nano"))
         if not found:
-            raise UsageError(f"{name!r} is no collection of NanoBEIR. There are all, {', '.join(COLLECTIONS)}.")
+            raise UsageError(f"{name!r} is not a collection of NanoBEIR; expected all, {', '.join(COLLECTIONS)}.")
         chosen.update(dict.fromkeys(found))
     return list(chosen)
 
 
 def write_nano_beir(name: str, folder: Path, data_set: str = DATA_SET) -> None:
-    """Write one collection into a folder, which is created.
+    """Write one collection to a new folder.
 
     Raises:
-        CorpusError: the data set cannot be read, or is not laid out as NanoBEIR.
+        CorpusError: the data set cannot be read, or has another layout than NanoBEIR.
         MissingExtraError: the library datasets is not installed.
     """
     (folder / "qrels").mkdir(parents=True)
@@ -71,11 +65,8 @@ def _rows(data_set: str, configuration: str, name: str, columns: tuple[str, ...]
     except SparseIngestError:
         raise
     except Exception as error:  # of any reader or connection of the library
-        raise CorpusError(
-            f"{place} cannot be read: {first_line(error)}. Check the name and the connection, or give a folder "
-            "laid out like that data set."
-        ) from error
+        raise CorpusError(f"{place} cannot be read: {first_line(error)}. Check the name and the connection.") from error
     missing = [column for column in columns if column not in rows.column_names]
     if missing:
-        raise CorpusError(f"{place} has no column {missing[0]!r}; there are {', '.join(rows.column_names)}.")
+        raise CorpusError(f"{place} has no column {missing[0]!r}; its columns are {', '.join(rows.column_names)}.")
     yield from rows

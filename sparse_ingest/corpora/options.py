@@ -39,11 +39,7 @@ class CorpusOptions:
     )
 
     def open(self, corpus: object) -> Corpus:
-        """Return the corpus that a stage was given: files and addresses, or rows in memory.
-
-        Raises:
-            CorpusError, UsageError: see `corpus_of`.
-        """
+        """Return the corpus of a stage: files and addresses, or rows in memory. Errors as of `corpus_of`."""
         from sparse_ingest.corpora.documents import FieldNames
         from sparse_ingest.corpora.memory import corpus_of
 

@@ -1,12 +1,8 @@
-"""A corpus as a chain of sources: one object per file or dataset in, one stream of `SourceRow`s out.
+"""A corpus as a chain of sources, one per file or dataset, and its rows as a stream of `SourceRow`s.
 
-A `Source` yields records: the columns of each row, or the reason why it has none, and where the next row starts.
-`Corpus` reads sources one after another and makes documents of the columns (documents.py). Rows count from 0 over all
-sources, bad ones too. A source that breaks off is not a bad row but a `CorpusError`. A `Cursor` knows its position in
-these rows, looks ahead, and jumps.
-
-Not covered: how a format is read (text_formats.py, columns.py), and duplicates over more rows than
-`refuse_repeated_ids` is given.
+A `Source` yields records: the columns of a row, or the reason why it has none, and where the next row starts. `Corpus`
+converts them to documents (documents.py). Rows are numbered from 0 over all sources, bad ones too. A source that
+cannot be read to its end raises `CorpusError`.
 """
 
 from __future__ import annotations
@@ -21,15 +17,12 @@ from sparse_ingest.corpora.documents import BadRow, FieldNames, document_of, sho
 from sparse_ingest.errors import CorpusError
 from sparse_ingest.records import SourceRow
 
-# Names of a table's columns -> those to read, with their roles; see `needed_columns`.
+# Names of a table's columns -> the columns to read, with their roles; see `needed_columns`.
 ChooseColumns = Callable[[Sequence[str]], Mapping[str, str]]
 
 
 class Position(NamedTuple):
-    """Where a row starts: source, offset and line within it, row within the corpus.
-
-    `offset` is what the source needs to go on: (decompressed) bytes of lines, the row of a table in columns.
-    """
+    """Where a row starts: source, offset and line within it (see `Record`), row within the corpus."""
 
     file: int
     offset: int
@@ -41,11 +34,11 @@ START = Position(0, 0, 1, 0)
 
 
 class Record(NamedTuple):
-    """One row as a source reads it: its columns, or None and the reason.
+    """One row of a source: its columns, or None and the reason.
 
-    `line` is where the row begins, from 1 (the row within the file where the format has no lines); `offset` and
-    `next_line` are where the next one does. `plain` promises that no string of the row needs an escape in JSON. `file`
-    is the name of the data file in a dataset of several.
+    `line` is where the row starts, from 1 (without lines the number of the row); `offset` (a decompressed byte, or a
+    row) and `next_line` are where the next row starts. `plain`: no string needs an escape in JSON. `file` is the data
+    file in a dataset with several.
     """
 
     columns: Mapping[str, object] | None
@@ -60,23 +53,23 @@ class Record(NamedTuple):
 class Source(Protocol):
     """One file or dataset of a corpus."""
 
-    name: str  # in the identity: no folder, no credentials
-    label: str  # in the places of its rows
-    unit: str  # what `Record.line` counts: "line", or "row" if the format has no lines
+    name: str  # in the identity: without folder and credentials
+    label: str  # in messages
+    unit: str  # of `Record.line`: "line", or "row" if the format has no lines
     bytes: int | None  # the stored size, if it is known
     rereadable: bool  # whether `records` may be called again, and from an offset
 
     def identity(self) -> dict[str, object]:
-        """Return what a resumed run must find again."""
+        """Return the values that must not change when a run is resumed."""
 
     def passed(self, offset: int) -> int | None:
-        """Return about how many of `bytes` are before the row at `offset`; None if that is unknown."""
+        """Return an estimate of the `bytes` before the row at `offset`; None if it is unknown."""
 
     def merged(self) -> list[str]:
-        """Return a message if quotes may have merged rows that were read so far."""
+        """Return a message if quotes may have merged rows that were read."""
 
     def records(self, offset: int, line: int) -> Iterator[Record]:
-        """Yield every row from `offset` on, where line `line` begins; 0 and 1 are the start. Raises `CorpusError`."""
+        """Yield every row from `offset` on, which is line `line`; the start is 0 and 1. Raise `CorpusError`."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +78,7 @@ class Corpus:
 
     sources: tuple[Source, ...]
     fields: FieldNames
-    notes: tuple[str, ...] = ()  # which files of a folder are not read
+    notes: tuple[str, ...] = ()  # about skipped files
 
     @property
     def rereadable(self) -> bool:
@@ -93,11 +86,11 @@ class Corpus:
         return all(source.rereadable for source in self.sources)
 
     def identity(self) -> list[dict[str, object]]:
-        """Return the identity of each source in order: what a resumed run must find again."""
+        """Return the identity of each source in order."""
         return [source.identity() for source in self.sources]
 
     def merged(self) -> list[str]:
-        """Return a message for each source in which quotes may have merged rows that were read so far."""
+        """Return a message for each source in which quotes may have merged rows that were read."""
         return [message for source in self.sources for message in source.merged()]
 
     def share(self, position: Position) -> float | None:
@@ -110,7 +103,7 @@ class Corpus:
         return None if passed is None else (sum(known[: position.file]) + passed) / sum(known)
 
     def rows(self, start: Position = START) -> Iterator[tuple[SourceRow, Position]]:
-        """Yield every row from `start` on, each with the position where the next one starts."""
+        """Yield every row from `start` on, each with the position of the next one."""
         fields = self.fields
         _, offset, line, row = start
         for index, source in enumerate(self.sources[start.file :], start.file):
@@ -139,25 +132,25 @@ class Cursor:
         self.jump(START)
 
     def jump(self, position: Position) -> None:
-        """Go on reading at `position`."""
+        """Continue at `position`."""
         self.position = position
         self._ahead: deque[tuple[SourceRow, Position]] = deque()
         rows = self._corpus.rows(position)
         self._rows = rows if self._limit is None else itertools.islice(rows, max(0, self._limit - position.row))
 
     def peek(self, count: int) -> list[SourceRow]:
-        """The next rows, without moving."""
+        """Return the next rows without moving."""
         self._ahead.extend(itertools.islice(self._rows, max(0, count - len(self._ahead))))
         return [row for row, _ in itertools.islice(self._ahead, count)]
 
     def take(self, count: int) -> Iterator[SourceRow]:
-        """Move over at most `count` rows; `position` follows. An id that repeats among them makes a bad row."""
+        """Yield at most `count` rows and advance `position`. A duplicate id among them makes a bad row."""
         for row, position in refuse_repeated_ids(itertools.islice(self._next_rows(), count)):
             self.position = position
             yield row
 
     def rows(self) -> Iterator[SourceRow]:
-        """Move over all rows that are left. Repeated ids are not looked for."""
+        """Yield all remaining rows and advance `position`. Duplicate ids are not detected."""
         for row, position in self._next_rows():
             self.position = position
             yield row
@@ -168,13 +161,13 @@ class Cursor:
         return self._corpus.rereadable
 
     def _next_rows(self) -> Iterator[tuple[SourceRow, Position]]:
-        # Not `yield from`: it would close the corpus together with the generator that is left at a shard's end.
+        # `yield from` would close the corpus with the generator that is dropped at the end of a shard.
         return itertools.chain(iter(lambda: self._ahead.popleft() if self._ahead else None, None), self._rows)
 
     def places(self, start: Position, rows: set[int]) -> dict[int, SourceRow]:
-        """Return some rows without their documents, read again from `start` to the last; the cursor stays there.
+        """Return rows without their documents, read again from `start`; the cursor stays after the last one.
 
-        Standard input cannot be read again: its rows have their number from 1 in place of the line.
+        Standard input cannot be read again: its rows have their number instead of the line.
         """
         if not self._corpus.rereadable:
             label = self._corpus.sources[0].label
@@ -190,13 +183,13 @@ class Cursor:
 
     @property
     def expected_rows(self) -> int | None:
-        """An estimate of the rows of the corpus from the share that was read; None if that is unknown."""
+        """An estimate of the number of rows from the share that was read; None if it is unknown."""
         share = self._corpus.share(self.position)
         return round(self.position.row / share) if share else None
 
 
 def refuse_repeated_ids(rows: Iterable[tuple[SourceRow, Position]]) -> Iterator[tuple[SourceRow, Position]]:
-    """Yield the same rows; of one with a repeated id the reason, with the place of the first, but no document.
+    """Yield the same rows; one with a duplicate id becomes a bad row, whose reason has the place of the first.
 
     Every id is kept in memory: pass the rows of a shard, not of a corpus.
     """

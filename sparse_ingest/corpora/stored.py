@@ -1,11 +1,7 @@
-r"""The bytes of a corpus file, wherever it is stored: opened, decompressed by its suffix, cut into lines.
+"""The bytes and lines of a corpus file: on this machine, at an address, or on standard input.
 
-In: a file of this machine, at an address, or standard input. Out: streams and lines, through the base classes of the
-sources that read files. `.gz` is read with zlib and `.zst` with Arrow's codec, both as a stream; several members or
-frames are one file. A file that is damaged or cut off gives its good lines first and then a `CorpusError`. A file whose
-content does not match its name raises a `CorpusError` that names the kind of content.
-
-Not covered: which files make a corpus (files.py), and what lines mean.
+`.gz` and `.zst` are decompressed as a stream; several members or frames are one file. A damaged file gives its good
+lines first and then a `CorpusError`, as does a file whose content does not match its name.
 """
 
 from __future__ import annotations
@@ -29,12 +25,12 @@ from sparse_ingest.errors import CorpusError, StorageError, first_line
 from sparse_ingest.storage.places import Place, RemotePath
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-MAX_LINE = 1 << 26  # bytes; a text takes 24 times its bytes of memory, and a file without line feeds is no line
+MAX_LINE = 1 << 26  # bytes; a text takes 24 times as much memory
 PACKED = (".gz", ".zst")  # suffixes of a compressed stream
 
 _BLOCK_BYTES = 1 << 20
 _ZSTD_BYTES = 1 << 14
-# UnicodeDecodeError: of the names of an Arrow table's columns.
+# UnicodeDecodeError: in the column names of an Arrow table.
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowException, UnicodeDecodeError)
 
 
@@ -50,7 +46,7 @@ def about(path: Place) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file of this machine or at an address as it was when it was found; `version` only at some addresses."""
+    """A file on this machine or at an address; only some addresses have a `version`."""
 
     path: Place
     bytes: int
@@ -58,25 +54,24 @@ class FoundFile:
 
     @classmethod
     def found(cls, path: Place) -> FoundFile:
-        """Return the file as it is now. Raises `CorpusError`."""
+        """Return the file as it is now. Raise `CorpusError` if there is none."""
         now = about(path)
         if now is None:
-            advice = "Check the name."
-            if isinstance(path, RemotePath) and not path.listable:
-                advice = "Check it; on the web each file is named by itself."
+            on_the_web = isinstance(path, RemotePath) and not path.listable
+            advice = "Check the address; folders on the web cannot be listed." if on_the_web else "Check the name."
             raise CorpusError(f'There is no file or folder "{path}". {advice}')
         if now["type"] != "file":
-            advice = "A folder or glob stands for files only: narrow it to a glob such as FOLDER/*.jsonl."
+            advice = "Narrow the folder or glob to files, with a glob such as FOLDER/*.jsonl."
             if now["type"] == "other":
-                advice = "Give a stream on standard input, as -."
+                advice = "Pass a stream on standard input, as -."
             raise CorpusError(f'"{path}" is not a file. {advice}')
         if now["size"] is None:
-            raise CorpusError(f"{path} has no known size: its server does not tell. Download it, and name the file.")
+            raise CorpusError(f"The server of {path} does not report its size. Download it, and name the file.")
         return cls(path, now["size"], now["version"])
 
     @property
     def name(self) -> str:
-        """The last part of its path: it decides the format and is in the identity."""
+        """The last part of its path, which gives the format and is in the identity."""
         return printable(self.path.name)
 
     @property
@@ -85,13 +80,13 @@ class FoundFile:
         return printable(str(self.path))
 
     def open(self) -> BinaryIO:
-        """Open it for reading. What fails raises `OSError`."""
+        """Open it for reading. Raise `OSError`."""
         if isinstance(self.path, Path):
             return self.path.open("rb", buffering=_BLOCK_BYTES)
         return cast(BinaryIO, self.path.open())
 
     def kind(self) -> str | None:
-        """Return the kind of content by its first bytes (contents.py), or None if it is not known."""
+        """Return the kind of content by its first bytes (contents.py); None if it is unknown."""
         try:
             with self.open() as stored:
                 return kind_of(stored.read(HEAD_BYTES))
@@ -99,7 +94,7 @@ class FoundFile:
             return None
 
     def refuse_changed(self) -> None:
-        """Raises `CorpusError` if its size or version is not what it was."""
+        """Raise `CorpusError` if its size or version changed."""
         now = about(self.path) or {"size": 0, "version": None}
         if now["size"] != self.bytes:
             raise changed(self.place, f"it had {self.bytes} bytes at first and has {now['size']} now")
@@ -108,7 +103,7 @@ class FoundFile:
 
 
 class StandardInput:
-    """Standard input, which is read once and from its start."""
+    """Standard input, which can be read only once and from its start."""
 
     name = "-"
     place = "Standard input"
@@ -116,8 +111,7 @@ class StandardInput:
     _taken = False
 
     def open(self) -> BinaryIO:
-        """Return it; a second time is refused."""
-        # What was taken from a pipe is gone; going on with the rest would lose rows without a word.
+        """Return it; a second call raises `CorpusError`, since rows would be lost."""
         if self._taken:
             raise _read_once()
         if sys.stdin is None:  # closed, as by `<&-`
@@ -126,20 +120,18 @@ class StandardInput:
         return sys.stdin.buffer
 
     def kind(self) -> None:
-        """Return None: the first bytes cannot be read again."""
+        """Return None: the first bytes cannot be read twice."""
 
     def refuse_changed(self) -> None:
-        """Do nothing: a stream cannot be looked at again."""
+        """Do nothing."""
 
 
 StoredFile: TypeAlias = FoundFile | StandardInput
 
 
 def changed(place: str, how: str) -> CorpusError:
-    """Return the error of a file that became another while it was read."""
-    return CorpusError(
-        f"{place} changed while it was read: {how}. Encode a copy that stays as it is, into a new run folder."
-    )
+    """Return the error of a file that changed while it was read."""
+    return CorpusError(f"{place} changed while it was read: {how}. Encode a copy that does not change, into a new run.")
 
 
 def _read_once() -> CorpusError:
@@ -147,26 +139,26 @@ def _read_once() -> CorpusError:
 
 
 class Opened:
-    """A file's content as a stream, its compression undone by the file's suffix."""
+    """The content of a file as a stream, decompressed by its suffix."""
 
     def __init__(self, file: StoredFile) -> None:
         self.file = file
         self.packed = is_packed(file.name)
-        if self.packed and file.bytes == 0:  # which the libraries take for nothing packed
+        if self.packed and file.bytes == 0:  # which the libraries accept
             raise EOFError("it has no bytes")
         self.stored = file.open()
         self.content = cast(io.BufferedReader, self.stored)
         if self.packed:
-            # Neither library finds lines in C; BufferedReader does.
+            # BufferedReader finds lines in C.
             if file.name.lower().endswith(".zst"):
-                # In small blocks: Arrow gives nothing of a block in which the damage begins.
+                # Small blocks: Arrow returns nothing of the first damaged one.
                 zstd = pa.CompressedInputStream(pa.PythonFile(self.stored, mode="r"), "zstd")
                 self.content = io.BufferedReader(zstd, _ZSTD_BYTES)
             else:
                 self.content = io.BufferedReader(cast(io.RawIOBase, _GzipBlocks(fileobj=self.stored)), _BLOCK_BYTES)
 
     def skip(self, offset: int) -> None:
-        """Go to a byte of the content; compressed content is read up to there."""
+        """Skip to a byte of the content; compressed content is read up to there."""
         if not self.packed:
             if offset:
                 self.stored.seek(offset)
@@ -176,7 +168,7 @@ class Opened:
 
     @property
     def taken(self) -> int | None:
-        """How many of the stored bytes were taken so far, some ahead; all of them once it is closed."""
+        """The number of stored bytes that were read, some of them ahead; all of them if it is closed."""
         return self.file.bytes if self.stored.closed else self.stored.tell()
 
 
@@ -185,18 +177,24 @@ def is_packed(name: str) -> bool:
     return name.lower().endswith(PACKED)
 
 
+def suffix_of(name: str) -> str:
+    """Return the suffix of a file's format in lower case, such as .jsonl for a.JSONL.gz."""
+    path = Path(name.lower())
+    return (path.with_suffix("") if is_packed(path.name) else path).suffix
+
+
 class _GzipBlocks(gzip.GzipFile):
-    """Hands over each block as it is decompressed: a damaged file then gives all lines before the damage."""
+    """Returns each block as it is decompressed, so that all lines before a damage are read."""
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         return self.readinto1(buffer)
 
 
 class FileSource:
-    """What the sources of every file format have in common."""
+    """Base class of sources that are files."""
 
     unit = "row"
-    content: str | None = None  # the expected kind if the file is not compressed; None: lines of text
+    content: str | None = None  # the expected kind of an uncompressed file; None: lines of text
 
     def __init__(self, file: StoredFile, label: str) -> None:
         self.file, self.label = file, label
@@ -214,8 +212,7 @@ class FileSource:
 
     @contextmanager
     def opened(self, reached: list[int]) -> Iterator[Opened]:
-        """Open the file; what is wrong with its bytes is a `CorpusError`. `reached` holds the line of the next row."""
-        # Standard input is refused in its middle before anything is taken from it.
+        """Open the file; an error of the block is a `CorpusError`. `reached` has the line of the next row."""
         if self.file.bytes is None and reached[0] > 1:
             raise _read_once()
         opened = None
@@ -224,17 +221,16 @@ class FileSource:
             yield opened
         except (*_DAMAGE, OSError) as error:
             after = f"after {self.unit} {reached[0] - 1}"
-            # An OSError without a number is what Arrow raises for bytes that do not fit the format.
+            # Arrow raises OSError without a number for malformed bytes.
             if isinstance(error, _DAMAGE) or (type(error) is OSError and error.errno is None):
                 expected, kind = self._expected(), self.file.kind()
                 if expected is not None and kind not in (None, EMPTY, expected):
                     raise self._not_as_named(kind, expected) from error
                 raise CorpusError(
-                    f"{self.file.place} is damaged or cut off {after}: {first_line(error)}. Get the file again."
+                    f"{self.file.place} is damaged or cut off {after}: {first_line(error)}. Get it again."
                 ) from error
             raise CorpusError(
-                f"{self.file.place} cannot be read {after}: {error.strerror or first_line(error)}. Check the file and "
-                "its disk."
+                f"{self.file.place} cannot be read {after}: {error.strerror or first_line(error)}. Check the disk."
             ) from error
         finally:
             if opened and self.file.bytes is not None:
@@ -258,7 +254,7 @@ class FileSource:
 
 
 class LineSource(FileSource):
-    """What the sources of lines have in common. An offset is a byte of the content."""
+    """Base class of sources of lines. An offset is a byte of the content."""
 
     unit = "line"
 
@@ -272,14 +268,14 @@ class LineSource(FileSource):
                     raise self._not_as_named(kind, TEXT)
                 if len(raw) == MAX_LINE:
                     raise CorpusError(
-                        f"{self.file.place} line {reached[0]} is longer than {MAX_LINE:,} bytes; one row a line was "
-                        "expected. Shorten that row, cut the file into lines, or name its true format with --format."
+                        f"{self.file.place} line {reached[0]} is longer than {MAX_LINE:,} bytes; expected one row per "
+                        "line. Shorten the row, or pass the format with --format."
                     )
                 yield raw
                 reached[0] += 1
 
     def passed(self, offset: int) -> int | None:
-        """Return how many stored bytes are before a byte of the content; of compressed ones, how many are read."""
+        """Return the number of stored bytes before a byte of the content; of a compressed file, the number read."""
         if not is_packed(self.name):
             return offset
         return self._opened.taken if self._opened else None

@@ -1,21 +1,14 @@
-r"""Rows of text as sources: JSON lines, csv and tsv with the quotes of RFC 4180, and MS MARCO's tsv, which has none.
+"""Rows of text as sources: JSON lines, csv and tsv with the quotes of RFC 4180, and MS MARCO's tsv, without quotes.
 
-JSON lines are one object per line; blank lines are not rows.
-
-The first row of csv and tsv names the columns, unless `columns` does. A quoted value may contain the separator, line
-breaks and doubled quotes. A row with another number of columns is bad, and a blank line is not a row. Every value is a
-string, also one that looks like a number. A quote that is never closed would swallow the rest of the file: it is not a
-bad row but an error. A lone quote that a later one closes merges the rows between them: rows with a quoted value that
-spans lines and contains the separator are counted for `merged`. With quoting `none` a quote is a plain character and
-each line is a row.
-
-In format `msmarco` a line is id, tab, text; every other character is plain.
+Blank lines are not rows. The first row of csv and tsv names the columns, unless `columns` does; values are strings.
+A row with another number of columns is bad. A quote that is never closed is an error. One that a later quote closes
+merges the rows between them: rows with a quoted value that spans lines and contains the separator are counted for
+`merged`. With quoting `none` each line is a row. In format `msmarco` a line is id, tab, text.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -23,12 +16,13 @@ from sparse_ingest.corpora.documents import BadRow, columns_there, json_object, 
 from sparse_ingest.corpora.sources import ChooseColumns, Record
 from sparse_ingest.corpora.stored import BYTE_ORDER_MARK, LineSource, StoredFile
 from sparse_ingest.errors import CorpusError
+from sparse_ingest.storage.foreign_json import parse_json
 
 MSMARCO_COLUMNS = ("_id", "text")
 
-# Characters of one value: csv keeps four bytes for each while a quote is open.
+# Characters of one value; csv needs four bytes for each.
 _MAX_VALUE = 1 << 26
-_MAX_ARRAY = 1 << 30  # bytes, which become several times as many of Python objects
+_MAX_ARRAY = 1 << 30  # bytes; Python objects take several times as many
 _SEPARATORS = {"csv": ",", "tsv": "\t", "msmarco": "\t"}
 _NO_QUOTES = "pass --quoting none if quotes have no meaning in this file"
 
@@ -50,7 +44,7 @@ class JsonLines(LineSource):
                 yield Record(None, str(bad), line - 1, offset, line)
                 continue
             if columns is not None:
-                # A line without a backslash has no string that needs one: writing it again is a copy.
+                # Strings of a line without a backslash need none in JSON.
                 yield Record(columns, None, line - 1, offset, line, b"\\" not in raw)
 
     def _columns(self, raw: bytes) -> dict[str, object] | None:
@@ -58,7 +52,7 @@ class JsonLines(LineSource):
 
 
 class JsonArray(LineSource):
-    """A file of one JSON array of objects, read into memory at once. An offset is a row."""
+    """A file of one JSON array of objects, which is read into memory. An offset is a row."""
 
     unit = "row"
 
@@ -66,15 +60,12 @@ class JsonArray(LineSource):
         """Yield every object from `offset` on."""
         with self.opened([1]) as opened:
             content = opened.content.read(_MAX_ARRAY + 1).removeprefix(BYTE_ORDER_MARK)
-        if len(content) > _MAX_ARRAY:
-            raise CorpusError(
-                f"{self.label} is one JSON array of more than {_MAX_ARRAY:,} bytes. Write it as JSON lines, which "
-                "are read one by one."
-            )
         try:
-            rows = json.loads(utf8(content))
-        except (BadRow, ValueError, RecursionError) as error:
-            raise CorpusError(f"{self.label} cannot be read: {error}. One JSON array was expected.") from error
+            rows = parse_json(utf8(content), _MAX_ARRAY)
+        except (BadRow, ValueError) as error:
+            raise CorpusError(
+                f"{self.label} cannot be read: {error}. Convert this JSON array to JSON lines."
+            ) from error
         for place, row in enumerate(rows[offset:], offset):
             reason = None if isinstance(row, dict) else f"a JSON object was expected, found {shown(row)}"
             yield Record(None if reason else row, reason, place + 1, place + 1, place + 2)
@@ -95,19 +86,19 @@ class TextTable(LineSource):
     ) -> None:
         super().__init__(file, label)
         self._choose, self.format, self.quoting = choose, format, quoting
-        self._spans: list[int] = []  # first line and number of lines of the first row that spans lines; the most lines
+        self._spans: list[int] = []  # line and number of lines of the first row that spans lines; the most lines
         self._spanning = 0
         self._counted = 0  # rows up to this line
         self._given = columns or (MSMARCO_COLUMNS if format == "msmarco" else None)
 
     def identity(self) -> dict[str, object]:
-        """Return name and size, the format, and the columns if they are not in the file."""
+        """Return name, size and format, and the columns if they are not in the file."""
         columns = {"columns": list(self._given)} if self._given else {}
         quoting = {"quoting": "none"} if self.quoting == "none" else {}
         return {**super().identity(), "format": self.format, **columns, **quoting}
 
     def merged(self) -> list[str]:
-        """Return a message if quotes may have merged rows that were read so far."""
+        """Return a message if quotes may have merged rows that were read."""
         if not self._spanning:
             return []
         line, lines, longest = self._spans
@@ -143,7 +134,7 @@ class TextTable(LineSource):
             yield Record(columns, reason, at, rows.offset, rows.line)
 
     def _count_span(self, row: list[str], line: int, lines: int) -> None:
-        # Rows may be read again, for example to find duplicates.
+        # Rows may be read again, to find duplicates.
         separator = _SEPARATORS[self.format]
         if line > self._counted and any(separator in value and "\n" in value for value in row):
             self._counted = line
@@ -151,19 +142,19 @@ class TextTable(LineSource):
             self._spans = [*(self._spans[:2] or (line, lines)), max([lines, *self._spans[2:]])]
 
     def _header(self, rows: _Rows) -> Sequence[str] | None:
-        """Return the names in the first row; None for a file without one."""
+        """Return the names in the first row; None for an empty file."""
         line, names, reason = next(iter(rows), (1, None, None))
         if names and not reason and len(set(names)) < len(names):
             twice = next(name for place, name in enumerate(names) if name in names[:place])
             reason = f"it names the column {shown(twice)} twice"
         if reason:
-            advice = "Fix it; a file without a header needs its columns named, with --columns."
+            advice = "Fix it; for a file without a header, name its columns with --columns."
             raise CorpusError(f"{self.label} line {line}: the header cannot be read: {reason}. {advice}")
         return names
 
 
 class _Rows:
-    """The rows of values of a table; `offset` and `line` are where the next row begins."""
+    """The rows of a table; `offset` and `line` are where the next row starts."""
 
     def __init__(self, table: TextTable, offset: int, line: int) -> None:
         self._table, self.offset, self.line = table, offset, line
@@ -177,14 +168,14 @@ class _Rows:
             self._reader = csv.reader(self._texts(), delimiter=separator, strict=True)
 
     def __iter__(self) -> Iterator[tuple[int, list[str], str | None]]:
-        """Yield the line where each row that is left begins, its values, and what is wrong with it."""
+        """Yield the first line of each row, its values, and what is wrong with it."""
         while True:
             line, self._reason = self.line, None
             try:
                 row = next(self._reader, None)
             except csv.Error as error:
                 reason = self._reason_of(error, line)
-                if self.line > line + 1:  # which says how much is lost
+                if self.line > line + 1:
                     reason = f"{reason} (the row ends in line {self.line - 1})"
                 if "quote" in reason:
                     reason = f"{reason}; {_NO_QUOTES}"
@@ -196,7 +187,7 @@ class _Rows:
                 yield line, row, self._reason
 
     def _texts(self) -> Iterator[str]:
-        """Yield each line as text just before the reader takes it: it never takes more lines than its row needs."""
+        """Yield each line as text. The reader takes no more lines than its row has."""
         first = self.offset == 0
         for raw in self._table.lines(self.offset, self.line):
             self.offset += len(raw)
@@ -205,25 +196,25 @@ class _Rows:
                 raw, first = raw.removeprefix(BYTE_ORDER_MARK), False
             try:
                 text = utf8(raw)
-            except BadRow as bad:  # the line is still handed over, so that the row ends where it does
+            except BadRow as bad:  # the row still ends where it does
                 text, self._reason = raw.decode(errors="replace"), self._reason or str(bad)
             if "\0" in text:
                 self._reason = self._reason or "the row has a NUL byte; text was expected (UTF-8, not UTF-16)"
             yield text
 
     def _reason_of(self, error: csv.Error, line: int) -> str:
-        """Return what is wrong with the row that begins in a line. Raises `CorpusError` for a quote without an end."""
-        said = str(error)
+        """Return what is wrong with the row that starts in a line. Raise `CorpusError` for an unclosed quote."""
+        text = str(error)
         endless = None
-        if "unexpected end" in said:
+        if "unexpected end" in text:
             endless = f"a quote opens in this row and is not closed in the {self.line - line} lines up to the end"
-        if "field limit" in said:
+        if "field limit" in text:
             endless = f"a value is longer than {_MAX_VALUE:,} characters; is a quote not closed?"
         if endless:
             advice = f"Close or double it, or {_NO_QUOTES}"
             raise CorpusError(f"{self._table.label} line {line}: {endless}. {advice}.") from error
-        if "new-line" in said:
+        if "new-line" in text:
             return "a carriage return is outside quotes; rows end with a line feed, with or without one before it"
-        if "expected after" in said:
+        if "expected after" in text:
             return "something follows a closing quote; a quote within a value is written twice"
-        return f"broken quoting: {said}"
+        return f"broken quoting: {text}"

@@ -1,10 +1,9 @@
 """The transformer of a masked LM without its vocabulary projection.
 
-In: token ids of a batch. Out: the hidden states that the projection would read, one row a token, documents one after
-another. The projection itself is available as its weight and bias, for a head that never computes batch x length x
-vocabulary logits. This works for every architecture of transformers whose masked LM ends in one linear layer, which is
-checked when it is built. Documents are computed packed if that gives each the hidden states that it has alone, which is
-checked as well. Other models compute them padded, or one length at a time where padding changes them.
+In: token ids of a batch. Out: the hidden states before the projection, one row per token, and the projection as its
+weight and bias, for a head that never computes batch x length x vocabulary logits. The masked LM must end in one linear
+layer. Documents are packed if each then has the hidden states that it has alone; otherwise they are padded, or computed
+one length at a time if padding changes them. All of this is checked when the model is built.
 """
 
 from __future__ import annotations
@@ -21,13 +20,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from sparse_ingest.checkpoints.layouts import Checkpoint
+from sparse_ingest.checkpoints.modules import damaged
 from sparse_ingest.errors import CheckpointError, first_line
 from sparse_ingest.models.linear import pack_linear_layers
 from sparse_ingest.models.masked_lms import build_masked_lm, without_report
 from sparse_ingest.models.packing import Packing, ordinal_positions, positions_behind, register, to_device
 from sparse_ingest.models.tokenizer import TokenIds
 
-# How far packed and unpacked hidden states may be apart, in shares of the largest one.
+# Maximum difference of packed and unpacked hidden states, relative to the largest one.
 CLOSE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 LONGEST_SAMPLE = 1 << 14  # tokens
 Positions = Callable[[Sequence[TokenIds]], npt.NDArray[np.int64]]
@@ -48,14 +48,13 @@ class Body:
             documents = _samples(self._model.config, len(self.bias))
             with torch.inference_mode():
                 expected = torch.cat([self._forward(torch.from_numpy(ids).long().unsqueeze(0))[0] for ids in documents])
-        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
-            raise CheckpointError(
-                f"{checkpoint.name} cannot compute: {first_line(error)}. A value in its config.json is wrong. Fetch "
-                "the model again."
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+            raise damaged(
+                f"{checkpoint.name} cannot compute: {first_line(error)}. A value in its config.json is wrong"
             ) from error
-        # How the tokens of packed documents are numbered; None where documents cannot be packed.
+        # Returns the position ids of packed documents; None if documents cannot be packed.
         self._positions = self._pack(documents, expected)
-        # Whether padding is masked: models such as FNet and ConvBERT mix it with the text beside it.
+        # Whether padding is masked: FNet and ConvBERT mix it with the text.
         self._masks = True
         self._masks = self.packs or self._agrees(documents, expected)
         if not self._masks:
@@ -70,7 +69,7 @@ class Body:
         if device.type == "cpu":
             pack_linear_layers(self._model)
         elif self._positions and not self._agrees(documents, expected):
-            self._pad(f"on {device} its hidden states would be others")
+            self._pad(f"on {device} its hidden states would differ")
 
     @property
     def packs(self) -> bool:
@@ -78,7 +77,7 @@ class Body:
         return self._positions is not None
 
     def hidden(self, token_ids: Sequence[TokenIds], padding_id: int) -> tuple[torch.Tensor, Packing]:
-        """Return hidden states `[rows, hidden]` of a batch, and where in them each document is."""
+        """Return the hidden states `[rows, hidden]` of a batch, and the rows of each document."""
         packing = Packing(tuple(map(len, token_ids)), self.device)
         if self._positions is None:
             return self._padded(token_ids, packing, padding_id), packing
@@ -103,7 +102,7 @@ class Body:
         return hidden
 
     def _pack(self, documents: Sequence[TokenIds], expected: torch.Tensor) -> Positions | None:
-        """Set the model to packed documents, if one way to number their tokens gives the expected hidden states."""
+        """Set the model to packed documents if one kind of position ids gives the expected hidden states."""
         self._usual = self._model.config._attn_implementation
         self._set_attention(register())
         padding_id = getattr(self._model.config, "pad_token_id", None) or 0
@@ -111,7 +110,7 @@ class Body:
             self._positions = positions
             if self._agrees(documents, expected):
                 return positions
-        self._pad("its hidden states would be others")
+        self._pad("its hidden states would differ")
         return None
 
     def _agrees(self, documents: Sequence[TokenIds], expected: torch.Tensor) -> bool:
@@ -127,12 +126,10 @@ class Body:
         return bool((found - expected).abs().amax() <= share * expected.abs().amax())
 
     def _set_attention(self, name: str | None) -> None:
-        """Models with remote code may not support this; their hidden states are compared afterwards."""
-        with without_report(), contextlib.suppress(Exception):
+        with without_report(), contextlib.suppress(Exception):  # not supported by some remote code
             self._model.set_attn_implementation(name)
 
     def _pad(self, reason: str) -> None:
-        """Go back to padded documents."""
         self._positions = None
         self._set_attention(self._usual)
         logger.info("%s computes padded documents, not packed ones: %s.", type(self._model).__name__, reason)
@@ -152,25 +149,24 @@ def _projection(model: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.inference_mode():
         found = model(input_ids=sample).logits @ weight.T + bias
     if not expected.isfinite().all():
-        raise CheckpointError(
-            f"{name} ({type(model).__name__}) computes numbers that are infinite or undefined in float32, from weights "
-            "that are finite: some are too large. Fetch the model again."
+        raise damaged(
+            f"{name} ({type(model).__name__}) computes numbers that are infinite or undefined in float32: some weights "
+            "are too large"
         )
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
         raise CheckpointError(
-            f"{name} ({type(model).__name__}) computes something after its vocabulary projection; "
-            "its weights would be wrong here."
+            f"{name} ({type(model).__name__}) computes something after its vocabulary projection, which is not "
+            "supported. Use another model."
         )
     return weight, bias
 
 
 def _samples(config: Any, vocabulary: int) -> list[TokenIds]:
-    """Documents to try packing on: two of one length, a shorter one, and one longer than a token sees."""
-    window = getattr(config, "sliding_window", None) or 0
-    longest = max(
-        5, min(2 * int(window) + 5, LONGEST_SAMPLE, int(getattr(config, "max_position_embeddings", None) or 512) - 3)
-    )
-    # No padding: some models do not number it.
+    """Return documents to try packing on: two of one length, a shorter one, and one longer than a sliding window."""
+    window = int(getattr(config, "sliding_window", None) or 0)
+    positions = int(getattr(config, "max_position_embeddings", None) or 512)
+    longest = max(5, min(2 * window + 5, LONGEST_SAMPLE, positions - 3))
+    # No padding: some models give it no position.
     ids = np.arange(vocabulary, dtype=np.int32)
     ids = ids[ids != (getattr(config, "pad_token_id", None) or 0)]
     return [np.resize(np.roll(ids, 3 * place), length) for place, length in enumerate((4, 4, 1, longest))]

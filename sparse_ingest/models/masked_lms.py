@@ -1,8 +1,7 @@
-"""The weights of a checkpoint: its masked LM as a model of transformers in float32, or its table of query weights.
+"""Build the masked LM of a checkpoint as a model of transformers in float32, or read its pickled query weights.
 
-In: a folder with config.json and weights (safetensors), or a pickle, which torch reads with `weights_only`, so that no
-code runs. Out: the model or the table. `model_type = "new"` (Alibaba's gte models, which come with remote code) is
-built as transformers' own `gte` architecture. body.py computes with the model.
+Weights are safetensors, or a pickle, which torch reads with `weights_only`, so that no code runs. `model_type = "new"`
+(Alibaba's gte models, which have remote code) is built as transformers' own `gte` architecture.
 """
 
 from __future__ import annotations
@@ -19,11 +18,12 @@ import torch
 
 from sparse_ingest.checkpoints.checks import read_config
 from sparse_ingest.checkpoints.layouts import BUILT_AS_GTE, Checkpoint, code_reference, trusted_code
+from sparse_ingest.checkpoints.modules import damaged
 from sparse_ingest.checkpoints.tensors import read_header, weight_files
 from sparse_ingest.errors import CheckpointError, first_line
 from sparse_ingest.storage.foreign_json import shown
 
-# Choices and defaults of the remote code, and the only ones that transformers' `gte` has.
+# Defaults of the remote code, and the only values that transformers' `gte` supports.
 GTE_CHOICES = {
     "hidden_act": "gelu", "layer_norm_type": "layer_norm", "position_embedding_type": "rope",
     "logn_attention_scale": False,
@@ -32,13 +32,13 @@ GTE_KEYS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id", "tie_word_embeddings",
 )  # fmt: skip
-# Where the remote code's own default differs from that of transformers' `gte`.
+# Defaults of the remote code that differ from those of transformers' `gte`.
 GTE_DEFAULTS = {"vocab_size": 30528, "max_position_embeddings": 2048, "pad_token_id": 0}
-# transformers itself unpacks packed weights; this is for `pack_qkv = false`.
+# For `pack_qkv = false`; transformers unpacks packed weights.
 GTE_NAMES = {r"attention\.([qkv])_proj": r"self_attn.\1_proj"}
-# Of a config: what a masked LM in float32 has no use for. A number of labels creates as many names.
+# Keys of a config without a meaning here. `num_labels` creates as many names.
 UNUSED_KEYS = ("auto_map", "torch_dtype", "dtype", "num_labels", "id2label", "label2id", "_name_or_path")
-# What a model may have beyond its weights, which is reported as missing.
+# A model may exceed its weights by this; the difference is then reported as missing.
 SPARE_NUMBERS, SPARE_TENSORS = 1 << 24, 500
 logger = logging.getLogger(__name__)
 
@@ -62,23 +62,19 @@ def build_masked_lm(checkpoint: Checkpoint, *, trust_remote_code: bool = False) 
         tensors = _read_weights(folder)
         architecture, built, options = _gte(checkpoint.name, config) if as_gte else _known(folder, config, code)
         with without_report(), _no_more_than(checkpoint.name, tensors):
-            # From no folder: transformers reads nothing but what is given here, no adapter and no other file.
+            # Without a folder transformers reads no other file, such as an adapter.
             model, report = architecture.from_pretrained(
                 None,
                 config=built,
                 state_dict=tensors,
                 dtype=torch.float32,
-                # They are in the report, and refused below with the name of one.
+                # Refused below, with the name of one.
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **options,
             )
-    except pickle.UnpicklingError as error:
-        raise _unsafe_pickle(f"The weight file of {checkpoint.name}", "its weights as safetensors") from error
     except SafetensorError as error:
-        raise CheckpointError(
-            f"The weights of {checkpoint.name} are damaged: {first_line(error)}. Fetch the model again."
-        ) from error
+        raise damaged(f"The weights of {checkpoint.name} are damaged: {first_line(error)}") from error
     except CheckpointError:
         raise
     except Exception as error:  # transformers and remote code may raise any type
@@ -91,7 +87,7 @@ def build_masked_lm(checkpoint: Checkpoint, *, trust_remote_code: bool = False) 
 
 
 def _known(folder: Path, config: dict[str, Any], code: str | None) -> tuple[Any, Any, dict[str, Any]]:
-    """Return the class of a masked LM, its config, and no further arguments; `code` is what is trusted to run."""
+    """Return the class of a masked LM, its config, and no further arguments; `code` is trusted remote code."""
     from transformers import AutoConfig
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -101,20 +97,20 @@ def _known(folder: Path, config: dict[str, Any], code: str | None) -> tuple[Any,
         built = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=True)
         reference = code_reference(folder)
         return get_class_from_dynamic_module(reference, str(folder), local_files_only=True), built, {}
-    # Files of the first releases name the class alone.
+    # Files of the first releases have only the name of the class.
     kinds = {name: kind for kind, name in MODEL_FOR_MASKED_LM_MAPPING_NAMES.items()}
     kind = config.get("model_type") or kinds.get(config["architectures"][0])
     if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise CheckpointError(
-            f"{folder / 'config.json'} has model_type = {shown(kind)}, of which the installed transformers builds no "
-            "masked LM. Name another model, or pip install -U transformers."
+            f"{folder / 'config.json'} has model_type = {shown(kind)}, for which transformers has no masked LM. pip "
+            "install -U transformers, or use another model."
         )
     built = CONFIG_MAPPING[kind].from_dict({key: value for key, value in config.items() if key not in UNUSED_KEYS})
     return MODEL_FOR_MASKED_LM_MAPPING[type(built)], built, {}
 
 
 def _read_weights(folder: Path) -> dict[str, Any]:
-    """Return every tensor of the weights by its name: of safetensors as a slice, which is read when it is used."""
+    """Return the tensors of a folder by name; those of safetensors as slices, which are read on use."""
     from safetensors import safe_open
 
     tensors: dict[str, Any] = {}
@@ -124,20 +120,32 @@ def _read_weights(folder: Path) -> dict[str, Any]:
             opened: Any = safe_open(path, framework="pt")
             tensors |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no dict
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            if not isinstance(content, dict) or not all(isinstance(one, torch.Tensor) for one in content.values()):
-                raise CheckpointError(f"{path} holds other than tensors by name. Fetch the model again.")
-            tensors |= content
+            tensors |= _read_pickle(path)
     return tensors
+
+
+def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or not all(isinstance(one, torch.Tensor) for one in content.values()):
+            raise ValueError("it has values that are not tensors with a name")
+    except pickle.UnpicklingError as error:  # torch's message advises to read it without `weights_only`
+        raise CheckpointError(
+            f"{path} is not a pickle of plain weights: it is damaged, or has more than tensors and could run code, so "
+            "it is not read. Fetch the model again, or use one with safetensors."
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise damaged(f"{path} cannot be read: {first_line(error)}") from error
+    return content
 
 
 @contextlib.contextmanager
 def _no_more_than(name: str, tensors: dict[str, Any]) -> Iterator[None]:
-    """Stop building a model that has more or larger parameters than its weights, such as a billion layers."""
+    """Refuse a model with more or larger parameters than its weights, such as a billion layers."""
     shapes = {key: list(one.get_shape() if hasattr(one, "get_shape") else one.shape) for key, one in tensors.items()}
     sizes = {key: math.prod(shape) for key, shape in shapes.items()}
     largest = max(sizes, key=lambda key: sizes[key], default="")
-    # A projection that is tied to the embeddings is created before it is tied.
+    # A projection is created before it is tied to the embeddings.
     most_numbers, most = sum(sizes.values()) + sizes.get(largest, 0) + SPARE_NUMBERS, 2 * len(sizes) + SPARE_TENSORS
     numbers = count = 0
 
@@ -146,11 +154,10 @@ def _no_more_than(name: str, tensors: dict[str, Any]) -> Iterator[None]:
         if parameter is not None and parameter.is_meta:
             numbers, count = numbers + parameter.numel(), count + 1
             if numbers > most_numbers or count > most:
-                raise CheckpointError(
-                    f"The config.json of {name} describes a larger model than its weights are: the parameter {key!r} "
-                    f"of shape {list(parameter.shape)} is number {count:,}, with {numbers:,} numbers in all. The "
-                    f"weights are {len(sizes):,} tensors, the largest of shape {shapes.get(largest)}. Fetch the model "
-                    "again."
+                raise damaged(
+                    f"The config.json of {name} describes a larger model than its weights: with parameter {count:,}, "
+                    f"{key!r} of shape {list(parameter.shape)}, it has {numbers:,} numbers. The weights are "
+                    f"{len(sizes):,} tensors, the largest of shape {shapes.get(largest)}"
                 )
 
     handle = torch.nn.modules.module.register_module_parameter_registration_hook(add)
@@ -161,33 +168,32 @@ def _no_more_than(name: str, tensors: dict[str, Any]) -> Iterator[None]:
 
 
 def _refuse_infinite(name: str, model: Any) -> None:
-    """Refuse weights that are not finite in float32: a document's weights would be missing or wrong."""
+    """Refuse weights that are not finite in float32."""
     for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        # A sum is finite where each number is, and fast. A sum of large ones may not be.
+        # A sum is fast, and finite if every number is, unless they are large.
         if tensor.is_floating_point() and not tensor.detach().sum().isfinite():
             wrong = (~tensor.detach().isfinite()).nonzero()
             if len(wrong):
                 first = wrong[0].tolist()
-                raise CheckpointError(
+                raise damaged(
                     f"The weights of {name} are damaged: {len(wrong):,} of the {tensor.numel():,} numbers of {key!r} "
-                    f"are not finite in float32, the first at {first}: {tensor[tuple(first)].item()}. Fetch the model "
-                    "again."
+                    f"are not finite in float32, the first at {first}: {tensor[tuple(first)].item()}"
                 )
 
 
 def _refuse_gaps(name: str, built: str, report: dict[str, Any]) -> None:
-    """Refuse missing weights: transformers would fill them with random numbers and go on."""
+    """Refuse missing weights, for which transformers uses random numbers."""
     shapes = (f"{key} ({list(found)} for {list(needed)})" for key, found, needed in report["mismatched_keys"])
     if missing := [*sorted(report["missing_keys"]), *sorted(shapes)]:
         raise CheckpointError(
             f"{name} lacks {len(missing)} of the weights that {built} needs, or has them in another shape, such as "
-            f"{missing[0]}. Fetch the model again, or name a checkpoint with its masked-LM head."
+            f"{missing[0]}. Fetch the model again, or use a checkpoint with its masked-LM head."
         )
 
 
 @contextlib.contextmanager
 def without_report() -> Iterator[None]:
-    """Suppress transformers' table of missing weights, which are refused here, and of unused ones, such as poolers."""
+    """Suppress transformers' table of missing and unused weights: missing ones are refused here."""
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
@@ -204,14 +210,13 @@ def _gte(name: str, config: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
         from transformers import GteConfig, GteForMaskedLM
     except ImportError as error:
         raise CheckpointError(
-            f'{name} is of model_type "{BUILT_AS_GTE}" and needs a transformers with the gte architecture; '
+            f'{name} has model_type "{BUILT_AS_GTE}" and needs a transformers with the gte architecture: '
             "pip install -U transformers."
         ) from error
     for key, needed in GTE_CHOICES.items():
         if (found := config.get(key, needed)) != needed:
             raise CheckpointError(
-                f"{name} has {key} = {found!r}, which transformers' own gte architecture cannot compute; "
-                f"expected {needed!r}."
+                f"{name} has {key} = {found!r}, which transformers' gte does not support; expected {needed!r}."
             )
     scaling = config.get("rope_scaling")
     if scaling and (kind := scaling.get("type") or scaling.get("rope_type")) != "ntk":
@@ -223,10 +228,9 @@ def _gte(name: str, config: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def _scale_rotations(model: Any, config: dict[str, Any]) -> None:
-    """Set the rotary frequencies of NTK scaling, which transformers does not have.
+    """Set the rotary frequencies of NTK scaling, which transformers does not support, for texts of every length.
 
-    As in the remote code they are scaled for every length, not only beyond the trained one. The formulas are (6) of
-    https://kexue.fm/archives/9706, and with `mixed_b` (10) to (13).
+    The formulas are (6) of https://kexue.fm/archives/9706, and with `mixed_b` (10) to (13).
     """
     scaling = config.get("rope_scaling") or {}
     factor, mixed = float(scaling.get("factor", 1.0)), scaling.get("mixed_b")
@@ -247,27 +251,9 @@ def _scale_rotations(model: Any, config: dict[str, Any]) -> None:
 
 
 def read_table(path: Path) -> list[float]:
-    """Read the weights of a query side by token id, from pytorch_model.bin.
-
-    Raises:
-        CheckpointError: the file holds more than tensors, or no table.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _unsafe_pickle(str(path), "model.safetensors or idf.json") from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {first_line(error)}. Fetch the model again.") from error
-    table = content.get("weight") if isinstance(content, dict) else None
-    if not isinstance(table, torch.Tensor) or table.dim() != 1:
-        raise CheckpointError(f"{path} must hold one tensor `weight` with a number for each token.")
+    """Read the weights of a query side by token id, from pytorch_model.bin. Raise CheckpointError."""
+    table = _read_pickle(path).get("weight")
+    if table is None or table.dim() != 1:
+        raise damaged(f"{path} has no tensor `weight` with a number for each token")
     weights: list[float] = table.float().tolist()
     return weights
-
-
-def _unsafe_pickle(path: str, instead: str) -> CheckpointError:
-    """Why a pickle is not read; torch's own message advises to read it without `weights_only`."""
-    return CheckpointError(
-        f"{path} is no pickle of plain weights: damaged, or it holds more than tensors and could run code, so it is "
-        f"not read. Fetch the model again, or ask for {instead}."
-    )

@@ -1,9 +1,7 @@
-"""The checkpoint's own tokenizer: texts to windows of token ids, and the token string of each id.
+"""The tokenizer of a checkpoint: texts to windows of token ids, and the token string of each id.
 
-In: texts. Out: token ids with special tokens and the prompt, at most max_length of them, without padding. The first
-window of a text is the same as the truncated text. Long texts are tokenized in pieces: the library takes some 800 bytes
-of memory a token while it works; a token id takes 4 bytes afterwards, or 8 with its place in the text.
-Queries of weight tables, which need no transformers, are read in queries/weight_table.py.
+In: texts. Out: windows of at most max_length token ids with special tokens and the prompt, without padding. Long texts
+are tokenized in pieces: the library needs about 800 bytes per token, a token id 4 bytes, or 8 with its place.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ import numpy.typing as npt
 
 from sparse_ingest.checkpoints.checks import read_config, tokenizer_config, tokenizer_errors, tokenizer_text
 from sparse_ingest.checkpoints.layouts import transformers_has
-from sparse_ingest.checkpoints.modules import read_json
+from sparse_ingest.checkpoints.modules import damaged, read_json
 from sparse_ingest.errors import CheckpointError, PipelineError
 from sparse_ingest.models.nanotokens import Encode, build_nanotokens
 from sparse_ingest.pipeline import ModelSettings
@@ -33,24 +31,21 @@ from sparse_ingest.records import in_batches
 
 TokenIds = npt.NDArray[np.int32]
 
-# Where a long text may be divided: before a space between two words, or after punctuation of scripts without spaces.
+# Where a long text may be divided: before the space between words, or after punctuation of scripts without spaces.
 BORDER = re.compile(r"(?<=\S)(?=\s\S)|(?<=[。！？、，；])(?=\w)")
-BORDER_CONTEXT = 64  # characters on each side on which a border is tried
+BORDER_CONTEXT = 64  # characters on each side
 BORDERS_TRIED = 100
-# Characters after which it pays to build nanotoken's tokenizer and to try it, which takes half a second.
+# Characters after which nanotoken is faster: building and checking it takes half a second.
 QUICK_CHARACTERS = 1 << 21
 PLAIN = {"add_special_tokens": False}
 
-# Each row is enough for transformers. With none of them it would create a tokenizer without a single word.
 OTHER_FILES = ("special_tokens_map.json", "added_tokens.json")
+# One of these rows is needed: without, transformers would create an empty tokenizer.
 FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("*.model",))
 
 
 class WindowLayout(NamedTuple):
-    """What all windows of a tokenizer share: the special tokens on both sides, and room for `room` tokens between them.
-
-    The text of a window begins `stride` tokens after that of the previous one.
-    """
+    """The special tokens on both sides of a window, and the number of tokens between them and between two windows."""
 
     before: TokenIds
     after: TokenIds
@@ -61,10 +56,9 @@ class WindowLayout(NamedTuple):
 class Cut(NamedTuple):
     """One text as tokens, without special tokens, and its windows.
 
-    The first `prompt` of `token_ids` are those of the prompt, which begins every window. Windows begin `stride` tokens
-    of text apart; the last one is the first that reaches the end of the text, and may be shorter than the others. So
-    every token is in a window, as a stride is at most as long as a window's text. `starts` is the place of each token's
-    first character in the text (without prompt), or empty where it was not requested.
+    The first `prompt` of `token_ids` are the prompt, with which every window starts. Windows start `stride` tokens of
+    text apart; the last one may be shorter. `starts` is the place of the first character of each token in the text
+    (without prompt), or empty if it was not requested.
     """
 
     layout: WindowLayout
@@ -79,15 +73,15 @@ class Cut(NamedTuple):
         return 1 + max(0, -(-beyond // self.layout.stride))
 
     def window(self, number: int) -> TokenIds:
-        """Return the token ids of a window, as the model reads them."""
+        """Return the token ids of a window with special tokens and prompt."""
         first, end = self._tokens(number)
         layout, ids = self.layout, self.token_ids
         return np.concatenate((layout.before, ids[: self.prompt], ids[first:end], layout.after))
 
     def span(self, number: int, length: int) -> tuple[int, int]:
-        """Return the first character that a window reads of its text, `length` long, and the end.
+        """Return the first character of a window in its text, which is `length` long, and the end.
 
-        A character between two tokens belongs to the first of them, so that the spans omit none.
+        Characters between two tokens belong to the first of them.
         """
         first, end = self._tokens(number)
         start = int(self.starts[first]) if number else 0
@@ -99,7 +93,7 @@ class Cut(NamedTuple):
 
 
 class FirstWindow(NamedTuple):
-    """Token ids of a text with special tokens, truncated at max_length, and whether it was truncated."""
+    """Token ids of a text with special tokens, at most max_length, and whether it was truncated."""
 
     token_ids: TokenIds
     truncated: bool
@@ -119,13 +113,13 @@ class _Reading:
 
 
 class Tokenizer:
-    """The checkpoint's own tokenizer, called in batches without padding.
+    """The tokenizer of a checkpoint.
 
-    `window_stride` is the number of tokens of text from the beginning of a window to that of the next; None: half of
-    the room that special tokens and the prompt, tokenized alone, leave.
+    `window_stride` is the number of tokens of text from the start of a window to that of the next; None: half of a
+    window's text.
     """
 
-    # Tokenized at a time: bounds the size of what the tokenizer returns.
+    # Tokenized at a time
     CHUNK_TEXTS = 512
     CHUNK_CHARACTERS = 1 << 20
     PIECE_CHARACTERS = 1 << 15
@@ -152,7 +146,7 @@ class Tokenizer:
 
         Args:
             texts: the texts without prompt.
-            whole: False where the first window is enough: a text is then read only until it is known to have another.
+            whole: False if only the first window is needed.
             places: whether `Cut.span` will be called.
         """
         with tokenizer_errors(self._folder):
@@ -160,9 +154,9 @@ class Tokenizer:
 
     def _cut(self, texts: Sequence[str], whole: bool, places: bool) -> list[Cut]:
         readings = waiting = [_Reading(self._prompt + text) for text in texts]
-        # Offsets also separate the prompt's tokens from the text's, which matters where several windows are read.
+        # Offsets also separate the tokens of the prompt from those of the text.
         with_offsets = whole and (places or bool(self._prompt))
-        # The first window, and one token more, which shows that there is another.
+        # One token more than the first window: the text is truncated.
         enough = None if whole else self._layout.room + 1
         self._characters += sum(map(len, texts))
         while waiting:
@@ -187,10 +181,10 @@ class Tokenizer:
         """Add the tokens of a piece to its text, with the place of each."""
         reading.tokens += len(encoding.ids)
         reading.ids.append(np.array(encoding.ids, dtype=np.int32))
-        # The places of tokens are never needed of a text that fits one window.
+        # Places are not needed if the text fits one window.
         if reading.end < len(reading.text) or reading.tokens > self._layout.room:
             offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2) + reading.start - len(self._prompt)
-            # A token that is in both is the text's. No token of the prompt ends after the prompt.
+            # A token in both belongs to the text.
             reading.prompt += int(np.count_nonzero(offsets[:, 1] <= 0))
             if places:
                 reading.starts.append(offsets[:, 0])
@@ -210,15 +204,15 @@ class Tokenizer:
         return list(self._tokenizer.encode_batch_fast([text], **PLAIN)[0].ids)
 
     def _next_piece(self, reading: _Reading) -> str:
-        """Advance to the next piece of a text, and return it; most texts are one piece."""
+        """Advance to the next piece of a text, and return it. Most texts are one piece."""
         reading.start, reading.end = reading.end, self._border(reading.text, reading.end + self.PIECE_CHARACTERS)
         return reading.text[reading.start : reading.end]
 
     def _border(self, text: str, after: int) -> int:
         """Return the first place from `after` on where dividing the text changes no token, or the end of the text.
 
-        Each place is tried on its surroundings: tokenizers differ in what they do with a space at the start of a text.
-        A text that cannot be divided anywhere, such as base64, is tokenized at once and takes the memory for that.
+        Each place is tried: tokenizers differ in what they do with a space at the start of a text. A text without such
+        a place, such as base64, is tokenized in one piece.
         """
         if after >= len(text):
             return len(text)
@@ -230,11 +224,7 @@ class Tokenizer:
         return len(text)
 
     def _layout_of(self, max_length: int | None, window_stride: int | None) -> WindowLayout:
-        """Return the layout of windows.
-
-        Raises:
-            PipelineError: special tokens and prompt leave no room for text, or the stride would omit some.
-        """
+        """Return the layout of windows. Raise PipelineError if it has no room for text, or the stride omits tokens."""
         before, after = self._special_tokens()
         special, prompt = len(before) + len(after), self._prompt_tokens
         length = sys.maxsize if max_length is None else max_length
@@ -250,27 +240,23 @@ class Tokenizer:
             )
         if window_stride is not None and window_stride > room - prompt:
             raise PipelineError(
-                f"window_stride = {window_stride}, but a window of max_length = {length} holds {room - prompt} tokens "
-                "of text, and those between two windows would be lost; expected at most that many."
+                f"window_stride = {window_stride}, but a window of max_length = {length} has {room - prompt} tokens of "
+                "text, and those between two windows would be lost; expected at most that many."
             )
         return WindowLayout(before, after, room, window_stride or max(1, (room - prompt) // 2))
 
     def _special_tokens(self) -> tuple[TokenIds, TokenIds]:
         """Return the special tokens before every text, and those after it."""
-        for text in "a1.的":  # a tokenizer may know none of some scripts
+        for text in "a1.的":  # a tokenizer may not have all scripts
             encoding = self._tokenizer.encode(text)
             places = [place for place, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
             if places:
                 ids = np.array(encoding.ids, dtype=np.int32)
                 return ids[: places[0]], ids[places[-1] + 1 :]
-        raise CheckpointError("The tokenizer gives no token for a letter, a digit or a dot. Fetch the model again.")
+        raise damaged("The tokenizer gives no token for a letter, a digit or a dot")
 
     def vocabulary(self, size: int) -> list[str | None]:
-        """Return the token string of each id below `size`; None where an id has none.
-
-        Raises:
-            CheckpointError: two ids have the same string, so an index could not tell them apart.
-        """
+        """Return the token string of each id below `size`, None without one. Raise CheckpointError for a duplicate."""
         tokens: list[str | None] = [self._tokenizer.id_to_token(token_id) for token_id in range(size)]
         first: dict[str, int] = {}
         for token_id, token in enumerate(tokens):
@@ -283,19 +269,19 @@ class Tokenizer:
 
 
 def _load(folder: Path) -> Any:
-    """Return the tokenizer of transformers, which sees only files that were checked, in a folder of their own."""
+    """Return the tokenizer of transformers, which reads a folder with only the files that were checked."""
     from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
     found = [sorted(path for name in row for path in folder.glob(name)) for row in FILES]
     if not any(len(paths) >= len(row) for paths, row in zip(found, FILES, strict=True)):
         looked = ", ".join(" with ".join(row) for row in FILES)
-        raise CheckpointError(f"{folder} has no tokenizer: looked for {looked}. Fetch the model again.")
+        raise damaged(f"{folder} has no tokenizer: looked for {looked}")
     if (path := folder / "tokenizer.json").exists():
         with tokenizer_errors(path):
             tokenizer_text(path)
     config = read_config(folder)
     kind = str(config.get("model_type") or "")
-    # Without a config it reads that of the model. An architecture that it does not know has none.
+    # Without a config it reads that of the model.
     like = AutoConfig.for_model(kind) if transformers_has(kind) else PretrainedConfig()
     like.tokenizer_class = config.get("tokenizer_class")
     with tokenizer_errors(folder), TemporaryDirectory() as temporary:

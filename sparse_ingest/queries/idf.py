@@ -1,13 +1,9 @@
-"""`idf`: a corpus and a tokenizer in, the weight of each token out, for queries that need no model.
+"""`idf`: a corpus and a tokenizer in, the weight of each token out, for queries without a model.
 
-The weight of a token is Lucene's inverse document frequency, as OpenSearch's published tables have it:
-ln(1 + (N - n + 0.5) / (n + 0.5)) for a token that n of N documents hold. (The largest weight in the table of the
-`bert-uncased` analyzer, 15.5895386, is this for n = 1 and the 8,841,823 passages of MS MARCO.) N counts the documents
-with any token. Special tokens are not counted; they and the tokens that no document holds weigh 1.0 there and here,
-what the server takes for a token that its table lacks. Texts are tokenized as queries are, so no torch is needed.
-Counts are exact, and memory is that of one batch or of the longest document: the tokenizer takes some 800 bytes a
-token while it works.
-Not covered: duplicate ids (encode finds them), and training.
+The weight is Lucene's inverse document frequency, as in OpenSearch's tables: ln(1 + (N - n + 0.5) / (n + 0.5)) for a
+token in n of N documents that have a token. (The largest weight of the `bert-uncased` analyzer, 15.5895386, is
+this for n = 1 and the 8,841,823 passages of MS MARCO.) Special tokens and tokens of no document weigh 1.0, the server's
+default. Texts are tokenized as queries. Duplicate ids are not detected.
 """
 
 from __future__ import annotations
@@ -33,11 +29,11 @@ from sparse_ingest.storage.durable import write_atomic
 UNSEEN_WEIGHT = 1.0
 BATCH_TEXTS = 512
 BATCH_CHARACTERS = 1 << 20
-NAMED_BAD = 20  # bad documents that are named; all are counted
+NAMED_BAD = 20  # bad documents that are printed
 
 
 class IdfReport(NamedTuple):
-    """What `idf` counted: documents with a token, those without, bad ones omitted; tokens of the table, tokens seen."""
+    """The counts of `idf`: documents with a token, without one, and skipped; tokens in the table and in documents."""
 
     out: Path
     documents: int
@@ -57,12 +53,12 @@ def write_idf(
     progress: Reporter | bool = False,
     **settings: object,
 ) -> IdfReport:
-    """Count a corpus and write the table, complete or not at all.
+    """Count a corpus and write the table atomically.
 
     Args:
         corpus: As for `encode`.
         out: The file to write, idf.json.
-        model: Its `document` side's tokenizer is used, with lower-casing where the settings have it.
+        model: The tokenizer of its document side is used.
         pipeline: May replace `model`.
         options: All options in one object, instead of single keywords.
         progress: True for a tqdm bar, or a `Reporter`; silent by default.
@@ -93,8 +89,7 @@ def write_idf(
     documents, empty, skipped = (counts[name] for name in ("documents", "empty", "skipped"))
     if not documents:
         raise CorpusError(
-            f"No document of the corpus has a token ({empty} have none, {skipped} bad ones were omitted), so there "
-            "is nothing to count. Check --corpus and --text-field."
+            f"No document has a token ({empty} without one, {skipped} skipped). Check --corpus and --text-field."
         )
     table = {
         token: to_float32(weight_of(held[token_id], documents)) if held[token_id] else UNSEEN_WEIGHT
@@ -107,12 +102,12 @@ def write_idf(
 
 
 def weight_of(holding: int, documents: int) -> float:
-    """The weight of a token that `holding` of `documents` documents contain."""
+    """Return the weight of a token that `holding` of `documents` documents contain."""
     return math.log(1 + (documents - holding + 0.5) / (holding + 0.5))
 
 
 def _texts(corpus: Corpus, options: CorpusOptions, counts: Counter[str], reporter: Reporter) -> Iterator[str]:
-    """Yield the texts of a corpus; bad documents are refused, or named and counted as "skipped"."""
+    """Yield the texts of a corpus. Bad documents are an error, or are counted as "skipped"."""
     for message in corpus.notes:
         reporter.note(message)
     for row, _ in islice(corpus.rows(), options.limit):
@@ -123,7 +118,7 @@ def _texts(corpus: Corpus, options: CorpusOptions, counts: Counter[str], reporte
         else:
             counts["skipped"] += 1
             if counts["skipped"] <= NAMED_BAD:
-                reporter.note(f"Left out: {row.place}: {row.reason}")
+                reporter.note(f"Skipped: {row.place}: {row.reason}")
     for message in corpus.merged():
         reporter.warn(message)
 
@@ -131,16 +126,14 @@ def _texts(corpus: Corpus, options: CorpusOptions, counts: Counter[str], reporte
 def _refuse_out(out: Path, force: bool) -> None:
     if out.exists() and (not force or not out.is_file()):
         advice = "Give --force to replace it, or another --out." if out.is_file() else "Name a file with --out."
-        raise UsageError(f"{out} is there already. {advice}")
+        raise UsageError(f"{out} already exists. {advice}")
     if not out.parent.is_dir():
         raise UsageError(f"The folder {out.parent} for {out.name} does not exist. Create it, or pass another --out.")
 
 
 def _write(out: Path, table: dict[str, Any], force: bool) -> None:
-    # In ASCII: a server reads the file in the character set of its machine.
+    # ASCII: a server reads the file in the character set of its machine.
     content = json.dumps(table, indent=0).encode() + b"\n"
     write_atomic(out, content, exclusive=not force)
     if not force and out.read_bytes() != content:
-        raise UsageError(
-            f"{out} was written by another process during the run and is kept. Give another --out, or --force."
-        )
+        raise UsageError(f"{out} was written by another process and is kept. Give another --out, or --force.")

@@ -174,7 +174,7 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "positions": ("lm", config(max_position_embeddings=HUGE), "max_position_embeddings"),
     "large positions": ("lm", config(max_position_embeddings=4_000_000), "larger model"),
     "heads": ("lm", config(num_attention_heads=0), "num_attention_heads = 0"),
-    "odd heads": ("lm", config(num_attention_heads=5), "num_attention_heads = 5, which does not divide"),
+    "odd heads": ("lm", config(num_attention_heads=5), "is not a multiple of the number of attention heads (5)"),
     "types": ("lm", config(type_vocab_size=-2), "type_vocab_size = -2"),
     "text": ("lm", config(vocab_size="116"), "vocab_size = '116'"),
     "fraction": ("lm", config(num_hidden_layers=2.5), "num_hidden_layers = 2.5"),
@@ -195,10 +195,10 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "large config": ("lm", file("config.json", "[" + "[]," * 5_000_000 + "[]]"), "config.json cannot be read"),
     "list": ("lm", file("tokenizer_config.json", "[]"), "tokenizer_config.json cannot be read"),
     # Headers.
-    "million tensors": ("lm", header(million()), "model.safetensors is no safetensors file, or"),
-    "endless header": ("lm", file("model.safetensors", b"\xff" * 8), "no safetensors file"),
+    "million tensors": ("lm", header(million()), "model.safetensors is not a safetensors file, or"),
+    "endless header": ("lm", file("model.safetensors", b"\xff" * 8), "not a safetensors file"),
     "shape": ("lm", header(b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4]}}', b"0000"), "beyond"),
-    "header of text": ("lm", header(b'{"a":{"dtype":1,"shape":"x","data_offsets":[0,4]}}', b"0000"), "no safetensors"),
+    "header of text": ("lm", header(b'{"a":{"dtype":1,"shape":"x","data_offsets":[0,4]}}', b"0000"), "safetensors"),
     "pipe": ("lm", pipe, "regular"),
     # Weights.
     "nan": ("lm", tensor(POSITIONS, float("nan")), "1 of the 2,048 numbers of 'bert.embeddings.position_embeddings"),

@@ -268,8 +268,8 @@ def test_a_gated_model_says_so(hub: Hub, tmp_path: Path) -> None:
     ("files", "said"),
     [
         (None, "No model 'made/other': looked for a folder of that name here, and for a model"),
-        ({"heads.pt": b"pickle"}, "has no file that a checkpoint is read from: looked for *.json, *.txt"),
-        ({"config.json": {"architectures": ["BertModel"]}}, "made/other is no checkpoint of a known family. Looked"),
+        ({"heads.pt": b"pickle"}, "has no file of a checkpoint: looked for *.json, *.txt"),
+        ({"config.json": {"architectures": ["BertModel"]}}, "made/other is not a checkpoint of a known family. Looked"),
     ],
 )
 def test_what_the_hub_cannot_give_is_one_sentence(

@@ -136,13 +136,13 @@ def test_parameters_are_those_that_the_library_counts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 64, struct.pack("<Q", 2) + b"[]"])
 def test_a_file_that_is_no_safetensors_is_said(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(CheckpointError, match="model.safetensors is no safetensors file"):
+    with pytest.raises(CheckpointError, match="model.safetensors is not a safetensors file"):
         look(make(tmp_path, **{"model.safetensors": content}))
 
 
 def test_a_download_that_was_cut_short_is_said(tmp_path: Path) -> None:
     whole = safetensors(a=[3, 4])
-    with pytest.raises(CheckpointError, match=f"has {len(whole) - 1:,} bytes; .* takes {len(whole):,}"):
+    with pytest.raises(CheckpointError, match=f"has {len(whole) - 1:,} bytes, but its header declares {len(whole):,}"):
         look(make(tmp_path, **{"model.safetensors": whole[:-1]}))
 
 
@@ -189,15 +189,15 @@ PICKLED = {"model.safetensors": None, "pytorch_model.bin": b"pickle"}
 @pytest.mark.parametrize(
     ("tokenizer", "files", "said"),
     [
-        ("wordpiece", LARGE, "has 50,265 token ids. A sparse_vector index (SEISMIC) takes ids below 32,768 only"),
+        ("wordpiece", LARGE, "has 50,265 token ids. A sparse_vector index (SEISMIC) supports only ids below 32,768"),
         ("wordpiece", {"README.md": b"---\nlicense: cc-by-nc-4.0\n---\n"}, "license cc-by-nc-4.0, which forbids"),
-        ("wordpiece", CODE, "brings remote code: class MadeForMaskedLM of modeling_made.py"),
-        ("bpe", LARGE, "has BPE tokens such as Ġthe, which OpenSearch's own analyzers do not make"),
-        ("wordpiece", {}, "has another vocabulary than bert-base-uncased"),
-        ("wordpiece", {"tokenizer_config.json": BARE}, "names no padding token"),
+        ("wordpiece", CODE, "needs remote code: class MadeForMaskedLM of modeling_made.py"),
+        ("bpe", LARGE, "has BPE tokens such as Ġthe, that OpenSearch's analyzer bert-uncased does not give"),
+        ("wordpiece", {}, "has WordPiece tokens that OpenSearch's analyzer bert-uncased"),
+        ("wordpiece", {"tokenizer_config.json": BARE}, "has no padding token"),
         ("none", {"vocab.txt": b"[PAD]\nthe\nthe\n"}, "gives the token 'the' to several ids"),
         ("none", {}, "has neither tokenizer.json nor vocab.txt"),
-        ("wordpiece", PICKLED, "keeps its weights in a pickle"),
+        ("wordpiece", PICKLED, "has its weights in a pickle"),
         ("wordpiece", {"model.safetensors": None}, "has no weights as safetensors"),
         ("wordpiece", {**SPLADE, "1_SpladePooling/config.json": {"activation_function": "gelu"}}, "activation 'gelu'"),
     ],
@@ -268,7 +268,7 @@ def test_the_command_prints_lines_and_json(tmp_path: Path) -> None:
         "prompt      'q: '",
     ):
         assert f"\n{line}\n" in f"\n{shown.out}"
-    assert f"\nWarning: {folder} has another vocabulary" in shown.out
+    assert f"\nWarning: {folder} has WordPiece tokens that" in shown.out
     printed = json.loads(command("inspect", folder, "--json").out)
     assert printed == json.loads(json.dumps(asdict(look(folder))))
 

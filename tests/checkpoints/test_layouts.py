@@ -127,14 +127,14 @@ def test_the_config_of_the_first_releases_is_found_by_its_other_name(tmp_path: P
             {"max_seq_length": "40"},
             "Expected `int | null`, got `str` - at `$.max_seq_length`",
         ),
-        ("sentence_bert_config.json", {"max_seq_length": -1}, "cut a text at -1 tokens"),
+        ("sentence_bert_config.json", {"max_seq_length": -1}, "Expected `int` >= 1 - at `$.max_seq_length`"),
         (
             "config_sentence_transformers.json",
             {"prompts": ["q: "]},
             "Expected `object | null`, got `array` - at `$.prompts`",
         ),
-        ("config_sentence_transformers.json", {"max_active_dims": 0}, "max_active_dims is 0"),
-        ("config_sentence_transformers.json", {"max_active_dims": "10"}, "max_active_dims is '10'"),
+        ("config_sentence_transformers.json", {"max_active_dims": 0}, "Expected `int` >= 1 - at `$.max_active_dims`"),
+        ("config_sentence_transformers.json", {"max_active_dims": "10"}, "got `str` - at `$.max_active_dims`"),
         (
             "modules.json",
             [{"idx": "first", "type": f"{OLD}.SpladePooling"}],
@@ -149,7 +149,7 @@ def test_what_no_release_writes_is_one_sentence(tmp_path: Path, name: str, conte
 
 
 def test_architectures_that_are_no_list_name_no_masked_lm(tmp_path: Path) -> None:
-    assert "no checkpoint of a known family" in message_of(make(tmp_path, {"config.json": {"architectures": 5}}))
+    assert "not a checkpoint of a known family" in message_of(make(tmp_path, {"config.json": {"architectures": 5}}))
 
 
 def test_a_masked_lm_with_a_table_beside_it(tmp_path: Path) -> None:
@@ -203,8 +203,8 @@ def test_code_of_a_checkpoints_own_is_named(tmp_path: Path, config: dict, expect
         ({**SYMMETRIC, "modules.json": modules(*[f"{OLD}.{kind}" for kind in ("Transformer", "SpladePooling")],
                                                paths=("../..", ""))}, "'../..', which is outside the checkpoint"),
         ({**PLAIN, "modules.json": modules(f"{OLD}.Transformer", "sentence_transformers.models.Pooling")},
-         "no checkpoint of a known family"),
-        ({**PLAIN, "config.json": {"architectures": ["BertModel"]}}, "no checkpoint of a known family"),
+         "not a checkpoint of a known family"),
+        ({**PLAIN, "config.json": {"architectures": ["BertModel"]}}, "not a checkpoint of a known family"),
         ({**PLAIN, "config.json": {}}, "Found in the folder: config.json, model.safetensors"),
         ({}, "Found in the folder: nothing"),
         ({**PLAIN, "config.json": b"{"}, "config.json cannot be read: Expecting property name"),

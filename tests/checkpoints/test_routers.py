@@ -129,7 +129,7 @@ def test_a_table_that_the_router_names_by_path(tmp_path: Path) -> None:
         ({**ROUTER, "router_config.json": {**ROUTER["router_config.json"], "parameters": [1]}},
          "Expected `object | null`, got `array` - at `$.parameters`"),
         (with_config('["query_0_SparseStaticEmbedding"]', "[]"), "sends queries through no module"),
-        (with_config('"query":', '"ask":'), "sends queries through no module, which this release cannot build"),
+        (with_config('"query":', '"ask":'), "sends queries through no module, which is not supported"),
         (with_config(f"{OLD}.SparseStaticEmbedding", f"{OLD}.BoW"), "sends queries through BoW"),
         (with_config(f"{OLD}.SpladePooling", f"{OLD}.Pooling"), "sends documents through MLMTransformer, Pooling"),
         (with_config(f"{OLD}.SparseStatic", "idf.SparseStatic"), "remote code: the module idf.SparseStaticEmbedding"),

@@ -163,7 +163,7 @@ def test_a_query_checkpoint_follows_its_own_files_and_what_is_asked(tmp_path: Pa
         ({name: content for name, content in SYMMETRIC.items() if name != "config.json"}, "has no config.json"),
         ({"idf.json": {"a": 1.0}, "tokenizer.json": {}}, "weight table for queries and no model for documents"),
         ({**PLAIN, "config.json": {**CONFIG, "model_type": "mine", "auto_map": {"AutoModelForMaskedLM": "m.M"}}},
-         "brings remote code: class M of m.py"),
+         "has remote code: class M of m.py"),
     ],
 )  # fmt: skip
 def test_documents_that_cannot_be_encoded_are_refused_before_a_model_is_built(tmp_path: Path, files, said) -> None:
@@ -174,7 +174,8 @@ def test_documents_that_cannot_be_encoded_are_refused_before_a_model_is_built(tm
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json", "model-00001-of-2.safetensors"])
 def test_each_form_of_weights_is_enough(tmp_path: Path, name: str) -> None:
-    assert resolved(make(tmp_path, {"config.json": CONFIG, name: {}})).activation == "relu"
+    content = {"weight_map": {"bias": "config.json"}} if name.endswith("index.json") else {}
+    assert resolved(make(tmp_path, {"config.json": CONFIG, name: content})).activation == "relu"
 
 
 # The record

@@ -211,12 +211,12 @@ def test_topics_give_number_and_title(tmp_path):
 @pytest.mark.parametrize(
     ("topics", "line", "reason"),
     [
-        ("<top>\n<num> 1\n<title> a\n", 2, "the topic that begins here has no </top>; is the file cut off?"),
-        ("<top>\n<num> 1\n<title> a\n<top>\n<num> 2", 2, "the topic that begins here has no </top>"),
+        ("<top>\n<num> 1\n<title> a\n", 2, "the topic has no </top>; is the file cut off?"),
+        ("<top>\n<num> 1\n<title> a\n<top>\n<num> 2", 2, "the topic has no </top>"),
         ("<top>\n<num> 1\n<desc> a\n</top>", 2, "the topic has no <title>, which was expected"),
         ("<top>\n<title> a\n</top>", 2, "the topic has no <num>"),
         ("<top>\n<num> 1\n<title>\n<desc> a\n</top>", 2, "the topic has no <title>"),
-        ("<top>\n<num> 1\n<num> 2\n<title> a\n</top>", 2, "the topic has <num> twice"),
+        ("<top>\n<num> 1\n<num> 2\n<title> a\n</top>", 2, "the topic has two <num>"),
         ("<top><num>1<title>a</top> b", 2, 'something follows </top>: "b"'),
         ("<top><num>1<title>a</top>\n2\tb", 3, '<top> was expected, found "2\\tb"'),
         ("<top><num>1<title>a</top>\n<top><num>1<title>b</top>", 3, 'duplicate query id "1": first at line 2'),

@@ -128,7 +128,7 @@ def test_offsets_outside_of_their_buffer_are_damage_and_not_read(tmp_path):
     offsets = pa.array([0, 1 << 30, 2], pa.int32()).buffers()[1]
     texts = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"ab")])
     path = write(tmp_path / "c.arrows", {"_id": pa.array(["1", "2"]), "text": texts})
-    with pytest.raises(CorpusError, match=r"c.arrows is damaged or cut off after row 0: .*Get the file again"):
+    with pytest.raises(CorpusError, match=r"c.arrows is damaged or cut off after row 0: .*Get it again"):
         read(path)
 
 
@@ -161,7 +161,7 @@ def test_a_damaged_page_of_parquet_is_an_error_where_it_has_checksums(tmp_path):
 def test_a_form_with_its_index_at_the_end_is_not_read_compressed(tmp_path, name):
     path = write(tmp_path / name.rpartition(".")[0], {"_id": pa.array([1]), "text": pa.array(["a"])})
     (tmp_path / name).write_bytes(packed(name, path.read_bytes()))
-    with pytest.raises(CorpusError, match="is at its end"):
+    with pytest.raises(CorpusError, match="cannot be read .*from a pipe or"):
         read(tmp_path / name)
 
 

@@ -145,7 +145,7 @@ def test_standard_input_takes_every_form_that_streams(folder: Path, expected: li
 def test_standard_input_cannot_be_a_form_with_an_index_at_its_end(folder: Path, monkeypatch, form: str) -> None:
     content = (folder / f"corpus{form}").read_bytes()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))
-    with pytest.raises(CorpusError, match="is at its end"):
+    with pytest.raises(CorpusError, match="cannot be read .*from a pipe or"):
         format = "parquet" if form == ".parquet" else "arrow"
         rows_of(open_corpus(["-"], fields=FieldNames(), format=format))
 

@@ -167,7 +167,7 @@ def test_going_on_reads_nothing_before_the_row_group(folder: Path) -> None:
         ("made:corpus:test", {}, 'has no split "test"; the splits there are: old, one'),
         ("made:corpus:old", {"text": "body"}, 'no column "body" for the text; the columns there are "_id"'),
         ("made:corpus:one", {"id": "year", "text": "year"}, 'the text in "year" is of type int64'),
-        ("empty", {}, "holds no data files that can be read"),
+        ("empty", {}, "has no data files that can be read"),
         ("script", {}, "is built by a Python script, which is never run"),
     ],
 )  # fmt: skip
@@ -185,7 +185,7 @@ def test_a_folder_names_no_data_files_elsewhere(path: str, tmp_path: Path) -> No
     (tmp_path / "else.jsonl").write_text('{"_id": "1", "text": "of another folder"}\n')
     folder = tmp_path / "dataset"
     folder.mkdir()
-    with web_server(tmp_path) as url, pytest.raises(CorpusError, match="names the data file .*, which is elsewhere"):
+    with web_server(tmp_path) as url, pytest.raises(CorpusError, match="names the data file .*, which is outside"):
         files = json.dumps([{"split": "train", "path": path.format(tmp_path, url=url)}])
         (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {files}\n---\n")
         open_corpus([f"hf:{folder}"], fields=FieldNames())

@@ -70,7 +70,7 @@ def test_format_msmarco_takes_other_columns(tmp_path):
 
 def test_columns_are_for_tables_of_text_alone(tmp_path):
     path = write(tmp_path / "c.jsonl", "{}\n")
-    with pytest.raises(UsageError, match=r"--columns names the columns of csv, tsv, msmarco .* is jsonl\. Leave out"):
+    with pytest.raises(UsageError, match=r"--columns is for csv, tsv, msmarco; .* is jsonl\. Omit"):
         read(path, columns=["a"])
     for columns in (["a", ""], ["a", "a"]):
         with pytest.raises(UsageError, match="an empty or a duplicate name"):

@@ -67,7 +67,7 @@ def test_collections_are_named_in_any_case_and_all_are_thirteen():
     assert collections_named(("nanofever", "NQ", "fever")) == ["FEVER", "NQ"]
     assert collections_named(("all",)) == list(COLLECTIONS)
     assert len(COLLECTIONS) == 13
-    with pytest.raises(UsageError, match="'beir' is no collection of NanoBEIR. There are all, ClimateFEVER"):
+    with pytest.raises(UsageError, match="'beir' is not a collection of NanoBEIR; expected all, ClimateFEVER"):
         collections_named(("beir",))
 
 

@@ -117,7 +117,7 @@ def test_a_table_in_a_pickle_needs_torch_and_nothing_else(
 @pytest.mark.parametrize("content", [{"other": torch.zeros(3)}, {"weight": torch.zeros(3, 3)}, [1.0]])
 def test_a_pickle_without_a_table_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="one tensor `weight`"):
+    with pytest.raises(CheckpointError, match="no tensor `weight`|not tensors with a name"):
         read_table(tmp_path / "pytorch_model.bin")
 
 

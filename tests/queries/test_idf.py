@@ -129,7 +129,7 @@ def test_a_bad_document_ends_it_with_nothing_written_or_is_named_and_counted(fol
     given = ["--model", str(folder), "--corpus", str(path), "--out", str(out), "--on-bad-document", "skip", "--json"]
     shown = CliRunner().invoke(command, given, standalone_mode=False)
     assert shown.return_value == 3
-    assert "Left out: c.jsonl line 2" in shown.stderr
+    assert "Skipped: c.jsonl line 2" in shown.stderr
     report = json.loads(shown.stdout)
     assert (report["documents"], report["skipped"], report["seen"]) == (2, 1, 2)
     assert out.exists()
@@ -143,7 +143,7 @@ def test_the_first_rows_alone_are_counted_when_asked(folder: Path, tmp_path: Pat
 def test_a_file_that_is_there_stays_unless_forced(folder: Path, tmp_path: Path) -> None:
     spec, out = write_corpus(tmp_path / "c.jsonl", ["river"]), tmp_path / "idf.json"
     out.write_text("mine")
-    with pytest.raises(UsageError, match=r"is there already\. Give --force"):
+    with pytest.raises(UsageError, match=r"already exists\. Give --force"):
         counted(folder, spec, out)
     assert out.read_text() == "mine"
     counted(folder, spec, out, force=True)
@@ -156,14 +156,14 @@ def test_a_file_that_is_there_stays_unless_forced(folder: Path, tmp_path: Path) 
 
 def test_a_file_that_appears_meanwhile_stays(folder: Path, tmp_path: Path) -> None:
     spec, out = write_corpus(tmp_path / "c.jsonl", ["river"]), tmp_path / "idf.json"
-    with pytest.raises(UsageError, match="written by another process during the run"):
+    with pytest.raises(UsageError, match="written by another process and is kept"):
         counted(folder, spec, out, progress=Recorder(lambda documents: out.write_text("theirs")))
     assert out.read_text() == "theirs"
 
 
 def test_a_corpus_without_a_token_a_model_or_a_tokenizer_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     spec = write_corpus(tmp_path / "c.jsonl", ["", "[CLS]"])
-    with pytest.raises(CorpusError, match="No document of the corpus has a token"):
+    with pytest.raises(CorpusError, match="No document has a token"):
         counted(folder, spec, tmp_path / "idf.json")
     with pytest.raises(UsageError, match="No model"):
         counted(folder, spec, tmp_path / "idf.json", model=ModelSettings())

@@ -24,5 +24,5 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         read_vocabulary(tmp_path)
     write_table(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"config.json does not say vocab_size"):
+    with pytest.raises(CheckpointError, match=r"config.json has no vocab_size"):
         read_vocabulary(tmp_path)

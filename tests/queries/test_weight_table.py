@@ -166,7 +166,7 @@ def test_weights_below_zero_are_left_out_and_told(
     by_id = np.array([-1.0 if token == "an" else 2.0 for token in TOKENS], dtype=np.float32)
     save_file({"weight": by_id}, tmp_path / "model.safetensors")
     assert weights_of("catch an", tmp_path, "model.safetensors") == {"catch": 2.0}
-    assert "1 tokens weigh less than zero" in caplog.text
+    assert "1 tokens have a weight below zero" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -183,14 +183,14 @@ def test_a_damaged_tensor_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     save_file({"weight": np.zeros((2, 3), dtype=np.float32), "ids": np.arange(9)}, path)
     whole = path.read_bytes()
     for name in ("weight", "ids", "none"):
-        with pytest.raises(CheckpointError, match="must hold the vector"):
+        with pytest.raises(CheckpointError, match="has no vector"):
             read_vector(path, name)
     for content in (whole[:40], b"", struct.pack("<Q", 1 << 60) + whole[8:], struct.pack("<Q", 3) + b"[1]"):
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match="is no safetensors file"):
+        with pytest.raises(CheckpointError, match="is not a safetensors file"):
             read_vector(path, "weight")
     path.write_bytes(whole[:-1])
-    with pytest.raises(CheckpointError, match=f"has {len(whole) - 1} bytes; .* takes {len(whole)}"):
+    with pytest.raises(CheckpointError, match=f"has {len(whole) - 1} bytes, but its header declares {len(whole)}"):
         read_vector(path, "ids")
     save_file({"weight": np.array([1.0, np.nan], dtype=np.float32)}, path)
     with pytest.raises(
