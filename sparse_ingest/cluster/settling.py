@@ -1,9 +1,6 @@
 """Wait for a cluster: until it answers again, its replicas exist, its writes are on disk.
 
-In: an index. Out: nothing, or a message about what was not done. Every request concerns the index, so a role without
-cluster rights may send it; details that need cluster rights are omitted from messages where they are refused.
-
-Not covered: when to wait (loading/), merges (merging.py).
+Requests concern the index, so a role needs no cluster rights; messages omit details that need them.
 """
 
 from __future__ import annotations
@@ -75,7 +72,7 @@ def unstarted_primaries(client: Client, index: Index) -> str | None:
     if not (missing := sorted(set(range(count)) - started)):
         return None
     return (
-        f"Index {index.name!r} takes no documents: the primary of {len(missing)} of its {count} shards is not "
+        f"Index {index.name!r} accepts no documents: the primary of {len(missing)} of its {count} shards is not "
         f"allocated. {_why_unassigned(client, index, missing[0], primary=True)}"
     )
 
@@ -100,35 +97,32 @@ def wait_for_copies(client: Client, index: Index, reporter: Reporter, *, patienc
         primaries = int(index.setting("number_of_shards") or 1)
         if nodes is not None and there >= primaries * min(nodes, copies // primaries) and nodes * primaries < copies:
             return (
-                f"Index {index.name!r} asks for {copies // primaries} copies of each shard, but the cluster has "
-                f"{nodes} data node{'s' if nodes > 1 else ''}: {copies - there} of {copies} copies cannot be made. "
+                f"Index {index.name!r} should have {copies // primaries} copies of each shard, but the cluster has "
+                f"{nodes} data node{'s' if nodes > 1 else ''}: {copies - there} of {copies} copies cannot be created. "
                 "Add nodes, or set number_of_replicas in the index body."
             )
         state = (there, _recovered_bytes(client, index))
         if state != last:
             last, changed = state, time.monotonic()
-            reporter.note(f"Index {index.name!r}: {there} of {copies} copies of its shards are there.")
+            reporter.note(f"Index {index.name!r}: {there} of {copies} copies of its shards exist.")
         elif time.monotonic() - changed > patience_s:
             raise ClusterError(
-                f"Index {index.name!r} has {there} of {copies} copies of its shards, and for {patience_s:g} s nothing "
-                f"has changed. {_why_unassigned(client, index, 0, primary=False)} Fix that, or set number_of_replicas "
-                "to what the cluster can hold, then start the same command again."
+                f"Index {index.name!r} has {there} of {copies} copies of its shards, without a change for "
+                f"{patience_s:g} s. {_why_unassigned(client, index, 0, primary=False)} Fix that, or reduce "
+                "number_of_replicas, then start the same command again."
             )
         missing = f"index {index.name!r} has {there} of {copies} copies of its shards, for up to {patience_s:g} s."
         client.waiting.pause(_POLL_S, missing)
 
 
 class Durability:
-    """Makes sure that every write an index has confirmed is on its disk.
+    """Flushes confirmed writes to disk, which is needed only with `translog.durability: async`.
 
-    Needed only with `translog.durability: async`, where a killed server loses writes that it has confirmed. After a
-    flush, everything confirmed is on the disk, unless a primary was restarted or moved since this object was created.
-    With `request`, the default, a confirmation is enough.
+    A flush covers all confirmed writes, unless a primary was restarted or moved since this object was created.
     """
 
     def __init__(self, client: Client, index: Index) -> None:
-        self._client = client
-        self._index = index
+        self._client, self._index = client, index
         self._began = self._primaries()
 
     def settle(self) -> None:
@@ -140,9 +134,9 @@ class Durability:
         answer = self._client.call("POST", f"{self._index.path}/_flush", timeout_s=600)
         if answer["_shards"]["failed"] or self._primaries() != self._began:
             raise ClusterError(
-                f"A primary of index {self._index.name!r} was restarted or moved while the index confirmed writes "
-                "early (translog.durability is async): what it confirmed last may be lost. Start the same command "
-                "again: it sends every shard that is not in the journal, and only those."
+                f"A primary of index {self._index.name!r} was restarted or moved while translog.durability was async: "
+                "the last confirmed writes may be lost. Start the same command again: it sends the shards that are not "
+                "in the journal."
             )
 
     def _primaries(self) -> list[tuple[int, int, str]]:
@@ -176,13 +170,13 @@ def _recovered_bytes(client: Client, index: Index) -> int:
 
 def _why_unassigned(client: Client, index: Index, shard: int, *, primary: bool) -> str:
     """Return why a shard copy is not allocated, with the most frequent reasons of nodes."""
-    asked = {"index": index.name, "shard": shard, "primary": primary}
+    copy = {"index": index.name, "shard": shard, "primary": primary}
     try:
-        answer = client.call("POST", "/_cluster/allocation/explain", asked)
+        answer = client.call("POST", "/_cluster/allocation/explain", copy)
     except ClusterError:
-        return "Ask the cluster why with GET /_cluster/allocation/explain."
+        return "GET /_cluster/allocation/explain reports the reason."
     reason = answer.get("allocate_explanation") or answer.get("unassigned_info", {}).get("reason", "no reason given")
     nodes = [node.get("deciders", ()) for node in answer.get("node_allocation_decisions", ())]
-    said = Counter(str(decider["explanation"]) for deciders in nodes for decider in deciders)
-    details = "; ".join(f"{why} ({count} of {len(nodes)} nodes)" for why, count in said.most_common(2))
-    return f"The cluster says: {': '.join(filter(None, (str(reason).rstrip('.'), details)))}."
+    reasons = Counter(str(decider["explanation"]) for deciders in nodes for decider in deciders)
+    details = "; ".join(f"{why} ({count} of {len(nodes)} nodes)" for why, count in reasons.most_common(2))
+    return f"The cluster reports: {': '.join(filter(None, (str(reason).rstrip('.'), details)))}."

@@ -237,7 +237,7 @@ def test_a_block_such_as_the_full_disk_stops_without_retries(index, block: str) 
     url, made, alias = index
     with through(url) as (client, proxy):
         client.call("PUT", f"/{made.name}/_settings", {block: True})
-        with pytest.raises(ClusterError, match="OpenSearch takes no documents: index .* blocked by"):
+        with pytest.raises(ClusterError, match="OpenSearch accepts no documents: index .* blocked by"):
             list(send(client, requests(5), target=alias, retries=FAST))
         client.call("PUT", f"/{made.name}/_settings", {block: None})
         assert len(proxy.bulk_sizes) == 1
@@ -292,7 +292,7 @@ class Stopping(Recorder):
     [
         (503, "answered 503 made_up"),
         ("drop", "closed the connection"),
-        ("garbage", "no JSON of OpenSearch's"),
+        ("garbage", "not JSON of OpenSearch"),
         ("reject first", "429 rejected_execution_exception"),
     ],
 )
