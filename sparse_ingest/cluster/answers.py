@@ -60,12 +60,7 @@ class BoundedPool:
         self.close = pool.close
 
     def urlopen(self, method: str, url: str, body: bytes | None, *, timeout: float, **more: Any) -> SimpleNamespace:
-        """Send a request and return the parts of its answer that opensearch-py uses.
-
-        Raises:
-            ClusterError: the answer is too large.
-            ReadTimeoutError: its last byte did not arrive in time.
-        """
+        """Send a request and return the parts of its answer that opensearch-py uses."""
         end = time.monotonic() + timeout
         answer = self._pool.urlopen(method, url, body, timeout=timeout, preload_content=False, **more)
         path = url.partition("?")[0]

@@ -99,18 +99,13 @@ def check_seismic(settings: Mapping[str, Any]) -> None:
     """Raise `PipelineError` if a setting of SEISMIC is unknown or not above zero."""
     _refuse_unknown("seismic", settings, ("heap_factor", "k", "top_n"))
     for name, value in settings.items():
-        fits, expected = (_is_number, "number") if name == "heap_factor" else (_is_integer, "whole number")
+        fits, expected = (is_number, "number") if name == "heap_factor" else (_is_integer, "whole number")
         if not fits(value) or value <= 0:
             raise PipelineError(f"[query] seismic.{name} = {value!r}; expected a {expected} above zero.")
 
 
 def check_two_phase(settings: Mapping[str, Any], *, size: int = 10) -> dict[str, Any]:
-    """Return the settings of the two-phase processor with its defaults.
-
-    Raises:
-        PipelineError: a setting is unknown or out of its range.
-        UsageError: the window for `size` documents is larger than max_window_size.
-    """
+    """Return the settings of the two-phase processor with its defaults, or raise `UsageError` for an invalid one."""
     _refuse_unknown("two_phase", settings, TWO_PHASE_DEFAULTS)
     full = {**TWO_PHASE_DEFAULTS, **settings}
     kind, ratio = full["prune_type"], full["prune_ratio"]
@@ -119,8 +114,8 @@ def check_two_phase(settings: Mapping[str, Any], *, size: int = 10) -> dict[str,
     words, ratio_fits = _RATIOS[kind]
     rate, most = full["expansion_rate"], full["max_window_size"]
     for name, fits, expected in (
-        ("prune_ratio", _is_number(ratio) and ratio_fits(ratio), f"{words} with prune_type {kind}"),
-        ("expansion_rate", _is_number(rate) and rate >= 1, "a number of at least 1"),
+        ("prune_ratio", is_number(ratio) and ratio_fits(ratio), f"{words} with prune_type {kind}"),
+        ("expansion_rate", is_number(rate) and rate >= 1, "a number of at least 1"),
         ("max_window_size", _is_integer(most) and most >= _LEAST_WINDOW, f"a whole number of at least {_LEAST_WINDOW}"),
     ):
         if not fits:
@@ -170,7 +165,8 @@ def _is_integer(value: object) -> bool:
     return type(value) is int
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Return whether a value of a settings table is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -53,14 +53,8 @@ class _Segments(NamedTuple):
 def merge(client: Client, index: Index, reporter: Reporter, merged: Mapping[str, int] | None = None) -> Merged:
     """Merge every shard into one segment without the second copy of its documents.
 
-    Args:
-        client: The cluster. A stop request of its reporter ends the merge with `Interrupted`.
-        index: The index.
-        reporter: Gets notes on waits, and on why the index may be larger than necessary.
-        merged: The `state` of an earlier merge. If no operation came after it, nothing is merged.
-
-    Raises:
-        ClusterError: the index is gone, or the cluster refuses.
+    The reporter gets notes on waits, and on why the index may be larger than necessary. `merged` is the `state` of an
+    earlier merge: without later operations, nothing is merged.
     """
     before = _segments(client, index)
     last = _last_operations(client, index)

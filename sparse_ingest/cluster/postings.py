@@ -139,11 +139,7 @@ def count_parents(client: Client, index: str, doc_ids: Iterable[str]) -> int:
 
 
 def count_holding(client: Client, index: str, field: str, tokens: Sequence[str]) -> dict[str, int]:
-    """Return for each token how many documents have it in a rank_features field.
-
-    Raises:
-        ClusterError: the cluster lacks the neural-search plugin.
-    """
+    """Return for each token how many documents have it in a rank_features field. Requires the neural-search plugin."""
     path, wanted = f"{path_of(index)}/_msearch", "responses.hits.total.value"
     bodies = ({"size": 0, "track_total_hits": True, "query": _token_query(field, [token])} for token in tokens)
     answers = search_many(client, path, bodies, index, at_once=_SEARCHES, filter_path=wanted)

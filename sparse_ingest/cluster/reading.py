@@ -126,12 +126,7 @@ class StoredReader:
 def search_many(
     client: Client, path: str, bodies: Iterable[Mapping[str, Any]], index: str, *, at_once: int, filter_path: str = ""
 ) -> Iterator[Any]:
-    """Send searches, `at_once` of them in one `_msearch`, and yield their responses in order.
-
-    Raises:
-        PartialAnswerError: a shard did not answer, or time ran out.
-        ClusterError: a search failed.
-    """
+    """Send searches, `at_once` of them in one `_msearch`, and yield their responses in order."""
     params = {"max_concurrent_searches": "2"}
     if filter_path:
         params["filter_path"] = f"responses.error,responses.status,responses._shards,responses.t*,{filter_path}"

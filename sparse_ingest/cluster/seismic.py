@@ -18,6 +18,7 @@ import numpy.typing as npt
 from sparse_ingest.cluster.bulk_bodies import shortest_between
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.indexes import Index
+from sparse_ingest.cluster.limits import is_number
 from sparse_ingest.cluster.preflight import PreflightReport
 from sparse_ingest.cluster.scores import DROPPED_BITS, LEVELS, stored_bytes, weight_codes
 from sparse_ingest.errors import ClusterError, PipelineError
@@ -72,11 +73,7 @@ class ByteCodes:
 
 
 def fit(body: dict[str, Any], field: str, report: PreflightReport) -> tuple[dict[str, Any], str]:
-    """Return the body with parameters that fit the run, where it has none, and a message about clipped weights.
-
-    Raises:
-        PipelineError: a parameter of the body is not a number above zero.
-    """
+    """Return the body with parameters that fit the run, where it has none, and a message about clipped weights."""
     body = copy.deepcopy(body)
     entry: dict[str, Any] = body["mappings"]
     for name in field.split(".") if field not in entry["properties"] else [field]:
@@ -85,7 +82,7 @@ def fit(body: dict[str, Any], field: str, report: PreflightReport) -> tuple[dict
     named = method.get("parameters") or {}
     for name in ("quantization_ceiling_ingest", "approximate_threshold"):
         value = named.get(name, 1)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not (0 <= value < math.inf):
+        if not is_number(value) or value < 0:
             raise PipelineError(f"The index body has {name} = {value!r}; expected a number above zero.")
     method["parameters"] = {
         "approximate_threshold": fitted_threshold(report.documents, _primaries(body)),

@@ -22,12 +22,7 @@ T = TypeVar("T")
 
 
 def patiently(ask: Callable[[], T], retries: Retries, waiting: Waiting = Waiting("")) -> T:  # noqa: B008 - silent
-    """Call `ask` until it succeeds, with the pauses of a bulk request, and return its result. It must be repeatable.
-
-    Raises:
-        ClusterError: the error of the last attempt.
-        Interrupted: a stop was requested.
-    """
+    """Call `ask` until it succeeds, with the pauses of a bulk request. Return its result or raise its last error."""
     attempt, end = 0, time.monotonic() + waiting.patience_s
     while True:
         try:
@@ -45,11 +40,9 @@ def patiently(ask: Callable[[], T], retries: Retries, waiting: Waiting = Waiting
 
 
 def wait_for_primaries(client: Client, index: Index, retries: Retries) -> None:
-    """Wait until the primary of each shard is started. Without one, OpenSearch answers no request for documents.
+    """Wait until all primaries are started: without one, OpenSearch answers no request for documents.
 
-    Raises:
-        ClusterError: one is still missing after the sum of the longest pauses of `retries`, or the client's patience.
-        Interrupted: a stop was requested.
+    Raise `ClusterError` after the sum of the longest pauses of `retries`, or the client's patience.
     """
     patience_s = min(retries.attempts * retries.cap_s, client.waiting.patience_s)
     began = time.monotonic()
@@ -80,17 +73,14 @@ def unstarted_primaries(client: Client, index: Index) -> str | None:
 def wait_for_copies(client: Client, index: Index, reporter: Reporter, *, patience_s: float = 300.0) -> str | None:
     """Wait until all copies of the shards exist. Return a message if the cluster has too few nodes for them.
 
-    Args:
-        patience_s: give up after so many seconds without any change; sooner if the client's patience ends.
-
-    Raises:
-        ClusterError: copies are missing, and nothing changed for `patience_s`.
+    Raise `ClusterError` after `patience_s` seconds without a change, or the client's patience.
     """
     last: object = None
     patience_s = min(patience_s, client.waiting.patience_s)
     changed = time.monotonic()
     while True:
-        copies, there = _copies(client, index)
+        shards = client.call("GET", f"{index.path}/_stats/docs", params={"filter_path": "_shards"})["_shards"]
+        copies, there = int(shards["total"]), int(shards["successful"])
         if there >= copies:
             return None
         nodes = _data_nodes(client)
@@ -126,11 +116,7 @@ class Durability:
         self._began = self._primaries()
 
     def settle(self) -> None:
-        """Flush everything that was confirmed to disk.
-
-        Raises:
-            ClusterError: a primary was restarted or moved, so writes that it had confirmed may be lost.
-        """
+        """Flush confirmed writes to disk. Raise `ClusterError` if a primary was restarted or moved."""
         answer = self._client.call("POST", f"{self._index.path}/_flush", timeout_s=600)
         if answer["_shards"]["failed"] or self._primaries() != self._began:
             raise ClusterError(
@@ -147,12 +133,6 @@ class Durability:
             for shard in answer.get(self._index.name, {}).get("shards", [])
             if shard["primary"]
         )
-
-
-def _copies(client: Client, index: Index) -> tuple[int, int]:
-    """Return how many copies of shards the index should have, and how many exist. Primaries count."""
-    answer = client.call("GET", f"{index.path}/_stats/docs", params={"filter_path": "_shards"})
-    return int(answer["_shards"]["total"]), int(answer["_shards"]["successful"])
 
 
 def _data_nodes(client: Client) -> int | None:

@@ -22,11 +22,7 @@ UpdateOperation = Literal["update", "replace"]
 
 
 def with_field(index: Index | None, name: str, field: str, kind: str) -> Index:
-    """Return the index as it will be with the sparse field.
-
-    Raises:
-        ClusterError: the index does not exist, updates would lose fields, or the field cannot be added.
-    """
+    """Return the index as it will be with the sparse field. Raise `ClusterError` if updates would lose fields."""
     if index is None:
         raise ClusterError(
             f"Index {name!r} does not exist; --update adds vectors to existing documents. Check --index, or omit "

@@ -21,16 +21,9 @@ _SETTING = "compatibility.override_main_response_version"
 
 
 def version_of(root: Any, address: str, who: str, find: Callable[[str], Any]) -> Version:
-    """Return the version of the OpenSearch that answered `GET /` with `root`.
+    """Return the version of the OpenSearch that answered `GET /` with `root`, or raise `ClusterError`.
 
-    Args:
-        root: The answer.
-        address: The address of the cluster, for messages.
-        who: The user or role of the connection, for messages.
-        find: A function that returns the answer to another GET, or None if it is refused.
-
-    Raises:
-        ClusterError: It is not OpenSearch, is too old, or does not report its version.
+    `find` returns the answer to another GET, or None if it is refused; address and `who`, the user, are for messages.
     """
     version = root.get("version") if isinstance(root, dict) else None
     version = version if isinstance(version, dict) else {}

@@ -44,12 +44,7 @@ class Waiting:
         self._said: dict[str, tuple[float, int]] = {}
 
     def answer(self, what: str, ask: Callable[[], T], timeout_s: float = math.inf) -> T:
-        """Return what `ask` returns. It runs in its own thread, which continues if the wait ends first.
-
-        Raises:
-            Interrupted: A stop was requested, and no answer came.
-            TimeoutError: The last byte of the answer did not come within `timeout_s`.
-        """
+        """Return what `ask` returns. Raise `Interrupted` on a stop request, `TimeoutError` after `timeout_s`."""
         reply, began = in_thread(ask, what), time.monotonic()
         while not wait([reply], LOOK_S).done:
             waited = time.monotonic() - began

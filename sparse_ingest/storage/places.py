@@ -246,11 +246,7 @@ class RemotePath:
     def _request(self, done: str, ask: Callable[[], T], **sizes: Any) -> T:
         """Return what a request returns, and repeat it on failure if no library does; `sizes` as for `answered`.
 
-        Raises:
-            FileNotFoundError: The store does not have the file.
-            FileExistsError: `ask` raised it.
-            StorageError: Any other failure, with one message that names the file and contains no secret.
-            Interrupted: SIGTERM arrived during a silence.
+        Failures other than FileNotFoundError and FileExistsError raise a `StorageError` without secrets.
         """
         return answered(lambda: self._repeated(done, ask), str(self), **sizes)
 

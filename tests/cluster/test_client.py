@@ -112,6 +112,7 @@ def test_a_server_that_never_answers_times_out() -> None:
         (root("8.15.0", None), r"is not OpenSearch \(it reports version 8.15.0\)"),
         ({"hello": "world"}, "is not OpenSearch; sparse-ingest needs"),
         ([1], "not JSON of OpenSearch"),
+        (root("3.6.0") | {"cluster_uuid": "../x"}, "not JSON of OpenSearch"),
     ],
 )
 def test_what_is_no_opensearch_of_a_known_version_is_refused(body: object, sentence: str) -> None:
