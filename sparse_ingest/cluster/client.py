@@ -326,7 +326,7 @@ def _refuse_conflicts(connection: Connection, address: Address) -> None:
     if not isinstance(connection.timeout_s, int | float) or not connection.timeout_s > 0:
         raise UsageError("--timeout (or SPARSE_INGEST_TIMEOUT): expected seconds above zero, such as 600.")
     if user and password is None:
-        raise UsageError(f"User {user!r} has no password: give --password or set SPARSE_INGEST_PASSWORD.")
+        raise UsageError(f"User {user!r} has no password: pass --password or set SPARSE_INGEST_PASSWORD.")
     if user and connection.aws_service:
         raise UsageError(
             f"--aws-service signs requests, so user {user!r} has no effect. Omit --user and --password, or "

@@ -27,19 +27,12 @@ _ROUNDS = 30  # of as many deletions as shards: a shard is missed by all with pr
 
 
 class Merged(NamedTuple):
-    """What a merge did.
-
-    Attributes:
-        from_bytes: size of the segments that searches use, without replicas, before the merge.
-        to_bytes: the same after it.
-        undone: a message if a shard still has more than one segment.
-        state: the last operation of each shard, or None if another merge could free more.
-    """
+    """Sizes before and after a merge: of the segments that searches use, without replicas."""
 
     from_bytes: int
     to_bytes: int
-    undone: str | None
-    state: dict[str, int] | None
+    undone: str | None  # a message if a shard still has more than one segment
+    state: dict[str, int] | None  # the last operation of each shard, or None if another merge could free more
 
 
 class _Segments(NamedTuple):

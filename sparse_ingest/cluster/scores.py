@@ -55,16 +55,11 @@ def posting_bytes(
     code_bits: float = _CODE_BITS,
     code_bytes: float = _CODE_BYTES,
 ) -> float:
-    """Predict the bytes of the postings of all tokens and of their dictionary, in one segment.
+    """Predict the bytes of the postings of all tokens and of their dictionary, in one segment of an index.
 
-    tests/planning/test_plan.py compares with OpenSearch 3.6.0. Ids, `_source` and other fields are not included, nor
-    the clusters of a sparse_vector field.
-
-    Args:
-        frequencies: how many documents contain each token, shape [vocabulary].
-        documents: how many documents the index has.
-        code_bits: bits of a code in a block; the default is for weights.
-        code_bytes: bytes of a code outside of blocks.
+    `frequencies` is the number of documents of each token. A code has `code_bits` in a block and `code_bytes` outside.
+    Not included are other fields and the clusters of a sparse_vector field. tests/planning/test_plan.py compares with
+    OpenSearch 3.6.0.
     """
     held = frequencies[frequencies > 0]
     blocks = np.floor(held / BLOCK)

@@ -22,7 +22,7 @@ from sparse_ingest.cluster.bulk_bodies import BulkRequest
 from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError, path_of
 from sparse_ingest.cluster.failures import BUSY, error_of, is_block
 from sparse_ingest.cluster.pacing import FEWEST_BYTES, Attempt, Pace
-from sparse_ingest.cluster.waiting import LOOK_S, SAY_S
+from sparse_ingest.cluster.waiting import SAY_S
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.records import Outcome, Refusal
 from sparse_ingest.storage.waiting import in_thread
@@ -232,13 +232,10 @@ class _Sender:
 
     def _pause(self, seconds: float, why: str | None = None) -> None:
         """Sleep, unless this sender is stopped; with `why`, a stop request ends the pause too."""
-        end = time.monotonic() + seconds
-        while not self._stopped.wait(min(LOOK_S, max(0, end - time.monotonic()))):
-            if why:
-                self._client.waiting.remind(why, max(0, end - time.monotonic()))
-            if time.monotonic() >= end:
-                return
-        raise ClusterError("The load was stopped.")
+        if why:
+            self._client.waiting.pause(seconds, why, self._stopped)
+        if self._stopped.wait(0 if why else seconds):
+            raise ClusterError("The load was stopped.")
 
     def _ask(self, body: bytes, timeout_s: float) -> Any:
         # _none: the documents have their vectors, which an encoding default pipeline of the index would replace.

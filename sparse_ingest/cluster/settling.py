@@ -21,7 +21,7 @@ _POLL_S = 2.0
 T = TypeVar("T")
 
 
-def patiently(ask: Callable[[], T], retries: Retries, waiting: Waiting = Waiting("")) -> T:  # noqa: B008 - silent
+def patiently(ask: Callable[[], T], retries: Retries, waiting: Waiting) -> T:
     """Call `ask` until it succeeds, with the pauses of a bulk request. Return its result or raise its last error."""
     attempt, end = 0, time.monotonic() + waiting.patience_s
     while True:
@@ -83,7 +83,8 @@ def wait_for_copies(client: Client, index: Index, reporter: Reporter, *, patienc
         copies, there = int(shards["total"]), int(shards["successful"])
         if there >= copies:
             return None
-        nodes = _data_nodes(client)
+        health = client.find("/_cluster/health", absent=(403, 404, 405, 408))
+        nodes = int(health["number_of_data_nodes"]) if health else None  # None: the role may not ask
         primaries = int(index.setting("number_of_shards") or 1)
         if nodes is not None and there >= primaries * min(nodes, copies // primaries) and nodes * primaries < copies:
             return (
@@ -133,12 +134,6 @@ class Durability:
             for shard in answer.get(self._index.name, {}).get("shards", [])
             if shard["primary"]
         )
-
-
-def _data_nodes(client: Client) -> int | None:
-    """Return how many nodes can hold a shard, or None if the role may not ask."""
-    health = client.find("/_cluster/health", absent=(403, 404, 405, 408))
-    return int(health["number_of_data_nodes"]) if health else None
 
 
 def _recovered_bytes(client: Client, index: Index) -> int:

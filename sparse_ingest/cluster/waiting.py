@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable
 from concurrent.futures import wait
-from threading import Lock
+from threading import Event, Lock
 from typing import TypeVar
 
 from sparse_ingest.errors import Interrupted
@@ -20,7 +20,7 @@ from sparse_ingest.reporting import SILENT, Reporter
 from sparse_ingest.storage.waiting import in_thread
 
 SAY_S = 10.0
-LOOK_S = 0.1  # between looks at stop requests
+_LOOK_S = 0.1  # between looks at stop requests
 _SLOW_S = 4.0  # a request that takes longer is abandoned when a stop is requested
 _MARGIN_S = 1.0  # for the request to end with its own, more specific error
 _NUMBER = re.compile(r"(?<!answered )(?<![0-9a-f])[0-9a-f]*\d[0-9a-f]*")  # except the status of an answer
@@ -46,7 +46,7 @@ class Waiting:
     def answer(self, what: str, ask: Callable[[], T], timeout_s: float = math.inf) -> T:
         """Return what `ask` returns. Raise `Interrupted` on a stop request, `TimeoutError` after `timeout_s`."""
         reply, began = in_thread(ask, what), time.monotonic()
-        while not wait([reply], LOOK_S).done:
+        while not wait([reply], _LOOK_S).done:
             waited = time.monotonic() - began
             if waited > timeout_s + _MARGIN_S:
                 raise TimeoutError
@@ -54,31 +54,26 @@ class Waiting:
             if waited >= SAY_S:
                 self.say(what, f"{why}; waiting up to {timeout_s:g} s.", counted=False)
             if waited > _SLOW_S or self._ended:
-                self.refuse_stopped(why)
+                self._refuse_stopped(why)
+
         try:
             return reply.result()
         finally:
             del reply  # the traceback of an error would keep the error and the request alive
 
-    def pause(self, seconds: float, why: str) -> None:
-        """Sleep, and report every 10 s what is waited for. Raise `Interrupted` on a stop request."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            self.remind(why, left)
-            time.sleep(min(left, LOOK_S))
-
-    def remind(self, why: str, left_s: float) -> None:
-        """Report a pause if the last report is 10 s old. Raise `Interrupted` on a stop request."""
-        self.refuse_stopped(why)
-        self._said.setdefault(_NUMBER.sub("#", why), (time.monotonic(), 0))
-        self.say(why, f"Trying again in {left_s:.0f} s: {why}", counted=False)
+    def pause(self, seconds: float, why: str, ended: Event | None = None) -> None:
+        """Sleep or wait for `ended`, and report every 10 s. Raise `Interrupted` on a stop request."""
+        ended, end = ended or Event(), time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not ended.wait(min(left, _LOOK_S)):
+            self._refuse_stopped(why)
+            self._said.setdefault(_NUMBER.sub("#", why), (time.monotonic(), 0))
+            self.say(why, f"Trying again in {left:.0f} s: {why}", counted=False)
 
     def end(self) -> None:
         """End all waits: the client is closed, and other threads may still ask."""
         self._ended = True
 
-    def refuse_stopped(self, why: str) -> None:
-        """Raise `Interrupted` if a stop was requested; `why` is what was waited for."""
+    def _refuse_stopped(self, why: str) -> None:
         if self._ended or (self.reporter and self.reporter.stop_requested()):
             reason = why.rstrip(".")
             again = "What is finished is kept; start the same command again."

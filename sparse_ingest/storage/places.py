@@ -60,12 +60,7 @@ class RemotePath:
 
     @classmethod
     def at(cls, address: str) -> RemotePath:
-        """Return the location of an address.
-
-        Raises:
-            UsageError: The scheme is unknown, or an address of S3 or Google Cloud Storage contains credentials.
-            MissingExtraError: The packages that read it are not installed.
-        """
+        """Return the location of an address, or raise `UsageError` or `MissingExtraError`."""
         parts = split_address(address)
         try:
             scheme = urlsplit(f"{parts.scheme}://{parts.rest}").scheme
@@ -319,10 +314,8 @@ def _status_of(error: BaseException) -> int | None:
 
 
 def _is_missing(error: Exception) -> bool:
-    if not isinstance(error, FileNotFoundError):
-        return False
-    module = type(_cause_of(error)).__module__
-    return not module.startswith(("aiohttp", "asyncio")) or _status_of(error) in _MISSING_STATUS
+    of_web = type(_cause_of(error)).__module__.startswith(("aiohttp", "asyncio"))
+    return isinstance(error, FileNotFoundError) and (not of_web or _status_of(error) in _MISSING_STATUS)
 
 
 def _may_succeed_later(error: Exception) -> bool:

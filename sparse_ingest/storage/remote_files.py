@@ -58,10 +58,6 @@ class RemoteFile(io.RawIOBase):
         """Return True. On a stream, the read after a seek backwards fails."""
         return True
 
-    def tell(self) -> int:
-        """Return the position of the next byte."""
-        return self._position
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Set the position of the next byte; nothing is fetched yet."""
         if whence == io.SEEK_CUR:

@@ -39,12 +39,8 @@ def answered(
 ) -> T:
     """Return what `ask` returns, which sends a request to `place`.
 
-    Args:
-        ask: The function.
-        place: The name in messages.
-        bytes_sent: Bytes of the request; every 50 KB extend the deadline by a second.
-        received: Returns how many bytes arrived so far; each further MB restarts the deadline.
-        advice: The end of the message after the deadline.
+    Every 50 KB of `bytes_sent` extend the deadline by a second, and every MB that is `received` restarts it. `advice`
+    ends the message after the deadline.
 
     Raises:
         StorageError: No answer within SPARSE_INGEST_TIMEOUT seconds.

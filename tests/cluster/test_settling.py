@@ -13,6 +13,7 @@ from sparse_ingest.cluster import indexes, settling
 from sparse_ingest.cluster.client import Client, Connection, ResponseError, UnreachableError, connect
 from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.cluster.settling import Durability
+from sparse_ingest.cluster.waiting import Waiting
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.reporting import SILENT, SilentReporter
 
@@ -84,7 +85,7 @@ def test_a_question_is_asked_again_while_the_cluster_does_not_answer() -> None:
             raise answer
         return answer
 
-    assert settling.patiently(ask, FAST) == "here"
+    assert settling.patiently(ask, FAST, Waiting("cluster")) == "here"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_what_cannot_get_better_is_not_asked_again(error: ClusterError) -> None:
         raise error
 
     with pytest.raises(ClusterError):
-        settling.patiently(ask, FAST)
+        settling.patiently(ask, FAST, Waiting("cluster"))
     assert len(asked) == 1
 
 
