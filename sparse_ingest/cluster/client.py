@@ -365,7 +365,6 @@ def _refused(status: int, address: str, connection: Connection) -> str | None:
         )
     if status == 403:
         return f"{address} forbids this to {who} (403): grant the right, or pass another --user."
-
     if connection.user:
         return f"{address} does not accept {who} with this password (401). Check both."
     if connection.client_cert:

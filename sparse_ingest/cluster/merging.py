@@ -179,5 +179,4 @@ def _keeping(client: Client, index: Index, last: Mapping[str, int]) -> str | Non
 def _merging(client: Client, index: Index) -> bool:
     answer = client.call("GET", f"{index.path}/_stats/merge")
     # A deleted index has no merges; the next check of its UUID reports that.
-
     return int(answer["_all"]["total"].get("merges", {}).get("current", 0)) > 0

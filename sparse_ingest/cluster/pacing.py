@@ -121,7 +121,6 @@ class Pace:
         probed = self._probes
         self._rounds += 1
         # The first answers are slow for other reasons: new connections, compilation in the server.
-
         if self._rounds == 1:
             return
         self._best.append(time_per_byte)

@@ -49,16 +49,11 @@ class StoredReader:
 
     def weights(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Stored]]:
         """Return the stored value of the wanted keys of each document. Documents that the index lacks are omitted."""
-        questions = [
-            (doc_id, keys[start : start + self._group])
-            for doc_id, keys in wanted.items()
-            for start in range(0, max(1, len(keys)), self._group)
-        ]
+        queries = [(doc_id, group) for doc_id, keys in wanted.items() for group in self.groups(keys) or [keys]]
         found: dict[str, dict[str, Stored]] = {}
-        bodies = (
-            {**self._query([doc_id], keys, named=len(keys)), "explain": True, "size": 1} for doc_id, keys in questions
-        )
-        for (doc_id, keys), hits in zip(questions, self._search(bodies), strict=True):
+        options = {"explain": True, "size": 1}
+        bodies = (self._query([doc_id], keys, named=len(keys)) | options for doc_id, keys in queries)
+        for (doc_id, keys), hits in zip(queries, self._search(bodies), strict=True):
             for hit in hits:
                 kept = found.setdefault(doc_id, {})
                 raw = _of_clusters(hit["_explanation"])
@@ -81,11 +76,8 @@ class StoredReader:
         groups = self.groups(vocabulary)
         for explain in (False, True):
             chosen = [doc_id for doc_id in doc_ids if (doc_id in of_bytes) == explain]
-            bodies = (
-                {**self._query(chosen, keys, named=1), "size": len(chosen), "explain": explain}
-                for keys in groups
-                if chosen
-            )
+            options = {"size": len(chosen), "explain": explain}
+            bodies = (self._query(chosen, keys, named=1) | options for keys in groups if chosen)
             for group, hits in enumerate(self._search(bodies)):
                 for hit in hits:
                     sums = found.setdefault(hit["_id"], np.zeros(len(groups), dtype=np.float32))
@@ -102,16 +94,9 @@ class StoredReader:
             # An explanation names the contributions of the `top_n` heaviest tokens of the query.
             content["method_parameters"] = {"top_n": named, "k": 1}
         # With a filter, `should` is optional: a document with none of the keys is also found, with score 0.
-        return {
-            "query": {
-                "bool": {
-                    "filter": [{"ids": {"values": list(doc_ids)}}],
-                    "should": [{"neural_sparse": {self._field: content}}] if keys else [],
-                }
-            },
-            "_source": False,
-            "track_total_hits": False,
-        }
+        should = [{"neural_sparse": {self._field: content}}] if keys else []
+        query = {"bool": {"filter": [{"ids": {"values": list(doc_ids)}}], "should": should}}
+        return {"query": query, "_source": False, "track_total_hits": False}
 
     def _search(self, bodies: Iterable[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         path = f"{path_of(self._index)}/_msearch"

@@ -126,7 +126,7 @@ def two_phase_body(
     """
     if options.get("collapse") is not None:
         raise UsageError(
-            "OpenSearch cannot collapse the hits of a two-phase search. Omit --collapse, or search with --engine exact."
+            "OpenSearch cannot collapse hits of a two-phase search. Omit --collapse, or use --engine exact."
         )
     full = check_two_phase(settings or {}, size=size)
     fitted, ratio = _fitted(weights, options), full["prune_ratio"]
@@ -274,7 +274,7 @@ def hybrid_body(
     """
     if engine.name == "two-phase":
         raise UsageError(
-            "The two-phase processor has no effect in a hybrid query. Use --engine exact, or omit --hybrid."
+            "The two-phase processor has no effect in a hybrid query. Use --engine exact or omit --hybrid."
         )
     fitted = fit_weights(weights, max_clauses=max_clauses).weights
     depth = max(size, depth) if depth is not None else None

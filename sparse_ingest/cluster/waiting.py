@@ -55,7 +55,6 @@ class Waiting:
                 self.say(what, f"{why}; waiting up to {timeout_s:g} s.", counted=False)
             if waited > _SLOW_S or self._ended:
                 self._refuse_stopped(why)
-
         try:
             return reply.result()
         finally:
