@@ -58,11 +58,7 @@ def basic_header(user: str, password: str) -> dict[str, str]:
 
 
 def aws_signer(region: str | None, service: str) -> Callable[[str, str, bytes | None], dict[str, str]]:
-    """Return a function that returns the AWS SigV4 headers of a request. boto3 renews credentials that expire.
-
-    Raises:
-        MissingExtraError, ClusterError, UsageError: boto3, credentials or the region are missing.
-    """
+    """Return a function that returns the AWS SigV4 headers of a request. boto3 renews credentials that expire."""
     with needs_extra("aws", "--aws-service"):
         import boto3  # type: ignore[import-untyped, import-not-found, unused-ignore]
         from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped, import-not-found, unused-ignore]

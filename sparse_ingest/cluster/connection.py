@@ -62,8 +62,7 @@ class Address(NamedTuple):
 def parse_url(url: str) -> tuple[Address, str | None, str | None]:
     """Return the address, user and password of a URL. The default port is 443 for https, otherwise 9200.
 
-    Raises:
-        UsageError: it is not an http or https URL. The message omits it, because it may contain a password.
+    The `UsageError` for another URL omits it, because it may contain a password.
     """
     url = url.strip()
     parts = split_address(url if ADDRESS.match(url) else f"http://{url}")

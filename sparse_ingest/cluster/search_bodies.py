@@ -53,19 +53,12 @@ class Engine:
 
 
 class BodyOptions(TypedDict, total=False):
-    """Options of every search with weights.
+    """Options of every search with weights."""
 
-    Attributes:
-        filter: a query that hits must match.
-        explain: return the explanation of each hit.
-        collapse: a single-valued field (keyword or number): of documents with the same value, only the best is a hit.
-        max_clauses: how many clauses the cluster allows, MAX_CLAUSES by default.
-    """
-
-    filter: QueryClause | None
-    explain: bool
-    collapse: str | None
-    max_clauses: int
+    filter: QueryClause | None  # a query that hits must match
+    explain: bool  # return the explanation of each hit
+    collapse: str | None  # a single-valued field: of documents with the same value, only the best is a hit
+    max_clauses: int  # how many clauses the cluster allows, MAX_CLAUSES by default
 
 
 def engine_body(weights: Weights, engine: Engine, *, size: int, **options: Unpack[BodyOptions]) -> SearchBody:
@@ -125,9 +118,7 @@ def two_phase_body(
             leave no token to the first phase, or `collapse` is given.
     """
     if options.get("collapse") is not None:
-        raise UsageError(
-            "OpenSearch cannot collapse hits of a two-phase search. Omit --collapse, or use --engine exact."
-        )
+        raise UsageError("OpenSearch cannot collapse two-phase hits. Omit --collapse, or use --engine exact.")
     full = check_two_phase(settings or {}, size=size)
     fitted, ratio = _fitted(weights, options), full["prune_ratio"]
     if full["prune_type"] == "abs_value":
@@ -273,9 +264,7 @@ def hybrid_body(
         UsageError: the weights are invalid (see `fit_weights`), or the engine is two-phase.
     """
     if engine.name == "two-phase":
-        raise UsageError(
-            "The two-phase processor has no effect in a hybrid query. Use --engine exact or omit --hybrid."
-        )
+        raise UsageError("Two-phase has no effect in a hybrid query. Use --engine exact, or omit --hybrid.")
     fitted = fit_weights(weights, max_clauses=max_clauses).weights
     depth = max(size, depth) if depth is not None else None
     parameters = _method_parameters(depth or size, engine.seismic, filter) if engine.name == "seismic" else None

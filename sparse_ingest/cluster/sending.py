@@ -67,10 +67,7 @@ def send(
 ) -> Iterator[Outcome]:
     """Send requests to the alias `target`. Documents that the index's `final_pipeline` drops count as refused.
 
-    One request is created ahead, so that few are in memory at any time.
-
-    Raises:
-        ClusterError: the load was stopped by an error that concerns more than one document.
+    One request is created ahead, so that few are in memory. An error of more than one document is a `ClusterError`.
     """
     sender = _Sender(client, target, pace or Pace(), retries, final_pipeline)
     in_flight: deque[Future[Outcome]] = deque()
