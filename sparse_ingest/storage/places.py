@@ -213,7 +213,7 @@ class RemotePath:
 
     def _refuse_writing(self) -> None:
         if not self.writable:
-            raise StorageError(f"{self} cannot be written: web addresses are only read. Pass a folder or a bucket.")
+            raise StorageError(f"{self} cannot be written: a web address is for reading. Pass a folder or a bucket.")
 
     def _put(self, put: Callable[[str], None], exclusive: bool, sent: bytes | Path) -> None:
         """Call `put` with the mode of fsspec that creates or overwrites."""

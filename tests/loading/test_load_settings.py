@@ -105,7 +105,7 @@ def test_a_block_stops_the_load_with_a_sentence_and_what_was_done_is_kept(
     with pytest.raises(Interrupted):
         into(client, index_name, run, progress=StopBefore(1))
     set_block(True)
-    with pytest.raises(ClusterError, match=r"takes no .*(block|full disk)"):
+    with pytest.raises(ClusterError, match=r"accepts no .*(block|full disk)"):
         into(client, index_name, run)
     set_block(False)
     report = into(client, index_name, run)
