@@ -1,8 +1,6 @@
-"""Who asks, and whom to believe: the TLS context, the header of a user, the signature of AWS.
+"""Authentication: the TLS context, the header of a user, the signature of AWS.
 
-In: what the user gave in files, names and AWS profiles. Out: an SSLContext, a header, and a signer that opensearch-py
-calls for each request. Nothing here is printed or logged: no password, no key, no session token.
-Not covered: keys that a passphrase protects.
+No password, key or session token is printed or logged. Keys with a passphrase are not supported.
 """
 
 from __future__ import annotations
@@ -22,24 +20,20 @@ from sparse_ingest.errors import ClusterError, UsageError, first_line, needs_ext
 
 
 def tls_context(ca: str | None, client_cert: str | None, client_key: str | None) -> ssl.SSLContext:
-    """What to speak TLS with. The file `ca` replaces the system's list, as curl's --cacert does.
-
-    Raises:
-        ClusterError: a file cannot be used, and which.
-    """
-    files, expected = f"--ca {ca}", "is a PEM file of CA certificates"
+    """Return the TLS context, or raise `ClusterError`. `ca` replaces the system's list, as curl's --cacert."""
+    files, expected = f"--ca {ca}", "a PEM file of CA certificates"
     try:
         context = ssl.create_default_context(cafile=ca)
         # As curl does, on every Python: 3.13 rejects CAs that lack extensions, 3.12 a server's own certificate in --ca.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         if not (ca or os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
-            # Python from python.org has no list of the system's on macOS.
+            # Python from python.org does not use the system's list on macOS.
             context.load_verify_locations(opensearchpy.Connection.default_ca_certs())
         if client_cert:
             files = f"--client-cert {client_cert}" + (f" with --client-key {client_key}" if client_key else "")
-            expected = "are PEM files, a certificate and the key that belongs to it"
-            # Without the callback OpenSSL would ask on the terminal, and a load in the background would hang.
+            expected = "PEM files, a certificate and its key"
+            # Without the callback OpenSSL would prompt on the terminal, and a load in the background would hang.
             context.load_cert_chain(client_cert, client_key, password=_refuse_passphrase)
     except OSError as error:
         raise ClusterError(f"{files} cannot be used ({_short(error)}): expected {expected}.") from error
@@ -59,22 +53,16 @@ def expired_in(ca: str) -> list[str]:
 
 
 def basic_header(user: str, password: str) -> dict[str, str]:
-    """The header of HTTP basic authentication. In UTF-8 as OpenSearch reads it; urllib3 would take Latin-1."""
+    """Return the header of HTTP basic authentication, in UTF-8 as OpenSearch reads it; urllib3 would use Latin-1."""
     return {"authorization": f"Basic {b64encode(f'{user}:{password}'.encode(errors='surrogateescape')).decode()}"}
 
 
 def aws_signer(region: str | None, service: str) -> Callable[[str, str, bytes | None], dict[str, str]]:
-    """What gives the headers that sign a request with AWS SigV4.
-
-    It takes the credentials as they are then: boto3 renews those that expire.
-
-    Raises:
-        MissingExtraError, ClusterError, UsageError: boto3, credentials or the region are missing.
-    """
+    """Return a function that returns the AWS SigV4 headers of a request. boto3 renews credentials that expire."""
     with needs_extra("aws", "--aws-service"):
         import boto3  # type: ignore[import-untyped, import-not-found, unused-ignore]
         from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped, import-not-found, unused-ignore]
-    # At DEBUG botocore logs what it signs, and opensearch-py the answer, in which AWS repeats it.
+    # At DEBUG botocore logs what it signs, and opensearch-py the answer of AWS, which repeats it.
     for name in ("botocore.auth", "opensearch"):
         logging.getLogger(name).addFilter(_without_session_token)
     try:
@@ -116,5 +104,5 @@ def _no_credentials(error: Exception) -> str:
 
 
 def _short(error: OSError) -> str:
-    """The reason that OpenSSL or the system gives, without where in OpenSSL it comes from."""
+    """Return the reason of OpenSSL or the system, without the place in OpenSSL."""
     return re.sub(r"^\[.*?\]\s*|\s*\(_ssl\.c.*$", "", error.strerror or str(error))

@@ -1,8 +1,7 @@
 # ruff: noqa: UP013 - a line for each type
-"""Answers of a cluster: read up to a size and a deadline, and what a malformed one is reported as.
+"""Limits and types of a cluster's answers, and the error for malformed ones.
 
-In: the connection pool of opensearch-py, or an exception. Out: answers that are complete and small enough, or a
-`ClusterError` that names the address. An answer may be compressed; its size counts after decompression.
+Sizes count after decompression.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ from sparse_ingest.cluster.failures import GARBAGE, UnreachableError
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.storage.foreign_json import MAX_BYTES
 
-# 10,000 hits with 25 KB of fields each. Other answers stay far below MAX_BYTES: 1,000 fields of a mapping are 60 KB.
+# 10,000 hits with 25 KB of fields each. Other answers are far below MAX_BYTES: 1,000 fields of a mapping are 60 KB.
 MAX_SEARCH_BYTES = 256 << 20
 _PIECE = 1 << 16
-# What reading raises where a key is missing, a value has another type, or values are nested too deeply.
+# The exceptions for a missing key, a value of another type, or values that are nested too deeply.
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, struct.error)
 _READERS = tuple(
     f"sparse_ingest.{name}" for name in ("cluster", "storage.foreign_json", "searching", "verification", "planning")
 )
 _NO_READERS = ("sparse_ingest.cluster.journal", "sparse_ingest.cluster.bulk_bodies")
 
-# What is read of the answers to `GET /index`, to a search, and to several, where a filter may leave parts out.
+# The used parts of the answers to `GET /index`, `_search`, and `_msearch`, where a filter may omit parts.
 Uuid = Annotated[str, msgspec.Meta(pattern=r"^[\w-]{1,64}\Z")]  # names a folder of journals
 _Names = dict[str, "_Field"]
 _Field = TypedDict(
@@ -53,7 +52,7 @@ Responses = TypedDict("Responses", {"responses": list[_Response]})
 class BoundedPool:
     """A pool of connections whose answers have a size limit, and a deadline for their last byte.
 
-    The pool of urllib3 reads an answer to its end, however long that is, as long as each piece comes in time.
+    The timeout of urllib3 applies to each piece of an answer.
     """
 
     def __init__(self, pool: Any, address: str) -> None:
@@ -61,18 +60,13 @@ class BoundedPool:
         self.close = pool.close
 
     def urlopen(self, method: str, url: str, body: bytes | None, *, timeout: float, **more: Any) -> SimpleNamespace:
-        """Send a request and return what opensearch-py uses of its answer.
-
-        Raises:
-            ClusterError: the answer is too large.
-            ReadTimeoutError: its last byte did not come in time.
-        """
+        """Send a request and return the parts of its answer that opensearch-py uses."""
         end = time.monotonic() + timeout
         answer = self._pool.urlopen(method, url, body, timeout=timeout, preload_content=False, **more)
         path = url.partition("?")[0]
         limit = MAX_SEARCH_BYTES if path.endswith(("/_search", "/_msearch")) else MAX_BYTES
         content = bytearray()
-        # read1 returns what has come; urllib3 1.26 lacks it and waits for a complete piece.
+        # read1 returns the bytes that have arrived; urllib3 1.26 lacks it and waits for a complete piece.
         is_new = hasattr(answer, "read1")
         for piece in iter(partial(answer.read1, _PIECE), b"") if is_new else answer.stream(_PIECE):
             content += piece
@@ -80,7 +74,7 @@ class BoundedPool:
                 answer.close()
                 raise ClusterError(
                     f"{self._address} sent an answer of more than {limit >> 20} MiB to {method} {path}, the limit for "
-                    "such answers. Check that --url names OpenSearch itself; if it does, ask for less."
+                    "such answers. Check that --url names OpenSearch itself; if it does, request less."
                 )
             if time.monotonic() > end:
                 answer.close()
@@ -89,9 +83,9 @@ class BoundedPool:
 
 
 def malformed(error: BaseException | None, address: str) -> UnreachableError | None:
-    """Return what to raise for an exception if code that reads answers raised it, otherwise None.
+    """Return the error for an exception that code for reading answers raised, otherwise None.
 
-    The message names the exception and its place, so that a fault of our own can be found too.
+    The message names the exception and its module, to find faults of our own too.
     """
     if not isinstance(error, _MALFORMED) or isinstance(error, UnicodeError):
         return None

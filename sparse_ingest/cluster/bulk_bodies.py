@@ -1,11 +1,9 @@
-"""Sparse rows as the bytes of bulk requests, straight from the arrays.
+"""Bulk requests from the arrays of sparse rows.
 
-In: the rows, vectors and fields of a shard's parts. Out: `BulkRequest`s below a limit of bytes and of documents, one
-operation with an id per document. A token is escaped once per vocabulary and a weight spelled once per value that
-the index can keep; a request is then one gather of such pieces by Arrow, and nothing in Python is done per term, four
-times faster than joining the pieces in Python. A weight is the shortest decimal that the index keeps as the same 9
-bits: the postings are identical, at half the bytes.
-Not covered: sending (sending.py); the spelling of weights for sparse_vector fields.
+In: the rows, vectors and fields of a shard's parts. Out: `BulkRequest`s with one operation and id per document, below a
+limit of bytes and documents. Tokens and weights are converted once per distinct value; Arrow gathers these pieces, four
+times faster than joining them in Python. A weight is the shortest decimal with the same 9 bits: identical postings, at
+half the bytes. The decimals of sparse_vector fields are in seismic.py.
 """
 
 from __future__ import annotations
@@ -28,17 +26,15 @@ from sparse_ingest.runs.shards import ShardPart, parse_fields
 MAX_BYTES = 8 << 20  # managed services refuse requests from 10 MiB
 MAX_DOCUMENTS = 5000
 _CODES = 1 << 16
-# Terms laid out at a time, about 50 bytes of memory each: a part of 8192 long documents has millions.
-_SLICE_TERMS = 1 << 18
-# And characters of fields: a part of 8192 articles has more bytes than Arrow counts in 31 bits.
-_SLICE_CHARACTERS = 8 << 20
+_SLICE_TERMS = 1 << 18  # converted at once, 50 bytes of memory each: a part of 8192 long documents has millions
+_SLICE_CHARACTERS = 8 << 20  # of fields, at once: Arrow's offsets have 31 bits
 
 BulkOperation = Literal["index", "update", "delete"]
 WriteOperation = Literal["index", "update", "replace"]
 
 
 class BulkRequest(NamedTuple):
-    """Some documents of one shard to send. `borders` are the offsets in `body` where each begins, and its end."""
+    """Documents of one shard to send. `borders` are the offsets of the documents in `body`, and its end."""
 
     body: bytes
     borders: npt.NDArray[np.int64]
@@ -48,7 +44,7 @@ class BulkRequest(NamedTuple):
     operation: BulkOperation = "index"
 
     def part(self, places: Sequence[int]) -> BulkRequest:
-        """The documents at these places as a request of their own."""
+        """Return a request with the documents at these places."""
         edges = self.borders.tolist()
         body = b"".join(self.body[edges[place] : edges[place + 1]] for place in places)
         borders = _borders(np.diff(self.borders)[places])
@@ -57,17 +53,16 @@ class BulkRequest(NamedTuple):
 
 
 class Spelling(NamedTuple):
-    """How weights are written: `codes` gives each a number below 65536, `decimal` the JSON number of a code."""
+    """Conversion of weights: `codes` returns a number below 65536 for each, `decimal` the JSON number of a code."""
 
     codes: Callable[[npt.NDArray[np.floating[Any]]], npt.NDArray[np.integer[Any]]]
     decimal: Callable[[int], str]
 
 
 def shortest_decimal(code: int) -> str:
-    """The shortest decimal that a rank_features field keeps as `code`, whatever way a parser rounds.
+    """Return the shortest decimal that a rank_features field keeps as `code`.
 
-    Both ends of the range are float32 values of that code, so any rounding to float32, also by way of double, stays
-    inside: a decimal never sits on the border of a 9-bit step.
+    Both ends of the range are float32 values of that code, so any rounding of a parser stays inside.
     """
     lowest = np.array([code << DROPPED_BITS], dtype=np.uint32)
     low, high = (float(edge.view(np.float32)[0]) for edge in (lowest, lowest | ((1 << DROPPED_BITS) - 1)))
@@ -75,15 +70,12 @@ def shortest_decimal(code: int) -> str:
 
 
 def shortest_between(lowest: float, highest: float) -> str:
-    """The shortest decimal from `lowest` to `highest`, both above zero, the ends included.
-
-    Of two spellings of equal length it is the one without an exponent.
-    """
+    """Return the shortest decimal from `lowest` to `highest` (above zero, inclusive), if possible without exponent."""
     low, low_divisor = lowest.as_integer_ratio()
     high, high_divisor = highest.as_integer_ratio()
     power = len(str(high)) - len(str(high_divisor)) + 1
     while True:
-        # In whole numbers: the least multiple of 10^power that is not below `lowest`.
+        # With integers: the least multiple of 10^power that is not below `lowest`.
         up, down = (10**power, 1) if power >= 0 else (1, 10**-power)
         digits = -(-low * down // (low_divisor * up))
         if digits and digits * up * high_divisor <= high * down:
@@ -101,22 +93,22 @@ class _OperationText(NamedTuple):
 
     operation: BulkOperation
     action: bytes  # with %b for the id
-    opening: bytes  # behind the carried fields, if the operation has any
+    opening: bytes  # after the fields of the document, if the operation has any
     end: bytes
-    without: bytes  # instead of opening and end when the document has no vector
+    without: bytes  # instead of opening and end if the document has no vector
 
 
 def _operation_text(operation: str, field: str) -> _OperationText:
     name = encode_basestring(field).encode()
     if operation == "index":
         return _OperationText("index", b'{"index":{"_id":%b}}\n', name + b":{", b"}}\n", b"}\n")
-    # Without retry_on_conflict a request that is delivered twice answers 409 for some documents.
+    # Without retry_on_conflict, a request that is delivered twice causes 409 for some documents.
     action = b'{"update":{"_id":%b,"retry_on_conflict":3}}\n'
-    # An update that brings nothing would be none: the vector that the index has would stay.
+    # An empty update would keep the vector of the index.
     remove = b'{"script":{"source":"ctx._source.remove(params.f)","params":{"f":%b}}}\n' % name
     if operation == "update":
         return _OperationText("update", action, b'{"doc":{%b:{' % name, b"}}}\n", remove)
-    # A partial document is merged: the old tokens would stay beside the new ones where the vector is in _source.
+    # A partial document is merged, so a vector in _source would keep its old tokens.
     script = b'{"script":{"source":"ctx._source[params.f]=params.v","params":{"f":%b,"v":{' % name
     return _OperationText("update", action, script, b"}}}}\n", remove)
 
@@ -125,10 +117,10 @@ class BodyWriter:
     """Writes documents with their vectors in one field.
 
     Args:
-        keys: the JSON key of each token id; None where an id has no token.
-        operation: "index" writes whole documents. "update" writes only the vector, into documents that exist and
-            have none in their `_source`; "replace" does so where they may have one.
-        empty_field: a document without terms has an empty object; else it has no such field at all.
+        keys: the JSON key of each token id; None if an id has no token.
+        operation: "index" writes complete documents. "update" adds the vector to existing documents without one in
+            their `_source`; "replace" also to those that may have one.
+        empty_field: a document without terms has an empty object; otherwise it lacks the field.
     """
 
     def __init__(
@@ -148,9 +140,8 @@ class BodyWriter:
         self._no_token = np.array([key is None for key in keys], dtype=np.bool_)
         self._keys = _arrow([encode_basestring(key or "").encode() + b":" for key in keys])
         self._decimals: list[bytes] = []
-        # The place of a code's decimal in that list, -1 while it has none.
-        self._places = np.full(_CODES, -1, dtype=np.int32)
-        self._lay_out_pieces()
+        self._places = np.full(_CODES, -1, dtype=np.int32)  # indexes of codes in that list, or -1
+        self._join_pieces()
 
     def requests(
         self, parts: Iterable[ShardPart], *, shard: int = 0, max_bytes: int | Callable[[], int] = MAX_BYTES
@@ -158,10 +149,10 @@ class BodyWriter:
         """Yield the documents in requests of at most MAX_DOCUMENTS and `max_bytes`; a larger one has its own request.
 
         Args:
-            max_bytes: when it is a function, it is asked before each request.
+            max_bytes: a number, or a function that is called before each request.
 
         Raises:
-            PipelineError: a document carries a field of the same name as the sparse field.
+            PipelineError: a document has a field with the name of the sparse field.
             RunError: a token id or a weight that no encoder writes: the run is damaged.
         """
         limit = max_bytes if callable(max_bytes) else lambda: max_bytes
@@ -194,7 +185,7 @@ class BodyWriter:
         return BulkRequest(body, borders, rows, doc_ids, shard, self._text.operation)
 
     def _layouts(self, part: ShardPart) -> Iterator[_Layout]:
-        """The part's documents, some at a time."""
+        """Yield layouts of the part's documents, within the limits of a slice."""
         vectors, start = part.vectors, 0
         characters = _borders(np.fromiter(map(len, part.fields), dtype=np.int64))
         while start < len(vectors.doc_ids):
@@ -212,7 +203,7 @@ class BodyWriter:
             start = end
 
     def _layout(self, rows: npt.NDArray[np.uint64], vectors: SparseRows, fields: Sequence[str]) -> _Layout:
-        """Which pieces make up each document: head, (key, decimal)*, the last decimal together with the end."""
+        """Return the pieces of each document: head, (key, decimal)*, the last decimal together with the end."""
         self._refuse_damage(vectors)
         codes = self._spelling.codes(vectors.weights)
         self._spell(codes)
@@ -233,19 +224,18 @@ class BodyWriter:
         return _Layout(table, pieces, borders, _borders(sizes), rows, vectors.doc_ids)
 
     def _head(self, doc_id: str, carried: str, terms: int) -> bytes:
-        """What stands before a document's terms; all of it when there are none."""
+        """Return the part of a document before its terms, or all of it without terms."""
         action = self._text.action % encode_basestring(doc_id).encode()
         opening = self._text.opening if terms else self._without
         if self._text.operation == "update":
             return action + opening
-        # Parsing every object would cost more than writing it. Most often the two names are one, and none is there.
-        for name in self._names:
-            if name in carried and self._field in parse_fields(carried, doc_id):
-                raise PipelineError(
-                    f"The documents carry a field {self._field!r}, which is also the name of the sparse field. "
-                    "Choose another one with --field, or leave that field out with encode --keep."
-                )
-        # A line break between the parts of a JSON object is only white space, but it would end the operation.
+        # Parsing every object would take longer than writing it. Usually the two names are equal and absent.
+        if any(name in carried for name in self._names) and self._field in parse_fields(carried, doc_id):
+            raise PipelineError(
+                f"The documents have a field {self._field!r}, which is also the name of the sparse field. "
+                "Choose another name with --field, or omit that field with encode --keep."
+            )
+        # A line break between the parts of a JSON object would end the operation.
         object_start = carried.strip().replace("\n", " ").encode()[:-1].rstrip()
         comma = b"" if object_start == b"{" or opening == self._text.without else b","
         return b"%b%b%b%b" % (action, object_start, comma, opening)
@@ -265,20 +255,19 @@ class BodyWriter:
         elif token_ids.max() >= len(self._no_token):
             damage = f"holds token id {token_ids.max()}, but vocab.json has {len(self._no_token)} tokens"
         elif (wrong := self._no_token[token_ids]).any():
-            damage = f"has a weight for token id {token_ids[wrong.argmax()]}, which is no token by vocab.json"
+            damage = f"has a weight for token id {token_ids[wrong.argmax()]}, which vocab.json does not have"
         if damage:
             raise RunError(f"The run {damage}. The run is damaged: encode it again.")
 
     def _spell(self, codes: npt.NDArray[np.integer[Any]]) -> None:
-        """See to it that each of these codes has its decimal among the pieces."""
-        missing = np.unique(codes[self._places[codes] < 0]).tolist()
-        if missing:
+        """Add the decimals of new codes to the pieces."""
+        if missing := np.unique(codes[self._places[codes] < 0]).tolist():
             self._places[missing] = np.arange(len(missing)) + len(self._decimals)
             self._decimals += [self._spelling.decimal(code).encode() for code in missing]
-            self._lay_out_pieces()
+            self._join_pieces()
 
-    def _lay_out_pieces(self) -> None:
-        """Keys, decimals before another key, decimals before a document's end."""
+    def _join_pieces(self) -> None:
+        """Join keys, decimals before another key, and decimals before the end of a document."""
         inner = [decimal + b"," for decimal in self._decimals]
         last = [decimal + self._text.end for decimal in self._decimals]
         self._pieces: pa.Array[Any] = pa.concat_arrays([self._keys, _arrow([*inner, *last])])
@@ -296,31 +285,29 @@ class _Layout(NamedTuple):
     doc_ids: Sequence[str]
 
     def fitting(self, start: int, max_bytes: int, max_documents: int) -> int:
-        """The end of the documents from `start` on that keep both limits; `start` when none does."""
+        """Return the end of the documents from `start` on within both limits."""
         end = int(np.searchsorted(self.offsets, self.offsets[start] + max_bytes, side="right")) - 1
         return max(start, min(end, start + max_documents))
 
     def written(self, start: int, end: int) -> BulkRequest:
-        """The documents from `start` to `end`."""
+        """Return the documents from `start` to `end`."""
         pieces = self.pieces[self.borders[start] : self.borders[end]]
         gathered = self.table.take(pa.Array.from_buffers(pa.int32(), len(pieces), [None, pa.py_buffer(pieces)]))
-        # Arrow lays the values of an array side by side: its buffer is the text.
+        # The buffer of an Arrow array contains its values one after another.
         borders = self.offsets[start : end + 1] - self.offsets[start]
         body = gathered.buffers()[2].slice(0, int(borders[-1])).to_pybytes()
         return BulkRequest(body, borders, self.rows[start:end], self.doc_ids[start:end])
 
 
 def _arrow(values: Sequence[bytes]) -> pa.Array[Any]:
-    """The values as an Arrow array. For a list `pa.array` imports pandas where it is installed: 40 MB for nothing."""
-    offsets = np.zeros(len(values) + 1, dtype=np.int32)
-    np.cumsum(np.fromiter(map(len, values), dtype=np.int32, count=len(values)), out=offsets[1:])
-    return pa.Array.from_buffers(
-        pa.binary(), len(values), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(values))]
-    )
+    """Return an Arrow array. `pa.array` would import pandas for a list, if installed: 40 MB of memory."""
+    offsets = _borders(list(map(len, values))).astype(np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(values))]
+    return pa.Array.from_buffers(pa.binary(), len(values), buffers)
 
 
 def delete_requests(doc_ids: Iterable[str]) -> Iterator[BulkRequest]:
-    """Requests that delete documents; no shard and no source row belongs to them."""
+    """Yield requests that delete documents; shards and rows are 0."""
     for some in batched(doc_ids, MAX_DOCUMENTS):
         bodies = [b'{"delete":{"_id":%b}}\n' % encode_basestring(doc_id).encode() for doc_id in some]
         borders = _borders(list(map(len, bodies)))
@@ -328,5 +315,5 @@ def delete_requests(doc_ids: Iterable[str]) -> Iterator[BulkRequest]:
 
 
 def _borders(sizes: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """The offsets at which documents of these sizes begin, and the end of the last."""
+    """Return the offsets of documents of these sizes, and the end of the last."""
     return np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))

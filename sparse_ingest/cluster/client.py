@@ -1,10 +1,8 @@
-"""The connection: where OpenSearch is, who asks, and one sentence for everything that can go wrong on the way.
+"""The client of a cluster: one request, its parsed answer, and one message for each failure.
 
-In: a `Connection`. Out: a `Client`, whose `call` sends one request and gives the parsed answer. Nothing is retried
-here (sending.py knows what may be sent again), and no proxy of the environment is used: urllib3 pools connect
-directly, so a request for loopback stays on the machine. A password never reaches a message, a log or a `repr`.
-Who may not ask for the version, and Amazon OpenSearch Serverless which has none, get the rules of NEWEST_TRIED.
-Not covered: Serverless was tried through a stand-in only; what it lacks, it says by itself.
+In: a `Connection`. Out: a `Client`. Nothing is repeated here (see sending.py), and proxies of the environment are not
+used. A password never reaches a message, a log or a `repr`. Amazon OpenSearch Serverless, which has no version, and
+clusters that do not report theirs are treated as NEWEST_TRIED. Serverless was tested only through a stand-in.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from urllib3.util import Retry
 from sparse_ingest.cluster.access import aws_signer, basic_header, tls_context
 from sparse_ingest.cluster.answers import BoundedPool, Uuid, malformed
 from sparse_ingest.cluster.connection import Address, parse_url
-from sparse_ingest.cluster.connection import Connection as Connection  # which most modules need beside `connect`
+from sparse_ingest.cluster.connection import Connection as Connection
 from sparse_ingest.cluster.failures import (
     BUSY,
     GARBAGE,
@@ -39,7 +37,7 @@ from sparse_ingest.cluster.failures import (
     redirect_message,
     unreachable_message,
 )
-from sparse_ingest.cluster.failures import UnreachableError as UnreachableError  # which callers catch
+from sparse_ingest.cluster.failures import UnreachableError as UnreachableError
 from sparse_ingest.cluster.versions import NEWEST_TRIED, Version, version_of
 from sparse_ingest.cluster.waiting import Waiting
 from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
@@ -50,30 +48,22 @@ logger = logging.getLogger(__name__)
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CONNECT_S = 30.0
-CONNECTIONS = 32  # kept open at most, as many as a search with --concurrency has requests in flight
-
-
+_CONNECTIONS = 32  # kept open at most: the maximum of --concurrency
 ConnectionLike: TypeAlias = Connection | OpenSearch
 
 
 class ResponseError(ClusterError):
-    """OpenSearch answered with an error: `status`, its `kind` (the exception's type) and `reason`.
-
-    `retry_after_s` is how long it wants to be left alone, if it says so.
-    """
+    """An error of OpenSearch: `status`, `kind` (the exception's type), `reason`, and Retry-After in seconds."""
 
     def __init__(
         self, message: str, *, status: int, kind: str, reason: str, retry_after_s: float | None = None
     ) -> None:
         super().__init__(message)
-        self.status = status
-        self.kind = kind
-        self.reason = reason
-        self.retry_after_s = retry_after_s
+        self.status, self.kind, self.reason, self.retry_after_s = status, kind, reason, retry_after_s
 
     @property
     def may_pass(self) -> bool:
-        """Whether the same request may succeed later."""
+        """True if the same request may succeed later."""
         return self.status in BUSY and not is_block(self.status, self.kind)
 
 
@@ -86,14 +76,14 @@ class TimedOutError(UnreachableError):
 
 
 class _PlainConnection(opensearchpy.Urllib3HttpConnection):
-    """Keeps the Retry-After and Location headers of errors, which opensearch-py drops; answers are bounded."""
+    """Keeps the Retry-After and Location headers of errors, which opensearch-py drops, and limits answers."""
 
     def _create_urllib3_pool(self) -> None:
         super()._create_urllib3_pool()
         self.pool = BoundedPool(self.pool, self.host + self.url_prefix)
 
     def perform_request(self, *request: Any, ignore: Collection[int] = (), **more: Any) -> Any:
-        """Send one request; status, headers and text of the answer."""
+        """Send one request; return status, headers and text of the answer."""
         kept = (BUSY | _REDIRECTS) - set(ignore)
         status, answered, text = super().perform_request(*request, **more | {"ignore": kept.union(ignore)})
         if status in kept:
@@ -107,7 +97,7 @@ class _PlainConnection(opensearchpy.Urllib3HttpConnection):
 
 
 def _retry_after_s(header: str | None) -> float | None:
-    """The seconds in a Retry-After header, which holds them or a date; None when it cannot be read."""
+    """Return the seconds of a Retry-After header, which may contain a date; None if it is invalid."""
     try:
         return Retry().parse_retry_after(header or "")
     except (InvalidHeader, ValueError):
@@ -115,10 +105,9 @@ def _retry_after_s(header: str | None) -> float | None:
 
 
 class Client:
-    """One cluster, asked once for its version. Safe to use from several threads.
+    """A cluster. Safe to use from several threads.
 
-    As a context manager it is closed at the end of the block, and what a malformed answer causes in the block is
-    raised as an `UnreachableError`.
+    The context manager closes it, and raises an `UnreachableError` for an exception that a malformed answer caused.
     """
 
     def __init__(
@@ -133,8 +122,8 @@ class Client:
         self._transport, self._connection, self._owned = transport, connection, owned
         self.address = str(address)
         self.waiting = Waiting(self.address, reporter, connection.timeout_s)
-        self.allow_partial: bool | None = None  # whether partial answers are allowed; None: no option allows them
-        self._partial: dict[str, object] = {}  # what was warned of; clients of `allowing` share it
+        self.allow_partial: bool | None = None  # None: the command has no such option
+        self._partial: dict[str, object] = {}  # warnings given; clients of `allowing` share it
         self.version, self.cluster_uuid = self._asked_version()
 
     def call(
@@ -150,20 +139,19 @@ class Client:
         """Send one request, once, and return the parsed JSON of the answer, an object (an array from `/_cat`).
 
         Args:
-            timeout_s: for the complete answer; that of the connection if it is shorter.
-            expected: the type that the answer is checked against, see foreign_json.
+            timeout_s: for the complete answer, at most that of the connection.
+            expected: the type of the answer, see foreign_json.
 
         Raises:
             ResponseError: OpenSearch answered with an error.
             PartialAnswerError: shards failed or time ran out, unless partial answers are allowed.
-            UnreachableError: no usable answer came.
+            UnreachableError: no usable answer arrived.
         """
         timeout_s = min(timeout_s, self.waiting.patience_s)
         # A copy of params: opensearch-py takes keys out of the one it is given.
         given: dict[str, Any] = {"params": dict(params or {}), "body": body, "timeout": timeout_s}
         if self.allow_partial and path.endswith("/_search"):
-            # A cluster may refuse them by default.
-            given["params"]["allow_partial_search_results"] = "true"
+            given["params"]["allow_partial_search_results"] = "true"  # a cluster may refuse them by default
         ask = partial(self._transport.perform_request, method, path, **given)
         try:
             answer = self.waiting.answer(f"{method} {path}", ask, timeout_s)
@@ -171,10 +159,10 @@ class Client:
             why = f"{self.address} did not answer {method} {path} completely within {timeout_s:g} s."
             raise TimedOutError(f"{why} Check that it is up and not overloaded, or raise --timeout.") from None
         except TransportError as error:
-            # AWS repeats the request that it refuses, a session token included: nothing for a traceback.
+            # AWS repeats the refused request, with its session token, which must not reach a traceback.
             raise self._translated(error, path, timeout_s) from (None if self._connection.aws_service else error)
         except (SerializationError, AttributeError, RecursionError) as error:
-            # AttributeError: opensearch-py takes it for granted that an error's JSON is an object.
+            # AttributeError: opensearch-py expects the JSON of an error to be an object.
             raise UnreachableError(GARBAGE.format(self.address)) from error
         try:
             checked(answer, list if path.startswith("/_cat/") else expected or dict)
@@ -185,7 +173,7 @@ class Client:
         return answer
 
     def allowing(self, partial: bool) -> Client:
-        """Return this client for a command that has --allow-partial: with it, partial answers are a warning, once."""
+        """Return a client for a command with --allow-partial: if `partial`, partial answers cause one warning."""
         client = copy.copy(self)
         client.allow_partial = partial
         return client
@@ -201,17 +189,17 @@ class Client:
         if self._partial.setdefault(missing.partition(" (")[0], mine) is mine:  # also among threads
             logger.warning("The results are incomplete: %s.", missing)
 
-    def find(self, path: str, *, absent: Collection[int] = (404,), **how: Any) -> dict[str, Any] | None:
-        """The answer to a GET; None where nothing is, or who asks may not see it: the `absent` statuses."""
+    def find(self, path: str, *, absent: Collection[int] = (404,), **how: Any) -> Any:
+        """Return the answer to a GET, or None if its status is one of `absent`."""
         try:
-            return dict(self.call("GET", path, **how))
+            return self.call("GET", path, **how)
         except ResponseError as error:
             if error.status in absent:
                 return None
             raise
 
     def close(self) -> None:
-        """End all waits, and close the open connections, unless they are those of an `OpenSearch` of the caller's."""
+        """End all waits, and close the connections unless they belong to the caller's `OpenSearch`."""
         self.waiting.end()
         if self._owned:
             self._transport.close()
@@ -232,37 +220,26 @@ class Client:
             if error.status == 404 and self._connection.aws_service == "aoss":
                 why = "Amazon OpenSearch Serverless has no version"
             elif error.status == 403 and "cluster:monitor/main" in error.reason:
-                why = f"{self.address} does not tell its version to {_who(self._connection)} (cluster:monitor/main)"
+                why = f"{self.address} does not report its version to {_who(self._connection)} (cluster:monitor/main)"
             else:
                 raise
             logger.warning("%s; it is taken for OpenSearch %d.%d.%d.", why, *NEWEST_TRIED)
-            # The UUID of an index is enough to tell journals apart.
-            return NEWEST_TRIED, "unknown"
-
+            return NEWEST_TRIED, "unknown"  # journals differ by the UUIDs of their indexes
         try:
             cluster_uuid = checked(root.get("cluster_uuid", "unknown"), Uuid)
-            return version_of(root, self.address, _who(self._connection), self._allowed), cluster_uuid
+            allowed = partial(self.find, absent=range(400, 500))
+            return version_of(root, self.address, _who(self._connection), allowed), cluster_uuid
         except Exception as error:
             if found := malformed(error, self.address):
                 raise found from error
             raise
 
-    def _allowed(self, path: str) -> Any:
-        """Return the answer to a GET, or None if it is refused with a 4xx status."""
-        try:
-            return self.call("GET", path)
-        except ResponseError as error:
-            if 400 <= error.status < 500:
-                return None
-            raise
-
     def _translated(self, error: TransportError, path: str, timeout_s: float) -> SparseIngestError:
         if isinstance(error.info, SparseIngestError):
-            # The signer's own message, which opensearch-py wraps as if the connection had failed.
-            return error.info
+            return error.info  # of the signer; opensearch-py wraps it as if the connection had failed
         if not isinstance(error.status_code, int):
-            ca, first = self._connection.ca, path == "/"
-            message = unreachable_message(error, self.address, timeout_s, ca=ca, first=first)
+            ca = self._connection.ca
+            message = unreachable_message(error, self.address, timeout_s, ca=ca, first=path == "/")
             timed_out = isinstance(error, opensearchpy.exceptions.ConnectionTimeout)
             return TimedOutError(message) if timed_out else UnreachableError(message)
         kind, reason = error_of(error.info if isinstance(error.info, dict) else {}, str(error.error))
@@ -272,25 +249,21 @@ class Client:
         elif is_block(error.status_code, kind):
             message = blocked_message(self.address, reason)
         elif refused := _refused(error.status_code, self.address, self._connection):
-            message = f"{refused} It said: {reason[:200]}"
+            message = f"{refused} Its reason: {reason[:200]}"
         after_s = _retry_after_s(getattr(error, "retry_after", None))
         return ResponseError(message, status=error.status_code, kind=kind, reason=reason, retry_after_s=after_s)
 
 
 def connection_of(url: str | None, connection: ConnectionLike | None) -> ConnectionLike:
-    """Return what `url=` and `connection=` of the Python API mean: one of them, or the SPARSE_INGEST_* variables.
-
-    Raises:
-        UsageError: both are given.
-    """
+    """Return the connection of `url=` or `connection=`, or of the SPARSE_INGEST_* variables. Not both arguments."""
     if url is not None and connection is not None:
         raise UsageError("Give url= or connection=, not both.")
     if connection is not None:
         return connection
     variables = {entry.name: os.environ.get(entry.metadata["env"]) for entry in fields(Connection)}
     given: dict[str, Any] = {name: value for name, value in variables.items() if value}
-    with contextlib.suppress(ValueError):  # `connect` refuses what is no number
-        given |= {name: float(value) for name, value in given.items() if name == "timeout_s"}
+    with contextlib.suppress(ValueError, KeyError):  # `connect` refuses what is not a number
+        given["timeout_s"] = float(given["timeout_s"])
     return Connection(**given | ({"url": url} if url is not None else {}))
 
 
@@ -300,14 +273,14 @@ def connect(
     """Connect and check that an OpenSearch of a known version answers.
 
     Args:
-        connection: How to reach the cluster. The transport of an `opensearchpy.OpenSearch` is used as it is, except
-            that it does not retry: what may be sent again is decided by the stage.
+        connection: How to reach the cluster. The transport of an `opensearchpy.OpenSearch` is used without its
+            retries.
         url: Its address, instead of `connection`. Without either, the SPARSE_INGEST_* variables.
         reporter: Gets notes on what the client waits for; its stop requests end the wait.
 
     Raises:
-        UsageError: the URL or a combination of options cannot be used.
-        ClusterError: it cannot be reached, refuses, or is no OpenSearch of 2.11 or newer.
+        UsageError: the URL or a combination of options is invalid.
+        ClusterError: the cluster cannot be reached, refuses, or is not OpenSearch 2.11 or newer.
     """
     connection = connection_of(url, connection)
     if isinstance(connection, OpenSearch):
@@ -316,7 +289,7 @@ def connect(
     user, password = connection.user or user, connection.password or password
     connection = replace(connection, user=user, password=password)
     _refuse_conflicts(connection, address)
-    # Without a handler Python prints the library's warnings, tracebacks included, over our own messages.
+    # Without a handler Python prints the library's warnings, with tracebacks.
     logging.getLogger("opensearch").addHandler(logging.NullHandler())
     options: dict[str, Any] = {"scheme": address.scheme}
     if address.scheme == "https":
@@ -329,7 +302,7 @@ def connect(
     opensearch = OpenSearch(
         hosts=[{"host": address.host, "port": address.port, "url_prefix": address.prefix.strip("/")}],
         connection_class=_PlainConnection,
-        pool_maxsize=CONNECTIONS,
+        pool_maxsize=_CONNECTIONS,
         max_retries=0,
         **options,
     )
@@ -337,7 +310,7 @@ def connect(
 
 
 def _client_of(opensearch: OpenSearch, reporter: Reporter | None) -> Client:
-    """A client over the connections of the caller's own, which stay open when it is closed."""
+    """Return a client with the connections of the caller, which stay open when it is closed."""
     host = opensearch.transport.hosts[0] if opensearch.transport.hosts else {}
     scheme = "https" if host.get("use_ssl") or host.get("scheme") == "https" else "http"
     prefix = str(host.get("url_prefix") or "").strip("/")
@@ -348,29 +321,29 @@ def _client_of(opensearch: OpenSearch, reporter: Reporter | None) -> Client:
 
 
 def _refuse_conflicts(connection: Connection, address: Address) -> None:
-    """Refuse options of which one would silently have no effect."""
+    """Raise `UsageError` if an option is invalid or has no effect."""
     user, password = connection.user, connection.password
     if not isinstance(connection.timeout_s, int | float) or not connection.timeout_s > 0:
         raise UsageError("--timeout (or SPARSE_INGEST_TIMEOUT): expected seconds above zero, such as 600.")
     if user and password is None:
-        raise UsageError(f"User {user!r} has no password: give --password or set SPARSE_INGEST_PASSWORD.")
+        raise UsageError(f"User {user!r} has no password: pass --password or set SPARSE_INGEST_PASSWORD.")
     if user and connection.aws_service:
         raise UsageError(
-            f"--aws-service signs requests, so user {user!r} would not be asked for: leave out --user and --password, "
-            "or --aws-service (and their variables)."
+            f"--aws-service signs requests, so user {user!r} has no effect. Omit --user and --password, or "
+            "--aws-service (and their variables)."
         )
     if password is not None and not user:
-        raise UsageError("--password (or SPARSE_INGEST_PASSWORD) needs --user, whose password it is.")
+        raise UsageError("--password (or SPARSE_INGEST_PASSWORD) needs --user.")
     if connection.client_key and not connection.client_cert:
-        raise UsageError("--client-key needs --client-cert, the certificate that it belongs to.")
+        raise UsageError("--client-key needs --client-cert.")
     if address.scheme == "http":
         files = {"--ca": connection.ca, "--client-cert": connection.client_cert}
         for name in (name for name, path in files.items() if path):
-            raise UsageError(f"{name} is for TLS, but --url begins with http://. Write https://, or leave out {name}.")
+            raise UsageError(f"{name} is for TLS, but --url begins with http://. Write https://, or omit {name}.")
 
 
 def path_of(name: str) -> str:
-    """The path of an index or alias."""
+    """Return the path of an index or alias."""
     return f"/{quote(name, safe='')}"
 
 
@@ -391,9 +364,9 @@ def _refused(status: int, address: str, connection: Connection) -> str | None:
             f"{address} refuses {who} ({status}). Check AWS_PROFILE, --aws-region, --aws-service and the access policy."
         )
     if status == 403:
-        return f"{address} forbids this to {who} (403): grant the right, or give another --user."
+        return f"{address} forbids this to {who} (403): grant the right, or pass another --user."
     if connection.user:
         return f"{address} does not accept {who} with this password (401). Check both."
     if connection.client_cert:
-        return f"{address} does not know {who} (401): give --user and --password as well."
-    return f"{address} asks who you are (401): give --user and --password, or a client certificate."
+        return f"{address} does not know {who} (401): pass --user and --password as well."
+    return f"{address} requires authentication (401): pass --user and --password, or a client certificate."

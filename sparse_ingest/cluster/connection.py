@@ -1,7 +1,6 @@
-"""How a cluster is reached: what the user gives in options, arguments and variables, and a URL in parts.
+"""The options of a connection to a cluster, and a URL in parts.
 
 The command line declares its options from `Connection`, so nothing heavy is imported here.
-Not covered: connecting (client.py), what the files and names become (access.py).
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from sparse_ingest.storage.addresses import ADDRESS, HOST_AND_PATH, split_addres
 
 @dataclass(frozen=True)
 class Connection:
-    """How to reach a cluster. `url` may hold a user and password; `user` and `password` take precedence."""
+    """How to reach a cluster. `url` may contain a user and password; `user` and `password` take precedence."""
 
     url: str = option("http://127.0.0.1:9200", "Address of OpenSearch", env="SPARSE_INGEST_URL")
-    user: str | None = option(None, "User name; may stand in --url", env="SPARSE_INGEST_USER")
+    user: str | None = option(None, "User name; may be in --url", env="SPARSE_INGEST_USER")
     password: str | None = option(None, "Password; better given by its variable", env="SPARSE_INGEST_PASSWORD")
     ca: str | None = option(None, "CA certificates to trust instead of the system's", env="SPARSE_INGEST_CA")
     client_cert: str | None = option(None, "Client certificate", env="SPARSE_INGEST_CLIENT_CERT")
@@ -48,7 +47,7 @@ class Connection:
 
 
 class Address(NamedTuple):
-    """A URL in parts, without the user and password that stood in it."""
+    """A URL in parts, without user and password."""
 
     scheme: str
     host: str
@@ -61,16 +60,15 @@ class Address(NamedTuple):
 
 
 def parse_url(url: str) -> tuple[Address, str | None, str | None]:
-    """The address, user and password of a URL. The default port is 443 for https, otherwise 9200.
+    """Return the address, user and password of a URL. The default port is 443 for https, otherwise 9200.
 
-    Raises:
-        UsageError: it is no http or https URL; the message does not repeat it, it may hold a password.
+    The `UsageError` for another URL omits it, because it may contain a password.
     """
     url = url.strip()
     parts = split_address(url if ADDRESS.match(url) else f"http://{url}")
     scheme, found = parts.scheme.lower(), HOST_AND_PATH.fullmatch(parts.rest)
     if scheme not in ("http", "https") or found is None or int(found[2] or 0) > 65535:
-        raise UsageError("--url is no address such as https://search.example.org:9200 or http://127.0.0.1:9200.")
+        raise UsageError("--url is invalid: expected an address such as https://search.example.org:9200.")
     port = int(found[2] or 0) or (443 if scheme == "https" else 9200)
     address = Address(scheme, found[1].strip("[]").lower(), port, found[3].rstrip("/"))
     return address, parts.user or None, parts.password

@@ -1,7 +1,4 @@
-"""What a failed request means: the error of an answer, and why no answer came.
-
-In: the JSON of an error, or the exception of opensearch-py. Out: type and reason, or one message with what to do.
-"""
+"""Messages for failed requests, from the JSON of an error or the exception of opensearch-py."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, urljoin
 
-from opensearchpy.exceptions import SSLError, TransportError
+from opensearchpy.exceptions import ConnectionTimeout, SSLError, TransportError
 
 from sparse_ingest.cluster.access import expired_in
 from sparse_ingest.errors import ClusterError
@@ -18,7 +15,7 @@ from sparse_ingest.storage.places import without_secrets
 
 BUSY = frozenset({429, 502, 503, 504})  # statuses that may pass, and come with Retry-After
 BLOCKED = "cluster_block_exception"
-GARBAGE = "{} answered with something that is no JSON of OpenSearch's. Check that --url names OpenSearch itself."
+GARBAGE = "{} answered with something that is not JSON of OpenSearch. Check that --url names OpenSearch itself."
 # Patterns of OpenSSL's messages, and ours; {0} is OpenSSL's message, {1} advice about an unknown CA.
 _TLS_FAILURES = (
     ("certificate is not valid for", "{0}. Write the name that its certificate is for in --url."),
@@ -28,12 +25,9 @@ _TLS_FAILURES = (
     ("verify failed", "{0}. Replace its certificate, or that of the CA that signed it."),
     (
         "(?i)certificate.required|handshake.failure",
-        "it asks for a client certificate ({0}). Give --client-cert and --client-key.",
+        "it asks for a client certificate ({0}). Pass --client-cert and --client-key.",
     ),
-    (
-        "EOF occurred",
-        "it broke off the TLS handshake. It may ask for a client certificate: --client-cert and --client-key.",
-    ),
+    ("EOF occurred", "the TLS handshake was cut off. A client certificate may help: --client-cert and --client-key."),
     ("(?i)alert", "it does not accept the client certificate ({0}). Check --client-cert and who signed it."),
     ("", "the TLS connection failed ({0}). Check --url and the TLS settings of the server."),
 )
@@ -42,7 +36,7 @@ _NO_ANSWER = (
     (
         "refused",
         "Nothing listens at {0} (connection refused). Start OpenSearch, for a local one `sparse-ingest server start`, "
-        "or give its address with --url.",
+        "or pass its address with --url.",
     ),
     ("resolve|getaddrinfo", "{0}: the host name is unknown. Check --url."),
     ("Failed to establish", "{0} cannot be reached ({1}). Check --url and the network."),
@@ -54,7 +48,7 @@ _NO_ANSWER = (
 
 
 class UnreachableError(ClusterError):
-    """No usable answer came: refused, timed out, cut off or not understood."""
+    """No usable answer arrived: refused, timed out, cut off or malformed."""
 
 
 def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tuple[str, str]:
@@ -63,7 +57,7 @@ def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tu
     if not isinstance(error, dict):
         return "error", str(error or fallback)
     if isinstance(error.get("message"), str):
-        # The proxy in front of OpenSearch at AWS repeats the request that it saw, a session token included.
+        # The proxy of AWS repeats the request with its session token.
         return "error", error["message"].partition("\n")[0]
     kind, reason = str(error.get("type", "error")), str(error.get("reason") or fallback)
     cause = error.get("caused_by")
@@ -75,10 +69,10 @@ def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tu
 
 
 def missing_part(path: str, answer: Mapping[str, Any]) -> str | None:
-    """Return what the answer to a search, a count or statistics lacks: shards, or what came after a timeout; or None.
+    """Return what the answer to a search, a count or statistics lacks, or None if it is complete.
 
-    A shard that no node holds counts in `total`, but neither in `successful` nor in `failed` (3.6.0); in statistics it
-    may be a replica. `_count` does not report a timeout (3.6.0), so documents are counted with `_search`.
+    A shard without a node counts in `total`, but neither in `successful` nor in `failed` (3.6.0); in statistics it may
+    be a replica. `_count` does not report a timeout (3.6.0), so documents are counted with `_search`.
     """
     endpoint = path.partition("/_")[2].partition("/")[0]
     if endpoint not in ("search", "msearch", "count", "stats", "segments"):
@@ -111,31 +105,21 @@ def is_block(status: int, kind: str) -> bool:
 def unreachable_message(
     error: TransportError, address: str, timeout_s: float, *, ca: str | None = None, first: bool = False
 ) -> str:
-    """Return why no usable answer came from an address.
-
-    Args:
-        error: What opensearch-py raised.
-        address: Where the request was sent.
-        timeout_s: The timeout of the request.
-        ca: The file that was given with --ca.
-        first: It was the first request to the address.
-    """
+    """Return why no usable answer came. `ca` is the file of --ca; `first` is true for the first request of a client."""
     cause = str(error.info)
     if isinstance(error, SSLError) or "SSL" in cause:
         if "WRONG_VERSION_NUMBER" in cause or "record layer" in cause:
-            return f"{address} does not speak TLS. If it is meant so, write http:// in --url."
+            return f"{address} does not speak TLS. If that is intended, write http:// in --url."
         return f"{address}: {_tls_failure(cause, ca)}"
-    if "timed out" in cause or type(error).__name__ == "ConnectionTimeout":
-        return (
-            f"{address} did not answer within {timeout_s:g} s. Check that it is up and not overloaded, and try again."
-        )
+    if "timed out" in cause or isinstance(error, ConnectionTimeout):
+        return f"{address} did not answer within {timeout_s:g} s. Check that it is up and not overloaded."
     hint = " If it speaks TLS, write https:// in --url." if first and address.startswith("http:") else ""
     system = cause.rpartition("] ")[2].strip(" ')\"")
-    return next(says for pattern, says in _NO_ANSWER if re.search(pattern, cause)).format(address, system, hint)
+    return next(text for pattern, text in _NO_ANSWER if re.search(pattern, cause)).format(address, system, hint)
 
 
 def blocked_message(address: str, reason: str) -> str:
-    """Return what a block means and how to remove it. OpenSearch answers some with 403, as for a missing right."""
+    """Return the message for a block. OpenSearch answers some with 403, as for a missing right."""
     if "/10/" in reason:
         return (
             f"{address} creates no indexes now: {reason} This is not a permission problem: OpenSearch sets this block "
@@ -144,26 +128,26 @@ def blocked_message(address: str, reason: str) -> str:
             "same command again."
         )
     return (
-        f"{address} takes no changes: {reason} Remove the block (a full disk, or one that an administrator set in the "
-        "settings of the index or cluster), then start the same command again: it continues where this one stopped."
+        f"{address} accepts no changes: {reason} Remove the block (a full disk, or one that an administrator set in "
+        "the settings of the index or cluster), then start the same command again: it continues where this one stopped."
     )
 
 
 def redirect_message(status: int, address: str, path: str, location: str | None) -> str:
-    """Return the message for a redirect. None is followed: documents must not go to an address that was not given."""
+    """Return the message for a redirect. None is followed: the user did not name its target."""
     if not location:
-        return f"{address} redirects elsewhere ({status}) and does not say where. Check --url."
+        return f"{address} sent a redirect ({status}) without a target. Check --url."
     target = without_secrets(urljoin(f"{address}/", location))
     base = target.removesuffix(path).rstrip("/")
     return f"{address} redirects to {target} ({status}). If that is OpenSearch, write --url {base}."
 
 
 def _tls_failure(cause: str, ca: str | None) -> str:
-    """Return the message for a failed TLS connection, by that of OpenSSL."""
+    """Return the message for a failed TLS connection, given the one of OpenSSL."""
     short = re.sub(r"^.*?\]\s*|\s*\(_ssl\.c.*$", "", cause).rstrip(".")
     if ca and "has expired" in cause and (names := expired_in(ca)):
-        return f"{short}. {ca} holds a CA that has expired ({', '.join(names)}). Get the renewed one."
-    unknown = "Give the file of the CA that signed its certificate with --ca."
+        return f"{short}. {ca} contains a CA that has expired ({', '.join(names)}). Get the renewed one."
+    unknown = "Pass the file of the CA that signed its certificate with --ca."
     if ca:
         unknown = f"Its certificate was signed by a CA that is not in {ca}. Get the certificate of that CA."
-    return next(says for pattern, says in _TLS_FAILURES if re.search(pattern, cause)).format(short, unknown)
+    return next(text for pattern, text in _TLS_FAILURES if re.search(pattern, cause)).format(short, unknown)

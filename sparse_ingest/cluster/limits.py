@@ -1,11 +1,8 @@
-"""What a cluster takes of a query: weights in (0, 64], so many clauses, known settings of an engine.
+"""Limits of queries: weights in (0, 64], the number of clauses, the settings of engines.
 
-In: query weights, a query, the settings of an engine. Out: the weights, scaled where they must be, or one sentence
-that says what does not fit. Lucene counts clauses over the whole query as it is after rewriting: each token, each
-filter and each word of the other leg of a hybrid search (tried on 3.6.0).
-In the first phase of a two-phase search the heavy tokens find documents; in the second the light ones are added to the
-scores of the best of each shard, `size` times `expansion_rate` of them, the window. The server splits the tokens.
-Not covered: limits that a cluster sets for itself (pass `max_clauses`; cluster/indexes.py asks for it).
+Lucene counts the clauses of the complete query after rewriting: each token, each filter and each word of the other part
+of a hybrid search (3.6.0). The second phase of a two-phase search adds the light tokens to the best `size` times
+`expansion_rate` documents of each shard, the window.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from sparse_ingest.errors import PipelineError, UsageError
@@ -21,10 +18,10 @@ from sparse_ingest.errors import PipelineError, UsageError
 MAX_WEIGHT = 64.0  # Lucene's FeatureField takes weights in (0, 64]
 MAX_CLAUSES = 1024  # default of indices.query.bool.max_clause_count
 
-# The defaults of neural_sparse_two_phase_processor; a smaller window than 50 is refused by the server.
+# The defaults of neural_sparse_two_phase_processor.
 TWO_PHASE_DEFAULTS = {"prune_type": "max_ratio", "prune_ratio": 0.4, "expansion_rate": 5.0, "max_window_size": 10000}
-LEAST_WINDOW = 50
-# What prune_ratio is for each prune_type of the two-phase processor, in words and as a test.
+_LEAST_WINDOW = 50  # the server refuses less
+# The possible values of prune_ratio for each prune_type of the two-phase processor.
 _RATIOS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "max_ratio": ("a number from 0 to below 1", lambda ratio: 0 <= ratio < 1),
     "alpha_mass": ("a number from 0 to below 1", lambda ratio: 0 <= ratio < 1),
@@ -34,21 +31,21 @@ _RATIOS: dict[str, tuple[str, Callable[[float], bool]]] = {
 
 
 class FittedWeights(NamedTuple):
-    """Query weights within the limits of a cluster; a score it gives times `scale` is the score of the query."""
+    """Query weights within the limits of a cluster, divided by `scale`: multiply scores with it."""
 
     weights: dict[str, float]
     scale: float
 
 
 def fit_weights(weights: Mapping[str, float] | FittedWeights, *, max_clauses: int = MAX_CLAUSES) -> FittedWeights:
-    """Bring query weights into (0, 64] by one power of two for all, which changes no bit of a score but its exponent.
+    """Divide query weights by a power of two, if one is above 64. This changes only the exponent of a score.
 
     Args:
         weights: Query weights by token. Fitted ones are returned as they are.
-        max_clauses: The most query tokens that the server accepts.
+        max_clauses: The maximum of query tokens that the server accepts.
 
     Raises:
-        UsageError: a weight is not above zero or not finite, or there are more tokens than clauses allowed.
+        UsageError: a weight is not above zero or not finite, or there are more tokens than `max_clauses`.
     """
     if isinstance(weights, FittedWeights):
         return weights
@@ -63,25 +60,21 @@ def fit_weights(weights: Mapping[str, float] | FittedWeights, *, max_clauses: in
 
 
 def check_clauses(tokens: int, others: int, *, max_clauses: int = MAX_CLAUSES) -> None:
-    """Refuse a query with more clauses than a cluster allows, so many of tokens and so many others.
-
-    Raises:
-        UsageError: how many there are of each sort.
-    """
+    """Raise `UsageError` if a query has more clauses, of tokens and others, than the cluster allows."""
     if tokens + others > max_clauses:
         more, top_k = f" and {others} other clauses" if others else "", max(1, max_clauses - others)
         raise UsageError(
             f"The query has {tokens} tokens{more}, but the cluster allows {max_clauses} clauses "
-            f"(indices.query.bool.max_clause_count). Prune it, such as --set query.top_k={top_k}."
+            f"(indices.query.bool.max_clause_count). Prune it, for example with --set query.top_k={top_k}."
         )
 
 
 def count_clauses(query: Mapping[str, Any]) -> int:
-    """How many clauses a query has. Words of a full-text query are counted as written; an analyzer may make others."""
+    """Return the number of clauses of a query. An analyzer may change the number of words, which is not considered."""
     try:
         return sum(_clauses_of(name, content) for name, content in query.items())
     except (AttributeError, KeyError, TypeError):
-        return 1  # malformed, which the server says better
+        return 1  # malformed: the server explains it better
 
 
 def _clauses_of(name: str, content: Any) -> int:
@@ -103,57 +96,47 @@ def _clauses_of(name: str, content: Any) -> int:
 
 
 def check_seismic(settings: Mapping[str, Any]) -> None:
-    """Refuse settings of SEISMIC that the server would.
-
-    Raises:
-        PipelineError: a setting is unknown or not above zero.
-    """
-    refuse_unknown("seismic", settings, {"k": 0, "top_n": 0, "heap_factor": 0})
+    """Raise `PipelineError` if a setting of SEISMIC is unknown or not above zero."""
+    _refuse_unknown("seismic", settings, ("heap_factor", "k", "top_n"))
     for name, value in settings.items():
-        whole = name != "heap_factor"
-        if not (type(value) is int if whole else is_number(value)) or value <= 0:
-            expected = "whole number" if whole else "number"
+        fits, expected = (is_number, "number") if name == "heap_factor" else (_is_integer, "whole number")
+        if not fits(value) or value <= 0:
             raise PipelineError(f"[query] seismic.{name} = {value!r}; expected a {expected} above zero.")
 
 
 def check_two_phase(settings: Mapping[str, Any], *, size: int = 10) -> dict[str, Any]:
-    """The settings of the two-phase processor, complete; `size` hits must fit into its window.
-
-    Raises:
-        PipelineError: a setting is unknown or out of its range.
-        UsageError: the window for `size` documents is larger than max_window_size.
-    """
-    refuse_unknown("two_phase", settings, TWO_PHASE_DEFAULTS)
+    """Return the settings of the two-phase processor with its defaults, or raise `UsageError` for an invalid one."""
+    _refuse_unknown("two_phase", settings, TWO_PHASE_DEFAULTS)
     full = {**TWO_PHASE_DEFAULTS, **settings}
     kind, ratio = full["prune_type"], full["prune_ratio"]
     if kind not in _RATIOS:
         raise PipelineError(f"[query] two_phase.prune_type = {kind!r}; expected one of {', '.join(_RATIOS)}.")
-    words, fits = _RATIOS[kind]
-    if not (is_number(ratio) and fits(ratio)):
-        raise PipelineError(f"[query] two_phase.prune_ratio = {ratio!r}; with prune_type {kind} it is {words}.")
+    words, ratio_fits = _RATIOS[kind]
     rate, most = full["expansion_rate"], full["max_window_size"]
-    if not (is_number(rate) and rate >= 1):
-        raise PipelineError(f"[query] two_phase.expansion_rate = {rate!r}; expected a number of at least 1.")
-    if not (type(most) is int and most >= LEAST_WINDOW):
-        expected = f"expected a whole number of at least {LEAST_WINDOW}"
-        raise PipelineError(f"[query] two_phase.max_window_size = {most!r}; {expected}.")
+    for name, fits, expected in (
+        ("prune_ratio", is_number(ratio) and ratio_fits(ratio), f"{words} with prune_type {kind}"),
+        ("expansion_rate", is_number(rate) and rate >= 1, "a number of at least 1"),
+        ("max_window_size", _is_integer(most) and most >= _LEAST_WINDOW, f"a whole number of at least {_LEAST_WINDOW}"),
+    ):
+        if not fits:
+            raise PipelineError(f"[query] two_phase.{name} = {full[name]!r}; expected {expected}.")
     window = two_phase_window(full, size)
     if window > most:
         raise UsageError(
-            f"Two-phase search looks at {window} documents a shard for {size} hits (expansion_rate {rate:g}), more "
-            f"than max_window_size {most}. Ask for fewer hits, or set max_window_size = {window} in [query] two_phase."
+            f"Two-phase search reads {window} documents per shard for {size} hits (expansion_rate {rate:g}), more "
+            f"than max_window_size {most}. Request fewer hits, or set max_window_size = {window} in [query] two_phase."
         )
     return full
 
 
 def two_phase_window(settings: Mapping[str, Any], size: int) -> int:
-    """How many documents of each shard the second phase looks at; the server multiplies in float32."""
+    """Return how many documents of each shard the second phase reads; the server multiplies in float32."""
     rate = _float32(settings.get("expansion_rate", TWO_PHASE_DEFAULTS["expansion_rate"]))
     return int(_float32(_float32(size) * rate))
 
 
 def leaves_nothing(weights: Mapping[str, float], settings: Mapping[str, Any]) -> bool:
-    """Whether complete settings leave none of these weights to the first phase, which alone finds documents.
+    """Return whether settings leave none of these weights to the first phase, which alone finds documents.
 
     The arithmetic is that of neural-search 3.6 (PruneUtils, NeuralSparseTwoPhaseProcessor), in float32.
     """
@@ -165,24 +148,25 @@ def leaves_nothing(weights: Mapping[str, float], settings: Mapping[str, Any]) ->
     return heaviest < (ratio if kind == "abs_value" else _float32(ratio * heaviest))
 
 
-def refuse_unknown(table: str, settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Refuse an unknown setting of [query]; the message lists the known ones."""
-    if unknown := sorted(settings.keys() - known.keys()):
+def _refuse_unknown(table: str, settings: Mapping[str, Any], known: Iterable[str]) -> None:
+    if unknown := sorted(settings.keys() - set(known)):
         raise PipelineError(f"[query] {table} has a key {unknown[0]!r}; known are {', '.join(sorted(known))}.")
 
 
 def _words(content: Mapping[str, Any]) -> int:
-    """The clauses of a full-text query: each of its words on each of its fields."""
-    if "fields" in content:
-        text, fields = content.get("query", ""), len(content["fields"])
-    else:
-        [asked] = list(content.values())[:1] or [""]
-        text, fields = asked.get("query", "") if isinstance(asked, Mapping) else asked, 1
+    """Return the number of clauses of a full-text query: each of its words on each of its fields."""
+    fields = len(content.get("fields", [""]))
+    text = content.get("query", "") if "fields" in content else next(iter(content.values()), "")
+    text = text.get("query", "") if isinstance(text, Mapping) else text
     return fields * max(1, len(set(re.findall(r"\w+", str(text).lower()))))
 
 
+def _is_integer(value: object) -> bool:
+    return type(value) is int
+
+
 def is_number(value: object) -> bool:
-    """Whether a value of a settings table is a finite number."""
+    """Return whether a value of a settings table is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

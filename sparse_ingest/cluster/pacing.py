@@ -1,11 +1,9 @@
-"""How hard to press a cluster: requests in flight, their size, documents a second.
+"""The pace of a load: requests in flight, their size, documents/s.
 
-In: what became of each attempt, and when. Out: the limits for the next ones. Both limits grow by a step with each round
-of answers and are halved, once a round, when the cluster is overloaded (429, 503, a timeout, a lost connection). Before
-that, waiting tells: an answer's time per byte, compared with the best of late, says how many requests only queue (as in
-TCP Vegas). More of them are sent only while none does, and fewer when a third do, so a cluster that becomes slow
-because another client needs it is left alone. No clock and no thread in here: the caller says what time it is.
-Not covered: pauses before one and the same request is sent again (sending.py).
+Both limits grow by a step with each round of answers and are halved, once per round, when the cluster is overloaded
+(429, 503, a timeout, a lost connection). An answer's time per byte, compared with the recent best, shows how many
+requests only queue (as in TCP Vegas): their number grows while none does and shrinks when a third do, so a cluster that
+another client needs is spared. The caller passes the time. Not covered: pauses before repetitions (sending.py).
 """
 
 from __future__ import annotations
@@ -21,14 +19,14 @@ _FIRST_IN_FLIGHT = 2
 _FIRST_BYTES = 2 << 20
 FEWEST_BYTES = 128 << 10
 _STEP_BYTES = 1 << 20
-# Rounds that "the best of late" looks back on, and after how many two are made with half the requests, to see anew how
-# fast an answer comes when few queue. Without them constant pressure would become the best that is remembered.
-_REMEMBERED_ROUNDS = 128
+_REMEMBERED_ROUNDS = 128  # of the recent best
+# Every 64 rounds, two have half the requests and measure the time without a queue; otherwise the recent best would be
+# that of constant pressure.
 _PROBE_ROUNDS = 64
 
 
 class Attempt(NamedTuple):
-    """A request on its way: when it began, its bytes and documents, and the number of reductions until then."""
+    """A request in flight: its start, bytes and documents, and the number of reductions before it."""
 
     began_s: float
     size: int
@@ -37,17 +35,12 @@ class Attempt(NamedTuple):
 
 
 class Pace:
-    """The limits of one load. Safe to use from several threads.
-
-    Args:
-        max_in_flight: requests in flight at most.
-        max_rate: documents a second at most.
-    """
+    """The limits of one load: at most `max_rate` documents/s. Safe to use from several threads."""
 
     def __init__(self, *, max_in_flight: int = MAX_IN_FLIGHT, max_rate: float | None = None) -> None:
         self._lock = Lock()
         self._most_in_flight = max_in_flight
-        self._most_bytes = MAX_BYTES  # of a request; lowered for good when the server says that one is too large
+        self._most_bytes = MAX_BYTES  # of a request; reduced permanently after 413
         self._max_rate = max_rate
         self._in_flight = min(_FIRST_IN_FLIGHT, max_in_flight)
         self._bytes = _FIRST_BYTES
@@ -61,24 +54,24 @@ class Pace:
 
     @property
     def in_flight(self) -> int:
-        """How many requests may be in flight now."""
+        """The maximum of requests in flight now."""
         return max(1, self._in_flight // 2) if self._probes else self._in_flight
 
     @property
     def ceiling(self) -> int:
-        """The upper limit of bytes per request, at any pace; lowered when the server refuses such a size."""
+        """The maximum of bytes per request at any pace; reduced when the server refuses a size."""
         return self._most_bytes
 
     def max_bytes(self) -> int:
-        """How large the next request may be; with a rate, about what a second allows."""
+        """Return the maximum of bytes of the next request; with a rate, about a second's worth."""
         if self._max_rate is None:
             return self._bytes
-        # How many documents the first request will hold is unknown.
+        # The size of documents is unknown before the first request.
         allowed = int(self._max_rate * self._document_bytes) if self._document_bytes else FEWEST_BYTES
         return max(1, min(self._bytes, allowed))
 
     def wait_s(self, documents: int, now_s: float) -> float:
-        """How long the rate makes these documents wait; they are counted as sent after that."""
+        """Return how long these documents must wait for the rate; they count as sent after that."""
         if self._max_rate is None:
             return 0.0
         with self._lock:
@@ -87,15 +80,15 @@ class Pace:
             return begin_s - now_s
 
     def begin(self, size: int, documents: int, now_s: float) -> Attempt:
-        """Note that a request is sent now."""
+        """Record that a request is sent now."""
         return Attempt(now_s, size, documents, self._reductions)
 
     def answered(self, attempt: Attempt, now_s: float) -> None:
-        """An answer came, and the cluster took what it was sent."""
+        """Record that the cluster accepted a request."""
         with self._lock:
             self._document_bytes = attempt.size / max(1, attempt.documents)
             self._typical_size = self._typical_size * 0.75 + attempt.size * 0.25 if self._typical_size else attempt.size
-            # What a small request takes says little about bytes, and what began before a reduction is no news.
+            # The time of a small request depends little on its bytes, and older requests precede the reduction.
             if attempt.size * 2 < self._typical_size or attempt.reductions != self._reductions:
                 return
             self._round.append((max(now_s - attempt.began_s, 1e-6), attempt.size))
@@ -103,7 +96,7 @@ class Pace:
                 self._end_round()
 
     def overloaded(self, attempt: Attempt) -> None:
-        """The cluster could not take it. What began before the last reduction does not reduce again."""
+        """Record an overload. Requests from before the last reduction do not reduce the limits again."""
         with self._lock:
             if attempt.reductions != self._reductions:
                 return
@@ -113,7 +106,7 @@ class Pace:
             self._round.clear()
 
     def too_large(self, attempt: Attempt) -> None:
-        """The server takes no request of this size, now or later."""
+        """Record that the server refuses requests of this size."""
         with self._lock:
             self._most_bytes = max(1, min(self._most_bytes, attempt.size // 2))
             self._bytes = min(self._bytes, self._most_bytes)
@@ -127,7 +120,7 @@ class Pace:
         self._round.clear()
         probed = self._probes
         self._rounds += 1
-        # The first answers are slow for other reasons: a connection is made, the server compiles.
+        # The first answers are slow for other reasons: new connections, compilation in the server.
         if self._rounds == 1:
             return
         self._best.append(time_per_byte)

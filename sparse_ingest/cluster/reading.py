@@ -1,15 +1,9 @@
-"""Read back what an index keeps of sparse vectors, which it hides from `_source`.
+"""Read the stored weights of sparse vectors, which `_source` excludes.
 
-In: document ids and keys (tokens, or token ids on a sparse_vector field). Out: for each document the stored value of
-each key, exactly. Also the terms in the explanation of a hit, for `search`.
-
-A neural_sparse query with every weight 1.0 scores a document with the sum of its stored weights. Its explanation names
-each key with the "feature value" S that was found: the nearest decimal of a float32, so parsing gives its bits back.
-A `rank_feature` query cannot be used: it takes everything before the last dot as the field, so it silently finds no
-token that contains a dot. Segments with clusters explain the bytes instead. Bytes are returned as uint8, features as
-float32. Requires the neural-search plugin, and OpenSearch 3.5 or newer for clusters.
-
-Not covered: tokens that are in no vocabulary. No request lists the tokens of a document.
+A neural_sparse query with weights 1.0 scores a document with the sum of its stored weights, and its explanation has the
+value of each key: a float32 as its nearest decimal, or the byte of a segment with clusters. `rank_feature` finds no
+token that contains a dot. Requires the neural-search plugin, and OpenSearch 3.5 or newer for clusters. Not covered:
+tokens that are not in the vocabulary; no request lists the tokens of a document.
 """
 
 from __future__ import annotations
@@ -29,12 +23,11 @@ from sparse_ingest.cluster.scores import LEVELS, stored_bytes
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.records import TermShare, batched
 
-# The filter on ids counts as a clause too; some are left over for what a rewrite may add.
-_SPARE_CLAUSES = 8
+_SPARE_CLAUSES = 8  # for the filter on ids, and for those that a rewrite may add
 _SEARCHES = 25  # in one _msearch, to stay below 1 MiB: nginx refuses larger requests by default
 PIPELINE_IN_BODY_SINCE = (2, 18)
 _RAW_SCORE = "raw dot product score (quantized): "
-# How a segment with clusters explains one token of a score.
+# The explanation of one token in a segment with clusters.
 _CONTRIBUTION = re.compile(r"token '(\d+)' contribution: query_weight=(\d+) \* doc_weight=(\d+)")
 
 # The stored value of a key: a float32 of 9 bits, or the byte of a segment with clusters.
@@ -47,27 +40,20 @@ class StoredReader:
     def __init__(
         self, client: Client, index: str, field: str, max_clauses: int, *, ceiling_search: float | None = None
     ) -> None:
-        self._client = client
-        self._index = index
-        self._field = field
+        self._client, self._index, self._field = client, index, field
         self._group = max(1, max_clauses - _SPARE_CLAUSES)
         self._seismic = ceiling_search is not None
-        # A power of two, so that it changes no bit of a sum, and large enough for a byte above zero.
+        # A power of two, which changes only the exponent of a sum, and large enough for a byte above zero.
         self._weight = 1.0 if ceiling_search is None or ceiling_search < 2 * LEVELS else 64.0
         self._query_byte = int(stored_bytes(np.array([self._weight]), ceiling_search or 1.0)[0])
 
     def weights(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Stored]]:
         """Return the stored value of the wanted keys of each document. Documents that the index lacks are omitted."""
-        questions = [
-            (doc_id, keys[start : start + self._group])
-            for doc_id, keys in wanted.items()
-            for start in range(0, max(1, len(keys)), self._group)
-        ]
+        queries = [(doc_id, group) for doc_id, keys in wanted.items() for group in self.groups(keys) or [keys]]
         found: dict[str, dict[str, Stored]] = {}
-        bodies = (
-            {**self._query([doc_id], keys, named=len(keys)), "explain": True, "size": 1} for doc_id, keys in questions
-        )
-        for (doc_id, keys), hits in zip(questions, self._search(bodies), strict=True):
+        options = {"explain": True, "size": 1}
+        bodies = (self._query([doc_id], keys, named=len(keys)) | options for doc_id, keys in queries)
+        for (doc_id, keys), hits in zip(queries, self._search(bodies), strict=True):
             for hit in hits:
                 kept = found.setdefault(doc_id, {})
                 raw = _of_clusters(hit["_explanation"])
@@ -84,20 +70,14 @@ class StoredReader:
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Return for each document the sum of its stored values in each group of the vocabulary (see `groups`).
 
-        An unexpected weight shows in the sum, unless it is below 2^-24 of it.
-
-        Args:
-            of_bytes: the documents whose bytes are summed, instead of their features.
+        A weight below 2^-24 of the sum is not visible in it. Of the documents in `of_bytes`, the bytes are summed.
         """
         found: dict[str, npt.NDArray[np.float32]] = {}
         groups = self.groups(vocabulary)
         for explain in (False, True):
             chosen = [doc_id for doc_id in doc_ids if (doc_id in of_bytes) == explain]
-            bodies = (
-                {**self._query(chosen, keys, named=1), "size": len(chosen), "explain": explain}
-                for keys in groups
-                if chosen
-            )
+            options = {"size": len(chosen), "explain": explain}
+            bodies = (self._query(chosen, keys, named=1) | options for keys in groups if chosen)
             for group, hits in enumerate(self._search(bodies)):
                 for hit in hits:
                     sums = found.setdefault(hit["_id"], np.zeros(len(groups), dtype=np.float32))
@@ -109,21 +89,14 @@ class StoredReader:
         return [vocabulary[start : start + self._group] for start in range(0, len(vocabulary), self._group)]
 
     def _query(self, doc_ids: Sequence[str], keys: Sequence[str], *, named: int) -> dict[str, Any]:
-        asked: dict[str, Any] = {"query_tokens": dict.fromkeys(keys, self._weight)}
+        content: dict[str, Any] = {"query_tokens": dict.fromkeys(keys, self._weight)}
         if self._seismic:
             # An explanation names the contributions of the `top_n` heaviest tokens of the query.
-            asked["method_parameters"] = {"top_n": named, "k": 1}
-        # `should` beside `filter`: a document with none of the keys is also found, with score 0.
-        return {
-            "query": {
-                "bool": {
-                    "filter": [{"ids": {"values": list(doc_ids)}}],
-                    "should": [{"neural_sparse": {self._field: asked}}] if keys else [],
-                }
-            },
-            "_source": False,
-            "track_total_hits": False,
-        }
+            content["method_parameters"] = {"top_n": named, "k": 1}
+        # With a filter, `should` is optional: a document with none of the keys is also found, with score 0.
+        should = [{"neural_sparse": {self._field: content}}] if keys else []
+        query = {"bool": {"filter": [{"ids": {"values": list(doc_ids)}}], "should": should}}
+        return {"query": query, "_source": False, "track_total_hits": False}
 
     def _search(self, bodies: Iterable[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         path = f"{path_of(self._index)}/_msearch"
@@ -138,21 +111,16 @@ class StoredReader:
 def search_many(
     client: Client, path: str, bodies: Iterable[Mapping[str, Any]], index: str, *, at_once: int, filter_path: str = ""
 ) -> Iterator[Any]:
-    """Send searches, `at_once` of them in one `_msearch`, and yield their responses in order.
-
-    Raises:
-        PartialAnswerError: a shard did not answer, or time ran out.
-        ClusterError: a search failed.
-    """
+    """Send searches, `at_once` of them in one `_msearch`, and yield their responses in order."""
     params = {"max_concurrent_searches": "2"}
     if filter_path:
         params["filter_path"] = f"responses.error,responses.status,responses._shards,responses.t*,{filter_path}"
-    # An index's default search pipeline, such as two-phase, would change scores and refuse to sort. In one _msearch
-    # only a body can name a pipeline, and only from 2.18 on.
-    past = {"search_pipeline": "_none"} if client.version >= PIPELINE_IN_BODY_SINCE else {}
+    # A default search pipeline of the index, such as two-phase, would change scores and refuse to sort. In _msearch
+    # only a body can name a pipeline, since 2.18.
+    bypass = {"search_pipeline": "_none"} if client.version >= PIPELINE_IN_BODY_SINCE else {}
     header = b'{"allow_partial_search_results":true}\n' if client.allow_partial else b"{}\n"
     for some in batched(bodies, at_once):
-        lines = b"".join(header + json.dumps({**body, **past}).encode() + b"\n" for body in some)
+        lines = b"".join(header + json.dumps({**body, **bypass}).encode() + b"\n" for body in some)
         answer = client.call("POST", path, lines, params=params, timeout_s=300, expected=Responses)
         for response in answer["responses"]:
             if "error" in response:
@@ -170,15 +138,14 @@ def search_many(
 
 
 def explained_terms(explanation: Mapping[str, Any], field: str) -> Iterator[TermShare]:
-    """Yield the terms in the `_explanation` of a hit, for any body with sparse clauses.
+    """Yield the terms in the `_explanation` of a hit, for any body with sparse clauses; others are skipped.
 
-    The tree has one node for each matching token, below a node "sum of:" if the query has more than one. Such a node
-    reads "Linear function on the F field for the T feature, computed as w * S from:" and has two details: w, the
-    weight in the query, and S, the stored weight. Clusters of a sparse_vector field have another node, which names
-    only the `top_n` heaviest tokens of the query. Clauses that are not sparse are skipped.
+    The node of a token reads "Linear function on the F field for the T feature, computed as w * S from:" and has two
+    details: w, the weight in the query, and S, the stored weight. The node of clusters names only the `top_n` heaviest
+    tokens of the query.
     """
     description = str(explanation["description"])
-    # By prefix and suffix: a token may contain any character, even the words of the description.
+    # A token may contain any character, even the words of the description.
     before, after = f"Linear function on the {field} field for the ", " feature, computed as w * S from:"
     if description.startswith(before) and description.endswith(after):
         weight, stored = (float(detail["value"]) for detail in explanation["details"])
@@ -192,7 +159,7 @@ def explained_terms(explanation: Mapping[str, Any], field: str) -> Iterator[Term
 
 
 def _clustered_terms(details: Sequence[Mapping[str, Any]]) -> Iterator[TermShare]:
-    """Yield the terms of a document in clusters, where weights are bytes relative to two ceilings."""
+    """Yield the terms of a document in clusters, whose weights are bytes relative to two ceilings."""
     [raw] = (part for part in details if part["description"].startswith("raw dot product"))
     [scaling] = (part for part in details if part["description"].startswith("quantization rescaling"))
     boost, ceiling_ingest, ceiling_search, levels = (float(part["value"]) for part in scaling["details"])

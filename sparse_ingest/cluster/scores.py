@@ -1,14 +1,9 @@
 """Arithmetic of a sparse field: stored weights, and the size of the postings on disk.
 
-In: weights, document frequencies. Out: the value an index keeps of each weight, the bytes of the postings.
-
-A rank_features field stores `floatToIntBits(weight) >>> 15`: sign, exponent and the upper 8 bits of the mantissa. The
-lower bits are cut off, never rounded. A search multiplies query weight and stored weight in float32, adds the products
-in double and casts the sum to float32 once. Both match OpenSearch 3.6.0 bit for bit, whatever the order of the clauses
-(tests/cluster/test_rank_features.py compares). A sparse_vector field stores the same 9 bits and, in segments with
-clusters, also a byte: round(min(weight, ceiling) · 255 / ceiling).
-
-Not covered: scores, which a search computes (searching/run_search.py).
+A rank_features field stores `floatToIntBits(weight) >>> 15`: sign, exponent and the upper 8 bits of the mantissa,
+without rounding. A search multiplies query weight and stored weight in float32, adds the products in double and casts
+the sum to float32 once. tests/cluster/test_rank_features.py compares both with OpenSearch 3.6.0, bit for bit. A
+sparse_vector field stores the same 9 bits and, in clusters, a byte: round(min(weight, ceiling) · 255 / ceiling).
 """
 
 from __future__ import annotations
@@ -23,18 +18,16 @@ LEVELS = 255  # of the byte that a sparse_vector field keeps
 # The smallest normal float32. OpenSearch refuses a document with a smaller weight.
 LOWEST_WEIGHT = float(np.finfo(np.float32).tiny)
 
-# Lucene 10.4, of OpenSearch 3.6, stores the documents of a token in blocks of 256 (older ones: of 128): the gaps
-# between documents in one number of bits, the 9-bit codes of weights below 2 in 15 bits each. Documents that do not
-# fill a block take one or two bytes for a gap, by its size, and three for a code. A token of one document is stored in
-# the dictionary alone. Applied to each vector of two corpora (1,400 and 6,000 documents), these rules give the size of
-# the file to 0.1%.
+# Lucene 10.4 (OpenSearch 3.6) stores the documents of a token in blocks of 256, before that of 128: the gaps between
+# documents with equally many bits, the codes of weights below 2 in 15 bits each. Outside of blocks, a gap has 1 or 2
+# bytes and a code 3. A token of one document is only in the dictionary. For two corpora (1,400 and 6,000 documents)
+# these rules give the size of the file to 0.1%.
 BLOCK = 256
 _CODE_BITS, _CODE_BYTES = 15.0, 3.0
 _BLOCK_BYTES = 12.0  # a header and the largest code; the codes that need a 16th bit
 _GAP_BYTES = 1.25  # of a gap below 128 documents
 _DICTIONARY_BYTES = 10.5  # of a token: its string, its frequencies, the address of its postings
-# The largest of 256 gaps sets the bits of all. It is 6.1 times their mean if documents are spread at random.
-_LARGEST_GAP = 6.1
+_LARGEST_GAP = 6.1  # times the mean of 256 gaps between random documents; it sets the bits of all
 
 
 def weight_codes(weights: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint32]:
@@ -62,16 +55,11 @@ def posting_bytes(
     code_bits: float = _CODE_BITS,
     code_bytes: float = _CODE_BYTES,
 ) -> float:
-    """Predict the bytes of the postings of all tokens and of their dictionary, in one segment.
+    """Predict the bytes of the postings of all tokens and of their dictionary, in one segment of an index.
 
-    tests/planning/test_plan.py compares with OpenSearch 3.6.0. Ids, `_source` and other fields are not included, nor
-    the clusters of a sparse_vector field.
-
-    Args:
-        frequencies: how many documents contain each token, shape [vocabulary].
-        documents: how many documents the index has.
-        code_bits: bits of a code in a block; the default is for weights.
-        code_bytes: bytes of a code outside of blocks.
+    `frequencies` is the number of documents of each token. A code has `code_bits` in a block and `code_bytes` outside.
+    Not included are other fields and the clusters of a sparse_vector field. tests/planning/test_plan.py compares with
+    OpenSearch 3.6.0.
     """
     held = frequencies[frequencies > 0]
     blocks = np.floor(held / BLOCK)

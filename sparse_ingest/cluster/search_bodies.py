@@ -1,10 +1,8 @@
-"""Query weights to `_search` bodies: plain dicts, ready to be sent by any client or printed as JSON.
+"""`_search` bodies from query weights: plain dicts, ready to be sent by any client or printed as JSON.
 
-Every body for a rank_features field gives the same score: the sum over the query's tokens of query weight times stored
-weight. A sparse_vector field has a body of its own, whose tokens are ids. What a body needs of the server's search
-pipelines stands in it, so that nothing has to be installed. `body["query"]` alone can be put into a larger query; the
-two-phase processor finds it bare or in `bool.should` only.
-Not covered: sending them (search.py), the limits that they keep (limits.py), their explanations (reading.py).
+On a rank_features field the score is the sum of query weight times stored weight. Bodies contain the search pipelines
+that they need. `body["query"]` can be part of a larger query; the two-phase processor finds it alone or in
+`bool.should` only.
 """
 
 from __future__ import annotations
@@ -31,19 +29,17 @@ from sparse_ingest.pipeline import EngineName, QuerySettings, packaged_folder
 SearchBody = dict[str, Any]
 QueryClause = Mapping[str, Any]
 Weights = Mapping[str, float] | FittedWeights  # by token, or by its key in the field
-# Above zero and below every score: hits without any token of the query have 0.
-_LEAST_SCORE = 1e-45
-_WORD_FIELDS = ["title", "text"]
+_LEAST_SCORE = 1e-45  # below every score above zero; hits without any token of the query have 0
 HYBRID_DEPTH = 100  # documents of each search that a hybrid one combines
 
 
 @dataclass(frozen=True)
 class Engine:
-    """How an index is asked: with which engine, on which field.
+    """An engine, its field and its settings.
 
-    `keys` says by which key the field knows a token, None where tokens are keys; `two_phase` and `seismic` are the
-    settings of those engines, as [query] has them. `ceiling` is what the clusters of a sparse_vector field clip query
-    weights at, None where it is not known. `mappings` has those of the index, if they were read.
+    `keys` maps tokens to keys of the field, None if tokens are the keys; `two_phase` and `seismic` are the tables of
+    [query]. Clusters of a sparse_vector field clip query weights at `ceiling`, None if unknown. `mappings` are those of
+    the index, if they were read.
     """
 
     name: EngineName = "exact"
@@ -57,19 +53,12 @@ class Engine:
 
 
 class BodyOptions(TypedDict, total=False):
-    """What every search of weights takes besides.
+    """Options of every search with weights."""
 
-    Attributes:
-        filter: any query: documents that it does not match are no hits.
-        explain: hits come with their explanation.
-        collapse: a field of one value (keyword or number): of the documents that share one, the best is found.
-        max_clauses: how many clauses the cluster allows, MAX_CLAUSES by default.
-    """
-
-    filter: QueryClause | None
-    explain: bool
-    collapse: str | None
-    max_clauses: int
+    filter: QueryClause | None  # a query that hits must match
+    explain: bool  # return the explanation of each hit
+    collapse: str | None  # a single-valued field: of documents with the same value, only the best is a hit
+    max_clauses: int  # how many clauses the cluster allows, MAX_CLAUSES by default
 
 
 def engine_body(weights: Weights, engine: Engine, *, size: int, **options: Unpack[BodyOptions]) -> SearchBody:
@@ -82,7 +71,7 @@ def engine_body(weights: Weights, engine: Engine, *, size: int, **options: Unpac
         **options: `filter`, `collapse`, `explain`, `max_clauses`; see `BodyOptions`.
 
     Raises:
-        UsageError: the weights, the engine's settings or a combination do not fit.
+        UsageError: the weights, the engine's settings or their combination are invalid.
     """
     rules = ENGINES[engine.name]
     settings = {"settings": getattr(engine, rules.settings)} if rules.settings else {}
@@ -90,7 +79,7 @@ def engine_body(weights: Weights, engine: Engine, *, size: int, **options: Unpac
 
 
 def neural_sparse_body(weights: Weights, *, field: str, size: int, **options: Unpack[BodyOptions]) -> SearchBody:
-    """Return the request of a learned-sparse search. Without any weight it finds nothing, and is still valid.
+    """Return the request of a learned-sparse search. Without weights it is valid and finds nothing.
 
     Args:
         weights: Query weights by token.
@@ -99,9 +88,9 @@ def neural_sparse_body(weights: Weights, *, field: str, size: int, **options: Un
         **options: `filter`, `collapse`, `explain`, `max_clauses`; see `BodyOptions`.
 
     Raises:
-        UsageError: the weights do not fit; see `fit_weights`.
+        UsageError: the weights are invalid, see `fit_weights`.
     """
-    fitted = _fitted(weights, options)
+    fitted = _fitted(weights, options).weights
     return _body(_sparse_clause(fitted, field), field=field, size=size, tokens=len(fitted), **options)
 
 
@@ -113,10 +102,9 @@ def two_phase_body(
     settings: Mapping[str, Any] | None = None,
     **options: Unpack[BodyOptions],
 ) -> SearchBody:
-    """Return the search in two phases: the heavy tokens find documents, the light ones raise the best of them.
+    """Return the request of a two-phase search: heavy tokens find documents, light ones add to the best scores.
 
-    The processor is part of the request. Documents that have light tokens only are no hits, and those outside the
-    window keep the score of the first phase.
+    Documents with only light tokens are not found, and those outside the window keep the score of the first phase.
 
     Args:
         weights: Query weights by token.
@@ -126,23 +114,19 @@ def two_phase_body(
         **options: `filter`, `collapse`, `explain`, `max_clauses`; see `BodyOptions`.
 
     Raises:
-        UsageError: the weights do not fit (see `fit_weights`), or the settings (see `check_two_phase`), or they leave
-            no token to the first phase, which would find nothing; or hits are to be collapsed.
+        UsageError: the weights (see `fit_weights`) or the settings (see `check_two_phase`) are invalid, the settings
+            leave no token to the first phase, or `collapse` is given.
     """
     if options.get("collapse") is not None:
-        raise UsageError(
-            "Two-phase search cannot collapse hits: OpenSearch refuses it beside a second phase. "
-            "Leave out --collapse, or search with --engine exact."
-        )
+        raise UsageError("OpenSearch cannot collapse two-phase hits. Omit --collapse, or use --engine exact.")
     full = check_two_phase(settings or {}, size=size)
-    fitted, ratio = fit_weights(weights, max_clauses=options.get("max_clauses", MAX_CLAUSES)), full["prune_ratio"]
+    fitted, ratio = _fitted(weights, options), full["prune_ratio"]
     if full["prune_type"] == "abs_value":
-        # A border among the weights moves with them.
-        full["prune_ratio"] = ratio / fitted.scale
+        full["prune_ratio"] = ratio / fitted.scale  # as the weights
     if fitted.weights and leaves_nothing(fitted.weights, full):
         raise UsageError(
-            f"With {full['prune_type']} and prune_ratio {ratio:g} no token of the query is left for the first phase, "
-            "so nothing can be found. Choose other [query] two_phase settings."
+            f"prune_type {full['prune_type']} with prune_ratio {ratio:g} leaves no token of the query to the first "
+            "phase, so nothing can be found. Change [query] two_phase."
         )
     body = neural_sparse_body(fitted, field=field, size=size, **options)
     return body | {"search_pipeline": _two_phase_pipeline(full)}
@@ -158,23 +142,23 @@ def seismic_body(
 ) -> SearchBody:
     """Return the request of a SEISMIC search of a sparse_vector field.
 
-    The filter goes into the search of the clusters, as a bool filter alone would take hits away from those k;
-    it is around it as well, as the clusters of a segment without any match of it are not filtered (3.6.0).
+    The filter is in the search of the clusters, because a bool filter alone would remove hits from those k, and around
+    it, because segments without a match of the filter are searched without it (3.6.0).
 
     Args:
         weights: Query weights by token id.
         field: Name of the sparse_vector field.
         size: Number of hits.
-        settings: `top_n` (the server's default is 10), `heap_factor` (1.0), and `k`, the most hits of a segment, which
-            is at least `size`.
+        settings: `top_n` (default of the server: 10), `heap_factor` (1.0), and `k`, the maximum of hits per segment,
+            at least `size`.
         **options: `filter`, `collapse`, `explain`, `max_clauses`; see `BodyOptions`.
 
     Raises:
-        UsageError: the weights do not fit (see `fit_weights`), or the settings (see `check_seismic`).
+        UsageError: the weights (see `fit_weights`) or the settings (see `check_seismic`) are invalid.
     """
     settings = settings or {}
     check_seismic(settings)
-    fitted, filter = _fitted(weights, options), options.get("filter")
+    fitted, filter = _fitted(weights, options).weights, options.get("filter")
     clause = _sparse_clause(fitted, field, _method_parameters(size, settings, filter))
     body = _body(clause, field=field, size=size, tokens=len(fitted), **options)
     # Otherwise documents that match the filter and no token fill up the k hits (3.6.0).
@@ -182,7 +166,7 @@ def seismic_body(
 
 
 def rank_feature_body(weights: Weights, *, field: str, size: int, **options: Unpack[BodyOptions]) -> SearchBody:
-    """Return the search of `neural_sparse_body` for a cluster without the neural-search plugin.
+    """Return the request of a learned-sparse search for a cluster without the neural-search plugin.
 
     Args:
         weights: Query weights by token.
@@ -191,15 +175,14 @@ def rank_feature_body(weights: Weights, *, field: str, size: int, **options: Unp
         **options: `filter`, `collapse`, `explain`, `max_clauses`; see `BodyOptions`.
 
     Raises:
-        UsageError: the weights do not fit (see `fit_weights`), or a token holds a dot: `rank_feature` takes what
-            stands after the last dot of its field for the feature (tried on 3.6.0), so it can never find that token.
+        UsageError: the weights are invalid (see `fit_weights`), or a token contains a dot, so `rank_feature` cannot
+            find it: it splits field and feature at the last dot (3.6.0).
     """
-    fitted = _fitted(weights, options)
-    dotted = [token for token in fitted if "." in token]
-    if dotted:
+    fitted = _fitted(weights, options).weights
+    if dotted := [token for token in fitted if "." in token]:
         raise UsageError(
-            f"The token {dotted[0]!r} holds a dot, which a rank_feature query cannot ask for. "
-            "Leave it out, or use a cluster with the neural-search plugin."
+            f"The token {dotted[0]!r} contains a dot, so a rank_feature query cannot find it. "
+            "Omit it, or use a cluster with the neural-search plugin."
         )
     clauses = [
         {"rank_feature": {"field": f"{field}.{token}", "linear": {}, "boost": weight}}
@@ -220,13 +203,13 @@ def server_side_body(
     filter: QueryClause | None = None,
     explain: bool = False,
 ) -> SearchBody:
-    """Return the request of a search whose text the server turns into weights, with a deployed model or an analyzer.
+    """Return the request of a search whose text the server encodes, with a deployed model or an analyzer.
 
     Args:
         text: The query.
         engine: The engine, its field and its settings.
         size: Number of hits.
-        model_id: A deployed model. One of this and `analyzer` is needed.
+        model_id: A deployed model. Either this or `analyzer` is required.
         analyzer: An analyzer. With neither, OpenSearch since 3.1 would use bert-uncased without a warning: wrong for
             every other vocabulary.
         filter: A query clause that every hit matches.
@@ -236,14 +219,14 @@ def server_side_body(
         UsageError: neither or both of `model_id` and `analyzer` are given, or the text is empty.
     """
     if (model_id is None) == (analyzer is None):
-        raise UsageError("Name either a model_id or an analyzer, with which the server makes the weights of the query.")
+        raise UsageError("The server encodes the query: pass either a model_id or an analyzer.")
     if not text.strip():
-        raise UsageError("The query is empty, which OpenSearch refuses as query_text. Ask for some words.")
-    asked: SearchBody = {"query_text": text}
-    asked |= {"model_id": model_id} if model_id is not None else {"analyzer": analyzer}
+        raise UsageError("The query is empty, which OpenSearch refuses as query_text. Pass some words.")
+    content: SearchBody = {"query_text": text}
+    content |= {"model_id": model_id} if model_id is not None else {"analyzer": analyzer}
     if engine.name == "seismic":
-        asked["method_parameters"] = _method_parameters(size, engine.seismic, filter)
-    query = {"neural_sparse": {engine.field: asked}}
+        content["method_parameters"] = _method_parameters(size, engine.seismic, filter)
+    query = {"neural_sparse": {engine.field: content}}
     body = _body(query, field=engine.field, size=size, filter=filter, explain=explain)
     if engine.name == "seismic" and filter:
         body["min_score"] = _LEAST_SCORE
@@ -263,7 +246,7 @@ def hybrid_body(
     depth: int | None = HYBRID_DEPTH,
     max_clauses: int = MAX_CLAUSES,
 ) -> SearchBody:
-    """Return the request of BM25 on title and text beside a learned-sparse search, whose scores the server combines.
+    """Return the request of a hybrid search: BM25 on title and text, and learned-sparse, combined by the server.
 
     Args:
         text: The query, for BM25.
@@ -272,20 +255,16 @@ def hybrid_body(
         size: Number of hits.
         filter: A query clause that every hit matches.
         search_pipeline: Name of an installed pipeline with a normalization or score-ranker processor, whose first
-            weight is that of BM25. By default the packaged one is part of the request
-            (pipelines/opensearch/search/hybrid.json).
+            weight is that of BM25. By default the request contains pipelines/opensearch/search/hybrid.json.
         depth: Number of documents of each search that are combined; None for `size`, which servers before 2.19 need.
             A document below that depth in one search counts as not found by it.
-        max_clauses: The most query tokens that the server accepts.
+        max_clauses: The maximum of clauses that the server accepts.
 
     Raises:
-        UsageError: the weights do not fit (see `fit_weights`), or the engine is two-phase, which has no effect there.
+        UsageError: the weights are invalid (see `fit_weights`), or the engine is two-phase.
     """
     if engine.name == "two-phase":
-        raise UsageError(
-            "The two-phase processor leaves the parts of a hybrid query alone: "
-            "use --engine exact, or leave out --hybrid."
-        )
+        raise UsageError("Two-phase has no effect in a hybrid query. Use --engine exact, or omit --hybrid.")
     fitted = fit_weights(weights, max_clauses=max_clauses).weights
     depth = max(size, depth) if depth is not None else None
     parameters = _method_parameters(depth or size, engine.seismic, filter) if engine.name == "seismic" else None
@@ -297,7 +276,7 @@ def hybrid_body(
 
 
 def bm25_body(text: str, *, field: str, size: int, filter: QueryClause | None = None) -> SearchBody:
-    """Return the request of a BM25 search on title and text, for comparison.
+    """Return the request of a BM25 search on title and text.
 
     Args:
         text: The query.
@@ -309,10 +288,7 @@ def bm25_body(text: str, *, field: str, size: int, filter: QueryClause | None = 
 
 
 class EngineRules(NamedTuple):
-    """What an engine is to the rest: the kind of field that it searches, and how its request is made.
-
-    `settings` is its table in [query] and in `Engine`, which `check` refuses where the server would.
-    """
+    """An engine: its kind of field, its request, and the name of its table in [query] and `Engine`."""
 
     kind: str
     body: Callable[..., SearchBody]
@@ -321,8 +297,8 @@ class EngineRules(NamedTuple):
     check: Callable[[Mapping[str, Any]], object] = dict
 
 
-# The first engine of a kind of field is taken when none is named. The two-phase processor refuses sparse_vector
-# fields, and their clusters never answer exactly.
+# The first engine of a kind of field is the default. The two-phase processor refuses sparse_vector fields, and their
+# clusters never answer exactly.
 ENGINES: dict[EngineName, EngineRules] = {
     "exact": EngineRules("rank_features", neural_sparse_body),
     "two-phase": EngineRules("rank_features", two_phase_body, False, "two_phase", check_two_phase),
@@ -331,10 +307,10 @@ ENGINES: dict[EngineName, EngineRules] = {
 
 
 def choose_engine(settings: QuerySettings, kind: str) -> EngineName:
-    """Return the engine that [query] names for a kind of field, or the field's own.
+    """Return the engine of [query], by default the first of the kind of field.
 
     Raises:
-        PipelineError: the kind of field does not have the engine, or a setting of any engine is unknown.
+        PipelineError: the engine cannot search the kind of field, or a setting of any engine is invalid.
     """
     for rules in ENGINES.values():
         if rules.settings:
@@ -344,15 +320,14 @@ def choose_engine(settings: QuerySettings, kind: str) -> EngineName:
     if name not in engines:
         raise PipelineError(
             f"The engine {name} cannot search a {kind} field; {' and '.join(engines)} can. "
-            "Leave out --engine (or engine in [query]), or load into a field of the other kind with load --kind."
+            "Omit --engine (or engine in [query]), or load into a field of the other kind with load --kind."
         )
     return name
 
 
 def packaged_search_pipeline(name: str) -> SearchBody:
-    """A packaged search pipeline as a request can carry it."""
-    path = packaged_folder() / "opensearch" / "search" / f"{name}.json"
-    content: SearchBody = json.loads(path.read_bytes())
+    """Return a packaged search pipeline in the form that a request can contain."""
+    content: SearchBody = json.loads((packaged_folder() / "opensearch" / "search" / f"{name}.json").read_bytes())
     return {key: value for key, value in content.items() if key != "description"}
 
 
@@ -380,11 +355,10 @@ def msearch_bytes(bodies: Iterable[SearchBody], index: str | None = None) -> byt
 
 
 def _sparse_clause(fitted: Mapping[str, float], field: str, parameters: SearchBody | None = None) -> SearchBody:
-    """The clause of query tokens; `parameters` are those of the search in clusters."""
     if not fitted:
         return {"match_none": {}}
-    asked = {"query_tokens": dict(fitted)} | ({"method_parameters": parameters} if parameters else {})
-    return {"neural_sparse": {field: asked}}
+    content = {"query_tokens": dict(fitted)} | ({"method_parameters": parameters} if parameters else {})
+    return {"neural_sparse": {field: content}}
 
 
 def _method_parameters(size: int, settings: Mapping[str, Any], filter: QueryClause | None) -> SearchBody:
@@ -393,7 +367,7 @@ def _method_parameters(size: int, settings: Mapping[str, Any], filter: QueryClau
 
 
 def _single_terms(query: Any) -> Any:
-    """The query with a `term` a value in place of each `terms`, on which the filter of clusters fails (3.6.0)."""
+    """Replace each `terms` of a query by one `term` per value: the filter of clusters fails on `terms` (3.6.0)."""
     match query:
         case list():
             return [_single_terms(one) for one in query]
@@ -414,22 +388,22 @@ def _two_phase_pipeline(settings: Mapping[str, Any]) -> SearchBody:
 
 
 def _words_clause(text: str) -> SearchBody:
-    return {"multi_match": {"query": text, "fields": _WORD_FIELDS, "type": "most_fields"}}
+    return {"multi_match": {"query": text, "fields": ["title", "text"], "type": "most_fields"}}
 
 
 def _filtered(query: SearchBody, filter: QueryClause | None) -> SearchBody:
-    """The query, for those documents only that `filter` matches.
+    """Restrict a query to documents that match `filter`.
 
-    It stands in `should`, where alone the two-phase processor looks for it, and must match: beside a filter a `should`
-    need not, and documents without any of its tokens would be hits with score 0.
+    The query is in `should`, because the two-phase processor looks only there. Without `minimum_should_match`,
+    documents without any of its tokens would be hits with score 0.
     """
     if not filter:
         return query
     return {"bool": {"should": [query], "minimum_should_match": 1, "filter": [dict(filter)]}}
 
 
-def _fitted(weights: Weights, options: BodyOptions) -> dict[str, float]:
-    return fit_weights(weights, max_clauses=options.get("max_clauses", MAX_CLAUSES)).weights
+def _fitted(weights: Weights, options: BodyOptions) -> FittedWeights:
+    return fit_weights(weights, max_clauses=options.get("max_clauses", MAX_CLAUSES))
 
 
 def _body(
@@ -443,7 +417,7 @@ def _body(
     collapse: str | None = None,
     max_clauses: int = MAX_CLAUSES,
 ) -> SearchBody:
-    """The request of a query. With `tokens`, how many of its clauses are sparse ones, the clauses are counted."""
+    """Return the request of a query. Given the number of its sparse `tokens`, check the number of its clauses."""
     query = _filtered(query, filter)
     if tokens is not None:
         check_clauses(tokens, count_clauses(query) - tokens, max_clauses=max_clauses)

@@ -1,11 +1,8 @@
-"""sparse_vector fields with the SEISMIC method: what they keep of a weight, and method parameters fitted to a run.
+"""sparse_vector fields with the SEISMIC method: their weights, and method parameters fitted to a run.
 
-Such a field keeps a weight twice. Segments with fewer documents than `approximate_threshold` answer from the 9 bits of
-scores.py; larger ones from a byte, round(min(weight, ceiling) · 255 / ceiling). Method parameters can never be changed
-once the index is there (the server refuses it), so what depends on the run is fitted before the index is made: the
-ceiling, and a threshold that only the merged segment reaches, so that its clusters are built once. Keys are token ids.
-In: an index body, the `PreflightReport` of a run. Out: the body with its parameters; bytes; the spelling of a weight.
-Not covered: query-time parameters (search_bodies.py); n_postings, which the server fits to each segment by default.
+Segments with fewer documents than `approximate_threshold` search the 9 bits of scores.py; larger ones a byte,
+round(min(weight, ceiling) · 255 / ceiling). Method parameters cannot be changed, so the ceiling and the threshold, that
+only the merged segment reaches, are fitted before the index is created. The server fits n_postings to each segment.
 """
 
 from __future__ import annotations
@@ -21,15 +18,14 @@ import numpy.typing as npt
 from sparse_ingest.cluster.bulk_bodies import shortest_between
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.indexes import Index
+from sparse_ingest.cluster.limits import is_number
 from sparse_ingest.cluster.preflight import PreflightReport
 from sparse_ingest.cluster.scores import DROPPED_BITS, LEVELS, stored_bytes, weight_codes
 from sparse_ingest.errors import ClusterError, PipelineError
 
-# Releases 3.3 to 3.8 keep an id in 16 bits with a sign: from 32,768 on they crash or score wrongly. Later ones take
-# two ids for one. So no release keeps a larger vocabulary apart.
+# From id 32,768 on, releases 3.3 to 3.8 crash or score wrongly (16 bits with a sign), and later ones confuse two ids.
 MAX_VOCABULARY = 1 << 15
 EXPLAINED_SINCE = (3, 5)  # the first release that explains scores of segments with clusters
-# What the server takes for a parameter that is left out.
 METHOD_DEFAULTS = {
     "cluster_ratio": 0.1,
     "summary_prune_ratio": 0.4,
@@ -41,20 +37,20 @@ _LARGEST_BITS = 0x7F7FFFFF  # of a finite float32
 
 
 def parameters_of(entry: dict[str, Any]) -> dict[str, Any]:
-    """The method parameters of a mapped sparse_vector field, the server's own where the mapping names none."""
+    """Return the method parameters of a mapped sparse_vector field, with the defaults of the server."""
     return {**METHOD_DEFAULTS, **(entry.get("method", {}).get("parameters") or {})}
 
 
 class ByteCodes:
-    """Numbers for weights: equal when a field with this ceiling keeps the same 9 bits and the same byte of them.
+    """Numbers below 65,536 for weights: equal if a field with this ceiling keeps the same 9 bits and the same byte.
 
-    Both grow with the weight, so their sum tells every pair of them apart and stays below 65,536.
+    Both grow with the weight, so their sum is different for every pair.
     """
 
     def __init__(self, ceiling: float) -> None:
         self._ceiling = ceiling
         features = np.arange(0, _LARGEST_BITS, 1 << DROPPED_BITS, dtype=np.uint32)
-        # The bits of the smallest float32 that is kept as at least each byte.
+        # The bits of the smallest float32 of each byte.
         all_bits = range(_LARGEST_BITS)
         borders = np.array([bisect_left(all_bits, byte, key=self._byte) for byte in range(1, LEVELS + 1)], np.uint32)
         # The bits of the smallest weight of each number, and the numbers.
@@ -62,11 +58,11 @@ class ByteCodes:
         self._numbers = self.codes(self._starts.view(np.float32))
 
     def codes(self, weights: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint32]:
-        """The number of each weight."""
+        """Return the number of each weight."""
         return weight_codes(weights) + stored_bytes(weights, self._ceiling)
 
     def decimal(self, code: int) -> str:
-        """The shortest decimal that is kept as this number."""
+        """Return the shortest decimal with this number."""
         place = int(np.searchsorted(self._numbers, code))
         after = self._starts[place + 1] if place + 1 < len(self._starts) else _LARGEST_BITS + 1
         edges = np.array([self._starts[place], after - 1], dtype=np.uint32).view(np.float32)
@@ -77,14 +73,7 @@ class ByteCodes:
 
 
 def fit(body: dict[str, Any], field: str, report: PreflightReport) -> tuple[dict[str, Any], str]:
-    """Fill in the parameters that a body leaves to the run; what it names stays as it is.
-
-    Returns:
-        The body, and a sentence that says what its parameters do to the run's weights.
-
-    Raises:
-        PipelineError: a parameter that the body names is no number above zero.
-    """
+    """Return the body with parameters that fit the run, where it has none, and a message about clipped weights."""
     body = copy.deepcopy(body)
     entry: dict[str, Any] = body["mappings"]
     for name in field.split(".") if field not in entry["properties"] else [field]:
@@ -93,8 +82,8 @@ def fit(body: dict[str, Any], field: str, report: PreflightReport) -> tuple[dict
     named = method.get("parameters") or {}
     for name in ("quantization_ceiling_ingest", "approximate_threshold"):
         value = named.get(name, 1)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not (0 <= value < math.inf):
-            raise PipelineError(f"The index body says {name} = {value!r}; expected is a number above zero.")
+        if not is_number(value) or value < 0:
+            raise PipelineError(f"The index body has {name} = {value!r}; expected a number above zero.")
     method["parameters"] = {
         "approximate_threshold": fitted_threshold(report.documents, _primaries(body)),
         "quantization_ceiling_ingest": fitted_ceiling(report.codes),
@@ -103,19 +92,18 @@ def fit(body: dict[str, Any], field: str, report: PreflightReport) -> tuple[dict
     parameters = parameters_of(entry)
     ceiling, threshold = parameters["quantization_ceiling_ingest"], parameters["approximate_threshold"]
     clipped = int(report.codes[_values(len(report.codes)) > np.float32(ceiling)].sum())
-    sentence = (
+    return body, (
         f"SEISMIC: weights are kept in steps of {ceiling / LEVELS:.4g} up to {ceiling:g}; {clipped} of "
         f"{report.terms} weights ({clipped / max(1, report.terms):.3%}) are above it and clipped. "
         f"Clusters are built in segments of {threshold} documents or more: merge after the load (--merge) to build "
         "them once; smaller segments are searched exactly. Neither can be changed in this index."
     )
-    return body, sentence
 
 
 def fitted_ceiling(codes: npt.NDArray[np.int64]) -> float:
-    """The ceiling with the smallest squared error over a histogram of 9-bit codes: clipping against coarse steps.
+    """Return the ceiling with the smallest squared error, of clipping and rounding, for a histogram of 9-bit codes.
 
-    A ceiling of c clips what is above it and rounds the rest to steps of c / 255, an error of step² / 12 on average.
+    A ceiling of c clips larger weights and rounds the others to steps of c / 255, a mean error of step² / 12.
     """
     held = np.flatnonzero(codes[: weight_codes(np.array([np.inf]))[0]])
     if not len(held):
@@ -128,15 +116,15 @@ def fitted_ceiling(codes: npt.NDArray[np.int64]) -> float:
     clipping = above(counts * weights**2) - 2 * weights * above(counts * weights) + weights**2 * above(counts)
     rounding = (counts.sum() - above(counts)) * (weights / LEVELS) ** 2 / 12
     best = float(weights[np.argmin(clipping + rounding)])
-    # Three digits, upwards, say the same and can be read in the mapping.
+    # Rounded up to three digits, for a readable mapping.
     unit = 10.0 ** (math.floor(math.log10(best)) - 2)
     return float(f"{math.ceil(best / unit) * unit:.3g}")
 
 
 def fitted_threshold(documents: int, primaries: int) -> int:
-    """A number of documents that the merged segment of every shard reaches, and that few segments before it do.
+    """Return a number of documents that the merged segment of every shard reaches, and few smaller segments.
 
-    Documents fall into shards at random: four deviations below the mean none is too small.
+    Documents are distributed to shards at random: none is smaller than the mean minus four standard deviations.
     """
     mean = documents / primaries
     spread = 4 * math.sqrt(mean) if primaries > 1 else 0.0
@@ -144,28 +132,28 @@ def fitted_threshold(documents: int, primaries: int) -> int:
 
 
 def warm_up(client: Client, index: Index) -> str | None:
-    """Bring the clusters of an index into memory, so that the first queries need not; a sentence when it cannot be."""
+    """Load the clusters of an index into memory. Return a message if that fails."""
     try:
         client.call("POST", f"/_plugins/_neural/warmup{index.path}", timeout_s=600)
     except ClusterError as error:
-        return f"Index {index.name!r} could not be warmed up ({error}) Its first searches read from disk."
+        return f"Index {index.name!r} could not be warmed up ({error}). Its first searches read from disk."
     return None
 
 
 def _values(length: int) -> npt.NDArray[np.float32]:
-    """What each 9-bit code stands for."""
+    """Return the weight of each 9-bit code."""
     return (np.arange(length, dtype=np.uint32) << np.uint32(DROPPED_BITS)).view(np.float32)
 
 
 def _primaries(body: dict[str, Any]) -> int:
     count = body_setting(body, "number_of_shards", default=1)
     if not str(count).isdecimal() or int(count) < 1:
-        raise PipelineError(f"The index body says number_of_shards = {count!r}; expected is a number above zero.")
+        raise PipelineError(f"The index body has number_of_shards = {count!r}; expected a number above zero.")
     return int(count)
 
 
 def body_setting(body: dict[str, Any], name: str, default: Any = None) -> Any:
-    """A setting of an index body, which may name it with `index.` or in an object of this name."""
+    """Return a setting of an index body, whose name may start with `index.` or be inside an object `index`."""
     settings = body.get("settings", {})
     places = (settings, settings.get("index", {}))
     return next((place[key] for place in places for key in (name, f"index.{name}") if key in place), default)

@@ -1,9 +1,6 @@
 """Wait for a cluster: until it answers again, its replicas exist, its writes are on disk.
 
-In: an index. Out: nothing, or a message about what was not done. Every request concerns the index, so a role without
-cluster rights may send it; details that need cluster rights are omitted from messages where they are refused.
-
-Not covered: when to wait (loading/), merges (merging.py).
+Requests concern the index, so a role needs no cluster rights; messages omit details that need them.
 """
 
 from __future__ import annotations
@@ -24,13 +21,8 @@ _POLL_S = 2.0
 T = TypeVar("T")
 
 
-def patiently(ask: Callable[[], T], retries: Retries, waiting: Waiting = Waiting("")) -> T:  # noqa: B008 - silent
-    """Call `ask` until it succeeds, with the pauses of a bulk request, and return its result. It must be repeatable.
-
-    Raises:
-        ClusterError: the error of the last attempt.
-        Interrupted: a stop was requested.
-    """
+def patiently(ask: Callable[[], T], retries: Retries, waiting: Waiting) -> T:
+    """Call `ask` until it succeeds, with the pauses of a bulk request. Return its result or raise its last error."""
     attempt, end = 0, time.monotonic() + waiting.patience_s
     while True:
         try:
@@ -48,11 +40,9 @@ def patiently(ask: Callable[[], T], retries: Retries, waiting: Waiting = Waiting
 
 
 def wait_for_primaries(client: Client, index: Index, retries: Retries) -> None:
-    """Wait until the primary of each shard is started. Without one, OpenSearch answers no request for documents.
+    """Wait until all primaries are started: without one, OpenSearch answers no request for documents.
 
-    Raises:
-        ClusterError: one is still missing after the sum of the longest pauses of `retries`, or the client's patience.
-        Interrupted: a stop was requested.
+    Raise `ClusterError` after the sum of the longest pauses of `retries`, or the client's patience.
     """
     patience_s = min(retries.attempts * retries.cap_s, client.waiting.patience_s)
     began = time.monotonic()
@@ -75,7 +65,7 @@ def unstarted_primaries(client: Client, index: Index) -> str | None:
     if not (missing := sorted(set(range(count)) - started)):
         return None
     return (
-        f"Index {index.name!r} takes no documents: the primary of {len(missing)} of its {count} shards is not "
+        f"Index {index.name!r} accepts no documents: the primary of {len(missing)} of its {count} shards is not "
         f"allocated. {_why_unassigned(client, index, missing[0], primary=True)}"
     )
 
@@ -83,66 +73,57 @@ def unstarted_primaries(client: Client, index: Index) -> str | None:
 def wait_for_copies(client: Client, index: Index, reporter: Reporter, *, patience_s: float = 300.0) -> str | None:
     """Wait until all copies of the shards exist. Return a message if the cluster has too few nodes for them.
 
-    Args:
-        patience_s: give up after so many seconds without any change; sooner if the client's patience ends.
-
-    Raises:
-        ClusterError: copies are missing, and nothing changed for `patience_s`.
+    Raise `ClusterError` after `patience_s` seconds without a change, or the client's patience.
     """
     last: object = None
     patience_s = min(patience_s, client.waiting.patience_s)
     changed = time.monotonic()
     while True:
-        copies, there = _copies(client, index)
+        shards = client.call("GET", f"{index.path}/_stats/docs", params={"filter_path": "_shards"})["_shards"]
+        copies, there = int(shards["total"]), int(shards["successful"])
         if there >= copies:
             return None
-        nodes = _data_nodes(client)
+        health = client.find("/_cluster/health", absent=(403, 404, 405, 408))
+        nodes = int(health["number_of_data_nodes"]) if health else None  # None: the role may not ask
         primaries = int(index.setting("number_of_shards") or 1)
         if nodes is not None and there >= primaries * min(nodes, copies // primaries) and nodes * primaries < copies:
             return (
-                f"Index {index.name!r} asks for {copies // primaries} copies of each shard, but the cluster has "
-                f"{nodes} data node{'s' if nodes > 1 else ''}: {copies - there} of {copies} copies cannot be made. "
+                f"Index {index.name!r} should have {copies // primaries} copies of each shard, but the cluster has "
+                f"{nodes} data node{'s' if nodes > 1 else ''}: {copies - there} of {copies} copies cannot be created. "
                 "Add nodes, or set number_of_replicas in the index body."
             )
         state = (there, _recovered_bytes(client, index))
         if state != last:
             last, changed = state, time.monotonic()
-            reporter.note(f"Index {index.name!r}: {there} of {copies} copies of its shards are there.")
+            reporter.note(f"Index {index.name!r}: {there} of {copies} copies of its shards exist.")
         elif time.monotonic() - changed > patience_s:
             raise ClusterError(
-                f"Index {index.name!r} has {there} of {copies} copies of its shards, and for {patience_s:g} s nothing "
-                f"has changed. {_why_unassigned(client, index, 0, primary=False)} Fix that, or set number_of_replicas "
-                "to what the cluster can hold, then start the same command again."
+                f"Index {index.name!r} has {there} of {copies} copies of its shards, without a change for "
+                f"{patience_s:g} s. {_why_unassigned(client, index, 0, primary=False)} Fix that, or reduce "
+                "number_of_replicas, then start the same command again."
             )
         missing = f"index {index.name!r} has {there} of {copies} copies of its shards, for up to {patience_s:g} s."
         client.waiting.pause(_POLL_S, missing)
 
 
 class Durability:
-    """Makes sure that every write an index has confirmed is on its disk.
+    """Flushes confirmed writes to disk, which is needed only with `translog.durability: async`.
 
-    Needed only with `translog.durability: async`, where a killed server loses writes that it has confirmed. After a
-    flush, everything confirmed is on the disk, unless a primary was restarted or moved since this object was created.
-    With `request`, the default, a confirmation is enough.
+    A flush covers all confirmed writes, unless a primary was restarted or moved since this object was created.
     """
 
     def __init__(self, client: Client, index: Index) -> None:
-        self._client = client
-        self._index = index
+        self._client, self._index = client, index
         self._began = self._primaries()
 
     def settle(self) -> None:
-        """Flush everything that was confirmed to disk.
-
-        Raises:
-            ClusterError: a primary was restarted or moved, so writes that it had confirmed may be lost.
-        """
+        """Flush confirmed writes to disk. Raise `ClusterError` if a primary was restarted or moved."""
         answer = self._client.call("POST", f"{self._index.path}/_flush", timeout_s=600)
         if answer["_shards"]["failed"] or self._primaries() != self._began:
             raise ClusterError(
-                f"A primary of index {self._index.name!r} was restarted or moved while the index confirmed writes "
-                "early (translog.durability is async): what it confirmed last may be lost. Start the same command "
-                "again: it sends every shard that is not in the journal, and only those."
+                f"A primary of index {self._index.name!r} was restarted or moved while translog.durability was async: "
+                "the last confirmed writes may be lost. Start the same command again: it sends the shards that are not "
+                "in the journal."
             )
 
     def _primaries(self) -> list[tuple[int, int, str]]:
@@ -155,18 +136,6 @@ class Durability:
         )
 
 
-def _copies(client: Client, index: Index) -> tuple[int, int]:
-    """Return how many copies of shards the index should have, and how many exist. Primaries count."""
-    answer = client.call("GET", f"{index.path}/_stats/docs", params={"filter_path": "_shards"})
-    return int(answer["_shards"]["total"]), int(answer["_shards"]["successful"])
-
-
-def _data_nodes(client: Client) -> int | None:
-    """Return how many nodes can hold a shard, or None if the role may not ask."""
-    health = client.find("/_cluster/health", absent=(403, 404, 405, 408))
-    return int(health["number_of_data_nodes"]) if health else None
-
-
 def _recovered_bytes(client: Client, index: Index) -> int:
     """Return how many bytes the running recoveries of the index have copied."""
     answer = client.call("GET", f"{index.path}/_recovery", params={"active_only": "true"})
@@ -176,13 +145,13 @@ def _recovered_bytes(client: Client, index: Index) -> int:
 
 def _why_unassigned(client: Client, index: Index, shard: int, *, primary: bool) -> str:
     """Return why a shard copy is not allocated, with the most frequent reasons of nodes."""
-    asked = {"index": index.name, "shard": shard, "primary": primary}
+    copy = {"index": index.name, "shard": shard, "primary": primary}
     try:
-        answer = client.call("POST", "/_cluster/allocation/explain", asked)
+        answer = client.call("POST", "/_cluster/allocation/explain", copy)
     except ClusterError:
-        return "Ask the cluster why with GET /_cluster/allocation/explain."
+        return "GET /_cluster/allocation/explain reports the reason."
     reason = answer.get("allocate_explanation") or answer.get("unassigned_info", {}).get("reason", "no reason given")
     nodes = [node.get("deciders", ()) for node in answer.get("node_allocation_decisions", ())]
-    said = Counter(str(decider["explanation"]) for deciders in nodes for decider in deciders)
-    details = "; ".join(f"{why} ({count} of {len(nodes)} nodes)" for why, count in said.most_common(2))
-    return f"The cluster says: {': '.join(filter(None, (str(reason).rstrip('.'), details)))}."
+    reasons = Counter(str(decider["explanation"]) for deciders in nodes for decider in deciders)
+    details = "; ".join(f"{why} ({count} of {len(nodes)} nodes)" for why, count in reasons.most_common(2))
+    return f"The cluster reports: {': '.join(filter(None, (str(reason).rstrip('.'), details)))}."

@@ -1,8 +1,7 @@
 """The version of a cluster: from `GET /`, or from its nodes if it is set to report Elasticsearch 7.10.2.
 
-In: the answer of `GET /`, and a function for other requests. Out: the version, or a `ClusterError`. The setting
-`compatibility.override_main_response_version`, which managed services switch on for old clients, hides name and version
-in `GET /`; `_nodes` and `_cat/nodes` still have the version. During an upgrade the lowest version counts.
+Managed services set `compatibility.override_main_response_version` for old clients, which hides name and version in
+`GET /`; `_nodes` and `_cat/nodes` still have the version. During an upgrade the lowest version counts.
 """
 
 from __future__ import annotations
@@ -16,23 +15,15 @@ from sparse_ingest.errors import ClusterError
 Version = tuple[int, int, int]
 
 OLDEST_VERSION = (2, 11)  # the first with neural_sparse
-# The version of the tests. An older server itself refuses what it does not know.
-NEWEST_TRIED = (3, 6, 0)
+NEWEST_TRIED = (3, 6, 0)  # the version of the tests
 _HIDDEN = "7.10.2"  # what every OpenSearch in compatibility mode reports
 _SETTING = "compatibility.override_main_response_version"
 
 
 def version_of(root: Any, address: str, who: str, find: Callable[[str], Any]) -> Version:
-    """Return the version of the OpenSearch that answered `GET /` with `root`.
+    """Return the version of the OpenSearch that answered `GET /` with `root`, or raise `ClusterError`.
 
-    Args:
-        root: The answer.
-        address: Where the cluster is, for messages.
-        who: The user or role of the connection, for messages.
-        find: Return the answer to another GET, or None where that is refused.
-
-    Raises:
-        ClusterError: It is not OpenSearch, is too old, or does not report its version.
+    `find` returns the answer to another GET, or None if it is refused; address and `who`, the user, are for messages.
     """
     version = root.get("version") if isinstance(root, dict) else None
     version = version if isinstance(version, dict) else {}

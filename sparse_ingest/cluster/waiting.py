@@ -1,10 +1,7 @@
-"""Waiting for a cluster: requests without an answer, pauses before a request is sent again, and stop requests.
+"""Wait for a cluster: report slow and repeated requests, end on stop requests.
 
-In: a request or a pause, and the reporter of the stage. Out: the answer, or `Interrupted`. Slow and repeated requests
-are reported after 10 s and then at most once in 10 s for each cause, to keep logs short: to the reporter, or to the
-log if there is none. A stop request ends only requests that take longer than 4 s, so a healthy stage finishes its
-current work first.
-Not covered: how often to send again (sending.py, settling.py).
+Reports come after 10 s and at most once in 10 s for each cause. A stop request ends only requests that take longer than
+4 s, so a healthy stage finishes its current work first. Not covered: how often to send again (sending.py, settling.py).
 """
 
 from __future__ import annotations
@@ -14,15 +11,16 @@ import math
 import re
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
-from threading import Lock, Thread
+from concurrent.futures import wait
+from threading import Event, Lock
 from typing import TypeVar
 
 from sparse_ingest.errors import Interrupted
 from sparse_ingest.reporting import SILENT, Reporter
+from sparse_ingest.storage.waiting import in_thread
 
 SAY_S = 10.0
-LOOK_S = 0.1  # between looks at stop requests
+_LOOK_S = 0.1  # between looks at stop requests
 _SLOW_S = 4.0  # a request that takes longer is abandoned when a stop is requested
 _MARGIN_S = 1.0  # for the request to end with its own, more specific error
 _NUMBER = re.compile(r"(?<!answered )(?<![0-9a-f])[0-9a-f]*\d[0-9a-f]*")  # except the status of an answer
@@ -33,8 +31,8 @@ logger = logging.getLogger(__name__)
 class Waiting:
     """Notes and stop requests while a client waits. Safe to use from several threads.
 
-    `reporter` is that of the stage; if it is None or silent, notes are log warnings and no stop is requested.
-    `patience_s` is how long a request, with its repetitions, may go without success.
+    Without a `reporter`, notes are log warnings and nothing requests a stop. A request, with its repetitions, may go
+    without success for `patience_s`.
     """
 
     def __init__(self, address: str, reporter: Reporter | None = None, patience_s: float = math.inf) -> None:
@@ -46,16 +44,9 @@ class Waiting:
         self._said: dict[str, tuple[float, int]] = {}
 
     def answer(self, what: str, ask: Callable[[], T], timeout_s: float = math.inf) -> T:
-        """Return what `ask` returns. It runs in a thread of its own, which continues if the wait ends first.
-
-        Raises:
-            Interrupted: A stop was requested, and no answer came.
-            TimeoutError: The last byte of the answer did not come within `timeout_s`.
-        """
-        one: Future[T] = Future()
-        Thread(target=_fulfil, args=(one, ask), name=what, daemon=True).start()
-        began = time.monotonic()
-        while not wait([one], LOOK_S).done:
+        """Return what `ask` returns. Raise `Interrupted` on a stop request, `TimeoutError` after `timeout_s`."""
+        reply, began = in_thread(ask, what), time.monotonic()
+        while not wait([reply], _LOOK_S).done:
             waited = time.monotonic() - began
             if waited > timeout_s + _MARGIN_S:
                 raise TimeoutError
@@ -63,44 +54,29 @@ class Waiting:
             if waited >= SAY_S:
                 self.say(what, f"{why}; waiting up to {timeout_s:g} s.", counted=False)
             if waited > _SLOW_S or self._ended:
-                self.refuse_stopped(why)
+                self._refuse_stopped(why)
         try:
-            return one.result()
+            return reply.result()
         finally:
-            del one  # the traceback of an error would keep the error and the request alive
+            del reply  # the traceback of an error would keep the error and the request alive
 
-    def pause(self, seconds: float, why: str) -> None:
-        """Sleep, and report every 10 s that this is still waited for.
-
-        Raises:
-            Interrupted: A stop was requested.
-        """
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            self.remind(why, left)
-            time.sleep(min(left, LOOK_S))
-
-    def remind(self, why: str, left_s: float) -> None:
-        """Report what is still waited for, and how long the pause lasts, if the last report is 10 s old.
-
-        Raises:
-            Interrupted: A stop was requested.
-        """
-        self.refuse_stopped(why)
-        self._said.setdefault(_NUMBER.sub("#", why), (time.monotonic(), 0))
-        self.say(why, f"Trying again in {left_s:.0f} s: {why}", counted=False)
+    def pause(self, seconds: float, why: str, ended: Event | None = None) -> None:
+        """Sleep or wait for `ended`, and report every 10 s. Raise `Interrupted` on a stop request."""
+        ended, end = ended or Event(), time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not ended.wait(min(left, _LOOK_S)):
+            self._refuse_stopped(why)
+            self._said.setdefault(_NUMBER.sub("#", why), (time.monotonic(), 0))
+            self.say(why, f"Trying again in {left:.0f} s: {why}", counted=False)
 
     def end(self) -> None:
         """End all waits: the client is closed, and other threads may still ask."""
         self._ended = True
 
-    def refuse_stopped(self, why: str) -> None:
-        """Raise `Interrupted` if a stop was requested; `why` is what was waited for."""
+    def _refuse_stopped(self, why: str) -> None:
         if self._ended or (self.reporter and self.reporter.stop_requested()):
             reason = why.rstrip(".")
-            raise Interrupted(
-                f"Stopped while waiting: {reason}. What is finished is kept; start the same command again."
-            )
+            again = "What is finished is kept; start the same command again."
+            raise Interrupted(f"Stopped while waiting: {reason}. {again}")
 
     def say(self, cause: str, message: str, *, counted: bool = True) -> None:
         """Report a message, at most once in 10 s for each cause; numbers in a cause are ignored.
@@ -115,12 +91,3 @@ class Waiting:
         if due:
             note = self.reporter.note if self.reporter else logger.warning
             note(f"{message} ({unsaid} more since the last such line)" if unsaid else message)
-
-
-def _fulfil(one: Future[T], ask: Callable[[], T]) -> None:
-    try:
-        one.set_result(ask())
-    except BaseException as error:
-        one.set_exception(error)
-    finally:
-        del one

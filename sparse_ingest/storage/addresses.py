@@ -1,8 +1,7 @@
-"""Addresses of clusters, stores and web servers in parts, and texts without the secrets of the addresses in them.
+"""Split addresses of clusters, stores and web servers, and remove the secrets of addresses from texts.
 
-In: an address as a user gave it. Out: scheme, user, password and the rest. A password ends at the last @ of the address
-and may hold characters that should be encoded (/ ? # @ : %). An @ behind a path with no colon before the path, as in
-http://host/path@x, belongs to the path.
+A password ends at the last @ of the address and may contain characters that should be encoded (/ ? # @ : %). An @ after
+a path, without a colon before the path, as in http://host/path@x, is part of the path.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from sparse_ingest.errors import UsageError
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
 _HOST = r"(\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[\w.-]+)(?::(\d+))?"
 HOST_AND_PATH = re.compile(rf"{_HOST}((?:/[^?#@\s\x00-\x20]*)?)")
-# In a text, whose addresses end at a space. A colon and digits before a path are a port.
+# In a text, addresses end at a space. A colon and digits before a path are a port.
 _CREDENTIALS = re.compile(r"(?<=://)(?:[^/:\s]+:(?!\d+(?:[/?#]|$))\S*|[^/\s'\"]*)@")
 _QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", re.IGNORECASE)
 
 
 class Parts(NamedTuple):
-    """An address in parts; `rest` begins with the host. `is_clear`: no @ stands behind what may be host and path."""
+    """An address in parts; `rest` begins with the host. `is_clear` is false if an @ may be part of the path."""
 
     scheme: str
     user: str | None
@@ -35,16 +34,16 @@ class Parts(NamedTuple):
 
     @property
     def encoded(self) -> str:
-        """The address with encoded user and password, as libraries take it."""
+        """The address with encoded user and password, as libraries expect it."""
         login = [quote(part, safe="", errors="surrogateescape") for part in self[1:3] if part is not None]
         return f"{self.scheme}://{':'.join(login)}{'@' if login else ''}{self.rest}"
 
 
 def split_address(address: str) -> Parts:
-    """Return an address, which has a scheme, in parts.
+    """Split an address with a scheme.
 
     Raises:
-        UsageError: its password cannot be sent; the message does not repeat it.
+        UsageError: its password cannot be encoded; the message omits it.
     """
     scheme, _, rest = address.partition("://")
     login, at, host = rest.rpartition("@")
@@ -54,7 +53,8 @@ def split_address(address: str) -> Parts:
     try:
         login.encode(errors="surrogateescape")
     except UnicodeEncodeError:
-        raise UsageError("The user or password in an address holds characters that are not Unicode.") from None
+        raise UsageError("The user or password in an address contains characters that are not Unicode.") from None
+
     before_path = re.split("[/?#]", login, maxsplit=1)[0]
     is_clear = before_path == login or re.fullmatch(_HOST, before_path.rpartition("@")[2]) is None
     return Parts(scheme, _decoded(user), _decoded(password) if colon else None, host, is_clear)

@@ -1,7 +1,7 @@
-"""What huggingface_hub may not do with the answers of a hub: leave its cache, and log secrets.
+"""Keep huggingface_hub from writing outside its cache and from logging secrets.
 
-The library checks names of files. Commits and ETags it puts into paths as they come (2.4.0): a hub that names an ETag
-`../../../.profile` has its content written there.
+The library checks names of files, but not the commits and ETags that it puts into paths (2.4.0): with an ETag such as
+`../../../.profile`, a hub could write there.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def hub_address() -> str:
 
 
 def hub_token() -> str | None:
-    """Return the token that the library sends: that of HF_TOKEN, or of an earlier login."""
+    """Return the token that the library sends: HF_TOKEN, or that of an earlier login."""
     from huggingface_hub import get_token
 
-    with suppress(Exception):  # a failed exchange of tokens; the request of the library has failed before
+    with suppress(Exception):  # a failed exchange of tokens, after which the library's own request fails
         return get_token()
     return None
 
@@ -62,7 +62,7 @@ def _check_names(answer: Any) -> None:
     def check(*names: object) -> None:
         if bad := [name for name in names if isinstance(name, str) and re.search(r"[\\/\0]|^\.+$", name)]:
             raise StorageError(
-                f"The hub {answer.url.host} names a file {bad[0][:60]!r}, which would leave the cache: the file is "
+                f"The hub {answer.url.host} names a file {bad[0][:60]!r}, a path outside the cache: the file is "
                 "refused. Do not use this hub."
             )
 

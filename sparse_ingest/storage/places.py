@@ -1,11 +1,8 @@
 """Locations of runs and corpora: a local path, or an address such as s3://bucket/prefix, read through fsspec.
 
-In: a path or an address. Out: a `Path`, or a `RemotePath` with those methods of `Path` that runs and corpora need.
-Writes are atomic, as object stores make them. Credentials come from the environment, as the stores' libraries read
-it; credentials in an address (user:password@, the query of a signed link) are used, and never appear in a name or a
-message.
-
-Not covered: locks (runs/leases.py), and the content of the files.
+In: a path or an address. Out: a `Path`, or a `RemotePath` with the methods of `Path` that runs and corpora need. Writes
+are atomic. Credentials come from the environment or an address (user:password@, the query of a signed link), and never
+appear in a name or a message. Not covered: locks (runs/leases.py).
 """
 
 from __future__ import annotations
@@ -42,7 +39,7 @@ T = TypeVar("T")
 
 
 def place_of(spec: str | Place) -> Place:
-    """Return the place that a user named: an address if it has a scheme, otherwise a path of this machine."""
+    """Return a `RemotePath` for an address with a scheme, otherwise a local path."""
     if not isinstance(spec, str):
         return spec
     if not ADDRESS.match(spec):
@@ -54,7 +51,7 @@ def place_of(spec: str | Place) -> Place:
 
 @dataclass(frozen=True, repr=False)
 class RemotePath:
-    """A file or folder at an address, with the methods of `pathlib.Path` that are needed. Always absolute."""
+    """A file or folder at an address, with methods of `pathlib.Path`. Always absolute."""
 
     _storage: Any = field(compare=False)  # fsspec's file system
     _scheme: str
@@ -63,27 +60,22 @@ class RemotePath:
 
     @classmethod
     def at(cls, address: str) -> RemotePath:
-        """Return the location of an address.
-
-        Raises:
-            UsageError: The scheme is unknown, or an address of S3 or Google Cloud Storage contains credentials.
-            MissingExtraError: The packages that read it are not installed.
-        """
+        """Return the location of an address, or raise `UsageError` or `MissingExtraError`."""
         parts = split_address(address)
         try:
             scheme = urlsplit(f"{parts.scheme}://{parts.rest}").scheme
         except ValueError as error:
-            raise UsageError(f"{parts} is no address: {error}. Check its spelling.") from None
+            raise UsageError(f"{parts} is not an address: {error}. Check its spelling.") from None
         if scheme in WEB and not parts.is_clear:
             raise UsageError(
-                "An address with an @ behind a path can be read in two ways. Write an @ of the path or query as %40, "
-                "and a slash, ? or # of a password as %2F, %3F or %23."
+                "An address with an @ after a path is ambiguous. Write an @ of the path or query as %40, and a slash, "
+                "? or # of a password as %2F, %3F or %23."
             )
         if scheme in _RETRYING and parts.user is not None:
+            names = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY" if scheme in _S3 else "GOOGLE_APPLICATION_CREDENTIALS"
             raise UsageError(
-                f"{parts} was given with credentials in the address. Give them in the environment "
-                f"({'AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY' if scheme in _S3 else 'GOOGLE_APPLICATION_CREDENTIALS'}"
-                "), or in the settings of the cloud's own tools."
+                f"{parts} has credentials in the address. Set them in the environment ({names}) or in the "
+                "configuration of the cloud's own tools."
             )
         address, mark, query = parts._replace(scheme=scheme).encoded, "", ""
         if scheme in WEB:
@@ -122,7 +114,7 @@ class RemotePath:
         return f"RemotePath({str(self)!r})"
 
     def resolve(self) -> RemotePath:
-        """Return the same location: there are no links and no relative addresses."""
+        """Return the same location: addresses are absolute, and have no links."""
         return self
 
     def exists(self) -> bool:
@@ -138,9 +130,9 @@ class RemotePath:
         return (self.about() or {}).get("type") == "file"
 
     def about(self) -> dict[str, Any] | None:
-        """Return `type`, `size` in bytes and `version`, a string that changes with the content; None if nothing exists.
+        """Return `type`, `size` in bytes and `version`, a string that changes with the content; None if absent.
 
-        Size and version are None where the store does not give them.
+        Size and version are None if the store does not report them.
         """
         try:
             found = self._request("looked at", lambda: self._storage.info(self._target))
@@ -164,7 +156,7 @@ class RemotePath:
     def _listed(self, ask: Callable[[], list[str]]) -> list[RemotePath]:
         if not self.listable:
             raise StorageError(
-                f"{self} cannot be listed: a web server does not list the files of a folder. Name each file, or copy "
+                f"{self} cannot be listed: a web server does not list the files of a folder. Pass each file, or copy "
                 "the folder."
             )
         try:
@@ -176,11 +168,7 @@ class RemotePath:
         return [replace(self, _key=key) for key in sorted(found, key=os.fsencode)]
 
     def read_bytes(self) -> bytes:
-        """Return the content of a small file.
-
-        Raises:
-            FileNotFoundError: There is no file.
-        """
+        """Return the content of a small file, or raise `FileNotFoundError`."""
         # Otherwise s3fs requests the size first, and reads large files in pieces.
         how = {"max_concurrency": 1} if self._scheme in _S3 else {}
         return bytes(self._request("read", lambda: self._storage.cat_file(self._target, **how)))
@@ -190,25 +178,16 @@ class RemotePath:
         return io.BufferedReader(self.open_ranges(_KEPT_BLOCKS), 1 << 20)
 
     def open_ranges(self, kept_blocks: int = 0) -> RemoteFile:
-        """Open the file for reading; only the bytes that are read are fetched, unless blocks are kept."""
+        """Open the file for reading. Only the bytes that are read are fetched, unless blocks are kept."""
         open_file = partial(self._storage.open, self._target, "rb")
         return RemoteFile(open_file, self._request, str(self), kept_blocks=kept_blocks)
 
     def write_whole(self, content: bytes, *, exclusive: bool = False) -> None:
-        """Write a small file atomically.
-
-        Raises:
-            FileExistsError: The file exists, and `exclusive` is true.
-        """
+        """Write a small file atomically. If `exclusive`, raise `FileExistsError` if it exists."""
         self._put(lambda mode: self._storage.pipe_file(self._target, content, mode=mode), exclusive, content)
 
     def upload(self, source: Path, *, exclusive: bool = False) -> None:
-        """Upload a local file atomically.
-
-        Raises:
-            FileExistsError: The file exists, and `exclusive` is true.
-            StorageError: The store has another size than was uploaded.
-        """
+        """Upload a local file atomically, as `write_whole`. Raise `StorageError` if the store reports another size."""
         self._put(lambda mode: self._storage.put_file(str(source), self._target, mode=mode), exclusive, source)
         size, found = source.stat().st_size, (self.about() or {}).get("size")
         if found != size:
@@ -224,9 +203,9 @@ class RemotePath:
             self._request("removed", lambda: self._storage.rm_file(self._target))
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
-        """Create the folder where the store has folders; object stores have none."""
+        """Create the folder, except in object stores, which have no folders."""
         if self._scheme not in _RETRYING and self.writable:
-            self._request("made", lambda: self._storage.makedirs(self._target, exist_ok=exist_ok))
+            self._request("created", lambda: self._storage.makedirs(self._target, exist_ok=exist_ok))
 
     @property
     def _target(self) -> str:
@@ -234,7 +213,7 @@ class RemotePath:
 
     def _refuse_writing(self) -> None:
         if not self.writable:
-            raise StorageError(f"{self} cannot be written: a web address is for reading. Name a folder or a bucket.")
+            raise StorageError(f"{self} cannot be written: a web address is for reading. Pass a folder or a bucket.")
 
     def _put(self, put: Callable[[str], None], exclusive: bool, sent: bytes | Path) -> None:
         """Call `put` with the mode of fsspec that creates or overwrites."""
@@ -246,27 +225,23 @@ class RemotePath:
                 # On S3 and Google Cloud Storage "create" is one conditional request; for others fsspec checks first.
                 put("create" if exclusive else "overwrite")
             except OSError as error:
-                # s3fs raises FileExistsError only where the store names the condition that failed; not every one does.
+                # s3fs raises FileExistsError only if the store names the condition that failed.
                 code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
                 if exclusive and str(code) in ("PreconditionFailed", "412"):
-                    raise FileExistsError(errno.EEXIST, "there is one", str(self)) from None
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self)) from None
                 raise
 
         try:
             self._request("written", write, bytes_sent=size)
         except FileNotFoundError:
             raise StorageError(
-                f"{self} cannot be written: its bucket or folder does not exist. Create that first."
+                f"{self} cannot be written: its bucket or folder does not exist. Create it first."
             ) from None
 
     def _request(self, done: str, ask: Callable[[], T], **sizes: Any) -> T:
-        """Return what a request returns, and repeat it on failure where no library does; `sizes` as for `answered`.
+        """Return what a request returns, and repeat it on failure if no library does; `sizes` as for `answered`.
 
-        Raises:
-            FileNotFoundError: The store has no such file.
-            FileExistsError: `ask` raised it.
-            StorageError: Any other failure, with one message that names the file and contains no secret.
-            Interrupted: SIGTERM came during a silence.
+        Failures other than FileNotFoundError and FileExistsError raise a `StorageError` without secrets.
         """
         return answered(lambda: self._repeated(done, ask), str(self), **sizes)
 
@@ -281,7 +256,7 @@ class RemotePath:
                 if isinstance(refused := _cause_of(error), SparseIngestError):
                     raise refused from None
                 if _is_missing(error):
-                    raise FileNotFoundError(errno.ENOENT, "there is no such file", str(self)) from None
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self)) from None
                 pause_s = next(pauses_s, None)
                 if pause_s is None or not _may_succeed_later(error):
                     # Not `from error`: a library's message may contain the address with its secrets.
@@ -290,8 +265,8 @@ class RemotePath:
 
     def _failed(self, done: str, error: Exception) -> StorageError:
         cause = _cause_of(error)
-        said = cause.strerror if isinstance(cause, OSError) else None
-        reason = without_secrets(first_line(Exception(said or str(cause) or type(cause).__name__)))
+        system = cause.strerror if isinstance(cause, OSError) else None
+        reason = without_secrets(first_line(Exception(system or str(cause) or type(cause).__name__)))
         if isinstance(error, PermissionError) or _status_of(error) in (401, 403):
             advice = "Check the credentials in the environment, and what they allow"
         else:
@@ -304,25 +279,23 @@ Place: TypeAlias = Path | RemotePath
 
 def _storage_of(scheme: str, address: str) -> tuple[Any, str]:
     """Return fsspec's file system for an address, and the key of the address in it."""
-    # No cached listings: files that another process wrote must be found.
-    options: dict[str, Any] = {"use_listings_cache": False}
-    if scheme in WEB:
-        # Ranges of the file, not of a copy that the server compresses.
-        options = {"client_kwargs": {"headers": {"Accept-Encoding": "identity"}}, "get_client": guarded_session}
     try:
         from fsspec.core import filesystem, url_to_fs
 
-        if scheme in WEB:  # for url_to_fs, the :: of an address in IPv6 begins another address
-            return filesystem(scheme, **options), address
-        storage, key = url_to_fs(address, **options)
+        if scheme in WEB:  # url_to_fs would split the :: of an address in IPv6
+            # Ranges of the file, not of a copy that the server compresses.
+            headers = {"headers": {"Accept-Encoding": "identity"}}
+            return filesystem(scheme, client_kwargs=headers, get_client=guarded_session), address
+        # No cached listings: files that another process wrote must be found.
+        storage, key = url_to_fs(address, use_listings_cache=False)
     except ImportError as error:
         if scheme in WEB + _RETRYING:
             raise MissingExtraError("remote", f"Reading and writing {scheme}:// addresses") from None
         raise StorageError(f"{scheme}:// addresses need another package: {first_line(error)}.") from None
     except ValueError:
         raise UsageError(
-            f"The scheme of {without_secrets(address)} is unknown. Known are s3://, gs://, https:// and what fsspec "
-            "has a package for; a folder of this machine has no scheme."
+            f"The scheme of {without_secrets(address)} is unknown. Known are s3://, gs://, https:// and those of "
+            "installed fsspec packages; local folders have no scheme."
         ) from None
     except Exception as error:
         reason = without_secrets(first_line(error))
@@ -331,10 +304,8 @@ def _storage_of(scheme: str, address: str) -> tuple[Any, str]:
 
 
 def _cause_of(error: BaseException) -> BaseException:
-    """Return the true failure: for the web, fsspec raises FileNotFoundError for all, with the true one as the cause."""
-    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        return error.__cause__
-    return error
+    """Return the true failure: on the web, fsspec raises FileNotFoundError with the true one as its cause."""
+    return (error.__cause__ if isinstance(error, FileNotFoundError) else None) or error
 
 
 def _status_of(error: BaseException) -> int | None:
@@ -343,10 +314,8 @@ def _status_of(error: BaseException) -> int | None:
 
 
 def _is_missing(error: Exception) -> bool:
-    if not isinstance(error, FileNotFoundError):
-        return False
-    module = type(_cause_of(error)).__module__
-    return not module.startswith(("aiohttp", "asyncio")) or _status_of(error) in _MISSING_STATUS
+    of_web = type(_cause_of(error)).__module__.startswith(("aiohttp", "asyncio"))
+    return isinstance(error, FileNotFoundError) and (not of_web or _status_of(error) in _MISSING_STATUS)
 
 
 def _may_succeed_later(error: Exception) -> bool:

@@ -1,10 +1,4 @@
-"""The content of a file at an address, fetched in pieces: what pyarrow, gzip and `for line in` read.
-
-In: a way to open it with fsspec, and how a request is sent and repeated. Out: a raw binary file. A server without range
-requests is read from its start, and only forward.
-
-Not covered: which file (places.py).
-"""
+"""A binary file at an address, fetched in ranges as it is read; without range requests, from its start only."""
 
 from __future__ import annotations
 
@@ -17,8 +11,8 @@ from typing import Any
 
 from sparse_ingest.errors import StorageError
 
-# Sends a request, repeated where that may help, and returns the answer. The first argument is the participle of
-# messages, such as "read"; further ones are those of `waiting.answered`.
+# Sends a request, repeats it if that may help, and returns the answer. The first argument is a participle for messages,
+# such as "read"; keywords are those of `waiting.answered`.
 Request = Callable[..., Any]
 _BLOCK_BYTES = 4 << 20  # at 50 ms a request, blocks of 2 MB are read half as fast
 
@@ -26,15 +20,15 @@ _BLOCK_BYTES = 4 << 20  # at 50 ms a request, blocks of 2 MB are read half as fa
 class RemoteFile(io.RawIOBase):
     """A file that is fetched as it is read. Blocks are kept and fetched ahead by fsspec's `BackgroundBlockCache`.
 
-    The fetch below the cache is ours: fsspec's web files do not repeat a request that failed, and the cache fails every
-    later read once a fetch ahead has failed. fsspec's `AdaptiveReadaheadCache` needs 2026.9, and logs the traceback of
-    every error. That an object was replaced is noticed by fsspec's S3 file (If-Match), and by the corpus after reading.
+    The fetch below the cache is ours: fsspec's web files do not repeat failed requests, and the cache fails every later
+    read after a failed fetch ahead. fsspec's `AdaptiveReadaheadCache` needs 2026.9, and logs the traceback of every
+    error. fsspec's S3 file (If-Match) and the corpus detect a replaced object.
 
     Args:
         open_file: Open the file with fsspec; keywords are those of its `open`.
         request: Send a request.
         name: The address, for messages.
-        kept_blocks: How many blocks are kept, besides one that is fetched ahead. With 0, only what is read is fetched.
+        kept_blocks: How many blocks are kept, besides one that is fetched ahead. With 0, nothing else is fetched.
     """
 
     _position = 0
@@ -46,11 +40,10 @@ class RemoteFile(io.RawIOBase):
         self._open_file, self._request, self._name = open_file, request, name
         self._file = request("opened", lambda: open_file(cache_type="none"))
         if getattr(self._file, "size", None) is None:
-            raise StorageError(f"{name} has no known size: its server does not tell. Download it, and name the file.")
+            raise StorageError(f"The server of {name} does not report its size. Download it, and pass the file.")
         self._size: int = self._file.size
-        # Bytes read of a stream; None while ranges are read.
-        self._streamed = None if self._file.seekable() else 0
-        self._one_fetch = Lock()  # the reader's thread and the cache's share the position of `_file`
+        self._streamed = None if self._file.seekable() else 0  # bytes read of a stream; None for ranges
+        self._one_fetch = Lock()  # the threads of the reader and of the cache share the position of `_file`
         self._recent: deque[tuple[int, int]] = deque(maxlen=kept_blocks)  # starts and ends of the last reads
         if kept_blocks and self._streamed is None:
             from fsspec.caching import BackgroundBlockCache
@@ -65,10 +58,6 @@ class RemoteFile(io.RawIOBase):
         """Return True. On a stream, the read after a seek backwards fails."""
         return True
 
-    def tell(self) -> int:
-        """Return the position of the next byte."""
-        return self._position
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Set the position of the next byte; nothing is fetched yet."""
         if whence == io.SEEK_CUR:
@@ -79,7 +68,7 @@ class RemoteFile(io.RawIOBase):
         return offset
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer with the bytes at the position, of one block at most where blocks are kept."""
+        """Fill a buffer with the bytes at the position, at most those of one block if blocks are kept."""
         view = memoryview(buffer).cast("B")
         start = self._position
         wanted = max(0, min(len(view), self._size - start))
@@ -91,7 +80,7 @@ class RemoteFile(io.RawIOBase):
         content = self._read(start, wanted)
         if len(content) < wanted:
             raise StorageError(
-                f"{self._name} ended after {start + len(content)} bytes, it had {self._size} when it was opened. "
+                f"{self._name} ended after {start + len(content)} bytes, but had {self._size} when it was opened. "
                 "It may have been replaced. Start again."
             )
         view[: len(content)] = content
@@ -112,13 +101,13 @@ class RemoteFile(io.RawIOBase):
                     raise
                 self._streamed = 0
                 self._release()
-        # A stream that was begun again first passes all that was read before.
+        # A restarted stream first skips the bytes that were read before.
         passed = lambda: self._streamed or 0  # noqa: E731
         return bytes(self._request("read", lambda: self._read_stream(start, length), received=passed))
 
     def _read_ranges(self, start: int, length: int) -> bytes:
-        # For a header, an index or the first read after a jump, the cache would fetch two blocks. It is used once the
-        # reader goes on from there; a table is read column by column, so that several readings alternate.
+        # The cache would fetch two blocks for a header, an index or the first read after a jump, so it is used when the
+        # reader continues from there. Columns of a table are read alternately.
         goes_on = any(first < start <= last for first, last in self._recent)
         self._recent.append((start, start + length))
         read = self._cache._fetch if self._cache and goes_on else self._fetch
@@ -135,8 +124,8 @@ class RemoteFile(io.RawIOBase):
     def _read_stream(self, start: int, length: int) -> bytes:
         if start < (self._streamed or 0):
             raise StorageError(
-                f"{self._name} can be read only from its start: its server gives no ranges. Download it, and name the "
-                "file that it becomes."
+                f"{self._name} can be read only from its start: its server has no range requests. Download it, and "
+                "pass the file."
             )
         content = bytearray()
         try:
@@ -150,7 +139,8 @@ class RemoteFile(io.RawIOBase):
                     content += some
             return bytes(content)
         except Exception:
-            # The next attempt begins a new stream, and drops what comes before `start`.
+            # The next attempt starts a new stream, and skips the bytes before `start`.
+
             self._streamed = 0
             self._release()
             raise

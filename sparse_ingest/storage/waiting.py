@@ -1,7 +1,6 @@
-"""Waits for stores, web servers and the hub: a line about each silence, a deadline, and an end on request.
+"""Wait for stores, web servers and the hub: log silences, and end at a deadline or on SIGTERM.
 
-In: a function that asks and blocks. Out: what it returns. The function runs in a thread of its own: Ctrl-C, SIGTERM and
-the deadline end the wait, and leave the function behind. Not covered: repeating a request (places.py).
+A request runs in its own thread, which continues if the wait ends first. Not covered: repetitions (places.py).
 """
 
 from __future__ import annotations
@@ -19,33 +18,36 @@ from sparse_ingest.errors import Interrupted, StorageError, UsageError
 
 TIMEOUT = "SPARSE_INGEST_TIMEOUT"
 stopping = Event()  # SIGTERM came: waits end after _GRACE_S
-left_behind = Event()  # a function still runs in its thread, and Python's exit would wait for threads of libraries
+left_behind = Event()  # a request still runs in its thread, and Python's exit would wait for threads of libraries
 _DEFAULT_S = 120.0
 _LINE_EVERY_S = 15.0
 _GRACE_S = 10.0
-_LEAST_BYTES = 1 << 20  # that count as progress: a byte a second is a silence
+_LEAST_BYTES = 1 << 20  # counted as progress; a byte per second is a silence
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+
+
+def in_thread(ask: Callable[[], T], name: str) -> Future[T]:
+    """Call a function in a daemon thread, for which Python's exit does not wait."""
+    reply: Future[T] = Future()
+    Thread(target=_run, args=(ask, reply), name=name, daemon=True).start()
+    return reply
 
 
 def answered(
     ask: Callable[[], T], place: str, *, bytes_sent: int = 0, received: Callable[[], int] = lambda: 0, advice: str = ""
 ) -> T:
-    """Return what a function returns that asks a place on the network.
+    """Return what `ask` returns, which sends a request to `place`.
 
-    Args:
-        ask: The function.
-        place: The name in messages.
-        bytes_sent: How much it sends; the deadline grows by a second for each 50 KB.
-        received: Returns how many bytes came so far; each further MB starts the deadline again.
-        advice: The end of the message when the deadline is over.
+    Every 50 KB of `bytes_sent` extend the deadline by a second, and every MB that is `received` restarts it. `advice`
+    ends the message after the deadline.
 
     Raises:
         StorageError: No answer within SPARSE_INGEST_TIMEOUT seconds.
         Interrupted: SIGTERM came, and no answer in the 10 s after it.
     """
-    limit_s, reply = _timeout_s() + bytes_sent / 50_000, Future[T]()
-    Thread(target=_run, args=(ask, reply), daemon=True).start()
+    limit_s = _timeout_s() + bytes_sent / 50_000
+    reply = in_thread(ask, place)
     began = last_line = time.monotonic()
     stop_at, counted = math.inf, received()
     try:
@@ -59,8 +61,8 @@ def answered(
                 raise Interrupted(f"Stopped while waiting for {place}; what was finished is kept.")
             if now - began >= limit_s:
                 raise StorageError(
-                    f"No answer from {place} within {limit_s:,.0f} s. Check the address and the network and start "
-                    f"again, what is finished is kept; {TIMEOUT}=SECONDS sets how long to wait.{advice}"
+                    f"No answer from {place} within {limit_s:,.0f} s. Check the address and the network, then start "
+                    f"again: what is finished is kept. {TIMEOUT}=SECONDS sets how long to wait.{advice}"
                 )
             if now - last_line >= _LINE_EVERY_S:
                 last_line = now
@@ -76,6 +78,8 @@ def _run(ask: Callable[[], T], reply: Future[T]) -> None:
         reply.set_result(ask())
     except BaseException as error:  # raised where it is waited for
         reply.set_exception(error)
+    finally:
+        del reply  # the traceback of an error would keep the error and the request alive
 
 
 def _timeout_s() -> float:

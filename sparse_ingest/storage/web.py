@@ -1,9 +1,8 @@
-"""The session with which fsspec reads the web: where redirects may lead, and how much one answer may hold.
+"""The session with which fsspec reads the web: limits on redirects and on the size of answers.
 
-In: keywords of `aiohttp.ClientSession`. Out: a session. An address that the user gave may be on this machine or in a
-private network, and so may redirects from there. Refused are redirects from a public address to any other kind, to a
-link-local one (where clouds give out credentials), and from https to http. The address that counts is that of the open
-connection, before anything is sent: a name may resolve to another one each time.
+An address of the user, and redirects from there, may be private. Refused are redirects from a public address to another
+kind, to a link-local one (where clouds serve credentials), and from https to http. Checked is the address of the open
+connection, before anything is sent: a name may resolve to another address each time.
 """
 
 from __future__ import annotations
@@ -17,21 +16,20 @@ from urllib.parse import urlsplit
 from sparse_ingest.errors import StorageError
 
 _CONNECT_S, _SILENCE_S = 15, 30  # for one attempt; waiting.py has the deadline of all
-_LARGEST = 64 << 20  # of a file that is read at once
+_LARGEST = 64 << 20  # bytes of an answer without a range
 _NAT64 = IPv6Network("64:ff9b::/96")
-# The kinds of addresses that the request of this task has met.
-_met: ContextVar[set[str]] = ContextVar("_met")
+_met: ContextVar[set[str]] = ContextVar("_met")  # the kinds of addresses that the request of this task connected to
 
 
 def kind_of(address: str) -> str:
-    """Return "public", "private" or "link-local" for an IP address; "private" has all that no public machine has."""
+    """Return "public", "link-local" or, for all other IP addresses, "private"."""
     found = ip_address(address.partition("%")[0])
     if found.version == 6:
         last = IPv4Address(int(found) & 0xFFFFFFFF) if found in _NAT64 else None
         found = found.ipv4_mapped or found.sixtofour or last or found
     if found.is_link_local:
         return "link-local"
-    # `is_reserved` has IPv6's old forms of IPv4 addresses, and site-local ones are in no list of Python's.
+    # `is_reserved` covers old IPv6 forms of IPv4 addresses; `is_global` is true for site-local addresses.
     is_old = found.version == 6 and (found.is_reserved or found.is_site_local)
     return "public" if found.is_global and not found.is_multicast and not is_old else "private"
 
@@ -56,16 +54,16 @@ async def guarded_session(**options: Any) -> Any:
 
     class Answer(aiohttp.ClientResponse):
         async def read(self) -> bytes:
-            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
-            most = int(asked[2]) - int(asked[1]) + 1 if asked else _LARGEST
+            range_of = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
+            most = int(range_of[2]) - int(range_of[1]) + 1 if range_of else _LARGEST
             content = bytearray()
             async for block in self.content.iter_any():
                 content += block
                 if len(content) > most:
                     self.close()
                     raise StorageError(
-                        f"{self.url.origin()}{self.url.path} sent more than the {most:,} bytes "
-                        "that were expected. Check the server, or download the file."
+                        f"{self.url.origin()}{self.url.path} sent more than the expected {most:,} bytes. Check the "
+                        "server, or download the file."
                     )
             return bytes(content)
 
@@ -92,4 +90,4 @@ async def guarded_session(**options: Any) -> Any:
 def _refused(address: Any, how: str) -> StorageError:
     parts = urlsplit(str(address))
     where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    return StorageError(f"A redirect to {where} is refused: it leads {how}. If you trust it, name that address itself.")
+    return StorageError(f"A redirect to {where} is refused: it leads {how}. If you trust it, pass that address.")

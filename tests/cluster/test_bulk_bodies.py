@@ -237,7 +237,7 @@ def test_the_field_name_inside_a_text_is_no_clash() -> None:
 
 def test_a_weight_for_an_id_without_token_is_a_damaged_run() -> None:
     missing = VOCABULARY.index(None)
-    with pytest.raises(RunError, match=f"token id {missing}, which is no token"):
+    with pytest.raises(RunError, match=f"token id {missing}, which vocab.json does not have"):
         written(BodyWriter(VOCABULARY, "s"), one([1], [missing]))
 
 

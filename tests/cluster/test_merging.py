@@ -135,12 +135,15 @@ def test_an_empty_index_needs_no_merge(client: Client, index_name: str) -> None:
     assert merging.merge(client, made(client, index_name), NoNotes()).undone is None
 
 
-def test_a_stop_request_ends_the_wait_for_leases(client: Client, index_name: str) -> None:
+def test_a_stop_request_ends_the_wait_for_leases(
+    client: Client, index_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = made(client, index_name)
     in_segments(client, index, 2)
+    monkeypatch.setattr(client.waiting, "reporter", Recorder(stop_at=0))
     began = time.monotonic()
     with pytest.raises(Interrupted):
-        merging.merge(client, index, Recorder(stop_at=0))
+        merging.merge(client, index, SILENT)
     assert time.monotonic() - began < 5
 
 

@@ -123,7 +123,7 @@ def test_a_version_that_may_not_be_asked_for_is_noted(
 ) -> None:
     with closing(connect(Connection(without_cluster_rights.url))) as client:
         assert (client.version, client.cluster_uuid) == ((3, 6, 0), "unknown")
-    assert "does not tell its version to a client without a user name (cluster:monitor/main)" in caplog.text
+    assert "does not report its version to a client without a user name (cluster:monitor/main)" in caplog.text
 
 
 def test_any_other_right_that_is_missing_stops_with_its_name(opensearch_url: str, tmp_path: Path) -> None:

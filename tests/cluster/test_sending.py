@@ -169,7 +169,7 @@ def test_where_nothing_is_answered_no_document_is_to_blame(index, fault) -> None
     with through(url, [fault] * 60) as (client, proxy):
         for size in (1, 5):
             patient = Retries(attempts=8, base_s=0.001, cap_s=0.002)
-            with pytest.raises(ClusterError, match=f"{size} documents were not taken in 8 attempts"):
+            with pytest.raises(ClusterError, match=f"{size} documents were not accepted in 8 attempts"):
                 list(send(client, requests(size, size), target=alias, retries=patient))
         assert 60 > len(proxy.faults) > 20
 
@@ -219,7 +219,9 @@ def test_an_id_that_spoils_its_whole_request_is_found(index) -> None:
 def test_retries_used_up_stop_the_load_and_name_the_cause(index) -> None:
     url, _, alias = index
     with through(url, [503] * 20) as (client, proxy):
-        with pytest.raises(ClusterError, match="5 documents were not taken in 6 attempts.*503 made_up: by the proxy"):
+        with pytest.raises(
+            ClusterError, match="5 documents were not accepted in 6 attempts.*503 made_up: by the proxy"
+        ):
             list(send(client, requests(5), target=alias, retries=FAST))
         assert len(proxy.bulk_sizes) == 6
 
@@ -237,7 +239,7 @@ def test_a_block_such_as_the_full_disk_stops_without_retries(index, block: str) 
     url, made, alias = index
     with through(url) as (client, proxy):
         client.call("PUT", f"/{made.name}/_settings", {block: True})
-        with pytest.raises(ClusterError, match="OpenSearch takes no documents: index .* blocked by"):
+        with pytest.raises(ClusterError, match="OpenSearch accepts no documents: index .* blocked by"):
             list(send(client, requests(5), target=alias, retries=FAST))
         client.call("PUT", f"/{made.name}/_settings", {block: None})
         assert len(proxy.bulk_sizes) == 1
@@ -292,7 +294,7 @@ class Stopping(Recorder):
     [
         (503, "answered 503 made_up"),
         ("drop", "closed the connection"),
-        ("garbage", "no JSON of OpenSearch's"),
+        ("garbage", "not JSON of OpenSearch"),
         ("reject first", "429 rejected_execution_exception"),
     ],
 )
@@ -325,7 +327,7 @@ def test_progress_begins_the_count_of_attempts_anew(index) -> None:
     with through(url, ["reject first", 503, 503, "reject first"]) as (client, proxy):
         three = Retries(attempts=3, base_s=0.01, cap_s=0.01)
         # The first answer takes 4 of 5 documents; two failures and one refusal of the last one are three in a row.
-        with pytest.raises(ClusterError, match="1 documents were not taken in 3 attempts"):
+        with pytest.raises(ClusterError, match="1 documents were not accepted in 3 attempts"):
             list(send(client, requests(5), target=alias, retries=three))
         assert len(proxy.bulk_sizes) == 3
         proxy.faults[:] = ["reject first", 503]
@@ -396,7 +398,7 @@ def test_an_item_counts_only_with_a_status_of_success_and_nothing_that_contradic
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Spoiling)
     with serving(server), closing(connect(Connection(f"http://127.0.0.1:{server.server_address[1]}"))) as client:
-        with pytest.raises(ClusterError, match="for document 'd3'. Check that nothing between here and OpenSearch"):
+        with pytest.raises(ClusterError, match="for document 'd3'. Check that no proxy changes requests"):
             list(send(client, requests(5), target="x", retries=FAST))
 
 

@@ -13,6 +13,7 @@ from sparse_ingest.cluster import indexes, settling
 from sparse_ingest.cluster.client import Client, Connection, ResponseError, UnreachableError, connect
 from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.cluster.settling import Durability
+from sparse_ingest.cluster.waiting import Waiting
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.reporting import SILENT, SilentReporter
 
@@ -49,7 +50,7 @@ def test_replicas_for_which_there_is_no_node_are_said_and_not_waited_for(client:
     began = time.monotonic()
     sentence = settling.wait_for_copies(client, index, SILENT)
     assert sentence is not None
-    assert "asks for 2 copies of each shard, but the cluster has 1 data node: 2 of 4 copies cannot be made" in sentence
+    assert "the cluster has 1 data node: 2 of 4 copies cannot be created" in sentence
     assert time.monotonic() - began < 5
 
 
@@ -66,7 +67,7 @@ def test_copies_that_never_come_end_in_a_sentence_also_without_rights_on_the_clu
 
     monkeypatch.setattr(Client, "call", without_cluster)
     monkeypatch.setattr(settling, "_POLL_S", 0.05)
-    with pytest.raises(ClusterError, match=r"has 1 of 2 copies.* for 0.2 s nothing has changed.*allocation/explain"):
+    with pytest.raises(ClusterError, match=r"has 1 of 2 copies.* without a change for 0.2 s.*allocation/explain"):
         settling.wait_for_copies(client, index, SILENT, patience_s=0.2)
 
 
@@ -84,7 +85,7 @@ def test_a_question_is_asked_again_while_the_cluster_does_not_answer() -> None:
             raise answer
         return answer
 
-    assert settling.patiently(ask, FAST) == "here"
+    assert settling.patiently(ask, FAST, Waiting("cluster")) == "here"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_what_cannot_get_better_is_not_asked_again(error: ClusterError) -> None:
         raise error
 
     with pytest.raises(ClusterError):
-        settling.patiently(ask, FAST)
+        settling.patiently(ask, FAST, Waiting("cluster"))
     assert len(asked) == 1
 
 

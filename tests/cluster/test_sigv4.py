@@ -154,7 +154,7 @@ def test_a_refused_signature_is_one_sentence_without_the_token(
     assert told.returncode == 1
     assert told.stderr.strip() == (
         f"Error: {proxy.url} refuses these AWS credentials (403). Check AWS_PROFILE, --aws-region, --aws-service and "
-        "the access policy. It said: The request signature does not match: signature."
+        "the access policy. Its reason: The request signature does not match: signature."
     )
     assert "botocore" in traced.stderr
     assert "ResponseError" in traced.stderr

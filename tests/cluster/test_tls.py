@@ -160,7 +160,7 @@ def test_password_in_the_url_is_taken_and_not_shown(opensearch_url: str, certifi
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ((), "asks who you are (401): give --user and --password, or a client certificate."),
+        ((), "requires authentication (401): pass --user and --password, or a client certificate."),
         (("--user", USER, "--password", PASSWORD + "x"), "does not accept user 'loader' with this password (401)."),
         (("--user", "nobody", "--password", PASSWORD), "does not accept user 'nobody' with this password (401)."),
     ],
@@ -180,7 +180,7 @@ def test_an_authority_that_is_not_trusted_is_told(opensearch_url: str, certifica
                 assert f"Its certificate was signed by a CA that is not in {certificates.stranger_ca}" in sentence
                 assert "--ca" not in sentence
             else:
-                assert "Give the file of the CA that signed its certificate with --ca." in sentence
+                assert "Pass the file of the CA that signed its certificate with --ca." in sentence
 
 
 @pytest.mark.parametrize("trusted", ["plain_ca", "pinned", "pinned_of_expired_ca"])
@@ -221,7 +221,7 @@ def test_a_ca_that_has_expired_is_told(opensearch_url: str, tmp_path: Path, fail
     gone = Authority(tmp_path, "long-gone", days=-1)
     with secure_proxy(opensearch_url, certificate=gone.sign("still-valid")) as proxy:
         sentence = failing(proxy, "--ca", gone.pair.cert)
-        assert f"{gone.pair.cert} holds a CA that has expired (long-gone)" in sentence
+        assert f"{gone.pair.cert} contains a CA that has expired (long-gone)" in sentence
         assert "--ca" not in sentence
 
 
@@ -256,7 +256,7 @@ def test_files_that_cannot_be_used_are_named(opensearch_url: str, certificates: 
     with secure_proxy(opensearch_url, certificate=certificates.server) as proxy:
         sentence = failing(proxy, "--ca", key)
         assert f"--ca {key} cannot be used" in sentence
-        assert "expected is a PEM file of CA certificates" in sentence
+        assert "expected a PEM file of CA certificates" in sentence
         for arguments in (("--client-cert", cert), ("--client-cert", cert, "--client-key", certificates.server.key)):
             assert f"--client-cert {cert}" in failing(proxy, *arguments)
         sentence = failing(proxy, "--client-cert", cert, "--client-key", certificates.locked_client.key)

@@ -54,8 +54,8 @@ def test_the_body_brings_its_processor_with_every_setting_said() -> None:
     ("settings", "said"),
     [
         ({"prune_type": "best"}, r"prune_type = 'best'; expected one of max_ratio, alpha_mass, abs_value, top_k"),
-        ({"prune_ratio": 1}, r"prune_ratio = 1; with prune_type max_ratio it is a number from 0 to below 1"),
-        ({"prune_type": "top_k", "prune_ratio": 2.5}, "with prune_type top_k it is a whole number above zero"),
+        ({"prune_ratio": 1}, r"prune_ratio = 1; expected a number from 0 to below 1 with prune_type max_ratio"),
+        ({"prune_type": "top_k", "prune_ratio": 2.5}, "expected a whole number above zero with prune_type top_k"),
         ({"prune_type": "abs_value", "prune_ratio": -1}, "a weight of at least 0"),
         ({"prune_ratio": "0.4"}, "prune_ratio = '0.4'"),
         ({"expansion_rate": 0.5}, r"expansion_rate = 0\.5; expected a number of at least 1"),
@@ -71,7 +71,7 @@ def test_a_setting_out_of_its_range_is_named_with_the_range(settings: dict[str, 
 def test_a_window_larger_than_its_limit_is_refused_with_both_ways_out() -> None:
     assert two_phase_window({}, 2000) == 10_000
     check_two_phase({}, size=2000)
-    with pytest.raises(UsageError, match=r"10005 documents a shard for 2001 hits.*max_window_size 10000.*= 10005"):
+    with pytest.raises(UsageError, match=r"10005 documents per shard for 2001 hits.*max_window_size 10000.*= 10005"):
         check_two_phase({}, size=2001)
     check_two_phase({"max_window_size": 10_005}, size=2001)
     assert two_phase_window({"expansion_rate": 1.1}, 30) == 33

@@ -87,7 +87,7 @@ def test_a_primary_that_restarts_while_writes_are_confirmed_early_stops_the_load
             client.call("POST", f"/{index_name}/_close")
             client.call("POST", f"/{index_name}/_open", params={"wait_for_active_shards": "1"})
 
-    with pytest.raises(ClusterError, match="was restarted or moved while the index confirmed writes early"):
+    with pytest.raises(ClusterError, match="was restarted or moved while translog.durability was async"):
         into(client, index_name, run, async_translog=True, progress=Recorder(restart))
     report = into(client, index_name, run)
     assert (report.loaded_shards, report.acknowledged) == (1, 60)
@@ -105,7 +105,7 @@ def test_a_block_stops_the_load_with_a_sentence_and_what_was_done_is_kept(
     with pytest.raises(Interrupted):
         into(client, index_name, run, progress=StopBefore(1))
     set_block(True)
-    with pytest.raises(ClusterError, match=r"takes no .*(block|full disk)"):
+    with pytest.raises(ClusterError, match=r"accepts no .*(block|full disk)"):
         into(client, index_name, run)
     set_block(False)
     report = into(client, index_name, run)
@@ -123,7 +123,7 @@ def test_a_disk_that_fills_up_during_the_load_stops_it_and_it_goes_on_later(
             client.call("PUT", f"/{index_name}/_settings", {"index": {"blocks.read_only_allow_delete": True}})
 
     recorder = Recorder(fill)
-    with pytest.raises(ClusterError, match=r"OpenSearch takes no documents: .*Remove the cause \(a full disk"):
+    with pytest.raises(ClusterError, match=r"OpenSearch accepts no documents: .*Remove the cause \(a full disk"):
         into(client, index_name, run, progress=recorder)
     assert any("keeps its settings for loading" in note for note in recorder.notes)
     client.call("PUT", f"/{index_name}/_settings", {"index": {"blocks.read_only_allow_delete": None}})

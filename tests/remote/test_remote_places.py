@@ -105,7 +105,7 @@ def test_a_web_file_that_became_shorter_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(CONTENT)
     with web_server(tmp_path) as url, RemotePath.at(f"{url}/file").open() as file:
         (tmp_path / "file").write_bytes(CONTENT[:5_000_000])
-        with pytest.raises(StorageError, match="ended after 5000000 bytes, it had 10240000 when it was opened"):
+        with pytest.raises(StorageError, match="ended after 5000000 bytes, but had 10240000 when it was opened"):
             file.read()
 
 
@@ -144,10 +144,10 @@ def test_texts_lose_their_secrets() -> None:
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        (f"s3://key:{SECRET}@bucket/x", "s3://bucket/x was given with credentials in the address"),
+        (f"s3://key:{SECRET}@bucket/x", "s3://bucket/x has credentials in the address"),
         (f"gs://key:{SECRET}@bucket/x", "GOOGLE_APPLICATION_CREDENTIALS"),
         ("xyz://a/b", "The scheme of xyz://a/b is unknown"),
-        (f"https://me:{SECRET}@[::1/x?sig={SECRET}", "https://[::1/x is no address: "),
+        (f"https://me:{SECRET}@[::1/x?sig={SECRET}", "https://[::1/x is not an address: "),
     ],
 )
 def test_addresses_that_are_refused(address: str, said: str) -> None:

@@ -388,9 +388,9 @@ def test_unknown_settings_of_an_engine_are_named() -> None:
 def test_what_has_no_effect_beside_an_engine_is_refused() -> None:
     with pytest.raises(UsageError, match="cannot collapse"):
         engine_body({"a": 1.0}, Engine("two-phase"), size=1, collapse="parent")
-    with pytest.raises(UsageError, match="leaves the parts of a hybrid query alone"):
+    with pytest.raises(UsageError, match="has no effect in a hybrid query"):
         hybrid_body("a", {"a": 1.0}, Engine("two-phase"), size=1)
-    with pytest.raises(UsageError, match="no token of the query is left for the first phase"):
+    with pytest.raises(UsageError, match="leaves no token of the query to the first phase"):
         two_phase_body({"a": 1.0}, field="f", size=1, settings={"prune_type": "alpha_mass", "prune_ratio": 0.5})
 
 
