@@ -3,7 +3,7 @@
 In: an index that this load has created or stamped. Out: a `Claim`, which is checked before each shard counts. A load
 sends to a private alias of its own and removes those of other loads, so one that was paused can send nothing more.
 
-Not covered: what a stamp holds (indexes.py), which settings a load changes (settings_guard.py).
+Not covered: what a stamp holds (stamps.py), which settings a load changes (settings_guard.py).
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from sparse_ingest.cluster.client import Client
-from sparse_ingest.cluster.indexes import Index, Stamp, add_private_alias, check_uuid, private_alias, stamp_index
+from sparse_ingest.cluster.indexes import Index, add_private_alias, check_uuid, private_alias, stamp_index
 from sparse_ingest.cluster.journal import Journal
+from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError, SparseIngestError
 from sparse_ingest.reporting import Reporter
 

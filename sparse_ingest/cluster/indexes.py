@@ -1,11 +1,7 @@
 """Indexes: create, find by name or alias, and stamp with a description of the vectors.
 
-In: an index body (mappings.py), a `Stamp`. Out: an `Index` (concrete name, UUID, mappings). The stamp is stored under
-the key `sparse_ingest` of the mapping's `_meta`; other keys are kept. Loads send to a private alias with
-`require_alias`, so a bulk request never creates a deleted index again with a dynamic mapping.
-
-Any client with rights on the index can write `_meta`. A stamp with a wrong type anywhere (stamp_values.py) is no stamp,
-and `Index.unreadable` says why. Keys that this release does not know are kept when a stamp is written again.
+In: an index body (mappings.py), a `Stamp`. Out: an `Index` (concrete name, UUID, mappings). Loads send to a private
+alias with `require_alias`, so a bulk request never creates a deleted index again with a dynamic mapping.
 
 Not covered: what a mapping must contain (mappings.py), index settings during a load (settings_guard.py), aliases that
 searches use (aliases.py).
@@ -13,79 +9,20 @@ searches use (aliases.py).
 
 from __future__ import annotations
 
-import hashlib
-import json
-import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from dataclasses import field as made_of
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from sparse_ingest.cluster.answers import Indexes
 from sparse_ingest.cluster.client import Client, TimedOutError, path_of
-from sparse_ingest.cluster.stamp_values import CHANGED_BY_LOADS, is_changed_by_loads, stamp_parts
-from sparse_ingest.cluster.stamp_values import NO_PRUNING as NO_PRUNING  # which other modules need beside `Stamp`
+from sparse_ingest.cluster.stamps import CHANGED_BY_LOADS, META_KEY, Stamp, foreign_settings, read_stamp
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.pipeline import in_words
-from sparse_ingest.runs.run import Run
-from sparse_ingest.storage.foreign_json import checked
 
-META_KEY = "sparse_ingest"
-STAMP_FORMAT = 1
 _PRIVATE = "--sparse-ingest-"
 MAX_NAME_BYTES = 255
 _PRIMARIES_S = 15.0  # timeout for the primaries of a new index; then missing ones are reported
 _CREATE_LOOKS = 20  # 2 s apart, for a new index that a busy cluster has not created by then
 ADDED_BYTES = len(_PRIVATE) + 8  # of the private alias
-_WHEN_SET = ("query", "replaced_by", "takeover")  # keys that are in `_meta` only if they have a value
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """The content of our key in `_meta`: what the vectors of an index are.
-
-    Attributes:
-        created_by: the run whose load created the index; None if no load did.
-        runs: the runs that were loaded into it.
-        pruning: which terms of the runs were pruned, as the arguments of `prune`.
-        settings: the index settings that a load has changed and not yet restored (settings_guard.py): for each name
-            the value before, and the value during the load.
-        replaced: name and UUID of the index that an alias served before this one.
-        replaced_by: the alias that served this index, with name and UUID of the one that it served next. Only an index
-            whose own stamp says so is deleted as the old one.
-        since: the `run_id` of the older run if only differences to it were sent, and `delete_missing`.
-        fields: the types of kept fields by dotted path, None for one that is not mapped. None if only releases that
-            did not map kept fields have loaded into the index.
-        query: the settings of [query] for searches that name no pipeline.
-        takeover: random id of the load that followed one of another run. Older journal lines do not count.
-    """
-
-    model: dict[str, Any]
-    vocabulary_sha256: str
-    field: str
-    run_id: str
-    created_by: str | None = None
-    runs: tuple[str, ...] = ()
-    load: Literal["loading", "done"] = "loading"
-    pruning: dict[str, Any] = made_of(default_factory=lambda: dict(NO_PRUNING))
-    settings: dict[str, dict[str, str | None]] = made_of(default_factory=dict)
-    replaced: dict[str, str] | None = None
-    since: dict[str, Any] | None = None
-    fields: dict[str, str | None] | None = None
-    format: int = STAMP_FORMAT
-    query: dict[str, Any] = made_of(default_factory=dict)
-    replaced_by: dict[str, str] | None = None
-    takeover: str | None = None
-
-    def as_meta(self) -> dict[str, Any]:
-        """Return the JSON object for `_meta`."""
-        content = {**asdict(self), "runs": list(self.runs), "load": {"state": self.load}}
-        return {key: value for key, value in content.items() if value or key not in _WHEN_SET}
-
-    @property
-    def only_run(self) -> str | None:
-        """The run that all documents of the index come from, or None. Other clients' writes are not considered."""
-        return self.created_by if set(self.runs) <= {self.created_by} else None
 
 
 class Index(NamedTuple):
@@ -105,23 +42,17 @@ class Index(NamedTuple):
     @property
     def stamp(self) -> Stamp | None:
         """The stamp; None if there is none, or it cannot be read."""
-        return found if isinstance(found := _stamp_of(self._meta), Stamp) else None
+        return found if isinstance(found := read_stamp(self.meta), Stamp) else None
 
     @property
     def unreadable(self) -> str:
         """That the stamp cannot be read and why, as messages say it of the index; "" otherwise."""
-        why = found if isinstance(found := _stamp_of(self._meta), str) else ""
+        why = found if isinstance(found := read_stamp(self.meta), str) else ""
         return why and f"has a _meta.{META_KEY} that cannot be read ({why})"
 
     @property
-    def foreign_settings(self) -> dict[str, Any]:
-        """What the stamp keeps of settings that no load changes, or with values of another kind."""
-        kept = self._meta.get("settings") if isinstance(self._meta, dict) else None
-        found = kept.items() if isinstance(kept, dict) else ()
-        return {name: entry for name, entry in found if not is_changed_by_loads(name, entry)}
-
-    @property
-    def _meta(self) -> Any:
+    def meta(self) -> Any:
+        """The content of our key in `_meta`, as any client may have written it."""
         return self.mappings.get("_meta", {}).get(META_KEY)
 
     @property
@@ -136,21 +67,6 @@ class Index(NamedTuple):
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return None if value is None else str(value)
-
-
-def vocabulary_hash(vocabulary: Sequence[str | None]) -> str:
-    """Return the SHA-256 of the vocabulary as one line of JSON without spaces."""
-    text = json.dumps(list(vocabulary), ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def run_stamp(
-    run: Run, field: str, pruning: Mapping[str, Any] = NO_PRUNING, query: Mapping[str, Any] | None = None
-) -> Stamp:
-    """Return the stamp of an index that a load of this run creates."""
-    run_id, vocabulary_sha256 = run.manifest.run_id, vocabulary_hash(run.vocabulary())
-    kept: dict[str, Any] = {"runs": (run_id,), "pruning": dict(pruning), "fields": {}, "query": dict(query or {})}
-    return Stamp(run.manifest.model, vocabulary_sha256, field, run_id, run_id, **kept)
 
 
 def is_one_name(name: str) -> bool:
@@ -247,22 +163,8 @@ def update_stamp(client: Client, index: Index, change: Callable[[Stamp], Stamp])
 
 
 def _write_stamp(client: Client, there: Index, stamp: Stamp) -> None:
-    old = there._meta if isinstance(there._meta, dict) else {}
-    unknown = {key: value for key, value in old.items() if key not in Stamp.__dataclass_fields__}
-    content = {**unknown, **stamp.as_meta(), "settings": {**there.foreign_settings, **stamp.settings}}
+    content = stamp.as_meta(there.meta)
     client.call("PUT", f"{there.path}/_mapping", {"_meta": {**there.mappings.get("_meta", {}), META_KEY: content}})
-
-
-def continued_stamp(there: Stamp | None, stamp: Stamp) -> Stamp:
-    """Return the stamp of a load into an index that exists, with what must be kept of its old stamp."""
-    if there is None:
-        return replace(stamp, created_by=None, runs=(stamp.run_id,))
-    runs = there.runs if stamp.run_id in there.runs else (*there.runs, stamp.run_id)
-    names = ("created_by", "settings", "replaced", "replaced_by", "fields", "format")
-    kept = {name: getattr(there, name) for name in names}
-    if there.run_id != stamp.run_id:
-        return replace(stamp, runs=runs, takeover=secrets.token_hex(8), **kept)
-    return replace(stamp, runs=runs, since=there.since, takeover=there.takeover, **kept)
 
 
 def refuse_other_pruning(index: Index, stamp: Stamp) -> None:
@@ -308,7 +210,7 @@ def refuse_serving(index: Index, instead: str) -> None:
 
 def note_on_settings(index: Index | None) -> list[str]:
     """Return a note on settings in the stamp that are ignored, if there are any."""
-    if not (index and (foreign := index.foreign_settings)):
+    if not (index and (foreign := foreign_settings(index.meta))):
         return []
     mine = ", ".join(CHANGED_BY_LOADS)
     return [f"Index {index.name!r}: settings of _meta.{META_KEY} ignored: {in_words(foreign)}. Loads set only {mine}."]
@@ -385,14 +287,6 @@ def max_clauses(client: Client) -> int:
     answer = client.find("/_cluster/settings", params=params, absent=(403, 404)) or {}
     levels = (answer.get(level, {}) for level in ("transient", "persistent", "defaults"))
     return next((int(level[name]) for level in levels if name in level), 1024)
-
-
-def _stamp_of(meta: object) -> Stamp | str | None:
-    """Return the stamp in `_meta`, why it cannot be read, or None where there is none."""
-    try:
-        return None if meta is None else checked(stamp_parts(meta), Stamp)
-    except ValueError as error:
-        return str(error).rstrip(".")
 
 
 def _pruning_words(pruning: dict[str, Any]) -> str:

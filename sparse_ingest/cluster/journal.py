@@ -32,7 +32,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from sparse_ingest.cluster.stamp_values import CHANGED_BY_LOADS, is_changed_by_loads
+from sparse_ingest.cluster.stamps import CHANGED_BY_LOADS, is_changed_by_loads
 from sparse_ingest.errors import RunError, first_line
 from sparse_ingest.records import Refusal
 from sparse_ingest.runs.manifest import Count

@@ -15,8 +15,9 @@ from typing import Any, Literal, get_args
 
 from sparse_ingest.cluster.bulk_bodies import BodyWriter, Spelling, WriteOperation
 from sparse_ingest.cluster.field_types import MAX_KEYWORD
-from sparse_ingest.cluster.indexes import META_KEY, Index, Stamp
+from sparse_ingest.cluster.indexes import Index
 from sparse_ingest.cluster.seismic import MAX_VOCABULARY, ByteCodes, body_setting, parameters_of
+from sparse_ingest.cluster.stamps import META_KEY, Stamp
 from sparse_ingest.errors import ClusterError, PipelineError
 from sparse_ingest.pipeline import FieldType, IndexSettings, packaged_folder
 from sparse_ingest.records import field_path, is_within, refused_name

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sparse_ingest.cluster.indexes import META_KEY
+from sparse_ingest.cluster.stamps import META_KEY
 from sparse_ingest.errors import UsageError, listed
 from sparse_ingest.records import METADATA, is_within
 

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from sparse_ingest.cluster.client import Client, ResponseError
-from sparse_ingest.cluster.indexes import Index, Stamp, check_uuid, update_stamp
+from sparse_ingest.cluster.indexes import Index, check_uuid, update_stamp
 from sparse_ingest.cluster.journal import Journal
+from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.reporting import Reporter
 

@@ -16,8 +16,9 @@ from functools import cached_property
 from typing import Any
 
 from sparse_ingest.cluster.client import Client
-from sparse_ingest.cluster.indexes import Index, Stamp
+from sparse_ingest.cluster.indexes import Index
 from sparse_ingest.cluster.journal import Journal, loaded_shards, open_journal
+from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.runs.changes import Changes
 from sparse_ingest.runs.run import Run, refuse_incomplete

@@ -18,6 +18,7 @@ from typing import Any
 
 from sparse_ingest.cluster import indexes, mappings
 from sparse_ingest.cluster.kept_fields import KeptFields
+from sparse_ingest.cluster.stamps import META_KEY, Stamp
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.loading.options import LoadOptions
 from sparse_ingest.records import PARENT, field_path
@@ -54,7 +55,7 @@ class KeptTypes:
         origin = f"index {there.name!r} maps" if there else "is declared"
         self.kept = None if options.update else KeptFields(names, mapping, self._recorded, origin)
 
-    def decided(self, stamp: indexes.Stamp) -> tuple[indexes.Stamp, dict[str, Any], list[str]]:
+    def decided(self, stamp: Stamp) -> tuple[Stamp, dict[str, Any], list[str]]:
         """Return the stamp with all types, the mapping to add to an index that exists, and notes.
 
         The body of a new index is completed in place.
@@ -66,7 +67,7 @@ class KeptTypes:
             stamp = replace(stamp, fields=types)
             content = self._body["mappings"]
             mappings.add_types(content, new, self._sparse)
-            content["_meta"][indexes.META_KEY] = stamp.as_meta()
+            content["_meta"][META_KEY] = stamp.as_meta()
             if unseen := sorted(self._declared.keys() - types.keys()):
                 notes.append(f"No document has a declared field: {', '.join(unseen)}.")
             return stamp, {}, notes

@@ -25,6 +25,7 @@ from sparse_ingest.cluster.journal import Journal, documents_of, loaded_shards, 
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.search_bodies import choose_engine
 from sparse_ingest.cluster.sending import Retries
+from sparse_ingest.cluster.stamps import run_stamp
 from sparse_ingest.errors import ClusterError, RunError, SparseIngestError, UsageError
 from sparse_ingest.loading.delivery import Delivery, Operations
 from sparse_ingest.loading.differences import Since
@@ -117,7 +118,7 @@ def load(
     chosen = with_changes(chosen, field=table.field, kind=table.kind, fields=fields, **rules)
     choose_engine(full.query, table.kind)  # refuses settings that no search of the index could use
     mappings.check_vocabulary(table.kind, folder.vocabulary())
-    stamp = indexes.run_stamp(folder, table.field, chosen.pruning, changed(full.query))
+    stamp = run_stamp(folder, table.field, chosen.pruning, changed(full.query))
     body = mappings.index_body(table, stamp)
     with _connected(connection_of(url, connection), reporter) as client:
         mappings.check_version(table.kind, client.version)

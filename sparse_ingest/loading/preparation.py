@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from sparse_ingest.cluster import claim, indexes, installed, mappings, preflight, seismic, updates
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.journal import Journal, loaded_shards, open_journal
+from sparse_ingest.cluster.stamps import NO_PRUNING, Stamp, continued_stamp
 from sparse_ingest.errors import RunError, UsageError
 from sparse_ingest.loading.delivery import rules_of
 from sparse_ingest.loading.differences import Since, refuse_unfinished_since
@@ -45,7 +46,7 @@ class LoadPlan(NamedTuple):
     name: str
     there: indexes.Index | None
     index_to_delete: indexes.Index | None
-    stamp: indexes.Stamp
+    stamp: Stamp
     body: dict[str, Any]
     missing: list[int]
     stale: Journal | None = None
@@ -58,7 +59,7 @@ def make_plan(
     client: Client,
     run: Run,
     name: str,
-    stamp: indexes.Stamp,
+    stamp: Stamp,
     body: dict[str, Any],
     options: LoadOptions,
     since: Since | None,
@@ -95,7 +96,7 @@ def make_plan(
         indexes.refuse_other_pruning(there, stamp)
         remembered = there.stamp.query if there.stamp else {}
         settings = query_settings(query, remembered, f"Index {there.name!r}: _meta.sparse_ingest.query")
-        stamp = replace(indexes.continued_stamp(there.stamp, stamp), query=changed(settings))
+        stamp = replace(continued_stamp(there.stamp, stamp), query=changed(settings))
         stamp = since.stamp(there, stamp) if since else stamp
         journal = open_journal(run, client.cluster_uuid, there.uuid)
         # Lines with another takeover are from before the index was loaded with another run.
@@ -138,7 +139,7 @@ class _Pruned:
 
 def _refuse_other_rules(journal: Journal, loaded: Mapping[int, dict[str, Any]], rules: dict[str, Any]) -> None:
     """Refuse to continue a load whose shards were sent by other rules."""
-    unpruned = {"pruning": indexes.NO_PRUNING}
+    unpruned = {"pruning": NO_PRUNING}
     for shard, line in loaded.items():
         if line.get("rules", unpruned) != rules:
             raise RunError(

@@ -17,6 +17,7 @@ from typing import Any
 
 from sparse_ingest.cluster import aliases, indexes, installed, settling
 from sparse_ingest.cluster.client import Client, ConnectionLike, connect, connection_of, path_of
+from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.load import LoadReport, load
 from sparse_ingest.loading.options import PublishOptions
@@ -253,7 +254,7 @@ def _refuse_fewer(
         )
 
 
-def _settings_in_words(stamp: indexes.Stamp | None) -> str:
+def _settings_in_words(stamp: Stamp | None) -> str:
     pruning, query = (stamp.pruning, stamp.query) if stamp else ({}, {})
     return f"pruning {in_words(pruning) or 'none'} and query settings {in_words(query) or 'none'}"
 

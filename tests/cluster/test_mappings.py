@@ -13,12 +13,13 @@ import pytest
 from sparse_ingest.cluster import indexes, mappings
 from sparse_ingest.cluster.bulk_bodies import BodyWriter
 from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError, PipelineError
 from sparse_ingest.pipeline import IndexSettings, packaged_folder
 from sparse_ingest.records import SparseRows
 from sparse_ingest.runs.shards import ShardPart
 
-STAMP = indexes.Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
+STAMP = Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +28,7 @@ def client(opensearch_url: str) -> Iterator[Client]:
         yield client
 
 
-def index_with(
-    client: Client, name: str, field: dict[str, object] | None, stamp: indexes.Stamp | None = None
-) -> indexes.Index:
+def index_with(client: Client, name: str, field: dict[str, object] | None, stamp: Stamp | None = None) -> indexes.Index:
     mappings: dict[str, object] = {"properties": {"sparse": field} if field else {}}
     if stamp:
         mappings["_meta"] = {"sparse_ingest": stamp.as_meta()}

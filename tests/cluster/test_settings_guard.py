@@ -11,10 +11,11 @@ from support.reporters import Recorder
 
 from sparse_ingest.cluster import indexes, settings_guard
 from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.reporting import SilentReporter
 
-STAMP = indexes.Stamp({"document": "m"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
+STAMP = Stamp({"document": "m"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
 LOADING = settings_guard.LOADING
 
 

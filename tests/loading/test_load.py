@@ -25,6 +25,7 @@ from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.cluster.journal import open_journal
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import Retries
+from sparse_ingest.cluster.stamps import NO_PRUNING
 from sparse_ingest.errors import ClusterError, Interrupted, RunError, UsageError
 from sparse_ingest.loading.load import load
 from sparse_ingest.loading.publish import publish
@@ -377,7 +378,7 @@ def test_an_unfinished_load_goes_on_only_by_the_rules_of_its_journal(
     run = make_run(tmp_path / "run", MANY, shard_rows=20)
     with pytest.raises(Interrupted):
         into(client, index_name, run, top_k=1, progress=StopBefore(1))
-    unpruned = replace(stamped(client, index_name), pruning=indexes.NO_PRUNING)
+    unpruned = replace(stamped(client, index_name), pruning=NO_PRUNING)
     there = indexes.find_index(client, index_name)
     assert there is not None
     indexes.stamp_index(client, there, unpruned)
