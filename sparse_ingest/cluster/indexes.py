@@ -36,7 +36,7 @@ class Index(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Where requests about it go."""
+        """The path of its URL."""
         return path_of(self.name)
 
     @property
@@ -46,13 +46,13 @@ class Index(NamedTuple):
 
     @property
     def unreadable(self) -> str:
-        """That the stamp cannot be read and why, as messages say it of the index; "" otherwise."""
+        """The part of a message that says why the stamp cannot be read; "" if it can be, or there is none."""
         why = found if isinstance(found := read_stamp(self.meta), str) else ""
         return why and f"has a _meta.{META_KEY} that cannot be read ({why})"
 
     @property
     def meta(self) -> Any:
-        """The content of our key in `_meta`, as any client may have written it."""
+        """The content of our key in `_meta`. Any client may have written it."""
         return self.mappings.get("_meta", {}).get(META_KEY)
 
     @property
@@ -75,11 +75,7 @@ def is_one_name(name: str) -> bool:
 
 
 def refuse_long_name(option: str, name: str, added: int) -> None:
-    """Refuse a name that is too long with the bytes that a load adds to it.
-
-    Raises:
-        UsageError: the name is too long.
-    """
+    """Raise `UsageError` if a name is too long with the bytes that a load adds to it."""
     if len(name.encode()) > MAX_NAME_BYTES - added:
         raise UsageError(
             f"{option} {name!r} has {len(name.encode())} bytes. OpenSearch allows {MAX_NAME_BYTES}, and a load "
@@ -95,7 +91,7 @@ def find_index(client: Client, name: str) -> Index | None:
         ClusterError: the cluster does not return the UUID of the index.
     """
     if not is_one_name(name):
-        raise UsageError(f"--index {name!r} is no index name; one index or alias is expected, without wildcards.")
+        raise UsageError(f"--index {name!r} is not an index name. Name one index or alias, without wildcards.")
     found = client.find(path_of(name), expected=Indexes)
     if found is None:
         return None
@@ -115,21 +111,15 @@ def find_index(client: Client, name: str) -> Index | None:
     settings = entry["settings"]["index"]
     if "uuid" not in settings:
         raise ClusterError(
-            f"{client.address} does not tell the UUID of index {concrete!r}, by which a load detects that "
-            "it was replaced. Amazon OpenSearch Serverless may be such a place; use a domain of OpenSearch Service "
-            "(--aws-service es)."
+            f"{client.address} does not report the UUID of index {concrete!r}, by which a load detects that it was "
+            "replaced. Amazon OpenSearch Serverless does not; use a domain of OpenSearch Service (--aws-service es)."
         )
     return Index(concrete, str(settings["uuid"]), entry.get("mappings", {}), settings, entry.get("aliases", {}))
 
 
 def need_index(client: Client, name: str, advice: str) -> Index:
-    """Return the index of this name or alias.
-
-    Raises:
-        ClusterError: there is none; the message ends with `advice`.
-    """
-    index = find_index(client, name)
-    if index is None:
+    """Return the index of this name or alias, or raise a `ClusterError` that ends with `advice`."""
+    if (index := find_index(client, name)) is None:
         raise ClusterError(f"There is no index or alias {name!r} at {client.address}. {advice}")
     return index
 
@@ -139,14 +129,16 @@ def create_index(client: Client, name: str, body: dict[str, Any]) -> Index:
     try:
         client.call("PUT", path_of(name), body, timeout_s=_PRIMARIES_S)
     except TimedOutError:
-        # OpenSearch creates the index, but answers only when the primaries are started, or after 30 s.
+        # OpenSearch creates the index, but answers when the primaries have started, or after 30 s.
         for _ in range(_CREATE_LOOKS):
             if find_index(client, name):
                 break
             client.waiting.pause(2.0, f"index {name!r} is being created")
         else:
             raise
-    return need_index(client, name, "It was created and is gone again. Check who deletes it, then load again.")
+    return need_index(
+        client, name, "It was created, then deleted by another client. Stop that client, then load again."
+    )
 
 
 def stamp_index(client: Client, index: Index, stamp: Stamp) -> None:
@@ -168,48 +160,36 @@ def _write_stamp(client: Client, there: Index, stamp: Stamp) -> None:
 
 
 def refuse_other_pruning(index: Index, stamp: Stamp) -> None:
-    """Refuse an index that was loaded with other pruning: an index has one rule for all its vectors.
-
-    Raises:
-        ClusterError: names both rules.
-    """
+    """Raise `ClusterError` if an index was loaded with other pruning: an index has one rule for all its vectors."""
     there = index.stamp
     if there is not None and there.pruning != stamp.pruning:
         raise ClusterError(
-            f"Index {index.name!r} was loaded {_pruning_words(there.pruning)}; this load asks for vectors "
-            f"{_pruning_words(stamp.pruning)}. Give the same --pipeline, --top-k, --max-ratio, --min-weight and "
-            "--alpha-mass, load into another index, or delete what is there with --replace --from-scratch."
+            f"Index {index.name!r} was loaded {_pruning_words(there.pruning)}, this load is "
+            f"{_pruning_words(stamp.pruning)}. Pass the same --pipeline, --top-k, --max-ratio, --min-weight and --alpha-mass, load into another index, "
+            "or delete this one with --replace --from-scratch."
         )
 
 
 def refuse_unreadable(index: Index | None) -> None:
-    """Refuse an index whose stamp cannot be read: which vectors it holds is not known then.
-
-    Raises:
-        ClusterError: says what is wrong in the stamp.
-    """
+    """Raise `ClusterError` if the stamp cannot be read: which vectors the index holds is not known then."""
     if index and index.unreadable:
         raise ClusterError(
-            f"Index {index.name!r} {index.unreadable}, so what it holds is not known. Write the right one (PUT "
-            f"{index.path}/_mapping), name another index, or load anew with --replace --from-scratch."
+            f"Index {index.name!r} {index.unreadable}, so its content is not known. Correct it (PUT "
+            f"{index.path}/_mapping), name another index, or load again with --replace --from-scratch."
         )
 
 
 def refuse_serving(index: Index, instead: str) -> None:
-    """Refuse to delete an index that searches use through an alias.
-
-    Raises:
-        ClusterError: names the aliases, and ends with what to do `instead`.
-    """
+    """Raise `ClusterError` if searches use an index through an alias. The message ends with `instead`."""
     if index.serving_aliases:
         raise ClusterError(
             f"Index {index.name!r} serves {', '.join(map(repr, index.serving_aliases))}, whose searches would find "
-            f"nothing any more. Move the alias first (sparse-ingest load --alias NAME --to INDEX), or {instead}."
+            f"nothing. Move the alias first (sparse-ingest load --alias NAME --to INDEX), or {instead}."
         )
 
 
 def note_on_settings(index: Index | None) -> list[str]:
-    """Return a note on settings in the stamp that are ignored, if there are any."""
+    """Return a note on the settings in the stamp that are ignored, if any."""
     if not (index and (foreign := foreign_settings(index.meta))):
         return []
     mine = ", ".join(CHANGED_BY_LOADS)
@@ -227,7 +207,7 @@ def check_uuid(client: Client, index: Index) -> Index:
         what = f"now has UUID {there.uuid}" if there else "is gone"
         raise ClusterError(
             f"Index {index.name!r} {what}; the load began with UUID {index.uuid}. Another client deleted it. "
-            "Start the load again: it begins anew for the new index."
+            "Start the load again: it sends all documents to the new index."
         )
     return there
 
@@ -239,15 +219,15 @@ def pointed_to(client: Client, alias: str) -> dict[str, dict[str, Any]]:
 
 
 def add_private_alias(client: Client, index: Index, run_id: str) -> str:
-    """Let the alias that the documents of this run are sent to stand for this index alone. Return its name."""
+    """Point the private alias of a run to this index alone, and return its name."""
     alias = private_alias(index.name, run_id)
     if (found := pointed_to(client, alias)) != {index.name: {}}:
-        # An index that was restored from a snapshot under another name has the alias as well.
+        # An index that was restored from a snapshot under another name has the alias too.
         others = [name for name in found if name != index.name]
         remove = [{"remove": {"index": name, "alias": alias, "must_exist": True}} for name in others]
         client.call("POST", "/_aliases", {"actions": [*remove, {"add": {"index": index.name, "alias": alias}}]})
         if others:
-            client.waiting.say(alias, f"Alias {alias!r} is of loads alone; it was removed from {', '.join(others)}.")
+            client.waiting.say(alias, f"Alias {alias!r} is private to loads. It was removed from {', '.join(others)}.")
     return alias
 
 
@@ -278,10 +258,7 @@ def count_matching(client: Client, path: str, query: Mapping[str, Any]) -> int:
 
 
 def max_clauses(client: Client) -> int:
-    """Return how many clauses one query may have: `indices.query.bool.max_clause_count`.
-
-    A role without cluster rights may not read it; this returns OpenSearch's default then, 1024.
-    """
+    """Return `indices.query.bool.max_clause_count`, or its default of 1024 for a role that may not read it."""
     name = "indices.query.bool.max_clause_count"
     params = {"include_defaults": "true", "flat_settings": "true"}
     answer = client.find("/_cluster/settings", params=params, absent=(403, 404)) or {}
@@ -290,6 +267,5 @@ def max_clauses(client: Client) -> int:
 
 
 def _pruning_words(pruning: dict[str, Any]) -> str:
-    """Return `unpruned`, or such as `pruned by top_k 100`."""
     rules = in_words(pruning, " and ")
     return f"pruned by {rules}" if rules else "unpruned"

@@ -189,7 +189,7 @@ class _DocumentChecker:
 
 
 def clashes(carried: object, name: str) -> bool:
-    """Return whether a document's fields contain the sparse field, or a value other than an object on the path to it."""
+    """Return whether fields contain the sparse field, or a value other than an object on the path to it."""
     if not isinstance(carried, dict):
         return True
     for key, value in carried.items():

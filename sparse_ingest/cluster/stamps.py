@@ -21,7 +21,6 @@ from sparse_ingest.runs.run import Run
 from sparse_ingest.storage.foreign_json import checked
 
 META_KEY = "sparse_ingest"
-STAMP_FORMAT = 1
 NO_PRUNING = {"top_k": None, "max_ratio": None}
 # The index settings that loads change, and the values that they can have.
 CHANGED_BY_LOADS = {
@@ -48,7 +47,7 @@ class Stamp:
         since: the `run_id` of the older run if only differences to it were sent, and `delete_missing`.
         fields: the types of kept fields by dotted path, None for one that is not mapped. None if only releases that
             did not map kept fields have loaded into the index.
-        query: the settings of [query] for searches that name no pipeline.
+        query: the [query] settings for searches that name no pipeline.
         takeover: random id of the load that followed one of another run. Older journal lines do not count.
     """
 
@@ -64,7 +63,7 @@ class Stamp:
     replaced: dict[str, str] | None = None
     since: dict[str, Any] | None = None
     fields: dict[str, str | None] | None = None
-    format: int = STAMP_FORMAT
+    format: int = 1
     query: dict[str, Any] = made_of(default_factory=dict)
     replaced_by: dict[str, str] | None = None
     takeover: str | None = None
@@ -148,7 +147,7 @@ def run_stamp(
 
 
 def continued_stamp(there: Stamp | None, stamp: Stamp) -> Stamp:
-    """Return the stamp of a load into an index that exists, with what must be kept of its old stamp."""
+    """Return the stamp of a load into an index that exists, with what its old stamp must keep."""
     if there is None:
         return replace(stamp, created_by=None, runs=(stamp.run_id,))
     runs = there.runs if stamp.run_id in there.runs else (*there.runs, stamp.run_id)
