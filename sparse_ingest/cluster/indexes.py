@@ -165,8 +165,8 @@ def refuse_other_pruning(index: Index, stamp: Stamp) -> None:
     if there is not None and there.pruning != stamp.pruning:
         raise ClusterError(
             f"Index {index.name!r} was loaded {_pruning_words(there.pruning)}, this load is "
-            f"{_pruning_words(stamp.pruning)}. Pass the same --pipeline, --top-k, --max-ratio, --min-weight and --alpha-mass, load into another index, "
-            "or delete this one with --replace --from-scratch."
+            f"{_pruning_words(stamp.pruning)}. Pass the same --pipeline, --top-k, --max-ratio, --min-weight "
+            "and --alpha-mass, load into another index, or delete this one with --replace --from-scratch."
         )
 
 
