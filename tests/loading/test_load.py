@@ -84,7 +84,7 @@ def test_a_mapping_that_does_not_fit_is_refused_before_anything_is_sent(
     client: Client, index_name: str, run: Run
 ) -> None:
     client.call("PUT", f"/{index_name}", {"mappings": {"properties": {"sparse": {"type": "text"}}}})
-    with pytest.raises(ClusterError, match="is text; expected is rank_features"):
+    with pytest.raises(ClusterError, match="is text; expected rank_features"):
         into(client, index_name, run)
     assert not (run.path / "load").exists()
 
@@ -104,7 +104,7 @@ def test_a_run_of_another_model_is_refused_and_a_second_run_of_the_same_is_not(
 ) -> None:
     into(client, index_name, run)
     other = make_run(tmp_path / "other", model="another-model")
-    with pytest.raises(ClusterError, match="vectors of 'made-by-hand', this run is of 'another-model'"):
+    with pytest.raises(ClusterError, match="vectors of 'made-by-hand' with .*, this run is of 'another-model'"):
         into(client, index_name, other)
     more = make_run(tmp_path / "more", {"new": {"river": 1.0}})
     assert into(client, index_name, more).acknowledged == 1
