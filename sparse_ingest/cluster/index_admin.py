@@ -1,7 +1,8 @@
 """Create an empty index as `load` would, with pipelines on the server; show an index; drop one.
 
 A created index accepts a load with the same settings, and documents that the server itself encodes: both write their
-vectors into the same field. An index is dropped only if its `_meta` has a stamp of a load, or the key of `create_index`.
+vectors into the same field. Only an index with the stamp of a load or the
+key of `create_index` in its `_meta` is dropped.
 """
 
 from __future__ import annotations

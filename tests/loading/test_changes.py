@@ -169,7 +169,7 @@ def refusals(
         (of_somebody, since, ClusterError, "its _meta names no run"),
         (lambda client, index: into(client, index, other), since, ClusterError, "_meta names run [0-9a-f]{8}. Finish"),
         (unfinished, since, ClusterError, "whose load is not finished"),
-        (without_journal, since, RunError, "no whole journal .* .2 of 4 shards"),
+        (without_journal, since, RunError, "is incomplete .2 of 4 shards"),
         (held, {"since": new.path}, UsageError, "the run that is to be loaded"),
         (lambda client, index: held(client, index, top_k=1), since, ClusterError, "was loaded .*; this load asks"),
         (held, {**since, "update": True}, RunError, "was loaded without --update"),
