@@ -8,7 +8,7 @@ key of `create_index` in its `_meta` is dropped.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -138,7 +138,9 @@ def create_index(
         if there is not None:
             what = "exists" if there.name == index else f"is an alias of {there.name!r}"
             raise ClusterError(f"{index!r} {what}. `sparse-ingest index show --index {index}` shows what it holds.")
-        body = _equipped(body, [one for one, _ in wanted], chosen)
+        pipelines = [one for one, _ in wanted]
+        passages, defaults = chosen.ingest == "text-chunking", pipelines if chosen.default else ()
+        body = installed.equipped(body, pipelines, passages=passages, defaults=defaults)
         new = []
         try:
             for one, content in wanted:
@@ -153,16 +155,10 @@ def create_index(
         if unstarted := settling.unstarted_primaries(client, made):
             reporter.note(unstarted)
     if full.index.kind == "sparse_vector":
-        entry = mappings.field_mapping(made.mappings, full.index.field) or {}
-        parameters = seismic.parameters_of(entry)
-        reporter.note(
-            f"SEISMIC: index {index!r} clips weights above {parameters['quantization_ceiling_ingest']:g}, and builds "
-            f"clusters in segments of {parameters['approximate_threshold']} documents or more. Neither can be changed; "
-            "a load that creates its index fits both to the run."
-        )
-    names = {one.kind: one.name for one, _ in wanted}
-    pipelines = names.get("search"), names.get("ingest")
-    return CreateReport(made.name, made.uuid, full.index.field, full.index.kind, *pipelines, chosen.default)
+        reporter.note(_seismic_note(made, full.index.field))
+    names = {one.kind: one.name for one in pipelines}
+    installed_names = names.get("search"), names.get("ingest")
+    return CreateReport(made.name, made.uuid, full.index.field, full.index.kind, *installed_names, chosen.default)
 
 
 def show_index(index: str, *, url: str | None = None, connection: ConnectionLike | None = None) -> IndexReport:
@@ -277,14 +273,13 @@ def _pipelines(index: str, pipeline: Pipeline, options: CreateOptions) -> list[t
     return wanted
 
 
-def _equipped(body: dict[str, Any], pipelines: Sequence[Installed], options: CreateOptions) -> dict[str, Any]:
-    """Return an index body with what its pipelines need, and the key that marks the index as ours."""
-    passages = options.ingest == "text-chunking"
-    if passages and installed.PASSAGES in body["mappings"]["properties"]:
-        raise PipelineError(
-            f"The index body maps {installed.PASSAGES!r}, the field of text-chunking for passages. Rename that field."
-        )
-    return installed.equipped(body, pipelines, passages=passages, defaults=pipelines if options.default else ())
+def _seismic_note(made: indexes.Index, field: str) -> str:
+    parameters = seismic.parameters_of(mappings.field_mapping(made.mappings, field) or {})
+    return (
+        f"SEISMIC: index {made.name!r} clips weights above {parameters['quantization_ceiling_ingest']:g}, and builds "
+        f"clusters in segments of {parameters['approximate_threshold']} documents or more. Neither can be changed; "
+        "a load that creates its index fits both to the run."
+    )
 
 
 def _count(client: Client, there: indexes.Index, force: bool) -> int | None:

@@ -156,6 +156,8 @@ def equipped(
     made = {"format": 1, "pipelines": [pipeline._asdict() for pipeline in pipelines]}
     content["_meta"] = {**content.get("_meta", {}), MADE_KEY: made}
     if passages:
+        if PASSAGES in content["properties"]:
+            raise PipelineError(f"The index body maps {PASSAGES!r}, the field of text-chunking. Rename that field.")
         nested = {"type": "nested", "properties": {"sparse_encoding": {"type": "rank_features"}}}
         source = content.get("_source", {})
         content["properties"] = {**content["properties"], PASSAGES: nested}

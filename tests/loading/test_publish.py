@@ -143,7 +143,7 @@ def test_an_index_that_differs_from_the_run_is_not_served(client: Client, index_
     name = name_of(index_name, run)
     load(run.path, index=name, pipeline=Pipeline(), connection=Connection(client.address))
     client.call("PUT", f"/{name}/_doc/words", {"sparse": {"river": 9.0}}, params={"refresh": "true"})
-    with pytest.raises(RunError, match="differs from .* so alias .* stays where it is"):
+    with pytest.raises(RunError, match="differs from .* so alias .* was not moved"):
         serve(client, index_name, run)
     assert serving(client, index_name) == []
 
