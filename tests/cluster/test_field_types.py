@@ -74,7 +74,7 @@ def test_the_type_of_a_field_keeps_every_value(values: list[str | float], kind: 
         (["27.90", "1.5"], "'27.90' is not how that number is printed"),
         ([BIG, 1], f"{BIG} is over 64 bits"),
         (["5", ""], "'' is not a long"),
-        (["2026-01-05", ""], "'' is no date"),
+        (["2026-01-05", ""], "'' is not a date"),
         (["5", "2.5", ""], "'' is not a double or long"),
         ([2**53 + 1, 0.5], "9007199254740993 is not exact as a double"),
         ([1, "x"], "it has values of several kinds (keyword, long)"),
