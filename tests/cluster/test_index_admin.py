@@ -214,10 +214,10 @@ def test_bodies_are_filled_with_field_model_and_the_pruning_of_encode() -> None:
     ("options", "sentence"),
     [
         ({"search": ("hybrid", "rrf")}, "Give one of them"),
-        ({"search": ("neural-query-enricher",)}, "name it with --model-id"),
-        ({"ingest": "sparse-encoding"}, "name it with --model-id"),
-        ({"model_id": "m"}, "--model-id belongs to"),
-        ({"default": True}, "--default belongs to"),
+        ({"search": ("neural-query-enricher",)}, "pass its --model-id"),
+        ({"ingest": "sparse-encoding"}, "pass its --model-id"),
+        ({"model_id": "m"}, "--model-id needs"),
+        ({"default": True}, "--default needs"),
         ({"search": ("three-phase",)}, "there are two-phase, neural-query-enricher, hybrid, rrf"),
     ],
 )
@@ -285,7 +285,7 @@ def test_drop_keeps_a_pipeline_that_was_replaced_or_that_another_index_uses(clie
     report = dropped(client, made)
     assert report.pipelines == []
     assert "another client replaced" in report.kept[0]
-    assert f"{made}-other use it as well" in report.kept[1]
+    assert f"{made}-other use it too" in report.kept[1]
     assert found(client, "search", f"{made}-search") == {"request_processors": []}
     assert found(client, "ingest", f"{made}-ingest") is not None
 
@@ -298,7 +298,7 @@ def test_drop_refuses_aliases_served_indexes_and_those_of_others_unless_forced(c
     with pytest.raises(ClusterError, match="whose searches would find nothing"):
         dropped(client, made)
     client.call("PUT", f"/{made}-theirs")
-    with pytest.raises(ClusterError, match="neither made nor loaded by sparse-ingest"):
+    with pytest.raises(ClusterError, match="neither created nor loaded by sparse-ingest"):
         dropped(client, f"{made}-theirs")
     assert dropped(client, f"{made}-theirs", force=True) is not None
     assert dropped(client, made, force=True) is not None
@@ -310,7 +310,7 @@ def test_a_red_index_is_dropped_only_when_forced_and_its_documents_are_unknown(c
     mappings = client.call("GET", f"/{made}/_mapping")[made]["mappings"]
     body = {"settings": nowhere, "mappings": mappings}
     client.call("PUT", f"/{red}", body, params={"wait_for_active_shards": "0"})
-    with pytest.raises(ClusterError, match=r"cannot be counted \(.*To delete it anyway, give --force"):
+    with pytest.raises(ClusterError, match=r"cannot be counted \(.*To delete it anyway, pass --force"):
         dropped(client, red)
     arguments = ["drop", "--index", red, "--yes", "--force", "--json", "--url", client.address]
     shown = CliRunner().invoke(group, arguments)

@@ -61,7 +61,7 @@ def test_an_alias_stands_for_its_only_or_its_write_index(client: Client, index_n
 
 @pytest.mark.parametrize("name", ["a*", "a,b", "_all", "", "-a", "a/b"])
 def test_a_name_that_could_stand_for_several_is_refused(client: Client, name: str) -> None:
-    with pytest.raises(UsageError, match="is no index name"):
+    with pytest.raises(UsageError, match="is not an index name"):
         indexes.find_index(client, name)
 
 

@@ -132,7 +132,7 @@ def test_what_somebody_set_during_the_load_stays(client: Client, index: indexes.
     assert settings_guard.restore(client, index, recorder) == ["number_of_replicas"]
     assert both(client, index) == ("42s", "1")
     assert recorder.notes == [
-        f"Index {index.name!r}: another client set refresh_interval to 42s during the load; it stays."
+        f"Index {index.name!r}: another client set refresh_interval to 42s during the load, which is kept."
     ]
 
 
@@ -142,7 +142,7 @@ def test_a_setting_that_the_cluster_refuses_is_said_and_the_others_change(client
     assert both(client, index) == ("-1", "0")
     assert "no_such_setting" not in kept(client, index)
     [note] = recorder.notes
-    assert "keeps its no_such_setting during the load, the cluster refuses to change it: " in note
+    assert "keeps its no_such_setting during the load: the cluster refuses to change it " in note
     settings_guard.restore(client, index, NEVER)
 
 

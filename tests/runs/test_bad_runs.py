@@ -120,7 +120,7 @@ def test_more_tokens_than_a_sparse_vector_field_tells_apart_are_refused(
     opensearch_url: str, index_name: str, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run", {"a": {"t5": 1.0}}, vocabulary=[f"t{number}" for number in range(40_000)])
-    assert "has 40000 tokens; a sparse_vector field tells 32768 apart" in refused(
+    assert "has 40000 tokens, a sparse_vector field at most 32768" in refused(
         run.path, index_name, opensearch_url, SPARSE_VECTOR
     )
     assert not exists(opensearch_url, index_name)
