@@ -68,7 +68,7 @@ def test_an_index_in_the_way_and_an_alias_of_several_are_refused(client: Client,
     alias = f"{index_name}-alias"
     for index in two:
         add(client, index, alias)
-    with pytest.raises(UsageError, match=f"stands for 2 indexes \\({two[0].name}, {two[1].name}\\)"):
+    with pytest.raises(UsageError, match=f"points to 2 indexes \\({two[0].name}, {two[1].name}\\)"):
         aliases.served_by(client, alias)
 
 

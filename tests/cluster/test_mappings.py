@@ -121,7 +121,7 @@ def test_a_sparse_vector_body_without_index_sparse_is_refused(tmp_path) -> None:
     properties = {"sparse": {"type": "sparse_vector", "method": {"name": "seismic"}}}
     path.write_text(json.dumps({"mappings": {"properties": properties}}))
     settings = IndexSettings(kind="sparse_vector", body=str(path))
-    with pytest.raises(PipelineError, match="add it"):
+    with pytest.raises(PipelineError, match="Add it"):
         mappings.index_body(settings, STAMP)
     path.write_text(json.dumps({"settings": {"index.sparse": "true"}, "mappings": {"properties": properties}}))
     mappings.index_body(settings, STAMP)
