@@ -20,11 +20,7 @@ Served = dict[str, dict[str, Any]]  # indexes that an alias points to, and its p
 
 
 def served_by(client: Client, alias: str, to: str | None = None) -> Served:
-    """Return the index that an alias serves, if there is one; all of several if `to` is among them.
-
-    Raises:
-        UsageError: an index has this name, or the alias points to several.
-    """
+    """Return the index that an alias serves, or {}; all of several if `to` is among them, otherwise refuse those."""
     if not is_one_name(alias):
         raise UsageError(f"--alias {alias!r} is not a name of an alias. Give one name, without wildcards.")
     found = client.find(path_of(alias), expected=Indexes) or {}  # one request: another load may create it between two

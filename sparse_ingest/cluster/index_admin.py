@@ -138,12 +138,12 @@ def create_index(
         if there is not None:
             what = "exists" if there.name == index else f"is an alias of {there.name!r}"
             raise ClusterError(f"{index!r} {what}. `sparse-ingest index show --index {index}` shows what it holds.")
-        pipelines = [one for one, _ in wanted]
+        pipelines = list(wanted)
         passages, defaults = chosen.ingest == "text-chunking", pipelines if chosen.default else ()
         body = installed.equipped(body, pipelines, passages=passages, defaults=defaults)
         new = []
         try:
-            for one, content in wanted:
+            for one, content in wanted.items():
                 if installed.install(client, one, content, index):
                     new.append(one)
             made = indexes.create_index(client, index, body)
@@ -157,8 +157,8 @@ def create_index(
     if full.index.kind == "sparse_vector":
         reporter.note(_seismic_note(made, full.index.field))
     names = {one.kind: one.name for one in pipelines}
-    installed_names = names.get("search"), names.get("ingest")
-    return CreateReport(made.name, made.uuid, full.index.field, full.index.kind, *installed_names, chosen.default)
+    kept = names.get("search"), names.get("ingest")
+    return CreateReport(made.name, made.uuid, full.index.field, full.index.kind, *kept, chosen.default)
 
 
 def show_index(index: str, *, url: str | None = None, connection: ConnectionLike | None = None) -> IndexReport:
@@ -228,8 +228,11 @@ def drop_index(
         there = indexes.need_index(client, index, "Check --index and --url.")
         if there.name != index:
             raise UsageError(f"{index!r} is an alias of {there.name!r}. Name the index itself.")
+        if not force and not installed.is_ours(there):
+            why = there.unreadable or "was neither created nor loaded by sparse-ingest"
+            raise ClusterError(f"Index {index!r} {why}, so it was not deleted. To delete it anyway, pass --force.")
         if not force:
-            _refuse_to_drop(there)
+            indexes.refuse_serving(there, "pass --force")
         documents = _count(client, there, force)
         pipelines = installed.made_of(there) or []
         also = f" and its pipelines {', '.join(one.name for one in pipelines)}" if pipelines else ""
@@ -251,25 +254,23 @@ def _refuse_options(options: CreateOptions) -> None:
             "registered models."
         )
     if options.model_id and not needed:
-        raise UsageError(
-            "--model-id needs --ingest-pipeline or --search-pipeline neural-query-enricher. Pass one, or omit it."
-        )
+        raise UsageError("--model-id needs --ingest-pipeline or --search-pipeline neural-query-enricher. Pass one.")
     if options.default and not (options.search or options.ingest):
         raise UsageError("--default needs --search-pipeline or --ingest-pipeline. Pass one, or omit it.")
 
 
-def _pipelines(index: str, pipeline: Pipeline, options: CreateOptions) -> list[tuple[Installed, dict[str, Any]]]:
+def _pipelines(index: str, pipeline: Pipeline, options: CreateOptions) -> dict[Installed, dict[str, Any]]:
     """Return the pipelines to install with their bodies."""
-    settings = pipeline.index
-    if settings.kind == "sparse_vector" and "two-phase" in options.search:
+    field = pipeline.index.field
+    if pipeline.index.kind == "sparse_vector" and "two-phase" in options.search:
         raise PipelineError("Two-phase searches rank_features fields; this index has kind sparse_vector. Omit it.")
-    wanted = []
+    wanted = {}
     if options.search:
-        body = installed.search_body(options.search, settings.field, options.model_id)
-        wanted.append((Installed("search", f"{index}-search"), body))
+        body = installed.search_body(options.search, field, options.model_id)
+        wanted[Installed("search", f"{index}-search")] = body
     if options.ingest:
-        body = installed.ingest_body(options.ingest, settings.field, options.model_id, pipeline.encode)
-        wanted.append((Installed("ingest", f"{index}-ingest"), body))
+        body = installed.ingest_body(options.ingest, field, options.model_id, pipeline.encode)
+        wanted[Installed("ingest", f"{index}-ingest")] = body
     return wanted
 
 
@@ -294,10 +295,3 @@ def _count(client: Client, there: indexes.Index, force: bool) -> int | None:
         raise ClusterError(
             f"The documents of index {there.name!r} cannot be counted ({error}). To delete it anyway, pass --force."
         ) from error
-
-
-def _refuse_to_drop(there: indexes.Index) -> None:
-    if not installed.is_ours(there):
-        why = there.unreadable or "was neither created nor loaded by sparse-ingest"
-        raise ClusterError(f"Index {there.name!r} {why}, so it was not deleted. To delete it anyway, pass --force.")
-    indexes.refuse_serving(there, "pass --force")

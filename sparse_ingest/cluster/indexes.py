@@ -97,7 +97,7 @@ def find_index(client: Client, name: str) -> Index | None:
         return None
     if name not in found and not all(name in entry["aliases"] for entry in found.values()):
         raise UsageError(
-            f"--index {name!r} is a data stream, whose documents have no ids of their own. Name an index or an alias."
+            f"--index {name!r} is a data stream, which has no ids of documents. Name an index or an alias."
         )
     if name not in found and len(found) > 1:
         writing = [one for one, entry in found.items() if entry["aliases"][name].get("is_write_index")]
@@ -197,11 +197,7 @@ def note_on_settings(index: Index | None) -> list[str]:
 
 
 def check_uuid(client: Client, index: Index) -> Index:
-    """Read the index again.
-
-    Raises:
-        ClusterError: it was deleted, or deleted and created again, since `index` was read.
-    """
+    """Read the index again. Raise `ClusterError` if it was deleted, or deleted and created again, since then."""
     there = find_index(client, index.name)
     if there is None or there.uuid != index.uuid:
         what = f"now has UUID {there.uuid}" if there else "is gone"
@@ -247,11 +243,7 @@ def count_documents(client: Client, index: Index) -> int:
 
 
 def count_matching(client: Client, path: str, query: Mapping[str, Any]) -> int:
-    """Return how many documents of an index or alias match a query.
-
-    Raises:
-        PartialAnswerError: a shard did not answer, or time ran out, so the count would be too low.
-    """
+    """Return how many documents of an index or alias match a query, or raise if a shard does not answer in time."""
     body = {"size": 0, "track_total_hits": True, "query": query}
     answer = client.call("POST", f"{path}/_search", body, params={"search_pipeline": "_none"})
     return int(answer["hits"]["total"]["value"])

@@ -39,29 +39,19 @@ class Installed(NamedTuple):
 
 
 def search_body(names: Sequence[str], field: str, model_id: str | None) -> dict[str, Any]:
-    """Return one search pipeline with the processors of all the named ones, in their order.
-
-    Raises:
-        UsageError: two of them combine the scores of a hybrid query.
-    """
+    """Return one search pipeline with the processors of all the named ones, of which one may combine scores."""
     bodies = [_packaged("search", name, field, model_id) for name in dict.fromkeys(names)]
     merged: dict[str, Any] = {"description": " ".join(body.pop("description") for body in bodies)}
     for body in bodies:
         for key, processors in body.items():
             merged[key] = [*merged.get(key, []), *processors]
     if len(merged.get("phase_results_processors", [])) > 1:
-        raise UsageError(
-            "--search-pipeline hybrid and rrf both combine the scores of a hybrid query. Pass one of them."
-        )
+        raise UsageError("--search-pipeline hybrid and rrf both combine the scores of a hybrid query. Pass one.")
     return merged
 
 
 def ingest_body(name: str, field: str, model_id: str | None, encode: EncodeSettings) -> dict[str, Any]:
-    """Return the body of an ingest pipeline, which prunes by the rule of `[encode]` as a loaded run does.
-
-    Raises:
-        PipelineError: [encode] has more than one rule.
-    """
+    """Return the body of an ingest pipeline, which prunes by the rule of `[encode]`, of which it may have one."""
     rules = {name: value for name, value in encode.rules.items() if value is not None}
     if len(rules) > 1:
         raise PipelineError(

@@ -86,9 +86,7 @@ def index_body(settings: IndexSettings, stamp: Stamp | None) -> dict[str, Any]:
             "field, and objects for aliases, settings, settings.index, _source, _meta, method and its parameters."
         ) from error
     if settings.kind == "sparse_vector" and str(body_setting(body, "sparse")).lower() != "true":
-        raise PipelineError(
-            f'{path} has a sparse_vector field, but not the setting "index": {{"sparse": true}}. Add it.'
-        )
+        raise PipelineError(f'{path} has a sparse_vector field, but no setting "index": {{"sparse": true}}. Add it.')
     if sparse != settings.field:
         if settings.field in properties:
             raise PipelineError(f"{path} maps {settings.field!r} as another type. Choose another [index] field.")

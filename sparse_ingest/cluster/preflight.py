@@ -56,11 +56,7 @@ class PreflightReport(NamedTuple):
 
 
 def check_documents(parts: Iterable[ShardPart], limits: IndexLimits) -> PreflightReport:
-    """Check every document once.
-
-    Raises:
-        RunError: names every broken rule, with a count and the first documents.
-    """
+    """Check every document once, or raise `RunError` with a count and the first documents of each broken rule."""
     checker = _DocumentChecker(limits)
     for part in parts:
         checker.check(part)

@@ -48,7 +48,7 @@ class _Use(NamedTuple):
 def refuse_unmapped(
     client: Client, path: str, known: Mapping[str, Any] | None, filter: Mapping[str, Any] | None, collapse: str | None
 ) -> None:
-    """Refuse a search that names a field which the index does not map.
+    """Refuse a search that names a field that the index does not map.
 
     Args:
         path: The URL path of the index or alias.

@@ -55,9 +55,7 @@ def tune(
     _keep(client, index, kept, journal)
     refused = _put(client, index, {name: entry["loading"] for name, entry in kept.items()})
     for name, why in refused.items():
-        reporter.note(
-            f"Index {index.name!r} keeps its {name} during the load: the cluster refuses to change it ({why})."
-        )
+        reporter.note(f"Index {index.name!r} keeps its {name} during the load: the cluster refuses the change ({why}).")
     if refused:
         _keep(client, index, {name: entry for name, entry in kept.items() if name not in refused}, journal)
 

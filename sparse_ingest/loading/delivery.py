@@ -151,11 +151,7 @@ class Delivery:
         return len(rows)
 
     def delete(self, ids: Iterable[str]) -> int:
-        """Delete documents, and return the number of ids; ids that the index lacks count as deleted.
-
-        Raises:
-            ClusterError: the index refuses to delete one.
-        """
+        """Delete documents, and return the number of ids; ids that the index lacks count as deleted."""
         deleted = 0
         for outcome in self._send(delete_requests(ids)):
             for one in outcome.refused:

@@ -42,11 +42,7 @@ class Since:
         return Changes(self.old, self.new, self.new.scratch_path("changes").parent, refused=self.refused)
 
     def check(self, client: Client, name: str, there: Index | None) -> None:
-        """Refuse an index that does not hold the older run, and read which of its documents were refused.
-
-        Raises:
-            UsageError, RunError, ClusterError: what was found, and what the index must hold.
-        """
+        """Refuse an index that does not hold the older run, and read which of its documents were refused."""
         refuse_incomplete(self.old)
         complete = f"load all of {self.new.path}, without --since"
         if self.old.manifest.run_id == self.new.manifest.run_id:

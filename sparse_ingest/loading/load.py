@@ -241,10 +241,7 @@ def _older(run: Run, options: LoadOptions) -> Since | None:
         raise UsageError("--delete-missing would delete the documents of other clients that --update changes. Omit it.")
     if options.since is None:
         if options.delete_missing:
-            raise UsageError(
-                "--delete-missing needs --since OLD_RUN: only documents of that run are deleted, not those of other "
-                "clients."
-            )
+            raise UsageError("--delete-missing needs --since OLD_RUN: only documents of that run may be deleted.")
         return None
     return Since(open_run(options.since), run, options.delete_missing, options.update)
 

@@ -111,9 +111,7 @@ def make_plan(
 def _is_replaced(there: indexes.Index, name: str, run_id: str, from_scratch: bool) -> bool:
     """Return whether `--replace` deletes an index: unless it is an unfinished load of this run."""
     if there.name != name:
-        raise UsageError(
-            f"--replace deletes an index, but {name!r} is an alias of {there.name!r}. Name the index itself."
-        )
+        raise UsageError(f"--replace deletes an index; {name!r} is an alias of {there.name!r}. Name the index itself.")
     unfinished = there.stamp is not None and (there.stamp.run_id, there.stamp.load) == (run_id, "loading")
     if unfinished and not from_scratch:
         return False

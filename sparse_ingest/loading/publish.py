@@ -86,7 +86,7 @@ def publish(
         _refuse_foreign_index(client, name, alias, folder.manifest.run_id)
         if name in began and chosen.replace:
             raise UsageError(
-                f"Alias {alias!r} serves {name!r}, which --replace would delete. Omit it, or move the alias."
+                f"Alias {alias!r} serves {name!r}, which --replace would delete. Omit it or move the alias."
             )
     report = load(folder, index=name, pipeline=pipeline, connection=target_cluster, options=chosen, progress=reporter)
     with connect(target_cluster, reporter=reporter) as client:
@@ -152,7 +152,7 @@ def roll_back(
             raise UsageError(f"--to {to!r} is an alias of {target.name!r}. Name the index itself.")
         if target.stamp is not None and (target.stamp.load != "done" or target.stamp.settings):
             raise ClusterError(
-                f"The load of index {to!r} is not finished. Repeat its `sparse-ingest load`, or name another index."
+                f"The load of index {to!r} is not finished. Repeat its `sparse-ingest load`, or name another."
             )
         if target.unreadable:
             reporter.note(f"Index {to!r} {target.unreadable}, so it is not known whether its load is finished.")

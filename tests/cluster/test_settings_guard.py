@@ -142,7 +142,7 @@ def test_a_setting_that_the_cluster_refuses_is_said_and_the_others_change(client
     assert both(client, index) == ("-1", "0")
     assert "no_such_setting" not in kept(client, index)
     [note] = recorder.notes
-    assert "keeps its no_such_setting during the load: the cluster refuses to change it " in note
+    assert "keeps its no_such_setting during the load: the cluster refuses the change " in note
     settings_guard.restore(client, index, NEVER)
 
 
