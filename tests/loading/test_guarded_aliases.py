@@ -223,7 +223,7 @@ def test_an_alias_that_another_client_moved_during_the_load_is_left_alone(
         answer = load(client, run.path, "--alias", index_name, "--drop-old", url=proxy.url)
     assert answer.code == 1
     assert f"it served '{name_of(index_name, other)}' when" in answer.err
-    assert f"serves '{index_name}-by-hand'." in answer.err
+    assert f", now '{index_name}-by-hand'." in answer.err
     assert serving(client, index_name) == {f"{index_name}-by-hand": {}}
     assert indexes.find_index(client, name_of(index_name, other))
 
