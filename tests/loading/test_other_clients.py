@@ -145,7 +145,7 @@ def test_a_journal_restores_only_what_loads_change(client: Client, index_name: s
     (journal,) = run.path.glob("load/*/*/journal.jsonl")
     journal.with_name("settings.json").write_text(json.dumps(kept))
     answer = command("load", run.path, "--index", index_name, "--restore", "--url", client.address)
-    assert answer.code == 1 and "settings.json does not hold index settings (no load changes {" in answer.err
+    assert answer.code == 1 and "settings.json does not hold index settings (loads do not change {" in answer.err
     assert indexes.find_index(client, index_name) == before
 
 

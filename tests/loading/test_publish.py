@@ -162,7 +162,7 @@ def test_an_alias_of_several_indexes_is_refused_before_anything_is_made(
 ) -> None:
     for number in (1, 2):
         client.call("PUT", f"/{index_name}-{number}", {"aliases": {index_name: {}}})
-    with pytest.raises(UsageError, match="stands for 2 indexes"):
+    with pytest.raises(UsageError, match="points to 2 indexes"):
         serve(client, index_name, run)
     assert indexes.find_index(client, name_of(index_name, run)) is None
 
