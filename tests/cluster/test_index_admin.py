@@ -213,7 +213,7 @@ def test_bodies_are_filled_with_field_model_and_the_pruning_of_encode() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"search": ("hybrid", "rrf")}, "Pass one of them"),
+        ({"search": ("hybrid", "rrf")}, "Pass one."),
         ({"search": ("neural-query-enricher",)}, "pass its --model-id"),
         ({"ingest": "sparse-encoding"}, "pass its --model-id"),
         ({"model_id": "m"}, "--model-id needs"),
