@@ -66,7 +66,6 @@ def load(
     Exit code 3: finished, but OpenSearch refused documents; dead.jsonl beside the journal names them.
     """
     index, alias, to, restore = (target[name] for name in ("index", "alias", "to", "restore"))
-    how: dict[str, Any]
     for wrong, message in (
         ((index is None) == (alias is None), "Name the target, either with --index or with --alias."),
         (
@@ -80,26 +79,16 @@ def load(
             raise click.UsageError(message)
     if to or restore:
         refuse_flags(_OF_LOADS, "has no effect with --to or --restore, which load no run")
-    from sparse_ingest.loading.load import load as load_run
-    from sparse_ingest.loading.load import restore_settings
-    from sparse_ingest.loading.publish import publish, roll_back
-
     if to:
-        with TerminalReporter() as reporter:
-            how = {"allow_fewer": options.allow_fewer, "connection": connection}
-            before = roll_back(alias, to, progress=reporter, **how)
-        line = f"Alias {alias!r} serves {to!r}; before: {before or 'nothing'}."
-        print_report(as_json, {"alias": alias, "serves": to, "previous": before}, [line])
-        return 0
+        return _serve(alias, to, options.allow_fewer, connection, as_json)
     if restore:
-        with TerminalReporter() as reporter:
-            restored = restore_settings(index, run=run, connection=connection, progress=reporter)
-        line = f"Index {index!r}: {'put back ' + ', '.join(restored) if restored else 'nothing to put back'}."
-        print_report(as_json, {"index": index, "restored": restored}, [line])
-        return 0
+        return _restore(index, run, connection, as_json)
     if run is None:
         raise click.UsageError("Missing argument 'RUN'.")
-    how = {"connection": connection, "pipeline": pipeline, "options": options}
+    from sparse_ingest.loading.load import load as load_run
+    from sparse_ingest.loading.publish import publish
+
+    how: dict[str, Any] = {"connection": connection, "pipeline": pipeline, "options": options}
     with TerminalReporter(stoppable=True) as reporter:
         if alias:
             published = publish(run, alias=alias, progress=reporter, **how)
@@ -108,6 +97,28 @@ def load(
     if alias:
         return _print_loaded(published.load, published.to_dict(), _served(published, options.drop_old), as_json)
     return _print_loaded(report, report.to_dict(), (), as_json)
+
+
+def _serve(alias: str, index: str, allow_fewer: bool, connection: Connection, as_json: bool) -> int:
+    """Let an alias serve another index."""
+    from sparse_ingest.loading.publish import roll_back
+
+    with TerminalReporter() as reporter:
+        before = roll_back(alias, index, allow_fewer=allow_fewer, connection=connection, progress=reporter)
+    line = f"Alias {alias!r} serves {index!r}; before: {before or 'nothing'}."
+    print_report(as_json, {"alias": alias, "serves": index, "previous": before}, [line])
+    return 0
+
+
+def _restore(index: str, run: Place | None, connection: Connection, as_json: bool) -> int:
+    """Restore the settings that a killed load left changed."""
+    from sparse_ingest.loading.load import restore_settings
+
+    with TerminalReporter() as reporter:
+        restored = restore_settings(index, run=run, connection=connection, progress=reporter)
+    line = f"Index {index!r}: {'put back ' + ', '.join(restored) if restored else 'nothing to put back'}."
+    print_report(as_json, {"index": index, "restored": restored}, [line])
+    return 0
 
 
 def _print_loaded(report: LoadReport, content: object, also: Iterable[str], as_json: bool) -> int:

@@ -1,9 +1,9 @@
 """The alias that searches use: the index that it serves, and its move to another one.
 
-A move is one request, in which filter and routing move along. A removal says `must_exist`: OpenSearch would pass over
-an alias that another client has moved. An alias that serves nothing is claimed first, hidden and with a write index:
-OpenSearch refuses an alias with two write indexes, and one that only some indexes hide, so one of several loads wins.
-After a kill between the two requests the alias serves its index, and the next move makes a plain alias of it.
+A move is one request, and keeps filter and routing. A removal has `must_exist`: OpenSearch would skip an alias that
+another client has moved. An alias that serves nothing is claimed first, hidden and with a write index: OpenSearch
+refuses an alias with two write indexes, and one that only some indexes hide, so one of several loads wins. After a kill
+between the two requests the alias serves its index, and the next move makes it a plain alias.
 """
 
 from __future__ import annotations
@@ -20,35 +20,31 @@ Served = dict[str, dict[str, Any]]  # indexes that an alias points to, and its p
 
 
 def served_by(client: Client, alias: str, to: str | None = None) -> Served:
-    """Return the index that an alias serves, if there is one; all of several if `to` is among them.
-
-    Raises:
-        UsageError: an index has this name, or the alias points to several.
-    """
+    """Return the index that an alias serves, or {}; all of several if `to` is among them, otherwise refuse those."""
     if not is_one_name(alias):
-        raise UsageError(f"--alias {alias!r} is no name for an alias; one name is expected, without wildcards.")
-    found = client.find(path_of(alias), expected=Indexes) or {}  # one look: another load may create it between two
+        raise UsageError(f"--alias {alias!r} is not a name of an alias. Give one name, without wildcards.")
+    found = client.find(path_of(alias), expected=Indexes) or {}  # one request: another load may create it between two
     served = {name: entry["aliases"][alias] for name, entry in found.items() if alias in entry["aliases"]}
     if alias in found:
         raise UsageError(
-            f"{alias!r} is an index, so it cannot be an alias too. Give --alias another name, or load into the index "
-            f"with --index {alias}."
+            f"{alias!r} is an index, so it cannot be an alias. Give --alias another name, or load into the index with "
+            f"--index {alias}."
         )
     if found.keys() != served.keys():
-        raise UsageError(f"{alias!r} is a data stream, so it cannot be an alias too. Give --alias another name.")
+        raise UsageError(f"{alias!r} is a data stream, so it cannot be an alias. Give --alias another name.")
     if len(served) > 1 and to not in served:
         raise UsageError(
-            f"Alias {alias!r} stands for {len(served)} indexes ({', '.join(sorted(served))}); one that --alias may "
-            f"move stands for one. Name it: sparse-ingest load --alias {alias} --to INDEX, or give another alias."
+            f"Alias {alias!r} points to {len(served)} indexes ({', '.join(sorted(served))}), but --alias needs "
+            f"an alias of one. Keep one: sparse-ingest load --alias {alias} --to INDEX, or name another alias."
         )
     return served
 
 
 def move_alias(client: Client, alias: str, served: Served, target: Index) -> None:
-    """Let the alias serve `target` and nothing else.
+    """Point the alias to `target` alone.
 
     Raises:
-        ClusterError: another client has created, moved or removed it since it was read, or adds an index to it now.
+        ClusterError: another client has created, moved or removed it since it was read, or adds an index to it.
     """
     properties = served.get(target.name, next(iter(served.values()), {}))
     add = {"index": target.name, "alias": alias, **({} if properties == CLAIM else properties)}
@@ -68,10 +64,10 @@ def move_alias(client: Client, alias: str, served: Served, target: Index) -> Non
 
 
 def moved_error(client: Client, alias: str, served: Served) -> ClusterError:
-    """Return the error for an alias that is not what it was when it was read."""
+    """Return the error for an alias that has changed since it was read."""
     before, now = (", ".join(map(repr, names)) or "nothing" for names in (served, pointed_to(client, alias)))
     return ClusterError(
-        f"Another client moved alias {alias!r}: it served {before} when this command began, and serves {now}. It was "
-        "left as it is. Start the same command again to move it, or choose an index: sparse-ingest load --alias "
+        f"Another client moved alias {alias!r}: it served {before} when this command started, now {now}. It was "
+        "not changed. Start the same command again to move it, or choose an index: sparse-ingest load --alias "
         f"{alias} --to INDEX"
     )

@@ -1,9 +1,7 @@
-"""The claim of a load on an index: no other load has begun since, and `_meta` has the stamp of this one.
+"""The claim of a load on an index: no later load has started, and `_meta` has the stamp of this one.
 
 In: an index that this load has created or stamped. Out: a `Claim`, which is checked before each shard counts. A load
-sends to a private alias of its own and removes those of other loads, so one that was paused can send nothing more.
-
-Not covered: what a stamp holds (indexes.py), which settings a load changes (settings_guard.py).
+sends to a private alias and removes those of other loads, so one that was paused can send nothing more.
 """
 
 from __future__ import annotations
@@ -13,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from sparse_ingest.cluster.client import Client
-from sparse_ingest.cluster.indexes import Index, Stamp, add_private_alias, check_uuid, private_alias, stamp_index
+from sparse_ingest.cluster.indexes import Index, add_private_alias, check_uuid, private_alias, stamp_index
 from sparse_ingest.cluster.journal import Journal
+from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError, SparseIngestError
 from sparse_ingest.reporting import Reporter
 
@@ -23,7 +22,7 @@ _IDENTITY = ("run_id", "takeover", "pruning", "since", "field")  # of a load, in
 
 
 class LostClaimError(ClusterError):
-    """Another load into the index has begun."""
+    """Another load into the index has started."""
 
 
 @dataclass
@@ -41,7 +40,7 @@ class Claim:
         """Read the index again. A stamp that another client has removed is written again, and reported.
 
         Raises:
-            LostClaimError: another load has begun since.
+            LostClaimError: another load has started.
             ClusterError: the index was deleted, or the stamp does not stay in `_meta`.
         """
         for _ in range(2):
@@ -50,14 +49,14 @@ class Claim:
             name = repr(there.name)
             if aliased and self.alias not in there.aliases:
                 raise LostClaimError(
-                    f"Alias {self.alias!r} of this load is gone: another load of the same run has begun since, or a "
-                    "client removed it. Wait until no other load is running, then start the same command again."
+                    f"Alias {self.alias!r} of this load is gone: another load of the same run has started, or a client "
+                    "removed it. Wait until no other load is running, then start the same command again."
                 )
             if there.stamp or not aliased:
                 return there
             self.reporter.warn(
                 f"Index {name} lost its stamp (_meta.sparse_ingest): another client replaced _meta. It is written "
-                "again. Have that client keep the keys of _meta that are not its own."
+                "again. Change that client so that it keeps the other keys of _meta."
             )
             stamp_index(self.client, self.index, replace(self.stamp, settings=self.journal.settings()))
         raise ClusterError(
@@ -67,17 +66,13 @@ class Claim:
 
 
 def refuse_other(there: Index, expected: Stamp | None) -> None:
-    """Refuse an index that has the stamp of another load than `expected`.
-
-    Raises:
-        LostClaimError: names the run of the other load.
-    """
+    """Raise `LostClaimError` if an index has the stamp of another load than `expected`."""
     found = there.stamp
     if found and (expected is None or any(getattr(found, key) != getattr(expected, key) for key in _IDENTITY)):
         raise LostClaimError(
-            f"A load of run {str(found.run_id)[:8]} into index {there.name!r} has begun since this one began, which "
-            "sends nothing more. Wait until the other has ended. Start the same command again only if the index is to "
-            "hold this run: it then sends all shards again."
+            f"A load of run {str(found.run_id)[:8]} into index {there.name!r} has started after this one, which sends "
+            "nothing more. Wait until the other has ended. Start the same command again only if the index is to hold "
+            "this run: it then sends all shards again."
         )
 
 
@@ -85,10 +80,10 @@ def refuse_other(there: Index, expected: Stamp | None) -> None:
 def claimed(
     client: Client, index: Index, stamp: Stamp, load_id: str, journal: Journal, reporter: Reporter
 ) -> Iterator[Claim]:
-    """Claim an index that has this stamp: what other loads still send to it is refused from now on.
+    """Claim an index that has this stamp, so that it refuses what other loads send.
 
     Raises:
-        LostClaimError: another load has begun since the index was stamped.
+        LostClaimError: another load has started since the index was stamped.
     """
     claim = Claim(client, index, stamp, private_alias(index.name, load_id), journal, reporter)
     there = claim.check(aliased=False)
@@ -101,7 +96,7 @@ def claimed(
         claim.check()
         yield claim
     finally:
-        # A leftover alias does no harm, and cleaning up must not raise another error or wait long.
+        # A leftover alias does no harm. Cleaning up must neither raise another error nor wait long.
         remove = {"actions": [{"remove": {"index": index.name, "alias": claim.alias}}]}
         with contextlib.suppress(SparseIngestError):
             client.call("POST", "/_aliases", remove, timeout_s=CLEANUP_S)

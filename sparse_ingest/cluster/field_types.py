@@ -1,9 +1,9 @@
 """The types of fields: whether a JSON value fits a mapped type, and which type fits all values of a field.
 
-In: the scalar values of one field, one after another. Out: whether OpenSearch indexes a value unchanged, or the type to
-map. A string counts as a number only if that number is printed the same way, so that nothing is lost: `00501` and
-`27.90` are keywords. Values that OpenSearch changes (27.99 in a long becomes 27) do not fit. Each rule was tried on
-OpenSearch 3.6.0.
+In: the scalar values of one field. Out: whether OpenSearch indexes a value unchanged, or the type to map. A string
+counts as a number only if that number is printed the same way, so that nothing is lost: `00501` and `27.90` are
+keywords. Values that OpenSearch changes (27.99 in a long becomes 27) do not fit. Each rule was tried on OpenSearch
+3.6.0.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _DATE = re.compile(
 
 
 def fits(value: str | float, entry: Mapping[str, Any]) -> bool:
-    """Return whether a mapped field indexes a value unchanged. True for types that this module does not check."""
+    """Return whether a mapped field indexes a value unchanged; True for types that are not checked here."""
     kind = entry.get("type", "object")
     if kind == "keyword":
         short = not isinstance(value, str) or len(value) <= _MAX_TERM // 4 or len(value.encode()) <= _MAX_TERM
@@ -62,7 +62,7 @@ def fits(value: str | float, entry: Mapping[str, Any]) -> bool:
 @functools.lru_cache(_CACHED, typed=True)
 def _fits_number(value: str | float, kind: str) -> bool:
     if isinstance(value, str) and not _NUMBER.fullmatch(value):
-        return value == ""  # taken as no value
+        return value == ""  # indexed as no value
     number = Decimal(value)
     if kind in _FLOATS:
         return abs(number) < Decimal(_FLOATS[kind]) and abs(float(number)) != float("inf")
@@ -71,7 +71,7 @@ def _fits_number(value: str | float, kind: str) -> bool:
 
 
 def _is_date(value: str | float) -> bool:
-    """Return whether a value is ISO 8601, or milliseconds since 1970; a string such as 20260105 is neither."""
+    """Return whether a value is ISO 8601, or milliseconds since 1970. A string such as 20260105 is neither."""
     if isinstance(value, str):
         if len(value) > _LONGEST:
             return False
@@ -81,7 +81,7 @@ def _is_date(value: str | float) -> bool:
 
 @functools.lru_cache(_CACHED)
 def _date_parts(text: str) -> re.Match[str] | None:
-    """Return the parts of a valid date or date and time, or None. Give no text longer than _LONGEST."""
+    """Return the parts of a valid date or date and time of at most _LONGEST characters, or None."""
     if (found := _DATE.fullmatch(text)) is None:
         return None
     year, month, day, _, hour, minute, second, _, offset = found.groups()
@@ -96,7 +96,7 @@ def _date_parts(text: str) -> re.Match[str] | None:
 
 
 class Values:
-    """What was seen of the values of one field."""
+    """The kinds of the values of one field."""
 
     def __init__(self) -> None:
         self.kinds: set[str] = set()
@@ -122,7 +122,7 @@ class Values:
                 self.odd = value
 
     def count_long(self, value: str, most: int) -> None:
-        """Count a value that is longer than the ignore_above of a keyword."""
+        """Count a value if it is longer than the ignore_above of a keyword."""
         self.long += len(value) > most // 2 and len(value.encode("utf-16-le")) > 2 * most
 
     def _kind(self, value: str | float) -> str:
@@ -149,21 +149,21 @@ class Values:
 
     @property
     def type(self) -> str:
-        """The type that keeps every value; keyword if there is no value, or if values are of several kinds."""
+        """The type that keeps every value; keyword if there are no values, or values of several kinds."""
         if self.kinds == {"long", "double"}:
             return "double" if self._inexact is None else "keyword"
         return next(iter(self.kinds)) if len(self.kinds) == 1 else "keyword"
 
     @property
     def reason(self) -> str | None:
-        """Why a field with numbers, or with values of several kinds, is a keyword; None if nothing surprises."""
+        """The reason why a field with numbers, or with values of several kinds, is a keyword; None for other fields."""
         if self.type != "keyword" or not self.kinds or (self._any_word and self.kinds == {"keyword"}):
             return None
         if self.kinds == {"long", "double"}:
             return f"{self._inexact} is not exact as a double"
         if self.odd == "" and not self._any_word:
-            others = sorted(self.kinds - {"keyword"})
-            return f"'' is no {' or '.join(others)}" if others else None
+            kinds = sorted(self.kinds - {"keyword"})
+            return f"'' is not a {' or '.join(kinds)}" if kinds else None
         if self._any_word or not self.kinds <= {"long", "double", "keyword"}:
             return f"it has values of several kinds ({', '.join(sorted(self.kinds))})"
         return f"{self.odd!r} is {'not how that number is printed' if isinstance(self.odd, str) else 'over 64 bits'}"

@@ -1,15 +1,14 @@
-"""`index`: make an empty index as `load` would, with pipelines on the server; look at one; drop one.
+"""Create an empty index as `load` would, with pipelines on the server; show an index; drop one.
 
-In: the name of an index, `[index]` settings, names of packaged pipelines. Out: a report of what was made, found or
-deleted. An index that is made here fits a load with the same settings, and documents that the server itself encodes:
-both put their vectors into the same field. What is dropped must be ours, by its stamp or by the key that `create` left.
-Not covered: loading (load.py), aliases that are moved (loading/publish.py), models on the server.
+A created index accepts a load with the same settings, and documents that the server itself encodes: both write their
+vectors into the same field. Only an index with the stamp of a load or the
+key of `create_index` in its `_meta` is dropped.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -23,10 +22,10 @@ from sparse_ingest.reporting import Reporter, reporter_of
 
 @dataclass(frozen=True)
 class CreateOptions:
-    """The pipelines that an index gets: names of packaged ones, and the model that they run on the server.
+    """The pipelines of a new index: names of packaged ones, and the model that they run on the server.
 
-    `default` makes them those of every search and every document that names none itself. A field, kind or body that is
-    None is that of the pipeline.
+    With `default` they apply to every search and document that names none. A field, kind or body that is None is that
+    of the pipeline.
     """
 
     search: tuple[str, ...] = ()
@@ -40,7 +39,7 @@ class CreateOptions:
 
 @dataclass(frozen=True)
 class CreateReport:
-    """What `create` made; `--json` prints these keys. A pipeline is None when none was asked for."""
+    """Result of `create_index`; `--json` prints these keys. A pipeline is None if none was requested."""
 
     index: str
     uuid: str
@@ -53,12 +52,12 @@ class CreateReport:
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What `show` found; `--json` prints these keys.
+    """Result of `show_index`; `--json` prints these keys.
 
-    `field` and `kind` are None when the index has no sparse field, `model`, `run_id`, `load`, `pruning` and `query`
-    when no load has stamped it, or its stamp is `unreadable`, which says why. `fields` has the types of kept fields,
-    None for one that is not mapped. The three pipelines are those of its settings, `installed` those that `create` made
-    for it.
+    `field` and `kind` are None if the index has no sparse field; `model`, `run_id`, `load`, `pruning` and `query` if no
+    load has stamped it, or its stamp cannot be read (`unreadable` has the reason). `fields` has the types of kept
+    fields, None for one that is not mapped. The three pipelines are those of its settings, `installed` those that
+    `create_index` installed.
     """
 
     index: str
@@ -89,7 +88,7 @@ class IndexReport:
 
 @dataclass(frozen=True)
 class DropReport:
-    """What `drop` deleted, and which of its pipelines stay with the reason; `--json` prints these keys.
+    """Result of `drop_index`: what was deleted, and why a pipeline was kept; `--json` prints these keys.
 
     `documents` is None if they could not be counted.
     """
@@ -123,42 +122,43 @@ def create_index(
         **settings: Fields of `CreateOptions`, such as `search=("two-phase",)`.
 
     Raises:
-        UsageError, PipelineError: options that do not go together, or no such body.
-        ClusterError: the index or another pipeline of its name is there, or the server refuses.
+        UsageError, PipelineError: options that exclude each other, or an unknown body.
+        ClusterError: the index or another pipeline of its name exists, or the server refuses.
     """
     chosen, reporter = options_from(CreateOptions, options, settings, "create_index"), reporter_of(progress)
     full = pipeline_of(None, pipeline)
     given = {name: value for name in ("field", "kind", "body") if (value := getattr(chosen, name))}
     full = replace(full, index=replace(full.index, **given))
-    _refuse_model_of_nothing(chosen)
+    _refuse_options(chosen)
     body = mappings.index_body(full.index, None)
     wanted = _pipelines(index, full, chosen)
     with connect(connection, url=url, reporter=reporter) as client:
         mappings.check_version(full.index.kind, client.version)
         there = indexes.find_index(client, index)
         if there is not None:
-            what = "is there already" if there.name == index else f"is an alias of {there.name!r}"
-            raise ClusterError(f"{index!r} {what}. `sparse-ingest index show --index {index}` says what it holds.")
-        body = _equipped(body, [one for one, _ in wanted], chosen)
-        with contextlib.ExitStack() as undo:
-            for one, content in wanted:
+            what = "exists" if there.name == index else f"is an alias of {there.name!r}"
+            raise ClusterError(f"{index!r} {what}. `sparse-ingest index show --index {index}` shows what it holds.")
+        pipelines = list(wanted)
+        passages, defaults = chosen.ingest == "text-chunking", pipelines if chosen.default else ()
+        body = installed.equipped(body, pipelines, passages=passages, defaults=defaults)
+        new = []
+        try:
+            for one, content in wanted.items():
                 if installed.install(client, one, content, index):
-                    undo.callback(_remove_again, client, one, index)
+                    new.append(one)
             made = indexes.create_index(client, index, body)
-            undo.pop_all()
+        except BaseException:
+            for one in new:
+                with contextlib.suppress(ClusterError):
+                    installed.remove(client, one, index)
+            raise
         if unstarted := settling.unstarted_primaries(client, made):
             reporter.note(unstarted)
     if full.index.kind == "sparse_vector":
-        entry = mappings.field_mapping(made.mappings, full.index.field) or {}
-        parameters = seismic.parameters_of(entry)
-        reporter.note(
-            f"SEISMIC: index {index!r} clips weights above {parameters['quantization_ceiling_ingest']:g}, and builds "
-            f"clusters in segments of {parameters['approximate_threshold']} documents or more. Neither can be changed; "
-            "a load that makes its index itself fits both to the run."
-        )
-    names = {one.kind: one.name for one, _ in wanted}
-    pipelines = names.get("search"), names.get("ingest")
-    return CreateReport(made.name, made.uuid, full.index.field, full.index.kind, *pipelines, chosen.default)
+        reporter.note(_seismic_note(made, full.index.field))
+    names = {one.kind: one.name for one in pipelines}
+    kept = names.get("search"), names.get("ingest")
+    return CreateReport(made.name, made.uuid, full.index.field, full.index.kind, *kept, chosen.default)
 
 
 def show_index(index: str, *, url: str | None = None, connection: ConnectionLike | None = None) -> IndexReport:
@@ -170,7 +170,7 @@ def show_index(index: str, *, url: str | None = None, connection: ConnectionLike
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
 
     Raises:
-        ClusterError: there is none.
+        ClusterError: it does not exist.
     """
     with connect(connection, url=url) as client:
         there = indexes.need_index(client, index, "Check --index and --url.")
@@ -211,25 +211,28 @@ def drop_index(
     force: bool = False,
     sure: Callable[[str], bool] = lambda question: True,
 ) -> DropReport | None:
-    """Delete an index, and the pipelines that `create_index` installed for it; None when `sure` returns False.
+    """Delete an index, and the pipelines that `create_index` installed for it. Return None if `sure` returns False.
 
     Args:
-        index: Its own name; an alias is refused.
+        index: Its own name, not an alias.
         url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
-        force: Also an index that sparse-ingest did not make, that an alias serves, or that is red.
-        sure: Asked with a question that names what will be deleted.
+        force: Also delete an index that sparse-ingest did not create, that an alias serves, or that is red.
+        sure: Called with a question that names what will be deleted.
 
     Raises:
         UsageError: the name is an alias.
-        ClusterError: there is none, it is not ours, an alias serves it, or its documents cannot be counted.
+        ClusterError: it does not exist or is not ours, an alias serves it, or its documents cannot be counted.
     """
     with connect(connection, url=url) as client:
         there = indexes.need_index(client, index, "Check --index and --url.")
         if there.name != index:
             raise UsageError(f"{index!r} is an alias of {there.name!r}. Name the index itself.")
+        if not force and not installed.is_ours(there):
+            why = there.unreadable or "was neither created nor loaded by sparse-ingest"
+            raise ClusterError(f"Index {index!r} {why}, so it was not deleted. To delete it anyway, pass --force.")
         if not force:
-            _refuse_to_drop(there)
+            indexes.refuse_serving(there, "pass --force")
         documents = _count(client, there, force)
         pipelines = installed.made_of(there) or []
         also = f" and its pipelines {', '.join(one.name for one in pipelines)}" if pipelines else ""
@@ -243,68 +246,52 @@ def drop_index(
     return DropReport(there.name, there.uuid, documents, removed, [why for why in kept.values() if why])
 
 
-def _refuse_model_of_nothing(options: CreateOptions) -> None:
+def _refuse_options(options: CreateOptions) -> None:
     needed = "neural-query-enricher" in options.search or options.ingest is not None
     if needed and not options.model_id:
         raise UsageError(
-            "This pipeline runs a model of the server: name it with --model-id. GET /_plugins/_ml/models/_search "
-            "lists those that are registered."
+            "This pipeline runs a model of the server: pass its --model-id. GET /_plugins/_ml/models/_search lists "
+            "registered models."
         )
     if options.model_id and not needed:
-        raise UsageError(
-            "--model-id belongs to --ingest-pipeline and to --search-pipeline neural-query-enricher. Give one, or "
-            "leave it out."
-        )
+        raise UsageError("--model-id needs --ingest-pipeline or --search-pipeline neural-query-enricher. Pass one.")
     if options.default and not (options.search or options.ingest):
-        raise UsageError("--default belongs to --search-pipeline and --ingest-pipeline. Give one, or leave it out.")
+        raise UsageError("--default needs --search-pipeline or --ingest-pipeline. Pass one, or omit it.")
 
 
-def _pipelines(index: str, pipeline: Pipeline, options: CreateOptions) -> list[tuple[Installed, dict[str, Any]]]:
-    """The pipelines to install with their bodies."""
-    settings = pipeline.index
-    if settings.kind == "sparse_vector" and "two-phase" in options.search:
-        raise PipelineError("Two-phase searches rank_features fields; this index has kind sparse_vector. Leave it out.")
-    wanted = []
+def _pipelines(index: str, pipeline: Pipeline, options: CreateOptions) -> dict[Installed, dict[str, Any]]:
+    """Return the pipelines to install with their bodies."""
+    field = pipeline.index.field
+    if pipeline.index.kind == "sparse_vector" and "two-phase" in options.search:
+        raise PipelineError("Two-phase searches rank_features fields; this index has kind sparse_vector. Omit it.")
+    wanted = {}
     if options.search:
-        body = installed.search_body(options.search, settings.field, options.model_id)
-        wanted.append((Installed("search", f"{index}-search"), body))
+        body = installed.search_body(options.search, field, options.model_id)
+        wanted[Installed("search", f"{index}-search")] = body
     if options.ingest:
-        body = installed.ingest_body(options.ingest, settings.field, options.model_id, pipeline.encode)
-        wanted.append((Installed("ingest", f"{index}-ingest"), body))
+        body = installed.ingest_body(options.ingest, field, options.model_id, pipeline.encode)
+        wanted[Installed("ingest", f"{index}-ingest")] = body
     return wanted
 
 
-def _equipped(body: dict[str, Any], pipelines: Sequence[Installed], options: CreateOptions) -> dict[str, Any]:
-    """An index body with what its pipelines need, and the key by which we know it as ours."""
-    passages = options.ingest == "text-chunking"
-    if passages and installed.PASSAGES in body["mappings"]["properties"]:
-        raise PipelineError(
-            f"The index body maps {installed.PASSAGES!r} already, where text-chunking puts the vectors of passages."
-        )
-    return installed.equipped(body, pipelines, passages=passages, defaults=pipelines if options.default else ())
-
-
-def _remove_again(client: Client, pipeline: Installed, index: str) -> None:
-    with contextlib.suppress(ClusterError):
-        installed.remove(client, pipeline, index)
+def _seismic_note(made: indexes.Index, field: str) -> str:
+    parameters = seismic.parameters_of(mappings.field_mapping(made.mappings, field) or {})
+    return (
+        f"SEISMIC: index {made.name!r} clips weights above {parameters['quantization_ceiling_ingest']:g}, and builds "
+        f"clusters in segments of {parameters['approximate_threshold']} documents or more. Neither can be changed; "
+        "a load that creates its index fits both to the run."
+    )
 
 
 def _count(client: Client, there: indexes.Index, force: bool) -> int | None:
     """Return how many documents an index has, or with `force` None if its shards do not answer."""
     try:
         return indexes.count_documents(client, there)
+    except UnreachableError:
+        raise
     except ClusterError as error:
-        if isinstance(error, UnreachableError):
-            raise
         if force:
             return None
         raise ClusterError(
-            f"The documents of index {there.name!r} cannot be counted ({error}). To delete it anyway, give --force."
+            f"The documents of index {there.name!r} cannot be counted ({error}). To delete it anyway, pass --force."
         ) from error
-
-
-def _refuse_to_drop(there: indexes.Index) -> None:
-    if not installed.is_ours(there):
-        why = there.unreadable or "was neither made nor loaded by sparse-ingest"
-        raise ClusterError(f"Index {there.name!r} {why}, so it is not deleted. If it is meant, give --force.")
-    indexes.refuse_serving(there, "give --force")

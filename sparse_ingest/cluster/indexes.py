@@ -1,11 +1,7 @@
 """Indexes: create, find by name or alias, and stamp with a description of the vectors.
 
-In: an index body (mappings.py), a `Stamp`. Out: an `Index` (concrete name, UUID, mappings). The stamp is stored under
-the key `sparse_ingest` of the mapping's `_meta`; other keys are kept. Loads send to a private alias with
-`require_alias`, so a bulk request never creates a deleted index again with a dynamic mapping.
-
-Any client with rights on the index can write `_meta`. A stamp with a wrong type anywhere (stamp_values.py) is no stamp,
-and `Index.unreadable` says why. Keys that this release does not know are kept when a stamp is written again.
+In: an index body (mappings.py), a `Stamp`. Out: an `Index` (concrete name, UUID, mappings). Loads send to a private
+alias with `require_alias`, so a bulk request never creates a deleted index again with a dynamic mapping.
 
 Not covered: what a mapping must contain (mappings.py), index settings during a load (settings_guard.py), aliases that
 searches use (aliases.py).
@@ -13,79 +9,20 @@ searches use (aliases.py).
 
 from __future__ import annotations
 
-import hashlib
-import json
-import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from dataclasses import field as made_of
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from sparse_ingest.cluster.answers import Indexes
 from sparse_ingest.cluster.client import Client, TimedOutError, path_of
-from sparse_ingest.cluster.stamp_values import CHANGED_BY_LOADS, is_changed_by_loads, stamp_parts
-from sparse_ingest.cluster.stamp_values import NO_PRUNING as NO_PRUNING  # which other modules need beside `Stamp`
+from sparse_ingest.cluster.stamps import CHANGED_BY_LOADS, META_KEY, Stamp, foreign_settings, read_stamp
 from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.pipeline import in_words
-from sparse_ingest.runs.run import Run
-from sparse_ingest.storage.foreign_json import checked
 
-META_KEY = "sparse_ingest"
-STAMP_FORMAT = 1
 _PRIVATE = "--sparse-ingest-"
 MAX_NAME_BYTES = 255
 _PRIMARIES_S = 15.0  # timeout for the primaries of a new index; then missing ones are reported
 _CREATE_LOOKS = 20  # 2 s apart, for a new index that a busy cluster has not created by then
 ADDED_BYTES = len(_PRIVATE) + 8  # of the private alias
-_WHEN_SET = ("query", "replaced_by", "takeover")  # keys that are in `_meta` only if they have a value
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """The content of our key in `_meta`: what the vectors of an index are.
-
-    Attributes:
-        created_by: the run whose load created the index; None if no load did.
-        runs: the runs that were loaded into it.
-        pruning: which terms of the runs were pruned, as the arguments of `prune`.
-        settings: the index settings that a load has changed and not yet restored (settings_guard.py): for each name
-            the value before, and the value during the load.
-        replaced: name and UUID of the index that an alias served before this one.
-        replaced_by: the alias that served this index, with name and UUID of the one that it served next. Only an index
-            whose own stamp says so is deleted as the old one.
-        since: the `run_id` of the older run if only differences to it were sent, and `delete_missing`.
-        fields: the types of kept fields by dotted path, None for one that is not mapped. None if only releases that
-            did not map kept fields have loaded into the index.
-        query: the settings of [query] for searches that name no pipeline.
-        takeover: random id of the load that followed one of another run. Older journal lines do not count.
-    """
-
-    model: dict[str, Any]
-    vocabulary_sha256: str
-    field: str
-    run_id: str
-    created_by: str | None = None
-    runs: tuple[str, ...] = ()
-    load: Literal["loading", "done"] = "loading"
-    pruning: dict[str, Any] = made_of(default_factory=lambda: dict(NO_PRUNING))
-    settings: dict[str, dict[str, str | None]] = made_of(default_factory=dict)
-    replaced: dict[str, str] | None = None
-    since: dict[str, Any] | None = None
-    fields: dict[str, str | None] | None = None
-    format: int = STAMP_FORMAT
-    query: dict[str, Any] = made_of(default_factory=dict)
-    replaced_by: dict[str, str] | None = None
-    takeover: str | None = None
-
-    def as_meta(self) -> dict[str, Any]:
-        """Return the JSON object for `_meta`."""
-        content = {**asdict(self), "runs": list(self.runs), "load": {"state": self.load}}
-        return {key: value for key, value in content.items() if value or key not in _WHEN_SET}
-
-    @property
-    def only_run(self) -> str | None:
-        """The run that all documents of the index come from, or None. Other clients' writes are not considered."""
-        return self.created_by if set(self.runs) <= {self.created_by} else None
 
 
 class Index(NamedTuple):
@@ -99,29 +36,23 @@ class Index(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Where requests about it go."""
+        """The path of its URL."""
         return path_of(self.name)
 
     @property
     def stamp(self) -> Stamp | None:
         """The stamp; None if there is none, or it cannot be read."""
-        return found if isinstance(found := _stamp_of(self._meta), Stamp) else None
+        return found if isinstance(found := read_stamp(self.meta), Stamp) else None
 
     @property
     def unreadable(self) -> str:
-        """That the stamp cannot be read and why, as messages say it of the index; "" otherwise."""
-        why = found if isinstance(found := _stamp_of(self._meta), str) else ""
+        """The part of a message that says why the stamp cannot be read; "" if it can be, or there is none."""
+        why = found if isinstance(found := read_stamp(self.meta), str) else ""
         return why and f"has a _meta.{META_KEY} that cannot be read ({why})"
 
     @property
-    def foreign_settings(self) -> dict[str, Any]:
-        """What the stamp keeps of settings that no load changes, or with values of another kind."""
-        kept = self._meta.get("settings") if isinstance(self._meta, dict) else None
-        found = kept.items() if isinstance(kept, dict) else ()
-        return {name: entry for name, entry in found if not is_changed_by_loads(name, entry)}
-
-    @property
-    def _meta(self) -> Any:
+    def meta(self) -> Any:
+        """The content of our key in `_meta`. Any client may have written it."""
         return self.mappings.get("_meta", {}).get(META_KEY)
 
     @property
@@ -138,32 +69,13 @@ class Index(NamedTuple):
         return None if value is None else str(value)
 
 
-def vocabulary_hash(vocabulary: Sequence[str | None]) -> str:
-    """Return the SHA-256 of the vocabulary as one line of JSON without spaces."""
-    text = json.dumps(list(vocabulary), ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def run_stamp(
-    run: Run, field: str, pruning: Mapping[str, Any] = NO_PRUNING, query: Mapping[str, Any] | None = None
-) -> Stamp:
-    """Return the stamp of an index that a load of this run creates."""
-    run_id, vocabulary_sha256 = run.manifest.run_id, vocabulary_hash(run.vocabulary())
-    kept: dict[str, Any] = {"runs": (run_id,), "pruning": dict(pruning), "fields": {}, "query": dict(query or {})}
-    return Stamp(run.manifest.model, vocabulary_sha256, field, run_id, run_id, **kept)
-
-
 def is_one_name(name: str) -> bool:
     """Return whether a name is valid for one index or alias, without wildcards."""
     return name not in ("", ".", "..") and name[0] not in "-_+" and not any(sign in name for sign in '*?,/\\<>| "#:')
 
 
 def refuse_long_name(option: str, name: str, added: int) -> None:
-    """Refuse a name that is too long with the bytes that a load adds to it.
-
-    Raises:
-        UsageError: the name is too long.
-    """
+    """Raise `UsageError` if a name is too long with the bytes that a load adds to it."""
     if len(name.encode()) > MAX_NAME_BYTES - added:
         raise UsageError(
             f"{option} {name!r} has {len(name.encode())} bytes. OpenSearch allows {MAX_NAME_BYTES}, and a load "
@@ -179,13 +91,13 @@ def find_index(client: Client, name: str) -> Index | None:
         ClusterError: the cluster does not return the UUID of the index.
     """
     if not is_one_name(name):
-        raise UsageError(f"--index {name!r} is no index name; one index or alias is expected, without wildcards.")
+        raise UsageError(f"--index {name!r} is not an index name. Name one index or alias, without wildcards.")
     found = client.find(path_of(name), expected=Indexes)
     if found is None:
         return None
     if name not in found and not all(name in entry["aliases"] for entry in found.values()):
         raise UsageError(
-            f"--index {name!r} is a data stream, whose documents have no ids of their own. Name an index or an alias."
+            f"--index {name!r} is a data stream, which has no ids of documents. Name an index or an alias."
         )
     if name not in found and len(found) > 1:
         writing = [one for one, entry in found.items() if entry["aliases"][name].get("is_write_index")]
@@ -199,21 +111,15 @@ def find_index(client: Client, name: str) -> Index | None:
     settings = entry["settings"]["index"]
     if "uuid" not in settings:
         raise ClusterError(
-            f"{client.address} does not tell the UUID of index {concrete!r}, by which a load detects that "
-            "it was replaced. Amazon OpenSearch Serverless may be such a place; use a domain of OpenSearch Service "
-            "(--aws-service es)."
+            f"{client.address} does not report the UUID of index {concrete!r}, by which a load detects that it was "
+            "replaced. Amazon OpenSearch Serverless does not; use a domain of OpenSearch Service (--aws-service es)."
         )
     return Index(concrete, str(settings["uuid"]), entry.get("mappings", {}), settings, entry.get("aliases", {}))
 
 
 def need_index(client: Client, name: str, advice: str) -> Index:
-    """Return the index of this name or alias.
-
-    Raises:
-        ClusterError: there is none; the message ends with `advice`.
-    """
-    index = find_index(client, name)
-    if index is None:
+    """Return the index of this name or alias, or raise a `ClusterError` that ends with `advice`."""
+    if (index := find_index(client, name)) is None:
         raise ClusterError(f"There is no index or alias {name!r} at {client.address}. {advice}")
     return index
 
@@ -223,14 +129,16 @@ def create_index(client: Client, name: str, body: dict[str, Any]) -> Index:
     try:
         client.call("PUT", path_of(name), body, timeout_s=_PRIMARIES_S)
     except TimedOutError:
-        # OpenSearch creates the index, but answers only when the primaries are started, or after 30 s.
+        # OpenSearch creates the index, but answers when the primaries have started, or after 30 s.
         for _ in range(_CREATE_LOOKS):
             if find_index(client, name):
                 break
             client.waiting.pause(2.0, f"index {name!r} is being created")
         else:
             raise
-    return need_index(client, name, "It was created and is gone again. Check who deletes it, then load again.")
+    return need_index(
+        client, name, "It was created, then deleted by another client. Stop that client, then load again."
+    )
 
 
 def stamp_index(client: Client, index: Index, stamp: Stamp) -> None:
@@ -247,85 +155,55 @@ def update_stamp(client: Client, index: Index, change: Callable[[Stamp], Stamp])
 
 
 def _write_stamp(client: Client, there: Index, stamp: Stamp) -> None:
-    old = there._meta if isinstance(there._meta, dict) else {}
-    unknown = {key: value for key, value in old.items() if key not in Stamp.__dataclass_fields__}
-    content = {**unknown, **stamp.as_meta(), "settings": {**there.foreign_settings, **stamp.settings}}
+    content = stamp.as_meta(there.meta)
     client.call("PUT", f"{there.path}/_mapping", {"_meta": {**there.mappings.get("_meta", {}), META_KEY: content}})
 
 
-def continued_stamp(there: Stamp | None, stamp: Stamp) -> Stamp:
-    """Return the stamp of a load into an index that exists, with what must be kept of its old stamp."""
-    if there is None:
-        return replace(stamp, created_by=None, runs=(stamp.run_id,))
-    runs = there.runs if stamp.run_id in there.runs else (*there.runs, stamp.run_id)
-    names = ("created_by", "settings", "replaced", "replaced_by", "fields", "format")
-    kept = {name: getattr(there, name) for name in names}
-    if there.run_id != stamp.run_id:
-        return replace(stamp, runs=runs, takeover=secrets.token_hex(8), **kept)
-    return replace(stamp, runs=runs, since=there.since, takeover=there.takeover, **kept)
-
-
 def refuse_other_pruning(index: Index, stamp: Stamp) -> None:
-    """Refuse an index that was loaded with other pruning: an index has one rule for all its vectors.
-
-    Raises:
-        ClusterError: names both rules.
-    """
+    """Raise `ClusterError` if an index was loaded with other pruning: an index has one rule for all its vectors."""
     there = index.stamp
     if there is not None and there.pruning != stamp.pruning:
         raise ClusterError(
-            f"Index {index.name!r} was loaded {_pruning_words(there.pruning)}; this load asks for vectors "
-            f"{_pruning_words(stamp.pruning)}. Give the same --pipeline, --top-k, --max-ratio, --min-weight and "
-            "--alpha-mass, load into another index, or delete what is there with --replace --from-scratch."
+            f"Index {index.name!r} was loaded {_pruning_words(there.pruning)}, this load is "
+            f"{_pruning_words(stamp.pruning)}. Pass the same --pipeline, --top-k, --max-ratio, --min-weight "
+            "and --alpha-mass, load into another index, or delete this one with --replace --from-scratch."
         )
 
 
 def refuse_unreadable(index: Index | None) -> None:
-    """Refuse an index whose stamp cannot be read: which vectors it holds is not known then.
-
-    Raises:
-        ClusterError: says what is wrong in the stamp.
-    """
+    """Raise `ClusterError` if the stamp cannot be read: which vectors the index holds is not known then."""
     if index and index.unreadable:
         raise ClusterError(
-            f"Index {index.name!r} {index.unreadable}, so what it holds is not known. Write the right one (PUT "
-            f"{index.path}/_mapping), name another index, or load anew with --replace --from-scratch."
+            f"Index {index.name!r} {index.unreadable}, so its content is not known. Correct it (PUT "
+            f"{index.path}/_mapping), name another index, or load again with --replace --from-scratch."
         )
 
 
 def refuse_serving(index: Index, instead: str) -> None:
-    """Refuse to delete an index that searches use through an alias.
-
-    Raises:
-        ClusterError: names the aliases, and ends with what to do `instead`.
-    """
+    """Raise `ClusterError` if searches use an index through an alias. The message ends with `instead`."""
     if index.serving_aliases:
         raise ClusterError(
             f"Index {index.name!r} serves {', '.join(map(repr, index.serving_aliases))}, whose searches would find "
-            f"nothing any more. Move the alias first (sparse-ingest load --alias NAME --to INDEX), or {instead}."
+            f"nothing. Move the alias first (sparse-ingest load --alias NAME --to INDEX), or {instead}."
         )
 
 
 def note_on_settings(index: Index | None) -> list[str]:
-    """Return a note on settings in the stamp that are ignored, if there are any."""
-    if not (index and (foreign := index.foreign_settings)):
+    """Return a note on the settings in the stamp that are ignored, if any."""
+    if not (index and (foreign := foreign_settings(index.meta))):
         return []
     mine = ", ".join(CHANGED_BY_LOADS)
     return [f"Index {index.name!r}: settings of _meta.{META_KEY} ignored: {in_words(foreign)}. Loads set only {mine}."]
 
 
 def check_uuid(client: Client, index: Index) -> Index:
-    """Read the index again.
-
-    Raises:
-        ClusterError: it was deleted, or deleted and created again, since `index` was read.
-    """
+    """Read the index again. Raise `ClusterError` if it was deleted, or deleted and created again, since then."""
     there = find_index(client, index.name)
     if there is None or there.uuid != index.uuid:
         what = f"now has UUID {there.uuid}" if there else "is gone"
         raise ClusterError(
             f"Index {index.name!r} {what}; the load began with UUID {index.uuid}. Another client deleted it. "
-            "Start the load again: it begins anew for the new index."
+            "Start the load again: it sends all documents to the new index."
         )
     return there
 
@@ -337,15 +215,15 @@ def pointed_to(client: Client, alias: str) -> dict[str, dict[str, Any]]:
 
 
 def add_private_alias(client: Client, index: Index, run_id: str) -> str:
-    """Let the alias that the documents of this run are sent to stand for this index alone. Return its name."""
+    """Point the private alias of a run to this index alone, and return its name."""
     alias = private_alias(index.name, run_id)
     if (found := pointed_to(client, alias)) != {index.name: {}}:
-        # An index that was restored from a snapshot under another name has the alias as well.
+        # An index that was restored from a snapshot under another name has the alias too.
         others = [name for name in found if name != index.name]
         remove = [{"remove": {"index": name, "alias": alias, "must_exist": True}} for name in others]
         client.call("POST", "/_aliases", {"actions": [*remove, {"add": {"index": index.name, "alias": alias}}]})
         if others:
-            client.waiting.say(alias, f"Alias {alias!r} is of loads alone; it was removed from {', '.join(others)}.")
+            client.waiting.say(alias, f"Alias {alias!r} is private to loads. It was removed from {', '.join(others)}.")
     return alias
 
 
@@ -365,21 +243,14 @@ def count_documents(client: Client, index: Index) -> int:
 
 
 def count_matching(client: Client, path: str, query: Mapping[str, Any]) -> int:
-    """Return how many documents of an index or alias match a query.
-
-    Raises:
-        PartialAnswerError: a shard did not answer, or time ran out, so the count would be too low.
-    """
+    """Return how many documents of an index or alias match a query, or raise if a shard does not answer in time."""
     body = {"size": 0, "track_total_hits": True, "query": query}
     answer = client.call("POST", f"{path}/_search", body, params={"search_pipeline": "_none"})
     return int(answer["hits"]["total"]["value"])
 
 
 def max_clauses(client: Client) -> int:
-    """Return how many clauses one query may have: `indices.query.bool.max_clause_count`.
-
-    A role without cluster rights may not read it; this returns OpenSearch's default then, 1024.
-    """
+    """Return `indices.query.bool.max_clause_count`, or its default of 1024 for a role that may not read it."""
     name = "indices.query.bool.max_clause_count"
     params = {"include_defaults": "true", "flat_settings": "true"}
     answer = client.find("/_cluster/settings", params=params, absent=(403, 404)) or {}
@@ -387,15 +258,6 @@ def max_clauses(client: Client) -> int:
     return next((int(level[name]) for level in levels if name in level), 1024)
 
 
-def _stamp_of(meta: object) -> Stamp | str | None:
-    """Return the stamp in `_meta`, why it cannot be read, or None where there is none."""
-    try:
-        return None if meta is None else checked(stamp_parts(meta), Stamp)
-    except ValueError as error:
-        return str(error).rstrip(".")
-
-
 def _pruning_words(pruning: dict[str, Any]) -> str:
-    """Return `unpruned`, or such as `pruned by top_k 100`."""
     rules = in_words(pruning, " and ")
     return f"pruned by {rules}" if rules else "unpruned"

@@ -1,10 +1,8 @@
-"""Search and ingest pipelines on the server: made from the packaged bodies, installed for one index, removed with it.
+"""Search and ingest pipelines on the server: built from the packaged bodies, installed for one index, removed with it.
 
 In: names of packaged bodies (pipelines/opensearch/search and ingest), the field of the index, the id of a model that
-the server runs. Out: bodies, and pipelines whose description marks them as ours. A pipeline of another client under
-the same name is never replaced and never removed. `_meta` of the index says which pipelines are its own, under a key
-of ours that loads leave alone.
-Not covered: running a model on the server, requests that name a pipeline (search_bodies.py).
+the server runs. Out: bodies, and pipelines whose description marks them as ours. A pipeline of another client with the
+same name is never replaced and never removed. `_meta` of the index lists its pipelines, under a key that loads keep.
 """
 
 from __future__ import annotations
@@ -23,10 +21,8 @@ PipelineKind = Literal["search", "ingest"]
 MADE_KEY = "sparse_ingest_made"  # in _meta, beside the stamp of loads
 SEARCH = ("two-phase", "neural-query-enricher", "hybrid", "rrf")
 INGEST = ("sparse-encoding", "text-chunking")
-# Where the passages of text-chunking go: a document has several vectors then, each an object of its own.
-PASSAGES = "passage_vectors"
+PASSAGES = "passage_vectors"  # the field of text-chunking, with an object for the vector of each passage
 _PATHS = {"search": "/_search/pipeline", "ingest": "/_ingest/pipeline"}
-# The index settings that name a pipeline.
 DEFAULT_PIPELINE_SETTINGS = {"search": "search.default_pipeline", "ingest": "default_pipeline"}
 
 
@@ -38,59 +34,41 @@ class Installed(NamedTuple):
 
     @property
     def setting(self) -> str:
-        """The index setting, without `index.`, that makes it the default."""
+        """The index setting, without `index.`, that names the default."""
         return DEFAULT_PIPELINE_SETTINGS[self.kind]
 
 
 def search_body(names: Sequence[str], field: str, model_id: str | None) -> dict[str, Any]:
-    """One search pipeline that does what all the named ones do, in their order.
-
-    Raises:
-        UsageError: two of them put the scores of a hybrid query together, or a model is named for nothing.
-    """
+    """Return one search pipeline with the processors of all the named ones, of which one may combine scores."""
     bodies = [_packaged("search", name, field, model_id) for name in dict.fromkeys(names)]
     merged: dict[str, Any] = {"description": " ".join(body.pop("description") for body in bodies)}
     for body in bodies:
         for key, processors in body.items():
             merged[key] = [*merged.get(key, []), *processors]
     if len(merged.get("phase_results_processors", [])) > 1:
-        raise UsageError(
-            "--search-pipeline hybrid and rrf both put the scores of a hybrid query together; a pipeline does it in "
-            "one way. Give one of them."
-        )
+        raise UsageError("--search-pipeline hybrid and rrf both combine the scores of a hybrid query. Pass one.")
     return merged
 
 
 def ingest_body(name: str, field: str, model_id: str | None, encode: EncodeSettings) -> dict[str, Any]:
-    """The body of an ingest pipeline; it prunes by the rule of `[encode]`, as a run does that is loaded beside it.
-
-    Raises:
-        PipelineError: [encode] has more rules than the one that a server takes.
-    """
-    # The server's names of our rules.
-    rules = {
-        "max_ratio": encode.max_ratio,
-        "top_k": encode.top_k,
-        "abs_value": encode.min_weight,
-        "alpha_mass": encode.alpha_mass,
-    }
-    asked = [(rule, value) for rule, value in rules.items() if value is not None]
-    if len(asked) > 1:
+    """Return the body of an ingest pipeline, which prunes by the rule of `[encode]`, of which it may have one."""
+    rules = {name: value for name, value in encode.rules.items() if value is not None}
+    if len(rules) > 1:
         raise PipelineError(
             "[encode] prunes by more than one of max_ratio, top_k, min_weight and alpha_mass, but an ingest pipeline "
-            "takes one. Leave one, so that what the server encodes is pruned like what is loaded."
+            "takes one. Keep one, so that the server prunes the documents it encodes like those that are loaded."
         )
     body = _packaged("ingest", name, field, model_id)
     for processor in body["processors"]:
         if encoding := processor.get("sparse_encoding"):
             del encoding["prune_type"], encoding["prune_ratio"]
-            for rule, value in asked:
-                encoding |= {"prune_type": rule, "prune_ratio": value}
+            for rule, value in rules.items():
+                encoding |= {"prune_type": "abs_value" if rule == "min_weight" else rule, "prune_ratio": value}
     return body
 
 
 def install(client: Client, pipeline: Installed, body: dict[str, Any], index: str) -> bool:
-    """Install a pipeline for an index; False when it is there already, as this index's own and the same.
+    """Install a pipeline for an index. Return False if the same one is installed for it.
 
     Raises:
         ClusterError: another one has its name, or the server does not know a processor.
@@ -101,8 +79,8 @@ def install(client: Client, pipeline: Installed, body: dict[str, Any], index: st
         return False
     if there is not None:
         raise ClusterError(
-            f"There is another {pipeline.kind} pipeline {pipeline.name!r} already. Look at it with GET "
-            f"{_path(pipeline)}, then delete it, or give the index another name."
+            f"Another {pipeline.kind} pipeline {pipeline.name!r} exists. Look at it with GET {_path(pipeline)}, then "
+            "delete it, or give the index another name."
         )
     try:
         client.call("PUT", _path(pipeline), body)
@@ -110,14 +88,14 @@ def install(client: Client, pipeline: Installed, body: dict[str, Any], index: st
         if error.status != 400 or "processor" not in error.reason.lower():
             raise
         raise ClusterError(
-            f"{client.address} does not take the {pipeline.kind} pipeline {pipeline.name!r}: {error.reason}. It needs "
-            "the neural-search plugin, from 2.15 on for two-phase and from 2.19 on for rrf and pruning."
+            f"{client.address} refuses the {pipeline.kind} pipeline {pipeline.name!r}: {error.reason}. It needs the "
+            "neural-search plugin, since 2.15 for two-phase and since 2.19 for rrf and pruning."
         ) from error
     return True
 
 
 def remove(client: Client, pipeline: Installed, index: str) -> str | None:
-    """Remove a pipeline that was installed for an index; a sentence when it stays, None when it is gone."""
+    """Remove a pipeline that was installed for an index. Return None, or a message why it stays."""
     there = _found(client, pipeline)
     if there is None:
         return None
@@ -126,7 +104,7 @@ def remove(client: Client, pipeline: Installed, index: str) -> str | None:
         return f"{what}: another client replaced the one that was created for {index!r}."
     try:
         if users := _users(client, pipeline, index):
-            return f"{what}: {', '.join(users)} use it as well."
+            return f"{what}: {', '.join(users)} use it too."
         client.call("DELETE", _path(pipeline))
     except ResponseError as error:
         if error.status != 403:
@@ -136,43 +114,40 @@ def remove(client: Client, pipeline: Installed, index: str) -> str | None:
 
 
 def final_pipeline(index: Index) -> str | None:
-    """Return the pipeline that every document goes through; no request can bypass it."""
+    """Return the pipeline that every document goes through, which no request can bypass, or None."""
     name = index.setting("final_pipeline")
     return None if name == "_none" else name
 
 
 def refuse_encoding_at_last(client: Client, index: Index, field: str) -> None:
-    """Refuse an index whose final pipeline encodes into the field that a load writes: no request can bypass it.
-
-    Raises:
-        ClusterError: it does.
-    """
+    """Raise `ClusterError` if the final pipeline of an index encodes into the field that a load writes."""
     name = final_pipeline(index)
     if name is None:
         return
-    # A user without the right to read pipelines can still load.
+    # A role without the right to read pipelines can still load.
     body = _found(client, Installed("ingest", name), absent=(403, 404)) or {}
     for processor in body.get("processors", ()):
         if field in processor.get("sparse_encoding", {}).get("field_map", {}).values():
             raise ClusterError(
-                f"Index {index.name!r} has the final pipeline {name!r}, which encodes into {field!r} again whatever a "
-                "request says, and would replace the vectors. Make it the default pipeline instead "
-                "(index.default_pipeline), which a load bypasses."
+                f"Index {index.name!r} has the final pipeline {name!r}, which encodes into {field!r} and would replace "
+                "the vectors. Make it the default pipeline (index.default_pipeline), which a load bypasses."
             )
 
 
 def equipped(
     body: dict[str, Any], pipelines: Sequence[Installed], *, passages: bool, defaults: Sequence[Installed]
 ) -> dict[str, Any]:
-    """An index body whose `_meta` says, under our key, that `index create` made the index with these pipelines.
+    """Return an index body whose `_meta` lists the pipelines that `index create` installed.
 
-    With `passages` it maps their vectors, outside `_source`: the server puts each into an object with
+    With `passages` it maps their vectors, outside `_source`: the server writes each into an object with
     `sparse_encoding`. `defaults` are the pipelines of every search and document that name none.
     """
     content = dict(body["mappings"])
     made = {"format": 1, "pipelines": [pipeline._asdict() for pipeline in pipelines]}
     content["_meta"] = {**content.get("_meta", {}), MADE_KEY: made}
     if passages:
+        if PASSAGES in content["properties"]:
+            raise PipelineError(f"The index body maps {PASSAGES!r}, the field of text-chunking. Rename that field.")
         nested = {"type": "nested", "properties": {"sparse_encoding": {"type": "rank_features"}}}
         source = content.get("_source", {})
         content["properties"] = {**content["properties"], PASSAGES: nested}
@@ -182,7 +157,7 @@ def equipped(
 
 
 def made_of(index: Index) -> list[Installed] | None:
-    """The pipelines that were installed with an index; None when `index create` did not make it."""
+    """Return the pipelines that were installed with an index, or None if `index create` did not create it."""
     made = index.mappings.get("_meta", {}).get(MADE_KEY)
     if not isinstance(made, dict):
         return None
@@ -194,12 +169,12 @@ def made_of(index: Index) -> list[Installed] | None:
 
 
 def is_ours(index: Index) -> bool:
-    """Whether a load or `index create` made the index, or a load has written into it."""
+    """Return whether a load or `index create` created the index, or a load has written into it."""
     return index.stamp is not None or made_of(index) is not None
 
 
 def carried_over(old: Index, body: dict[str, Any]) -> dict[str, Any]:
-    """The body of an index that is made in place of `old`, with the pipelines that `index create` gave that one."""
+    """Return the body of an index that replaces `old`, with the pipelines that `index create` gave to that one."""
     pipelines = made_of(old)
     if pipelines is None:
         return body
@@ -210,7 +185,7 @@ def carried_over(old: Index, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def left_behind(old: Index, new: Index) -> dict[str, str]:
-    """The settings by which `old` names its default pipelines and `new` names none."""
+    """Return the settings of `old` that name default pipelines, where `new` names none."""
     named = {name: old.setting(name) for name in DEFAULT_PIPELINE_SETTINGS.values() if new.setting(name) is None}
     return {f"index.{name}": pipeline for name, pipeline in named.items() if pipeline not in (None, "_none")}
 
@@ -219,13 +194,13 @@ def _packaged(kind: PipelineKind, name: str, field: str, model_id: str | None) -
     path = packaged_folder() / "opensearch" / kind / f"{name.replace('-', '_')}.json"
     if not path.is_file():
         known = ", ".join(SEARCH if kind == "search" else INGEST)
-        raise PipelineError(f"There is no packaged {kind} pipeline {name!r}; there are {known}.")
+        raise PipelineError(f"Unknown packaged {kind} pipeline {name!r}. Expected one of {known}.")
     body: dict[str, Any] = _filled(json.loads(path.read_bytes()), {"sparse": field, "MODEL_ID": model_id})
     return body
 
 
 def _filled(value: Any, words: dict[str, str | None]) -> Any:
-    """The value with these words replaced where a whole string or key is one."""
+    """Replace these words where they are a complete string or key."""
     if isinstance(value, dict):
         return {words.get(key) or key: _filled(inner, words) for key, inner in value.items()}
     if isinstance(value, list):
@@ -247,7 +222,7 @@ def _found(client: Client, pipeline: Installed, *, absent: Collection[int] = (40
 
 
 def _users(client: Client, pipeline: Installed, index: str) -> list[str]:
-    """The other indexes that name a pipeline in their settings."""
+    """Return the other indexes that name a pipeline in their settings."""
     names = ["search.default_pipeline"] if pipeline.kind == "search" else ["default_pipeline", "final_pipeline"]
     path = "/_all/_settings/" + ",".join(f"index.{name}" for name in names)
     answer = client.call("GET", path, params={"flat_settings": "true", "expand_wildcards": "all"})

@@ -1,20 +1,16 @@
 """The journal of a load: JSON Lines files that show which shards an index has, and which documents it refused.
 
-In: one record for each finished shard, the documents that OpenSearch refused. Out: journal.jsonl, one line for each
-shard, and dead.jsonl, one line for each refused document, in RUN/load/CLUSTER_UUID/INDEX_UUID/. Beside them,
-merged.json has the last operation of each shard of the index that the last complete merge covered, and settings.json
-the old values of index settings until they are put back.
+In RUN/load/CLUSTER_UUID/INDEX_UUID/: journal.jsonl with one line per finished shard, dead.jsonl with one line per
+refused document (dead letter), merged.json with the last operation of each shard of the index that the last complete
+merge covered, settings.json with the old values of index settings until they are restored.
 
-The two files never disagree. Dead letters are on disk before the line of their shard; those of a shard without a line
-do not count, and a shard that is loaded again first loses its old ones. Where the counts in the journal differ,
-dead.jsonl is right, and the next load corrects them. A line is complete when it ends with a line break: a torn last
-line is ignored, and cut off before the next line is written. Neither file is read into memory as a whole, except for
-one number per shard.
+The files never disagree. Dead letters are on disk before the line of their shard; those of a shard without a line do
+not count, and are deleted before the shard is loaded again. Where counts in journal.jsonl differ, dead.jsonl is right,
+and the next load corrects them. A torn last line is ignored, and cut off before the next line is written. Files are
+read line by line; memory holds one number per shard.
 
-The journal of a run in a store (s3://...) is edited as a copy on this machine. After each finished shard both files
-are uploaded, dead letters first, so the store always holds what a killed process would have left on a disk.
-
-Not covered: sending dead letters again (loading/delivery.py).
+The journal of a run in a store (s3://...) is edited as a local copy. After each finished shard the changed files are
+uploaded, dead letters first, so the store always has what a killed process would have left on a disk.
 """
 
 from __future__ import annotations
@@ -29,10 +25,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from sparse_ingest.cluster.stamp_values import CHANGED_BY_LOADS, is_changed_by_loads
+from sparse_ingest.cluster.stamps import CHANGED_BY_LOADS, is_changed_by_loads
 from sparse_ingest.errors import RunError, first_line
 from sparse_ingest.records import Refusal
 from sparse_ingest.runs.manifest import Count
@@ -92,7 +89,7 @@ class Journal:
         return [line["row"] for line in _lines(self._dead, _Letter) if line["shard"] == shard]
 
     def refused(self) -> dict[int, int]:
-        """Return how many dead letters each finished shard has. Shards without any are omitted."""
+        """Return the number of dead letters of each finished shard that has any."""
         return Counter(letter.shard for letter in self.dead())
 
     def merged(self) -> dict[str, int] | None:
@@ -106,15 +103,11 @@ class Journal:
         self._write(self._merged, state)
 
     def settings(self) -> dict[str, dict[str, str | None]]:
-        """Return the last state of `keep_settings`.
-
-        Raises:
-            RunError: the file holds anything else.
-        """
+        """Return the last state of `keep_settings`, or raise `RunError` if the file holds anything else."""
         try:
             kept = read_json(self._settings, dict[str, dict[str, str | None]])
             if foreign := {name: entry for name, entry in kept.items() if not is_changed_by_loads(name, entry)}:
-                raise ValueError(f"no load changes {foreign}")
+                raise ValueError(f"loads do not change {foreign}")
         except FileNotFoundError:
             return {}
         except ValueError as error:
@@ -125,7 +118,7 @@ class Journal:
         return kept
 
     def keep_settings(self, kept: Mapping[str, Mapping[str, str | None]]) -> None:
-        """Store the settings that the load changes in the form of `Stamp.settings`, or that there are none."""
+        """Store the settings that the load changes, in the form of `Stamp.settings`; delete the file if none."""
         if kept:
             self._write(self._settings, kept)
         elif self._settings.exists():
@@ -139,15 +132,14 @@ class Journal:
             self._publish()
 
     def clear(self) -> None:
-        """Delete both files, because another run was loaded since and may have replaced any document."""
+        """Delete journal.jsonl and dead.jsonl: a later load of another run may have replaced any document."""
         # Dead letters without the line of their shard do not count, so the lines go first.
         self._remove(self._journal)
         self._remove(self._dead)
 
     def record_dead(self, letters: Iterable[Refusal]) -> None:
         """Add dead letters of a shard that is being loaded. They count after `finish`."""
-        lines = [_line(letter) for letter in letters]
-        if lines:
+        if lines := list(map(_line, letters)):
             _append(self._dead, lines)
 
     def finish(self, shard: int, record: dict[str, Any]) -> None:
@@ -156,10 +148,7 @@ class Journal:
         self._publish()
 
     def retried(self, shard: int, letters: Iterable[Refusal]) -> None:
-        """Replace the dead letters of a finished shard, and write its line again with the new counts.
-
-        The letters are written as they are produced. If the iterator fails, the old ones stay.
-        """
+        """Replace the dead letters of a finished shard, and write its line again. If the iterator fails, both stay."""
         self._replace_dead({shard}, letters)
         self._publish()
         self.recount()
@@ -175,10 +164,9 @@ class Journal:
 
     def _replace_dead(self, shards: Collection[int], letters: Iterable[Refusal]) -> None:
         """Replace the dead letters of some shards atomically, one line at a time."""
-        others = (line for line in _lines(self._dead, _Letter) if line["shard"] not in shards)
+        kept = (line for line in _lines(self._dead, _Letter) if line["shard"] not in shards)
         with atomic_file(self._dead) as file:
-            file.writelines(map(_as_bytes, others))
-            file.writelines(_as_bytes(_line(letter)) for letter in letters)
+            file.writelines(map(_as_bytes, chain(kept, map(_line, letters))))
 
     def _write(self, path: Path, value: object) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +186,7 @@ class Journal:
 
 
 class _Copy:
-    """A local copy of the files at an address. Only the process that holds the lock of the load writes them."""
+    """A local copy of the files at an address, which the process that holds the lock of the load writes."""
 
     def __init__(self, place: RemotePath) -> None:
         self._place = place
@@ -234,8 +222,8 @@ class _Copy:
 def open_journal(run: Run, cluster_uuid: str, index_uuid: str) -> Journal:
     """Return the journal of a run for one index. The folder is created with the first line.
 
-    If the run folder became read-only, its journal is copied to the user's folder and continued there. If that cannot
-    be written either, the journal is only read.
+    The journal of a run folder that became read-only is copied to the user's folder and continued there, or only read
+    if that cannot be written either.
     """
     folder, inside = (loads / cluster_uuid / index_uuid for loads in (run.loads, run.path / "load"))
     if not isinstance(inside, Path) or not isinstance(folder, Path) or folder.exists() or not inside.exists():
@@ -263,10 +251,10 @@ def journals(run: Run) -> dict[tuple[str, str], Journal]:
 
 
 def loaded_shards(run: Run, journal: Journal) -> dict[int, dict[str, Any]]:
-    """Return the journal line of each shard that the index holds as it is in the run now.
+    """Return the journal line of each shard that the index holds as it is in the run.
 
-    Returns none if any shard was encoded again after it was loaded: a row that this shard lost may have replaced the
-    document of another shard.
+    If any shard was encoded again after it was loaded, return none: a row that it lost may have replaced the document
+    of another shard.
     """
     lines = journal.finished()
     current = {shard: (run.done(shard) or {}).get("sha256") for shard in run.done_shards()}
@@ -276,7 +264,7 @@ def loaded_shards(run: Run, journal: Journal) -> dict[int, dict[str, Any]]:
 
 
 def documents_of(line: Mapping[str, Any]) -> int:
-    """Return how many documents a journal line counts: those sent, and those that the index had already."""
+    """Return the number of documents of a journal line: those sent, and those that the index had before."""
     return int(line["rows"]) + int(line.get("unchanged", 0))
 
 
@@ -289,7 +277,7 @@ def _lines(path: Path, kind: type[Any]) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     if not path.is_file():
-        raise RunError(f"{path} is no regular file, a journal was expected. Delete it to load all shards again.")
+        raise RunError(f"{path} is not a regular file. Delete it to load all shards again.")
     with path.open("rb") as file:
         for number, line in enumerate(iter(partial(file.readline, MAX_BYTES + 1), b""), start=1):
             if not line.endswith(b"\n") and len(line) <= MAX_BYTES:
@@ -299,14 +287,14 @@ def _lines(path: Path, kind: type[Any]) -> Iterator[dict[str, Any]]:
                 checked(content, kind)
             except ValueError as error:
                 raise RunError(
-                    f"{path}, line {number} is no JSON of a shard ({first_line(error)}). Restore the file, or delete "
-                    "its folder to load all shards again; documents keep their ids, so none is doubled."
+                    f"{path}, line {number} is not the JSON of a shard ({first_line(error)}). Restore the file, or "
+                    "delete its folder to load all shards again; documents keep their ids, so none is duplicated."
                 ) from error
             yield content
 
 
 def _as_bytes(line: dict[str, Any]) -> bytes:
-    # Servers cut messages between the halves of a surrogate pair.
+    # Servers may cut a message between the halves of a surrogate pair.
     return json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 

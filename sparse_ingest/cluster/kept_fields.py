@@ -1,10 +1,8 @@
 """The kept fields of a run: checked against the mapping of an index, or given a type if it does not map them.
 
 In: the fields of every document that is sent, in one pass; the mapping of the index; the types that earlier loads
-recorded. Out: broken rules for preflight.py; the type of each field by its dotted path, with notes. Objects are mapped
-by their leaves, lists by their elements. Memory grows with the number of fields, of which there is a limit.
-
-Not covered: title and text, which the index body maps; the type of a single value (field_types.py).
+recorded. Out: broken rules for preflight.py; the type of each field by its dotted path; notes. Objects are mapped by
+their leaves, lists by their elements. Memory grows with the number of fields, which has a limit.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from sparse_ingest.runs.shards import parse_fields
 MAX_FIELDS = 500  # in a run; an index maps at most 1,000 by default (index.mapping.total_fields.limit)
 _CARRIED = ("title", "text")
 _OBJECTS = ("object", "nested")
-# What their values may be is not known here; preflight.py reports documents that carry the sparse field itself.
+# Types whose values are not checked; preflight.py reports documents that carry the sparse field itself.
 _OPAQUE = (
     "flat_object", "flattened", "geo_point", "geo_shape", "completion", "join", "percolator", "rank_features",
     "sparse_vector",
@@ -39,7 +37,7 @@ class FoundTypes(NamedTuple):
 
 
 class _Field:
-    """What was seen of a field or an object.
+    """A field or an object.
 
     Attributes:
         entry: its mapping; None if the index has none.
@@ -49,12 +47,10 @@ class _Field:
     """
 
     def __init__(self, entry: Mapping[str, Any] | None, *, skipped: bool) -> None:
-        self.entry, self.skipped, self.refused = entry, skipped, ""
-        self.values = Values()
-        kind = None if entry is None else entry.get("type", "object")
+        kind, enabled = (None, True) if entry is None else (entry.get("type", "object"), entry.get("enabled", True))
+        self.entry, self.values, self.refused = entry, Values(), ""
         self.is_object = kind in _OBJECTS
-        if entry is not None and (kind in _OPAQUE or entry.get("enabled", True) in (False, "false")):
-            self.skipped = True
+        self.skipped = skipped or kind in _OPAQUE or enabled in (False, "false")
 
 
 class KeptFields:
@@ -62,7 +58,7 @@ class KeptFields:
 
     Args:
         names: The fields that the run keeps; None if that is not known.
-        mapping: That of the index, or of the body that will create it.
+        mapping: The mapping of the index, or of the body that will create it.
         recorded: The types that earlier loads into the index recorded.
         origin: Where the types of the mapping come from, for messages, such as "index 'articles' maps".
     """
@@ -76,7 +72,6 @@ class KeptFields:
     ) -> None:
         self._mapping, self._recorded, self._origin = mapping, recorded, origin
         self._fields: dict[str, _Field] = {}
-        self._broken: list[tuple[str, str]] = []
         kept = None if names is None else [name for name in names if name not in _CARRIED]
         self.is_needed = kept != []
         for name in kept or ():
@@ -85,12 +80,12 @@ class KeptFields:
 
     def read(self, doc_ids: Sequence[str], fields: Sequence[str]) -> list[tuple[str, str]]:
         """Return the broken rules of some documents, each with an example."""
-        self._broken = []
+        self._broken: list[tuple[str, str]] = []
         for doc_id, text in zip(doc_ids, fields, strict=True):
             try:
                 carried = parse_fields(text, doc_id)
             except RunError:
-                self._break("documents whose fields are no JSON object, or nested too deeply", _short(doc_id))
+                self._break("documents whose fields are not a JSON object, or nested too deeply", _short(doc_id))
                 continue
             for name, value in carried.items():
                 if reason := refused_name(name):
@@ -118,7 +113,7 @@ class KeptFields:
         return FoundTypes(types, new, _notes(new, seen, refused))
 
     def _walk(self, parent: str, name: str, value: object, doc_id: str) -> None:
-        """Add a value under a name that may have dots: each part before a dot names an object."""
+        """Add a value under a name, in which each part before a dot names an object."""
         if parent and self._field(parent.partition(".")[0]).skipped:
             return
         path = parent
@@ -188,7 +183,7 @@ class KeptFields:
         return field
 
     def _refuse(self, path: str, what: str, doc_id: str) -> None:
-        """Note content that OpenSearch accepts in an object only if it is not mapped. The path "" is the document."""
+        """Note content that OpenSearch accepts only in an object that is not mapped. The path "" is the document."""
         field = self._field(path) if path else None
         if field is not None and field.entry is None:
             field.refused = what
@@ -206,7 +201,6 @@ class KeptFields:
 
 
 def _notes(new: Mapping[str, str], seen: Mapping[str, Values], refused: Mapping[str, str]) -> list[str]:
-    """Return the notes on the types that were found."""
     from_strings = {path for path, kind in new.items() if kind != "keyword" and seen[path].any_string}
     found = [f"{path} ({kind}{', from strings' if path in from_strings else ''})" for path, kind in new.items()]
     reasons = [f"{path} ({reason})" for path in new if (reason := seen[path].reason)]
@@ -218,8 +212,8 @@ def _notes(new: Mapping[str, str], seen: Mapping[str, Values], refused: Mapping[
     lines = (
         (found, "Kept fields are mapped, so searches can filter by them: {}. Pass --map for another type."),
         (reasons, "Kept as keywords: {}. If one is a number, pass --map FIELD=double."),
-        (long, f"Values longer than a keyword may be (ignore_above; {MAX_KEYWORD} characters if a load mapped it), so "
-               "no filter matches them: {}. To search their words, pass --map FIELD=text."),
+        (long, f"Values too long for a keyword (ignore_above; {MAX_KEYWORD} characters if a load mapped it), so no "
+               "filter matches them: {}. To search their words, pass --map FIELD=text."),
         (finer, "Dates are indexed to milliseconds; finer fractions are in _source only: {}."),
         (empty, "No document has a value of: {}. Check the names given to encode --keep."),
         (unmapped, "Not mapped, so no search can filter by them: {}."),

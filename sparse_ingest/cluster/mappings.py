@@ -1,9 +1,8 @@
-"""The mapping of an index: made from the pipeline's JSON, and checked when the index is there already.
+"""The mapping of an index: built from the pipeline's JSON, and checked if the index exists.
 
-In: `[index]` settings, a `Stamp`. Out: the body that creates an index, or the sentence that says why one that is there
-does not fit; and what its field wants on the wire, keys and spelling. A sparse field is rank_features, whose keys are
-the tokens, or sparse_vector with the SEISMIC method, whose keys are token ids.
-Not covered: creating and finding indexes (indexes.py), method parameters that are fitted to a run (seismic.py).
+In: `[index]` settings, a `Stamp`. Out: the body that creates an index, or an error that says why an existing one does
+not fit; and the writer of documents for its field. The keys of a sparse field are tokens in rank_features, token ids in
+sparse_vector (SEISMIC, whose parameters seismic.py fits to a run).
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ from typing import Any, Literal, get_args
 
 from sparse_ingest.cluster.bulk_bodies import BodyWriter, Spelling, WriteOperation
 from sparse_ingest.cluster.field_types import MAX_KEYWORD
-from sparse_ingest.cluster.indexes import META_KEY, Index, Stamp
+from sparse_ingest.cluster.indexes import Index
 from sparse_ingest.cluster.seismic import MAX_VOCABULARY, ByteCodes, body_setting, parameters_of
+from sparse_ingest.cluster.stamps import META_KEY, Stamp
 from sparse_ingest.errors import ClusterError, PipelineError
 from sparse_ingest.pipeline import FieldType, IndexSettings, packaged_folder
 from sparse_ingest.records import field_path, is_within, refused_name
@@ -28,27 +28,23 @@ SEISMIC_SINCE = (3, 3)
 def document_writer(
     mappings: dict[str, Any], field: str, vocabulary: Sequence[str | None], operation: WriteOperation = "index"
 ) -> BodyWriter:
-    """What writes documents for a field that `check_fits` found fitting."""
+    """Return the writer of documents for a field that `check_fits` accepted."""
     entry = field_mapping(mappings, field) or {}
     if entry.get("type") != "sparse_vector":
         return BodyWriter(vocabulary, field, operation=operation)
     codes = ByteCodes(float(parameters_of(entry)["quantization_ceiling_ingest"]))
     spelling = Spelling(codes.codes, codes.decimal)
-    # The field takes no empty object: beside documents with terms either it or they are refused (3.6.0).
+    # OpenSearch 3.6.0 refuses an empty object, or the documents with terms in the same request.
     return BodyWriter(token_id_keys(vocabulary), field, spelling=spelling, operation=operation, empty_field=False)
 
 
 def token_id_keys(vocabulary: Sequence[str | None]) -> list[str | None]:
-    """The key of each token id in a sparse_vector field."""
+    """Return the key of each token id in a sparse_vector field."""
     return [None if token is None else str(token_id) for token_id, token in enumerate(vocabulary)]
 
 
 def check_version(kind: FieldKind, version: tuple[int, int, int]) -> None:
-    """Refuse a kind of field that the server is too old for.
-
-    Raises:
-        ClusterError: it is.
-    """
+    """Raise `ClusterError` if the server is too old for a kind of field."""
     if kind == "sparse_vector" and version[:2] < SEISMIC_SINCE:
         raise ClusterError(
             f"The cluster is OpenSearch {'.'.join(map(str, version))}; sparse_vector fields need 3.3 or newer. "
@@ -57,24 +53,20 @@ def check_version(kind: FieldKind, version: tuple[int, int, int]) -> None:
 
 
 def check_vocabulary(kind: FieldKind, vocabulary: Sequence[str | None]) -> None:
-    """Refuse a vocabulary that a kind of field cannot keep apart.
-
-    Raises:
-        PipelineError: it has too many tokens for sparse_vector.
-    """
+    """Raise `PipelineError` if the vocabulary has too many tokens for sparse_vector."""
     if kind == "sparse_vector" and len(vocabulary) > MAX_VOCABULARY:
         raise PipelineError(
-            f"The vocabulary has {len(vocabulary)} tokens; a sparse_vector field tells {MAX_VOCABULARY} apart: "
-            "OpenSearch 3.3 to 3.8 fails or scores wrongly from there on, later ones take two tokens for one. "
+            f"The vocabulary has {len(vocabulary)} tokens, a sparse_vector field at most {MAX_VOCABULARY}: with more, "
+            "OpenSearch 3.3 to 3.8 fails or scores wrongly, and later releases merge two tokens into one. "
             'Use kind = "rank_features".'
         )
 
 
 def index_body(settings: IndexSettings, stamp: Stamp | None) -> dict[str, Any]:
-    """The body that creates the index: the pipeline's JSON with its field name, source mode and our stamp, if any.
+    """Return the body that creates the index: the pipeline's JSON with its field name, source mode and stamp.
 
     Raises:
-        PipelineError: there is no such body, it is no JSON object, or it lacks the sparse field.
+        PipelineError: the body does not exist, is not a JSON object, or lacks the sparse field.
     """
     name = settings.body or settings.kind
     packaged = packaged_folder() / "opensearch" / f"{name}.json"
@@ -87,19 +79,17 @@ def index_body(settings: IndexSettings, stamp: Stamp | None) -> dict[str, Any]:
         sparse = next(name for name, entry in properties.items() if entry.get("type") == settings.kind)
     except FileNotFoundError as error:
         known = ", ".join(sorted(entry.stem for entry in packaged.parent.glob("*.json")))
-        raise PipelineError(f"No index body {name!r}, neither a file nor packaged; packaged: {known}.") from error
+        raise PipelineError(f"Index body {name!r} is neither a file nor packaged; packaged: {known}.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise PipelineError(
-            f"{path} is no index body: expected a JSON object whose mappings.properties has a {settings.kind} field, "
-            "and objects for aliases, settings, settings.index, _source, _meta, method and its parameters."
+            f"{path} is not an index body: expected a JSON object whose mappings.properties has a {settings.kind} "
+            "field, and objects for aliases, settings, settings.index, _source, _meta, method and its parameters."
         ) from error
     if settings.kind == "sparse_vector" and str(body_setting(body, "sparse")).lower() != "true":
-        raise PipelineError(
-            f'{path} has a sparse_vector field, but not the setting "index": {{"sparse": true}}: add it.'
-        )
+        raise PipelineError(f'{path} has a sparse_vector field, but no setting "index": {{"sparse": true}}. Add it.')
     if sparse != settings.field:
         if settings.field in properties:
-            raise PipelineError(f"{path} maps {settings.field!r} as another type; choose another [index] field.")
+            raise PipelineError(f"{path} maps {settings.field!r} as another type. Choose another [index] field.")
         properties[settings.field] = properties.pop(sparse)
     add_types(mappings, settings.fields, settings.field)
     source = mappings.setdefault("_source", {})
@@ -137,13 +127,7 @@ def add_types(mappings: dict[str, Any], types: Mapping[str, str], sparse: str) -
 
 
 def check_fits(index: Index, stamp: Stamp, kind: FieldKind | None = None) -> None:
-    """Refuse an index whose mapping or whose vectors do not fit.
-
-    `kind` None: the field may be of either kind.
-
-    Raises:
-        ClusterError: what is there and what is expected.
-    """
+    """Raise `ClusterError` if the mapping or the vectors of an index do not fit. `kind` None: either kind fits."""
     mapped = field_mapping(index.mappings, stamp.field)
     found = mapped.get("type", "object") if mapped else "no such field"
     turned = found == "rank_features" and not (mapped or {}).get("positive_score_impact", True)
@@ -153,43 +137,40 @@ def check_fits(index: Index, stamp: Stamp, kind: FieldKind | None = None) -> Non
         instead = "--kind" if found in ("rank_features", "sparse_vector") and not turned else "--field"
         raise ClusterError(
             f"Index {index.name!r}: the field {stamp.field!r} is {found}"
-            f"{' with positive_score_impact false' if turned else ''}; expected is {wanted}. "
-            f"Load into a new index, or give {instead}."
+            f"{' with positive_score_impact false' if turned else ''}; expected {wanted}. "
+            f"Load into a new index, or pass {instead}."
         )
     if any(str(entry.get("disable_objects")).lower() == "true" for entry in _entries_to(index.mappings, stamp.field)):
         raise ClusterError(
-            f"Index {index.name!r} has disable_objects in its mapping: OpenSearch then takes the field {stamp.field!r} "
-            "apart and stores no vector. Load into an index without it."
+            f"Index {index.name!r} has disable_objects in its mapping: OpenSearch then splits the field "
+            f"{stamp.field!r} and stores no vector. Load into an index without it."
         )
     there = index.stamp
     if there is None:
         return
-    if there.vocabulary_sha256 != stamp.vocabulary_sha256:
-        raise ClusterError(
-            f"Index {index.name!r} holds vectors of {_model_name(there)} with vocabulary "
-            f"{there.vocabulary_sha256[:12]}; this run is of {_model_name(stamp)} with vocabulary "
-            f"{stamp.vocabulary_sha256[:12]}. Load into another index, or give --replace."
+    # The path of the files does not count: their hash is among the other keys.
+    keys = sorted((there.model.keys() | stamp.model.keys()) - {"document", "query"})
+    pairs = ((key, there.model.get(key), stamp.model.get(key)) for key in keys)
+    differing = next((f"; {key} is {old!r} there and {new!r} here" for key, old, new in pairs if old != new), "")
+    if differing or there.vocabulary_sha256 != stamp.vocabulary_sha256:
+        held, loaded = (
+            f"{(one.model.get('document') or one.model)!r} with vocabulary {one.vocabulary_sha256[:12]}"
+            for one in (there, stamp)
         )
-    # The path of the files is no difference: their hash is among the other keys.
-    keys = (there.model.keys() | stamp.model.keys()) - {"document", "query"}
-    differing = sorted(key for key in keys if there.model.get(key) != stamp.model.get(key))
-    if differing:
-        key = differing[0]
         raise ClusterError(
-            f"Index {index.name!r} holds vectors of {_model_name(there)}, this run is of {_model_name(stamp)}: "
-            f"{key} is {there.model.get(key)!r} there and {stamp.model.get(key)!r} here. "
-            "Load into another index, or give --replace."
+            f"Index {index.name!r} holds vectors of {held}, this run is of {loaded}{differing}. Load into another "
+            "index, or pass --replace."
         )
 
 
 def field_mapping(mappings: dict[str, Any], field: str) -> dict[str, Any] | None:
-    """The mapping of a field by its dotted name, or None."""
+    """Return the mapping of a field by its dotted name, or None."""
     entries = list(_entries_to(mappings, field))
     return dict(entries[-1]) if len(entries) == 2 + field.count(".") else None
 
 
 def sparse_field(mappings: dict[str, Any]) -> str | None:
-    """The dotted name of the first sparse field of a mapping that is not inside a field of passages."""
+    """Return the dotted name of the first sparse field outside nested fields (passages), or None."""
     for name, entry in mappings.get("properties", {}).items():
         if entry.get("type") in ("rank_features", "sparse_vector"):
             return str(name)
@@ -199,7 +180,7 @@ def sparse_field(mappings: dict[str, Any]) -> str | None:
 
 
 def _refuse_no_objects(body: dict[str, Any]) -> None:
-    """Raise TypeError or AttributeError when a part of an index body that must be a JSON object is none."""
+    """Raise TypeError or AttributeError if a part of an index body is not a JSON object."""
     settings, mappings = body.get("settings", {}), body["mappings"]
     methods = [entry.get("method", {}) for entry in mappings["properties"].values()]
     parts = [body.get("aliases", {}), settings.get("index", {}), mappings.get("_source", {}), mappings.get("_meta", {})]
@@ -209,7 +190,7 @@ def _refuse_no_objects(body: dict[str, Any]) -> None:
 
 
 def _entries_to(mappings: dict[str, Any], field: str) -> Iterator[dict[str, Any]]:
-    """Yield the mappings, then the entry of each object on the path to a field, then its own, until one is absent."""
+    """Yield the mappings, then the entry of each object on the path to a field and its own, until one is absent."""
     entry: Any = mappings
     yield entry
     for name in field.split("."):
@@ -217,7 +198,3 @@ def _entries_to(mappings: dict[str, Any], field: str) -> Iterator[dict[str, Any]
         if not isinstance(entry, dict):
             return
         yield entry
-
-
-def _model_name(stamp: Stamp) -> str:
-    return repr(stamp.model.get("document") or stamp.model)

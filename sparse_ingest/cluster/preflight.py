@@ -1,8 +1,7 @@
 """Preflight: find every document that OpenSearch would refuse, before the first request is sent.
 
-In: the parts of the shards to load, the limits of the index. Out: a `PreflightReport` with a histogram of the weights,
-to which seismic.py fits its parameters; or one error that counts every broken rule and names the first documents of
-each. One pass in constant memory: it checks arrays, and looks at single rows only where an array has an error.
+In: the parts of the shards to load, whose arrays were checked when they were read (runs/shards.py). Out: a
+`PreflightReport`, or one error that counts each broken rule and names its first documents. One pass, constant memory.
 
 Not covered: titles and texts that the mapping does not accept; a load reports those one by one.
 """
@@ -29,21 +28,17 @@ from sparse_ingest.runs.shards import ShardPart, parse_fields
 NAMED_DOCUMENTS = 20  # documents that an error names for each rule
 MAX_ID_BYTES = 512
 MAX_TOKEN_BYTES = 32766  # of a term in Lucene
-MAX_REQUEST_BYTES = 100 << 20  # http.max_content_length, unless the cluster says otherwise
-# Lucene adds the codes of a document's weights up as its length, in 31 bits.
-MAX_CODE_SUM = (1 << 31) - 1
+MAX_REQUEST_BYTES = 100 << 20  # the default of http.max_content_length
+MAX_CODE_SUM = (1 << 31) - 1  # Lucene's length of a document: the sum of the codes of its weights, in 31 bits
 _CODES = 1 << 16
 _LOWEST_CODE = int(weight_codes(np.array([LOWEST_WEIGHT]))[0])
-_INFINITE_CODE = int(weight_codes(np.array([np.inf]))[0])  # above it: NaN, then everything negative
+_INFINITE_CODE = int(weight_codes(np.array([np.inf]))[0])
 _NAME_CHARACTERS = 80
 
 
 @dataclass(frozen=True)
 class IndexLimits:
-    """What limits the documents of an index: its sparse field, the vocabulary of the run, the largest request.
-
-    `kept` reads the fields of each document in the same pass; None: they are not sent.
-    """
+    """What limits the documents of an index. `kept` reads their fields in the same pass; None if none are sent."""
 
     field: str
     vocabulary: Sequence[str | None]
@@ -61,11 +56,7 @@ class PreflightReport(NamedTuple):
 
 
 def check_documents(parts: Iterable[ShardPart], limits: IndexLimits) -> PreflightReport:
-    """Check every document once.
-
-    Raises:
-        RunError: names every broken rule, with a count and the first documents.
-    """
+    """Check every document once, or raise `RunError` with a count and the first documents of each broken rule."""
     checker = _DocumentChecker(limits)
     for part in parts:
         checker.check(part)
@@ -91,36 +82,28 @@ class _DocumentChecker:
         self.documents = 0
         self.codes = np.zeros(_CODES, dtype=np.int64)
         self._limits = limits
-        # By the message of a broken rule: how often it is broken, and the first examples.
+        # By the message of a broken rule.
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
         names, field = limits.vocabulary, limits.field
         keys = map(str, range(len(names))) if limits.kind == "sparse_vector" else (token or "" for token in names)
         self._lengths = np.array([len(key.encode()) for key in keys], dtype=np.int64)
-        # Tokens that no document may have, by token id.
         self._no_token = np.array([token is None for token in names], dtype=np.bool_)
         self._too_long = self._lengths > MAX_TOKEN_BYTES
-        self._unusable = self._no_token | self._too_long
-        self._any_unusable = bool(self._unusable.any())
+        self._any_unusable = bool((self._no_token | self._too_long).any())
         first = field.partition(".")[0]  # without the closing quote, since "sparse.x" clashes with sparse
         self._needles = {spell(first)[:-1] for spell in (encode_basestring, json.dumps)}
-        self._check_vocabulary()
+        if limits.kind != "sparse_vector":
+            counts = Counter(token for token in names if token is not None)
+            for token in (token for token, count in counts.items() if count > 1):
+                self._note("tokens that have several ids", repr(token))
 
     def check(self, part: ShardPart) -> None:
         """Check the rows of one part."""
-        vectors = part.vectors
-        if not len(vectors.doc_ids) == len(part.fields) == len(vectors.indptr) - 1 or not (
-            len(vectors.token_ids) == len(vectors.weights) == vectors.indptr[-1]
-        ):
-            raise RunError(
-                f"A shard holds {len(vectors.token_ids)} token ids and {len(vectors.weights)} weights for "
-                f"{len(vectors.doc_ids)} documents. The run is damaged: encode it again."
-            )
-        self.documents += len(vectors.doc_ids)
-        self._check_ids(vectors.doc_ids)
-        if len(vectors.weights):
-            self._check_weights(vectors)
-            self._check_tokens(vectors)
+        self.documents += len(part.rows)
+        self._check_ids(part.vectors.doc_ids)
+        if len(part.vectors.weights):
+            self._check_terms(part.vectors)
         self._check_fields(part)
 
     def refuse(self) -> None:
@@ -129,39 +112,29 @@ class _DocumentChecker:
             return
         lines = []
         for rule, examples in self._examples.items():
-            others = self._counts[rule] - len(examples)
-            lines.append(f"\n  {rule}: {', '.join(examples)}{f', and {others} more' if others else ''}")
+            more = self._counts[rule] - len(examples)
+            lines.append(f"\n  {rule}: {', '.join(examples)}{f', and {more} more' if more else ''}")
         raise RunError(
             f"OpenSearch would refuse documents of this run, so nothing was sent.{''.join(lines)}\n"
-            "Correct the settings named above, or correct the corpus and encode it again."
+            "Change the settings named above, or fix the corpus and encode it again."
         )
 
-    def _check_vocabulary(self) -> None:
-        if self._limits.kind == "sparse_vector":
-            return
-        seen: set[str] = set()
-        for token in (name for name in self._limits.vocabulary if name is not None):
-            if token in seen:
-                self._note("token strings that stand for two ids", repr(token))
-            seen.add(token)
-
     def _check_ids(self, doc_ids: Sequence[str]) -> None:
-        # A character takes at most four bytes: only long ids need be encoded to be measured.
+        # A character takes at most four bytes, so only long ids are encoded.
         lengths = list(map(len, doc_ids))
         if min(lengths, default=1) == 0 or max(lengths, default=0) > MAX_ID_BYTES // 4:
             for doc_id in doc_ids:
                 if not 0 < len(doc_id.encode()) <= MAX_ID_BYTES:
                     self._note(f"ids that are empty or longer than {MAX_ID_BYTES} bytes", _short(doc_id))
 
-    def _check_weights(self, vectors: SparseRows) -> None:
-        codes = weight_codes(vectors.weights)
+    def _check_terms(self, vectors: SparseRows) -> None:
+        token_ids, codes = vectors.token_ids, weight_codes(vectors.weights)
         counts = np.bincount(codes, minlength=_CODES)
-        self.codes += counts[:_CODES]
-        if counts[:_LOWEST_CODE].any() or counts[_INFINITE_CODE:].any():
-            for place in np.flatnonzero((codes < _LOWEST_CODE) | (codes >= _INFINITE_CODE)).tolist():
-                example = f"token id {vectors.token_ids[place]} ({vectors.weights[place]:g})"
-                rule = f"weights that are no finite numbers from {LOWEST_WEIGHT:.8g}"
-                self._note(rule, f"{_document(vectors, place)} {example}")
+        self.codes += counts
+        if counts[:_LOWEST_CODE].any():
+            for place in np.flatnonzero(codes < _LOWEST_CODE).tolist():
+                example = f"token id {token_ids[place]} ({vectors.weights[place]:g})"
+                self._note(f"weights below {LOWEST_WEIGHT:.8g}", f"{_document(vectors, place)} {example}")
         lengths = np.diff(vectors.indptr)
         if lengths.max() > MAX_CODE_SUM // _INFINITE_CODE:
             before = np.concatenate(([0], np.cumsum(codes, dtype=np.int64)))
@@ -169,19 +142,9 @@ class _DocumentChecker:
             for row in np.flatnonzero(sums > MAX_CODE_SUM).tolist():
                 example = f"{_short(vectors.doc_ids[row])} ({lengths[row]} terms)"
                 self._note("documents with more terms than OpenSearch can add up", example)
-
-    def _check_tokens(self, vectors: SparseRows) -> None:
-        token_ids = vectors.token_ids
-        if token_ids.max() >= len(self._unusable):
-            unknown = f"token ids that are not in vocab.json, which has {len(self._unusable)}"
-            self._note_terms(unknown, vectors, token_ids >= len(self._unusable))
-        elif self._any_unusable and self._unusable[token_ids].any():
-            self._note_terms("token ids that are no token by vocab.json", vectors, self._no_token[token_ids])
+        if self._any_unusable:
+            self._note_terms("token ids without a token in vocab.json", vectors, self._no_token[token_ids])
             self._note_terms(f"tokens longer than {MAX_TOKEN_BYTES} bytes", vectors, self._too_long[token_ids])
-        # Ascending within a row; a row may begin with any id.
-        falls = np.concatenate(([False], token_ids[1:] <= token_ids[:-1]))
-        falls[vectors.indptr[:-1][np.diff(vectors.indptr) > 0]] = False
-        self._note_terms("token ids that are not ascending, or are repeated in a document", vectors, falls)
 
     def _check_fields(self, part: ShardPart) -> None:
         vectors = part.vectors
@@ -190,8 +153,8 @@ class _DocumentChecker:
         for row in sorted(found):
             if clashes(parse_fields(part.fields[row], vectors.doc_ids[row]), self._limits.field):
                 self._note(
-                    f"documents that carry a field {self._limits.field!r}, the name of the sparse field (choose "
-                    "another one with --field, or leave that field out with encode --keep)",
+                    f"documents that carry a field {self._limits.field!r}, the name of the sparse field (pass "
+                    "another --field, or encode with a --keep that omits it)",
                     _short(vectors.doc_ids[row]),
                 )
         if self._limits.kept is not None and self._limits.kept.is_needed:
@@ -203,11 +166,10 @@ class _DocumentChecker:
         most = 4 * characters + terms * (self._lengths.max(initial=0) + 20)
         for row in np.flatnonzero(most > self._limits.max_bytes).tolist():
             token_ids = vectors.row(row)[0]
-            usable = token_ids[token_ids < len(self._lengths)]
-            least = len(part.fields[row].encode()) + int(self._lengths[usable].sum()) + 5 * len(token_ids)
+            least = len(part.fields[row].encode()) + int(self._lengths[token_ids].sum()) + 5 * len(token_ids)
             if least > self._limits.max_bytes:
                 self._note(
-                    f"documents that are larger than the {self._limits.max_bytes} bytes that a request may have",
+                    f"documents larger than the {self._limits.max_bytes} bytes that a request may have",
                     f"{_short(vectors.doc_ids[row])} ({least} bytes or more)",
                 )
 
@@ -223,7 +185,7 @@ class _DocumentChecker:
 
 
 def clashes(carried: object, name: str) -> bool:
-    """Return whether a document's fields contain the sparse field, or a value that is no object on the path to it."""
+    """Return whether fields contain the sparse field, or a value other than an object on the path to it."""
     if not isinstance(carried, dict):
         return True
     for key, value in carried.items():

@@ -1,7 +1,6 @@
 """Refuse a filter or a collapse by a field that the index does not map: OpenSearch would find nothing.
 
-In: a query, a field to collapse by, the mapping. Out: a `UsageError` that lists the mapped fields. Unknown clauses and
-patterns of names are not checked.
+Unknown clauses and patterns of names are not checked.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sparse_ingest.cluster.indexes import META_KEY
+from sparse_ingest.cluster.stamps import META_KEY
 from sparse_ingest.errors import UsageError, listed
 from sparse_ingest.records import METADATA, is_within
 
@@ -34,13 +33,11 @@ _QUERIES = ("must", "should", "filter", "must_not", "query", "queries", "positiv
 _BOUNDS = ("gt", "gte", "lt", "lte")
 _ALWAYS = METADATA | {"_doc_count", "_primary_term", "_size", "_tier", "_type"}
 _SHOWN = 30  # fields that a message lists
-
-
 logger = logging.getLogger(__name__)
 
 
-class _Asked(NamedTuple):
-    """A field that a search names, and where. `any_kind`: it may be an object; `between`: it has a numeric range."""
+class _Use(NamedTuple):
+    """A field that a search names. `any_kind`: it may be an object; `between`: the search has a numeric range of it."""
 
     name: str
     place: str = "the filter"
@@ -51,7 +48,7 @@ class _Asked(NamedTuple):
 def refuse_unmapped(
     client: Client, path: str, known: Mapping[str, Any] | None, filter: Mapping[str, Any] | None, collapse: str | None
 ) -> None:
-    """Refuse a search that names a field which the index does not map.
+    """Refuse a search that names a field that the index does not map.
 
     Args:
         path: The URL path of the index or alias.
@@ -60,16 +57,16 @@ def refuse_unmapped(
     Raises:
         UsageError: a field is not mapped; the message lists the mapped ones.
     """
-    asked = [*_fields_of(filter), *([_Asked(collapse, "collapse")] if collapse else [])]
-    if not asked or (known is not None and all(_maps(known, one) for one in asked)):
-        _warn_of_keywords(known or {}, asked)
-        return
-    # A role that may only search cannot read the mapping (403); a missing index is reported by the search (404).
-    found = client.find(f"{path}/_mapping", absent=(403, 404)) or {}
-    mappings = [entry.get("mappings", {}) for entry in found.values()]
-    missing = [one for one in asked if mappings and not any(_maps(mapping, one) for mapping in mappings)]
+    uses = [*_fields_of(filter), *([_Use(collapse, "collapse")] if collapse else [])]
+    mappings = [known or {}]
+    missing = [one for one in uses if not _maps(mappings[0], one)]
+    if missing:
+        # A role that may only search cannot read the mapping (403). The search reports a missing index (404).
+        found = client.find(f"{path}/_mapping", absent=(403, 404)) or {}
+        mappings = [entry.get("mappings", {}) for entry in found.values()]
+        missing = [one for one in uses if mappings and not any(_maps(mapping, one) for mapping in mappings)]
     if not missing:
-        _warn_of_keywords(mappings[0] if mappings else {}, asked)
+        _warn_of_keywords(mappings[0] if mappings else {}, uses)
         return
     name, place = missing[0][:2]
     stamps = [mapping.get("_meta", {}).get(META_KEY, {}).get("fields") or {} for mapping in mappings]
@@ -83,7 +80,7 @@ def refuse_unmapped(
     )
 
 
-def _fields_of(query: Any) -> Iterator[_Asked]:
+def _fields_of(query: Any) -> Iterator[_Use]:
     """Yield the fields that the clauses of a query name, without patterns."""
     for clause, content in query.items() if isinstance(query, Mapping) else ():
         if not isinstance(content, Mapping):
@@ -99,23 +96,23 @@ def _fields_of(query: Any) -> Iterator[_Asked]:
             if isinstance(name, str) and "*" not in name:
                 bounds = content.get(name) if clause == "range" else None
                 between = isinstance(bounds, Mapping) and any(type(bounds.get(key)) in (int, float) for key in _BOUNDS)
-                yield _Asked(name, any_kind=clause in ("exists", "nested"), between=between)
+                yield _Use(name, any_kind=clause in ("exists", "nested"), between=between)
         for key in _QUERIES if clause in _COMPOUND else ():
             inner = content.get(key)
             for each in inner if isinstance(inner, list) else [inner]:
                 yield from _fields_of(each)
 
 
-def _maps(mapping: Mapping[str, Any], asked: _Asked) -> bool:
+def _maps(mapping: Mapping[str, Any], use: _Use) -> bool:
     """Return whether a mapping has a field, a multi-field or, with `any_kind`, an object."""
-    if asked.name in _ALWAYS or asked.name in (mapping.get("derived") or {}):
+    if use.name in _ALWAYS or use.name in (mapping.get("derived") or {}):
         return True
-    entry = _entry(mapping, asked.name)
-    return entry is not None and (asked.any_kind or "properties" not in entry)
+    entry = _entry(mapping, use.name)
+    return entry is not None and (use.any_kind or "properties" not in entry)
 
 
 def _entry(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
-    """Return the entry of a field; that of the outer field inside types whose inner fields are not mapped."""
+    """Return the entry of a field, or of the field around it if that maps no inner fields."""
     entry: Any = mapping
     for part in name.split("."):
         if entry.get("type") in ("flat_object", "rank_features", "sparse_vector", "join"):
@@ -126,8 +123,8 @@ def _entry(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
     return dict(entry)
 
 
-def _warn_of_keywords(mapping: Mapping[str, Any], asked: Sequence[_Asked]) -> None:
-    for name in dict.fromkeys(one.name for one in asked if one.between):
+def _warn_of_keywords(mapping: Mapping[str, Any], uses: Sequence[_Use]) -> None:
+    for name in dict.fromkeys(one.name for one in uses if one.between):
         if (_entry(mapping, name) or {}).get("type") == "keyword":
             logger.warning(
                 "%s is mapped as keyword: the range compares its values as text, where 100 comes before 30. Load with "

@@ -1,1 +1,1 @@
-"""The parts of `load` and `verify`: they know the run folder and OpenSearch alike, so no room may know them."""
+"""The stages `load` and `publish`, which read a run folder and write into OpenSearch."""

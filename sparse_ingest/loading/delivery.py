@@ -1,10 +1,8 @@
 """Send the shards of a load as one stream of requests, and journal each shard when all its documents are answered.
 
 In: a run, the writer that fits the index, a journal. Out: journal lines and dead letters. The next shard starts before
-the last one is answered, so the connections never run empty. A line is written only after a check that the index is
-still the one that the load started with, that no other load has begun since, and that the documents are on its disk.
-
-Not covered: which shards are missing, and what the index needs before and after (load.py).
+the last one is answered, so the connections are never idle. A line is written only after a check that the index is the
+one that the load started with, that no other load has started since, and that the documents are on its disk.
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ class Operations:
     def requests(
         self, shard: int, *, rows: Collection[int] | None = None, max_bytes: Callable[[], int]
     ) -> Iterator[BulkRequest]:
-        """The documents of a shard that are sent, or those of some source rows."""
+        """Yield requests with the documents of a shard, or with those of some source rows."""
         if self.changes and rows is None:
             parts = self.changes.documents(shard)
         else:
@@ -63,12 +61,12 @@ class Operations:
         yield from self.writer.requests(pruned, shard=shard, max_bytes=max_bytes)
 
     def unchanged(self, shard: int) -> int:
-        """How many documents of a shard the index holds already, so that they are not sent."""
+        """Return how many documents of a shard are not sent, because the index has them."""
         return self.run.rows_of(shard) - self.changes.differing(shard) if self.changes else 0
 
 
 def rules_of(pruning: Mapping[str, Any], update: bool) -> dict[str, Any]:
-    """Return the `rules` of every line of the journal: a load goes on only with the same ones."""
+    """Return the `rules` of a journal line: a load continues only with the same ones."""
     return {"pruning": dict(pruning), **({"update": True} if update else {})}
 
 
@@ -86,7 +84,7 @@ class _ShardInFlight:
 
 @dataclass(frozen=True)
 class Delivery:
-    """Sends the shards of one load. `durability` is None if a confirmed write is on disk."""
+    """The sending side of a load. `durability` is None if a confirmed write is on disk."""
 
     claim: Claim
     operations: Operations
@@ -95,21 +93,21 @@ class Delivery:
     durability: Durability | None
 
     def load_shards(self, missing: Sequence[int], documents: int, reporter: Reporter) -> None:
-        """Send the missing shards; `documents` of others have an outcome already.
+        """Send the missing shards. `documents` is the number of documents in other shards.
 
         Raises:
-            Interrupted: `reporter` asked to stop; what was begun is finished.
+            Interrupted: `reporter` requested a stop; started shards are finished.
         """
         reporter.earlier(documents)
         in_flight: deque[_ShardInFlight] = deque()
-        begun: list[int] = []
+        started: list[int] = []
         self.claim.journal.begin(set(missing))
 
         def requests() -> Iterator[BulkRequest]:
             for shard in missing:
                 if reporter.stop_requested():
                     return
-                begun.append(shard)
+                started.append(shard)
                 in_flight.append(this := _ShardInFlight(shard))
                 for request in self.operations.requests(shard, max_bytes=self.pace.max_bytes):
                     this.sent += len(request.rows)
@@ -123,13 +121,13 @@ class Delivery:
             self.claim.journal.record_dead(outcome.refused)
             reporter.advance(outcome.documents + self._finish_answered(in_flight))
         reporter.advance(self._finish_answered(in_flight))
-        if len(begun) < len(missing):
+        if len(started) < len(missing):
             raise Interrupted(
-                f"Stopped after {len(begun)} shards; the same command continues with shard {missing[len(begun)]}."
+                f"Stopped after {len(started)} shards; the same command continues with shard {missing[len(started)]}."
             )
 
     def retry_dead(self, shard: int) -> int:
-        """Send the refused documents of a finished shard again. Return how many they are.
+        """Send the refused documents of a finished shard again, and return their number.
 
         Dead letters and counts are replaced atomically, after all are answered.
         """
@@ -153,17 +151,13 @@ class Delivery:
         return len(rows)
 
     def delete(self, ids: Iterable[str]) -> int:
-        """Delete documents. Return how many ids were given; ids that the index lacks count as deleted.
-
-        Raises:
-            ClusterError: the index refuses to delete one.
-        """
+        """Delete documents, and return the number of ids; ids that the index lacks count as deleted."""
         deleted = 0
         for outcome in self._send(delete_requests(ids)):
             for one in outcome.refused:
                 raise ClusterError(
                     f"Document {one.doc_id!r} cannot be deleted ({one.status} {one.reason}). Remove the cause, then "
-                    "start the same command again: what is deleted stays so."
+                    "start the same command again."
                 )
             deleted += outcome.documents
         self._make_sure()
@@ -176,14 +170,14 @@ class Delivery:
         try:
             yield from send(claim.client, requests, target=claim.alias, **how)
         except ClusterError as error:
-            # A load that begins takes the alias away; the check then has the better message.
+            # A load that starts removes the alias; the check then has the better message.
             if not isinstance(error, UnreachableError):
                 with contextlib.suppress(ResponseError, UnreachableError):
                     claim.check()
             raise
 
     def _finish_answered(self, in_flight: deque[_ShardInFlight]) -> int:
-        """Write the journal lines of the first shards that are sent and answered completely.
+        """Write the journal lines of the first shards if they are sent and answered completely.
 
         Return how many of their documents were not sent, because the index has them.
         """
@@ -208,7 +202,7 @@ class Delivery:
         return not_sent
 
     def _make_sure(self) -> None:
-        """Stop unless this process still holds lock and claim, and confirmed writes are on disk."""
+        """Raise unless this process still has lock and claim, and confirmed writes are on disk."""
         self.operations.run.refuse_lost()
         if self.durability:
             self.durability.settle()

@@ -1,8 +1,5 @@
 """Choose the type of each kept field of a run in the index that it is loaded into.
 
-In: a run, the index or the body of a new one, the declared types. Out: a `KeptFields` that reads the documents while
-they are checked; then the mapping, the stamp with all types, and notes.
-
 The type is that of the index's mapping, else the declared one, else the one that an earlier load recorded, else one
 that fits all documents. A document that does not fit is refused. A load that continues changes no type. Fields are also
 added to the mapping of another client's index: without it, no filter would match them. An index that an earlier release
@@ -18,6 +15,7 @@ from typing import Any
 
 from sparse_ingest.cluster import indexes, mappings
 from sparse_ingest.cluster.kept_fields import KeptFields
+from sparse_ingest.cluster.stamps import META_KEY, Stamp
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.loading.options import LoadOptions
 from sparse_ingest.records import PARENT, field_path
@@ -36,13 +34,12 @@ class KeptTypes:
 
     def __init__(self, run: Run, there: indexes.Index | None, body: dict[str, Any], options: LoadOptions) -> None:
         self._there, self._body, self._sparse = there, body, options.field or "sparse"
-        # An update sends no fields.
-        declared = {} if options.update else options.fields or {}
+        declared = {} if options.update else options.fields or {}  # an update sends no fields
         self._declared = {field_path(name): str(kind) for name, kind in declared.items()}
         mapping = body["mappings"]
         if there:
-            for path in [path for path, kind in self._declared.items() if _is_mapped(there, path, kind)]:
-                del self._declared[path]
+            new = {path: kind for path, kind in self._declared.items() if not _is_mapped(there, path, kind)}
+            self._declared = new
             mapping = copy.deepcopy(there.mappings)
             mappings.add_types(mapping, self._declared, self._sparse)
         stamp = there.stamp if there else None
@@ -54,8 +51,8 @@ class KeptTypes:
         origin = f"index {there.name!r} maps" if there else "is declared"
         self.kept = None if options.update else KeptFields(names, mapping, self._recorded, origin)
 
-    def decided(self, stamp: indexes.Stamp) -> tuple[indexes.Stamp, dict[str, Any], list[str]]:
-        """Return the stamp with all types, the mapping to add to an index that exists, and notes.
+    def decided(self, stamp: Stamp) -> tuple[Stamp, dict[str, Any], list[str]]:
+        """Return the stamp with all types, the mapping to add to an existing index, and notes.
 
         The body of a new index is completed in place.
         """
@@ -66,7 +63,7 @@ class KeptTypes:
             stamp = replace(stamp, fields=types)
             content = self._body["mappings"]
             mappings.add_types(content, new, self._sparse)
-            content["_meta"][indexes.META_KEY] = stamp.as_meta()
+            content["_meta"][META_KEY] = stamp.as_meta()
             if unseen := sorted(self._declared.keys() - types.keys()):
                 notes.append(f"No document has a declared field: {', '.join(unseen)}.")
             return stamp, {}, notes
@@ -83,13 +80,13 @@ class KeptTypes:
             _add_nested(added, self._there.mappings)
             notes.append(
                 f"Added to the mapping of index {self._there.name!r}: {', '.join(more)}. Filters by them find "
-                "documents that were there before only after these are loaded again."
+                "earlier documents only after these are loaded again."
             )
         return replace(stamp, fields=self._recorded | types), added, notes
 
 
 def _add_nested(added: dict[str, Any], there: Mapping[str, Any]) -> None:
-    """Mark nested objects in place: OpenSearch refuses to add a field to one without its type."""
+    """Mark nested objects in place: OpenSearch refuses an added field without their type."""
     for name, entry in added.get("properties", {}).items():
         mapped = there.get("properties", {}).get(name, {})
         if mapped.get("type") == "nested":

@@ -1,10 +1,9 @@
-"""Load a run into an index: every document once, each with an outcome, from where the last attempt stopped.
+"""Load a run into an index: every document once, each with an outcome, continuing where the last attempt stopped.
 
-In: a run folder, the name of an index, a pipeline, a connection. Out: a `LoadReport`. A shard counts as loaded when
-its line is in the journal for the index's UUID; documents have ids, so loading a shard again doubles nothing. What a
-killed load leaves behind (an alias of its own, settings for loading, dead letters of half a shard) is put right by
+In: a run folder, the name of an index, a pipeline, a connection. Out: a `LoadReport`. A shard counts as loaded if its
+line is in the journal for the index's UUID. Documents have ids, so loading a shard again duplicates nothing. What a
+killed load leaves behind (a private alias, settings for loading, dead letters of a part of a shard) is cleaned up by
 the next one.
-Not covered: which operations a shard becomes and their way (delivery.py), the alias that searches use (publish.py).
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from sparse_ingest.cluster.journal import Journal, documents_of, loaded_shards, 
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.search_bodies import choose_engine
 from sparse_ingest.cluster.sending import Retries
+from sparse_ingest.cluster.stamps import run_stamp
 from sparse_ingest.errors import ClusterError, RunError, SparseIngestError, UsageError
 from sparse_ingest.loading.delivery import Delivery, Operations
 from sparse_ingest.loading.differences import Since
@@ -37,13 +37,13 @@ from sparse_ingest.runs.run import Run, RunLike, open_run, refuse_incomplete
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load did; `--json` prints these keys.
+    """Result of a load; `--json` prints these keys.
 
     `shards`, `documents`, `acknowledged` and `refused` count what is loaded of the run, earlier starts included;
     `loaded_shards`, `retried` (dead letters sent again) and `deleted` count this start; `unchanged` documents were not
-    sent, since the index held them. `merged` says whether every shard is one segment now; `merged_from_bytes` and
-    `merged_to_bytes` are the sizes of the index before and after the merge, without replicas. All three are None if
-    no merge was requested. `dead` is the path of dead.jsonl while it holds any.
+    sent, since the index had them. `merged`: every shard is one segment; `merged_from_bytes` and `merged_to_bytes` are
+    the sizes of the index before and after the merge, without replicas; all three are None if no merge was requested.
+    `dead` is the path of dead.jsonl if it has any.
     """
 
     index: str
@@ -96,11 +96,11 @@ def load(
         **settings: Fields of `LoadOptions`, such as `top_k=200` or `merge=True`.
 
     Returns:
-        What is in the index of the run, and what this start did.
+        What the index has of the run, and what this start did.
 
     Raises:
-        RunError, UsageError, ClusterError: refused before work, or stopped; what was finished is kept.
-        Interrupted: the reporter asked to stop.
+        RunError, UsageError, ClusterError: refused before work, or stopped; finished shards are kept.
+        Interrupted: the reporter requested a stop.
     """
     started = time.monotonic()
     chosen, reporter = options_from(LoadOptions, options, settings, "load"), reporter_of(progress)
@@ -117,7 +117,7 @@ def load(
     chosen = with_changes(chosen, field=table.field, kind=table.kind, fields=fields, **rules)
     choose_engine(full.query, table.kind)  # refuses settings that no search of the index could use
     mappings.check_vocabulary(table.kind, folder.vocabulary())
-    stamp = indexes.run_stamp(folder, table.field, chosen.pruning, changed(full.query))
+    stamp = run_stamp(folder, table.field, chosen.pruning, changed(full.query))
     body = mappings.index_body(table, stamp)
     with _connected(connection_of(url, connection), reporter) as client:
         mappings.check_version(table.kind, client.version)
@@ -140,18 +140,18 @@ def _refuse_unready(run: Run, options: LoadOptions, reporter: Reporter) -> None:
 
 
 def _note_applied(pipeline: Pipeline, plan: LoadPlan, reporter: Reporter) -> None:
-    """Note which pruning of the pipeline applies, and which query settings the index remembers from now on."""
+    """Note which pruning of the pipeline applies, and which query settings the index remembers."""
     if changed(pipeline.load):
         reporter.note(f"The pipeline prunes documents: {in_words(plan.stamp.pruning)}.")
     before = plan.there.stamp.query if plan.there and plan.there.stamp else {}
     if before or plan.stamp.query:
-        words = in_words(plan.stamp.query) or "no query settings any more"
+        words = in_words(plan.stamp.query) or "no query settings"
         reporter.note(f"Searches of index {plan.name!r} that name no pipeline use {words}.")
 
 
 @dataclass(frozen=True)
 class _Load:
-    """A load that was checked, from the index to the report."""
+    """A load after its checks."""
 
     client: Client
     run: Run
@@ -162,7 +162,7 @@ class _Load:
     retries: Retries
 
     def finish(self) -> LoadReport:
-        """Send what is missing, and put the index right."""
+        """Send the missing shards, then restore, check and merge the index."""
         client, run, plan, options = self.client, self.run, self.plan, self.options
         complete, run_id = run.complete(), run.manifest.run_id
         load_id = secrets.token_hex(8) if plan.there and plan.there.stamp else run_id
@@ -208,7 +208,7 @@ class _Load:
         return with_changes(report, merged=merged, merged_from_bytes=done.from_bytes, merged_to_bytes=done.to_bytes)
 
     def _operations(self, target: indexes.Index) -> Operations:
-        """What is sent for the shards of a run, in the words of the index that is there now."""
+        """Return what is sent for the shards of a run, in the format that the index needs."""
         plan = self.plan
         field, pruning = plan.stamp.field, plan.stamp.pruning
         operation = updates.operation_for(target, field) if plan.update else "index"
@@ -217,12 +217,12 @@ class _Load:
         return Operations(self.run, writer, pruning, plan.update, changes)
 
     def _delete_missing(self, delivery: Delivery) -> int:
-        """Delete what only the older run has; how many documents that were."""
+        """Delete the documents that only the older run has, and return their number."""
         older, there, claim = self.older, self.plan.there, delivery.claim
         if not (older and there and older.deletes(there)):
             return 0
         deleted = delivery.delete(older.changes.missing_ids())
-        # A document that was refused as it is now may still be there as it was.
+        # The index may have the old version of a document whose new version it refused.
         if not claim.journal.refused():
             indexes.update_stamp(self.client, claim.index, older.deleted)
             claim.stamp = older.deleted(claim.stamp)
@@ -230,25 +230,18 @@ class _Load:
 
 
 def _older(run: Run, options: LoadOptions) -> Since | None:
-    """The run whose differences are sent, if that is asked for.
-
-    Raises:
-        UsageError: options that exclude each other.
-    """
+    """Return the load of differences for `--since`, or None. Raise `UsageError` for options that exclude each other."""
     if options.from_scratch and not options.replace:
-        raise UsageError("--from-scratch belongs to --replace: give both to delete the index and begin anew.")
+        raise UsageError("--from-scratch needs --replace: pass both to delete the index and start over.")
     if options.replace and (options.update or options.since):
-        raise UsageError("--replace deletes what --update and --since build on. Leave it out, or leave them out.")
-    if options.delete_missing and options.since is None:
-        raise UsageError(
-            "--delete-missing belongs to --since OLD_RUN: that run says which documents were there before. Without it, "
-            "those that others wrote would be deleted too."
-        )
+        raise UsageError("--replace deletes what --update and --since change. Pass only one of them.")
     if options.update and options.fields:
         raise UsageError("--map is for kept fields; --update sends vectors alone. Omit --map.")
     if options.delete_missing and options.update:
-        raise UsageError("--update is for documents that others made; --delete-missing would delete them. Give one.")
+        raise UsageError("--delete-missing would delete the documents of other clients that --update changes. Omit it.")
     if options.since is None:
+        if options.delete_missing:
+            raise UsageError("--delete-missing needs --since OLD_RUN: only documents of that run may be deleted.")
         return None
     return Since(open_run(options.since), run, options.delete_missing, options.update)
 
@@ -265,13 +258,13 @@ def restore_settings(
 
     Args:
         index: The index.
-        run: Where another client has removed the old values from `_meta`, those in the journal of this run are used.
+        run: If another client has removed the old values from `_meta`, those in the journal of this run are used.
         url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
         progress: True for notes on stderr, or a `Reporter`; silent by default.
 
     Raises:
-        ClusterError: there is no such index, it refuses, or the old values are not known.
+        ClusterError: the index does not exist or refuses, or the old values are not known.
     """
     reporter = reporter_of(progress)
     with _connected(connection_of(url, connection), reporter) as client:
@@ -293,7 +286,7 @@ def restore_settings(
 
 @contextlib.contextmanager
 def _connected(connection: ConnectionLike, reporter: Reporter) -> Iterator[Client]:
-    """A client of a cluster that has started."""
+    """Connect to a cluster that has started."""
     with connect(connection, reporter=reporter) as client:
         if client.cluster_uuid == "_na_":
             raise ClusterError(f"{client.address} has not finished starting. Wait until it is green or yellow.")
@@ -302,7 +295,7 @@ def _connected(connection: ConnectionLike, reporter: Reporter) -> Iterator[Clien
 
 @contextlib.contextmanager
 def _alone(client: Client, run: Run, index: str) -> Iterator[None]:
-    """Keep out other loads of this run into this index."""
+    """Lock out other loads of this run into this index."""
     there = indexes.find_index(client, index)
     name = there.name if there else index
     key = hashlib.sha256(f"{client.cluster_uuid} {name}".encode()).hexdigest()[:16]
@@ -314,10 +307,9 @@ def _alone(client: Client, run: Run, index: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _settings(claim: Claim, wanted: Mapping[str, str], *, finished: str | None) -> Iterator[bool]:
-    """The index with settings for loading, and afterwards with its own; yields whether it confirms writes early.
+    """Apply the wanted settings for the block, then restore the old ones; yield whether writes are confirmed early.
 
-    Without any wanted, what an earlier load left changed is put back first. At the end the stamp says
-    that the load of the run `finished` is.
+    Without any wanted, restore what an earlier load left changed. At the end mark the load of run `finished` as done.
     """
     client, index, reporter, journal = claim.client, claim.index, claim.reporter, claim.journal
     try:
@@ -326,15 +318,15 @@ def _settings(claim: Claim, wanted: Mapping[str, str], *, finished: str | None) 
         else:
             try:
                 settings_guard.restore(client, index, reporter, journal=journal)
-            except ClusterError as error:  # a role that may not do it can load all the same
+            except ClusterError as error:  # a role without this right can still load
                 reporter.note(str(error))
         yield settings_guard.confirms_early(claim.check())
         claim.check()
     except BaseException as error:
-        if wanted and not _put_back(claim, error):
+        if wanted and not _restore_after(claim, error):
             reporter.note(
                 f"Index {index.name!r} keeps its settings for loading ({', '.join(sorted(wanted))}) until the next "
-                f"load puts them back, or `sparse-ingest load RUN --index {index.name} --restore` does."
+                f"load, or `sparse-ingest load RUN --index {index.name} --restore`, restores the old ones."
             )
         raise
     settings_guard.restore(client, index, reporter, finished=finished, journal=journal)
@@ -343,8 +335,8 @@ def _settings(claim: Claim, wanted: Mapping[str, str], *, finished: str | None) 
     claim.check()
 
 
-def _put_back(claim: Claim, stopped_by: BaseException) -> bool:
-    """Put the settings back when a load has failed; whether it was possible."""
+def _restore_after(claim: Claim, stopped_by: BaseException) -> bool:
+    """Restore the settings after a load has failed. Return whether it was possible."""
     if isinstance(stopped_by, UnreachableError):
         return False
     try:
@@ -354,7 +346,7 @@ def _put_back(claim: Claim, stopped_by: BaseException) -> bool:
         claim.check()
         settings_guard.restore(claim.client, claim.index, SILENT, journal=claim.journal)
     except SparseIngestError as error:
-        # An index that is gone keeps nothing.
+        # A deleted index keeps nothing.
         return isinstance(error, ResponseError) and error.status == 404
     return True
 
@@ -382,7 +374,7 @@ def _report(run: Run, index: indexes.Index, journal: Journal, loaded: int, retri
 
 
 def _compare_counts(claim: Claim, run: Run, report: LoadReport, retries: Retries) -> None:
-    """Refresh; raise when the counts differ and no other client's documents explain it."""
+    """Refresh, and raise `ClusterError` if the index has another number of documents than this run, alone in it."""
     client, index = claim.client, claim.index
     settling.patiently(lambda: indexes.refresh(client, index), retries, client.waiting)
     stamp = claim.check().stamp
@@ -397,5 +389,5 @@ def _compare_counts(claim: Claim, run: Run, report: LoadReport, retries: Retries
             why += ", or the unfinished run has duplicate ids, which `sparse-ingest encode` fixes at its end"
         raise ClusterError(
             f"Index {index.name!r} holds {found} documents, but {report.acknowledged} of this run were "
-            f"acknowledged. {why}; `sparse-ingest verify` names what is missing, --replace --from-scratch loads anew."
+            f"acknowledged. {why}; `sparse-ingest verify` names what is missing, --replace --from-scratch starts over."
         )

@@ -1,4 +1,4 @@
-"""What a load is asked for: one frozen dataclass for the command line and the Python API."""
+"""Options of `load` and `publish`, for the command line and the Python API."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Literal
 from sparse_ingest.pipeline import FieldType, Pruning, option
 from sparse_ingest.runs.run import RunLike
 
-# The rules that the first releases knew: they are in every stamp and journal line, others only where they are used.
+# The rules of the first releases are in every stamp and journal line, others only where they are used.
 _FIRST_RULES = ("top_k", "max_ratio")
 
 
 @dataclass(frozen=True)
 class LoadOptions(Pruning):
-    """Options of `load`; the inherited ones prune the documents on their way into the index.
+    """Options of `load`; the inherited ones prune documents.
 
     A field, kind or rule that is None is that of the pipeline's [index] or [load].
     """
@@ -33,7 +33,7 @@ class LoadOptions(Pruning):
     from_scratch: bool = option(False, "With --replace: delete that one too")
     allow_empty: bool = option(False, "Load a run that has no documents")
     partial: bool = option(False, "Load the finished shards of an unfinished run")
-    update: bool = option(False, "Add the vectors to documents that exist; leave the rest of them alone")
+    update: bool = option(False, "Add the vectors to documents that exist; do not change the rest of them")
     since: RunLike | None = option(
         None, "Send only what differs from this run, which the index holds", metavar="OLD_RUN"
     )
@@ -41,12 +41,14 @@ class LoadOptions(Pruning):
     retry_dead: bool = option(False, "Send the documents that OpenSearch refused again")
     merge: bool = option(False, "Merge every shard into one segment at the end")
     max_rate: float | None = option(None, "Send at most this many documents/s", range=(0, math.inf))
-    tune: bool = option(False, "Also stop refreshes and replicas of an index that others made or search")
-    async_translog: bool = option(False, "Let the server confirm writes 5 s early; others may lose theirs")
+    tune: bool = option(
+        False, "Also stop refreshes and replicas of an index that another client created or that an alias serves"
+    )
+    async_translog: bool = option(False, "Let the server confirm writes up to 5 s early; other clients may lose theirs")
 
     @property
     def pruning(self) -> dict[str, int | float | None]:
-        """The rules of this load, as `_meta` and the journal keep them."""
+        """The pruning rules of this load, as `_meta` and the journal keep them."""
         return {name: value for name, value in self.rules.items() if name in _FIRST_RULES or value is not None}
 
 

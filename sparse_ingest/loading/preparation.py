@@ -1,8 +1,6 @@
 """Prepare a load: check everything, refuse what cannot work, then create or stamp the index.
 
 In: a run, the name of an index, the options. Out: a `LoadPlan`, which changes nothing, and the index to load into.
-
-Not covered: sending (delivery.py), settings and what follows the last shard (load.py).
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from typing import Any, NamedTuple
 from sparse_ingest.cluster import claim, indexes, installed, mappings, preflight, seismic, updates
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.journal import Journal, loaded_shards, open_journal
+from sparse_ingest.cluster.stamps import NO_PRUNING, Stamp, continued_stamp
 from sparse_ingest.errors import RunError, UsageError
 from sparse_ingest.loading.delivery import rules_of
 from sparse_ingest.loading.differences import Since, refuse_unfinished_since
@@ -36,7 +35,7 @@ class LoadPlan(NamedTuple):
         there: the index to load into; None if it will be created.
         index_to_delete: the index that is deleted first.
         missing: the shards to send.
-        stale: a journal of this run from before another run was loaded.
+        stale: the journal of this run, if another run was loaded after it.
         update: documents are updated, not indexed.
         added: the mapping of the fields to add to an existing index.
         notes: messages about kept fields, method parameters and pruning.
@@ -45,7 +44,7 @@ class LoadPlan(NamedTuple):
     name: str
     there: indexes.Index | None
     index_to_delete: indexes.Index | None
-    stamp: indexes.Stamp
+    stamp: Stamp
     body: dict[str, Any]
     missing: list[int]
     stale: Journal | None = None
@@ -58,29 +57,21 @@ def make_plan(
     client: Client,
     run: Run,
     name: str,
-    stamp: indexes.Stamp,
+    stamp: Stamp,
     body: dict[str, Any],
     options: LoadOptions,
     since: Since | None,
     query: QuerySettings,
 ) -> LoadPlan:
-    """Check everything without changing anything. `query` has the [query] settings as given.
+    """Check everything, and change nothing. `query` has the [query] settings as given.
 
     Raises:
         RunError, UsageError, ClusterError: the load cannot work.
     """
     there, index_to_delete, stale = indexes.find_index(client, name), None, None
     kind, update = options.kind or "rank_features", options.update
-    if there is not None and options.replace:
-        if there.name != name:
-            raise UsageError(
-                f"--replace deletes an index, but {name!r} is an alias of {there.name!r}. Name the index itself."
-            )
-        begun = there.stamp
-        unfinished = begun is not None and begun.run_id == stamp.run_id and begun.load == "loading"
-        if options.from_scratch or not unfinished:
-            indexes.refuse_serving(there, _INSTEAD_OF_REPLACE)
-            there, index_to_delete = None, there
+    if there is not None and options.replace and _is_replaced(there, name, stamp.run_id, options.from_scratch):
+        there, index_to_delete = None, there
     indexes.refuse_unreadable(there)
     missing = run.done_shards()
     if since:
@@ -95,7 +86,7 @@ def make_plan(
         indexes.refuse_other_pruning(there, stamp)
         remembered = there.stamp.query if there.stamp else {}
         settings = query_settings(query, remembered, f"Index {there.name!r}: _meta.sparse_ingest.query")
-        stamp = replace(indexes.continued_stamp(there.stamp, stamp), query=changed(settings))
+        stamp = replace(continued_stamp(there.stamp, stamp), query=changed(settings))
         stamp = since.stamp(there, stamp) if since else stamp
         journal = open_journal(run, client.cluster_uuid, there.uuid)
         # Lines with another takeover are from before the index was loaded with another run.
@@ -117,6 +108,17 @@ def make_plan(
     return LoadPlan(name, there, index_to_delete, stamp, body, missing, stale, update, added, [*notes, *pruned.notes()])
 
 
+def _is_replaced(there: indexes.Index, name: str, run_id: str, from_scratch: bool) -> bool:
+    """Return whether `--replace` deletes an index: unless it is an unfinished load of this run."""
+    if there.name != name:
+        raise UsageError(f"--replace deletes an index; {name!r} is an alias of {there.name!r}. Name the index itself.")
+    unfinished = there.stamp is not None and (there.stamp.run_id, there.stamp.load) == (run_id, "loading")
+    if unfinished and not from_scratch:
+        return False
+    indexes.refuse_serving(there, _INSTEAD_OF_REPLACE)
+    return True
+
+
 class _Pruned:
     """The parts of some shards as they are sent."""
 
@@ -131,25 +133,23 @@ class _Pruned:
             yield part._replace(vectors=vectors)
 
     def notes(self) -> list[str]:
-        """Return a note on the documents that lost their last term. All parts must have been read."""
-        what = f"Pruning leaves {self.emptied} documents without a term; no sparse query finds them."
-        return [what] if self.emptied else []
+        """Return a note on the documents that lost their last term, after all parts were read."""
+        note = f"Pruning leaves {self.emptied} documents without a term; no sparse query finds them."
+        return [note] if self.emptied else []
 
 
 def _refuse_other_rules(journal: Journal, loaded: Mapping[int, dict[str, Any]], rules: dict[str, Any]) -> None:
-    """Refuse to continue a load whose shards were sent by other rules."""
-    unpruned = {"pruning": indexes.NO_PRUNING}
+    """Raise `RunError` if a shard of this load was sent by other rules."""
     for shard, line in loaded.items():
-        if line.get("rules", unpruned) != rules:
+        if (found := line.get("rules", {"pruning": NO_PRUNING})) != rules:
             raise RunError(
-                f"Shard {shard} was loaded by the rules {line.get('rules', unpruned)}, this load asks for "
-                f"{rules} ({journal.dead_path.parent}). Give the same options, or begin anew with --replace "
-                "--from-scratch."
+                f"Shard {shard} was loaded by the rules {found}, this load has {rules} ({journal.dead_path.parent}). "
+                "Pass the same options, or start over with --replace --from-scratch."
             )
 
 
 def ready_index(client: Client, plan: LoadPlan, reporter: Reporter) -> indexes.Index:
-    """Create the index to load into, or stamp it with the run that is being loaded. Return it."""
+    """Create the index to load into, or stamp it with the run. Return it."""
     for note in plan.notes:
         reporter.note(note)
     if old := plan.index_to_delete:
@@ -162,8 +162,8 @@ def ready_index(client: Client, plan: LoadPlan, reporter: Reporter) -> indexes.I
         index = indexes.create_index(client, plan.name, {**body, "aliases": aliases})
         if plan.stamp.field in index.mappings.get("_source", {}).get("excludes", ()):
             reporter.note(
-                f"Index {index.name!r} keeps its vectors out of _source: a document that a client changes with _update "
-                'loses its vector. Load it again then, or keep them with source = "keep" in [index].'
+                f"Index {index.name!r} excludes vectors from _source: a document that a client changes with _update "
+                'loses its vector. Load it again then, or set source = "keep" in [index].'
             )
         return index
     claim.refuse_other(indexes.check_uuid(client, plan.there), plan.there.stamp)

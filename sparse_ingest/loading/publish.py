@@ -1,10 +1,9 @@
-"""Load behind an alias: into an index of the run's own, proven, then served in one step; and back again.
+"""Load a run into an index of its own, verify it, then let an alias serve it; or move the alias back.
 
 In: a run folder, the name of an alias. Out: a `PublishReport`. The index is called NAME-<first 8 of run_id>, so a
-restart finds it. The alias moves only when every document was taken, all copies are there, a verification found no
-difference, the alias is what it was when the load began, and searches find at least half as many documents as before.
-The index that it served stays until `drop_old`; the two name each other in `_meta`.
-Not covered: the load itself (load.py) and what a verification compares (verify.py).
+restart finds it. The alias moves only if every document was accepted, all replicas are complete, a verification found
+no difference, the alias is what it was when the load started, and searches find at least half as many documents as
+before. The index that it served is kept until `drop_old`; the two name each other in `_meta`.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any
 
 from sparse_ingest.cluster import aliases, indexes, installed, settling
 from sparse_ingest.cluster.client import Client, ConnectionLike, connect, connection_of, path_of
+from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError, RunError, UsageError
 from sparse_ingest.loading.load import LoadReport, load
 from sparse_ingest.loading.options import PublishOptions
@@ -25,15 +25,15 @@ from sparse_ingest.reporting import Reporter, reporter_of
 from sparse_ingest.runs.run import Run, RunLike, open_run
 from sparse_ingest.verification.verify import verify
 
-_LIST = "GET /_cat/indices lists those that are there."
+_LIST = "GET /_cat/indices lists the existing ones."
 
 
 @dataclass(frozen=True)
 class PublishReport:
-    """What `publish` did; `--json` prints these keys beside those of the load.
+    """Result of `publish`; `--json` prints these keys after those of the load.
 
-    `serves` is the index that the alias points to now, `previous` the one it served before (None: none, or dropped),
-    `moved` whether this start moved it, `verified` how many documents were compared, `dropped` what was deleted.
+    `serves` is the index that the alias points to, `previous` the one it served before (None: none, or dropped),
+    `moved` whether this start moved it, `verified` how many documents were compared, `dropped` the deleted index.
     """
 
     load: LoadReport
@@ -60,7 +60,7 @@ def publish(
     progress: Reporter | bool = False,
     **settings: object,
 ) -> PublishReport:
-    """Load a run into its own index, and let the alias serve it when every document is in and none differs.
+    """Load a run into its own index, and let the alias serve it if every document is accepted and none differs.
 
     Args:
         run: A run folder, or what `encode` or `open_run` returns.
@@ -78,17 +78,15 @@ def publish(
             moved the alias, which stays where it is.
     """
     chosen, reporter = options_from(PublishOptions, options, settings, "publish"), reporter_of(progress)
-    _refuse_options(chosen)
-    indexes.refuse_long_name("--alias", alias, len("-") + 8 + indexes.ADDED_BYTES)
+    _refuse_options(alias, chosen)
     folder, target_cluster = open_run(run), connection_of(url, connection)
     name = f"{alias}-{folder.manifest.run_id[:8]}"
     with connect(target_cluster, reporter=reporter) as client:
         began = aliases.served_by(client, alias)
-        _refuse_strangers(client, name, alias, folder.manifest.run_id)
+        _refuse_foreign_index(client, name, alias, folder.manifest.run_id)
         if name in began and chosen.replace:
             raise UsageError(
-                f"Alias {alias!r} serves {name!r}, which --replace would delete. Leave --replace out, or move the "
-                "alias to another index first (--to)."
+                f"Alias {alias!r} serves {name!r}, which --replace would delete. Omit it or move the alias."
             )
     report = load(folder, index=name, pipeline=pipeline, connection=target_cluster, options=chosen, progress=reporter)
     with connect(target_cluster, reporter=reporter) as client:
@@ -99,43 +97,26 @@ def publish(
         before = next(iter(served), None)
         done = PublishReport(report, alias, before, None, moved=False, verified=0, dropped=None)
         if report.refused and before != name:
-            reporter.note(_stays(report, alias, before))
+            reporter.note(
+                f"Alias {alias!r} still serves {before or 'nothing'}: OpenSearch refused {report.refused} documents "
+                f"({report.dead}). Fix the cause and pass --retry-dead, or serve the index without them: "
+                f"sparse-ingest load --alias {alias} --to {name}"
+            )
             return done
         if before != name or served[name] == aliases.CLAIM:
-            if message := settling.wait_for_copies(client, target, reporter, patience_s=chosen.replica_patience_s):
-                reporter.note(message)
-            verified = _verified(folder, name, alias, target_cluster, reporter)
-            _refuse_other_load(client, target, folder.manifest.run_id, alias)
-            if not chosen.allow_fewer:
-                _refuse_fewer(client, alias, served, target, allow_empty=chosen.allow_empty)
+            verified = _checked(client, folder, target, alias, served, target_cluster, chosen, reporter)
             _move(client, alias, served, target, reporter)
             previous = before if before != name else None
             done = with_changes(done, serves=name, previous=previous, moved=True, verified=verified)
         return _with_old_dropped(client, target, done, chosen.drop_old, reporter)
 
 
-def _stays(report: LoadReport, alias: str, before: str | None) -> str:
-    return (
-        f"Alias {alias!r} stays at {before or 'nothing'}: OpenSearch refused {report.refused} documents "
-        f"({report.dead}). Fix the cause and pass --retry-dead, or serve the index without them: "
-        f"sparse-ingest load --alias {alias} --to {report.index}"
-    )
-
-
-def _refuse_other_load(client: Client, target: indexes.Index, run_id: str, alias: str) -> None:
-    stamp = indexes.check_uuid(client, target).stamp
-    if stamp is None or (stamp.run_id, stamp.load) != (run_id, "done"):
-        raise ClusterError(
-            f"Index {target.name!r} has lost its stamp (_meta.sparse_ingest), or another load has begun, so alias "
-            f"{alias!r} stays where it is. Stop what changes _meta, then load with --replace --from-scratch."
-        )
-
-
-def _refuse_options(options: PublishOptions) -> None:
+def _refuse_options(alias: str, options: PublishOptions) -> None:
     if options.partial:
-        raise UsageError("--alias serves whole runs: finish the run, or load what is there with --index and --partial.")
+        raise UsageError("--alias serves complete runs: finish the run, or pass --index instead of --alias.")
     if options.update or options.since or options.delete_missing:
-        raise UsageError("--alias makes a new index, in which there is nothing to change. Give --index instead.")
+        raise UsageError("--alias creates a new index, which has nothing to change. Pass --index instead.")
+    indexes.refuse_long_name("--alias", alias, len("-") + 8 + indexes.ADDED_BYTES)
 
 
 def roll_back(
@@ -147,7 +128,7 @@ def roll_back(
     connection: ConnectionLike | None = None,
     progress: Reporter | bool = False,
 ) -> str | None:
-    """Point an alias at another index, in one request, and return the index that it pointed at. Needs no run.
+    """Point an alias to another index, in one request, and return the index that it pointed to. Needs no run.
 
     Args:
         alias: The alias.
@@ -157,11 +138,11 @@ def roll_back(
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
         progress: True for notes on stderr, or a `Reporter`; silent by default.
 
-    An alias that points to several indexes is taken off the others if `to` is one of them.
+    An alias of several indexes is removed from the others if `to` is one of them.
 
     Raises:
         UsageError: the name is an index, or an alias of several others.
-        ClusterError: there is no index `to`, its load is not finished, or it has too few documents.
+        ClusterError: `to` does not exist, its load is not finished, or it has too few documents.
     """
     reporter = reporter_of(progress)
     with connect(connection, url=url) as client:
@@ -171,12 +152,12 @@ def roll_back(
             raise UsageError(f"--to {to!r} is an alias of {target.name!r}. Name the index itself.")
         if target.stamp is not None and (target.stamp.load != "done" or target.stamp.settings):
             raise ClusterError(
-                f"Index {to!r} holds an unfinished load. Finish it with the same `sparse-ingest load`, or name another."
+                f"The load of index {to!r} is not finished. Repeat its `sparse-ingest load`, or name another."
             )
         if target.unreadable:
-            reporter.note(f"Index {to!r} {target.unreadable}, so whether its load is finished is not known.")
+            reporter.note(f"Index {to!r} {target.unreadable}, so it is not known whether its load is finished.")
         if served.keys() == {to} and served[to] != aliases.CLAIM:
-            reporter.note(f"Alias {alias!r} serves {to!r} already.")
+            reporter.note(f"Alias {alias!r} already serves {to!r}.")
         else:
             if not allow_fewer:
                 _refuse_fewer(client, alias, served, target)
@@ -184,8 +165,8 @@ def roll_back(
         return ", ".join(served) or None
 
 
-def _refuse_strangers(client: Client, name: str, alias: str, run_id: str) -> None:
-    """Refuse an index under the name of this run's index that this run's load did not make."""
+def _refuse_foreign_index(client: Client, name: str, alias: str, run_id: str) -> None:
+    """Refuse an index with the name of this run's index that no load of this run created."""
     there = indexes.find_index(client, name)
     if there is None:
         return
@@ -197,21 +178,40 @@ def _refuse_strangers(client: Client, name: str, alias: str, run_id: str) -> Non
         raise ClusterError(f"Index {name!r} exists and {found}. Delete it, or choose another name than {alias!r}.")
 
 
-def _verified(run: Run, name: str, alias: str, connection: ConnectionLike, reporter: Reporter) -> int:
-    """Compare a sample of the index with the run; the number of documents compared."""
-    checked = verify(run, index=name, connection=connection, progress=reporter)
-    if not checked.same:
+def _checked(
+    client: Client,
+    run: Run,
+    target: indexes.Index,
+    alias: str,
+    served: aliases.Served,
+    connection: ConnectionLike,
+    options: PublishOptions,
+    reporter: Reporter,
+) -> int:
+    """Refuse an index that differs from the run or has too few documents. Return how many documents were compared."""
+    if message := settling.wait_for_copies(client, target, reporter, patience_s=options.replica_patience_s):
+        reporter.note(message)
+    report = verify(run, index=target.name, connection=connection, progress=reporter)
+    if not report.same:
         raise RunError(
-            f"Index {name!r} differs from {run.path}, so alias {alias!r} stays where it is. See what differs with "
-            f"`sparse-ingest verify {run.path} --index {name}`, and load anew with --replace --from-scratch."
+            f"Index {target.name!r} differs from {run.path}, so alias {alias!r} was not moved. See what differs with "
+            f"`sparse-ingest verify {run.path} --index {target.name}`, then load again with --replace --from-scratch."
         )
-    return checked.checked_documents
+    stamp = indexes.check_uuid(client, target).stamp
+    if stamp is None or (stamp.run_id, stamp.load) != (run.manifest.run_id, "done"):
+        raise ClusterError(
+            f"Index {target.name!r} has lost its stamp (_meta.sparse_ingest), or another load has started, so alias "
+            f"{alias!r} was not moved. Stop the client that changes _meta, then load with --replace --from-scratch."
+        )
+    if not options.allow_fewer:
+        _refuse_fewer(client, alias, served, target, allow_empty=options.allow_empty)
+    return report.checked_documents
 
 
 def _move(client: Client, alias: str, served: aliases.Served, target: indexes.Index, reporter: Reporter) -> None:
-    """Move the alias. First note in both indexes that one replaces the other, so that it can be dropped later.
+    """Move the alias. First record in both indexes that one replaces the other, so that it can be dropped later.
 
-    Default pipelines do not move along, as they may not fit the new field: what searches and documents lose is told.
+    Default pipelines may not fit the new field, so they are not copied; the missing ones are reported.
     """
     for old in filter(None, (indexes.find_index(client, name) for name in served if name != target.name)):
         replaced = {"index": old.name, "uuid": old.uuid}
@@ -220,14 +220,14 @@ def _move(client: Client, alias: str, served: aliases.Served, target: indexes.In
         indexes.update_stamp(client, old, partial(with_changes, replaced_by=replaced_by))
         if lost := installed.left_behind(old, target):
             reporter.note(
-                f"Index {old.name!r} has default pipelines that {target.name!r} lacks. If they are wanted: "
+                f"Index {old.name!r} has default pipelines that {target.name!r} lacks. To add them: "
                 f"PUT /{target.name}/_settings {json.dumps(lost)}"
             )
         before, now = (_settings_in_words(one.stamp) for one in (old, target))
         if before != now:
             reporter.note(
                 f"Index {old.name!r} has {before}, {target.name!r} has {now}. If that is not intended, load again with "
-                "the other's --pipeline and with --replace --from-scratch."
+                "the --pipeline of the other and --replace --from-scratch."
             )
     aliases.move_alias(client, alias, served, target)
 
@@ -235,7 +235,7 @@ def _move(client: Client, alias: str, served: aliases.Served, target: indexes.In
 def _refuse_fewer(
     client: Client, alias: str, served: aliases.Served, target: indexes.Index, *, allow_empty: bool = False
 ) -> None:
-    """Refuse an index in which searches find fewer than half of the documents that they find now, or none at all."""
+    """Raise `ClusterError` if searches would find fewer than half of the documents that they find now, or none."""
     query, counts = next(iter(served.values()), {}).get("filter"), {}
     try:
         for name in {target.name, *served}:
@@ -248,12 +248,12 @@ def _refuse_fewer(
     if 2 * found < max(counts.values(), default=0) or not (found or allow_empty):
         now = " and ".join(f"{name!r}, which it serves, has {count:,}" for name, count in counts.items())
         raise ClusterError(
-            f"Alias {alias!r} stays where it is: index {target.name!r} has {found:,} documents that its searches would "
+            f"Alias {alias!r} was not moved: index {target.name!r} has {found:,} documents that its searches would "
             f"find; {now or 'it serves nothing yet'}. If that is intended, add --allow-fewer."
         )
 
 
-def _settings_in_words(stamp: indexes.Stamp | None) -> str:
+def _settings_in_words(stamp: Stamp | None) -> str:
     pruning, query = (stamp.pruning, stamp.query) if stamp else ({}, {})
     return f"pruning {in_words(pruning) or 'none'} and query settings {in_words(query) or 'none'}"
 
@@ -261,11 +261,11 @@ def _settings_in_words(stamp: indexes.Stamp | None) -> str:
 def _with_old_dropped(
     client: Client, target: indexes.Index, report: PublishReport, drop_old: bool, reporter: Reporter
 ) -> PublishReport:
-    """The report, after the index that the alias served before was deleted if that is wished."""
+    """Delete the index that the alias served before if `drop_old`, and return the completed report."""
     stamp = indexes.check_uuid(client, target).stamp
     replaced = (stamp.replaced if stamp else None) or {}
     name, uuid = replaced.get("index", ""), replaced.get("uuid")
-    # Any client can write `replaced`: it must be the name of one index, and that index must say the same.
+    # Any client can write `replaced`: it must name one index, whose own stamp names this one.
     is_index = indexes.is_one_name(name) and name in (client.find(path_of(name)) or {})
     old = indexes.find_index(client, name) if is_index else None
     if old is None or old.uuid != uuid or name == target.name:
@@ -276,8 +276,8 @@ def _with_old_dropped(
         reporter.note(f"Index {name!r} was not dropped: it serves {', '.join(old.serving_aliases)}.")
     elif drop_old and (not is_ours or name.startswith(".") or old.setting("hidden") == "true"):
         reporter.note(
-            f"Index {name!r} was not dropped: it is hidden, or its own _meta does not say that a load created it and "
-            f"that {report.alias!r} served it before {target.name!r}. If it is not needed: sparse-ingest index drop "
+            f"Index {name!r} was not dropped: it is hidden, or its own _meta does not name a load that created it and "
+            f"alias {report.alias!r} that moved to {target.name!r}. If it is not needed: sparse-ingest index drop "
             f"--index {name}"
         )
     elif drop_old:

@@ -168,7 +168,7 @@ def token_keys(pipeline: Pipeline, index: Index | None = None) -> dict[str, str]
         return None
     vocabulary = document_vocabulary(pipeline.model)
     if index and index.stamp:
-        from sparse_ingest.cluster.indexes import vocabulary_hash
+        from sparse_ingest.cluster.stamps import vocabulary_hash
 
         if index.stamp.vocabulary_sha256 != vocabulary_hash(vocabulary):
             raise ClusterError(
@@ -230,7 +230,7 @@ def other_model(
     # The same files may be in a folder here and on the hub there.
     if there.sha256 in (checkpoint.sha256, None) and (there.sha256 or checkpoint.name == there.name):
         return None
-    from sparse_ingest.cluster.indexes import vocabulary_hash
+    from sparse_ingest.cluster.stamps import vocabulary_hash
 
     here = QuerySide(checkpoint.name, checkpoint.revision, checkpoint.sha256)
     of_documents = vocabulary if isinstance(vocabulary, str) else vocabulary_hash(vocabulary())

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparse_ingest.cluster import indexes, mappings
+from sparse_ingest.cluster import indexes, mappings, stamps
 from sparse_ingest.cluster.client import Client, ConnectionLike, ResponseError, connect
 from sparse_ingest.cluster.journal import loaded_shards, open_journal
 from sparse_ingest.cluster.postings import IndexScan, scan
@@ -80,7 +80,7 @@ def verify(
         there = indexes.need_index(client, index, f"Load the run first: sparse-ingest load RUN --index {index}.")
         indexes.refuse_unreadable(there)
         field = field or (there.stamp.field if there.stamp else "sparse")
-        mappings.check_fits(there, indexes.run_stamp(run, field))
+        mappings.check_fits(there, stamps.run_stamp(run, field))
         indexes.count_documents(client, there)  # a refresh would wait a minute for a shard that no node holds
         indexes.refresh(client, there)
         loaded, report = _begin(client, there, run)

@@ -191,7 +191,7 @@ def test_a_load_that_replaces_the_index_keeps_its_pipelines(client: Client, made
 def test_a_load_refuses_a_final_pipeline_that_encodes(client: Client, made: str, tmp_path: Path) -> None:
     made_with(client, made, ingest="sparse-encoding", model_id="nowhere")
     client.call("PUT", f"/{made}/_settings", {"index.final_pipeline": f"{made}-ingest"})
-    with pytest.raises(ClusterError, match=r"final pipeline '.*-ingest', which encodes into 'sparse' again"):
+    with pytest.raises(ClusterError, match=r"final pipeline '.*-ingest', which encodes into 'sparse'"):
         into(client, made, make_run(tmp_path / "run"))
     client.call("PUT", f"/{made}/_settings", {"index.final_pipeline": None})
 
@@ -213,12 +213,12 @@ def test_bodies_are_filled_with_field_model_and_the_pruning_of_encode() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"search": ("hybrid", "rrf")}, "Give one of them"),
-        ({"search": ("neural-query-enricher",)}, "name it with --model-id"),
-        ({"ingest": "sparse-encoding"}, "name it with --model-id"),
-        ({"model_id": "m"}, "--model-id belongs to"),
-        ({"default": True}, "--default belongs to"),
-        ({"search": ("three-phase",)}, "there are two-phase, neural-query-enricher, hybrid, rrf"),
+        ({"search": ("hybrid", "rrf")}, "Pass one."),
+        ({"search": ("neural-query-enricher",)}, "pass its --model-id"),
+        ({"ingest": "sparse-encoding"}, "pass its --model-id"),
+        ({"model_id": "m"}, "--model-id needs"),
+        ({"default": True}, "--default needs"),
+        ({"search": ("three-phase",)}, "Expected one of two-phase, neural-query-enricher, hybrid, rrf"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_before_the_server_is_asked(options, sentence) -> None:
@@ -239,12 +239,12 @@ def test_two_phase_is_refused_for_a_sparse_vector_field() -> None:
 def test_an_index_or_a_pipeline_that_is_there_is_left_as_it_is(client: Client, made: str) -> None:
     theirs = {"request_processors": [], "description": "theirs"}
     client.call("PUT", address("search", f"{made}-search"), theirs)
-    with pytest.raises(ClusterError, match=f"another search pipeline '{made}-search' already"):
+    with pytest.raises(ClusterError, match=f"Another search pipeline '{made}-search' exists"):
         made_with(client, made, search=("two-phase",))
     assert indexes.find_index(client, made) is None
     assert found(client, "search", f"{made}-search") == theirs
     made_with(client, made)
-    with pytest.raises(ClusterError, match="is there already"):
+    with pytest.raises(ClusterError, match="' exists"):
         made_with(client, made)
 
 
@@ -285,7 +285,7 @@ def test_drop_keeps_a_pipeline_that_was_replaced_or_that_another_index_uses(clie
     report = dropped(client, made)
     assert report.pipelines == []
     assert "another client replaced" in report.kept[0]
-    assert f"{made}-other use it as well" in report.kept[1]
+    assert f"{made}-other use it too" in report.kept[1]
     assert found(client, "search", f"{made}-search") == {"request_processors": []}
     assert found(client, "ingest", f"{made}-ingest") is not None
 
@@ -298,7 +298,7 @@ def test_drop_refuses_aliases_served_indexes_and_those_of_others_unless_forced(c
     with pytest.raises(ClusterError, match="whose searches would find nothing"):
         dropped(client, made)
     client.call("PUT", f"/{made}-theirs")
-    with pytest.raises(ClusterError, match="neither made nor loaded by sparse-ingest"):
+    with pytest.raises(ClusterError, match="neither created nor loaded by sparse-ingest"):
         dropped(client, f"{made}-theirs")
     assert dropped(client, f"{made}-theirs", force=True) is not None
     assert dropped(client, made, force=True) is not None
@@ -310,7 +310,7 @@ def test_a_red_index_is_dropped_only_when_forced_and_its_documents_are_unknown(c
     mappings = client.call("GET", f"/{made}/_mapping")[made]["mappings"]
     body = {"settings": nowhere, "mappings": mappings}
     client.call("PUT", f"/{red}", body, params={"wait_for_active_shards": "0"})
-    with pytest.raises(ClusterError, match=r"cannot be counted \(.*To delete it anyway, give --force"):
+    with pytest.raises(ClusterError, match=r"cannot be counted \(.*To delete it anyway, pass --force"):
         dropped(client, red)
     arguments = ["drop", "--index", red, "--yes", "--force", "--json", "--url", client.address]
     shown = CliRunner().invoke(group, arguments)
@@ -332,7 +332,7 @@ def test_chunks_have_a_nested_field_that_is_kept_out_of_source(client: Client, m
 
 def test_a_missing_plugin_is_one_sentence(client: Client, made: str) -> None:
     broken = {"request_processors": [{"no_such_processor": {}}], "description": "d"}
-    with pytest.raises(ClusterError, match=r"does not take the search pipeline .*needs the neural-search plugin"):
+    with pytest.raises(ClusterError, match=r"refuses the search pipeline .*needs the neural-search plugin"):
         installed.install(client, Installed("search", f"{made}-search"), broken, made)
 
 

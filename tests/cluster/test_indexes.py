@@ -10,9 +10,10 @@ import pytest
 
 from sparse_ingest.cluster import aliases, indexes
 from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError, UsageError
 
-STAMP = indexes.Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
+STAMP = Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +22,7 @@ def client(opensearch_url: str) -> Iterator[Client]:
         yield client
 
 
-def index_with(
-    client: Client, name: str, field: dict[str, object] | None, stamp: indexes.Stamp | None = None
-) -> indexes.Index:
+def index_with(client: Client, name: str, field: dict[str, object] | None, stamp: Stamp | None = None) -> indexes.Index:
     mappings: dict[str, object] = {"properties": {"sparse": field} if field else {}}
     if stamp:
         mappings["_meta"] = {"sparse_ingest": stamp.as_meta()}
@@ -62,7 +61,7 @@ def test_an_alias_stands_for_its_only_or_its_write_index(client: Client, index_n
 
 @pytest.mark.parametrize("name", ["a*", "a,b", "_all", "", "-a", "a/b"])
 def test_a_name_that_could_stand_for_several_is_refused(client: Client, name: str) -> None:
-    with pytest.raises(UsageError, match="is no index name"):
+    with pytest.raises(UsageError, match="is not an index name"):
         indexes.find_index(client, name)
 
 

@@ -13,12 +13,13 @@ import pytest
 from sparse_ingest.cluster import indexes, mappings
 from sparse_ingest.cluster.bulk_bodies import BodyWriter
 from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError, PipelineError
 from sparse_ingest.pipeline import IndexSettings, packaged_folder
 from sparse_ingest.records import SparseRows
 from sparse_ingest.runs.shards import ShardPart
 
-STAMP = indexes.Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
+STAMP = Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +28,7 @@ def client(opensearch_url: str) -> Iterator[Client]:
         yield client
 
 
-def index_with(
-    client: Client, name: str, field: dict[str, object] | None, stamp: indexes.Stamp | None = None
-) -> indexes.Index:
+def index_with(client: Client, name: str, field: dict[str, object] | None, stamp: Stamp | None = None) -> indexes.Index:
     mappings: dict[str, object] = {"properties": {"sparse": field} if field else {}}
     if stamp:
         mappings["_meta"] = {"sparse_ingest": stamp.as_meta()}
@@ -97,7 +96,7 @@ SPARSE = '"properties": {"sparse": {"type": "rank_features"}}'
 def test_what_is_no_body_is_refused(tmp_path, content: str) -> None:
     path = tmp_path / "body.json"
     path.write_text(content)
-    with pytest.raises(PipelineError, match="is no index body"):
+    with pytest.raises(PipelineError, match="is not an index body"):
         mappings.index_body(IndexSettings(body=str(path)), STAMP)
 
 
@@ -122,7 +121,7 @@ def test_a_sparse_vector_body_without_index_sparse_is_refused(tmp_path) -> None:
     properties = {"sparse": {"type": "sparse_vector", "method": {"name": "seismic"}}}
     path.write_text(json.dumps({"mappings": {"properties": properties}}))
     settings = IndexSettings(kind="sparse_vector", body=str(path))
-    with pytest.raises(PipelineError, match="add it"):
+    with pytest.raises(PipelineError, match="Add it"):
         mappings.index_body(settings, STAMP)
     path.write_text(json.dumps({"settings": {"index.sparse": "true"}, "mappings": {"properties": properties}}))
     mappings.index_body(settings, STAMP)
@@ -164,7 +163,7 @@ def test_the_other_kind_is_refused_unless_either_will_do(client: Client, index_n
     index = index_with(client, index_name, {"type": "rank_features"})
     mappings.check_fits(index, STAMP)
     mappings.check_fits(index, STAMP, "rank_features")
-    with pytest.raises(ClusterError, match="is rank_features; expected is sparse_vector.*or give --kind"):
+    with pytest.raises(ClusterError, match="is rank_features; expected sparse_vector.*or pass --kind"):
         mappings.check_fits(index, STAMP, "sparse_vector")
 
 
@@ -194,14 +193,14 @@ def test_a_mapping_that_takes_objects_apart_stores_no_vector_and_is_refused(clie
 def test_a_mapping_that_does_not_fit_is_refused(
     client: Client, index_name: str, field: dict[str, object] | None, found: str
 ) -> None:
-    with pytest.raises(ClusterError, match=f"the field 'sparse' {found}.*expected is rank_features"):
+    with pytest.raises(ClusterError, match=f"the field 'sparse' {found}.*expected rank_features"):
         mappings.check_fits(index_with(client, index_name, field), STAMP)
 
 
 def test_vectors_of_another_model_are_refused_and_both_are_named(client: Client, index_name: str) -> None:
     index = index_with(client, index_name, {"type": "rank_features"}, STAMP)
     mappings.check_fits(index, replace(STAMP, run_id="other"))
-    with pytest.raises(ClusterError, match="vectors of 'm' with vocabulary abababababab; this run is of 'm'.*cdcdcd"):
+    with pytest.raises(ClusterError, match="vectors of 'm' with vocabulary abababababab, this run is of 'm'.*cdcdcd"):
         mappings.check_fits(index, replace(STAMP, vocabulary_sha256="cd" * 32))
     with pytest.raises(ClusterError, match="revision is '1' there and '2' here"):
         mappings.check_fits(index, replace(STAMP, model={"document": "m", "revision": "2"}))

@@ -81,40 +81,26 @@ def test_ids_that_opensearch_refuses_are_named(doc_id: str) -> None:
     assert line.startswith(f"ids that are empty or longer than 512 bytes: '{doc_id[:80]}")
 
 
-@pytest.mark.parametrize("weight", [0.0, -0.0, -1.0, 1e-40, np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("weight", [0.0, 1e-40])
 def test_weights_that_opensearch_refuses_are_named_with_document_and_token(weight: float) -> None:
     good = [(0, LOWEST_WEIGHT), (1, 3.4e38)]
     check_documents([part({"a": good})], LIMITS)
     [line] = refusal(part({"a": good, "b": [(0, 1.0), (3, weight)]}))
-    assert line == f"weights that are no finite numbers from 1.1754944e-38: 'b' token id 3 ({np.float32(weight):g})"
+    assert line == f"weights below 1.1754944e-38: 'b' token id 3 ({np.float32(weight):g})"
 
 
 def test_subnormal_float16_weights_are_fine() -> None:
     check_documents([part({"a": [(0, 6e-8)]}, weights=np.float16)], LIMITS)
 
 
-@pytest.mark.parametrize(
-    ("token", "says"),
-    [
-        (2, "token ids that are no token by vocab.json: 'b' (id 2)"),
-        (5, "token ids that are not in vocab.json, which has 5: 'b' (id 5)"),
-        (70000, "token ids that are not in vocab.json, which has 5: 'b' (id 70000)"),
-    ],
-)
-def test_weights_for_what_is_no_token_are_named(token: int, says: str) -> None:
-    assert refusal(part({"a": [(0, 1.0)], "b": [(1, 1.0), (token, 1.0)], "c": [(0, 1.0)]})) == [says]
-
-
-def test_a_token_twice_in_a_document_is_named_and_a_row_may_begin_with_any_id() -> None:
-    check_documents([part({"a": [(3, 1.0), (4, 1.0)], "empty": [], "b": [(0, 1.0)], "c": [(0, 1.0)]})], LIMITS)
-    assert refusal(part({"a": [(3, 1.0)], "b": [(0, 1.0), (0, 2.0)], "c": [(3, 1.0), (1, 1.0)]})) == [
-        "token ids that are not ascending, or are repeated in a document: 'b' (id 0), 'c' (id 1)"
-    ]
+def test_weights_for_what_is_no_token_are_named() -> None:
+    documents = {"a": [(0, 1.0)], "empty": [], "b": [(1, 1.0), (2, 1.0)], "c": [(0, 1.0)]}
+    assert refusal(part(documents)) == ["token ids without a token in vocab.json: 'b' (id 2)"]
 
 
 def test_two_ids_of_one_token_string_are_refused_except_where_ids_are_the_keys() -> None:
     limits = replace(LIMITS, vocabulary=["zero", "same", "same"])
-    assert refusal(part({"a": [(0, 1.0)]}), limits=limits) == ["token strings that stand for two ids: 'same'"]
+    assert refusal(part({"a": [(0, 1.0)]}), limits=limits) == ["tokens that have several ids: 'same'"]
     check_documents([part({"a": [(1, 1.0), (2, 1.0)]})], replace(limits, kind="sparse_vector"))
 
 
@@ -168,24 +154,17 @@ def test_a_document_larger_than_a_request_may_be_is_named_with_its_size() -> Non
     [line] = refusal(
         part({"a": [(0, 1.0)], "b": [(0, 1.0)]}, [text, json.dumps({"text": "x" * 10_000})]), limits=limits
     )
-    assert line == ("documents that are larger than the 10000 bytes that a request may have: 'b' (10021 bytes or more)")
+    assert line == ("documents larger than the 10000 bytes that a request may have: 'b' (10021 bytes or more)")
 
 
 def test_all_broken_rules_are_counted_and_the_first_twenty_documents_of_each_are_named() -> None:
-    parts = [part({f"{first}-{number}": [(0, -1.0), (2, 1.0)] for number in range(15)}) for first in "ab"]
+    parts = [part({f"{first}-{number}": [(0, 0.0), (2, 1.0)] for number in range(15)}) for first in "ab"]
     weights, tokens = refusal(*parts)
-    assert weights.startswith("weights that are no finite numbers")
-    assert weights.count("token id 0 (-1)") == 20
+    assert weights.startswith("weights below ")
+    assert weights.count("token id 0 (0)") == 20
     assert weights.endswith(", and 10 more")
-    assert tokens.startswith("token ids that are no token by vocab.json: 'a-0' (id 2), ")
+    assert tokens.startswith("token ids without a token in vocab.json: 'a-0' (id 2), ")
     assert tokens.endswith("'b-4' (id 2), and 10 more")
-
-
-def test_arrays_that_do_not_belong_together_are_a_damaged_run() -> None:
-    broken = part({"a": [(0, 1.0), (1, 1.0)]})
-    broken = broken._replace(vectors=broken.vectors._replace(weights=broken.vectors.weights[:1]))
-    with pytest.raises(RunError, match="2 token ids and 1 weights for 1 documents. The run is damaged"):
-        check_documents([broken], LIMITS)
 
 
 def test_the_request_limit_is_the_clusters(client: Client) -> None:

@@ -11,10 +11,11 @@ from support.reporters import Recorder
 
 from sparse_ingest.cluster import indexes, settings_guard
 from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.reporting import SilentReporter
 
-STAMP = indexes.Stamp({"document": "m"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
+STAMP = Stamp({"document": "m"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
 LOADING = settings_guard.LOADING
 
 
@@ -131,7 +132,7 @@ def test_what_somebody_set_during_the_load_stays(client: Client, index: indexes.
     assert settings_guard.restore(client, index, recorder) == ["number_of_replicas"]
     assert both(client, index) == ("42s", "1")
     assert recorder.notes == [
-        f"Index {index.name!r}: another client set refresh_interval to 42s during the load; it stays."
+        f"Index {index.name!r}: another client set refresh_interval to 42s during the load, which is kept."
     ]
 
 
@@ -141,7 +142,7 @@ def test_a_setting_that_the_cluster_refuses_is_said_and_the_others_change(client
     assert both(client, index) == ("-1", "0")
     assert "no_such_setting" not in kept(client, index)
     [note] = recorder.notes
-    assert "keeps its no_such_setting during the load, the cluster refuses to change it: " in note
+    assert "keeps its no_such_setting during the load: the cluster refuses the change " in note
     settings_guard.restore(client, index, NEVER)
 
 

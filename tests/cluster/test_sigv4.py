@@ -237,7 +237,7 @@ def test_an_index_without_uuid_is_one_sentence(opensearch_url: str, tmp_path: Pa
     """Whether indexes of Serverless have one was not tried."""
     answer = {"mine": {"aliases": {}, "mappings": {}, "settings": {"index": {"number_of_shards": "2"}}}}
     with secure_proxy(opensearch_url, check=lambda one: (200, answer) if one.path == "/mine" else (404, "")) as proxy:
-        with pytest.raises(ClusterError, match="does not tell the UUID of index 'mine'"):
+        with pytest.raises(ClusterError, match="does not report the UUID of index 'mine'"):
             run = make_run(tmp_path / "run")
             load(run.path, index="mine", pipeline=Pipeline(), connection=signed(proxy.url, "aoss"))
 

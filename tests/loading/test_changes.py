@@ -165,13 +165,13 @@ def refusals(
 
     since = {"since": old.path}
     return [
-        (lambda client, index: None, since, ClusterError, "There is no index"),
+        (lambda client, index: None, since, ClusterError, "does not exist"),
         (of_somebody, since, ClusterError, "its _meta names no run"),
         (lambda client, index: into(client, index, other), since, ClusterError, "_meta names run [0-9a-f]{8}. Finish"),
         (unfinished, since, ClusterError, "whose load is not finished"),
-        (without_journal, since, RunError, "no whole journal .* .2 of 4 shards"),
-        (held, {"since": new.path}, UsageError, "the run that is to be loaded"),
-        (lambda client, index: held(client, index, top_k=1), since, ClusterError, "was loaded .*; this load asks"),
+        (without_journal, since, RunError, "is incomplete .2 of 4 shards"),
+        (held, {"since": new.path}, UsageError, "the run to load"),
+        (lambda client, index: held(client, index, top_k=1), since, ClusterError, "was loaded .*, this load is"),
         (held, {**since, "update": True}, RunError, "was loaded without --update"),
     ]  # fmt: skip
 
@@ -196,7 +196,7 @@ def test_an_unfinished_load_of_differences_is_not_ended_as_another_one(
     with pytest.raises(Interrupted):
         into(client, index_name, new, since=old.path, delete_missing=True, progress=StopBefore(1))
     for options in ({}, {"since": old.path}):
-        with pytest.raises(ClusterError, match="begun with --since OLD_RUN --delete-missing"):
+        with pytest.raises(ClusterError, match="started with --since OLD_RUN --delete-missing"):
             into(client, index_name, new, **options)
     report = into(client, index_name, new, since=old.path, delete_missing=True)
     assert (report.acknowledged, report.deleted) == (20, 2)
@@ -206,7 +206,7 @@ def test_an_unfinished_load_of_differences_is_not_ended_as_another_one(
 def test_an_unfinished_run_deletes_nothing(client: Client, index_name: str, old: Run, tmp_path: Path) -> None:
     into(client, index_name, old)
     half = made(tmp_path / "half", {"d1": {"river": 1.0}}, complete=False)
-    with pytest.raises(RunError, match="would delete documents that it still lacks"):
+    with pytest.raises(RunError, match="would delete documents that it does not have yet"):
         into(client, index_name, half, since=old.path, delete_missing=True, partial=True)
     assert len(titles_in(client, index_name)) == 20
 
@@ -214,10 +214,10 @@ def test_an_unfinished_run_deletes_nothing(client: Client, index_name: str, old:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"delete_missing": True}, "belongs to --since OLD_RUN"),
+        ({"delete_missing": True}, "needs --since OLD_RUN"),
         ({"replace": True, "update": True}, "--replace deletes what"),
         ({"replace": True, "since": "old"}, "--replace deletes what"),
-        ({"since": "old", "delete_missing": True, "update": True}, "would delete them"),
+        ({"since": "old", "delete_missing": True, "update": True}, "would delete the documents"),
     ],
 )
 def test_options_that_exclude_each_other(
@@ -226,7 +226,7 @@ def test_options_that_exclude_each_other(
     options |= {"since": old.path} if "since" in options else {}
     with pytest.raises(UsageError, match=message):
         into(client, index_name, new, **options)
-    with pytest.raises(UsageError, match="--alias makes a new index"):
+    with pytest.raises(UsageError, match="--alias creates a new index"):
         publish(new.path, alias=index_name, pipeline=Pipeline(), connection=Connection(client.address), update=True)
 
 

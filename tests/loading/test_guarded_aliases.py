@@ -179,11 +179,11 @@ def test_of_two_moves_from_nothing_one_fails_at_any_instant(
     seen = aliases.served_by(client, alias)
     # After the claim, before the alias is a plain one: a killed load leaves this.
     client.call("POST", f"{first.path}/_alias/{alias}", {"is_hidden": True, "is_write_index": True})
-    with pytest.raises(ClusterError, match=f"it served nothing when .*, and serves '{first.name}'"):
+    with pytest.raises(ClusterError, match=f"it served nothing when .*, now '{first.name}'"):
         aliases.move_alias(client, alias, seen, second)
     aliases.move_alias(client, alias, seen, first)
     assert serving(client, alias) == {first.name: {}}
-    with pytest.raises(ClusterError, match=f"it served nothing when .*, and serves '{first.name}'"):
+    with pytest.raises(ClusterError, match=f"it served nothing when .*, now '{first.name}'"):
         aliases.move_alias(client, alias, seen, second)
     assert serving(client, alias) == {first.name: {}}
 
@@ -223,7 +223,7 @@ def test_an_alias_that_another_client_moved_during_the_load_is_left_alone(
         answer = load(client, run.path, "--alias", index_name, "--drop-old", url=proxy.url)
     assert answer.code == 1
     assert f"it served '{name_of(index_name, other)}' when" in answer.err
-    assert f"serves '{index_name}-by-hand'." in answer.err
+    assert f", now '{index_name}-by-hand'." in answer.err
     assert serving(client, index_name) == {f"{index_name}-by-hand": {}}
     assert indexes.find_index(client, name_of(index_name, other))
 
@@ -244,7 +244,7 @@ def test_a_first_load_takes_its_index_off_an_alias_that_another_client_made_mean
     with secure_proxy(client.address, check=lambda request: join(request)) as proxy:
         answer = load(client, run.path, "--alias", index_name, url=proxy.url)
     assert answer.code == 1
-    assert f"it served nothing when this command began, and serves '{index_name}-by-hand'." in answer.err
+    assert f"it served nothing when this command started, now '{index_name}-by-hand'." in answer.err
     assert serving(client, index_name) == {f"{index_name}-by-hand": {}}
 
 
@@ -377,7 +377,7 @@ def test_a_private_alias_of_two_indexes_is_put_right_before_documents_are_sent(
     recorder = Recorder()
     report = into(client, index_name, run, progress=recorder)
     assert (report.acknowledged, report.refused) == (60, 0)
-    assert any(f"it was removed from {index_name}-copy" in note for note in recorder.notes)
+    assert any(f"It was removed from {index_name}-copy" in note for note in recorder.notes)
     assert client.call("GET", f"/{index_name}-copy/_count")["count"] == 0
     assert serving(client, private) == {}
 

@@ -93,9 +93,9 @@ def test_a_load_that_names_no_pipeline_keeps_what_the_index_remembers(
 ) -> None:
     first, second, third = Recorder(), Recorder(), Recorder()
     into(client, index_name, run, pipeline=PLANNED)
-    with pytest.raises(ClusterError, match="was loaded pruned by top_k 2; this load asks for vectors unpruned"):
+    with pytest.raises(ClusterError, match="was loaded pruned by top_k 2, this load is unpruned"):
         into(client, index_name, run, pipeline=None)
-    with pytest.raises(ClusterError, match="asks for vectors pruned by top_k 3"):
+    with pytest.raises(ClusterError, match="this load is pruned by top_k 3"):
         into(client, index_name, run, pipeline=PLANNED, top_k=3)
     into(client, index_name, run, pipeline=None, top_k=2, progress=first)
     assert meta(client, index_name)["query"] == {"top_k": 2} and "use top_k 2." in "".join(first.notes)
@@ -109,7 +109,7 @@ def test_a_load_that_names_no_pipeline_keeps_what_the_index_remembers(
     assert meta(client, index_name)["query"] == {"engine": "two-phase", "two_phase": {"prune_ratio": 0.3}}
     assert "use engine two-phase, two_phase (prune_ratio 0.3)." in "".join(second.notes)
     into(client, index_name, newer, pipeline=Pipeline(load=Pruning(top_k=2)), progress=third)
-    assert "query" not in meta(client, index_name) and "use no query settings any more" in "".join(third.notes)
+    assert "query" not in meta(client, index_name) and "use no query settings" in "".join(third.notes)
 
 
 def test_an_alias_brings_its_settings_and_says_what_the_new_index_lacks(

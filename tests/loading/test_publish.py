@@ -143,7 +143,7 @@ def test_an_index_that_differs_from_the_run_is_not_served(client: Client, index_
     name = name_of(index_name, run)
     load(run.path, index=name, pipeline=Pipeline(), connection=Connection(client.address))
     client.call("PUT", f"/{name}/_doc/words", {"sparse": {"river": 9.0}}, params={"refresh": "true"})
-    with pytest.raises(RunError, match="differs from .* so alias .* stays where it is"):
+    with pytest.raises(RunError, match="differs from .* so alias .* was not moved"):
         serve(client, index_name, run)
     assert serving(client, index_name) == []
 
@@ -152,7 +152,7 @@ def test_an_index_of_the_alias_s_name_is_refused_before_anything_is_made(
     client: Client, index_name: str, run: Run
 ) -> None:
     client.call("PUT", f"/{index_name}")
-    with pytest.raises(UsageError, match="is an index, so it cannot be an alias too"):
+    with pytest.raises(UsageError, match="is an index, so it cannot be an alias"):
         serve(client, index_name, run)
     assert indexes.find_index(client, name_of(index_name, run)) is None
 
@@ -162,7 +162,7 @@ def test_an_alias_of_several_indexes_is_refused_before_anything_is_made(
 ) -> None:
     for number in (1, 2):
         client.call("PUT", f"/{index_name}-{number}", {"aliases": {index_name: {}}})
-    with pytest.raises(UsageError, match="stands for 2 indexes"):
+    with pytest.raises(UsageError, match="points to 2 indexes"):
         serve(client, index_name, run)
     assert indexes.find_index(client, name_of(index_name, run)) is None
 
@@ -194,13 +194,13 @@ def test_a_roll_back_to_an_unfinished_load_or_to_nothing_is_refused(
     connection = Connection(client.address)
     run = make_run(tmp_path / "run", complete=False)
     load(run.path, index=f"{index_name}-half", pipeline=Pipeline(), connection=connection, partial=True)
-    with pytest.raises(ClusterError, match="holds an unfinished load"):
+    with pytest.raises(ClusterError, match="is not finished"):
         roll_back(index_name, f"{index_name}-half", connection=connection)
     with pytest.raises(ClusterError, match="There is no index"):
         roll_back(index_name, f"{index_name}-none", connection=connection)
-    with pytest.raises(UsageError, match="--alias serves whole runs"):
+    with pytest.raises(UsageError, match="--alias serves complete runs"):
         serve(client, index_name, run, partial=True)
-    with pytest.raises(UsageError, match="in which there is nothing to change"):
+    with pytest.raises(UsageError, match="which has nothing to change"):
         serve(client, index_name, run, since=run.path)
     assert serving(client, index_name) == []
 

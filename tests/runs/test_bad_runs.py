@@ -120,7 +120,7 @@ def test_more_tokens_than_a_sparse_vector_field_tells_apart_are_refused(
     opensearch_url: str, index_name: str, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run", {"a": {"t5": 1.0}}, vocabulary=[f"t{number}" for number in range(40_000)])
-    assert "has 40000 tokens; a sparse_vector field tells 32768 apart" in refused(
+    assert "has 40000 tokens, a sparse_vector field at most 32768" in refused(
         run.path, index_name, opensearch_url, SPARSE_VECTOR
     )
     assert not exists(opensearch_url, index_name)
@@ -131,7 +131,7 @@ def test_an_index_of_the_other_kind_or_vocabulary_is_refused(
 ) -> None:
     run = make_run(tmp_path / "run")
     load(run.path, index=index_name, pipeline=Pipeline(), connection=Connection(opensearch_url))
-    assert "is rank_features; expected is sparse_vector" in refused(run.path, index_name, opensearch_url, SPARSE_VECTOR)
+    assert "is rank_features; expected sparse_vector" in refused(run.path, index_name, opensearch_url, SPARSE_VECTOR)
     other = make_run(tmp_path / "other", {"a": {"new": 1.0}})
     assert "this run is of 'made-by-hand' with vocabulary" in refused(other.path, index_name, opensearch_url)
 

@@ -15,7 +15,7 @@ from support.tables import TOKENS, write_table
 
 from sparse_ingest.checkpoints.locate import fingerprint
 from sparse_ingest.cluster.client import Connection, connect
-from sparse_ingest.cluster.indexes import Stamp, vocabulary_hash
+from sparse_ingest.cluster.stamps import Stamp, vocabulary_hash
 from sparse_ingest.errors import ClusterError, RunError
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.runs.run import Run, open_run

@@ -14,7 +14,7 @@ from support.runs import make_run
 from support.tables import TOKENS, write_table
 
 from sparse_ingest.cluster.client import Client, Connection, connect
-from sparse_ingest.cluster.indexes import Stamp
+from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError, MissingExtraError, RunError, UsageError
 from sparse_ingest.models import query_encoders
 from sparse_ingest.models.query_encoders import query_encoder

@@ -9,6 +9,7 @@ from typing import Any
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.cluster.sending import Retries
+from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.loading.load import LoadReport, load
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.runs.run import Run
@@ -47,7 +48,7 @@ def there(client: Client, index: str) -> indexes.Index:
     return found
 
 
-def stamp(client: Client, index: str) -> indexes.Stamp:
+def stamp(client: Client, index: str) -> Stamp:
     found = there(client, index).stamp
     assert found is not None
     return found

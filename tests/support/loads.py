@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.client import Client, Connection
+from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.loading.load import LoadReport, load
 from sparse_ingest.pipeline import IndexSettings, Pipeline
 from sparse_ingest.runs.run import Run
@@ -34,7 +35,7 @@ def into(client: Client, index: str, run: Run, **settings) -> LoadReport:
     return load(run.path, index=index, pipeline=pipeline, connection=Connection(client.address), **settings)
 
 
-def stamped(client: Client, index: str) -> indexes.Stamp:
+def stamped(client: Client, index: str) -> Stamp:
     found = indexes.find_index(client, index)
     assert found is not None
     assert found.stamp is not None

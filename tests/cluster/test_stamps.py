@@ -11,10 +11,11 @@ from support.runs import make_run
 
 from sparse_ingest.cluster import indexes, installed
 from sparse_ingest.cluster.client import Client
+from sparse_ingest.cluster.stamps import NO_PRUNING, Stamp, foreign_settings
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.pipeline import Pipeline
 
-STAMP = indexes.Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
+STAMP = Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
 WRONG = {
     "runs": [{}], "model": {"document": 5}, "pruning": {"top_k": "abc"}, "since": "x", "created_by": [], "load": "done",
     "field": None, "vocabulary_sha256": 7, "fields": {"a": 1}, "query": [], "replaced": "x", "replaced_by": {"a": 1},
@@ -57,7 +58,7 @@ def test_stamps_of_earlier_and_of_newer_releases_are_readable() -> None:
     first = {key: value for key, value in STAMP.as_meta().items() if key in names}
     found = index_of({**first, "load": {"state": "done"}}).stamp
     assert found is not None
-    assert (found.created_by, found.load, found.pruning) == (None, "done", indexes.NO_PRUNING)
+    assert (found.created_by, found.load, found.pruning) == (None, "done", NO_PRUNING)
     newer = {**STAMP.as_meta(), "format": 2, "token_map": {"a": 1}, "load": {"state": "done", "since": 3}}
     newer["model"] = {**STAMP.model, "head": [1], "query_side": {"document": "q", "kind": "masked LM"}}
     found = index_of(newer).stamp
@@ -79,12 +80,12 @@ def test_settings_are_restored_only_of_the_names_and_kinds_that_loads_change() -
     index = index_of({**STAMP.as_meta(), "settings": {**ours, **forged}})
     assert index.stamp is not None
     assert index.stamp.settings == ours
-    assert index.foreign_settings == forged
+    assert foreign_settings(index.meta) == forged
     for before in (5, ["1s"], "evil", "0-5", {"a": 1}, True):
         wrong = {"refresh_interval": {"before": before, "loading": "-1"}}
         index = index_of({**STAMP.as_meta(), "settings": wrong})
         assert index.stamp is not None
-        assert (index.stamp.settings, index.foreign_settings) == ({}, wrong)
+        assert (index.stamp.settings, foreign_settings(index.meta)) == ({}, wrong)
 
 
 def rewrite(client: Client, index: str, **changes: Any) -> dict[str, Any]:
