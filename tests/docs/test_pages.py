@@ -98,7 +98,7 @@ def test_the_readme_runs(opensearch_url: str, index_name: str, tmp_path: Path) -
         path = Path(sys.executable).parent
         code = code if language == "sh" else f"{path}/python -c {shlex.quote(code)}"
         shown += shell(code, tmp_path, path, opensearch_url)
-    assert "The index holds what the run says." in shown
+    assert "The index matches the run." in shown
     assert shown.count("Sourdough") >= 3
     assert re.search(r"^\{'\w+': \d", shown, re.MULTILINE)
     assert re.search(r"^True$", shown, re.MULTILINE)
@@ -122,7 +122,7 @@ def test_the_guides_run(opensearch_url: str, index_name: str, tmp_path: Path, mo
     assert "3 documents" in shown["getting-started"] and "Photosynthesis" in shown["getting-started"]
     assert "3 rows: 3 documents" in shown["guides/corpora"]
     assert "BertForMaskedLM" in shown["guides/models"]
-    assert "The index holds what the run says." in shown["guides/changing-corpora"]
+    assert "The index matches the run." in shown["guides/changing-corpora"]
     assert "q1 Q0 2 1 " in shown["guides/searching"]
     assert shown["guides/services"].startswith("2 ")
     assert "nDCG@10" in shown["guides/evaluating"]

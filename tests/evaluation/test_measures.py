@@ -74,10 +74,10 @@ def test_a_measure_is_named_as_it_was_asked_for():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("ndcg@10", "close to it: NDCG"),
+        ("ndcg@10", "similar: NDCG"),
         ("accuracy@1", "accuracy@k is Success@k"),
-        ("xyzxyz", "is not a measure of ir-measures. Write names"),
-        ("nDCG@x", "cut-off"),
+        ("xyzxyz", "is not a measure of ir-measures. Use its names"),
+        ("nDCG@x", "cutoff"),
         ("P", "cut-off"),
         ("nDCG(foo=1)@10", "parameters"),
         ("", "cut-off"),
