@@ -53,7 +53,7 @@ def sentences(report: PlanReport) -> Iterator[str]:
     if report.index_bytes is not None:
         postings = next((point.bytes for point in report.settings if point.bytes is not None), None)
         share = "" if postings is None else f", about {postings / 1e6:,.2f} MB of it postings"
-        yield f"Index {report.index} has {report.index_bytes / 1e6:,.2f} MB{share}."
+        yield f"Index {report.index} is {report.index_bytes / 1e6:,.2f} MB{share}."
     allowed, choice, doubt = f"{report.allowed_loss * 100:g}%", report.choice, report.unsettled
     points = report.settings or report.points
     if choice is None and all(point.loss > report.allowed_loss for point in points):
