@@ -262,7 +262,7 @@ def test_the_command_prints_lines_and_json(tmp_path: Path) -> None:
         "activation  log1p(log1p(relu)), pooling max",
         "limit       40 tokens (position table: 64)",
         "special     cls [CLS] sep [SEP] unk [UNK] pad [PAD]; weights in vectors: kept",
-        "terms       at most 50 a text",
+        "terms       at most 50 per text",
         "prompt      'd: '",
         "queries     same as documents",
         "prompt      'q: '",
