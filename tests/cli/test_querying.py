@@ -172,5 +172,5 @@ def test_a_model_without_a_table_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["BertForMaskedLM"], "model_type": "bert"}')
     result = invoke(query, "--model", tmp_path, "--table")
     assert isinstance(result.exception, UsageError)
-    assert "made by a masked LM, which has no table" in str(result.exception)
+    assert "encoded by a masked LM, which has no weight table" in str(result.exception)
     assert "give --model or --pipeline" in str(invoke(query, "--table").exception)

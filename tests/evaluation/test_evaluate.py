@@ -145,7 +145,7 @@ def test_queries_and_judgements_may_be_files_and_those_without_the_other_are_tol
         "evaluate", "--queries", collection / "queries.jsonl", "--qrels", tmp_path / "more.tsv", "--run", run_path
     )
     assert answer.code == 0, answer.err
-    assert "1 of 4 queries have no relevance judgments and are not asked" in caplog.text
+    assert "1 of 4 queries have no relevance judgments and are skipped" in caplog.text
     assert "1 of 4 judged queries are not in" in caplog.text
     whole = command("evaluate", "--queries", collection, "--run", run_path)
     assert answer.out.splitlines()[:2] == whole.out.splitlines()[:2]

@@ -283,7 +283,7 @@ def test_the_table_shows_ten_rows_with_the_choice_and_what_it_is_compared_with(
 
 def test_what_is_said_of_no_choice_is_true(judged: PlanReport) -> None:
     none = replace(judged, choice=None, unsettled=None)
-    assert drawing.as_text(none).endswith("no cheaper setting is certain to stay within 5%: keep unpruned vectors.")
+    assert drawing.as_text(none).endswith("No cheaper setting is certain to stay within 5%: keep unpruned vectors.")
     hopeless = replace(none, points=[max(judged.points, key=lambda point: point.loss)], frontier=[0], allowed_loss=0.01)
     assert drawing.as_text(hopeless).endswith("No setting keeps the loss within 1%.")
 

@@ -357,7 +357,7 @@ def test_a_query_weight_that_clusters_clip_is_told_once(
         assert ranked[0].scores < ranked[1].scores < ranked[2].scores
     told = [record.getMessage() for record in caplog.records if "quantization_ceiling_search" in record.getMessage()]
     assert len(told) == 1
-    assert "17.5 is above 16" in told[0]
+    assert "17.5 is clipped to 16" in told[0]
 
 
 def test_two_phases_on_a_sparse_vector_field_are_refused(client: Client, seismic_index: str) -> None:
