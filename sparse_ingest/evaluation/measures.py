@@ -160,7 +160,7 @@ def _unknown(name: str, library: Any) -> str:
     hint = f"; similar: {', '.join(known[one] for one in close)}" if close else ""
     return (
         f"{name!r} is not a measure of ir-measures{hint}. Use its names, such as nDCG@10, RR, R@100, AP@100, P@5; "
-        "accuracy@k of model cards is Success@k."
+        "what model cards call accuracy@k is Success@k."
     )
 
 
