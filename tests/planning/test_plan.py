@@ -294,7 +294,7 @@ def test_the_chart_has_a_title_and_its_legend_beside_the_points(judged: PlanRepo
     [axes], [legend] = figure.axes, figure.legends
     assert "documents" in axes.get_title() and axes.get_legend() is None
     assert legend.get_window_extent().x0 >= axes.get_window_extent().x1
-    assert {"taken", "loss of 5%", "documents: all"} <= {text.get_text() for text in legend.get_texts()}
+    assert {"chosen", "loss of 5%", "documents: all"} <= {text.get_text() for text in legend.get_texts()}
 
 
 @pytest.mark.parametrize(
