@@ -60,7 +60,7 @@ def test_query_without_a_model_is_a_usage_error() -> None:
 def test_query_of_nothing_asks_for_nothing_and_says_so(model: Path, caplog: pytest.LogCaptureFixture) -> None:
     result = invoke(query, "--model", model, "zebra")
     assert json.loads(result.stdout)["query"] == {"match_none": {}}
-    assert "nothing can be found" in caplog.text
+    assert "it cannot have hits" in caplog.text
 
 
 def test_tokens_of_a_sparse_vector_field_are_ids(model: Path) -> None:

@@ -49,7 +49,7 @@ def test_weigh_prunes_and_tells_of_an_empty_query(tmp_path: Path, caplog: pytest
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         assert query_weights(TOKENS[2], pipeline) == {}
-    assert "nothing can be found" in caplog.text
+    assert "it cannot have hits" in caplog.text
     with pytest.raises(UsageError, match="The query is empty"):
         query_weights(" \n", pipeline)
 
