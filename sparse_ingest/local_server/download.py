@@ -13,6 +13,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple
 
 from sparse_ingest.errors import LocalServerError, needs_extra
 from sparse_ingest.local_server.folders import Account, as_account, cache_home, locked
-from sparse_ingest.reporting import SILENT, Reporter, size_text
+from sparse_ingest.reporting import SILENT, Reporter
 from sparse_ingest.storage.foreign_json import read_json
 
 OPENSEARCH_VERSION = "3.6.0"
@@ -87,14 +89,20 @@ def ensure_distribution(reporter: Reporter, with_ml: bool = False) -> Path:
         if not _is_intact(folder):
             if folder.exists():
                 reporter.note(f"The unpacked OpenSearch in {folder} is incomplete; unpacking it again")
-            if missing := [archive for archive in wanted if not _is_cached(archive)]:
-                names = ", ".join(f"{archive.name} {size_text(archive.size_bytes)}" for archive in missing)
-                reporter.note(f"Downloading OpenSearch {OPENSEARCH_VERSION} ({names})")
+            _announce(wanted, reporter)
             zips = [_fetch(archive, reporter) for archive in wanted]
             reporter.note(f"Unpacking OpenSearch {OPENSEARCH_VERSION} into {folder}")
             with _publish(folder) as unfinished:
                 _unpack(wanted, zips, unfinished)
     return folder
+
+
+def _announce(wanted: tuple[Archive, ...], reporter: Reporter) -> None:
+    missing = [archive for archive in wanted if not _is_cached(archive)]
+    if missing:
+        names = ", ".join(f"{archive.name} {archive.size_bytes / 1e6:.0f} MB" for archive in missing)
+        total_mb = sum(archive.size_bytes for archive in missing) / 1e6
+        reporter.note(f"Downloading OpenSearch {OPENSEARCH_VERSION} ({names}; {total_mb:.0f} MB in all)")
 
 
 def _unpack(wanted: tuple[Archive, ...], zips: list[Path], folder: Path) -> None:
@@ -149,7 +157,7 @@ def _is_intact(folder: Path) -> bool:
 def _artifact(archive: Archive, reporter: Reporter) -> Any:
     with needs_extra("local", "The local OpenSearch"):
         from jgo.maven import MavenContext, PythonResolver
-    resolver = PythonResolver(progress_callback=lambda _, total: _progress(total, reporter))
+    resolver = PythonResolver(progress_callback=lambda name, total: _progress(name, total, reporter))
     context = MavenContext(resolver=resolver, local_repos=[], timeout=30)
     return context.project(archive.group, archive.name).at_version(archive.version).artifact(packaging="zip")
 
@@ -185,9 +193,24 @@ def _fetch(archive: Archive, reporter: Reporter) -> Path:
 
 
 @contextmanager
-def _progress(total_bytes: int, reporter: Reporter) -> Iterator[Callable[[int], None]]:
-    reporter.begin("bytes", total_bytes)
-    yield reporter.advance
+def _progress(name: str, total_bytes: int, reporter: Reporter) -> Iterator[Callable[[int], object]]:
+    """Show the progress of a download: a bar on a terminal, otherwise a line every 30 s."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total_bytes, desc=name, unit="B", unit_scale=True) as bar:
+            yield bar.update
+        return
+    done_bytes, due = 0, time.monotonic() + 30
+
+    def update(count: int) -> None:
+        nonlocal done_bytes, due
+        done_bytes += count
+        if time.monotonic() >= due:
+            reporter.note(f"{name}: {done_bytes / 1e6:.0f} of {total_bytes / 1e6:.0f} MB")
+            due = time.monotonic() + 30
+
+    yield update
 
 
 def ensure_java(account: Account | None, reporter: Reporter) -> Path:
