@@ -4,12 +4,11 @@
     python benchmarks/corpora.py --memory 10       peak memory while 10 GB of jsonl pass through standard input
 
 The documents are passages of about 1,000 characters of Python's own documentation (pydoc_data.topics), repeated under
-new ids. Every contender is a process of its own, in turn, and gives each document once; a row is the best of the
-rounds. Megabytes are those of the same documents as plain jsonl, whatever the form, so that rows can be compared.
-Ours checks ids and texts, joins the title, and hashes each row as `encode` does; the peers only give rows. `json.loads`
-alone is there as a yardstick. Seconds of the process and of the clock are both given: on a machine with other work the
-first says more.
-Not covered: the encoder, which is slower than any of this.
+new ids. Each contender runs in its own process, one after another, and reads each document once; a row is the best of
+the rounds. Megabytes are those of the same documents as plain jsonl, so that rows can be compared. Ours checks ids and
+texts, joins the title, and hashes each row as `encode` does; the others only read rows. `json.loads` alone is the
+baseline. CPU and wall time are both given: CPU time is more accurate on a busy machine.
+Not covered: the encoder, which is slower than all of this.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def passages() -> list[str]:
 
 
 def documents(megabytes: int) -> Iterator[dict[str, str]]:
-    """Documents of this many megabytes as jsonl."""
+    """Yield documents of this many megabytes as jsonl."""
     pieces = passages()
     size, number = 0, 0
     while size < megabytes * 1e6:
@@ -118,7 +117,7 @@ def peak_megabytes() -> float:
 
 
 def write_forms(folder: Path, megabytes: int) -> float:
-    """A file of every form; the megabytes of the plain one."""
+    """Write a file in every format; return the megabytes of the plain one."""
     import pyarrow as pa
     import pyarrow.feather as feather
     import pyarrow.parquet as pq

@@ -48,21 +48,21 @@ def main() -> None:
     contender = ENCODERS[job["encoder"]](job, texts)
     contender.encode(texts[:COMPARED])
     terms = contender.terms(texts[:COMPARED])
-    say({"settings": contender.settings, "terms": terms, **contender.facts})
+    send({"settings": contender.settings, "terms": terms, **contender.facts})
     for _ in sys.stdin:
         took = timed(lambda: contender.encode(texts))
-        say({**took._asdict(), "peak_bytes": peak_bytes(job["device"])})
+        send({**took._asdict(), "peak_bytes": peak_bytes(job["device"])})
 
 
 def timed(work: Callable[[], object]) -> Took:
     """The cost of a piece of work: measured, or as it reports it."""
     began, used = time.perf_counter(), time.process_time()
-    said = work()
+    result = work()
     took = Took(time.perf_counter() - began, time.process_time() - used)
-    return said if isinstance(said, Took) else took
+    return result if isinstance(result, Took) else took
 
 
-def say(answer: Job) -> None:
+def send(answer: Job) -> None:
     """One line to the driver."""
     print(json.dumps(answer), flush=True)
 

@@ -1,4 +1,4 @@
-"""The heads of a device alone: hidden states to weights, without a body, beside large products of the same dtype.
+"""The heads of a device alone: hidden states to weights, without a body, vs. large products of the same dtype.
 
     python benchmarks/heads.py [--device cpu] [--widths 128,256,768] [--documents 16] [--tokens 127] [--rounds 5]
 

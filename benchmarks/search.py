@@ -1,17 +1,16 @@
-"""Exact, two-phase and SEISMIC search of one corpus of real text: what each finds, and how long it takes.
+"""Recall and latency of exact, two-phase and SEISMIC search of one corpus of real text.
 
     python benchmarks/search.py --run FOLDER [--passages 200000] [--queries 200] [--rounds 3] [--url URL] [--keep]
 
 Docstrings of this environment (passages.py) are encoded once into FOLDER, with the small checkpoint of the demo, and
 loaded into indexes of one merged segment: rank_features for exact and two-phase, sparse_vector for SEISMIC, as the
-server has it and once more with longer posting lists (--n-postings). By itself the server keeps the max(0.0005 x
-documents, 160) heaviest documents of a token; a document in no list of a query's top_n tokens is never found, so a
-table says which recall the lists allow. Time to build them grows with the square of n_postings. The loader sets
-approximate_threshold below the number of passages, so that clusters really exist; the benchmark asks for a hit's
-explanation and stops when it names none. The settings of an index take turns on 20 queries at a time. Recall@10 is the
-share of the ten best of exact search that is found. Two more figures: the time to make a query of a text, and our
-client's time over that of the same bytes sent with http.client. Without --url a server is started, and deleted
-afterwards.
+server's default and once more with longer posting lists (--n-postings). By default the server keeps the
+max(0.0005 x documents, 160) heaviest documents of a token; a document in no list of a query's top_n tokens is never
+found, so a table shows the recall that the lists allow. Time to build them grows with the square of n_postings. The
+loader sets approximate_threshold below the number of passages, so that clusters exist; the benchmark checks that the
+explanation of a hit names them. Settings of an index take turns, 20 queries at a time. Recall@10 is the share of the
+ten best of exact search that is found. Also measured: the time to encode a query, and our client's time over that of
+the same bytes sent with http.client. Without --url a server is started, and deleted at the end.
 Not covered: concurrent searches, several shards, and relevance (`sparse-ingest evaluate`).
 """
 
@@ -82,7 +81,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="times that each setting is asked all queries")
     parser.add_argument("--url", help="an OpenSearch to use; indexes sparse-ingest-bench-search-* are made there")
     parser.add_argument("--heap", default="2g", help="of the server that is started otherwise")
-    parser.add_argument("--n-postings", type=int, default=1000, help="of a second SEISMIC index; 0: none")
+    parser.add_argument("--n-postings", type=int, default=1000, help="for a second SEISMIC index; 0: none")
     parser.add_argument("--keep", action="store_true", help="leave the indexes, which a later call then uses")
     given = parser.parse_args()
     corpus = prepare(given.run, given.passages)

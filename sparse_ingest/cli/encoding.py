@@ -19,25 +19,28 @@ from sparse_ingest.storage.places import Place, place_of
 if TYPE_CHECKING:
     from sparse_ingest.encoding.survey import CorpusSurvey
 
+# Labels of `status` that differ from the JSON key.
+LABELS = {"run_id": "run id", "nnz": "non-zero weights", "underflow": "weights below float16 range"}
+
 
 @click.command()
 @pipeline_options("model encode", "engine")
 @click.option("--corpus", "specs", multiple=True, required=True, metavar="SPEC",
-              help="File, folder, glob or - for standard input; s3://, gs:// or https:// address of one; or a "
-                   "dataset, hf:NAME[@REVISION][:CONFIG[:SPLIT]]; may be repeated")  # fmt: skip
-@click.option("--out", type=place_of, metavar="RUN", help="Run folder to make or finish; may be s3://BUCKET/PREFIX")
-@click.option("--dry-run", is_flag=True, help="Read and check the whole corpus, and write nothing")
+              help="File, folder, glob, s3://, gs:// or https:// address, hf:NAME[@REVISION][:CONFIG[:SPLIT]] for a "
+                   "dataset, or - for standard input; may be repeated")  # fmt: skip
+@click.option("--out", type=place_of, metavar="RUN", help="Run folder to create or continue, or s3://BUCKET/PREFIX")
+@click.option("--dry-run", is_flag=True, help="Read and check the corpus; write nothing")
 @stage_options(EncodeOptions)
 @json_option
 def encode(
     pipeline: Pipeline, specs: tuple[str, ...], out: Place | None, dry_run: bool, options: EncodeOptions, as_json: bool
 ) -> int:
-    """Encode a corpus into a run folder; started again, it continues.
+    """Encode a corpus into a run folder; rerun the command to continue.
 
     \b
     sparse-ingest encode --pipeline splade-mini --corpus corpus.jsonl --out RUN
 
-    Exit code 3: finished, but bad documents were left out, which RUN/skipped names; or a dry run found some.
+    Exit code 3: finished, but bad documents were skipped (listed in RUN/skipped), or a dry run found some.
     """
     from sparse_ingest.encoding import encode as encoding
 
@@ -49,26 +52,26 @@ def encode(
             raise CorpusError("The corpus has no documents. Check --corpus, or pass --allow-empty.")
         return 3 if found.bad or found.duplicates else 0
     if out is None:
-        raise UsageError("No run folder was named. Name one with --out, or check the corpus alone with --dry-run.")
+        raise UsageError("No run folder. Name one with --out, or only check the corpus with --dry-run.")
     with TerminalReporter(stoppable=True) as reporter:
         run = encoding.encode(specs, out, pipeline=pipeline, options=options, progress=reporter)
     report = run.report
     row = "passage" if run.manifest.identity.get("overflow") == "passages" else "document"
     lines = [
         f"{run.path}: {report.rows:,} {row}s, {report.terms:,} terms "
-        f"({report.terms / max(1, report.rows):.1f} a {row}) in {report.shards} shards; "
-        f"{report.empty:,} without a term, {report.truncated:,} cut at the model's limit, "
-        f"{report.underflow:,} weights too small for float16."
+        f"({report.terms / max(1, report.rows):.1f} per {row}) in {report.shards} shards; "
+        f"{report.empty:,} without terms, {report.truncated:,} truncated to the model's limit, "
+        f"{report.underflow:,} weights below the float16 range."
     ]
     if report.windows > report.rows:
         lines.append(f"The documents were read in {report.windows:,} windows.")
     if report.reused:
-        lines.append(f"{report.reused:,} vectors were copied, not computed.")
+        lines.append(f"{report.reused:,} vectors were copied instead of computed.")
     if report.deduplicated:
-        lines.append(f"{report.deduplicated:,} documents have the vector of an equal text, computed once.")
+        lines.append(f"{report.deduplicated:,} documents share the vector of an equal text.")
     print_result(as_json, report.to_dict(), lines)
     if report.skipped:
-        click.echo(f"{report.skipped:,} bad documents were left out; {run.path / 'skipped'} names them.", err=True)
+        click.echo(f"{report.skipped:,} bad documents were skipped, listed in {run.path / 'skipped'}.", err=True)
     return 3 if report.skipped else 0
 
 
@@ -76,17 +79,17 @@ def _surveyed(found: CorpusSurvey) -> Iterator[str]:
     yield (
         f"{found.rows:,} rows: {found.documents:,} documents ({found.empty:,} with an empty text) of "
         f"{found.text_bytes:,} bytes of text in {found.shards:,} shards; {found.bad:,} bad rows, "
-        f"{found.duplicates:,} ids that an earlier document has."
+        f"{found.duplicates:,} duplicate ids."
     )
     yield (
-        f"{found.equal_texts:,} documents have the text of an earlier one, {found.equal_in_shard:,} of one in "
-        "their shard, which --dedup-text encode-once would not compute again."
+        f"{found.equal_texts:,} documents repeat the text of an earlier one, {found.equal_in_shard:,} of them in the "
+        "same shard: --dedup-text encode-once computes those only once."
     )
     if tokens := found.tokens:
         yield (
-            f"Tokens of a document, by a sample of {tokens['documents']:,}: {tokens['mean']:,.1f} on average, "
-            f"{tokens['median']:,.0f} median, {tokens['p95']:,.0f} for 95 % of them, {tokens['longest']:,.0f} at "
-            f"most; {tokens['longer']:.1%} are longer than the model takes at a time."
+            f"Tokens per document, in a sample of {tokens['documents']:,}: mean {tokens['mean']:,.1f}, "
+            f"median {tokens['median']:,.0f}, 95th percentile {tokens['p95']:,.0f}, maximum {tokens['longest']:,.0f}; "
+            f"{tokens['longer']:.1%} are longer than the model's limit."
         )
     yield from found.examples
 
@@ -95,17 +98,16 @@ def _surveyed(found: CorpusSurvey) -> Iterator[str]:
 @click.argument("run", type=place_of)
 @json_option
 def status(run: Place, as_json: bool) -> None:
-    """Show what a run folder holds: settings, shards, documents, and where it was loaded."""
+    """Show the settings, shards and documents of a run folder, and where it was loaded."""
     from sparse_ingest.cluster.journal import journals
     from sparse_ingest.searching.search import open_run
 
     opened = open_run(run)
     opened.refuse_mixed()
     manifest = opened.manifest
-    records = [record for shard in opened.done_shards() if (record := opened.done(shard))]
     seconds: Counter[str] = Counter()
-    for record in records:
-        seconds.update(record.get("seconds", {}))
+    for shard in opened.done_shards():
+        seconds.update((opened.done(shard) or {}).get("seconds", {}))
     state: dict[str, Any] = {
         "run": str(run),
         "run_id": manifest.run_id,
@@ -125,12 +127,10 @@ def status(run: Place, as_json: bool) -> None:
         ],
     }
     shown = {**state, "seconds": ", ".join(f"{stage} {spent:,}" for stage, spent in state["seconds"].items())}
-    loads = [
-        f"{load['shards']} shards into index {load['index_uuid']}, {load['dead']} refused"
-        for load in shown.pop("loads")
-    ]
-    lines = [*shown.items(), *(("loaded", load) for load in loads)]
-    print_report(as_json, state, (f"{key:>12}  {value}" for key, value in lines))
+    lines = [(LABELS.get(key, key), value) for key, value in shown.items() if key != "loads"]
+    for load in state["loads"]:
+        lines.append(("loaded", f"{load['shards']} shards into index {load['index_uuid']}, {load['dead']} refused"))
+    print_report(as_json, state, (f"{label:>27}  {value}" for label, value in lines))
 
 
 COMMANDS = [encode, status]

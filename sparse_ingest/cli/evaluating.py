@@ -23,81 +23,78 @@ if TYPE_CHECKING:
     from sparse_ingest.evaluation.evaluate import Evaluation, Latency
 
 FILE = click.Path(exists=True, path_type=Path)
-# NanoBEIR's collections are searched exactly, all at once; options with these names would have no effect.
-_NOT_FOR_NANO_BEIR = (
+_NOT_FOR_NANO_BEIR = CONNECTION_FLAGS | {
     "queries", "qrels", "index", "run", "engine", "concurrency", "stored", "force", "trec_run", "compare", "per_query",
     "quoting", "allow_partial",
-)  # fmt: skip
+}  # fmt: skip
 
 
 @click.command()
-@click.option("--queries", type=FILE, metavar="F", help="Queries: a file, or the folder of a BEIR or MTEB collection")
-@click.option("--qrels", type=FILE, metavar="F", help="Judgments: a file, or the folder  [default: that of --queries]")
+@click.option("--queries", type=FILE, metavar="F", help="File of queries, or folder of a BEIR or MTEB collection")
+@click.option(
+    "--qrels", type=FILE, metavar="F", help="Relevance judgments: file or folder  [default: that of --queries]"
+)
 @stage_options(
     EvaluateOptions,
     trec_run=click.Path(dir_okay=False, path_type=Path),
     compare=click.Path(exists=True, dir_okay=False, path_type=Path),
 )
 @click.option("--nano-beir", "nano_beir", multiple=True, metavar="NAME",
-              help="Encode and evaluate a collection of NanoBEIR, or all; may be repeated")  # fmt: skip
-@click.option("--nano-beir-data", metavar="D", help="Data set or folder with NanoBEIR's layout  "
+              help="Encode and evaluate a collection of NanoBEIR, or all of them; may be repeated")  # fmt: skip
+@click.option("--nano-beir-data", metavar="D", help="Data set or folder in NanoBEIR's layout  "
               "[default: sentence-transformers/NanoBEIR-en]")  # fmt: skip
-@click.option("--device", help="Where --nano-beir encodes: auto, cpu or cuda  [default: auto]")
-@click.option("--per-query", is_flag=True, help="Print the values of each query too")
+@click.option("--device", help="Device for --nano-beir: auto, cpu or cuda  [default: auto]")
+@click.option("--per-query", is_flag=True, help="Also print the values of each query")
 @json_option
-@target_options("Ask with another model than the one that encoded the documents", "model encode index query")
+@target_options("Search with another model than that of the documents", "model encode index query")
 def evaluate(target: Target, options: EvaluateOptions, as_json: bool, **given: Any) -> None:
-    """Measure how well an index or a run folder answers queries that have judgments.
+    """Measure search quality on an index or a run folder, with relevance judgments.
 
     \b
     sparse-ingest evaluate --queries queries.jsonl --qrels qrels/test.tsv --index NAME
     sparse-ingest evaluate --queries COLLECTION --run RUN
     sparse-ingest evaluate --nano-beir all --model MODEL
 
-    Queries without judgments are not asked; a query that finds nothing counts as zero; of equal scores the larger
-    document id comes first, as in trec_eval. The model is the one that made the run or the index.
+    Queries without judgments are skipped; a query without hits counts as zero; ties are broken by descending document
+    id, as in trec_eval. The default model is that of the run or index.
     """
     from sparse_ingest.evaluation.evaluate import evaluate as evaluate_target
     from sparse_ingest.evaluation.measures import DEFAULT_MEASURES, depth_of
 
-    _refuse_conflicts({**given, **vars(options), **vars(target), "engine": target.pipeline.query.engine})
+    _refuse_conflicts(target, nano_beir=bool(given["nano_beir"]))
     if given["nano_beir"]:
         print_report(as_json, *_nano_beir(target.pipeline, options, given))
         return
     needed = depth_of([*DEFAULT_MEASURES, *options.measures])
     if options.k is not None and options.k < needed:
         click.echo(
-            f"-k {options.k} is less than the cut-off {needed} of a measure, to which the rest is not found.", err=True
+            f"-k {options.k} is below the cutoff {needed} of a measure: hits after {options.k} are missing.", err=True
         )
     with target.opened() as opened:
         found = evaluate_target(opened, queries=given["queries"], qrels=given["qrels"], options=options)
     print_report(as_json, found.to_dict(per_query=given["per_query"]), _lines(found, options, given["per_query"]))
 
 
-def _refuse_conflicts(given: dict[str, Any]) -> None:
-    """Refuse options of which one would silently have no effect."""
-    if given["nano_beir"]:
-        refuse_flags(CONNECTION_FLAGS, "is for --index: --nano-beir needs no server")
-        for name in (name for name in _NOT_FOR_NANO_BEIR if given[name]):
-            raise UsageError(
-                "--nano-beir brings its own queries and documents, and searches them exactly; leave out "
-                f"--{name.replace('_', '-')}."
-            )
-        return
-    for name in ("nano_beir_data", "device"):
-        if given[name]:
-            raise UsageError(f"--{name.replace('_', '-')} is for --nano-beir: nothing is encoded here.")
-    if given["index"] is not None and given["stored"]:
-        raise UsageError("--stored is for --run: an index always has the weights that it stores.")
+def _refuse_conflicts(target: Target, *, nano_beir: bool) -> None:
+    """Refuse options that would have no effect."""
+    if nano_beir:
+        why = "has no effect with --nano-beir, which searches its own documents exactly"
+        refuse_flags(_NOT_FOR_NANO_BEIR, why)
+        if target.pipeline.query.engine:
+            raise UsageError(f"query.engine {why}. Omit it.")
+    else:
+        refuse_flags(("nano_beir_data", "device"), "is for --nano-beir: nothing is encoded here")
+        if target.index is not None:
+            refuse_flags(("stored",), "is for --run: an index always uses the weights that it stores")
 
 
 def _nano_beir(pipeline: Pipeline, options: EvaluateOptions, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Evaluate collections of NanoBEIR; the figures as JSON and as lines."""
+    """Evaluate collections of NanoBEIR; return the results as JSON and as lines."""
     from sparse_ingest.corpora.nano_beir import DATA_SET, collections_named
     from sparse_ingest.evaluation.nano_beir import CARD_MEASURES, evaluate_nano_beir, figures
 
     if not pipeline.model.document:
-        raise UsageError("--nano-beir needs the model to evaluate: give --model or --pipeline.")
+        raise UsageError("--nano-beir needs a model: pass --model or --pipeline.")
     names = list(dict.fromkeys([*CARD_MEASURES, *options.measures]))
     with contextlib.closing(ScratchFolder()) as scratch, TerminalReporter() as reporter:
         found = dict(
@@ -113,7 +110,7 @@ def _nano_beir(pipeline: Pipeline, options: EvaluateOptions, given: dict[str, An
         )
     rows = {name: figures([evaluation], names) for name, evaluation in found.items()}
     mean = figures(list(found.values()), names)
-    # As the cards have it: a line for each measure, a column for each collection.
+    # As on model cards: a line for each measure, a column for each collection.
     columns = {**rows, "mean": mean}
     lines = _figures(["", *columns], ((key, [row[key] for row in columns.values()]) for key in mean))
     return {"collections": rows, "mean": mean}, lines
@@ -126,16 +123,15 @@ def _lines(found: Evaluation, options: EvaluateOptions, per_query: bool) -> Iter
     sides = [["", "count", "active dimensions", "sparsity"]]
     for name, side in (("queries", found.queries), ("documents", found.documents)):
         if side is not None:
-            share = "" if side.sparsity is None else f"{side.sparsity:.4f}"
-            sides.append([name, f"{side.count:,}", f"{side.active_dimensions:.1f}", share])
+            sides.append([name, f"{side.count:,}", f"{side.active_dimensions:.1f}", f"{side.sparsity:.4f}"])
     yield from aligned(sides)
     if found.flops is not None:
-        yield f"FLOPS {found.flops:.3f}: the terms that a query and a document share, on average"
+        yield f"FLOPS {found.flops:.3f}: mean number of terms that a query and a document share"
     for row in rows:
         yield f"{row.name}: {_in_words(row.latency)}"
     if found.comparisons:
         yield ""
-        table = [["", "here", Path(options.compare or "").name, "difference", "p (t-test)", "p (randomisation)"]]
+        table = [["", "here", Path(options.compare or "").name, "difference", "p (t-test)", "p (randomization)"]]
         for one in found.comparisons:
             values = [f"{one.first:.4f}", f"{one.second:.4f}", f"{one.difference:+.4f}"]
             table.append([one.measure, *values, f"{one.t_test:.4f}", f"{one.randomisation:.4f}"])
@@ -153,10 +149,10 @@ def _figures(headings: list[str], rows: Iterable[tuple[str, Iterable[float]]]) -
 
 def _in_words(latency: Latency) -> str:
     if latency.p50_ms is None:
-        return f"{latency.mean_ms:.2f} ms a query, all asked at once"
+        return f"{latency.mean_ms:.2f} ms per query, all queries together"
     return (
         f"p50 {latency.p50_ms:.1f} ms, p95 {latency.p95_ms:.1f} ms, p99 {latency.p99_ms:.1f} ms; "
-        f"the server says {latency.took_ms:.0f} ms"
+        f"the server reports {latency.took_ms:.0f} ms"
     )
 
 

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from sparse_ingest.cluster.connection import Connection
     from sparse_ingest.cluster.index_admin import IndexReport
 
-_INDEX = click.option("--index", required=True, metavar="NAME", help="The index")
+_INDEX = click.option("--index", required=True, metavar="NAME", help="Name of the index")
 
 
 @click.group()
 def index() -> None:
-    """Make an empty index, look at one, or drop one.
+    """Create, show or delete an index.
 
     \b
     sparse-ingest index create --index articles --search-pipeline two-phase --default
@@ -43,38 +43,38 @@ def index() -> None:
 @index.command()
 @_INDEX
 @pipeline_options("index encode", *NO_MODEL)
-@click.option("--field", help="Name of the sparse field  [default: that of the pipeline, else sparse]")
+@click.option("--field", help="Name of the sparse field  [default: that of the pipeline, or sparse]")
 @click.option("--kind", type=click.Choice(["rank_features", "sparse_vector"]), help="Type of the sparse field")
-@click.option("--body", metavar="FILE", help="Index body as JSON  [default: the packaged one of the kind]")
+@click.option("--body", metavar="FILE", help="Index body as JSON  [default: the packaged body for the kind]")
 @click.option("--search-pipeline", "search", multiple=True,
               type=click.Choice(["two-phase", "neural-query-enricher", "hybrid", "rrf"]),
-              help="Install NAME-search, which does this; may be repeated")  # fmt: skip
+              help="Processor of the search pipeline NAME-search; may be repeated")  # fmt: skip
 @click.option("--ingest-pipeline", "ingest", type=click.Choice(["sparse-encoding", "text-chunking"]),
-              help="Install NAME-ingest, by which the server itself encodes what others write")  # fmt: skip
-@click.option("--model-id", metavar="ID", help="The server's model for --ingest-pipeline and neural-query-enricher")
-@click.option("--default", is_flag=True, help="Make them the pipelines of every search and document that names none")
+              help="Processor of the ingest pipeline NAME-ingest, which encodes on the server")  # fmt: skip
+@click.option("--model-id", metavar="ID", help="Model on the server for --ingest-pipeline and neural-query-enricher")
+@click.option("--default", is_flag=True, help="Make them the default pipelines of the index")
 @connection_options
 @json_option
 def create(index: str, as_json: bool, **given: Any) -> None:
-    """Make an empty index that a load with the same settings accepts, with pipelines on the server.
+    """Create an empty index for a load with the same settings, with pipelines on the server.
 
     \b
     index create --index NAME --search-pipeline two-phase --default
     index create --index NAME --ingest-pipeline sparse-encoding --model-id ID --default
 
-    `load` bypasses the ingest pipeline: what it sends has its vector. The ingest pipeline prunes by the rule
-    in [encode].
+    `load` bypasses the ingest pipeline: its documents have vectors already. The ingest pipeline prunes as [encode]
+    of the pipeline file.
     """
     from sparse_ingest.cluster.index_admin import create_index
 
     with TerminalReporter() as reporter:
         report = create_index(index, progress=reporter, **given)
-    lines = [f"Index {report.index!r} is there, empty, with the {report.kind} field {report.field!r}."]
+    lines = [f"Created the empty index {report.index!r} with the {report.kind} field {report.field!r}."]
     for what, name, key in (
         ("search", report.search_pipeline, "search_pipeline"), ("ingest", report.ingest_pipeline, "pipeline")
     ):  # fmt: skip
         if name:
-            use = "is the index's default" if report.default else f"is used where a request names it ({key})"
+            use = "is the index's default" if report.default else f"is used by requests that name it ({key})"
             lines.append(f"The {what} pipeline {name!r} {use}.")
     print_report(as_json, asdict(report), lines)
 
@@ -84,7 +84,7 @@ def create(index: str, as_json: bool, **given: Any) -> None:
 @connection_options
 @json_option
 def show(index: str, connection: Connection, as_json: bool) -> None:
-    """Show what an index or alias is and holds: field, model, load, documents, size, pipelines."""
+    """Show the field, model, load, documents, size and pipelines of an index or alias."""
     from sparse_ingest.cluster.index_admin import show_index
 
     report = show_index(index, connection=connection)
@@ -93,14 +93,14 @@ def show(index: str, connection: Connection, as_json: bool) -> None:
 
 @index.command()
 @_INDEX
-@click.option("--yes", is_flag=True, help="Do not ask")
-@click.option("--force", is_flag=True, help="Also an index that others made, an alias serves, or that is red")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation")
+@click.option("--force", is_flag=True, help="Even if another client created it, an alias points to it, or it is red")
 @connection_options
 @json_option
 def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bool) -> int:
-    """Delete an index that sparse-ingest made or loaded, and the pipelines that `index create` installed for it.
+    """Delete an index that sparse-ingest created or loaded, and the pipelines that `index create` installed for it.
 
-    Nothing else is deleted: not a pipeline that another client replaced or that another index uses, and no run folder.
+    Run folders, and pipelines that another client replaced or another index uses, are kept.
     """
     from sparse_ingest.cluster.index_admin import drop_index
 
@@ -113,41 +113,41 @@ def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bo
     if report.pipelines:
         lines.append(f"Its pipelines were deleted: {', '.join(report.pipelines)}.")
     print_report(as_json, asdict(report), lines)
-    for sentence in report.kept:
-        click.echo(sentence, err=True)
+    for message in report.kept:
+        click.echo(message, err=True)
     return 0
 
 
 @click.command()
 @pipeline_options("model", "engine")
 @click.option("--corpus", "specs", multiple=True, required=True, metavar="SPEC",
-              help="As for encode: files, addresses, hf:NAME, - for standard input; may be repeated")  # fmt: skip
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="F", help="The table to write, idf.json")
+              help="File, folder, address, hf:NAME, or - for standard input (see encode); may be repeated")  # fmt: skip
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="F", help="Table to write, idf.json")
 @stage_options(IdfOptions, "keep", "no_text")
 @json_option
 def idf(pipeline: Pipeline, specs: tuple[str, ...], out: Path, options: IdfOptions, as_json: bool) -> int:
-    """Write the weight of each token for inference-free queries, counted in a corpus.
+    """Count a corpus and write the IDF weight of each token, for inference-free queries.
 
     \b
     sparse-ingest idf --model MODEL --corpus corpus.jsonl --out idf.json
 
-    The weight of a token is ln(1 + (N - n + 0.5) / (n + 0.5)) when n of N documents have it, and 1.0 when none has.
-    A folder with this idf.json and the model's tokenizer files is a query side ([model] query); a tokenizer model
-    of OpenSearch is made of the same two files. Needs no torch.
+    The weight of a token is ln(1 + (N - n + 0.5) / (n + 0.5)) if n of N documents have it, and 1.0 if no document does.
+    A folder with this idf.json and the model's tokenizer files can be used as [model] query; a tokenizer model of
+    OpenSearch consists of the same two files. Needs no torch.
 
-    Exit code 3: finished, but bad documents were left out.
+    Exit code 3: finished, but bad documents were skipped.
     """
     from sparse_ingest.queries.idf import write_idf
 
     with TerminalReporter() as reporter:
         report = write_idf(specs, out, pipeline=pipeline, options=options, progress=reporter)
     line = (
-        f"{report.out}: weights of {report.vocabulary:,} tokens, {report.seen:,} of which are in "
-        f"{report.documents:,} documents; the others weigh 1."
+        f"{report.out}: weights of {report.vocabulary:,} tokens; {report.seen:,} of them occur in "
+        f"{report.documents:,} documents, the rest have weight 1."
     )
     print_report(as_json, {**report._asdict(), "out": str(report.out)}, [line])
     if report.skipped:
-        click.echo(f"{report.skipped:,} bad documents were left out.", err=True)
+        click.echo(f"{report.skipped:,} bad documents were skipped.", err=True)
     return 3 if report.skipped else 0
 
 
@@ -161,11 +161,11 @@ def _ask(question: str) -> bool:
 
 
 def _shown(report: IndexReport) -> dict[str, object]:
-    """A report in words; what is not there is None or empty."""
+    """Return a report as text by label; missing values are None or empty."""
     model = report.model or {}
-    stamp = f"run {report.run_id}, {report.load}" if report.run_id else "never loaded by sparse-ingest"
-    if report.unreadable:
-        stamp = report.unreadable
+    loaded = f"run {report.run_id}, {report.load}" if report.run_id else "never loaded by sparse-ingest"
+    primaries = "1 primary" if report.primaries == 1 else f"{report.primaries} primaries"
+    replicas = "1 replica" if report.replicas == 1 else f"{report.replicas} replicas"
     fields = (f"{name} ({kind or 'not mapped'})" for name, kind in sorted(report.fields.items()))
     return {
         "index": report.index if report.index == report.asked else f"{report.index} (alias {report.asked})",
@@ -174,14 +174,14 @@ def _shown(report: IndexReport) -> dict[str, object]:
         "field": f"{report.field} ({report.kind})" if report.field else "no sparse field",
         "model": model.get("document"),
         "revision": model.get("revision"),
-        "load": stamp,
+        "load": report.unreadable or loaded,
         "runs": len(report.runs) if len(report.runs) > 1 else None,
         "pruning": in_words(report.pruning or {}),
         "query settings": in_words(report.query or {}),
         "kept fields": ", ".join(fields),
         "documents": f"{report.documents:,}",
         "size": f"{report.bytes / 1e6:,.1f} MB in {report.segments} segments",
-        "shards": f"{report.primaries} primaries, {report.replicas} replicas of each",
+        "shards": f"{primaries}, {replicas} each",
         "search pipeline": report.search_pipeline,
         "ingest pipeline": report.ingest_pipeline,
         "final pipeline": report.final_pipeline,

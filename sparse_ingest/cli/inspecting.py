@@ -1,4 +1,4 @@
-"""The command `inspect`: what a model is, before anything is encoded with it."""
+"""The command `inspect`: properties of a model, before encoding with it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ TEXTS = ["Yeast makes dough rise.", "The river carries sand to the sea.", "How t
 @json_option
 @pipeline_options("model", "trust_remote_code", "engine", model=click.argument("model", required=False))
 def inspect(as_json: bool, pipeline: Pipeline) -> None:
-    """Show what MODEL is: family, parts, activation, limits, vocabulary, license; and what will matter later.
+    """Show the family, activation, limits, vocabulary and license of MODEL, with warnings.
 
-    MODEL is a hub id, a folder, or package:NAME/PATH. No code of the model runs. Weights are loaded only for a plain
-    masked LM: its files do not state whether it was trained for sparse vectors, so a few texts are encoded to find
-    out. Pin a revision with --set model.revision=REVISION.
+    MODEL is a hub id, a folder, or package:NAME/PATH. Code of the model is not run. Weights are loaded only for a plain
+    masked LM: a few texts are encoded to find out whether it was trained for sparse vectors. Pin a revision with
+    --set model.revision=REVISION.
     """
     from sparse_ingest.checkpoints.inspect import inspect_model
 
@@ -56,7 +56,7 @@ def _tried(found: Inspection, pipeline: Pipeline) -> str | None:
 
 
 def _lines(found: Inspection) -> Iterator[str]:
-    """Aligned lines; the query side is shortened where it is the document side's own model."""
+    """Yield aligned lines; the query side is shortened if it is the same model as the document side."""
     first = found.document or found.query
     yield from _origin("model", first)
     if found.document is not None:
@@ -65,7 +65,7 @@ def _lines(found: Inspection) -> Iterator[str]:
     if found.query.model != first.model:
         yield from (*_origin("query model", found.query), "")
     if found.document is not None and found.query == replace(found.document, prompt=found.query.prompt):
-        yield _line("queries", "as documents")
+        yield _line("queries", "same as documents")
         if found.query.prompt:
             yield _line("prompt", repr(found.query.prompt))
     else:
@@ -77,7 +77,7 @@ def _origin(title: str, side: Side) -> Iterator[str]:
     yield _line(title, side.model)
     yield _line("family", side.family)
     yield _line("revision", side.revision) if side.revision else _line("sha256", side.sha256)
-    yield _line("license", side.license or "unknown: the model has no card, or its card does not say")
+    yield _line("license", side.license or "unknown: not in a model card")
     yield _line("language", ", ".join(side.languages) or "unknown")
 
 
@@ -88,19 +88,19 @@ def _side(title: str, side: Side) -> Iterator[str]:
         yield _line("activation", f"{ACTIVATIONS.get(side.activation or '', side.activation)}, pooling {side.pooling}")
     else:
         yield _line(title, "weight table: no model runs for a query")
-        yield _line("not in it", f"a token that the table lacks weighs {side.missing_idf_weight}")
+        yield _line("missing", f"tokens that are not in the table have the weight {side.missing_idf_weight}")
     positions = f" (position table: {side.positions:,})" if side.positions else ""
     yield _line("limit", f"{_number(side.max_length)} tokens{positions}" if side.max_length else "none")
     yield _line("vocabulary", f"{_number(side.vocabulary_size)} tokens, {side.tokenizer or 'tokenizer unknown'}")
     if side.ids_without_token:
         from sparse_ingest.checkpoints.card import named_ranges
 
-        yield _line("", f"no token has the ids {named_ranges(side.ids_without_token)}: weights there are omitted")
+        yield _line("", f"ids without a token: {named_ranges(side.ids_without_token)}; their weights are omitted")
     special = " ".join(f"{name.removesuffix('_token')} {token}" for name, token in side.special_tokens.items())
-    counted = "count like others" if side.special_token_weights == "keep" else "weigh nothing"
-    yield _line("special", f"{special or 'none'}; in vectors they {counted}")
+    kept = "kept" if side.special_token_weights == "keep" else "zero"
+    yield _line("special", f"{special or 'none'}; weights in vectors: {kept}")
     if side.max_active_dims:
-        yield _line("terms", f"at most {side.max_active_dims:,} a text")
+        yield _line("terms", f"at most {side.max_active_dims:,} per text")
     if side.prompt:
         yield _line("prompt", repr(side.prompt))
 

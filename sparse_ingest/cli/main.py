@@ -1,8 +1,7 @@
-"""The `sparse-ingest` command: its groups, where errors become messages and exit codes, and the standard streams.
+"""The `sparse-ingest` command: its subcommands, errors as messages and exit codes, and the standard streams.
 
-Characters that a stream cannot encode are escaped, as `\\u2014`. Output to a closed stream is discarded. Notes that
-standard error does not take, on a full disk or a terminal that is gone, are lost and end nothing.
-A terminal shows control characters (terminal.py).
+Characters that a stream cannot encode are escaped, as `\\u2014`. Output to a closed stream is discarded. If standard
+error fails (full disk, closed terminal), its messages are lost and the command continues.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from sparse_ingest.cli.terminal import guarded
 from sparse_ingest.errors import SparseIngestError
 from sparse_ingest.storage.waiting import left_behind
 
-_AGAIN = "then start the same command again: what is finished is kept."
+_AGAIN = "then start the same command again: finished work is kept."
 # Of the errors that a thread or a shared library without memory raises.
 _MEMORY = ("start new thread", "failed to map segment", "allocate memory")
 _ADVICE = {
@@ -41,7 +40,7 @@ _ADVICE = {
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("sparse-ingest"), prog_name="sparse-ingest")
 def cli() -> None:
-    """Text corpora to learned-sparse vectors to OpenSearch.
+    """Encode text with SPLADE models, load the vectors into OpenSearch, and search them.
 
     \b
     sparse-ingest encode --model MODEL --corpus corpus.jsonl --out RUN
@@ -56,7 +55,7 @@ for group in (inspecting, encoding, indexing, loading, planning, searching, eval
 
 
 def main() -> None:
-    """Run the command line; a `SparseIngestError` becomes one message and its exit code."""
+    """Run the command line and exit. A `SparseIngestError` is printed as one message."""
     _open_closed()
     sys.stdout = guarded(_escaping(sys.stdout))
     sys.stderr = guarded(_escaping(sys.stderr, lenient=True), is_log=True)
@@ -93,11 +92,11 @@ def _run() -> object:
         click.echo(f"Error: {error}", err=True)
         return error.exit_code
     except BrokenPipeError:
-        return 1  # the reader of a pipe has enough
+        return 1  # the reader closed the pipe
     except UnicodeEncodeError as error:
         part = ascii(error.object[max(0, error.start - 40) : error.end + 40])
         click.echo(
-            f"Error: {part} cannot be written in {error.encoding}. Give names and arguments in UTF-8, and set a UTF-8 "
+            f"Error: {part} cannot be encoded as {error.encoding}. Pass names and arguments in UTF-8, and set a UTF-8 "
             "locale (LC_ALL=C.UTF-8).",
             err=True,
         )
@@ -116,12 +115,12 @@ def _run() -> object:
 
 
 def _open_closed() -> None:
-    """Open the null device as each standard stream that is closed: otherwise the next file gets its descriptor."""
+    """Open the null device for each closed standard stream: otherwise the next opened file gets its descriptor."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest descriptor that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
 
 
 class _Ascii(io.TextIOWrapper):
@@ -131,7 +130,7 @@ class _Ascii(io.TextIOWrapper):
 
 
 class _Lenient(io.FileIO):
-    """A file that loses what cannot be written."""
+    """A file that discards what cannot be written."""
 
     def write(self, content: Any) -> int:
         with contextlib.suppress(OSError):
@@ -140,7 +139,7 @@ class _Lenient(io.FileIO):
 
 
 def _escaping(stream: TextIO | None, *, lenient: bool = False) -> TextIO:
-    """Return a standard stream that escapes what it cannot encode."""
+    """Return the stream so that it escapes what it cannot encode."""
     if stream is None:  # closed, as by `2>&-`
         return Path(os.devnull).open("w", encoding="utf-8")
     if isinstance(stream, io.TextIOWrapper):

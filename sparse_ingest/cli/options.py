@@ -1,4 +1,4 @@
-"""Options that several commands share, each group one decorator; those of a stage come from its dataclass."""
+"""Options that several commands share: one decorator for each group. Options of a stage come from its dataclass."""
 
 from __future__ import annotations
 
@@ -31,31 +31,31 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON o
 
 
 def print_json(value: object, indent: int | None = 2) -> None:
-    """Print `value` as JSON on standard output; if its encoding is not UTF, characters beyond ASCII are escaped."""
+    """Print `value` as JSON; characters beyond ASCII are escaped if standard output is not in a UTF encoding."""
     is_utf = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
     click.echo(json.dumps(value, ensure_ascii=not is_utf, indent=indent))
 
 
 def print_report(as_json: bool, content: object, lines: Iterable[str]) -> None:
-    """Print what a command found: `content` as JSON, or `lines` for people, each on one line of a terminal."""
+    """Print `content` as JSON, or `lines`, each on one line of a terminal."""
     if as_json:
         print_json(content)
-        return
-    for line in lines:
-        click.echo(one_line(line))
+    else:
+        for line in lines:
+            click.echo(one_line(line))
 
 
 def print_result(as_json: bool, content: object, lines: Iterable[str]) -> None:
-    """Print what finished work did. If standard output takes nothing, that is a note: the work is done."""
+    """Print the report of finished work. If standard output fails, print a note: the work is done."""
     try:
         print_report(as_json, content, lines)
     except OSError as error:
         drop_output(sys.stdout)
-        click.echo(f"All is done, but standard output did not take the report: {error.strerror}.", err=True)
+        click.echo(f"Done, but the report could not be written to standard output: {error.strerror}.", err=True)
 
 
 def drop_output(stream: TextIO) -> None:
-    """Drop what a closed pipe or a full disk did not take: Python would try to write it again at exit."""
+    """Discard what a closed pipe or a full disk refused: Python would try to write it again at exit."""
     try:
         stream.flush()
     except OSError:
@@ -63,7 +63,7 @@ def drop_output(stream: TextIO) -> None:
 
 
 def utf8_text(argument: str) -> str:
-    """Return an argument decoded as UTF-8, also in a locale that is not UTF-8, where Python keeps its bytes.
+    """Decode an argument as UTF-8 in every locale.
 
     Raises:
         UsageError: it is not UTF-8.
@@ -74,16 +74,16 @@ def utf8_text(argument: str) -> str:
         try:
             return os.fsencode(argument).decode()
         except UnicodeError:
-            raise UsageError(f"{ascii(argument)} holds bytes that are not UTF-8. Give it in UTF-8.") from None
+            raise UsageError(f"{ascii(argument)} is not valid UTF-8. Pass it in UTF-8.") from None
     return argument
 
 
 def joined_options(
     keyword: str, build: Callable[..., object], options: dict[str, Option], *given: str
 ) -> Callable[[F], F]:
-    """Add options, by the names of their values; the command receives what `build` makes of them as `keyword`.
+    """Add options; the command receives `keyword`, the result of `build` on their values.
 
-    `given` are keywords of decorators above, which `build` receives, too.
+    `build` also receives `given`, the keywords of decorators above.
     """
 
     def decorate(command: F) -> F:
@@ -101,7 +101,7 @@ def joined_options(
 
 
 def refuse_flags(names: Collection[str], why: str) -> None:
-    """Refuse options on the command line that would have no effect; those from environment variables are ignored."""
+    """Refuse options on the command line that would have no effect; environment variables are ignored."""
     context = click.get_current_context()
     for given in context.command.params:
         if given.name in names and context.get_parameter_source(given.name) is ParameterSource.COMMANDLINE:
@@ -109,12 +109,9 @@ def refuse_flags(names: Collection[str], why: str) -> None:
 
 
 def stage_options(kind: type[Any], *omitted: str, **types: click.ParamType[Any]) -> Callable[[F], F]:
-    """One option for each setting of a dataclass that has a help text; the command receives the keyword `options`.
+    """Add an option for each setting with a help text; the command receives the keyword `options`, a `kind`.
 
-    Args:
-        kind: The dataclass.
-        *omitted: Settings that the command has no option for.
-        **types: Types of the options that take less than the dataclass.
+    `omitted` settings get no option; `types` restrict the values of options.
     """
     return joined_options("options", kind, _options_of(kind, *omitted, **types))
 
@@ -126,7 +123,6 @@ def _options_of(kind: type[Any], *omitted: str, **types: click.ParamType[Any]) -
 
 
 def _option_of(entry: Field[Any], hint: Any, given: click.ParamType[Any] | None) -> Option:
-    """The option of one setting; its type decides what may be given."""
     settings: dict[str, Any] = {"help": entry.metadata["help"], "metavar": entry.metadata["metavar"]}
     if variable := entry.metadata["env"]:
         settings |= {"help": f"{settings['help']}  [env: {variable}]", "envvar": variable}
@@ -158,22 +154,18 @@ def _option_of(entry: Field[Any], hint: Any, given: click.ParamType[Any] | None)
 
 
 def _assigned(_context: object, asked: click.Parameter, given: tuple[str, ...]) -> dict[str, str] | None:
-    """The pairs of an option such as `--map price=float --map year=integer`."""
+    """Return the pairs of an option such as `--map price=float --map year=integer`."""
     found: dict[str, str] = {}
     for text in given:
         name, _, value = text.rpartition("=")
         if not name or found.setdefault(name, value) != value:
-            what = f"{name!r} is {found[name]} and {value}" if name else f"{text!r} is no {asked.metavar}"
+            what = f"{name!r} is {found[name]} and {value}" if name else f"{text!r} is not {asked.metavar}"
             raise UsageError(f"{asked.opts[0]}: {what}. Give each field once, such as price=float.")
     return found or None
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
-
-
 def _query_of(text: str) -> dict[str, Any]:
-    """The query in the text of --filter, or in the file that it names."""
+    """Return the query in the text of --filter, or in the file after "@"."""
     content: bytes | str = (text := utf8_text(text))
     place = f"--filter {text}" if text.startswith("@") else "--filter"
     try:
@@ -184,29 +176,36 @@ def _query_of(text: str) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{place} cannot be read: {first_line(error)}.") from error
     except ValueError as error:
-        raise UsageError(f"{place} is no JSON: {first_line(error)}. An example: '{_FILTER}'.") from error
+        raise UsageError(f"{place} is not JSON: {first_line(error)}. Example: '{_FILTER}'.") from error
     if not isinstance(query, dict) or len(query) != 1:
-        raise UsageError(f"{place} must be one query of OpenSearch, an object with one key, such as '{_FILTER}'.")
+        raise UsageError(f"{place} must be one OpenSearch query, an object with one key. Example: '{_FILTER}'.")
     return query
 
 
-# What the text of an option is converted with, by the type of the setting.
-_TYPES: dict[Any, Any] = {int: click.IntRange(min=1), Path: place_of, tuple: _names, Mapping: _query_of}
+# Type of a setting to the converter of its option.
+_TYPES: dict[Any, Any] = {
+    int: click.IntRange(min=1),
+    Path: place_of,
+    tuple: lambda text: tuple(text.split(",")),
+    Mapping: _query_of,
+}
 
 
 @dataclass(frozen=True)
 class _PipelineFlags:
-    """What names and changes a pipeline. `pipeline.model.document` is None when the user named no model."""
+    """Options that name and change a pipeline."""
 
-    model: str | None = option(None, "Model: a hub id, a folder, or package:NAME/PATH", metavar="M")
-    trust_remote_code: bool = option(False, "Run the Python files of a checkpoint that brings its own architecture")
-    file: str | None = option(None, "Pipeline file, or the name of a packaged one", metavar="P", flags="--pipeline")
-    assignments: tuple[str, ...] = option((), "Override one setting", metavar="TABLE.KEY=VALUE", flags="--set")
-    engine: EngineName | None = option(None, "How to ask the index  [default: exact; of a sparse_vector field seismic]")
+    model: str | None = option(None, "Model: hub id, folder, or package:NAME/PATH", metavar="M")
+    trust_remote_code: bool = option(False, "Run the Python code of a checkpoint with a custom architecture")
+    file: str | None = option(None, "Pipeline file, or name of a packaged pipeline", metavar="P", flags="--pipeline")
+    assignments: tuple[str, ...] = option(
+        (), "Override a setting; repeatable", metavar="TABLE.KEY=VALUE", flags="--set"
+    )
+    engine: EngineName | None = option(None, "Search method  [default: exact, or seismic for sparse_vector]")
 
     @classmethod
     def pipeline(cls, tables: Sequence[str], **given: Any) -> Pipeline:
-        """Return the pipeline that the options of a command give; `tables` are those that --set may change."""
+        """Return the pipeline; `tables` are those that --set may change."""
         flags = cls(**given)
         pipeline = pipeline_of(flags.model or None, flags.file or None)
         if flags.trust_remote_code:
@@ -216,12 +215,10 @@ class _PipelineFlags:
 
 
 def pipeline_options(tables: str, *omitted: str, **instead: Option) -> Callable[[F], F]:
-    """Add the options that name and change a pipeline. The command receives the keyword `pipeline`, a `Pipeline`.
+    """Add the options that name and change a pipeline; the command receives the keyword `pipeline`.
 
-    Args:
-        tables: Tables that the command reads, separated by spaces; --set refuses others.
-        *omitted: Settings that the command has no option for.
-        **instead: Options that replace those of the settings.
+    Its model is None unless named. `tables`, separated by spaces, are those that --set may change. `omitted` settings
+    get no option; `instead` are options that replace those of the settings.
     """
     build = functools.partial(_PipelineFlags.pipeline, tables.split())
     return joined_options("pipeline", build, {**_options_of(_PipelineFlags, *omitted), **instead})

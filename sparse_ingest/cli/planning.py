@@ -28,10 +28,10 @@ SAMPLE = click.IntRange(10, MOST_QUERIES)
 @click.command()
 @click.argument("run", type=place_of)
 @click.option("--queries", required=True, type=PATH, metavar="F",
-              help="Queries: a file, or the folder of a collection")  # fmt: skip
-@click.option("--index", metavar="NAME", help="Index that holds the run: its engines are measured, and one is chosen")
+              help="File of queries, or folder of a collection")  # fmt: skip
+@click.option("--index", metavar="NAME", help="Index that holds the run: measure its engines and choose one")
 @stage_options(PlanOptions, qrels=PATH, out=PATH, sample=SAMPLE, loss=click.FloatRange(0, 1, max_open=True))
-@click.option("--all", "every", is_flag=True, help="Show every row of the frontier, not only ten")
+@click.option("--all", "every", is_flag=True, help="Show all rows of the frontier, not only ten")
 @pipeline_options("model index query", "engine")
 @connection_options
 @json_option
@@ -41,11 +41,11 @@ def plan(run: Place, queries: Path, options: PlanOptions, every: bool, as_json: 
     \b
     plan RUN --queries F --out DIR                        how to prune documents and queries
     load RUN --index NAME --pipeline DIR/pipeline.toml    apply it; the index remembers the query settings
-    plan RUN --queries F --index NAME                     which engine, with which settings, for that index
+    plan RUN --queries F --index NAME                     which engine and settings to use for that index
 
-    Every rule is tried on the run folder in one pass; the ground truth is exact search of whole vectors. One half of
-    the queries chooses, the other half must confirm: on both, the 95% interval of the loss must end within --loss. The
-    table shows the settings that no other one beats, and exact search for comparison; * marks the one taken.
+    Every pruning rule is tried in one pass; the ground truth is exact search of unpruned vectors. One half of the
+    queries chooses, the other half confirms: on both, the 95% interval of the loss must end within --loss. The table
+    shows the Pareto frontier, and exact search for comparison; * marks the chosen setting.
 
     Exit code 1: no setting is certain to keep the loss within --loss.
     """

@@ -1,4 +1,4 @@
-"""Progress on standard error: a tqdm bar on a terminal, otherwise one line every 10 s. Signals that ask to stop."""
+"""Progress on standard error: a tqdm bar on a terminal, otherwise one line every 10 s. SIGTERM handling."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LINE_EVERY_S = 10.0
 
 @contextlib.contextmanager
 def handling(handler: Callable[..., object]) -> Iterator[None]:
-    """Handle SIGTERM and SIGHUP in the block. One that is ignored, as SIGHUP is by nohup, stays ignored."""
+    """Handle SIGTERM and SIGHUP in the block. An ignored signal, as SIGHUP under nohup, stays ignored."""
     numbers = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
@@ -32,9 +32,9 @@ def handling(handler: Callable[..., object]) -> Iterator[None]:
 
 
 class TerminalReporter(TqdmReporter):
-    """Counts what a stage does; rates leave out what an earlier start did. Use it in a `with` block.
+    """Progress of a stage; rates exclude units that an earlier start finished. Use it in a `with` block.
 
-    With `stoppable`, SIGTERM and SIGHUP make `stop_requested` true inside the block instead of ending the process.
+    With `stoppable`, SIGTERM and SIGHUP set `stop_requested` in the block instead of ending the process.
     """
 
     def __init__(self, *, stoppable: bool = False) -> None:
@@ -58,15 +58,15 @@ class TerminalReporter(TqdmReporter):
     def _stop(self, *signal_and_frame: object) -> None:
         self._stopping = True
         stopping.set()
-        with contextlib.suppress(RuntimeError):  # the signal came while a line was written
+        with contextlib.suppress(RuntimeError):  # a line was being written
             click.echo("Stopping after the current shard.", err=True)
 
     def stop_requested(self) -> bool:
-        """Return whether SIGTERM or SIGHUP came."""
+        """Return whether SIGTERM or SIGHUP was received."""
         return self._stopping
 
     def begin(self, unit: str, total: int | None = None) -> None:
-        """Start a bar; the one before is finished."""
+        """Start a bar; finish the previous one."""
         with self._lock:
             self.close()
             self._unit, self._total = unit, total
@@ -76,7 +76,7 @@ class TerminalReporter(TqdmReporter):
             self._began = self._last_line = time.monotonic()
 
     def expect(self, total: int) -> None:
-        """Correct the number of units that the stage is believed to have."""
+        """Correct the expected number of units."""
         self._total = total
         super().expect(total)
 
@@ -96,13 +96,13 @@ class TerminalReporter(TqdmReporter):
             now = time.monotonic()
             seconds = max(now - self._began, 1e-9)
             rate = f"{self._tokens / seconds:,.0f} tokens/s" if self._tokens else ""
-            beside = ", ".join(part for part in (rate, detail) if part)
+            details = ", ".join(part for part in (rate, detail) if part)
             if self._bar is not None:
-                self._bar.set_postfix_str(beside, refresh=False)
+                self._bar.set_postfix_str(details, refresh=False)
                 self._bar.update(count)
             elif now - self._last_line >= LINE_EVERY_S:
                 self._last_line = now
-                self.note(self._line(seconds, beside))
+                self.note(self._line(seconds, details))
 
     def note(self, message: str) -> None:
         """Print one line without breaking the bar."""
@@ -110,9 +110,9 @@ class TerminalReporter(TqdmReporter):
             self._bar.clear()
         click.echo(message, err=True)
 
-    def _line(self, seconds: float, beside: str) -> str:
+    def _line(self, seconds: float, details: str) -> str:
         rate = (self._done - self._earlier) / seconds
-        parts = [f"{self._done:,} {self._unit}", f"{rate:,.1f} {self._unit}/s", beside]
+        parts = [f"{self._done:,} {self._unit}", f"{rate:,.1f} {self._unit}/s", details]
         if self._total and rate:
             parts[0] = f"{self._done:,} of about {self._total:,} {self._unit}"
             parts.append(f"{tqdm.format_interval(max(0, self._total - self._done) / rate)} left")

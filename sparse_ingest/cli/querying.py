@@ -32,61 +32,58 @@ if TYPE_CHECKING:
     from sparse_ingest.queries.weight_table import QueryWeights
     from sparse_ingest.searching.search import SearchableIndex
 
-_queries_option = click.option(
-    "--queries",
-    "queries_path",
-    metavar="F",
-    type=click.Path(exists=True, path_type=Path),
-    help="Many queries: a file of JSON lines, of id<TAB>text, of TREC topics, or a collection's folder",
-)
-_quoting_option = click.option(
-    "--quoting",
-    type=click.Choice(["rfc4180", "none"]),
-    help="With --queries: quotes in csv; none: a quote is a character like any other  [default: rfc4180]",
-)
-
 
 def queries_options(command: F) -> F:
     """Add --queries and --quoting; the command receives the keywords `queries_path` and `quoting`."""
-    return _queries_option(_quoting_option(command))
+    path = click.Path(exists=True, path_type=Path)
+    what = "File of queries (JSON lines, id<TAB>text or TREC topics), or folder of a collection"
+    quoting = "With --queries: quoting of csv files; none: quotes are ordinary characters  [default: rfc4180]"
+    command = click.option("--quoting", type=click.Choice(["rfc4180", "none"]), help=quoting)(command)
+    return click.option("--queries", "queries_path", metavar="F", type=path, help=what)(command)
 
 
 @dataclass(frozen=True)
 class QueryOptions(SearchOptions):
-    """Options of `query`: which body is asked for."""
+    """Options of `query`."""
 
     search_pipeline: str | None = option(
-        None, "Name this installed search pipeline instead of bringing one", metavar="NAME"
+        None, "Use this installed search pipeline instead of one in the body", metavar="NAME"
     )
-    analyzer: str | None = option(
-        None, "Let this analyzer of the server make the weights; needs no model here", metavar="NAME"
-    )
-    model_id: str | None = option(None, "Let this model, deployed in the cluster, make the weights", metavar="ID")
-    without_plugin: bool = option(False, "For a cluster that lacks neural-search: rank_feature clauses")
+    analyzer: str | None = option(None, "Analyzer on the server that computes the weights", metavar="NAME")
+    model_id: str | None = option(None, "Model deployed in the cluster that computes the weights", metavar="ID")
+    without_plugin: bool = option(False, "Use rank_feature clauses, for a cluster without neural-search")
 
     @property
     def is_server_side(self) -> bool:
-        """Whether the server makes the weights."""
+        """Whether the server computes the weights."""
         return self.analyzer is not None or self.model_id is not None
 
     def refuse_conflicts(self) -> None:
-        """Refuse options of which one would silently have no effect."""
+        """Refuse options that do not go together."""
         forms = ("hybrid", "analyzer", "model_id", "without_plugin")
         chosen = [f"--{name.replace('_', '-')}" for name in forms if getattr(self, name)]
         if len(chosen) > 1:
-            raise UsageError(f"{' and '.join(chosen)} are different requests. Give one of them.")
+            raise UsageError(f"{' and '.join(chosen)} cannot be combined. Pass one of them.")
         if self.collapse is not None and (self.hybrid or self.is_server_side):
-            raise UsageError(f"{chosen[0]} goes without --collapse. Leave out one of them.")
+            raise UsageError(f"{chosen[0]} goes without --collapse. Omit one of them.")
+
+
+def require_one_input(text: str | None, queries_path: Path | None) -> None:
+    """Refuse both TEXT and --queries, neither of them, or --quoting without --queries."""
+    if (text is None) == (queries_path is None):
+        raise UsageError("Give either TEXT or --queries F.")
+    if queries_path is None:
+        refuse_flags(("quoting",), "goes with --queries")
 
 
 @click.command()
 @click.argument("text", required=False, type=utf8_text)
 @queries_options
 @click.option("--index", metavar="NAME",
-              help="Use this index's model, field and query settings; --queries names it in each header")  # fmt: skip
+              help="Use the model, field and settings of this index; with --queries, name it in headers")  # fmt: skip
 @stage_options(QueryOptions, "concurrency")
-@click.option("--force", is_flag=True, help="With --index: ask with another model than it was loaded with")
-@click.option("--table", is_flag=True, help="Print the weight of every token of an inference-free model, for services")
+@click.option("--force", is_flag=True, help="With --index: use another model than that of the index")
+@click.option("--table", is_flag=True, help="Print the weights of all tokens of an inference-free model")
 @pipeline_options("model index query")
 @connection_options
 def query(
@@ -99,17 +96,17 @@ def query(
     options: QueryOptions,
     **target: Any,
 ) -> None:
-    """Print the request body that searches an index for TEXT. Needs no cluster, unless --index is given.
+    """Print the request body that searches for TEXT. Needs no cluster unless --index is given.
 
     \b
     sparse-ingest query --model MODEL "your question" |
         curl -H 'content-type: application/json' -d @- URL/INDEX/_search
 
-    With --queries it prints the lines of one request to URL/INDEX/_msearch, for curl --data-binary @- with
-    content-type application/x-ndjson. A body brings the search pipeline that it needs; nothing has to be installed.
+    With --queries it prints one request to URL/INDEX/_msearch, for curl --data-binary @- with content-type
+    application/x-ndjson. Bodies include the search pipeline that they need.
 
-    With --table it prints a JSON object from token to weight, which with the model's tokenizer.json is all that a
-    service in any language needs.
+    With --table it prints a JSON object from token to weight. A service in any language needs only this table and the
+    model's tokenizer.json.
     """
     from sparse_ingest.cluster.search_bodies import msearch_bytes
 
@@ -117,20 +114,17 @@ def query(
         refuse_flags({*CONNECTION_FLAGS, "force"}, "is for --index: without it no cluster is asked")
     if table:
         if (text, queries_path, quoting, index) != (None, None, None, None):
-            raise UsageError("--table is of the model, not of a text or an index. Omit TEXT, --queries and --index.")
+            raise UsageError("--table prints a property of the model. Omit TEXT, --queries and --index.")
         _print_table(pipeline)
         return
     options.refuse_conflicts()
-    if (text is None) == (queries_path is None):
-        raise UsageError("Give either TEXT or --queries F.")
-    if quoting is not None and queries_path is None:
-        raise UsageError("--quoting goes with --queries. Omit it.")
+    require_one_input(text, queries_path)
     if index is not None and queries_path is None and options.is_server_side:
         raise UsageError("--index goes with --queries here: the URL of one request names its index. Omit it.")
     if options.is_server_side and (pipeline.query.top_k or pipeline.query.max_ratio):
         raise UsageError(
-            "query.top_k and query.max_ratio prune weights that are made here; those that the server makes stay whole. "
-            "Leave them out, or leave out --analyzer and --model-id."
+            "query.top_k and query.max_ratio cannot prune weights that the server computes. Omit them, or omit "
+            "--analyzer and --model-id."
         )
     pipeline, engine = _with_index(None if options.is_server_side else index, pipeline, **target)
     for body in _bodies(_weighted(text, queries_path, quoting, pipeline, options), engine, options):
@@ -141,7 +135,7 @@ def query(
 
 
 def opened_index(name: str, connection: Connection, pipeline: Pipeline, *, force: bool = False) -> SearchableIndex:
-    """Open an index, and print the query settings that it remembers on standard error."""
+    """Open an index, and print its stored query settings on standard error."""
     from sparse_ingest.searching.search import open_index
 
     opened = open_index(name, connection=connection, pipeline=pipeline, force=force)
@@ -155,7 +149,7 @@ def opened_index(name: str, connection: Connection, pipeline: Pipeline, *, force
 def _with_index(
     index: str | None, pipeline: Pipeline, *, connection: Connection, force: bool
 ) -> tuple[Pipeline, Engine]:
-    """Return pipeline and engine for an index: those given, if there is none, or no connection but a model."""
+    """Return pipeline and engine for an index. Without an index, or a connection to it, use `pipeline`."""
     from sparse_ingest.cluster.client import UnreachableError
     from sparse_ingest.searching.pipelines import engine_of
 
@@ -177,8 +171,8 @@ def _print_table(pipeline: Pipeline) -> None:
     weights = table.table()
     print_json(weights)
     click.echo(
-        f"{len(weights)} tokens have a weight. A query's weights are those of its distinct tokens, which the model's "
-        f"tokenizer.json makes (do_lower_case and the like in tokenizer_config.json go over it): {table.reading()}.",
+        f"{len(weights)} tokens have a weight. The weights of a query are those of its distinct tokens by the model's "
+        f"tokenizer.json (settings in tokenizer_config.json, such as do_lower_case, override it): {table.reading()}.",
         err=True,
     )
 
@@ -186,7 +180,7 @@ def _print_table(pipeline: Pipeline) -> None:
 def _weighted(
     text: str | None, path: Path | None, quoting: Quoting | None, pipeline: Pipeline, options: QueryOptions
 ) -> Iterator[tuple[str, QueryWeights]]:
-    """The text, or those of a file of queries, with their weights, as many at a time as the model takes."""
+    """Yield the text, or each text of a file of queries, with its weights; queries are encoded in batches."""
     from sparse_ingest.corpora.collections import read_queries
     from sparse_ingest.searching.query import many_query_weights, query_weights
 
@@ -205,9 +199,9 @@ def _weighted(
 def _bodies(
     weighted: Iterable[tuple[str, QueryWeights]], engine: Engine, options: QueryOptions
 ) -> Iterator[SearchBody]:
-    """The bodies of some texts with their weights; says at the end what was left out or scaled."""
+    """Yield the body of each text, then report omitted tokens and scaled weights."""
     from sparse_ingest.cluster.limits import fit_weights
-    from sparse_ingest.searching.query import keyed, tell_of_lost
+    from sparse_ingest.searching.query import keyed, warn_of_omitted
 
     scaled, scale = 0, 1.0
     lost: dict[str, None] = {}
@@ -217,11 +211,10 @@ def _bodies(
         scaled, scale = scaled + (fitted.scale != 1), max(scale, fitted.scale)
         body = _body(text, weights, engine, options)
         yield body | {"search_pipeline": options.search_pipeline} if options.search_pipeline else body
-    tell_of_lost(lost)
+    warn_of_omitted(lost)
     if scaled:
-        what = f"the weights of {scaled} queries were divided" if scaled > 1 else "all were divided"
-        most = "up to " if scaled > 1 else ""
-        click.echo(f"OpenSearch takes weights up to 64: {what} by {most}{scale:g}, and so are the scores.", err=True)
+        what = f"the weights of {scaled} queries were divided by up to" if scaled > 1 else "all were divided by"
+        click.echo(f"OpenSearch takes weights up to 64: {what} {scale:g}, which divides the scores too.", err=True)
 
 
 def _body(text: str, weights: QueryWeights, engine: Engine, options: QueryOptions) -> SearchBody:
@@ -234,7 +227,7 @@ def _body(text: str, weights: QueryWeights, engine: Engine, options: QueryOption
         return hybrid_body(text, weights, engine, **settings)
     if options.without_plugin:
         if engine.name != "exact":
-            raise UsageError(f"Without the neural-search plugin there is no engine {engine.name}. Leave out --engine.")
+            raise UsageError(f"The engine {engine.name} needs the neural-search plugin. Omit --engine.")
         return rank_feature_body(weights, field=engine.field, collapse=options.collapse, **settings)
     return engine_body(weights, engine, collapse=options.collapse, **settings)
 

@@ -1,4 +1,4 @@
-"""`search`: text in; ranked hits with the terms that made their scores out. Many queries give a run file."""
+"""`search`: search an index or a run folder for one text, with the terms of each score, or for a file of queries."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sparse_ingest.cli.options import (
     stage_options,
     utf8_text,
 )
-from sparse_ingest.cli.querying import queries_options
+from sparse_ingest.cli.querying import queries_options, require_one_input
 from sparse_ingest.cli.terminal import bold
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline
@@ -44,7 +44,7 @@ MOST_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class Target:
-    """What is searched: an index or a run folder, with which model."""
+    """The index or run folder to search, and the model."""
 
     index: str | None
     run: Place | None
@@ -53,7 +53,7 @@ class Target:
     connection: Connection
 
     def opened(self) -> contextlib.AbstractContextManager[SearchableRun | SearchableIndex]:
-        """Open it for the block.
+        """Open the index or run for the block.
 
         Raises:
             UsageError: both are given, or neither.
@@ -70,10 +70,10 @@ class Target:
 
 
 def target_options(force: str, tables: str = "model index query") -> Callable[[F], F]:
-    """What is searched, with which model; `force` is a help text. The command receives the keyword `target`."""
+    """Add --index, --run, --force and the options of model and connection; the command receives `target`."""
     options = {
         "index": click.option("--index", metavar="NAME", help="Search this index or alias"),
-        "run": click.option("--run", metavar="RUN", type=place_of, help="Search this run folder exactly, no server"),
+        "run": click.option("--run", metavar="RUN", type=place_of, help="Search this run folder, without a server"),
         "force": click.option("--force", is_flag=True, help=force),
     }
     target = joined_options("target", Target, options, "pipeline", "connection")
@@ -84,28 +84,25 @@ def target_options(force: str, tables: str = "model index query") -> Callable[[F
 @click.argument("text", required=False, type=utf8_text)
 @queries_options
 @stage_options(SearchOptions, concurrency=click.IntRange(1, MOST_AT_ONCE))
-@click.option("--explain", is_flag=True, help="Show every term of each score: query weight x stored weight")
+@click.option("--explain", is_flag=True, help="Show query weight x stored weight of every term")
 @click.option("--trec", is_flag=True, help="Print a TREC run: query Q0 document rank score tag")
 @json_option
-@target_options("Search with another model than the index or run was made with")
+@target_options("Search with another model than that of the index or run")
 def search(text: str | None, queries_path: Path | None, target: Target, options: SearchOptions, **given: Any) -> None:
-    """Search an index or a run folder for TEXT, and show which terms made each score.
+    """Search an index or a run folder for TEXT, and show the terms of each score.
 
-    The model is the one that made the run or the index; --model or --pipeline may name it again, such as where it is
-    elsewhere. With --queries it prints a TREC run, or with --json a line a query, and says on standard error how long
-    they took.
+    The default model is that of the run or index; --model or --pipeline can give its new location. With --queries it
+    prints a TREC run, or with --json one line per query, and the times on standard error.
     """
     from sparse_ingest.corpora.collections import read_queries
     from sparse_ingest.evaluation.trec import trec_lines
     from sparse_ingest.searching.hits import Ranked
 
     explain, trec, as_json = (given[name] for name in ("explain", "trec", "as_json"))
-    if (text is None) == (queries_path is None):
-        raise UsageError("Give either TEXT or --queries F.")
+    require_one_input(text, queries_path)
     if trec and as_json:
-        raise UsageError("--trec and --json are two forms of the same answer. Give one of them.")
-    given |= {**vars(options), "engine": target.pipeline.query.engine}
-    _refuse_conflicts(given, of_run=target.run is not None, many=text is None)
+        raise UsageError("--trec and --json cannot be combined. Pass one of them.")
+    _refuse_conflicts(target, options, many=text is None)
     with target.opened() as opened:
         if text is None:
             ranked = opened.rank(read_queries(queries_path or Path(), given["quoting"]), options)
@@ -124,28 +121,23 @@ def search(text: str | None, queries_path: Path | None, target: Target, options:
         click.echo("Nothing found.", err=True)
 
 
-def _refuse_conflicts(given: dict[str, Any], *, of_run: bool, many: bool) -> None:
-    """Refuse options of which one would silently have no effect."""
-    for applies, names, why in (
-        (
-            of_run,
-            ("filter", "hybrid", "engine", "allow_partial"),
-            "asks a server, and --run searches exactly without one",
-        ),
-        (many, ("collapse", "explain", "hybrid"), "is for one TEXT"),
-        (given["hybrid"], ("collapse", "explain"), "goes without --hybrid"),
-    ):
-        for name in names:
-            if applies and given[name]:
-                raise UsageError(f"--{name.replace('_', '-')} {why}. Leave it out.")
-    if not many and given["quoting"]:
-        raise UsageError("--quoting goes with --queries. Omit it.")
-    if not many and given["concurrency"] > 1:
-        raise UsageError("--concurrency goes with --queries; one TEXT is one request.")
+def _refuse_conflicts(target: Target, options: SearchOptions, *, many: bool) -> None:
+    """Refuse options that would have no effect."""
+    if target.run is not None:
+        why = "needs a server, and --run searches exactly without one"
+        refuse_flags(("filter", "hybrid", "allow_partial"), why)
+        if target.pipeline.query.engine:
+            raise UsageError(f"--engine {why}. Omit it.")
+    if many:
+        refuse_flags(("collapse", "explain", "hybrid"), "is for one TEXT")
+    if options.hybrid:
+        refuse_flags(("collapse", "explain"), "goes without --hybrid")
+    if not many and options.concurrency > 1:
+        raise UsageError("--concurrency goes with --queries. Omit it.")
 
 
 def _print_ranked(ranked: Iterator[Ranked], concurrency: int | None, *, as_json: bool) -> None:
-    """Print the rankings, then how long they took; `concurrency` is None where no server answered."""
+    """Print the rankings, then their times; `concurrency` is None for a run folder."""
     from sparse_ingest.evaluation.trec import trec_lines
 
     began = time.perf_counter()
@@ -164,21 +156,21 @@ def _print_ranked(ranked: Iterator[Ranked], concurrency: int | None, *, as_json:
                 line = {"query_id": one.query_id, "hits": hits, "latency_ms": latencies[-1], "took_ms": one.took_ms}
                 print_json(line, indent=None)
             else:
-                # An id that such a file cannot hold is refused before the first line is printed.
+                # An id that a TREC run cannot hold is refused before the first line is printed.
                 trec.write(trec_lines(one))
         trec.seek(0)
         for text in trec:
             click.echo(text, nl=False)
     seconds, count = time.perf_counter() - began, len(latencies)
     if not count:
-        click.echo("The file holds no query.", err=True)
+        click.echo("The file has no queries.", err=True)
         return
-    summary = f"{count} queries in {seconds:.2f} s, {count / seconds:.1f} a second, encoding included."
+    summary = f"{count} queries in {seconds:.2f} s, {count / seconds:.1f} queries/s, encoding included."
     if empty:
-        summary += f" {empty} of them found nothing."
+        summary += f" {empty} of them have no hits."
     if concurrency is not None:
-        at_once = f" with {concurrency} at once" if concurrency > 1 else ""
-        summary += f" A request took {_percentiles(latencies)}{at_once}; the server says {_percentiles(took)}."
+        in_flight = f" with {concurrency} in flight" if concurrency > 1 else ""
+        summary += f" A request took {_percentiles(latencies)}{in_flight}; the server reports {_percentiles(took)}."
     click.echo(summary, err=True)
 
 
@@ -192,14 +184,7 @@ def _percentiles(milliseconds: list[float]) -> str:
 def _as_json(hit: Hit) -> dict[str, Any]:
     from sparse_ingest.searching.hits import snippet
 
-    return {
-        "rank": hit.rank,
-        "score": hit.score,
-        "id": hit.id,
-        "snippet": snippet(hit),
-        "fields": hit.fields,
-        "terms": [term._asdict() for term in hit.terms],
-    }
+    return {**hit._asdict(), "snippet": snippet(hit), "terms": [term._asdict() for term in hit.terms]}
 
 
 def _as_lines(hit: Hit, *, explain: bool) -> list[str]:
@@ -217,7 +202,7 @@ def _as_lines(hit: Hit, *, explain: bool) -> list[str]:
 
 
 def _explained(hit: Hit) -> list[str]:
-    """The table of a hit's terms: their contributions sum to the score."""
+    """Return a table of the terms of a hit, whose contributions sum to the score."""
     if not hit.terms:
         return []
     width = max(8, *(len(term.token) for term in hit.terms))
@@ -227,8 +212,8 @@ def _explained(hit: Hit) -> list[str]:
         for term in hit.terms
     ]
     rest = hit.score - sum(term.contribution for term in hit.terms)
-    # Clusters explain the top_n heaviest tokens of the query only.
-    sums = [("others", rest)] if abs(rest) > 1e-5 * hit.score else []
+    # A SEISMIC search explains only the top_n heaviest tokens of the query.
+    sums = [("other", rest)] if abs(rest) > 1e-5 * hit.score else []
     return rows + [
         f"{name:<{width}}  {'':>9}   {'':>9}   {value:>12.4f}" for name, value in [*sums, ("score", hit.score)]
     ]

@@ -1,10 +1,8 @@
-"""`sparse-ingest server`: a local OpenSearch, without Docker and without a Java of the system.
-
-Options in, one call of `local_server`, one answer out: data on standard output, notes on standard error.
-"""
+"""`sparse-ingest server`: a local OpenSearch, without Docker or a system Java."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +16,12 @@ if TYPE_CHECKING:
 
 PORT = click.IntRange(1024, 65535)
 FOLDER = click.Path(file_okay=False, path_type=Path)
-NONE_RUNS = "No local server of ours is running"
+NONE_RUNS = "No local server is running"
 
 
 @click.group()
 def server() -> None:
-    """Run a local OpenSearch with its neural-search plugin (needs the extra "local").
+    """Run a local OpenSearch with the neural-search plugin (needs the extra "local").
 
     \b
     sparse-ingest server start
@@ -34,17 +32,15 @@ def server() -> None:
 
 @server.command()
 @click.option("--port", type=PORT, default=9200, show_default=True, help="Port on 127.0.0.1")
-@click.option("--heap", default="1g", show_default=True, help="Size of the Java heap")
-@click.option("--data", type=FOLDER, metavar="DIR", help="Keep the data in DIR/sparse-ingest-opensearch")
-@click.option(
-    "--with-ml", is_flag=True, help="With the machine-learning plugin: analyzers bert-uncased and mbert-uncased, models"
-)
+@click.option("--heap", default="1g", show_default=True, help="Java heap size")
+@click.option("--data", type=FOLDER, metavar="DIR", help="Store the data in DIR/sparse-ingest-opensearch")
+@click.option("--with-ml", is_flag=True, help="Add the machine-learning plugin, for models and the BERT analyzers")
 @json_option
 def start(port: int, heap: str, data: Path | None, with_ml: bool, as_json: bool) -> None:
     """Start a server, and print its URL when it is healthy.
 
-    The first start downloads 180 MB, the first one --with-ml 390 MB more. A server that runs already on that port is
-    left as it is; one without the plugin is not taken for one with it.
+    The first start downloads 180 MB, the first start --with-ml 390 MB more. A server that is already running on the
+    port is used unchanged; --with-ml refuses one without the plugin.
     """
     from sparse_ingest.local_server import process
 
@@ -54,16 +50,16 @@ def start(port: int, heap: str, data: Path | None, with_ml: bool, as_json: bool)
 
 
 @server.command()
-@click.option("--port", type=PORT, help="Which server; needed when several run")
+@click.option("--port", type=PORT, help="Port of the server; needed if several are running")
 @json_option
 def stop(port: int | None, as_json: bool) -> None:
-    """Stop a server that `server start` started; its data stays."""
+    """Stop a server that `server start` started; its data is kept."""
     from sparse_ingest.local_server import process
 
     instance = process.stop(port)
     line = NONE_RUNS + (f" on port {port}" if port else "")
     if instance:
-        line = f"Stopped {instance.url}; its data stays in {instance.data}"
+        line = f"Stopped {instance.url}; its data is kept in {instance.data}"
     print_report(as_json, {"stopped": _shown(instance) if instance else None}, [line])
 
 
@@ -86,9 +82,8 @@ def status(as_json: bool) -> None:
 
 
 def _shown(instance: Instance) -> dict[str, Any]:
-    names = ("url", "port", "pid", "version", "heap", "with_ml", "data", "log", "started")
-    shown = {name: getattr(instance, name) for name in names}
-    return {**shown, "data": str(instance.data), "log": str(instance.log)}
+    shown = asdict(instance) | {"data": str(instance.data), "log": str(instance.log)}
+    return {name: value for name, value in shown.items() if name not in ("token", "already_running")}
 
 
 COMMANDS = [server]

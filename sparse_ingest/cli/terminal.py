@@ -1,8 +1,7 @@
-"""What a terminal shows of text from elsewhere: control characters as escapes, such as \\x1b, instead of their effect.
+"""Escape control characters in text for a terminal, such as \\x1b: ids and titles must not move its cursor.
 
-In: what is written to a standard stream that is a terminal, with ids, titles, answers of servers, file names. Out: the
-same text, in which characters that move the cursor, change the terminal or reorder text are visible. JSON stays JSON.
-Pipes and files get every byte as it is. Zero-width joiners and soft hyphens, which scripts need, are left alone.
+JSON stays JSON. Pipes and files get every byte unchanged. Zero-width joiners and soft hyphens, which scripts need,
+are kept.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ _CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f]"
 )
-# Progress bars begin what they write with a carriage return, and write movements of the cursor alone.
+# Progress bars start a write with a carriage return, and write cursor movements alone.
 _OF_BARS = re.compile(r"(?:[\r\n]|\x1b\[A)+\Z|\r?")
 _BOLD, _END = "\ufdd0", "\ufdd1"  # for use within a program, by Unicode
 _IS_BOLD = re.compile(f"{_BOLD}([^{_BOLD}{_END}\n]*){_END}")
 
 
 class Terminal:
-    """A standard stream that is a terminal. `is_log`: of a message, lines behind the first are indented."""
+    """A standard stream that is a terminal. With `is_log`, all lines of a message but the first are indented."""
 
     def __init__(self, stream: TextIO, *, is_log: bool) -> None:
         self._stream, self._is_log = stream, is_log
@@ -32,7 +31,7 @@ class Terminal:
         """Write a text with visible control characters."""
         own = found[0] if self._is_log and (found := _OF_BARS.match(text)) else ""
         shown = _IS_BOLD.sub("\x1b[1m\\1\x1b[0m", _CONTROLS.sub(_escape, text[len(own) :]))
-        # A line break in a name must not begin a line that looks like ours.
+        # A line break in a name must not start a line that looks like a message of ours.
         self._stream.write(own + (re.sub(r"\n(?=.)", "\n  ", shown) if self._is_log else shown))
         return len(text)
 
@@ -46,17 +45,17 @@ def guarded(stream: TextIO, *, is_log: bool = False) -> TextIO:
 
 
 def one_line(text: str) -> str:
-    """Return a text that standard output shows on one line if it is a terminal; elsewhere as it is."""
+    """Escape line breaks if standard output is a terminal."""
     return text.replace("\n", r"\n") if isinstance(sys.stdout, Terminal) else text
 
 
 def bold(text: str) -> str:
-    """Return a text that standard output shows in bold letters if it is a terminal."""
+    """Mark a text as bold if standard output is a terminal."""
     return f"{_BOLD}{text}{_END}" if isinstance(sys.stdout, Terminal) else text
 
 
 def print_utf8(content: bytes) -> None:
-    """Print text as UTF-8, whatever the encoding of standard output is."""
+    """Print UTF-8 text, whatever the encoding of standard output."""
     if isinstance(sys.stdout, Terminal):
         sys.stdout.write(content.decode())
     else:
@@ -67,6 +66,6 @@ def _escape(found: re.Match[str]) -> str:
     code = ord(found[0])
     if code < 0x20:
         return f"\\x{code:02x}"
-    # As JSON has them: two surrogates above U+FFFF.
+    # As in JSON: two surrogates above U+FFFF.
     units = found[0].encode("utf-16-be").hex()
     return "".join(f"\\u{units[start : start + 4]}" for start in range(0, len(units), 4))

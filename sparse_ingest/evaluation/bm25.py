@@ -1,9 +1,7 @@
-"""BM25 over texts, the baseline of a run folder, which has no index of words; by the library bm25s.
+"""BM25 over English texts by the library bm25s, the baseline for a run folder. An index has its own BM25.
 
-In: documents with their texts, queries. Out: for each query the best documents. Settings are Anserini's and Lucene's:
-the Lucene variant, k1 0.9, b 0.4, English stop words and stemmer. An index has BM25 of its own, with its own analyzer,
-and is asked itself (search.py).
-Memory is not flat: the library holds the tokens of all texts. Not covered: texts that are not English.
+Settings are those of Anserini: the Lucene variant, k1 0.9, b 0.4, English stop words and stemmer. The tokens of all
+texts are held in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ _BLOCK = 1000  # queries scored together
 def rank_texts(
     documents: Iterable[tuple[str, str]], queries: Sequence[Query], size: int
 ) -> Iterator[tuple[str, list[str], list[float]]]:
-    """Search documents, given as id and text, with BM25; gives the query's id, the ids of the best, their scores.
+    """Search documents (id, text) with BM25; yield query id, document ids and scores, best first.
 
     Raises:
         MissingExtraError: the library or its stemmer is not installed.
@@ -41,6 +39,6 @@ def rank_texts(
         asked = tokens([query.text for query in block])
         places, scores = index.retrieve(asked, k=min(size, len(doc_ids)), show_progress=False)
         for query, found, values in zip(block, places.tolist(), scores.tolist(), strict=True):
-            # The library fills up with documents that share no word.
+            # The library pads with documents that share no word.
             hits = [(doc_ids[place], score) for place, score in zip(found, values, strict=True) if score > 0]
             yield query.id, [doc_id for doc_id, _ in hits], [score for _, score in hits]

@@ -1,6 +1,6 @@
-"""A collection to evaluate on: its queries and its relevance judgments (qrels), read from files or folders.
+"""A collection to evaluate on: queries and relevance judgments (qrels), read from files or folders.
 
-Queries without judgments are not asked. Judged queries that the file lacks have no part in any mean.
+Queries without judgments are skipped. Judged queries that are not in the file are excluded from all means.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Collection(NamedTuple):
-    """Queries and their qrels; `asked` queries of the file are judged."""
+    """Queries and their qrels; `asked` queries of the file have judgments."""
 
     path: Path
     qrels: Qrels
@@ -28,11 +28,11 @@ class Collection(NamedTuple):
     quoting: Quoting | None = None  # of the queries
 
     def queries(self) -> Iterator[Query]:
-        """The judged queries, read again each time."""
+        """Read the judged queries from the file."""
         return (query for query in read_queries(self.path, self.quoting) if query.id in self.qrels)
 
     def judged_documents(self) -> set[str]:
-        """The ids of all documents with a relevance judgment for a query of the file."""
+        """Return the ids of all documents with a relevance judgment for a query of the file."""
         return {doc_id for query in self.queries() for doc_id in self.qrels[query.id]}
 
 
@@ -40,7 +40,7 @@ def collection_of(queries: Path | str | None, qrels: Path | str | None, quoting:
     """Return the collection of two files, or of the folder in BEIR's or MTEB's layout that holds both.
 
     Raises:
-        UsageError: neither is given, or one file is to be both.
+        UsageError: neither is given, or one file is given for both.
         CorpusError: a file cannot be read, or no query has a relevance judgment.
     """
     first, second = Path(queries or qrels or ""), Path(qrels or queries or "")
@@ -52,32 +52,32 @@ def collection_of(queries: Path | str | None, qrels: Path | str | None, quoting:
     ids = [query.id for query in read_queries(first, quoting)]
     asked = sum(query_id in judged for query_id in ids)
     if not asked:
-        found = f"{first} has {ids[0]!r}" if ids else f"{first} holds no query"
+        found = f"{first} has {ids[0]!r}" if ids else f"{first} has no queries"
         raise CorpusError(
             f"The relevance judgments in {second} are for other queries: they name {next(iter(judged))!r}, "
             f"and {found}. Give queries and qrels of the same collection."
         )
     if asked < len(ids):
-        logger.warning("%d of %d queries have no relevance judgments and are not asked.", len(ids) - asked, len(ids))
+        logger.warning("%d of %d queries have no relevance judgments and are skipped.", len(ids) - asked, len(ids))
     if missing := len(judged) - asked:
         logger.warning(
-            "%d of %d judged queries are not in %s: the figures are those of the other %d.",
+            "%d of %d judged queries are not in %s: the results are for the other %d.",
             missing, len(judged), first, asked,
         )  # fmt: skip
     return Collection(first, judged, asked, quoting)
 
 
 def passages_stand_for(judged: set[str], known: int, parents: int, place: str) -> bool:
-    """Return whether a place has passages of the judged documents; the best passage counts for its document.
+    """Return whether a run or index has the judged documents as passages.
 
     Args:
         judged: The ids of the judged documents.
-        known: How many of them the place has.
+        known: How many of them the run or index has.
         parents: How many of them it has passages of.
-        place: Its name in messages.
+        place: The name of the run or index in messages.
 
     Raises:
-        CorpusError: it has none of them.
+        CorpusError: it has none of the judged documents.
     """
     found = known or parents
     if not found:

@@ -1,10 +1,7 @@
-"""`evaluate`: how good and how costly a search is, on a collection with relevance judgments (qrels).
+"""`evaluate`: measure search quality, sparsity and latency of a run folder or an index, with BM25 for comparison.
 
-In: queries, qrels, and what is searched: a run folder (exactly, also with the weights that an index would keep)
-or an index (with any engine). Out: measures by query and together, active dimensions, sparsity, FLOPS, latency; BM25
-beside them. Queries stream through: encoded in batches, searched, measured in blocks.
-Where qrels name documents and passages were encoded, the best passage of a document stands for it.
-Not covered: collections on a hub (nano_beir.py).
+Queries are encoded, searched and measured in batches. If qrels are for documents and the run has passages, a document
+has the score of its best passage.
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ from sparse_ingest.evaluation.options import EvaluateOptions
 from sparse_ingest.evaluation.terms import Sparsity, TermCounts, flops, sparsity
 from sparse_ingest.evaluation.trec import read_trec_run, trec_lines, written
 from sparse_ingest.pipeline import options_from
-from sparse_ingest.records import PARENT, document_id, passage_number
+from sparse_ingest.records import PARENT, Query, document_id, passage_number
 from sparse_ingest.reporting import Reporter, reporter_of
 from sparse_ingest.runs.checking import finished_shards, shard_parts, shard_vectors
 from sparse_ingest.runs.run import Run, RunLike
@@ -40,15 +37,14 @@ from sparse_ingest.searching.search import SearchableIndex, SearchableRun, open_
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.client import Client
-    from sparse_ingest.records import Query
 
 logger = logging.getLogger(__name__)
 
 
 class Latency(NamedTuple):
-    """Milliseconds a query took. A run folder answers all queries together: only the mean is known.
+    """Latency of queries in ms. A run folder searches all queries together: only the mean is known.
 
-    `took_ms` is the median of what the server says of itself, without the way there and back.
+    `took_ms` is the median of the times reported by the server.
     """
 
     mean_ms: float
@@ -59,7 +55,7 @@ class Latency(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One way to search: the name of its engine, its measures, its latency."""
+    """The results of one engine."""
 
     name: str
     measured: Measured
@@ -68,10 +64,9 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured: the search itself, BM25 or None, and how many queries and documents hold each token.
+    """Results of the search and of BM25 (or None), and how many queries and documents have each token.
 
-    `document_terms` is None where they cannot be counted: in the clusters of a sparse_vector field, or without the
-    neural-search plugin.
+    `document_terms` is None if they cannot be counted: in a sparse_vector field, or without the neural-search plugin.
     """
 
     search: Row
@@ -93,7 +88,7 @@ class Evaluation:
 
     @property
     def flops(self) -> float | None:
-        """The terms that a query and a document share, on average (evaluation/terms.py)."""
+        """Mean number of terms that a query and a document share (evaluation/terms.py)."""
         return flops(self.query_terms, self.document_terms) if self.document_terms else None
 
     @property
@@ -102,7 +97,7 @@ class Evaluation:
         return dict(self.search.measured.mean)
 
     def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
-        """Return what `--json` prints, with `per_query` the values of each query, too."""
+        """Return what `--json` prints, with `per_query` also the values of each query."""
         found = {
             **_row_as_dict(self.search, per_query),
             "queries": asdict(self.queries),
@@ -129,7 +124,7 @@ def evaluate(
     progress: Reporter | bool = False,
     **settings: object,
 ) -> Evaluation:
-    """Measure how well an index or a run answers queries that have relevance judgments.
+    """Measure search quality on an index or a run, with relevance judgments.
 
     Args:
         target: What `open_index` or `open_run` returns, or a run folder.
@@ -143,17 +138,16 @@ def evaluate(
         The measures (means in `.measures`), sparsity and latency.
 
     Raises:
-        CorpusError: a file cannot be read, or none of the judged documents is there.
-        UsageError: options that do not go together.
+        CorpusError: a file cannot be read, or the target has none of the judged documents.
+        UsageError: options do not go together.
     """
     chosen, reporter = options_from(EvaluateOptions, options, settings, "evaluate"), reporter_of(progress)
-    # Read before the search, which may be long.
+    # Before the search, which may take long.
     collection = collection_of(queries, qrels, chosen.quoting)
-    # Each once, in this order.
     names = list(dict.fromkeys([*DEFAULT_MEASURES, *chosen.measures]))
     own = chosen.ignore_identical_ids
     other = measure_trec_run(Path(chosen.compare), collection, names, own) if chosen.compare else None
-    # One more, if the document with the query's id is omitted.
+    # One more if the document with the query's id is omitted.
     size = (chosen.k or depth_of(names)) + own
     reporter.begin("queries", collection.asked)
     with written(chosen.trec_run, (query.id for query in collection.queries())) as trec:
@@ -169,7 +163,7 @@ def evaluate(
 
 
 class _Measuring(NamedTuple):
-    """How rankings are measured: the collection, the measures, how many documents are found, and the reporter."""
+    """Measures the rankings of an engine."""
 
     collection: Collection
     measures: Sequence[str]
@@ -179,7 +173,7 @@ class _Measuring(NamedTuple):
     ignore_identical_ids: bool
 
     def row(self, name: str, ranked: Iterable[Ranked], *, first: bool = True) -> Row:
-        """Measure one way to search; the `first` is the one that is written and reported."""
+        """Measure the rankings of one engine; only those of the `first` are written and reported."""
         latencies: list[tuple[float, float | None]] = []
         found_themselves: list[str] = []
 
@@ -187,7 +181,7 @@ class _Measuring(NamedTuple):
             for one in ranked:
                 latencies.append((one.latency_s, one.took_ms))
                 if self.ignore_identical_ids:
-                    one = one.without(one.query_id).best(self.size - 1)
+                    one = one.without(one.query_id, self.size - 1)
                 elif one.query_id in one.doc_ids:
                     found_themselves.append(one.query_id)
                 if first and self.trec is not None:
@@ -199,18 +193,18 @@ class _Measuring(NamedTuple):
         measured = measure(passing(), self.collection.qrels, self.measures)
         if first and found_themselves:
             logger.warning(
-                "%d of %d queries found the document with their own id, such as %r. If the queries are documents of "
-                "the corpus (ArguAna, Quora), BEIR omits these: pass --ignore-identical-ids.",
+                "%d of %d queries found the document with their own id, such as %r. If queries are documents of the "
+                "corpus (ArguAna, Quora), omit these hits as BEIR does: pass --ignore-identical-ids.",
                 len(found_themselves), len(latencies), found_themselves[0],
             )  # fmt: skip
         return Row(name, measured, _latency(latencies))
 
 
 def _evaluate_run(run: SearchableRun, found: _Measuring, options: EvaluateOptions) -> Evaluation:
-    """Search a run folder exactly. BM25 searches the texts that the run carries, all of them in memory."""
+    """Evaluate exact search of a run folder, and BM25 on its texts."""
     for option in ("concurrency", "allow_partial"):
         if getattr(options, option):
-            raise UsageError(f"--{option.replace('_', '-')} is for --index: a run folder answers all queries at once.")
+            raise UsageError(f"--{option.replace('_', '-')} is for --index: a run folder is searched locally. Omit it.")
     if run.pipeline.query.engine not in (None, "exact"):
         raise UsageError(f"The engine {run.pipeline.query.engine} needs --index: a run folder is searched exactly.")
     collection = found.collection
@@ -229,16 +223,16 @@ def _evaluate_run(run: SearchableRun, found: _Measuring, options: EvaluateOption
 
 
 def _evaluate_index(index: SearchableIndex, found: _Measuring, options: EvaluateOptions) -> Evaluation:
-    """Ask an index with its engine, and with BM25 on the same index.
+    """Evaluate an index with its engine, and with BM25.
 
     Raises:
-        UsageError: it has the judged documents as passages, and the engine cannot collapse them.
+        UsageError: the index has passages of the judged documents, and the engine cannot collapse them.
     """
     from sparse_ingest.cluster.postings import count_known, count_parents
     from sparse_ingest.searching.index_search import rank_index, rank_words
 
     if options.stored:
-        raise UsageError("--stored is for --run: an index always has the weights that it stores.")
+        raise UsageError("--stored is for --run: an index always uses the weights that it stores. Omit it.")
     client, name = index.client.allowing(options.allow_partial), index.name
     engine, collection = index.engine, found.collection
     judged = collection.judged_documents()
@@ -246,7 +240,7 @@ def _evaluate_index(index: SearchableIndex, found: _Measuring, options: Evaluate
     parents = 0 if known else count_parents(client, name, judged)
     collapse = PARENT if passages_stand_for(judged, known, parents, f"The index {name!r}") else None
     if collapse and not ENGINES[engine.name].collapses:
-        raise UsageError("OpenSearch cannot take the best passage of each document in two phases. Give --engine exact.")
+        raise UsageError("Two-phase search cannot collapse passages of a document. Pass --engine exact.")
     vocabulary = index.vocabulary()
     terms = TermCounts()
     weights = terms.passing(QueryModel(index.pipeline).many(collection.queries()))
@@ -263,10 +257,10 @@ def _evaluate_index(index: SearchableIndex, found: _Measuring, options: Evaluate
 def measure_trec_run(
     path: Path, collection: Collection, measures: Sequence[str], ignore_identical_ids: bool = False
 ) -> Measured:
-    """Measure a TREC run file on the same queries; a query that the file lacks counts as without hits.
+    """Measure a TREC run file on the same queries; queries that are not in the file have no hits.
 
     Raises:
-        CorpusError: the file cannot be read, or holds none of the queries.
+        CorpusError: the file cannot be read, or has none of the queries.
     """
     asked = [query.id for query in collection.queries()]
     found = read_trec_run(path, set(asked))
@@ -291,7 +285,7 @@ def _latency(latencies: Sequence[tuple[float, float | None]]) -> Latency:
 
 
 def _count_terms(run: Run, wanted: set[str]) -> tuple[TermCounts, int, int, int]:
-    """Terms of a run, how many of the judged documents it has, by their own id or as passages, and the most of one."""
+    """Return the terms, the wanted documents by id and as passages, and the largest number of passages."""
     vocabulary = run.vocabulary()
     holding = np.zeros(len(vocabulary), np.int64)
     count = known = 0
@@ -319,14 +313,14 @@ def _count_index_terms(client: Client, index: str, field: str, vocabulary: Seque
     except PartialAnswerError:
         raise
     except ClusterError as error:
-        # What was searched is worth more than how sparse it is.
+        # Quality without sparsity is better than no result.
         logger.warning("The terms of the documents are not counted. %s", error)
         return None
     return TermCounts(count_searchable(client, index), Counter(holding))
 
 
 def _rank_texts(run: Run, queries: Sequence[Query], size: int, most_passages: int) -> Iterator[Ranked]:
-    """BM25 over the texts that a run carries; of passages, which a document has so many of at most, the best ones."""
+    """Rank the texts of a run with BM25; with `most_passages` per document, by its best passage."""
     began = time.perf_counter()
     found = list(rank_texts(_texts(run), queries, size * (most_passages or 1)))
     each_s = (time.perf_counter() - began) / len(queries)
@@ -344,7 +338,6 @@ def _texts(run: Run) -> Iterator[tuple[str, str]]:
                 fields = parse_fields(carried, doc_id)
                 if "text" not in fields:
                     raise CorpusError(
-                        f"{run.path} carries no texts, which BM25 searches. Leave --bm25 out, or encode it without "
-                        "--no-text."
+                        f"{run.path} carries no texts for BM25. Omit --bm25, or encode it without --no-text."
                     )
                 yield doc_id, " ".join(str(part) for part in (fields.get("title"), fields["text"]) if part)

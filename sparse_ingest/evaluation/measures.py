@@ -1,10 +1,7 @@
-"""Measures of rankings, and whether two of them differ by more than chance.
+"""Measure rankings with ir-measures (nDCG@10, RR, R@100, Success@1, P(rel=2)@5), and test two for a difference.
 
-In: rankings, relevance judgments (qrels), names of measures as in the library ir-measures (nDCG@10, RR, R@100,
-Success@1, P(rel=2)@5). Out: a value for each judged query that was asked, and the aggregate, mostly the mean. A query
-that finds nothing counts as zero; a query without qrels is omitted. Documents with equal scores are ordered as in
-trec_eval, the larger id first, for every measure. Rankings are measured in blocks, so memory is that of the values.
-Not covered: where rankings come from (search.py) and TREC's files (trec.py).
+A query without hits counts as zero; a query without qrels is omitted. Documents with equal scores are ordered as in
+trec_eval, the larger id first, for every measure.
 """
 
 from __future__ import annotations
@@ -30,14 +27,14 @@ Qrels = Mapping[str, Mapping[str, int]]
 
 
 class Measured(NamedTuple):
-    """The values of each measure, by the requested name: per query id, and over all queries."""
+    """The values of each measure by its requested name: per query, and over all queries."""
 
     per_query: dict[str, dict[str, float]]
     mean: dict[str, float]
 
 
 class Comparison(NamedTuple):
-    """How one measure of two rankings differs, over the `queries` that both have.
+    """The difference of one measure between two rankings of `queries` queries.
 
     `difference` is the mean of first minus second; `t_test` and `randomisation` are two-sided p-values.
     """
@@ -52,10 +49,10 @@ class Comparison(NamedTuple):
 
 
 def parse_measures(names: Iterable[str]) -> dict[str, Any]:
-    """The measures of ir-measures by their names as they were given.
+    """Return the measures of ir-measures by their given names.
 
     Raises:
-        UsageError: a name is unknown to the library, or its parameters make no sense.
+        UsageError: a name is unknown to the library, or its parameters are invalid.
         MissingExtraError: the library is not installed.
     """
     library = _library()
@@ -64,7 +61,7 @@ def parse_measures(names: Iterable[str]) -> dict[str, Any]:
         try:
             measures[name] = library.parse_measure(name)
             cutoff = measures[name].params.get("cutoff", 1)
-            # trec_eval ends the whole program at a cut-off of 0.
+            # trec_eval exits the process at a cutoff of 0.
             supported = cutoff >= 1 and library.DefaultPipeline.supports(measures[name])
         except NameError:
             raise UsageError(_unknown(name, library)) from None
@@ -72,20 +69,20 @@ def parse_measures(names: Iterable[str]) -> dict[str, Any]:
             supported = False
         if not supported:
             raise UsageError(
-                f"{name!r} cannot be computed: ir-measures expects a name with its parameters, mostly a "
-                "cut-off, such as nDCG@10 or P(rel=2)@5, and for a few measures another library."
+                f"{name!r} cannot be computed: ir-measures expects a name with parameters, mostly a cutoff, such as "
+                "nDCG@10 or P(rel=2)@5, and for a few measures another library."
             )
     return measures
 
 
 def depth_of(names: Iterable[str]) -> int:
-    """How many documents a query must find for these measures: the largest cut-off, and at least 100."""
+    """Return how many hits per query these measures need: the largest cutoff, and at least 100."""
     cutoffs = [measure.params.get("cutoff") for measure in parse_measures(names).values()]
     return max([DEFAULT_DEPTH, *(cutoff for cutoff in cutoffs if isinstance(cutoff, int))])
 
 
 def measure(ranked: Iterable[Ranked], qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASURES) -> Measured:
-    """Measure rankings against qrels. Only the order and the ties of their scores matter.
+    """Measure rankings against qrels. Only the order and ties of scores matter.
 
     Raises:
         UsageError: a measure is unknown.
@@ -98,8 +95,8 @@ def measure(ranked: Iterable[Ranked], qrels: Qrels, measures: Sequence[str] = DE
     totals = {one: one.aggregator() for one in names}
     judged_ones = (ranking for ranking in ranked if ranking.query_id in qrels)
     while block := list(islice(judged_ones, _BLOCK)):
-        # The library takes a judged query that is not in `found` for one that found nothing. So there must be no others
-        # in `judged`; and those that did find nothing are left to it: Judged@10 divides by the length of an empty one.
+        # The library counts judged queries that are not in `found` as zero, so `judged` has only those of the block.
+        # Empty rankings are omitted from `found`: Judged@10 would divide by their length.
         judged = {ranking.query_id: dict(qrels[ranking.query_id]) for ranking in block}
         found = {ranking.query_id: _without_ties(ranking) for ranking in block if ranking.doc_ids}
         for metric in _metrics(library.evaluator(list(names), judged), found):
@@ -113,9 +110,8 @@ def measure(ranked: Iterable[Ranked], qrels: Qrels, measures: Sequence[str] = DE
 def compare(first: Mapping[str, Mapping[str, float]], second: Mapping[str, Mapping[str, float]]) -> list[Comparison]:
     """Test each measure's values by query (`Measured.per_query`) of two rankings for a difference.
 
-    Two tests on the pairs: Student's t-test by scipy, and a randomization test, which swaps the two values of queries
-    at random, 9,999 times from a fixed seed, and counts how often the means then differ as much. Every measure sees the
-    same swaps.
+    Paired tests: Student's t-test by scipy, and a randomization test, which swaps the two values of random queries
+    9,999 times, from a fixed seed, and counts how often the means differ at least as much.
     """
     with needs_extra("evaluate", "Comparing two rankings"):
         from scipy.stats import ttest_rel
@@ -130,11 +126,11 @@ def compare(first: Mapping[str, Mapping[str, float]], second: Mapping[str, Mappi
     random = np.random.default_rng(SEED)
     for start in range(0, RESAMPLES, _SWAPS):
         swaps = random.integers(0, 2, (min(_SWAPS, RESAMPLES - start), len(queries))) * 2.0 - 1
-        # Sums of the same numbers in another order differ in their last digits.
+        # Sums in another order differ in their last digits.
         as_large += (np.abs(swaps @ differences) >= observed * (1 - 1e-12)).sum(axis=0)
     comparisons = []
     for place, name in enumerate(first):
-        # Where no query differs, the t-test would divide by zero.
+        # Without a difference the t-test would divide by zero.
         equal = len(queries) < 2 or not differences[:, place].any()
         by_t_test = 1.0 if equal else float(ttest_rel(one[:, place], other[:, place]).pvalue)
         means = float(one[:, place].mean()), float(other[:, place].mean())
@@ -144,7 +140,7 @@ def compare(first: Mapping[str, Mapping[str, float]], second: Mapping[str, Mappi
 
 
 def _without_ties(ranking: Ranked) -> dict[str, float]:
-    """The places from the end as scores: the library's providers order equal scores each in its own way."""
+    """Return ranks from the end as scores: the library's providers break ties differently."""
     ordered = sorted(zip(ranking.scores, ranking.doc_ids, strict=True), reverse=True)
     return {doc_id: float(len(ordered) - place) for place, (_, doc_id) in enumerate(ordered)}
 
@@ -153,18 +149,18 @@ def _metrics(evaluator: Any, found: Mapping[str, Mapping[str, float]]) -> Iterat
     try:
         yield from evaluator.iter_calc(found)
     except (OSError, subprocess.SubprocessError, RuntimeError, ValueError, ArithmeticError) as error:
-        # Some measures are computed by programs that come with the library, such as gdeval, which needs numeric ids.
-        raise UsageError(f"ir-measures cannot compute one of the measures here: {first_line(error)}.") from error
+        # Some measures are computed by programs of the library, such as gdeval, which needs numeric ids.
+        raise UsageError(f"ir-measures cannot compute one of the measures: {first_line(error)}.") from error
 
 
 def _unknown(name: str, library: Any) -> str:
     known = {str(one).lower(): str(one) for one in library.measures.registry}
     asked = re.match(r"\w*", name)
     close = difflib.get_close_matches(asked[0].lower() if asked else "", known, n=3, cutoff=0.6)
-    hint = f"; close to it: {', '.join(known[one] for one in close)}" if close else ""
+    hint = f"; similar: {', '.join(known[one] for one in close)}" if close else ""
     return (
-        f"{name!r} is not a measure of ir-measures{hint}. Write names as there, such as nDCG@10, RR, R@100, AP@100, "
-        "P@5; what model cards call accuracy@k is Success@k."
+        f"{name!r} is not a measure of ir-measures{hint}. Use its names, such as nDCG@10, RR, R@100, AP@100, P@5; "
+        "what model cards call accuracy@k is Success@k."
     )
 
 

@@ -1,10 +1,8 @@
-"""`evaluate` over NanoBEIR: a model on up to 13 small collections, as model cards print it.
+"""`evaluate` on NanoBEIR: a model on up to 13 small collections, with the results that model cards print.
 
-In: a pipeline, names of collections. Out: an `Evaluation` for each, and the means over them. Each collection is
-encoded into a run folder of its own in float32, then searched exactly. Measures are averaged over collections, terms
-over queries and documents, and FLOPS is that of all queries with all documents, as sentence-transformers does it.
-Not covered: AP@100 differs from a card's map@100 where a query has more than 100 relevant documents: trec_eval divides
-by all of them, sentence-transformers by 100.
+Collections are encoded in float32 and searched exactly. As in sentence-transformers, measures are averaged over
+collections, terms over queries and documents, and FLOPS is that of all queries with all documents. AP@100 differs from
+a card's map@100 if a query has more than 100 relevant documents: trec_eval divides by all of them, others by 100.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from sparse_ingest.reporting import Reporter, reporter_of
 from sparse_ingest.searching.encoded import encode
 from sparse_ingest.searching.search import open_run
 
-# What the cards print, in ir-measures' names: accuracy@k is Success@k, mrr is RR, map is AP.
+# Measures of model cards by ir-measures' names: accuracy@k is Success@k, mrr is RR, map is AP.
 CARD_MEASURES = (
     *(f"{name}@{cutoff}" for name in ("Success", "P", "R") for cutoff in (1, 3, 5, 10)),
     "nDCG@10", "RR@10", "AP@100",
@@ -39,13 +37,10 @@ def evaluate_nano_beir(
     device: str = "auto",
     progress: Reporter | bool = False,
 ) -> Iterator[tuple[str, Evaluation]]:
-    """Evaluate on one collection after another, with run folders in `folder`.
-
-    All are fetched before the first is encoded, so that what cannot be read stops no long work.
-    """
+    """Evaluate on one collection after another, with run folders in `folder`. All are downloaded first."""
     settings, reporter = replace(pipeline.encode, weights="float32"), reporter_of(progress)
     if settings.dtype == "auto":
-        # The cards' figures are those of float32.
+        # As on model cards.
         settings = replace(settings, dtype="float32")
     pipeline = replace(pipeline, encode=settings)
     for name in names:
@@ -60,7 +55,7 @@ def evaluate_nano_beir(
 
 
 def figures(evaluations: Sequence[Evaluation], measures: Sequence[str]) -> dict[str, float]:
-    """Return the figures of some collections together, by the names that they are printed under."""
+    """Return the results over some collections, by printed name."""
     rows = []
     for one in evaluations:
         row = {name: one.measures[name] for name in measures}
@@ -69,8 +64,8 @@ def figures(evaluations: Sequence[Evaluation], measures: Sequence[str]) -> dict[
         rows.append(row)
     found = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
     queries = pooled(one.query_terms for one in evaluations)
-    documents = pooled(one.document_terms or TermCounts() for one in evaluations)  # of a run they are always counted
+    documents = pooled(one.document_terms or TermCounts() for one in evaluations)  # always counted for a run
     for name, counts in (("query", queries), ("corpus", documents)):
         side = sparsity(counts, evaluations[0].vocabulary)
-        found |= {f"{name}_active_dims": side.active_dimensions, f"{name}_sparsity_ratio": side.sparsity or 0.0}
+        found |= {f"{name}_active_dims": side.active_dimensions, f"{name}_sparsity_ratio": side.sparsity}
     return found | {"flops": flops(queries, documents)}

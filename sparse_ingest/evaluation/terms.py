@@ -1,11 +1,8 @@
-"""How sparse queries and documents are, and what a search costs by that.
+"""Active dimensions, sparsity and FLOPS of queries and documents.
 
-In: how many documents, or queries, hold each token. Out: active dimensions (terms of one, on average), sparsity (the
-share of the vocabulary that one leaves at zero, on average) and FLOPS: the expected number of terms that a query and a
-document share, the sum over tokens of the share of queries times the share of documents that hold it. That is the
-measure of Paria et al., "Minimizing FLOPs to Learn Efficient Sparse Representations" (ICLR 2020), as the papers on
-SPLADE print it.
-Not covered: what a search with pruning or clusters really visits.
+FLOPS is the expected number of terms that a query and a document share: the sum over tokens of the share of queries
+times the share of documents that have it. Paria et al., "Minimizing FLOPs to Learn Efficient Sparse Representations"
+(ICLR 2020), as in the SPLADE papers. Searches with pruning or clusters visit fewer.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class TermCounts:
-    """How many queries or documents were counted, and of these how many hold each token."""
+    """The number of queries or documents, and how many of them have each token."""
 
     count: int = 0
     holding: Counter[str] = field(default_factory=Counter)
@@ -32,21 +29,21 @@ class TermCounts:
 
 @dataclass(frozen=True)
 class Sparsity:
-    """Active dimensions and sparsity; `sparsity` is None where the size of the vocabulary is not known."""
+    """Mean active dimensions, and the mean share of zeros."""
 
     count: int
     active_dimensions: float
-    sparsity: float | None
+    sparsity: float
 
 
-def sparsity(counts: TermCounts, vocabulary: int | None) -> Sparsity:
-    """Active dimensions and sparsity of what was counted; `vocabulary` is the number of dimensions."""
+def sparsity(counts: TermCounts, vocabulary: int) -> Sparsity:
+    """Return active dimensions and sparsity; `vocabulary` is the number of dimensions."""
     mean = sum(counts.holding.values()) / counts.count if counts.count else 0.0
-    return Sparsity(counts.count, mean, 1 - mean / vocabulary if vocabulary else None)
+    return Sparsity(counts.count, mean, 1 - mean / max(1, vocabulary))
 
 
 def flops(queries: TermCounts, documents: TermCounts) -> float:
-    """The expected number of terms that a query and a document share."""
+    """Return the expected number of terms that a query and a document share."""
     if not queries.count or not documents.count:
         return 0.0
     shared = sum(number * documents.holding[token] for token, number in queries.holding.items())
@@ -54,7 +51,7 @@ def flops(queries: TermCounts, documents: TermCounts) -> float:
 
 
 def pooled(parts: Iterable[TermCounts]) -> TermCounts:
-    """The counts of all parts together."""
+    """Return the sum of all counts."""
     together = TermCounts()
     for part in parts:
         together.count += part.count

@@ -1,7 +1,6 @@
-"""Run files as trec_eval reads them: `query Q0 document rank score tag`, a line a document.
+"""Read and write TREC run files: `query Q0 document rank score tag`, one line per document.
 
-In: rankings, or such a file. Out: lines, or `{query id: {document id: score}}`. trec_eval looks at the score and not at
-the rank, so scores are written with nine digits, which distinguish any two float32 values.
+trec_eval uses the score, not the rank, so scores are written with nine digits, which distinguish all float32 values.
 """
 
 from __future__ import annotations
@@ -18,34 +17,34 @@ from sparse_ingest.storage.durable import atomic_file
 TAG = "sparse-ingest"
 
 
-def trec_lines(ranking: Ranked, tag: str = TAG) -> str:
+def trec_lines(ranking: Ranked) -> str:
     """Return the lines of a ranking.
 
     Raises:
-        CorpusError: such a file cannot hold an id.
+        CorpusError: an id contains white space.
     """
-    for kind, one in (("query id", ranking.query_id), ("tag", tag), *(("document id", one) for one in ranking.doc_ids)):
+    for kind, one in (("query id", ranking.query_id), *(("document id", one) for one in ranking.doc_ids)):
         _refuse_unfit(kind, one)
     found = enumerate(zip(ranking.doc_ids, ranking.scores, strict=True), start=1)
-    return "".join(f"{ranking.query_id} Q0 {doc_id} {rank} {score:.9g} {tag}\n" for rank, (doc_id, score) in found)
+    return "".join(f"{ranking.query_id} Q0 {doc_id} {rank} {score:.9g} {TAG}\n" for rank, (doc_id, score) in found)
 
 
 def _refuse_unfit(kind: str, name: str) -> None:
     if len(name.split()) != 1 or name != name.strip() or "\0" in name:
         raise CorpusError(
-            f"The {kind} {name!r} cannot be in a TREC run file, whose columns are separated by white space. Omit the "
-            "run file (`search --json` has the same rankings), or give the collection other ids."
+            f"The {kind} {name!r} cannot be in a TREC run file, whose columns are separated by white space. Use "
+            "`search --json` instead, or change the ids."
         )
 
 
 def read_trec_run(path: Path, wanted: Container[str]) -> dict[str, dict[str, float]]:
-    """The scores in a run file by document, for the queries that are wanted.
+    """Return the scores in a run file by document, for the wanted queries.
 
     Raises:
         CorpusError: a line does not have six columns, or its score is not a number.
     """
     found: dict[str, dict[str, float]] = {}
-    # A wrong byte does not stop the reading: it can only be in an id, which then matches no other.
+    # Invalid bytes can only be in an id, which then matches no other.
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if not (columns := line.split()):
@@ -55,8 +54,8 @@ def read_trec_run(path: Path, wanted: Container[str]) -> dict[str, dict[str, flo
                 value = float(score)
             except ValueError:
                 raise CorpusError(
-                    f"{path} line {number}: six columns with the score in the fifth were expected (query Q0 document "
-                    f"rank score tag), found {line.strip()[:80]!r}."
+                    f"{path} line {number}: expected six columns (query Q0 document rank score tag), found "
+                    f"{line.strip()[:80]!r}."
                 ) from None
             if query_id in wanted:
                 found.setdefault(query_id, {})[doc_id] = value
@@ -64,11 +63,11 @@ def read_trec_run(path: Path, wanted: Container[str]) -> dict[str, dict[str, flo
 
 
 def written(path: Path | str | None, query_ids: Iterable[str]) -> contextlib.AbstractContextManager[IO[bytes] | None]:
-    """Open a file that gets its name when the block is done, complete or not at all; None without a path.
+    """Open a file that is created when the block is done; None without a path.
 
     Raises:
         UsageError: the folder does not exist.
-        CorpusError: such a file cannot hold the id of a query.
+        CorpusError: the id of a query contains white space.
     """
     if path is None:
         return contextlib.nullcontext()

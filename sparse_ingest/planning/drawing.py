@@ -1,8 +1,4 @@
-"""A plan as pictures and as text: a table, a PNG, and one HTML page that needs nothing but itself.
-
-In: a `PlanReport`. Out: lines, bytes. matplotlib draws, and is imported for that only.
-Not covered: writing files (outputs.py).
-"""
+"""A plan as text tables, a PNG, and a self-contained HTML page. Writing them to files: outputs.py."""
 
 from __future__ import annotations
 
@@ -18,14 +14,14 @@ from sparse_ingest.planning.report import PlanReport, Point
 from sparse_ingest.planning.rules import in_words
 from sparse_ingest.reporting import aligned
 
-SHOWN_LOSS = 0.1  # a short table omits what loses more
+SHOWN_LOSS = 0.1  # a short table omits points that lose more
 SHOWN_ROWS = 10
 
-# Heading, attribute of a point, format.
+# Heading, attribute of a point, format. Bytes are shown in MB.
 _NUMBERS = (
     ("loss", "loss", ".2%"), ("nDCG@10", "ndcg_10", ".4f"), ("overlap@10", "overlap_10", ".4f"),
-    ("overlap@100", "overlap_100", ".4f"), ("terms/document", "terms", ".1f"), ("MB of postings", "megabytes", ".2f"),
-    ("MB of index", "index_megabytes", ".2f"), ("postings/query", "visited", ",.0f"),
+    ("overlap@100", "overlap_100", ".4f"), ("terms/document", "terms", ".1f"), ("MB of postings", "bytes", ".2f"),
+    ("MB of index", "index_bytes", ".2f"), ("postings/query", "visited", ",.0f"),
     ("p50 ms", "latency_p50_ms", ".2f"), ("p95 ms", "latency_p95_ms", ".2f"),
 )  # fmt: skip
 
@@ -51,43 +47,39 @@ svg {{ max-width: 100%; height: auto; }}
 
 
 def sentences(report: PlanReport) -> Iterator[str]:
-    """What a plan says in words."""
-    full = f"{report.quality} of whole vectors: {report.full_quality:.4f}"
-    yield f"{report.documents:,} documents, {report.queries} queries; {full}, exact search on the 9 bits of an index."
+    """Yield the result of a plan as sentences."""
+    full = f"{report.quality} of unpruned vectors: {report.full_quality:.4f}"
+    yield f"{report.documents:,} documents, {report.queries} queries; {full}, exact search with 9-bit weights."
     if report.index_bytes is not None:
-        postings = next((point.megabytes for point in report.settings if point.megabytes is not None), None)
-        share = "" if postings is None else f", of which about {postings:,.2f} MB are postings"
-        yield f"Index {report.index} is {report.index_bytes / 1e6:,.2f} MB now{share}."
+        postings = next((point.bytes for point in report.settings if point.bytes is not None), None)
+        share = "" if postings is None else f", about {postings / 1e6:,.2f} MB of it postings"
+        yield f"Index {report.index} is {report.index_bytes / 1e6:,.2f} MB{share}."
     allowed, choice, doubt = f"{report.allowed_loss * 100:g}%", report.choice, report.unsettled
     points = report.settings or report.points
     if choice is None and all(point.loss > report.allowed_loss for point in points):
         yield f"No setting keeps the loss within {allowed}."
     elif choice is None:
-        kept = "" if report.settings else ": keep whole vectors"
-        yield f"Nothing is taken, as no cheaper setting is certain to stay within {allowed}{kept}."
+        kept = "" if report.settings else ": keep unpruned vectors"
+        yield f"No cheaper setting is certain to stay within {allowed}{kept}."
     else:
-        yield f"Taken: {_named(choice.point)}. " + (
+        yield f"Chosen: {_named(choice.point)}. " + (
             "Nothing is pruned, so nothing is lost."
             if choice.point.is_whole
             else f"It loses {choice.loss:.2%} ({_interval(choice.interval)}) on the half of the queries that confirmed "
             f"the choice, {choice.chosen_by:.2%} on the other."
         )
         if choice.passed_over:
-            cheaper = "one was" if choice.passed_over == 1 else "ones were"
-            yield f"{choice.passed_over} cheaper {cheaper} not confirmed; the range is wider for each of them."
+            cheaper = "setting was" if choice.passed_over == 1 else "settings were"
+            yield f"{choice.passed_over} cheaper {cheaper} not confirmed; each of them widens the interval."
         if choice.point.tied:
-            yield (
-                f"In {choice.point.tied} queries, documents tie with the tenth best: an index returns only some of "
-                "them."
-            )
+            yield f"In {choice.point.tied} queries, more documents have the tenth best score than an index returns."
         if choice.point.emptied:
-            yield f"{choice.point.emptied:,} documents keep no term: no sparse query finds them."
+            yield f"{choice.point.emptied:,} documents have no terms left: no sparse query finds them."
     if doubt:
-        most = f"; a plan takes {MOST_QUERIES:,} at most" if doubt.sample > MOST_QUERIES else ""
+        most = f"; at most {MOST_QUERIES:,}" if doubt.sample > MOST_QUERIES else ""
         yield (
             f"Not certain: {_named(doubt.point)}. It loses {doubt.point.loss:.2%} on all queries, {doubt.loss:.2%} "
-            f"({_interval(doubt.interval)}) on one half. About {doubt.sample:,} queries would settle it "
-            f"(--sample{most})."
+            f"({_interval(doubt.interval)}) on one half. About {doubt.sample:,} queries settle it (--sample{most})."
         )
 
 
@@ -103,10 +95,10 @@ def _interval(interval: tuple[float, float]) -> str:
 def table(
     report: PlanReport, points: Sequence[Point], best: Sequence[int], most: int | None = None
 ) -> tuple[list[list[str]], list[bool], int]:
-    """Return headings and rows of a frontier, which row is the point that was taken, and how many rows are omitted.
+    """Return headings and rows of a frontier, which row is the chosen point, and how many rows are omitted.
 
-    The first point of exact search with unpruned queries and the point that was taken are always shown. With `most`,
-    the other rows are evenly spaced among those that lose little.
+    The first point of exact search with unpruned queries and the chosen point are always included. With `most`, the
+    other rows are evenly spaced among those with a small loss.
     """
     exact = next((place for place, point in enumerate(points) if point.engine == "exact" and not point.query), None)
     taken = points.index(report.choice.point) if report.choice and report.choice.point in points else None
@@ -125,13 +117,14 @@ def table(
 
 
 def _cells(point: Point) -> list[str]:
-    numbers = ((getattr(point, name), form) for _, name, form in _NUMBERS)
-    return [
-        in_words(point.documents),
-        in_words(point.query),
-        point.engine + (f" ({', '.join(_parameters(point))})" if point.parameters else ""),
-        *("" if number is None else format(number, form) for number, form in numbers),
-    ]
+    engine = point.engine + (f" ({', '.join(_parameters(point))})" if point.parameters else "")
+    cells = [in_words(point.documents), in_words(point.query), engine]
+    for _, name, form in _NUMBERS:
+        value = getattr(point, name)
+        if value is not None and name.endswith("bytes"):
+            value /= 1e6
+        cells.append("" if value is None else format(value, form))
+    return cells
 
 
 def _parameters(point: Point) -> list[str]:
@@ -139,7 +132,7 @@ def _parameters(point: Point) -> list[str]:
 
 
 def as_text(report: PlanReport, *, every: bool = False) -> str:
-    """Return the frontiers as tables, of `SHOWN_ROWS` rows each unless `every` is set, and the choice in words."""
+    """Return the frontiers as tables, of `SHOWN_ROWS` rows each unless `every` is set, and the choice as sentences."""
     blocks = []
     for heading, points, best in _frontiers(report):
         (head, *rows), taken, omitted = table(report, points, best, None if every else SHOWN_ROWS)
@@ -152,18 +145,18 @@ def as_text(report: PlanReport, *, every: bool = False) -> str:
 
 
 def as_png(report: PlanReport) -> bytes:
-    """The frontiers as a picture."""
+    """Plot the frontier."""
     file = io.BytesIO()
     _figure(report).savefig(file, format="png", dpi=120)
     return file.getvalue()
 
 
 def as_html(report: PlanReport) -> str:
-    """One page with picture, tables and all numbers, which asks nothing of any other place."""
+    """Return a page with plot, tables and all numbers, which loads nothing else."""
     file = io.StringIO()
     _figure(report).savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     drawing = file.getvalue()
-    drawing = drawing[drawing.index("<svg") :]  # behind the XML declaration and the address of a DTD
+    drawing = drawing[drawing.index("<svg") :]  # without XML declaration and DTD
     tables = ""
     for heading, points, best in _frontiers(report):
         (head, *rows), taken, _ = table(report, points, best)
@@ -179,7 +172,7 @@ def as_html(report: PlanReport) -> str:
         paragraphs="".join(f"<p>{html.escape(line)}</p>" for line in sentences(report)),
         drawing=drawing,
         tables=tables,
-        # No tag or comment begins in the element.
+        # "<" could start a tag or comment in the element.
         numbers=json.dumps(report.to_dict()).replace("<", "\\u003c"),
     )
 
@@ -191,18 +184,14 @@ def _frontiers(report: PlanReport) -> Iterator[tuple[str, Sequence[Point], Seque
 
 
 def figure_class() -> Any:
-    """Matplotlib's.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """Return matplotlib's `Figure`, or raise `MissingExtraError`."""
     with needs_extra("evaluate", "Drawing a plan"):
         from matplotlib.figure import Figure
     return Figure
 
 
 def _figure(report: PlanReport) -> Any:
-    """Draw the quality that is kept against the cost: latency for an index, otherwise postings visited."""
+    """Plot quality against cost: latency for an index, otherwise postings visited."""
     if report.settings:
         cost, label = "latency_p50_ms", "latency of a query, p50, ms"
         points, best, title = report.settings, report.settings_frontier, f"Engines of index {report.index}"
@@ -213,7 +202,7 @@ def _figure(report: PlanReport) -> Any:
     axes = figure.subplots()
     axes.set_title(f"{title}: {report.documents:,} documents, {report.queries} queries")
     axes.set_xlabel(label)
-    axes.set_ylabel(f"{report.quality}, share of whole vectors")
+    axes.set_ylabel(f"{report.quality}, relative to unpruned vectors")
     known = [point for point in points if getattr(point, cost) is not None]
     _draw(axes, known, [points[place] for place in best], cost, report)
     figure.legend(loc="outside right upper", fontsize=8)
@@ -221,7 +210,7 @@ def _figure(report: PlanReport) -> Any:
 
 
 def _draw(axes: Any, points: Sequence[Point], best: Sequence[Point], cost: str, report: PlanReport) -> None:
-    """Draw all points by kind, the frontier as a line, the allowed loss, and the point that was taken."""
+    """Draw all points by kind, the frontier as a line, the allowed loss, and the chosen point."""
     kinds: dict[str, list[tuple[float, float]]] = {}
     for point in points:
         kind = point.engine if report.settings else f"documents: {next(iter(point.documents), 'all')}"
@@ -237,6 +226,6 @@ def _draw(axes: Any, points: Sequence[Point], best: Sequence[Point], cost: str, 
     axes.axhline(1 - report.allowed_loss, color="gray", linestyle=":", linewidth=1, label=allowed)
     if report.choice and (value := getattr(report.choice.point, cost)) is not None:
         place = [value], [1 - report.choice.point.loss]
-        axes.scatter(*place, s=120, facecolors="none", edgecolors="red", label="taken")
+        axes.scatter(*place, s=120, facecolors="none", edgecolors="red", label="chosen")
     heights = [kept for places in kinds.values() for _, kept in places]
     axes.set_ylim(max(min(heights), 1 - 3 * max(SHOWN_LOSS, report.allowed_loss)) - 0.01, max(heights) + 0.01)

@@ -1,8 +1,6 @@
-"""The index that a plan is for, and its engines, each with several settings, measured on the queries of the plan.
+"""Measure the engines of an index with several settings each, on the queries of a plan.
 
-In: a run, the name of an index that holds it, queries. Out: for each setting the documents that each query finds and
-how long it took. Settings take turns on some queries at a time, so that a machine that slows down meets all of them.
-Not covered: what the documents are worth (plan.py).
+Settings take turns, a few queries at a time, so that a machine that slows down affects all of them.
 """
 
 from __future__ import annotations
@@ -11,11 +9,11 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparse_ingest.cluster.client import Client, path_of
+from sparse_ingest.cluster.client import Client, ConnectionLike, path_of
 from sparse_ingest.cluster.search_bodies import ENGINES, Engine
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.pipeline import EngineName, IndexSettings, ModelSettings, Pipeline, QuerySettings
@@ -26,12 +24,9 @@ from sparse_ingest.searching.hits import Ranked
 from sparse_ingest.searching.index_search import rank_index
 from sparse_ingest.searching.search import open_index
 
-if TYPE_CHECKING:
-    from sparse_ingest.cluster.client import Client, ConnectionLike
-
 SIZE = 10
-_AT_ONCE = 20  # queries of one setting before it is the next one's turn
-# The values that are tried of each parameter of an engine.
+_TURN = 20  # queries of one setting before the next setting
+# Values to try for each parameter of an engine.
 _TRIED: dict[EngineName, dict[str, tuple[float, ...]]] = {
     "exact": {},
     "two-phase": {"prune_ratio": (0.2, 0.4, 0.6, 0.8), "expansion_rate": (5.0, 10.0, 20.0)},
@@ -40,7 +35,7 @@ _TRIED: dict[EngineName, dict[str, tuple[float, ...]]] = {
 
 
 class HeldIndex(NamedTuple):
-    """An index with its field and kind, what its documents were pruned by, its bytes, and the engine of its field."""
+    """An index: its field and kind, the pruning of its documents, its size, and the engine of its field."""
 
     client: Client
     name: str
@@ -51,7 +46,7 @@ class HeldIndex(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """An engine with its parameters, and the rule that its queries are pruned by."""
+    """An engine with its parameters, and the pruning rule of its queries."""
 
     engine: Engine
     parameters: Mapping[str, Any]
@@ -59,18 +54,18 @@ class Setting(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """What a setting found for each query, in order, and its times."""
+    """The rankings of a setting, in the order of queries, with their times."""
 
     setting: Setting
     ranked: list[Ranked]
 
     def latency_ms(self, share: float) -> float:
-        """The time that this share of the queries took at most, seen from here."""
+        """Return a quantile of the latency seen by the client."""
         return float(np.quantile([one.latency_s for one in self.ranked], share)) * 1000
 
 
 def settings_of(engine: Engine, query_rules: Sequence[PruningRule]) -> Iterator[Setting]:
-    """What there is to try on the field of an engine."""
+    """Yield all settings for the field of an engine."""
     names: list[EngineName] = [name for name, rules in ENGINES.items() if rules.kind == engine.kind]
     for rule, name in product(query_rules, names):
         for values in product(*_TRIED[name].values()):
@@ -82,14 +77,14 @@ def settings_of(engine: Engine, query_rules: Sequence[PruningRule]) -> Iterator[
 def measure(
     client: Client, index: str, settings: Sequence[Setting], queries: Sequence[Sequence[tuple[str, QueryWeights]]]
 ) -> list[Timed]:
-    """Ask an index all queries with each setting; `queries` are those of each setting, pruned by its rule."""
+    """Search an index with each setting; `queries` has the pruned queries of each setting."""
     timed = [Timed(setting, []) for setting in settings]
     for setting, asked in zip(settings, queries, strict=True):
-        # The first search of a sort compiles code and reads from disk.
+        # Warm-up: the first searches compile code and read from disk.
         list(rank_index(client, index, asked[:5], setting.engine, size=SIZE))
-    for first in range(0, max(map(len, queries), default=0), _AT_ONCE):
+    for first in range(0, max(map(len, queries), default=0), _TURN):
         for one, asked in zip(timed, queries, strict=True):
-            some = asked[first : first + _AT_ONCE]
+            some = asked[first : first + _TURN]
             one.ranked.extend(rank_index(client, index, some, one.setting.engine, size=SIZE))
     return timed
 
@@ -98,20 +93,20 @@ def measure(
 def held_index(
     run: Run, pipeline: Pipeline, index: str | None, url: str | None, connection: ConnectionLike | None, partial: bool
 ) -> Iterator[HeldIndex | None]:
-    """Open the index for the block, also for `partial` answers; None when none is named.
+    """Open the index for the block; yield None without a name. `partial`: accept partial results.
 
     Raises:
-        ClusterError: there is none of that name, or it holds other vectors than the run's.
+        ClusterError: the index does not exist, or has other vectors than the run.
     """
     if index is None:
         yield None
         return
-    # The run's model is the index's when the run is; settings of engines are what is to be found out.
+    # The index of this run has its model, and query settings are the result of the plan.
     bare = replace(pipeline, model=ModelSettings(), query=QuerySettings())
     with open_index(index, url=url, connection=connection, pipeline=bare) as opened:
         name, stamp = opened.index.name, opened.index.stamp
         if stamp is None or stamp.run_id != run.manifest.run_id:
-            of = f"run {stamp.run_id[:8]}" if stamp else "no run that it names"
+            of = f"run {stamp.run_id[:8]}" if stamp else "no known run"
             raise ClusterError(
                 f"Index {index!r} holds {of}, but the plan is for run {run.manifest.run_id[:8]} ({run.path}). Load "
                 "that run into it, or name an index that holds it."

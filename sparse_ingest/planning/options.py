@@ -1,4 +1,4 @@
-"""What a plan is asked for: one frozen dataclass for the command line and the Python API."""
+"""Options of `plan`: one frozen dataclass for the command line and the Python API."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ class PlanOptions:
     """Options of `plan`."""
 
     qrels: Path | str | Mapping[str, Mapping[str, int]] | None = option(
-        None, "Judgments: quality is nDCG@10 then, else the share of the ten best documents", metavar="F"
+        None, "Relevance judgments: measure nDCG@10 instead of the overlap of the ten best documents", metavar="F"
     )
     quoting: Literal["rfc4180", "none"] | None = option(
-        None, "Quotes in csv queries and qrels; none: a quote is a character like any other  [default: rfc4180]"
+        None, "Quoting of csv queries and qrels; none: quotes are ordinary characters  [default: rfc4180]"
     )
-    loss: float = option(0.01, "Share of the quality that may be lost", range=(0, 1))
-    sample: int = option(200, "Queries to plan with")
-    allow_partial: bool = option(False, "With --index: accept searches in which shards fail or time runs out, and warn")
+    loss: float = option(0.01, "Allowed loss of quality, as a share", range=(0, 1))
+    sample: int = option(200, "Number of queries to plan with")
+    allow_partial: bool = option(
+        False, "With --index: accept partial results of failed shards and timeouts, with a warning"
+    )
     out: Path | str | None = option(None, "Write plan.json, plan.png, plan.html and pipeline.toml here", metavar="DIR")

@@ -1,13 +1,9 @@
-"""The files of a plan: plan.json, plan.png, plan.html and pipeline.toml in one folder.
-
-In: a `PlanReport`, a folder. Out: the files, each complete or absent. Existing files are never replaced.
-Not covered: pictures and tables (drawing.py).
-"""
+"""Write plan.json, plan.png, plan.html and pipeline.toml, atomically. Existing files are never replaced."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +19,22 @@ NAMES = ("plan.json", "plan.png", "plan.html", "pipeline.toml")
 
 
 def refuse_outputs(folder: Path) -> None:
-    """Refuse what could not be written, before anything is computed.
+    """Refuse a folder that could not be written to, before computing anything.
 
     Raises:
         UsageError: one of the files exists, or the path is not a folder.
         MissingExtraError: matplotlib is not installed.
     """
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; --out names a folder.")
+        raise UsageError(f"{folder} is a file. Name a folder with --out.")
     for name in NAMES:
         if (folder / name).exists():
-            raise UsageError(f"{folder / name} is there already. Name another --out folder, or remove it.")
+            raise UsageError(f"{folder / name} already exists. Name another --out folder, or remove it.")
     figure_class()
 
 
 def write_outputs(report: PlanReport, folder: Path) -> list[Path]:
-    """Write what a plan found; the paths.
+    """Write the files of a plan; return their paths.
 
     Raises:
         UsageError, MissingExtraError: see `refuse_outputs`.
@@ -50,26 +46,24 @@ def write_outputs(report: PlanReport, folder: Path) -> list[Path]:
         "plan.html": as_html(report).encode(errors=_ESCAPED),
     }
     if report.choice:
-        contents["pipeline.toml"] = pipeline_text(report.pipeline, _comments(report)).encode()
+        usage = "`sparse-ingest load RUN --index NAME --pipeline FILE` applies [load]; the index remembers [query]."
+        comments = ["Chosen by `sparse-ingest plan`:", *sentences(report), usage]
+        contents["pipeline.toml"] = pipeline_text(report.pipeline, comments).encode()
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         write_atomic(folder / name, content, exclusive=True)
     return [folder / name for name in contents]
 
 
-def _comments(report: PlanReport) -> Iterator[str]:
-    yield "Chosen by `sparse-ingest plan`:"
-    yield from sentences(report)
-    yield "`sparse-ingest load RUN --index NAME --pipeline FILE` applies [load]; the index remembers [query]."
-
-
 def pipeline_text(pipeline: Pipeline, comments: Iterable[str]) -> str:
-    """Return a pipeline file that `read_pipeline` takes: comments, and every setting that is not the default."""
+    """Return a pipeline file for `read_pipeline`: comments, and all settings that are not defaults."""
     lines = [f"# {line}".rstrip() for line in comments]
     for table, settings in vars(pipeline).items():
         if given := changed(settings):
             lines += ["", f"[{table}]"]
-            lines += [f"{name} = {_toml(_whole(value) if name in _PATHS else value)}" for name, value in given.items()]
+            lines += [
+                f"{name} = {_toml(_resolved(value) if name in _PATHS else value)}" for name, value in given.items()
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -80,6 +74,6 @@ def _toml(value: Any) -> str:
     return json.dumps(value).replace("\x7f", "\\u007f")
 
 
-def _whole(name: str) -> str:
-    """A path as it is from anywhere: in a file, paths are relative to it."""
+def _resolved(name: str) -> str:
+    """Return an absolute path if the file exists: in a pipeline file, paths are relative to it."""
     return str(Path(name).resolve()) if Path(name).exists() else name

@@ -1,13 +1,8 @@
-"""`plan`: how much can be pruned, and how fast can be searched, before the results change.
+"""`plan`: find the cheapest pruning of a run, or the fastest engine of an index, within an allowed loss of quality.
 
-In: a run folder, a sample of queries, with or without judgments, and an index that holds the run, if there is one.
-Out: a `PlanReport`: for every rule of pruning and every setting of an engine what is found and what it costs, and the
-cheapest that loses no more than was allowed. Ground truth is exact search of the whole vectors, with the 9 bits that an
-index keeps of a weight. Quality is nDCG@10 where there are judgments, else the share of the truth's ten best
-documents that is found.
-Without an index the choice is among rules, by predicted bytes and postings visited; with one, among the settings of its
-engines for the vectors that it holds, by measured latency.
-Not covered: drawing (planning/drawing.py); several segments and shards, which Lucene searches one by one.
+Ground truth is exact search of unpruned vectors with 9-bit weights. Quality is nDCG@10 with judgments, otherwise the
+share of the ten best documents that is found. Without an index, cost is predicted bytes and postings visited; with an
+index, measured latency. The prediction assumes one segment: Lucene searches several segments and shards one by one.
 """
 
 from __future__ import annotations
@@ -17,11 +12,12 @@ import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from sparse_ingest.cluster.client import ConnectionLike
 from sparse_ingest.cluster.scores import posting_bytes
 from sparse_ingest.cluster.search_bodies import ENGINES
 from sparse_ingest.corpora.collections import read_qrels, read_queries
@@ -45,9 +41,6 @@ from sparse_ingest.searching.hits import Ranked
 from sparse_ingest.searching.pipelines import pipeline_of_run
 from sparse_ingest.searching.query import many_query_weights
 
-if TYPE_CHECKING:
-    from sparse_ingest.cluster.client import ConnectionLike
-
 LEAST_QUERIES = 10
 DEPTH = 100
 MEASURE = "nDCG@10"
@@ -67,7 +60,7 @@ def plan(
     progress: Reporter | bool = False,
     **settings: object,
 ) -> PlanReport:
-    """Try all rules of pruning on a run, and all engine settings on an index that holds it.
+    """Try all pruning rules on a run, and all engine settings on an index that holds it.
 
     Args:
         run: A run folder, or what `open_run` returns.
@@ -81,7 +74,7 @@ def plan(
         **settings: Fields of `PlanOptions`, such as `qrels=...` or `out="plan/"`.
 
     Raises:
-        RunError, ClusterError: there is no such run or index, or they do not belong together.
+        RunError, ClusterError: the run or index does not exist, or the index holds another run.
         UsageError: the queries are too few, or do not match the run.
     """
     chosen, reporter = options_from(PlanOptions, options, settings, "plan"), reporter_of(progress)
@@ -93,21 +86,21 @@ def plan(
     records = read_queries(Path(queries), chosen.quoting) if isinstance(queries, str | Path) else queries
     folder = open_run(run)
     if not folder.done_shards():
-        raise RunError(f"{folder.path} has no finished shard to plan with. Finish it with `sparse-ingest encode`.")
+        raise RunError(f"{folder.path} has no finished shard. Finish it with `sparse-ingest encode`.")
     if folder.complete() is None:
         reporter.note(f"{folder.path} is not complete: the plan is for its finished shards.")
     as_encoded = _as_encoded(pipeline_of_run(pipeline_of(None, pipeline), folder), folder)
-    whole = replace(as_encoded, query=replace(as_encoded.query, top_k=None, max_ratio=None))
+    unpruned = replace(as_encoded, query=replace(as_encoded.query, top_k=None, max_ratio=None))
     with engines.held_index(folder, as_encoded, index, url, connection, chosen.allow_partial) as held:
         if held:
             as_encoded = replace(as_encoded, index=held.settings)
         sampled = _sampled(records, qrels, chosen.sample)
-        weighted = [(query_id, weights) for query_id, weights in many_query_weights(sampled, whole) if weights]
+        weighted = [(query_id, weights) for query_id, weights in many_query_weights(sampled, unpruned) if weights]
         if len(weighted) < LEAST_QUERIES:
             which = "queries with judgments" if qrels is not None else "queries"
             raise UsageError(
-                f"There are {len(weighted)} {which} with a weighted token; a plan, which one half of them chooses and "
-                f"the other confirms, needs {LEAST_QUERIES} or more."
+                f"Found {len(weighted)} {which} with a weighted token; a plan needs at least {LEAST_QUERIES}. Give "
+                "more queries."
             )
         job = _Job(folder, weighted, qrels, held, chosen.loss)
         reporter.begin("documents", folder.totals()["rows"])
@@ -130,16 +123,18 @@ class _Job:
         self.run, self.weighted, self.qrels, self.index, self.loss = run, weighted, qrels, index, loss
         number = {token: token_id for token_id, token in enumerate(run.vocabulary()) if token is not None}
         if not any(number.keys() & weights.keys() for _, weights in weighted):
-            raise UsageError(f"No token of any query is in the vocabulary of {run.path}: they are another model's.")
+            raise UsageError(
+                f"No token of any query is in the vocabulary of {run.path}. Give the --model that encoded the run."
+            )
         self.query_rules = query_rules(float(np.mean([len(weights) for _, weights in weighted])))
-        # Many rules leave a short query as it is: each form of a query is searched once.
+        # Many rules keep a short query unchanged: each distinct form of a query is searched once.
         self.vectors: list[QueryVector] = []
         self.forms: list[list[int]] = []
         for _, weights in weighted:
             seen: dict[tuple[str, ...], int] = {}
             forms = []
             for rule in self.query_rules:
-                # Pruned before unknown tokens go, as a search does it.
+                # Pruned before unknown tokens are omitted, as in a search.
                 pruned = prune_query(weights, QuerySettings(**rule))
                 kept = tuple(token for token in pruned if token in number)
                 if kept not in seen:
@@ -154,50 +149,47 @@ class _Job:
         self.sweep = Sweep(families, self.vectors, len(run.vocabulary()), depth=DEPTH)
 
     def read(self, reporter: Reporter) -> None:
-        """Read the run once."""
+        """Read the run and compute the ground truth."""
         for shard in finished_shards(self.run):
             for vectors in shard_vectors(self.run, shard):
                 self.sweep.add(vectors)
                 reporter.advance(len(vectors.doc_ids))
         self.ids = _ids_at(self.run, self.sweep.all_places()) if self.qrels or self.index else {}
         self.truth: list[set[int]] = []
-        self.right: list[set[int]] = []  # the ten best of them
+        self.right: list[set[int]] = []  # the ten best
         for forms in self.forms:
             places, scores = self.sweep.best(forms[0], 0)
             self.truth.append(set(places.tolist()))
-            # Equal scores at the border are all right.
+            # All documents with the tenth best score are right.
             self.right.append(set(places[scores >= scores[:10][-1]].tolist()) if len(places) else set())
         self.full = self._quality(0, 0)[0]
         if not self.full.mean():
             if self.qrels and self.run.manifest.identity.get("overflow") == "passages":
                 raise UsageError(
-                    f"{self.run.path} holds passages, and the judgments name none of those that are found. "
-                    "Plan without --qrels, by the share of the best passages that is found."
+                    f"{self.run.path} holds passages, and none of the found passages is in the judgments. "
+                    "Plan without --qrels, by the overlap of the best passages."
                 )
             raise UsageError(
-                "Whole vectors find nothing that counts, so nothing can be lost. The queries, or the ids in the "
-                "judgments, belong to another corpus."
+                "Unpruned vectors find no relevant document. Give queries and judgments of the corpus that was encoded."
             )
 
     def report(self, pipeline: Pipeline) -> PlanReport:
-        """Everything that was found."""
+        """Return the report; `pipeline` gets the chosen settings."""
         points = [
             self._exact(rule, query) for query in range(len(self.query_rules)) for rule in range(len(self.sweep.rules))
         ]
         full, settings = points[0], self._settings(points, self.index) if self.index else []
 
         def cost(point: Point) -> float:
-            """Bytes and postings visited as shares of those of whole vectors: half of either is worth the same."""
+            """Latency for an index, otherwise bytes times postings visited, relative to unpruned vectors."""
+            if self.index:
+                return point.latency_p50_ms or 0.0
             return (point.bytes or 0) / (full.bytes or 1) * (point.visited or 0.0) / (full.visited or 1.0)
 
-        if self.index:
-            found: dict[str, Any] = {"loss": self.loss, "cost": lambda point: point.latency_p50_ms}
-        else:
-            found = {"loss": self.loss, "cost": cost}
         measured = settings or points
-        choice = choose(measured, self.full, **found)
+        choice = choose(measured, self.full, loss=self.loss, cost=cost)
         if self.index and not any(point.engine == "exact" for point in settings):
-            # The baseline of a field that only has another engine.
+            # The baseline for a field without exact search.
             settings = [*settings, next(point for point in points if point.documents == self.index.pruning)]
         return PlanReport(
             run=str(self.run.path),
@@ -214,16 +206,16 @@ class _Job:
             settings=settings,
             settings_frontier=[settings.index(point) for point in frontier(measured)] if settings else [],
             choice=choice,
-            unsettled=unsettled(measured, self.full, choice, **found),
+            unsettled=unsettled(measured, self.full, choice, loss=self.loss, cost=cost),
             load_flags=as_flags(choice.point.documents) if choice else "",
             pipeline=_with_choice(pipeline, choice.point) if choice else pipeline,
         )
 
     def _settings(self, points: Sequence[Point], index: engines.HeldIndex) -> list[Point]:
-        """The points of the index's engines, for whole queries and for those that the plan would prune."""
+        """Return the points of the index's engines, for unpruned queries and for the chosen query pruning."""
         held = self.sweep.rules.index(index.pruning)
         of_index = [point for point in points if point.documents == index.pruning]
-        # By the half that chooses alone: the other has a look at the settings only.
+        # Only by the choosing half: the confirming half tests the settings below.
         pruned = next(candidates(of_index, self.full, loss=self.loss, cost=lambda point: point.visited or 0.0), None)
         rules = [ALL_TERMS] + ([pruned.query] if pruned and pruned.query else [])
         settings = list(engines.settings_of(index.engine, rules))
@@ -234,7 +226,7 @@ class _Job:
         return [self._timed(one, held) for one in engines.measure(index.client, index.name, settings, asked)]
 
     def _timed(self, timed: engines.Timed, held: int) -> Point:
-        """A setting of an engine, measured on an index whose documents were pruned by the rule `held`."""
+        """Return the point of an engine setting, measured on an index with document pruning `held`."""
         right = [{self.ids[place] for place in places} for places in self.right]
         overlap = np.array([_overlap(one.doc_ids, known, 10) for one, known in zip(timed.ranked, right, strict=True)])
         query = self.query_rules.index(timed.setting.query)
@@ -257,10 +249,10 @@ class _Job:
         return self._point(rule, query, values, overlap_10=overlap_10, overlap_100=overlap_100, visited=visited)
 
     def _point(self, rule: int, query: int, values: Values, **measured: Any) -> Point:
-        """What was measured, with what the rules alone decide."""
+        """Return a point: what was measured, and what follows from the rules."""
         frequencies, documents = self.sweep.frequencies[rule], self.sweep.documents
         postings = int(frequencies.sum())
-        # The postings alone, all else being the same; nothing is known of the size of clusters.
+        # Only postings differ between rules; sizes of clusters cannot be predicted.
         size = index_bytes = None
         if not self.index or self.index.engine.kind == "rank_features":
             size = round(posting_bytes(frequencies, documents))
@@ -284,7 +276,7 @@ class _Job:
         )
 
     def _quality(self, rule: int, query: int) -> tuple[Values, float, float]:
-        """The quality of each query under two rules, and the overlap with the ground truth at 10 and at 100."""
+        """Return the quality of each query under two rules, and the overlap with the ground truth at 10 and 100."""
         best = [self.sweep.best(forms[query], rule) for forms in self.forms]
         found = [places.tolist() for places, _ in best]
         at_10 = np.array([_overlap(one[:10], right, 10) for one, right in zip(found, self.right, strict=True)])
@@ -296,7 +288,7 @@ class _Job:
         return self._values(ranked, at_10), float(at_10.mean()), float(at_100.mean())
 
     def _values(self, ranked: Iterable[Ranked], overlap: Values) -> Values:
-        """The quality of each query: nDCG@10 with judgments, otherwise the overlap."""
+        """Return the quality of each query: nDCG@10 with judgments, otherwise the overlap."""
         if not self.qrels:
             return overlap
         values = measure(ranked, self.qrels, [MEASURE]).per_query[MEASURE]
@@ -308,14 +300,14 @@ class _Job:
 
 
 def _as_encoded(pipeline: Pipeline, run: Run) -> Pipeline:
-    """The pipeline with what the run says of its own making."""
+    """Return the pipeline with the encode settings of the run."""
     settings = [name for name in EncodeSettings.__dataclass_fields__ if name not in ("dtype", "batch_tokens")]
     known = {name: run.manifest.identity[name] for name in settings if name in run.manifest.identity}
     return replace(pipeline, encode=replace(pipeline.encode, **known), query=QuerySettings(**vars(pipeline.query)))
 
 
 def _with_choice(pipeline: Pipeline, point: Point) -> Pipeline:
-    """The pipeline with the settings of a point."""
+    """Return the pipeline with the settings of a point."""
     query: dict[str, Any] = vars(pipeline.query) | {"top_k": None, "max_ratio": None, **point.query, "engine": None}
     if table := ENGINES[point.engine].settings:
         query |= {"engine": point.engine, table: {**query[table], **point.parameters}}
@@ -323,18 +315,18 @@ def _with_choice(pipeline: Pipeline, point: Point) -> Pipeline:
 
 
 def _sampled(queries: Iterable[Query], qrels: Qrels | None, sample: int) -> list[Query]:
-    """As many queries as asked, the same each time: those whose hashed ids come first."""
+    """Return a deterministic sample: the queries with the smallest hashes of ids."""
     judged = (query for query in queries if qrels is None or query.id in qrels)
     return heapq.nsmallest(sample, judged, key=lambda query: hashlib.sha256(query.id.encode()).digest())
 
 
 def _ids_at(run: Run, places: npt.NDArray[np.uint32]) -> dict[int, str]:
-    """The ids of the documents at these places among all rows of the run."""
+    """Return the ids of the documents at these positions among all rows of the run."""
     wanted = set(places.tolist())
     doc_ids = (doc_id for shard in run.done_shards() for _, doc_id in read_doc_ids(checked_shard(run, shard)))
     return {place: doc_id for place, doc_id in enumerate(doc_ids) if place in wanted}
 
 
 def _overlap(found: Iterable[T], right: set[T], k: int) -> float:
-    """The share of the k best documents that is found; a query that finds nothing anyway loses nothing."""
+    """Return the share of the k best documents that is found; 1 for a query without any."""
     return len(right.intersection(found)) / min(k, len(right)) if right else 1.0

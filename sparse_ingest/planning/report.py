@@ -1,11 +1,8 @@
-"""The result of a plan: points, their Pareto frontier, the chosen one, and the report.
+"""The result of a plan: points, their Pareto frontier, the choice, and the report.
 
-In: points with the quality of every query. A point's loss is the share of the unpruned vectors' mean quality that it
-lacks. One half of the queries chooses, the other half must confirm: on both, the interval of the loss must end within
-the limit. The predicted quality is the mean of the confirming half. A point that is not confirmed is skipped, and the
-next one is tested with the same queries. So test j may fail in 5% / (j (j + 1)) of all plans, which is 5% over all
-tests: the interval gets wider with each skipped point.
-Not covered: where the qualities come from (sweep.py, engines.py).
+The loss of a point is relative to the mean quality of unpruned vectors. One half of the queries chooses, the other half
+confirms: on both, the interval of the loss must end within the limit. A point that is not confirmed is skipped, and the
+next one is tested with the same queries. Test j has the error rate 5% / (j (j + 1)), which sums to 5% over all tests.
 """
 
 from __future__ import annotations
@@ -24,20 +21,19 @@ from sparse_ingest.pipeline import EngineName, Pipeline
 from sparse_ingest.planning.options import MOST_QUERIES
 from sparse_ingest.planning.rules import PruningRule
 
-MISSES = 0.05  # of all plans may predict an interval that does not hold
-HALVES = (slice(0, None, 2), slice(1, None, 2))  # the queries that choose, and those that confirm
+MISSES = 0.05  # error rate of the interval, over all plans
+HALVES = (slice(0, None, 2), slice(1, None, 2))  # queries that choose, and queries that confirm
 Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One way to prune and to search, what it finds and what it costs; None is what was not measured.
+    """Pruning rules and an engine, with quality and cost; None is not measured.
 
-    `overlap_10` and `overlap_100` are the shares of the ten and hundred best documents of the unpruned vectors that it
-    finds. `terms` are those of a document, `visited` the postings that an exact search of a query reads, `bytes` the
-    predicted size of all postings, `index_bytes` that of the index with them. `tied` queries have an eleventh document
-    with the score of the tenth; which of these an index returns cannot be predicted. `per_query` is the quality of each
-    query.
+    `overlap_10` and `overlap_100` are the shares of the ten and hundred best documents of unpruned vectors that it
+    finds. `terms` is the mean per document, `visited` the postings that an exact search reads per query, `bytes` the
+    predicted size of all postings, `index_bytes` that of the index. In `tied` queries the tenth and eleventh document
+    have equal scores, and an index may return either. `per_query` is the quality of each query.
     """
 
     documents: PruningRule
@@ -60,29 +56,19 @@ class Point:
     per_query: Values = field(repr=False, compare=False)
 
     @property
-    def megabytes(self) -> float | None:
-        """`bytes` as a table shows them."""
-        return None if self.bytes is None else self.bytes / 1e6
-
-    @property
-    def index_megabytes(self) -> float | None:
-        """`index_bytes` as a table shows them."""
-        return None if self.index_bytes is None else self.index_bytes / 1e6
-
-    @property
     def is_whole(self) -> bool:
         """Whether nothing is pruned and the search is exact, so nothing is lost."""
         return not self.documents and not self.query and self.engine == "exact" and not self.loss
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the single queries."""
+        """Return all fields but `per_query`."""
         return {name: value for name, value in asdict(self).items() if name != "per_query"}
 
 
 class Choice(NamedTuple):
-    """The point to take. `loss` is that of the half of the queries that confirmed it, within `interval` (95%).
+    """The chosen point. `loss` is that of the confirming half of the queries, with its 95% `interval`.
 
-    `chosen_by` is the loss on the half that chose it; `passed_over` points were cheaper, but not confirmed.
+    `chosen_by` is the loss on the other half; `passed_over` cheaper points were not confirmed.
     """
 
     point: Point
@@ -93,10 +79,10 @@ class Choice(NamedTuple):
 
 
 class Unsettled(NamedTuple):
-    """A point that is cheaper than the choice and loses little enough on average, but not for certain.
+    """A point that is cheaper than the choice, with a mean loss within the limit but too wide an interval.
 
-    `loss` is the larger one of the two halves of the queries, with its 95% `interval`. A plan with about `sample`
-    queries would settle it, if their mean and spread are those of these queries.
+    `loss` is the larger loss of the two halves, with its 95% `interval`. About `sample` queries would settle it, if
+    they have the same mean and spread.
     """
 
     point: Point
@@ -107,11 +93,10 @@ class Unsettled(NamedTuple):
 
 @dataclass(frozen=True)
 class PlanReport:
-    """What a plan found; `--json` prints these keys.
+    """Result of a plan; `--json` prints these keys.
 
-    `points` are rules on the run, `settings` those of an index, each with its frontier (places in the list).
-    `index_bytes` is the size of the index as it is. `pipeline` has the chosen settings. `written` are the files of
-    `out`.
+    `points` are pruning rules on the run, `settings` engine settings on the index, each with its frontier (positions in
+    the list). `index_bytes` is the current size. `pipeline` has the chosen settings. `written` are the files of `out`.
     """
 
     run: str
@@ -148,15 +133,15 @@ class PlanReport:
 
 
 def loss_of(values: Values, full: Values) -> float:
-    """The share of the mean quality that is lacking."""
+    """Return the relative loss of mean quality."""
     return 1.0 - float(values.mean() / full.mean())
 
 
 def choose(points: Sequence[Point], full: Values, *, loss: float, cost: Callable[[Point], float]) -> Choice | None:
-    """Return the cheapest point of the frontier that loses at most `loss` for certain, or None.
+    """Return the cheapest point whose loss is certain to be at most `loss`, or None.
 
     It is certain if on each half of the queries the interval of the loss ends at `loss` or below. `full` is the
-    quality of each query with unpruned vectors. Every other query chooses; the caller shuffles them.
+    quality of each query with unpruned vectors. The caller shuffles the queries.
     """
     for look, point in enumerate(candidates(frontier(points), full, loss=loss, cost=cost), start=1):
         chosen_by, found = (loss_of(point.per_query[half], full[half]) for half in HALVES)
@@ -173,14 +158,14 @@ def unsettled(
 ) -> Unsettled | None:
     """Return a point of the frontier that is cheaper than the choice and has a mean loss below `loss`, or None.
 
-    It is the cheapest that `MOST_QUERIES` can settle; if there is none, the one that needs the fewest queries.
+    It is the cheapest that `MOST_QUERIES` can settle, otherwise the one that needs the fewest queries.
     """
     found = []
     for point in frontier(points):
         if point.loss < loss and not point.is_whole and not (choice and cost(point) >= cost(choice.point)):
             doubtful = max(loss_of(point.per_query[half], full[half]) for half in HALVES)
             interval = _interval(doubtful, point.per_query, full)
-            # As if it were the first point to be confirmed.
+            # Computed as for the first point to confirm.
             reach = NormalDist().inv_cdf(1 - MISSES / 4) * _spread(point.loss, point.per_query, full)
             sample = max(2 * (reach / (loss - point.loss)) ** 2, 1.5 * len(full))
             step = 10 ** (math.floor(math.log10(sample)) - 1)  # two digits
@@ -195,7 +180,7 @@ def unsettled(
 def candidates(
     points: Sequence[Point], full: Values, *, loss: float, cost: Callable[[Point], float]
 ) -> Iterator[Point]:
-    """Yield the points that lose at most `loss` for certain on the half that chooses, the cheapest first."""
+    """Yield the points whose loss on the choosing half is certain to be at most `loss`, cheapest first."""
     chosen_by = HALVES[0]
     for point in sorted(points, key=lambda point: (cost(point), loss_of(point.per_query[chosen_by], full[chosen_by]))):
         found = loss_of(point.per_query[chosen_by], full[chosen_by])
@@ -206,23 +191,22 @@ def candidates(
 def frontier(points: Sequence[Point]) -> list[Point]:
     """Return the Pareto frontier, the smallest loss first.
 
-    Points are compared by loss, bytes of postings (or their number), postings visited and latency, as far as these are
-    known for all points.
+    Points are compared by loss, bytes (or number) of postings, postings visited and latency, if known for all points.
     """
     names = ["bytes" if all(point.bytes is not None for point in points) else "postings", "visited", "latency_p50_ms"]
     names = [name for name in names if all(getattr(point, name) is not None for point in points)]
-    # Sums of the same values in another order differ in their last digits.
+    # Sums in another order differ in their last digits.
     costs = np.array([[round(point.loss, 9), *(getattr(point, name) for name in names)] for point in points])
     kept = {
         tuple(own): point
-        for own, point in reversed(list(zip(costs, points, strict=True)))  # of equal points the first is kept
+        for own, point in reversed(list(zip(costs, points, strict=True)))  # the first of equal points is kept
         if not ((costs <= own).all(axis=1) & (costs < own).any(axis=1)).any()
     }
     return [kept[own] for own in sorted(kept)]
 
 
 def _interval(found: float, values: Values, full: Values, misses: float = MISSES) -> tuple[float, float]:
-    """Return the interval of the loss over all such queries, given `found` on one half; `misses` is its error rate."""
+    """Return the confidence interval of the loss `found` on one half of the queries; `misses` is its error rate."""
     count = len(full) // 2
     reach = _spread(found, values, full) / math.sqrt(count) * _student(1 - misses / 2, count - 1)
     return found - reach, found + reach
@@ -238,6 +222,6 @@ def _spread(found: float, values: Values, full: Values) -> float:
 
 
 def _student(share: float, freedom: int) -> float:
-    """The quantile of Student's t, by the first terms of its expansion around the normal one."""
+    """Return the quantile of Student's t, by the first terms of its expansion around the normal quantile."""
     z = NormalDist().inv_cdf(share)
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

@@ -1,9 +1,7 @@
-"""The rules of pruning that a plan tries, for documents and for queries.
+"""The pruning rules that a plan tries, for documents and for queries, scaled to their mean numbers of terms.
 
-In: how many terms a document and a query have on average, so that numbers of terms fit every model. Out: families of
-rules, each of one kind and from mild to strict: what a rule keeps, every milder one of its family keeps too. The pass
-(sweep.py) relies on that.
-Not covered: what a rule does (pruning.py for documents, query.py for queries).
+A family has rules of one kind, from mild to strict: every term that a rule keeps is kept by all milder ones, on which
+sweep.py relies. pruning.py and query.py apply rules.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ _QUERY_RATIOS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 def document_families(mean_terms: float) -> list[Family]:
-    """The rules to try on documents of this many terms."""
+    """Return the rules to try on documents with this mean number of terms."""
     return [
         tuple({"top_k": count} for count in _counts(mean_terms)),
         tuple({"max_ratio": ratio} for ratio in _DOCUMENT_RATIOS),
@@ -33,18 +31,18 @@ def document_families(mean_terms: float) -> list[Family]:
 
 
 def query_rules(mean_tokens: float) -> list[PruningRule]:
-    """The rules to try on queries of this many tokens; the first keeps all."""
+    """Return the rules to try on queries with this mean number of tokens; the first keeps all."""
     counts = [{"top_k": count} for count in _counts(mean_tokens)]
     return [ALL_TERMS, *counts, *({"max_ratio": ratio} for ratio in _QUERY_RATIOS)]
 
 
 def in_words(rule: PruningRule) -> str:
-    """A rule as a table shows it."""
+    """Return a rule as shown in tables."""
     return settings_in_words(rule, " and ") or "all"
 
 
 def as_flags(rule: PruningRule) -> str:
-    """A rule as the options of `load`."""
+    """Return a rule as options of `load`."""
     return "".join(f" --{name.replace('_', '-')} {value:g}" for name, value in rule.items())
 
 

@@ -1,12 +1,9 @@
-"""One pass over a run for all pruning rules together: what each query finds, and how many postings stay.
+"""Evaluate all pruning rules in one pass over a run: hits of each query, document frequencies, emptied documents.
 
-In: parts of a run, families of rules (rules.py), query vectors. Out: document frequencies and emptied documents of each
-rule, and for each query and rule the places of the best documents. The ranks of the terms are computed once a part. As
-rules of a family are nested, a term has one level in it, the number of rules that keep it: summing products by
-(document, level) and adding levels up gives the scores of all rules of the family from one reading of the postings.
-Scores are those of searching/exact.py on the 9 bits that an index keeps (tests/planning/test_sweep.py compares). Memory
-is that of one part, of a count for each rule and token, and of the hits: up to 0.2 MB a query.
-Not covered: what is made of the hits (report.py).
+Rules of a family are nested, so a term has one level in it, the number of rules that keep it. Sums of products by
+(document, level), accumulated over levels, are the scores under all rules of the family. Scores are those of
+searching/exact.py with 9-bit weights (compared in tests/planning/test_sweep.py). Memory: one part of the run, a count
+per rule and token, and up to 0.2 MB of hits per query.
 """
 
 from __future__ import annotations
@@ -25,11 +22,11 @@ from sparse_ingest.records import SparseRows
 from sparse_ingest.searching.exact import QueryVector, best_places
 
 T = TypeVar("T", np.int64, np.float64)
-_NOBODY = np.iinfo(np.uint32).max
+_EMPTY = np.iinfo(np.uint32).max
 
 
 class Sweep:
-    """What is known of every rule; `rules[0]` keeps all terms. Feed it parts in order with `add`."""
+    """Results of every rule; `rules[0]` keeps all terms. Add the parts of a run in order."""
 
     def __init__(
         self, families: Sequence[Family], queries: Sequence[QueryVector], vocabulary_size: int, *, depth: int
@@ -42,19 +39,19 @@ class Sweep:
         self._rules_of = [slice(*ends) for ends in pairwise(np.cumsum([1, *map(len, families)]).tolist())]
         shape = (len(queries), len(self.rules), depth)
         self._scores = np.zeros(shape, dtype=np.float32)
-        self._places = np.full(shape, _NOBODY, dtype=np.uint32)
+        self._places = np.full(shape, _EMPTY, dtype=np.uint32)
         self._asked = np.zeros(vocabulary_size, dtype=np.bool_)
         for query in queries:
             self._asked[query.token_ids] = True
 
     def add(self, part: SparseRows) -> None:
-        """Take the next part of the run."""
+        """Add the next part of the run."""
         ranking = Ranking(part)
         levels = [_levels(ranking, family) for family in self._families]
         self._count(part, levels)
         wanted = np.flatnonzero(self._asked[part.token_ids])
         wanted = wanted[np.argsort(part.token_ids[wanted], kind="stable")]
-        # 32-bit like the ids of queries, or every search in them would convert the array first.
+        # 32-bit like the ids of queries: otherwise searchsorted converts the array each time.
         token_ids = part.token_ids[wanted].astype(np.uint32)
         rows = np.repeat(np.arange(len(part.doc_ids)), np.diff(part.indptr))[wanted]
         weights = stored_weights(part.weights)[wanted]
@@ -68,13 +65,13 @@ class Sweep:
         self.documents += len(part.doc_ids)
 
     def best(self, query: int, rule: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32]]:
-        """The best documents of a query under a rule, by their place among all rows of the run, and their scores."""
-        found = self._places[query, rule] != _NOBODY
+        """Return the best documents of a query under a rule, as positions among all rows of the run, and scores."""
+        found = self._places[query, rule] != _EMPTY
         return self._places[query, rule][found], self._scores[query, rule][found]
 
     def all_places(self) -> npt.NDArray[np.uint32]:
-        """Every document that any query finds under any rule."""
-        places: npt.NDArray[np.uint32] = np.setdiff1d(self._places, [_NOBODY])
+        """Return the positions of all documents that any query finds under any rule."""
+        places: npt.NDArray[np.uint32] = np.setdiff1d(self._places, [_EMPTY])
         return places
 
     def _count(self, part: SparseRows, levels: Sequence[npt.NDArray[np.uint8]]) -> None:
@@ -100,7 +97,7 @@ class Sweep:
         for rules, level in zip(self._rules_of, levels, strict=True):
             width = rules.stop - rules.start + 1
             sums = np.bincount(places * width + level, weights=products, minlength=row_count * width)
-            # A rule keeps what has a level above its own place; level 0 has the sums of all terms.
+            # A rule keeps terms with a level above its position; level 0 sums all terms.
             scores = _from_above(sums.reshape(row_count, width), 1).astype(np.float32)
             if rules.start == 1:
                 self._merge(query, 0, scores[:, 0])
@@ -108,26 +105,26 @@ class Sweep:
                 self._merge(query, rule, scores[:, rule - rules.start + 1])
 
     def _merge(self, query: int, rule: int, scores: npt.NDArray[np.float32]) -> None:
-        """Put the rows of a part, which come after all before, among the best."""
+        """Merge the rows of the next part into the best."""
         before_scores, before = self._scores[query, rule], self._places[query, rule]
-        # The last place holds zero as long as there is room.
+        # The last score is zero while places are empty.
         rows = np.flatnonzero(scores > before_scores[-1])
         if not len(rows):
             return
         all_scores = np.concatenate([before_scores, scores[rows]])
         all_places = np.concatenate([before, (rows + self.documents).astype(np.uint32)])
         order = best_places(all_scores, self._depth)
-        # Empty places have score zero, and hits are above it.
+        # Hits have scores above zero, so they replace empty places.
         self._scores[query, rule], self._places[query, rule] = all_scores[order], all_places[order]
 
 
 def _levels(ranking: Ranking, family: Family) -> npt.NDArray[np.uint8]:
-    """For each term how many rules of a family keep it."""
+    """Return how many rules of a family keep each term."""
     levels: npt.NDArray[np.uint8] = np.sum([ranking.kept(**rule) for rule in family], axis=0, dtype=np.uint8)
     return levels
 
 
 def _from_above(table: npt.NDArray[T], axis: int) -> npt.NDArray[T]:
-    """For each level the sum over it and all higher ones."""
+    """Return the sum over each level and all higher ones."""
     sums: npt.NDArray[T] = np.flip(np.cumsum(np.flip(table, axis), axis), axis)
     return sums

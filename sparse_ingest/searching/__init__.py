@@ -1,1 +1,1 @@
-"""Parts of the verb `search`: hits and their snippets, the search of a run folder."""
+"""Parts of `search`: hits and their snippets, the search of a run folder or an index."""

@@ -1,7 +1,4 @@
-"""The public `encode`: what it returns can be searched, as what `open_run` returns.
-
-A module of its own, since encoding/ is below searching/ and must not know it.
-"""
+"""The public `encode`, which returns a `SearchableRun`. Separate, because encoding/ is a layer below searching/."""
 
 from __future__ import annotations
 

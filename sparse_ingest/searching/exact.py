@@ -1,8 +1,6 @@
-"""Exact dot-product search over a stream of sparse vectors, with the arithmetic of OpenSearch.
+"""Exact dot-product search over a stream of sparse vectors, with the arithmetic of Lucene (models/dot_products.py).
 
-In: parts of CSR rows, one after another, and all queries together. Out: for each query its k best rows. Scores are
-those of Lucene (models/dot_products.py). Memory is that of one part plus k hits a query. What an index keeps of a
-weight is not applied here: pass vectors that went through cluster/scores.py to get its scores.
+Memory: one part of the vectors plus k hits per query. For the scores of an index, pass weights of cluster/scores.py.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from sparse_ingest.records import SparseRows
 
 
 class QueryVector(NamedTuple):
-    """A query by token ids, each at most once, in any order."""
+    """The weights of a query by token id, unique and in any order."""
 
     token_ids: npt.NDArray[np.uint32]
     weights: npt.NDArray[np.float32]
@@ -33,7 +31,7 @@ class QueryVector(NamedTuple):
 class ExactHits(NamedTuple):
     """The best rows of one query, best first; equal scores in order of rows.
 
-    `positions` count the rows of all parts from 0. A row that shares no token with the query is no hit.
+    `positions` count the rows of all parts from 0. Rows that share no token with the query are not hits.
     """
 
     doc_ids: list[str]
@@ -42,7 +40,7 @@ class ExactHits(NamedTuple):
 
 
 def search_exact(parts: Iterable[SparseRows], queries: Sequence[QueryVector], k: int) -> list[ExactHits]:
-    """Find the k best rows for each query, by score, then by order of rows."""
+    """Return the k best rows for each query, by score, then by order of rows."""
     best = [ExactHits([], np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
     asked = asked_tokens(np.concatenate([np.empty(0, np.uint32), *(query.token_ids for query in queries)]))
     first_row = 0
@@ -65,9 +63,9 @@ def search_exact(parts: Iterable[SparseRows], queries: Sequence[QueryVector], k:
 
 
 def best_places(scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
-    """Return the places of the k largest scores, best first; equal scores stay in their order."""
+    """Return the positions of the k largest scores, best first; equal scores stay in order."""
     places = np.arange(len(scores))
     if len(scores) > k:
-        # Equal scores at the border are cut off below, where the order is stable.
+        # Equal scores at the border are removed below, where the order is stable.
         places = np.flatnonzero(scores >= np.partition(scores, len(scores) - k)[len(scores) - k])
     return places[np.argsort(-scores[places], kind="stable")[:k]]

@@ -1,7 +1,4 @@
-"""What a search gives: hits with the terms that made their scores, rankings, and the snippet of a hit.
-
-Nothing here asks a server or reads a run.
-"""
+"""Results of a search: hits with the terms of their scores, rankings, snippets."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ SNIPPET_CHARACTERS = 160
 class Hit(NamedTuple):
     """One found document; `terms` are sorted heaviest first and their contributions sum to `score`, as float32.
 
-    Of a two-phase search the last bit may differ, which adds two such sums.
+    In a two-phase search, which adds two such sums, the last bit may differ.
     """
 
     rank: int
@@ -28,14 +25,14 @@ class Hit(NamedTuple):
 
     @property
     def doc_id(self) -> str:
-        """The name of `id` in the first edition."""
+        """Old name of `id`."""
         return self.id
 
 
 class Ranked(NamedTuple):
-    """What one of many queries found, best first, without the documents themselves.
+    """The ranking of one of many queries, best first, without the documents.
 
-    `latency_s` is what the caller waited for, `took_ms` what the server says of itself; a run folder has no server.
+    `latency_s` is seen by the caller, `took_ms` reported by the server (None for a run folder).
     """
 
     query_id: str
@@ -44,25 +41,20 @@ class Ranked(NamedTuple):
     latency_s: float = 0.0
     took_ms: float | None = None
 
-    def without(self, doc_id: str) -> Ranked:
-        """Return the ranking without this document."""
-        kept = [place for place, found in enumerate(self.doc_ids) if found != doc_id]
-        return self._replace(
-            doc_ids=[self.doc_ids[place] for place in kept], scores=[self.scores[place] for place in kept]
-        )
-
-    def best(self, size: int) -> Ranked:
-        """Return the ranking of its first `size` documents."""
-        return self._replace(doc_ids=self.doc_ids[:size], scores=self.scores[:size])
+    def without(self, doc_id: str, size: int | None = None) -> Ranked:
+        """Return the first `size` documents, without this one."""
+        pairs = zip(self.doc_ids, self.scores, strict=True)
+        kept = [(found, score) for found, score in pairs if found != doc_id][:size]
+        return self._replace(doc_ids=[found for found, _ in kept], scores=[score for _, score in kept])
 
 
 def heaviest_first(shares: Iterable[TermShare]) -> list[TermShare]:
-    """The terms of a hit in the order that they are shown in."""
+    """Sort the terms of a hit by contribution, then by token."""
     return sorted(shares, key=lambda share: (-share.contribution, share.token))
 
 
 def first_of_each(keys: Iterable[str]) -> list[int]:
-    """The places where each key comes first, in order."""
+    """Return the position of the first occurrence of each key, in order."""
     first: dict[str, int] = {}
     for place, key in enumerate(keys):
         first.setdefault(key, place)
@@ -70,13 +62,13 @@ def first_of_each(keys: Iterable[str]) -> list[int]:
 
 
 def snippet(hit: Hit) -> str:
-    """About 160 characters of the text around the first place of the heaviest matched term that is in it."""
+    """Return about 160 characters of the text around the heaviest matched term that occurs in it."""
     text = " ".join(str(hit.fields.get("text") or "").split())
     if len(text) <= SNIPPET_CHARACTERS:
         return text
     places = (_place_of(term.token, text) for term in hit.terms)
     place = next((place for place in places if place is not None), 0)
-    # A third before the term, moved to the border of a word when one is near; not every language has spaces.
+    # A third before the term, moved to a near word boundary; not every language has spaces.
     start = max(0, min(place - SNIPPET_CHARACTERS // 3, len(text) - SNIPPET_CHARACTERS))
     start = text.rfind(" ", max(0, start - 20), start) + 1 or start
     end = start + SNIPPET_CHARACTERS
@@ -86,7 +78,7 @@ def snippet(hit: Hit) -> str:
 
 
 def marked(text: str, hit: Hit, mark: Callable[[str], str]) -> str:
-    """The text with every place of a matched term, as a word or as the beginning of one, put through `mark`."""
+    """Apply `mark` to every occurrence of a matched term, as a word or a word prefix."""
     words = sorted({word for term in hit.terms if (word := _word_of(term.token))}, key=len, reverse=True)
     if not words:
         return text
@@ -95,13 +87,13 @@ def marked(text: str, hit: Hit, mark: Callable[[str], str]) -> str:
 
 
 def _word_of(token: str) -> str | None:
-    """The word that a token begins; None for punctuation, and for pieces such as ##ing, which alone say little."""
+    """Return the word that a token starts; None for punctuation and for suffixes such as ##ing."""
     word = token.removeprefix("Ġ").removeprefix("▁")
     return word if word.isalnum() else None
 
 
 def _place_of(token: str, text: str) -> int | None:
-    """Where a token is in a text as a word, or else as the beginning of one."""
+    """Return the position of a token in a text, as a word or otherwise as a word prefix."""
     word = _word_of(token)
     if word is None:
         return None

@@ -1,10 +1,7 @@
-"""Ask an index: one query for explained hits, or many queries for rankings.
+"""Search an index: one query for hits with the server's explanation of each score, or many queries for rankings.
 
-In: query weights, an `Engine`. Out: hits with the server's own explanation of each score, or rankings without the
-documents; what a server lacks or refuses becomes one message. A search pipeline that the index has by default is
-skipped: it could change scores unseen. A cluster without the neural-search plugin is asked with rank_feature clauses,
-which give the same scores.
-Not covered: bodies (cluster/search_bodies.py), text to query weights (query.py).
+The default search pipeline of the index is bypassed: it could change scores. Without the neural-search plugin,
+rank_feature clauses are used, which give the same scores.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 from sparse_ingest.cluster.answers import Found
 from sparse_ingest.cluster.client import Client, path_of
@@ -37,39 +34,34 @@ from sparse_ingest.queries.weight_table import QueryWeights, to_float32
 from sparse_ingest.records import Query, TermShare
 from sparse_ingest.searching.hits import Hit, Ranked, heaviest_first
 from sparse_ingest.searching.pipelines import DEFAULT_FIELD
-from sparse_ingest.searching.query import keyed, tell_of_lost
-
-if TYPE_CHECKING:
-    from sparse_ingest.cluster.client import Client
-    from sparse_ingest.records import Query
+from sparse_ingest.searching.query import keyed, warn_of_omitted
 
 Q = TypeVar("Q")
 _NO_PIPELINE = {"search_pipeline": "_none"}
-# Text in an error of the server, and what it means for a search.
+# Text in an error of the server, and our message for it.
 _UNDERSTOOD = {
-    "index_not_found_exception": "No index or alias {index!r} at {address}. Make it with `sparse-ingest load`.",
+    "index_not_found_exception": "No index or alias {index!r} at {address}. Create it with `sparse-ingest load`.",
     "query only works on [rank_features] fields": (
-        "The field that was asked is no sparse field of index {index!r}. Name one with --set index.field=NAME."
+        "The searched field of index {index!r} is not a sparse field. Name one with --set index.field=NAME."
     ),
     "maxClauseCount is set to": (
-        "The query has more clauses than the cluster allows (indices.query.bool.max_clause_count), its filters and its "
-        "words included. Prune it, such as --set query.top_k=500."
+        "The query, with its filters and words, has more clauses than the cluster allows "
+        "(indices.query.bool.max_clause_count). Prune it, such as with --set query.top_k=500."
     ),
     "Result window is too large": (
-        "Index {index!r} gives fewer hits in one request than were asked for (index.max_result_window, 10,000 unless "
-        "it says otherwise). Ask for fewer with -k."
+        "The requested number of hits is above index.max_result_window of index {index!r} (default 10,000). Request "
+        "fewer with -k."
     ),
     "Two phase search processor is not compatible": (
-        "Two-phase search needs a rank_features field, and that of index {index!r} is a sparse_vector. "
-        "Leave out --engine."
+        "Two-phase search needs a rank_features field, and that of index {index!r} is a sparse_vector. Omit --engine."
     ),
     "does not implement createWeight": (
-        "The clusters of index {index!r} cannot be filtered by this: OpenSearch 3.6 fails on ids, prefix, wildcard, "
-        "regexp and ranges of keyword fields there. Filter by term, terms, match, exists or a range of numbers or "
+        "This filter does not work on the sparse_vector field of index {index!r}: OpenSearch 3.6 fails on ids, prefix, "
+        "wildcard, regexp and ranges of keyword fields. Filter by term, terms, match, exists or a range of numbers or "
         "dates, or search a rank_features field."
     ),
     "unknown query [hybrid]": (
-        "{address} lacks the neural-search plugin, which a hybrid search needs. Install it, or leave out --hybrid."
+        "{address} lacks the neural-search plugin, which a hybrid search needs. Install it, or omit --hybrid."
     ),
 }
 logger = logging.getLogger(__name__)
@@ -85,18 +77,18 @@ def search_index(
     filter: Mapping[str, Any] | None = None,
     collapse: str | None = None,
 ) -> list[Hit]:
-    """Search an index. The terms of each hit come from the server's own explanation of its score.
+    """Search an index. The terms of each hit come from the server's explanation of its score.
 
     Args:
         client: A connection.
         index: An index or alias.
         weights: Query weights by token.
         size: Number of hits.
-        engine: How to search, and the field; by default exactly, in the rank_features field `sparse`. The hits of a
-            SEISMIC search have only the `top_n` heaviest tokens of the query.
+        engine: Engine and field; by default exact search in the rank_features field `sparse`. Hits of a SEISMIC
+            search have only the `top_n` heaviest tokens of the query.
         filter: A query clause that every hit matches.
-        collapse: A field: of the documents that share its value, as passages share their `parent`, only the best is a
-            hit. Documents without the field count as sharing one.
+        collapse: Return only the best document for each value of this field, such as `parent` of passages. Documents
+            without the field count as sharing one value.
 
     Raises:
         UsageError: the index does not map a field of `filter` or `collapse`, or weights do not fit.
@@ -106,7 +98,7 @@ def search_index(
     refuse_unmapped(client, path_of(index), engine.mappings, filter, collapse)
     asker = _Asker(client, index, engine)
     answer, scale = asker.ask(weights, size=size, filter=filter, explain=True, collapse=collapse)
-    asker.tell_of_lost()
+    asker.warn_of_omitted()
     tokens = {key: token for token, key in engine.keys.items()} if engine.keys else {}
     hits = []
     for rank, found in enumerate(answer["hits"]["hits"], start=1):
@@ -119,7 +111,7 @@ def search_index(
             )
             for term in explained_terms(found["_explanation"], engine.field)
         )
-        # JSON prints the shortest decimal of a float32; the value behind it is what two scores are compared by.
+        # JSON has the shortest decimal of a float32; comparisons need the float32 itself.
         score = to_float32(found["_score"]) * scale
         hits.append(Hit(rank, score, found["_id"], found.get("_source", {}), heaviest_first(shares)))
     return hits
@@ -135,20 +127,20 @@ def search_hybrid(
     engine: Engine | None = None,
     filter: Mapping[str, Any] | None = None,
 ) -> list[Hit]:
-    """Ask an index with BM25 on title and text beside learned-sparse search.
+    """Search an index with BM25 on title and text, combined with learned-sparse search by the packaged pipeline.
 
-    A score is what the packaged pipeline makes of both; hits have no terms.
+    Hits have no terms.
     """
     engine = engine or Engine()
     refuse_unmapped(client, path_of(index), engine.mappings, filter, None)
     lost: dict[str, None] = {}
     weights = keyed(weights, engine.keys, lost)
-    tell_of_lost(lost)
+    warn_of_omitted(lost)
     return _hits_without_terms(_send(client, index, hybrid_body(text, weights, engine, size=size, filter=filter)))
 
 
 def search_words(client: Client, index: str, text: str, *, field: str = DEFAULT_FIELD, size: int) -> list[Hit]:
-    """Ask an index with BM25 on title and text, which learned-sparse search is compared with; hits have no terms."""
+    """Search an index with BM25 on title and text, for comparison; hits have no terms."""
     return _hits_without_terms(_send(client, index, bm25_body(text, field=field, size=size)))
 
 
@@ -176,17 +168,17 @@ def rank_index(
         client: A connection.
         index: An index or alias.
         queries: Ids and weights of the queries.
-        engine: How to search, and the field.
+        engine: Engine and field.
         size: Number of hits of each query.
         filter: A query clause that every hit matches.
-        collapse: A field whose values replace the ids: each comes once, with the score of its best document.
+        collapse: A field whose values replace the ids: each is returned once, with the score of its best document.
         concurrency: Number of requests in flight.
     """
     refuse_unmapped(client, path_of(index), engine.mappings, filter, collapse)
     asker = _Asker(client, index, engine)
     ask = partial(asker.ask, size=size, filter=filter, collapse=collapse, source=False)
     yield from _ranked(ask, queries, collapse, concurrency)
-    asker.tell_of_lost()
+    asker.warn_of_omitted()
 
 
 def rank_words(
@@ -199,7 +191,7 @@ def rank_words(
     collapse: str | None = None,
     concurrency: int = 1,
 ) -> Iterator[Ranked]:
-    """Ask an index many queries with BM25 on title and text; `field` is its sparse field, the rest as `rank_index`."""
+    """Rank with BM25 on title and text; `field` is the sparse field, other arguments are as for `rank_index`."""
     also = {"_source": False} | ({"collapse": {"field": collapse}} if collapse else {})
 
     def ask(text: str) -> tuple[Any, float]:
@@ -211,14 +203,14 @@ def rank_words(
 def _ranked(
     ask: Callable[[Q], tuple[Any, float]], queries: Iterable[tuple[str, Q]], collapse: str | None, concurrency: int
 ) -> Iterator[Ranked]:
-    """Ask from `concurrency` threads; few queries are taken ahead, however many there are."""
+    """Search from `concurrency` threads, with at most two queries per thread read ahead."""
 
     def rank(query: tuple[str, Q]) -> Ranked:
         began = time.perf_counter()
         answer, scale = ask(query[1])
         latency_s = time.perf_counter() - began
         found = answer["hits"]["hits"]
-        # Documents without the field count as sharing one; they keep their ids.
+        # Documents without the field keep their ids.
         ids = [hit.get("fields", {}).get(collapse, [hit["_id"]])[0] for hit in found]
         scores = [to_float32(hit["_score"]) * scale for hit in found]
         return Ranked(query[0], ids, scores, latency_s, float(answer["took"]))
@@ -236,7 +228,7 @@ def _ranked(
         while waiting:
             yield waiting.popleft().result()
     finally:
-        # Requests in flight are not waited for: closing the client ends them.
+        # Closing the client ends requests in flight.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -245,7 +237,7 @@ class _Asker:
 
     def __init__(self, client: Client, index: str, engine: Engine) -> None:
         self._client, self._index, self._engine = client, index, engine
-        self._without_plugin = self._told_of_ceiling = False
+        self._without_plugin = self._warned_of_ceiling = False
         self._max_clauses: int | None = None
         self._unknown: dict[str, None] = {}
         self._dotted: dict[str, None] = {}
@@ -253,7 +245,7 @@ class _Asker:
     def ask(
         self, weights: QueryWeights, *, size: int, source: bool = True, **options: Unpack[BodyOptions]
     ) -> tuple[Any, float]:
-        """Return the answer to one search, and by what its scores must be multiplied to be those of the query.
+        """Return the response to one search, and the factor for its scores.
 
         Raises:
             UsageError: the weights do not fit.
@@ -283,28 +275,26 @@ class _Asker:
         body = rank_feature_body(fitted, field=self._engine.field, size=size, **options)
         return _send(self._client, self._index, body | also), fitted.scale
 
-    def tell_of_lost(self) -> None:
-        """Say which tokens were left out of what was asked."""
-        tell_of_lost(self._unknown)
-        tell_of_lost(
-            self._dotted, "The cluster lacks the neural-search plugin and cannot be asked for tokens with a dot"
-        )
+    def warn_of_omitted(self) -> None:
+        """Warn of tokens that were omitted from queries."""
+        warn_of_omitted(self._unknown)
+        warn_of_omitted(self._dotted, "Without the neural-search plugin, tokens with a dot cannot be searched")
 
     def _warn_of_ceiling(self, weights: QueryWeights, scale: float) -> None:
-        """Say, once, that clusters take a query weight for a smaller one."""
+        """Warn once that a query weight is clipped."""
         ceiling = self._engine.ceiling
-        if ceiling is None or self._told_of_ceiling or max(weights.values(), default=0) <= ceiling * scale:
+        if ceiling is None or self._warned_of_ceiling or max(weights.values(), default=0) <= ceiling * scale:
             return
-        self._told_of_ceiling = True
+        self._warned_of_ceiling = True
         logger.warning(
-            "A query weight of %g is above %g, the quantization_ceiling_search of the field: clusters clip it there. "
-            "Only a new index can have another ceiling.",
+            "A query weight of %g is clipped to %g, the quantization_ceiling_search of the field. Only a new index can "
+            "have another ceiling.",
             max(weights.values()),
             ceiling * scale,
         )
 
     def _limit(self, weights: QueryWeights, filter: Mapping[str, Any] | None) -> int:
-        """How many clauses a query may have; a request of its own, so made only when the answer matters."""
+        """Return how many clauses a query may have; requested only if the query may exceed it."""
         if len(weights) + count_clauses(filter or {}) <= MAX_CLAUSES:
             return MAX_CLAUSES
         if self._max_clauses is None:
@@ -313,16 +303,12 @@ class _Asker:
 
 
 def _send(client: Client, index: str, body: SearchBody) -> Any:
-    """Send a `_search` body as it is.
-
-    Raises:
-        ClusterError: the server refuses it, with what to do about it where that is known.
-    """
+    """Send a `_search` body, or raise `ClusterError` with advice for known refusals."""
     params = {} if "search_pipeline" in body else _NO_PIPELINE
     try:
         return client.call("POST", f"{path_of(index)}/_search", body, params=params, expected=Found)
     except ClusterError as error:
-        for sign, sentence in _UNDERSTOOD.items():
+        for sign, message in _UNDERSTOOD.items():
             if sign in str(error):
-                raise ClusterError(sentence.format(index=index, address=client.address)) from error
+                raise ClusterError(message.format(index=index, address=client.address)) from error
         raise

@@ -1,4 +1,4 @@
-"""What a search is asked for: one frozen dataclass for the command line and the Python API."""
+"""Options of a search: one frozen dataclass for the command line and the Python API."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from sparse_ingest.pipeline import option
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Options of a search. `filter` and `hybrid` need an index; a hit of a hybrid search has no terms.
+    """Options of a search. `filter`, `hybrid` and `allow_partial` need an index; hybrid hits have no terms.
 
-    Documents without the field `collapse` count as sharing one value. `stored` searches a run with the 9 bits that an
-    index keeps of each weight. `concurrency` is for many queries on an index. Without `allow_partial` it is an error
-    when a shard fails or time runs out.
+    Documents without the field `collapse` count as sharing one value. `stored` searches a run with 9-bit weights, as in
+    an index. `concurrency` is for many queries on an index. Without `allow_partial`, a failed shard or a timeout is an
+    error.
     """
 
-    k: int = option(10, "How many documents to find", flags="-k --size")
-    filter: Mapping[str, Any] | None = option(None, "Find only what this query matches; @FILE reads it", metavar="JSON")
+    k: int = option(10, "Number of documents to find", flags="-k --size")
+    filter: Mapping[str, Any] | None = option(None, "OpenSearch query that hits must match, or @FILE", metavar="JSON")
     collapse: str | None = option(
-        None, "Find only the best document of each value of FIELD, such as parent of passages", metavar="FIELD"
+        None, "Return only the best document for each value of FIELD, such as parent of passages", metavar="FIELD"
     )
-    hybrid: bool = option(False, "Beside BM25 on title and text; the server brings both scores together")
+    hybrid: bool = option(False, "Combine with BM25 on title and text on the server")
     stored: bool = False
-    allow_partial: bool = option(False, "Accept a search in which shards fail or time runs out, and warn")
-    concurrency: int = option(1, "With --queries: requests in flight")
+    allow_partial: bool = option(False, "Accept partial results of failed shards and timeouts, with a warning")
+    concurrency: int = option(1, "With --queries: number of requests in flight")

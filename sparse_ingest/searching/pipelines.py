@@ -1,8 +1,4 @@
-"""The model, field and engine that an index or a run is searched with.
-
-In: what a user asked for, and what the index's `_meta` or the run's manifest remembers. Out: a pipeline, and the
-engine of the index's field.
-"""
+"""Choose the model, field and engine to search an index or a run with, from given and stored settings."""
 
 from __future__ import annotations
 
@@ -24,11 +20,10 @@ if TYPE_CHECKING:
     from sparse_ingest.runs.run import Run
 
 DEFAULT_FIELD = "sparse"
-WAY_OUT = "Leave out --model (and [model]) to search with the remembered one, or give --force."
 
 
 class QuerySide(NamedTuple):
-    """The checkpoint that queries are made with, as it is remembered."""
+    """The stored checkpoint of queries."""
 
     name: str
     revision: str | None
@@ -44,50 +39,34 @@ def pipeline_of_run(given: Pipeline, run: Run, *, force: bool = False) -> Pipeli
     """Return the pipeline to search a run with: the run's own model unless another was given.
 
     Raises:
-        RunError: no model is named, or, without `force`, another than the run's.
+        RunError: no model is named, or, without `force`, it is not the run's.
     """
     model = remembered_model(given.model, run.manifest.model)
     if model is None:
-        raise RunError(f"{run.path} does not say which model made it. Give --model or --pipeline.")
+        raise RunError(f"{run.path} does not name its model. Pass --model or --pipeline.")
     difference = None if force else other_model(given.model, run.manifest.model, run.vocabulary)
     if difference:
-        raise RunError(f"{run.path} was made with another model than the one asked for: {difference}")
+        raise RunError(f"{run.path} was encoded with another model: {difference}")
     return replace(given, model=model)
-
-
-def indexed(client: Client, name: str) -> Index:
-    """Return the index that a name or alias points to.
-
-    Raises:
-        UsageError: the name is an alias of several indexes.
-        ClusterError: there is none.
-    """
-    from sparse_ingest.cluster.indexes import find_index
-
-    found = find_index(client, name)
-    if found is None:
-        raise ClusterError(f"No index or alias {name!r} at {client.address}. Make it with `sparse-ingest load`.")
-    return found
 
 
 def pipeline_of_index(given: Pipeline, index: Index, name: str, *, force: bool = False) -> Pipeline:
     """Return the pipeline to search an index with: model, field and query settings are those of `_meta` unless given.
 
     Raises:
-        ClusterError: there is no such sparse field, or no model is named, or, without `force`, another than that of
-            `_meta`.
+        ClusterError: the sparse field is missing, no model is named, or, without `force`, it is not that of `_meta`.
     """
     stamp = index.stamp
     model = remembered_model(given.model, stamp.model if stamp else {})
     if model is None:
         raise ClusterError(
-            f"The index {name!r} {index.unreadable or 'was not loaded by sparse-ingest'} and does not say which model "
-            "made it. Give --model or --pipeline."
+            f"The index {name!r} {index.unreadable or 'was not loaded by sparse-ingest'} and does not name its model. "
+            "Pass --model or --pipeline."
         )
     difference = None if force or not stamp else other_model(given.model, stamp.model, stamp.vocabulary_sha256)
     if difference:
-        raise ClusterError(f"Index {name!r} was loaded with another model than the one asked for: {difference}")
-    # The stamp is what the load did; a pipeline only has a say when it names another field than the default.
+        raise ClusterError(f"Index {name!r} was loaded with another model: {difference}")
+    # The stamp has the field of the load; a pipeline overrides it only with a field that is not the default.
     stamped = stamp.field if stamp else DEFAULT_FIELD
     field = given.index.field if given.index.field != DEFAULT_FIELD else stamped
     kind = _kind_of_field(index.mappings, field, name, stamped)
@@ -105,7 +84,7 @@ def engine_of(pipeline: Pipeline, client: Client | None = None, index: str | Non
         index: An index or alias. Its vocabulary must be that of the pipeline's model.
 
     Raises:
-        PipelineError: the kind of field does not have the engine, or a setting of it is unknown.
+        PipelineError: the engine cannot search this kind of field, or one of its settings is unknown.
         ClusterError: the index was loaded with another vocabulary.
     """
     found = None
@@ -117,7 +96,7 @@ def engine_of(pipeline: Pipeline, client: Client | None = None, index: str | Non
 
 
 def engine_of_index(pipeline: Pipeline, index: Index | None) -> Engine:
-    """Return the engine as `engine_of` does, for an index that was fetched already, or for none."""
+    """Return the engine like `engine_of`, for an index that is already read, or without one."""
     settings, field, kind = pipeline.query, pipeline.index.field, pipeline.index.kind
     name = choose_engine(settings, kind)
     ceiling = None
@@ -132,11 +111,7 @@ def engine_of_index(pipeline: Pipeline, index: Index | None) -> Engine:
 
 
 def _kind_of_field(mappings: dict[str, Any], field: str, index: str, stamped: str) -> FieldKind:
-    """Of which kind a field is.
-
-    Raises:
-        ClusterError: it is none that a learned-sparse search can ask.
-    """
+    """Return the kind of a sparse field, or raise `ClusterError` for other fields."""
     from sparse_ingest.cluster.mappings import field_mapping, sparse_field
 
     mapped = field_mapping(mappings, field)
@@ -145,11 +120,8 @@ def _kind_of_field(mappings: dict[str, Any], field: str, index: str, stamped: st
         return cast("FieldKind", kind)
     found = f"the field {field!r} as {kind or 'object'}" if mapped else f"no field {field!r}"
     there = stamped if field != stamped and field_mapping(mappings, stamped) else sparse_field(mappings)
-    way_out = f"it has {there!r}: give --set index.field={there}" if there else "it has none: load a run into it"
-    raise ClusterError(
-        f"Index {index!r} has {found}; a learned-sparse search needs a rank_features or sparse_vector field, and "
-        f"{way_out}."
-    )
+    advice = f"Its sparse field is {there!r}: pass --set index.field={there}" if there else "Load a run into it"
+    raise ClusterError(f"Index {index!r} has {found}; expected a rank_features or sparse_vector field. {advice}.")
 
 
 def token_keys(pipeline: Pipeline, index: Index | None = None) -> dict[str, str] | None:
@@ -172,8 +144,8 @@ def token_keys(pipeline: Pipeline, index: Index | None = None) -> dict[str, str]
 
         if index.stamp.vocabulary_sha256 != vocabulary_hash(vocabulary):
             raise ClusterError(
-                f"Index {index.name!r} is keyed by the token ids of another vocabulary than that of {name!r}, so a "
-                "query would ask for other words. Give the --model that the index was made with."
+                f"Index {index.name!r} has token ids of another vocabulary than that of {name!r}, so a query would "
+                "match other words. Pass the --model of the index."
             )
     return {token: str(token_id) for token_id, token in enumerate(vocabulary) if token is not None}
 
@@ -189,12 +161,12 @@ def document_vocabulary(model: ModelSettings) -> list[str | None]:
 
 
 def remembered_model(given: ModelSettings, stored: Mapping[str, Any]) -> ModelSettings | None:
-    """Return the model that was given, otherwise the stored one, with single settings that were given on top."""
+    """Return the given model, otherwise the stored one with the given settings on top."""
     if given.document:
         return given
-    # An index cannot grant trust in remote code to whoever searches it.
+    # An index must not grant trust in remote code.
     known = {field.name for field in fields(ModelSettings)} - {"trust_remote_code"}
-    if given.query:  # what is stored of queries is another model's
+    if given.query:  # stored settings of queries are another model's
         stored = {key: stored[key] for key in ("document", "revision") if key in stored}
     else:
         stored = {**stored, **(stored.get("query_side") or {})}
@@ -204,7 +176,7 @@ def remembered_model(given: ModelSettings, stored: Mapping[str, Any]) -> ModelSe
 
 
 def remembered_side(stored: Mapping[str, Any]) -> QuerySide | None:
-    """The query side in a stamp or a manifest; None where it names no model."""
+    """Return the query side in a stamp or a manifest; None if it names no model."""
     if stored.get("query"):
         of_queries = stored.get("query_side") or {}
         return QuerySide(str(stored["query"]), stored.get("query_revision"), of_queries.get("sha256"))
@@ -216,7 +188,7 @@ def remembered_side(stored: Mapping[str, Any]) -> QuerySide | None:
 def other_model(
     given: ModelSettings, stored: Mapping[str, Any], vocabulary: str | Callable[[], Sequence[str | None]]
 ) -> str | None:
-    """What is different, with both models named; None when they are the same, or when only one is named at all.
+    """Return how the given model differs from the stored one; None if they are equal or one is not named.
 
     `vocabulary` is that of the documents, or its hash.
     """
@@ -227,15 +199,15 @@ def other_model(
     checkpoint = read_checkpoint(name, revision, code=given.trust_remote_code)
     if checkpoint.revision and (checkpoint.name, checkpoint.revision) == (there.name, there.revision):
         return None
-    # The same files may be in a folder here and on the hub there.
+    # The same files may be in a local folder and on the hub.
     if there.sha256 in (checkpoint.sha256, None) and (there.sha256 or checkpoint.name == there.name):
         return None
     from sparse_ingest.cluster.stamps import vocabulary_hash
 
     here = QuerySide(checkpoint.name, checkpoint.revision, checkpoint.sha256)
     of_documents = vocabulary if isinstance(vocabulary, str) else vocabulary_hash(vocabulary())
-    rest = "even its vocabulary is another, so its tokens mean other words"
+    rest = "its vocabulary differs, so its tokens mean other words"
     with contextlib.suppress(CheckpointError):
         if vocabulary_hash(read_vocabulary(checkpoint.query.folder)) == of_documents:
-            rest = "its files are others"
-    return f"remembered is {there}, given is {here}; {rest}. {WAY_OUT}"
+            rest = "its files differ"
+    return f"stored is {there}, given is {here}; {rest}. Omit --model (and [model]), or pass --force."

@@ -1,8 +1,6 @@
-"""Query texts to query weights: encoded by the model that a pipeline names, then pruned as [query] has it.
+"""Query texts to query weights by token: encoded by the model of a pipeline, then pruned by its [query].
 
-In: texts, a pipeline. Out: weights by token string, and for sparse_vector fields by the keys that stand for tokens
-there. A weight table needs no torch.
-Not covered: which model that is (pipelines.py), the request (cluster/search_bodies.py), what is found (search.py).
+A weight table needs no torch. pipelines.py chooses the model.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from threading import Lock
-from typing import TYPE_CHECKING
 
 from sparse_ingest.checkpoints.layouts import WeightTableSide
 from sparse_ingest.checkpoints.settings import resolve_query_settings
@@ -19,17 +16,15 @@ from sparse_ingest.errors import UsageError, listed
 from sparse_ingest.models.query_encoders import QueryEncoder, build_weight_table, query_checkpoint, query_encoder
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, prune_query
+from sparse_ingest.records import Query
 
-if TYPE_CHECKING:
-    from sparse_ingest.records import Query
-
-QUERIES_AT_ONCE = 32  # texts that a model reads together
-NAMED_TOKENS = 20  # of those that are omitted from queries
+QUERIES_AT_ONCE = 32  # texts per batch
+NAMED_TOKENS = 20  # omitted tokens that a warning names
 logger = logging.getLogger(__name__)
 
 
 class QueryModel:
-    """The query side of a pipeline. The model is built once, when the first text comes. Safe to use from threads."""
+    """The query side of a pipeline. The model is built for the first text. Thread-safe."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
@@ -43,18 +38,18 @@ class QueryModel:
             UsageError: there is no text.
         """
         if not text.strip():
-            raise UsageError("The query is empty. Ask for some words.")
+            raise UsageError("The query is empty. Give some words.")
         weights = prune_query(self._encode([text])[0], self._pipeline.query)
         if not weights:
             logger.warning(
-                "No token of the query has a weight, so nothing can be found: the model knows none of its words."
+                "No token of the query has a weight, so it cannot have hits: the model knows none of its words."
             )
         return weights
 
     def many(self, queries: Iterable[Query], *, batch: int = QUERIES_AT_ONCE) -> Iterator[tuple[str, QueryWeights]]:
-        """Yield the ids and weights of many queries, in their order; the model reads `batch` texts at a time.
+        """Yield the ids and weights of many queries, in their order, encoded in batches.
 
-        Queries without any weighted token are yielded, too, and reported at the end: they find nothing.
+        Queries without any weighted token are yielded too, and reported at the end.
         """
         empty: list[str] = []
         count, stream = 0, iter(queries)
@@ -66,7 +61,7 @@ class QueryModel:
                 yield query.id, prune_query(weights, self._pipeline.query)
         if empty:
             logger.warning(
-                "%d of %d queries have no token with a weight, such as %r: they find nothing.",
+                "%d of %d queries have no token with a weight, such as %r: they cannot have hits.",
                 len(empty), count, empty[0],
             )  # fmt: skip
 
@@ -78,7 +73,7 @@ class QueryModel:
 
 
 def query_weights(text: str, pipeline: Pipeline) -> QueryWeights:
-    """Return the weights of a query by token: encoded, then pruned by the rules of [query].
+    """Return the weights of a query by token, pruned by [query].
 
     Args:
         text: The query.
@@ -104,29 +99,29 @@ def many_query_weights(
 
 
 def query_table(model: ModelSettings) -> WeightTable:
-    """Return the weight table that a model's queries are looked up in.
+    """Return the weight table of a model's queries.
 
     Raises:
-        UsageError: no model is named, or a masked LM makes the weights.
+        UsageError: no model is named, or a masked LM computes the weights.
     """
     checkpoint = query_checkpoint(model)
     if not isinstance(checkpoint.query, WeightTableSide):
         raise UsageError(
-            f"The queries of {model.query or model.document} are made by a masked LM, which has no table. A service "
-            "must run the model, or ask one that does."
+            f"The queries of {model.query or model.document} are encoded by a masked LM, which has no weight table. A "
+            "service must run the model."
         )
     return build_weight_table(checkpoint, resolve_query_settings(model, checkpoint))
 
 
 def keyed(weights: QueryWeights, keys: Mapping[str, str] | None, lost: dict[str, None]) -> QueryWeights:
-    """Return weights by the keys of an `Engine`; tokens that the documents' vocabulary lacks go into `lost`."""
+    """Return weights by the keys of an `Engine`; add tokens that are not in the vocabulary to `lost`."""
     if keys is None:
         return weights
     lost.update(dict.fromkeys(token for token in weights if token not in keys))
     return {keys[token]: weight for token, weight in weights.items() if token in keys}
 
 
-def tell_of_lost(lost: Collection[str], why: str = "The vocabulary of the documents lacks some tokens") -> None:
-    """Say once, of however many queries, which tokens were left out of them."""
+def warn_of_omitted(lost: Collection[str], why: str = "The vocabulary of the documents lacks some tokens") -> None:
+    """Warn of tokens that were omitted from queries."""
     if lost:
-        logger.warning("%s; left out of the query: %s.", why, listed(list(map(repr, lost)), NAMED_TOKENS))
+        logger.warning("%s; omitted from the query: %s.", why, listed(list(map(repr, lost)), NAMED_TOKENS))

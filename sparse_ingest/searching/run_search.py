@@ -1,8 +1,4 @@
-"""Searching a run folder exactly, with no server.
-
-In: a run, query weights. Out: hits; on the weights that an index keeps (`stored`) with its scores, bit for bit.
-Not covered: the search itself (searching/exact.py), text to query weights (query.py).
-"""
+"""Search a run folder exactly, without a server. With `stored`, scores are those of an index, bit for bit."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ from sparse_ingest.runs.shards import parse_fields
 from sparse_ingest.searching.exact import ExactHits, QueryVector, search_exact
 from sparse_ingest.searching.hits import Hit, Ranked, first_of_each, heaviest_first
 
-# One reading of the run answers so many; each holds its hits until then, about 10 KB for 100 of them.
+# Queries per pass over the run; each needs about 10 KB for 100 hits.
 QUERIES_AT_ONCE = 4096
 logger = logging.getLogger(__name__)
 
@@ -36,11 +32,11 @@ def search_run(
         weights: Query weights by token.
         size: Number of hits.
         stored: Use the weights that an index would store (9 bits).
-        collapse: As for `search_index`, a field of the run. The run is read again with more hits until enough differ.
+        collapse: As for `search_index`, a field of the run. The run is read again until enough values differ.
     """
     shards, token_ids = _finished_shards(run), _token_ids(run)
     unknown = sorted(weights.keys() - token_ids.keys())
-    _tell_of_unknown(unknown, f"of the {len(weights)} tokens of the query", "the query was")
+    _warn_of_unknown(unknown, f"of the {len(weights)} tokens of the query")
     known = {token_ids[token]: token for token in token_ids if token in weights}
     vector = QueryVector.of({token: weights[token] for token in known.values()}, token_ids)
     parts = partial(_vectors, run, shards, stored)
@@ -73,15 +69,15 @@ def rank_run(
 ) -> Iterator[Ranked]:
     """Search the finished shards of a run exactly for many queries; yield a ranking per query, in their order.
 
-    The run is read once for every 4,096 queries. The latency of a query is an equal share of the time of its block.
+    The run is read once per 4,096 queries. The latency of a query is an equal share of the time of its block.
 
     Args:
         run: The run.
         queries: Ids and weights of the queries.
         size: Number of hits of each query.
         stored: Use the weights that an index would store (9 bits).
-        prune: Applied to each part of the run before that, as a load would.
-        passages: Return documents instead of passages, each with the score of its best one. The run must have them.
+        prune: Applied to each part of the run first, like by a load.
+        passages: The run has passages: return documents, each with the score of its best passage.
     """
     shards, token_ids = _finished_shards(run), _token_ids(run)
     unknown: dict[str, None] = {}
@@ -98,7 +94,7 @@ def rank_run(
         for (query_id, _), hits in zip(block, found, strict=True):
             doc_ids = list(map(document_id, hits.doc_ids)) if passages else hits.doc_ids
             yield Ranked(query_id, doc_ids, hits.scores.tolist(), each_s)
-    _tell_of_unknown(list(unknown), "tokens of the queries", "the queries were")
+    _warn_of_unknown(list(unknown), "tokens of the queries")
 
 
 def _search_distinct(
@@ -107,7 +103,7 @@ def _search_distinct(
     k: int,
     keys: Callable[[ExactHits], Iterable[str]],
 ) -> list[ExactHits]:
-    """The best hit of each key, k for each query: more are asked for until k of them differ in it."""
+    """Return the best hit of each key, k per query; search for more until k keys differ."""
     best: dict[int, ExactHits] = {}
     asked, waiting = k, list(range(len(queries)))
     while waiting:
@@ -123,18 +119,19 @@ def _search_distinct(
 
 
 def _finished_shards(run: Run) -> list[int]:
-    """Listed once for a search: an encode that runs at the same time must not move the rows."""
+    """List the finished shards, once per search: a running encode must not shift the rows."""
     shards = finished_shards(run)
     if run.complete() is None:
-        logger.warning("%s is unfinished: only its %d finished shards are searched.", run.path, len(shards))
+        logger.warning("%s is incomplete: only its %d finished shards are searched.", run.path, len(shards))
     return shards
 
 
-def _tell_of_unknown(unknown: Sequence[str], of_what: str, who: str) -> None:
-    """Say which tokens of queries the run has no id for."""
+def _warn_of_unknown(unknown: Sequence[str], of_what: str) -> None:
     if unknown:
-        found = f"{len(unknown)} {of_what} are not in the vocabulary of the run, such as {unknown[0]!r}"
-        logger.warning("%s: %s made with another model.", found, who)
+        logger.warning(
+            "%d %s are not in the vocabulary of the run, such as %r: another model encoded them.",
+            len(unknown), of_what, unknown[0],
+        )  # fmt: skip
 
 
 def _token_ids(run: Run) -> dict[str, int]:
@@ -144,7 +141,7 @@ def _token_ids(run: Run) -> dict[str, int]:
 def _vectors(
     run: Run, shards: Iterable[int], stored: bool, prune: Callable[[SparseRows], SparseRows] | None = None
 ) -> Iterator[SparseRows]:
-    """The vectors of some shards; `stored`: with the weights that an index keeps of them."""
+    """Yield the vectors of some shards, with `stored` as an index stores their weights."""
     for shard in shards:
         for rows in shard_vectors(run, shard):
             if prune is not None:
@@ -153,7 +150,7 @@ def _vectors(
 
 
 def _values_of(run: Run, shards: Sequence[int], field: str, hits: ExactHits) -> list[str]:
-    """The value of a field that each hit carries, as JSON."""
+    """Return the value of a field of each hit, as JSON."""
     positions = hits.positions.tolist()
     rows = _rows_at(run, shards, set(positions), stored=False)
     return [
@@ -165,7 +162,7 @@ def _values_of(run: Run, shards: Sequence[int], field: str, hits: ExactHits) -> 
 def _rows_at(
     run: Run, shards: Sequence[int], positions: set[int], stored: bool
 ) -> dict[int, tuple[str, dict[int, float]]]:
-    """Fields and terms of the rows at these places among all rows of the shards; shards without one are not read."""
+    """Return fields and terms of the rows at these positions among all rows of the shards."""
     rows: dict[int, tuple[str, dict[int, float]]] = {}
     first = 0
     for shard in shards:

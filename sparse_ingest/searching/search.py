@@ -1,8 +1,6 @@
-"""`open_run` and `open_index`: what can be searched, with the model and settings that it remembers.
+"""`open_run` and `open_index`: open a run folder or an index with its own model and settings, and search it.
 
-In: a run folder, or the name of an index and where the cluster is. Out: an object with `search` for one text, and
-`rank` for many queries. A run is searched exactly and needs no server; on the weights that an index keeps (`stored`)
-its scores are the index's, bit for bit.
+`search` is for one text, `rank` for many queries. A run is searched exactly, without a server.
 """
 
 from __future__ import annotations
@@ -19,13 +17,7 @@ from sparse_ingest.runs.run import Run, RunLike
 from sparse_ingest.runs.run import open_run as open_run_folder
 from sparse_ingest.searching.hits import Hit, Ranked
 from sparse_ingest.searching.options import SearchOptions
-from sparse_ingest.searching.pipelines import (
-    document_vocabulary,
-    engine_of_index,
-    indexed,
-    pipeline_of_index,
-    pipeline_of_run,
-)
+from sparse_ingest.searching.pipelines import document_vocabulary, engine_of_index, pipeline_of_index, pipeline_of_run
 from sparse_ingest.searching.query import QueryModel
 from sparse_ingest.searching.run_search import rank_run, search_run
 
@@ -44,7 +36,7 @@ class SearchableRun(Run):
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        """What the run is searched with."""
+        """The model and settings for searching."""
         return pipeline_of_run(self._given, self, force=self._force)
 
     @cached_property
@@ -65,7 +57,7 @@ class SearchableRun(Run):
 
         Raises:
             UsageError: an option needs a server.
-            RunError: the model is not the run's.
+            RunError: the model is not that of the run.
         """
         chosen = _for_run(options_from(SearchOptions, options, settings, "search"))
         weights = self.query_weights(query) if isinstance(query, str) else query
@@ -74,13 +66,13 @@ class SearchableRun(Run):
     def rank(
         self, queries: Iterable[Query], options: SearchOptions | None = None, **settings: object
     ) -> Iterator[Ranked]:
-        """Yield the ranking of each query, in their order. The run is read once for every 4,096 queries."""
+        """Yield the ranking of each query, in order. The run is read once per 4,096 queries."""
         chosen = _for_run(options_from(SearchOptions, options, settings, "rank"))
         return rank_run(self, self._model.many(queries), size=chosen.k, stored=chosen.stored)
 
 
 class SearchableIndex:
-    """An index with the model, field and settings of its `_meta`. Safe to use from several threads."""
+    """An index with the model, field and settings of its `_meta`. Thread-safe."""
 
     def __init__(self, client: Client, name: str, index: Index, pipeline: Pipeline) -> None:
         self.client, self.name, self.index, self.pipeline = client, name, index, pipeline
@@ -96,7 +88,7 @@ class SearchableIndex:
         return document_vocabulary(self.pipeline.model)
 
     def search(self, query: str | QueryWeights, options: SearchOptions | None = None, **settings: object) -> list[Hit]:
-        """Ask the index, and explain the score of each hit.
+        """Search the index, and explain the score of each hit.
 
         Args:
             query: A text, or weights by token string.
@@ -116,18 +108,18 @@ class SearchableIndex:
         if not chosen.hybrid:
             return search_index(client, self.name, weights, collapse=chosen.collapse, **asked)
         if not isinstance(query, str) or chosen.collapse:
-            raise UsageError("A hybrid search needs the text of the query, for BM25, and goes without collapse.")
+            raise UsageError("A hybrid search needs the text of the query, for BM25, and cannot collapse.")
         return search_hybrid(client, self.name, query, weights, **asked)
 
     def rank(
         self, queries: Iterable[Query], options: SearchOptions | None = None, **settings: object
     ) -> Iterator[Ranked]:
-        """Yield the ranking of each query, in their order; neither documents nor explanations are fetched."""
+        """Yield the ranking of each query, in order, without documents and explanations."""
         from sparse_ingest.searching.index_search import rank_index
 
         chosen = _for_index(options_from(SearchOptions, options, settings, "rank"))
         if chosen.hybrid:
-            raise UsageError("hybrid is for one text. Leave it out.")
+            raise UsageError("hybrid is for one text. Omit it.")
         asked: dict[str, Any] = {"size": chosen.k, "filter": chosen.filter, "collapse": chosen.collapse}
         client, weights = self.client.allowing(chosen.allow_partial), self._model.many(queries)
         return rank_index(client, self.name, weights, self.engine, concurrency=chosen.concurrency, **asked)
@@ -159,7 +151,7 @@ def open_run(
         force: Search with another model than the run's.
 
     Raises:
-        RunError: there is no run, it is damaged, or its format is newer than this release.
+        RunError: the run does not exist, is damaged, or has a newer format than this release.
     """
     return SearchableRun(open_run_folder(path), pipeline_of(model, pipeline), force=force)
 
@@ -185,15 +177,16 @@ def open_index(
 
     Raises:
         UsageError: the name is an alias of several indexes, or both `url` and `connection` are given.
-        ClusterError: the cluster cannot be reached, or there is no such index or sparse field, or no model is named.
+        ClusterError: the cluster cannot be reached, the index or sparse field does not exist, or no model is named.
         PipelineError: the field cannot be searched with the engine of [query].
     """
     from sparse_ingest.cluster.client import connect
+    from sparse_ingest.cluster.indexes import need_index
 
     given, client = pipeline_of(model, pipeline), connect(connection, url=url)
     with contextlib.ExitStack() as stack:
         stack.enter_context(client)
-        index = indexed(client, name)
+        index = need_index(client, name, "Create it with `sparse-ingest load`.")
         opened = SearchableIndex(client, name, index, pipeline_of_index(given, index, name, force=force))
         stack.pop_all()
         return opened
@@ -203,12 +196,12 @@ def _for_run(options: SearchOptions) -> SearchOptions:
     """Refuse options that would have no effect on a run."""
     for name in ("filter", "hybrid", "allow_partial"):
         if getattr(options, name):
-            raise UsageError(f"{name} asks a server, and a run is searched exactly without one. Leave it out.")
+            raise UsageError(f"{name} needs a server, and a run is searched exactly without one. Omit it.")
     return options
 
 
 def _for_index(options: SearchOptions) -> SearchOptions:
     """Refuse options that would have no effect on an index."""
     if options.stored:
-        raise UsageError("stored is for a run: an index always has the weights that it stores. Leave it out.")
+        raise UsageError("stored is for a run: an index always uses the weights that it stores. Omit it.")
     return options

@@ -1,9 +1,7 @@
-"""The two sides of a verification: what a run says an index holds, what the index says, and where they part.
+"""Compare the ids and weights of an index with those of a run, and fill in a `VerifyReport`.
 
-In: the documents of a run as they were loaded, one index. Out: a `VerifyReport`, filled in. Ids are compared for the
-whole index at once; weights either of single documents, explained, or of all documents, token by token (the sum of the
-fingerprints of a document's terms must be the same on both sides; the documents where it is not are then explained).
-Not covered: which index and which run (verify.py).
+Ids are compared for the complete index. Weights are compared for single documents by explanations of scores, or for all
+documents token by token: if the sum of the fingerprints of a document's terms differs, its weights are explained.
 """
 
 from __future__ import annotations
@@ -28,16 +26,16 @@ from sparse_ingest.runs.ids import hash_id
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.sorted_pieces import SECOND, Numbers, SortedPieces, match
 
-NAMED = 20  # differences and ids that the report names
-RANGE_ROWS = 2_000_000  # documents of both sides matched at a time: 24 bytes each, four times that while sorting
+NAMED = 20  # differences and ids in the report
+RANGE_ROWS = 2_000_000  # documents of both sides matched at a time: 24 bytes each, four times as much while sorting
 _BATCH = 200
 _Places = npt.NDArray[np.int64]
 
 
 class WeightDifference(NamedTuple):
-    """A weight of the index that differs from the run's; `found` None: it has none for this token.
+    """A weight in the index that differs from the run; `found` is None if the token is missing.
 
-    `token` None: the weights expected are all there, and others besides; the two sums differ.
+    `token` is None if only the sum of weights differs: the index has additional tokens.
     """
 
     doc_id: str
@@ -48,12 +46,11 @@ class WeightDifference(NamedTuple):
 
 @dataclass
 class VerifyReport:
-    """What a verification found.
+    """Result of a verification.
 
-    `expected_documents` is None when others wrote into the index as well; `extra` then counts theirs, which are no
-    difference. `doubled` counts documents of the run that are there once more (under another routing).
-    `unloaded_shards` counts those that an unfinished load has not sent yet. `notes` says what could not be
-    looked at.
+    `expected_documents` is None if other clients wrote to the index; `extra` then counts their documents, which are not
+    differences. `doubled` counts duplicates (under another routing). `unloaded_shards` were not sent by an unfinished
+    load. `notes` are checks that were not possible.
     """
 
     index: str
@@ -80,7 +77,7 @@ class VerifyReport:
 
     @property
     def same(self) -> bool:
-        """Whether nothing differs; `ok` is the same."""
+        """Whether nothing differs; the same as `ok`."""
         if self.differing or self.missing or self.doubled or self.unloaded_shards:
             return False
         return self.expected_documents is None or (self.expected_documents == self.index_documents and not self.extra)
@@ -88,14 +85,14 @@ class VerifyReport:
     ok = same
 
     def note(self, doc_id: str, token: str | None, expected: float, found: float | None) -> None:
-        """Count a weight that differs, and keep the first ones."""
+        """Count a different weight, and store the first ones."""
         self.differing += 1
         if len(self.differences) < NAMED:
             self.differences.append(WeightDifference(doc_id, token, expected, found))
 
 
 class Expected(NamedTuple):
-    """A document of the run, its vector as it was sent."""
+    """A document of the run with its loaded vector."""
 
     doc_id: str
     token_ids: npt.NDArray[np.integer]
@@ -103,7 +100,7 @@ class Expected(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """The documents of some shards as the load sent them; a document's place counts over all of them."""
+    """The documents of some shards as they were loaded. Places number the documents of all these shards."""
 
     run: Run
     shards: Sequence[int]
@@ -112,14 +109,14 @@ class Loaded(NamedTuple):
     refused: frozenset[str]
 
     def parts(self) -> Iterator[tuple[int, SparseRows]]:
-        """All vectors, and the place of the first document of each part."""
+        """Yield all vectors, with the place of the first document of each part."""
         for shard, start, _ in self._places():
             for part in shard_parts(self.run, shard):
                 yield start, prune(part.vectors, **self.pruning)
                 start += len(part.rows)
 
     def documents(self, places: _Places) -> Iterator[Expected]:
-        """The documents at some places, ascending; shards without one are not read."""
+        """Yield the documents at some ascending places; other shards are not read."""
         for shard, start, end in self._places():
             if not len(_between(places, start, end)):
                 continue
@@ -133,14 +130,14 @@ class Loaded(NamedTuple):
                         yield Expected(doc_id, token_ids, weights.astype(np.float32))
 
     def _places(self) -> Iterator[tuple[int, int, int]]:
-        """Each shard, the place of its first document, and the place after its last."""
+        """Return each shard, the place of its first document, and the place after its last."""
         ends = list(accumulate(self.rows))
         return zip(self.shards, [0, *ends][:-1], ends, strict=True)
 
 
 @dataclass
 class WeightChecker:
-    """Compares documents one by one and notes what differs. `ceiling` is that of a sparse_vector field."""
+    """Compares single documents and notes differences. `ceiling` is that of a sparse_vector field."""
 
     reader: StoredReader
     vocabulary: Sequence[str | None]
@@ -157,7 +154,7 @@ class WeightChecker:
         self._group_of = np.repeat(np.arange(len(sizes)), sizes)[np.maximum(position, 0)]
 
     def check(self, batch: Sequence[Expected]) -> tuple[list[str], set[str]]:
-        """Compare documents; the ids of those that are not there (not counted), and of those that are the same."""
+        """Compare documents; return the ids of missing ones (not counted), and of equal ones."""
         wanted = {one.doc_id: [str(self.keys[token_id]) for token_id in one.token_ids.tolist()] for one in batch}
         stored = self.reader.weights(wanted)
         present = [one for one in batch if one.doc_id in stored]
@@ -175,7 +172,7 @@ class WeightChecker:
         return [doc_id for doc_id in wanted if doc_id not in stored], same
 
     def check_strictly(self, batch: Sequence[Expected]) -> None:
-        """Compare documents of which something is known to differ, also a weight too small to show in a sum."""
+        """Compare documents that are known to differ, including weights too small to change a sum."""
         for doc_id in self.check(batch)[1]:
             [one] = (one for one in batch if one.doc_id == doc_id)
             held = self.reader.weights({doc_id: self._known})[doc_id]
@@ -187,7 +184,7 @@ class WeightChecker:
     def _compare(
         self, one: Expected, found: dict[int, Stored | None], sums: npt.NDArray[np.float32], of_bytes: bool
     ) -> bool:
-        """Note each weight that differs, or else each sum; whether there was one."""
+        """Note each different weight, otherwise each different sum. Return whether anything differs."""
         ceiling, weights = self.ceiling if of_bytes else None, one.weights
         stored: npt.NDArray[Any] = stored_weights(weights) if ceiling is None else stored_bytes(weights, ceiling)
         before = self.report.differing
@@ -198,7 +195,7 @@ class WeightChecker:
                 self.report.note(one.doc_id, self.vocabulary[token_id], self._value(expected), seen)
         if self.report.differing > before:
             return True
-        # In double, whose 53 bits hold such sums of 9-bit numbers exactly, and cast once, as the index does.
+        # As in the index: summed in double, which is exact for 9-bit weights, and cast once.
         wanted = np.bincount(
             self._group_of[one.token_ids], weights=stored.astype(np.float64), minlength=self._groups
         ).astype(np.float32)
@@ -209,14 +206,14 @@ class WeightChecker:
         return self.report.differing > before
 
     def _value(self, kept: Stored) -> float:
-        """What is stored as a weight."""
+        """Return a stored value as a weight."""
         if isinstance(kept, np.uint8) and self.ceiling is not None:
             return int(kept) * self.ceiling / LEVELS
         return float(kept)
 
 
 def compare_ids(whole: IndexScan, loaded: Loaded, report: VerifyReport, folder: Path) -> None:
-    """Note the ids that only one side has."""
+    """Note the ids that are only in the run or only in the index."""
     sides = _BothSides(whole, loaded, report, folder)
     for start, vectors in loaded.parts():
         sides.add(start, vectors, np.zeros(len(vectors.doc_ids), dtype=np.uint64))
@@ -226,7 +223,7 @@ def compare_ids(whole: IndexScan, loaded: Loaded, report: VerifyReport, folder: 
 def compare_all(
     whole: IndexScan, name: str, loaded: Loaded, checker: WeightChecker, folder: Path, reporter: Reporter
 ) -> None:
-    """Note the ids that only one side has, and every weight that differs."""
+    """Note the ids that are only in the run or only in the index, and every different weight."""
     report = checker.report
     sides = _BothSides(whole, loaded, report, folder)
     vocabulary = loaded.run.vocabulary()
@@ -250,7 +247,7 @@ def compare_all(
         before, reached = reached, min(len(terms_of), len(terms_of) * asked // max(1, total))
         reporter.advance(reached - before)
     gone, differing = sides.note_mismatches()
-    # What differs is counted when it is explained.
+    # Different documents are counted when they are explained.
     report.checked_documents = expected - len(gone) - len(differing)
     report.checked_weights = total - int(terms_of[gone].sum() + terms_of[differing].sum())
     for batch in batched(loaded.documents(differing), _BATCH):
@@ -258,9 +255,9 @@ def compare_all(
 
 
 def term_fingerprints(tokens: npt.NDArray[Any] | int, codes: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
-    """A number for each pair of a token id and what is stored for it."""
+    """Return a hash for each pair of a token id and its stored value."""
     mixed = (np.asarray(tokens).astype(np.uint64) << np.uint64(32)) | codes.astype(np.uint64)
-    # The finalizer of splitmix64: a change of one bit changes half of the others.
+    # The finalizer of splitmix64.
     mixed = (mixed + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -268,17 +265,14 @@ def term_fingerprints(tokens: npt.NDArray[Any] | int, codes: npt.NDArray[Any]) -
 
 
 def row_fingerprints(indptr: npt.NDArray[np.int64], terms: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The fingerprints of rows: the sums of those of their terms, modulo 2^64.
-
-    Terms may come in any order; of two rows that differ, one in 2^64 pairs looks the same.
-    """
+    """Return the fingerprints of rows: sums of those of their terms, modulo 2^64, in any order of terms."""
     before = np.zeros(len(terms) + 1, dtype=np.uint64)
     np.cumsum(terms, out=before[1:])
     return before[indptr[1:]] - before[indptr[:-1]]
 
 
 class _BothSides:
-    """The documents of a run and those of an index, which are numbered as they come: by ascending place."""
+    """The documents of a run and of an index. Those of the index are numbered by ascending place."""
 
     def __init__(self, whole: IndexScan, loaded: Loaded, report: VerifyReport, folder: Path) -> None:
         self._whole, self._loaded, self._report = whole, loaded, report
@@ -293,14 +287,14 @@ class _BothSides:
         self.fingerprints = np.zeros(count, dtype=np.uint64)  # of the documents of the index
 
     def add(self, start: int, vectors: SparseRows, fingerprints: Numbers) -> npt.NDArray[np.bool_]:
-        """Add a part of the run, without the documents that were refused when it was loaded; which ones stayed."""
+        """Add a part of the run without the documents that the load refused. Return which rows were added."""
         kept = np.array([doc_id not in self._loaded.refused for doc_id in vectors.doc_ids], dtype=np.bool_)
         ids = [doc_id for doc_id, stays in zip(vectors.doc_ids, kept.tolist(), strict=True) if stays]
         self._documents.add(_rows(ids, fingerprints[kept], (np.flatnonzero(kept) + start).astype(np.uint64)))
         return kept
 
     def note_mismatches(self) -> tuple[_Places, _Places]:
-        """Note what only one side has; the places in the run of the missing documents, and of those that differ."""
+        """Note missing and extra ids. Return the places in the run of missing and of different documents."""
         missing, differing = [], []
         lone: tuple[list[_Places], list[_Places]] = [], []
         for rows in self._documents.ranges():
@@ -322,7 +316,7 @@ class _BothSides:
 
 
 def _rows(ids: Sequence[str], fingerprints: Numbers | int, places: Numbers) -> Numbers:
-    """Rows as `match` reads them."""
+    """Return rows for `match`."""
     rows = np.empty((len(ids), 3), dtype=np.uint64)
     rows[:, 0] = np.fromiter(map(hash_id, ids), dtype=np.uint64, count=len(ids))
     rows[:, 1], rows[:, 2] = fingerprints, places
@@ -334,10 +328,9 @@ def _questions(
     documents: npt.NDArray[np.int64],
     groups: Callable[[Sequence[str]], Sequence[Sequence[str]]],
 ) -> tuple[list[Sequence[str]], list[int], list[int]]:
-    """What to ask for so that every token is: the tokens of each question, a number for it, how many will answer.
+    """Return questions that cover every token: their tokens, a number for each, and the expected number of documents.
 
-    A token that documents of the run have stands alone and its number is its id; those that none has stand
-    together in `groups`.
+    A token that occurs in the run has its own question, numbered by its id; unused tokens share those of `groups`.
     """
     tokens = {token_id: token for token_id, token in enumerate(vocabulary) if token is not None}
     held = [token_id for token_id in tokens if documents[token_id]]
@@ -348,7 +341,7 @@ def _questions(
 
 
 def check_sample(loaded: Loaded, places: _Places, checker: WeightChecker, reporter: Reporter, *, ids_too: bool) -> None:
-    """Compare the weights of the documents at some places; `ids_too`: note those that are not there as well."""
+    """Compare the weights of the documents at some places, and with `ids_too` note the missing documents."""
     report = checker.report
     for batch in batched(loaded.documents(places), _BATCH):
         before = report.checked_documents

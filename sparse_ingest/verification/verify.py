@@ -1,13 +1,10 @@
-"""Compare an index with the run that was loaded into it: which documents it holds, and what it keeps of their weights.
+"""Compare an index with the run that was loaded into it: the ids of all documents, and their weights bit for bit.
 
-In: a run folder, the name of an index, a connection. Out: a `VerifyReport`. The ids of the whole index, read at one
-instant, are compared with those of the run. Of every sampled document each weight must be, bit for bit, what the index
-keeps of the run's weight (after the pruning that the index is stamped with), and the sums over the whole vocabulary
-must be those of the run, so that a weight too many is seen as well (unless it is below 2^-24 of the sum, or byte zero
-in clusters, or its token is in no vocabulary: no request lists the tokens of a document). All documents of a
-rank_features field are read token by token instead, which shows every weight of every document, those too many
-included. That takes 20 bytes of memory and 48 of disk for a document.
-Not covered: the other fields of the documents, and repairing what differs.
+Ids are read from a snapshot of the index. For a sampled document, each weight must equal the stored form of the pruned
+weight in the run. Extra tokens are found by the sum of weights over the vocabulary, unless they are below 2^-24 of it,
+byte zero in a sparse_vector field, or outside the vocabulary. All documents of a rank_features field are read token by
+token instead, which finds every extra weight, with 20 bytes of memory and 48 of disk per document.
+Other fields of the documents are not compared.
 """
 
 from __future__ import annotations
@@ -40,7 +37,7 @@ from sparse_ingest.verification.comparison import (
 __all__ = ["SAMPLE", "VerifyReport", "verify"]
 
 SAMPLE = 200
-# To explain a document costs as much as to ask for this many tokens.
+# Explaining a document costs as much as reading this many tokens.
 _TOKENS_A_DOCUMENT = 15
 
 
@@ -61,12 +58,12 @@ def verify(
         index: The index to compare with.
         url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
-        sample: How many documents' weights to compare, spread evenly over the run; None: all.
+        sample: Number of documents to compare weights of, spread evenly over the run; None: all.
         field: The sparse field; by default that of the index's `_meta`.
         progress: True for a tqdm bar, or a `Reporter`; silent by default.
 
     Returns:
-        What was compared and what differs; `.ok` when nothing does.
+        What was compared and what differs; `.ok` if nothing does.
 
     Raises:
         RunError, ClusterError, UsageError: the two cannot be compared.
@@ -103,7 +100,7 @@ def verify(
 
 
 def _begin(client: Client, there: indexes.Index, run: Run) -> tuple[Loaded, VerifyReport]:
-    """What the run has loaded into the index, and the report with its counts."""
+    """Return the documents that were loaded into the index, and the report with their counts."""
     stamp = there.stamp
     journal = open_journal(run, client.cluster_uuid, there.uuid)
     lines = loaded_shards(run, journal)
@@ -121,7 +118,7 @@ def _begin(client: Client, there: indexes.Index, run: Run) -> tuple[Loaded, Veri
 
 
 def _checker(client: Client, there: indexes.Index, field: str, run: Run, report: VerifyReport) -> WeightChecker:
-    """What compares single documents."""
+    """Return the checker for the kind of field."""
     entry = mappings.field_mapping(there.mappings, field) or {}
     vocabulary = run.vocabulary()
     keys: Sequence[str | None] = vocabulary
@@ -129,8 +126,8 @@ def _checker(client: Client, there: indexes.Index, field: str, run: Run, report:
     if entry.get("type") == "sparse_vector":
         if client.version[:2] < EXPLAINED_SINCE:
             raise ClusterError(
-                f"{client.address} is OpenSearch {'.'.join(map(str, client.version))}, which does not explain scores "
-                "of sparse_vector fields; from 3.5 on they can be verified. Upgrade the cluster."
+                f"{client.address} is OpenSearch {'.'.join(map(str, client.version))}; verifying sparse_vector fields "
+                "needs 3.5, which explains their scores. Upgrade the cluster."
             )
         parameters = parameters_of(entry)
         ceiling, ceiling_search = (float(parameters[f"quantization_ceiling_{side}"]) for side in ("ingest", "search"))
@@ -140,11 +137,11 @@ def _checker(client: Client, there: indexes.Index, field: str, run: Run, report:
 
 
 def _held(stack: contextlib.ExitStack, client: Client, there: indexes.Index, report: VerifyReport) -> IndexScan | None:
-    """The index at one instant; None, and a note, where the cluster does not give it."""
+    """Open a snapshot of the index; note it and return None if the cluster does not support that."""
     try:
         return stack.enter_context(scan(client, there))
     except ResponseError as error:
-        if error.may_pass or error.status >= 500:  # shards do not answer: their documents are not missing
+        if error.may_pass or error.status >= 500:  # shards do not answer
             raise
-        report.notes.append(f"The ids of the whole index could not be compared ({error})")
+        report.notes.append(f"The ids of the index could not be compared ({error})")
         return None

@@ -213,7 +213,7 @@ def test_many_queries_are_ranked_in_their_order(run: si.SearchableRun, loaded: s
 
 
 def test_options_without_effect_are_refused(run: si.SearchableRun, loaded: si.SearchableIndex) -> None:
-    with pytest.raises(si.UsageError, match="filter asks a server"):
+    with pytest.raises(si.UsageError, match="filter needs a server"):
         run.search(QUESTION, filter={"match_all": {}})
     with pytest.raises(si.UsageError, match="stored is for a run"):
         loaded.search(QUESTION, stored=True)

@@ -212,7 +212,7 @@ def test_outputs_without_a_token_are_named(tmp_path: Path) -> None:
     found = look(folder)
     assert found.document is not None
     assert found.document.ids_without_token == [(known, known + 5)]
-    assert f"no token has the ids {known}-{known + 5}: weights there are omitted" in command("inspect", folder).out
+    assert f"ids without a token: {known}-{known + 5}; their weights are omitted" in command("inspect", folder).out
     assert named_ranges([(0, 0), (7, 9), *((id_, id_) for id_ in range(20, 40, 2))]) == (
         "0, 7-9, 20, 22, 24, 26, 28, 30, and 4 more ranges"
     )
@@ -261,10 +261,10 @@ def test_the_command_prints_lines_and_json(tmp_path: Path) -> None:
         "documents   masked LM, BertForMaskedLM, 2 layers of 32, 18 parameters",
         "activation  log1p(log1p(relu)), pooling max",
         "limit       40 tokens (position table: 64)",
-        "special     cls [CLS] sep [SEP] unk [UNK] pad [PAD]; in vectors they count like others",
-        "terms       at most 50 a text",
+        "special     cls [CLS] sep [SEP] unk [UNK] pad [PAD]; weights in vectors: kept",
+        "terms       at most 50 per text",
         "prompt      'd: '",
-        "queries     as documents",
+        "queries     same as documents",
         "prompt      'q: '",
     ):
         assert f"\n{line}\n" in f"\n{shown.out}"

@@ -40,7 +40,7 @@ def test_passages_have_unique_ids_titles_and_a_bounded_length():
 
 def test_a_folder_that_the_demo_did_not_make_is_left_alone(tmp_path: Path):
     (tmp_path / "corpus.jsonl").write_text("mine")
-    with pytest.raises(UsageError, match="not the demo's own"):
+    with pytest.raises(UsageError, match="was not created by the demo"):
         run_demo(tmp_path, reporter=SILENT, keep_server=False)
     assert (tmp_path / "corpus.jsonl").read_text() == "mine"
 

@@ -75,7 +75,7 @@ def test_a_text_is_the_bytes_that_were_typed(run_path: Path, monkeypatch: pytest
     assert code == 0, err
     assert list(json.loads(out)["query"]) == ["catch"]
     code, _, err = printed("utf-8", monkeypatch, "search", "--run", run_path, "c\udce4tch")
-    assert (code, err) == (2, "Error: 'c\\udce4tch' holds bytes that are not UTF-8. Give it in UTF-8.\n")
+    assert (code, err) == (2, "Error: 'c\\udce4tch' is not valid UTF-8. Pass it in UTF-8.\n")
 
 
 def test_any_other_argument_that_is_not_utf8_is_one_message(run_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def test_query_without_a_model_is_a_usage_error() -> None:
 def test_query_of_nothing_asks_for_nothing_and_says_so(model: Path, caplog: pytest.LogCaptureFixture) -> None:
     result = invoke(query, "--model", model, "zebra")
     assert json.loads(result.stdout)["query"] == {"match_none": {}}
-    assert "nothing can be found" in caplog.text
+    assert "it cannot have hits" in caplog.text
 
 
 def test_tokens_of_a_sparse_vector_field_are_ids(model: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_file_of_queries_gives_the_lines_of_one_msearch(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--hybrid", "--analyzer", "a"], "--hybrid and --analyzer are different requests"),
+        (["--hybrid", "--analyzer", "a"], "--hybrid and --analyzer cannot be combined"),
         (["--hybrid", "--collapse", "parent"], "--hybrid goes without --collapse"),
         (["--quoting", "none"], "--quoting goes with --queries"),
         (["--index", "i", "--analyzer", "a"], "--index goes with --queries"),
@@ -142,7 +142,7 @@ def test_weights_that_the_server_makes_cannot_be_pruned_here() -> None:
     for setting in ("query.top_k=3", "query.max_ratio=0.1"):
         result = invoke(query, "--analyzer", "bert-uncased", "--set", setting, "catch")
         assert isinstance(result.exception, UsageError)
-        assert "those that the server makes stay whole" in str(result.exception)
+        assert "cannot prune weights that the server computes" in str(result.exception)
 
 
 def test_more_words_than_clauses_are_refused_before_anything_is_sent(model: Path) -> None:
@@ -163,12 +163,14 @@ def test_the_table_of_a_model_is_printed_for_services(model: Path) -> None:
         "river": 1.0,
     }
     assert "5 tokens have a weight" in result.stderr
-    assert "--table is of the model" in str(invoke(query, "--model", model, "--table", "catch").exception)
+    assert "--table prints a property of the model" in str(
+        invoke(query, "--model", model, "--table", "catch").exception
+    )
 
 
 def test_a_model_without_a_table_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["BertForMaskedLM"], "model_type": "bert"}')
     result = invoke(query, "--model", tmp_path, "--table")
     assert isinstance(result.exception, UsageError)
-    assert "made by a masked LM, which has no table" in str(result.exception)
+    assert "encoded by a masked LM, which has no weight table" in str(result.exception)
     assert "give --model or --pipeline" in str(invoke(query, "--table").exception)

@@ -182,7 +182,7 @@ def test_the_python_api(red: Loaded, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.WARNING, "sparse_ingest")
         assert index.search("w1", allow_partial=True)
         assert sum("incomplete" in record.getMessage() for record in caplog.records) == 1
-    with pytest.raises(UsageError, match="allow_partial asks a server"):
+    with pytest.raises(UsageError, match="allow_partial needs a server"):
         si.open_run(red.run.path).search("w1", allow_partial=True)
 
 

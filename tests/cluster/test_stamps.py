@@ -114,7 +114,7 @@ def test_restore_sets_no_other_setting_and_reports_what_it_ignores(client: Clien
     rewrite(client, index_name, settings={**forged, "refresh_interval": {"before": "7s", "loading": None}})
     answer = command("load", "--index", index_name, "--restore", "--url", client.address)
     assert answer.code == 0
-    assert "nothing to put back" in answer.out
+    assert "nothing to restore" in answer.out
     assert "max_result_window (before 1)" in answer.err and "blocks.write (before 1)" in answer.err
     there = indexes.need_index(client, index_name, "")
     assert (there.setting("max_result_window"), there.setting("blocks.write")) == (None, None)

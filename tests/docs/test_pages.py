@@ -111,7 +111,7 @@ def ran(pages: dict[str, str], folder: Path, url: str) -> dict[str, str]:
 def test_the_readme_runs(opensearch_url: str, index_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSE_INGEST_URL", opensearch_url)
     shown = ran({"README": adapted(README, opensearch_url, index_name)}, tmp_path, opensearch_url)["README"]
-    assert "The index holds what the run says." in shown
+    assert "The index matches the run." in shown
     assert shown.count("Sourdough") >= 3
     assert re.search(r"^\{'\w+': \d", shown, re.MULTILINE)
     assert re.search(r"^True$", shown, re.MULTILINE)
@@ -124,7 +124,7 @@ def test_the_guides_run(opensearch_url: str, index_name: str, tmp_path: Path, mo
     assert "3 documents" in shown["getting-started"] and "Photosynthesis" in shown["getting-started"]
     assert "3 rows: 3 documents" in shown["guides/corpora"]
     assert "BertForMaskedLM" in shown["guides/models"]
-    assert "The index holds what the run says." in shown["guides/changing-corpora"]
+    assert "The index matches the run." in shown["guides/changing-corpora"]
     assert "q1 Q0 2 1 " in shown["guides/searching"]
     assert shown["guides/services"].startswith("2 ")
     assert "nDCG@10" in shown["guides/evaluating"]

@@ -226,7 +226,7 @@ def test_a_bad_document_stops_with_its_place(encode, tmp_path: Path) -> None:
 def test_bad_documents_are_left_out_and_named(encode, tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.jsonl", BAD)
     answer = encode("--on-bad-document", "skip", "--json", specs=(bad,))
-    assert answer.code == 3 and "5 bad documents were left out" in answer.err
+    assert answer.code == 3 and "5 bad documents were skipped" in answer.err
     report = json.loads(answer.out)
     assert (report["rows"], report["skipped"], report["shards"]) == (20, 5, 4)
     run = open_run(tmp_path / "run")

@@ -74,13 +74,13 @@ def test_a_measure_is_named_as_it_was_asked_for():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("ndcg@10", "close to it: NDCG"),
+        ("ndcg@10", "similar: NDCG"),
         ("accuracy@1", "accuracy@k is Success@k"),
-        ("xyzxyz", "is not a measure of ir-measures. Write names"),
-        ("nDCG@x", "cut-off"),
-        ("P", "cut-off"),
+        ("xyzxyz", "is not a measure of ir-measures. Use its names"),
+        ("nDCG@x", "cutoff"),
+        ("P", "cutoff"),
         ("nDCG(foo=1)@10", "parameters"),
-        ("", "cut-off"),
+        ("", "cutoff"),
     ],
 )
 def test_what_is_no_measure_is_said_in_a_sentence(name, words):

@@ -73,10 +73,7 @@ def test_collections_are_named_in_any_case_and_all_are_thirteen():
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [
-        (["--model", MODEL, "--nano-beir-data", "."], "split NanoFEVER cannot be read"),
-        ([], "needs the model to evaluate"),
-    ],
+    [(["--model", MODEL, "--nano-beir-data", "."], "split NanoFEVER cannot be read"), ([], "needs a model")],
 )
 def test_what_is_missing_is_said(options, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -25,7 +25,6 @@ def test_sparsity_is_the_share_of_zeros():
     counts = TermCounts(4, Counter("abbcz"))
     found = sparsity(counts, 10)
     assert (found.count, found.active_dimensions, found.sparsity) == (4, 1.25, 0.875)
-    assert sparsity(counts, None).sparsity is None
 
 
 def test_nothing_counted_is_zero():

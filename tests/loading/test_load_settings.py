@@ -49,7 +49,7 @@ def test_settings_that_a_killed_load_left_are_put_back_by_one_that_sends_nothing
         assert settings_of(client, index_name) == ("-1", "0", None)
         assert loading.load.main([*arguments, "--url", client.address], standalone_mode=False) == 0
         assert settings_of(client, index_name) == (None, "1", None)
-    assert "put back number_of_replicas, refresh_interval" in capsys.readouterr().out
+    assert "restored number_of_replicas, refresh_interval" in capsys.readouterr().out
 
 
 def test_an_index_of_somebody_else_keeps_its_settings_unless_tune_is_asked(

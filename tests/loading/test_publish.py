@@ -71,7 +71,7 @@ def test_back_to_the_old_index_in_one_step_and_forward_again(
     for one in (run, other):
         assert command(client, one.path, "--alias", index_name) == 0
     shown = capsys.readouterr().out
-    assert f"Back to it: sparse-ingest load --alias {index_name} --to {name_of(index_name, run)}" in shown
+    assert f"To go back: sparse-ingest load --alias {index_name} --to {name_of(index_name, run)}" in shown
     assert command(client, "--alias", index_name, "--to", name_of(index_name, run)) == 0
     assert serving(client, index_name) == [name_of(index_name, run)]
     assert command(client, "--alias", index_name, "--to", name_of(index_name, run), "--json") == 0

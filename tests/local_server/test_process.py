@@ -217,9 +217,7 @@ def test_data_stays_a_stale_record_is_repaired_and_starts_at_once_make_one_serve
 def test_a_foreign_listener_is_left_alone_and_the_next_free_port_is_named(home: Path) -> None:
     with socket.create_server(("127.0.0.1", random_free_port())) as foreign:
         port = foreign.getsockname()[1]
-        with pytest.raises(
-            LocalServerError, match=f"Something else answers on port {port}.*Port \\d+ is free: give it with --port"
-        ):
+        with pytest.raises(LocalServerError, match=f"Port {port} is in use .*Port \\d+ is free: pass it with --port"):
             process.start(port)
         assert process.stop(port) is None
         assert not process.is_ours(port)
@@ -261,7 +259,7 @@ def test_a_record_with_a_value_of_another_kind_counts_as_none(
     record_of(9_201).write_text(json.dumps({**content, **changes}))
     assert process.instances() == []
     shown = CliRunner().invoke(server, ["status"])
-    assert (shown.exit_code, shown.stdout) == (0, "No local server of ours is running\n")
+    assert (shown.exit_code, shown.stdout) == (0, "No local server is running\n")
 
 
 def test_stop_never_ends_a_process_that_reused_the_pid(stand_in: Callable[[int], Instance]) -> None:
@@ -273,13 +271,13 @@ def test_stop_never_ends_a_process_that_reused_the_pid(stand_in: Callable[[int],
 
 def test_stop_without_a_port_wants_exactly_one_server(stand_in: Callable[[int], Instance]) -> None:
     first, second = stand_in(9_201), stand_in(9_202)
-    with pytest.raises(LocalServerError, match="2 local servers are running, on the ports 9201, 9202"):
+    with pytest.raises(LocalServerError, match="2 local servers are running, on ports 9201, 9202"):
         process.stop()
     assert process.stop(9_202) == second
     assert process.instances() == [first]
     shown = CliRunner().invoke(server, ["stop", "--json"])
     assert json.loads(shown.stdout)["stopped"]["port"] == 9_201
-    assert CliRunner().invoke(server, ["stop"]).stdout == "No local server of ours is running\n"
+    assert CliRunner().invoke(server, ["stop"]).stdout == "No local server is running\n"
 
 
 def test_a_start_that_fails_shows_the_last_log_lines_and_leaves_nothing(home: Path) -> None:

@@ -239,7 +239,7 @@ def test_the_files_hold_the_plan_and_ask_for_nothing(judged: PlanReport, files: 
 
 def test_files_that_are_there_stay(judged: PlanReport, tmp_path: Path) -> None:
     (tmp_path / "pipeline.toml").write_text("mine")
-    with pytest.raises(UsageError, match="pipeline.toml is there already"):
+    with pytest.raises(UsageError, match="pipeline.toml already exists"):
         outputs.write_outputs(judged, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["pipeline.toml"]
 
@@ -283,7 +283,7 @@ def test_the_table_shows_ten_rows_with_the_choice_and_what_it_is_compared_with(
 
 def test_what_is_said_of_no_choice_is_true(judged: PlanReport) -> None:
     none = replace(judged, choice=None, unsettled=None)
-    assert drawing.as_text(none).endswith("no cheaper setting is certain to stay within 5%: keep whole vectors.")
+    assert drawing.as_text(none).endswith("No cheaper setting is certain to stay within 5%: keep unpruned vectors.")
     hopeless = replace(none, points=[max(judged.points, key=lambda point: point.loss)], frontier=[0], allowed_loss=0.01)
     assert drawing.as_text(hopeless).endswith("No setting keeps the loss within 1%.")
 
@@ -294,15 +294,15 @@ def test_the_chart_has_a_title_and_its_legend_beside_the_points(judged: PlanRepo
     [axes], [legend] = figure.axes, figure.legends
     assert "documents" in axes.get_title() and axes.get_legend() is None
     assert legend.get_window_extent().x0 >= axes.get_window_extent().x1
-    assert {"taken", "loss of 5%", "documents: all"} <= {text.get_text() for text in legend.get_texts()}
+    assert {"chosen", "loss of 5%", "documents: all"} <= {text.get_text() for text in legend.get_texts()}
 
 
 @pytest.mark.parametrize(
     ("queries", "qrels", "said"),
     [
-        (5, None, "There are 5 queries with a weighted token; .* needs 10 or more"),
-        (40, {}, "There are 0 queries with judgments"),
-        (40, {f"q{number}": {"unknown": 1} for number in range(40)}, "belong to another corpus"),
+        (5, None, "Found 5 queries with a weighted token; .* needs at least 10"),
+        (40, {}, "Found 0 queries with judgments"),
+        (40, {f"q{number}": {"unknown": 1} for number in range(40)}, "of the corpus that was encoded"),
     ],
 )
 def test_what_is_no_sample_is_said(made: Made, queries: int, qrels: Any, said: str) -> None:

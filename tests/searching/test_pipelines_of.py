@@ -15,11 +15,12 @@ from support.tables import TOKENS, write_table
 
 from sparse_ingest.checkpoints.locate import fingerprint
 from sparse_ingest.cluster.client import Connection, connect
+from sparse_ingest.cluster.indexes import need_index
 from sparse_ingest.cluster.stamps import Stamp, vocabulary_hash
 from sparse_ingest.errors import ClusterError, RunError
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.runs.run import Run, open_run
-from sparse_ingest.searching.pipelines import indexed, other_model, pipeline_of_index, pipeline_of_run
+from sparse_ingest.searching.pipelines import other_model, pipeline_of_index, pipeline_of_run
 
 HASH = vocabulary_hash(TOKENS)
 
@@ -59,13 +60,13 @@ def test_other_weights_of_the_same_vocabulary_are_another_model(model: Path) -> 
     assert said is not None
     assert str(model) in said and str(other) in said
     assert fingerprint(model)[:12] in said and fingerprint(other)[:12] in said
-    assert "its files are others" in said and "--force" in said
+    assert "its files differ" in said and "--force" in said
 
 
 def test_another_vocabulary_is_said_to_be_one(model: Path) -> None:
     other = copy_of(model, "retrained", river=9.0)
-    assert "even its vocabulary is another" in str(other_model(asked(document=other), record_of(model), "0" * 64))
-    assert "its files are others" in str(other_model(asked(document=other), record_of(model), lambda: TOKENS))
+    assert "its vocabulary differs" in str(other_model(asked(document=other), record_of(model), "0" * 64))
+    assert "its files differ" in str(other_model(asked(document=other), record_of(model), lambda: TOKENS))
 
 
 def test_the_files_of_a_folder_that_changed_since_are_another_model(model: Path) -> None:
@@ -99,15 +100,17 @@ def test_a_run_and_an_index_refuse_another_model_unless_forced(
     fill(client, index_name, run, {"sparse_ingest": stamp.as_meta()}, shards=1)
     for same in (Pipeline(), Pipeline(asked(document=model)), Pipeline(asked(document=copy_of(model, "copied")))):
         assert pipeline_of_run(same, run).model.document is not None
-        assert pipeline_of_index(same, indexed(client, index_name), index_name).model.document is not None
+        assert pipeline_of_index(same, need_index(client, index_name, ""), index_name).model.document is not None
     wanted = Pipeline(asked(document=other))
-    with pytest.raises(RunError, match="was made with another model.*its files are others") as of_run:
+    with pytest.raises(RunError, match="was encoded with another model.*its files differ") as of_run:
         pipeline_of_run(wanted, run)
-    with pytest.raises(ClusterError, match="was loaded with another model.*its files are others") as of_index:
-        pipeline_of_index(wanted, indexed(client, index_name), index_name)
+    with pytest.raises(ClusterError, match="was loaded with another model.*its files differ") as of_index:
+        pipeline_of_index(wanted, need_index(client, index_name, ""), index_name)
     assert of_run.value.exit_code == of_index.value.exit_code == 1
     assert pipeline_of_run(wanted, run, force=True).model.document == str(other)
-    assert pipeline_of_index(wanted, indexed(client, index_name), index_name, force=True).model.document == str(other)
+    assert pipeline_of_index(wanted, need_index(client, index_name, ""), index_name, force=True).model.document == str(
+        other
+    )
 
 
 def _run_of(model: Path) -> Run:

@@ -14,6 +14,7 @@ from support.runs import make_run
 from support.tables import TOKENS, write_table
 
 from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.indexes import need_index
 from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError, MissingExtraError, RunError, UsageError
 from sparse_ingest.models import query_encoders
@@ -23,8 +24,9 @@ from sparse_ingest.queries.weight_table import QueryWeights, WeightTable
 from sparse_ingest.records import Query
 from sparse_ingest.runs.run import open_run
 from sparse_ingest.searching.index_search import search_index
-from sparse_ingest.searching.pipelines import indexed, pipeline_of_index, pipeline_of_run
+from sparse_ingest.searching.pipelines import pipeline_of_index, pipeline_of_run
 from sparse_ingest.searching.query import many_query_weights, query_weights
+from sparse_ingest.searching.search import open_index
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def test_weigh_prunes_and_tells_of_an_empty_query(tmp_path: Path, caplog: pytest
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         assert query_weights(TOKENS[2], pipeline) == {}
-    assert "nothing can be found" in caplog.text
+    assert "it cannot have hits" in caplog.text
     with pytest.raises(UsageError, match="The query is empty"):
         query_weights(" \n", pipeline)
 
@@ -138,29 +140,29 @@ def test_model_and_field_of_an_index_are_read_from_its_mapping(tmp_path: Path, c
     }
     body = {"settings": {"index": {"sparse": True}}, "mappings": {"_meta": meta, "properties": fields}}
     client.call("PUT", f"/{index_name}", body)
-    found = pipeline_of_index(Pipeline(), indexed(client, index_name), index_name)
+    found = pipeline_of_index(Pipeline(), need_index(client, index_name, ""), index_name)
     assert found.model == ModelSettings(document="made-by-hand", activation="log1p_relu")
     assert (found.index.field, found.index.kind) == ("vector", "sparse_vector")
     asked = Pipeline(ModelSettings(document="other"))
-    assert pipeline_of_index(asked, indexed(client, index_name), index_name, force=True).model == asked.model
+    assert pipeline_of_index(asked, need_index(client, index_name, ""), index_name, force=True).model == asked.model
     for field, said in (("nowhere", "no field 'nowhere'"), ("tag", "the field 'tag' as keyword")):
         wrong = Pipeline(index=IndexSettings(field=field))
-        with pytest.raises(ClusterError, match=rf"has {said}; .* it has 'vector': give --set index\.field=vector"):
-            pipeline_of_index(wrong, indexed(client, index_name), index_name)
+        with pytest.raises(ClusterError, match=rf"has {said}; .* is 'vector': pass --set index\.field=vector"):
+            pipeline_of_index(wrong, need_index(client, index_name, ""), index_name)
 
 
 def test_an_index_without_our_stamp_needs_a_model(tmp_path: Path, client: Client, index_name: str) -> None:
     fill(client, index_name, make_run(tmp_path / "run"), shards=1)
     with pytest.raises(ClusterError, match=r"was not loaded by sparse-ingest.*--model or --pipeline"):
-        pipeline_of_index(Pipeline(), indexed(client, index_name), index_name)
+        pipeline_of_index(Pipeline(), need_index(client, index_name, ""), index_name)
     asked = Pipeline(ModelSettings(document="other"))
-    assert pipeline_of_index(asked, indexed(client, index_name), index_name) == replace(
+    assert pipeline_of_index(asked, need_index(client, index_name, ""), index_name) == replace(
         asked, index=IndexSettings(field="sparse")
     )
 
 
-def test_an_index_that_is_not_there_is_one_sentence(client: Client, index_name: str) -> None:
-    with pytest.raises(ClusterError, match=f"No index or alias '{index_name}' at .*sparse-ingest load"):
-        pipeline_of_index(Pipeline(), indexed(client, index_name), index_name)
+def test_a_missing_index_gets_advice(client: Client, opensearch_url: str, index_name: str) -> None:
+    with pytest.raises(ClusterError, match=f"[Nn]o index or alias '{index_name}' at .*sparse-ingest load"):
+        open_index(index_name, url=opensearch_url)
     with pytest.raises(ClusterError, match=f"No index or alias '{index_name}' at .*sparse-ingest load"):
         search_index(client, index_name, {"river": 1.0}, size=1)

@@ -112,13 +112,13 @@ class WithoutNeuralSearch:
     def __init__(self, client: Client) -> None:
         self.client = client
 
-    def call(self, method: str, path: str, body: Any = None, *, params: Any = None) -> Any:
+    def call(self, method: str, path: str, body: Any = None, **named: Any) -> Any:
         if "neural_sparse" in json.dumps(body):
             body = {"query": {"not_known_here": {}}}
             with pytest.raises(ClusterError) as error:
-                self.client.call(method, path, body, params=params)
+                self.client.call(method, path, body, **named)
             raise ClusterError(str(error.value).replace("not_known_here", "neural_sparse"))
-        return self.client.call(method, path, body, params=params)
+        return self.client.call(method, path, body, **named)
 
 
 def test_without_the_plugin_the_scores_are_the_same_and_lost_tokens_are_told(

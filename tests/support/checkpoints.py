@@ -146,7 +146,7 @@ def make_masked_lm(
 
 
 def make_tokenizer(architecture: str, *, cased: bool = False, model_max_length: int | None = None) -> Any:
-    """The fast tokenizer of an architecture: byte-level BPE for RoBERTa, WordPiece for the others."""
+    """Return the fast tokenizer of an architecture: byte-level BPE for RoBERTa, otherwise WordPiece."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = byte_level_bpe() if architecture == "roberta" else wordpiece(cased=cased)
@@ -264,7 +264,7 @@ def table_weights(size: int) -> Any:
 
 
 def write_idf(folder: Path, left_out: tuple[str, ...] = ()) -> Path:
-    """An idf.json beside a masked LM, as OpenSearch publishes its models."""
+    """Write an idf.json next to a masked LM, as in the models of OpenSearch."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     weights = table_weights(tokenizer.get_vocab_size()).tolist()
     tokens = (tokenizer.id_to_token(place) for place in range(len(weights)))

@@ -79,7 +79,7 @@ class FaultyProxy:
         thread.start()
 
     def listen(self) -> None:
-        """Accept connections; while it refuses, there is no listening socket at all."""
+        """Accept connections. While it refuses them, no socket is listening."""
         listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
@@ -176,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(status, answer)
 
     def _reject(self, body: bytes, *, first_only: bool) -> None:
-        """Refuse some documents of a bulk request in the server's place, and ask it for the others."""
+        """Refuse some documents of a bulk request, and forward the rest to the server."""
         operations = list(_operations(body))
         if not operations:  # the load asks whether a tiny request is answered
             self._answer(*self._forward(body))
@@ -244,7 +244,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _operations(body: bytes) -> Iterator[bytes]:
-    """The operations of a bulk request, each with its lines; a delete has one, all others two."""
+    """Return the operations of a bulk request with their lines: one for a delete, otherwise two."""
     lines = iter(body.splitlines(keepends=True))
     for line in lines:
         if not line.strip():

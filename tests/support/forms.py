@@ -68,7 +68,7 @@ def content_of(form: str, rows: Rows) -> bytes:
 
 
 def packed(name: str, content: bytes) -> bytes:
-    """The content, compressed as the suffix says."""
+    """Return the content, compressed by its suffix."""
     if name.endswith(".gz"):
         return gzip.compress(content, mtime=0)
     if name.endswith(".zst"):

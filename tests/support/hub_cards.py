@@ -130,7 +130,7 @@ ACTIVE_DIMENSIONS = (
 
 
 def measure(pipeline: Pipeline, queries: list[str], documents: list[str]) -> Measured:
-    """Encode queries and documents as the pipeline says, in float32 on the CPU."""
+    """Encode queries and documents with a pipeline, in float32 on the CPU."""
     from sparse_ingest.models.query_encoders import query_encoder
 
     encoder = _document_encoder(pipeline)
@@ -168,7 +168,7 @@ def _by_token(encoder: Any, texts: list[str]) -> Iterator[QueryWeights]:
 
 
 def _texts(collection: str, subset: str) -> list[str]:
-    """Texts of a collection as sentence-transformers' own evaluator reads them; it leaves out empty ones."""
+    """Return texts of a collection as the evaluator of sentence-transformers reads them, without empty ones."""
     from datasets import load_dataset
 
     rows = load_dataset("sentence-transformers/NanoBEIR-en", subset, split=collection)

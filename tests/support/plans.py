@@ -33,7 +33,7 @@ def made_plan(folder: Path) -> tuple[Run, list[Query], dict[str, dict[str, int]]
         # A few terms carry most of the weight, as in the vectors of a model.
         weights = np.exp(random.normal(-1.5, 1.0, len(places))).clip(0.002, 3.0)
         documents[f"d{number}"] = {WORDS[place]: float(weight) for place, weight in zip(places, weights, strict=True)}
-    # A query is the three heaviest terms of a document, which is the right answer, and five words beside them.
+    # A query is the three heaviest terms of a document, which is the right answer, and five other words.
     queries, qrels = [], {}
     for number in range(40):
         doc_id = f"d{number * 31}"

@@ -1,4 +1,4 @@
-"""A reporter that remembers what a stage reported, and calls the test back while the stage runs."""
+"""A reporter that records notes and progress of a stage, and calls the test while the stage runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sparse_ingest.reporting import SilentReporter
 class Recorder(SilentReporter):
     """`notes` are the messages, `done` the units so far, those of earlier starts included.
 
-    `on_step` is called with `done` after each step; `stop_at` asks to stop when so many units are done.
+    `on_step` is called with `done` after each step; After `stop_at` units it requests a stop.
     """
 
     def __init__(self, on_step: Callable[[int], object] | None = None, *, stop_at: int | None = None) -> None:

@@ -59,7 +59,7 @@ def make_run(
 ) -> Run:
     """Write a run of `documents` (id to token to weight).
 
-    Tokens that `vocabulary` lacks are added. `fields` gives a document's fields; left out: a title and a text.
+    Tokens that `vocabulary` lacks are added. `fields` gives a document's fields; by default a title and a text.
     `identity_too` is more of the run's identity.
     """
     known = list(dict.fromkeys(token for terms in documents.values() for token in terms))

@@ -93,7 +93,7 @@ class SecureProxy:
 def secure_proxy(
     target: str, *, certificate: Pair | None = None, client_ca: Path | None = None, **behavior: Any
 ) -> Iterator[SecureProxy]:
-    """A proxy that speaks TLS with `certificate`, and wants a certificate that `client_ca` signed from each client."""
+    """A TLS proxy with `certificate`, which requires client certificates signed by `client_ca`."""
     proxy = SecureProxy(target, **behavior)
 
     class Handler(_Handler):
@@ -106,7 +106,7 @@ def secure_proxy(
         context.load_cert_chain(*certificate)
         if client_ca:
             context.verify_mode = ssl.CERT_REQUIRED
-        # Each handler shakes hands in its own thread: a client that does not must not stop the others.
+        # Each handler shakes hands in its own thread: a client that does not must not block other clients.
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     proxy.url = f"{'https' if certificate else 'http'}://localhost:{server.server_address[1]}"
     with serving(server):

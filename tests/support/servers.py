@@ -71,7 +71,7 @@ class Running(NamedTuple):
 
 
 def start_program(home: Path, port: int, data: Path) -> subprocess.Popen[str]:
-    """`server start` in a process of its own, with a PATH on which there is no program at all."""
+    """Run `server start` in its own process, with an empty PATH."""
     kept = {name: value for name, value in os.environ.items() if "JAVA" not in name}
     # The quick one of the JVM's two compilers is enough for minutes: a start takes 10.5 s instead of 12.3 s.
     program = (

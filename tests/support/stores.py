@@ -122,7 +122,7 @@ def faulty_store(target: str) -> Iterator[FaultyStore]:
 
 @contextmanager
 def web_server(folder: Path, *, ranges: bool = True, token: str | None = None) -> Iterator[str]:
-    """The address of a folder on the web; with `token` it must stand in the query, as in a signed link."""
+    """Return the web address of a folder; with `token`, requests need it in the query, as in a signed link."""
     attributes = {"folder": str(folder), "ranges": ranges, "token": token, "bytes_sent": 0, "asked": []}
     handler = type("Handler", (_Web,), attributes)
     with _served(handler) as url:

@@ -12,7 +12,7 @@ WEIGHTS = {"catch": 2.5, "an": 0.1, "except": 4.75, "##ion": 2.5, "[CLS]": 1.0, 
 
 
 def write_table(folder: Path) -> Path:
-    """A checkpoint folder, made when missing, with a query side that is a weight table."""
+    """Write a checkpoint folder whose query side is a weight table."""
     folder.mkdir(exist_ok=True)
     tokenizer = Tokenizer(models.WordPiece({token: place for place, token in enumerate(TOKENS)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)

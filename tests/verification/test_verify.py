@@ -247,7 +247,7 @@ def test_without_a_point_in_time_documents_are_explained_and_that_is_said(
         report = verify(loaded.path, index=index_name, connection=Connection(proxy.url), sample=None)
     assert (report.checked_documents, report.missing_ids, report.differing) == (4, ["empty"], 0)
     assert len(report.notes) == 1
-    assert report.notes[0].startswith("The ids of the whole index could not be compared (")
+    assert report.notes[0].startswith("The ids of the index could not be compared (")
 
 
 def test_what_cannot_be_compared_is_refused(client: Client, index_name: str, loaded: Run, tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_the_command_prints_what_differs_and_exits_with_1(
 ) -> None:
     arguments = [str(loaded.path), "--index", index_name, "--url", client.address]
     assert loading.verify.main([*arguments, "--sample", "3"], standalone_mode=False) == 0
-    assert "The index holds what the run says." in capsys.readouterr().out
+    assert "The index matches the run." in capsys.readouterr().out
     overwrite(client, index_name, "small", {"lamp": 2.0})
     client.call("DELETE", f"/{index_name}/_doc/empty")
     assert loading.verify.main([*arguments, "--all"], standalone_mode=False) == 1
