@@ -1,19 +1,7 @@
-"""The exceptions of sparse-ingest, and the exit code of each.
+"""The exceptions of sparse-ingest, each with the exit code of the command: 1, 2 for usage errors, 130 when interrupted.
 
-    SparseIngestError (1)
-    ├── UsageError (2)          the command line is wrong in a way that click cannot see
-    │   └── PipelineError (2)   the pipeline file is wrong
-    ├── CorpusError (1)         a file or a document cannot be read
-    ├── CheckpointError (1)     a model folder is missing, incomplete or of an unknown family
-    ├── RunError (1)            a run folder is missing, of another identity, unfinished or damaged
-    ├── ClusterError (1)        OpenSearch cannot be reached, refuses, or holds something that does not fit
-    ├── StorageError (1)        a store or web server of runs and corpora fails, or refuses
-    ├── LocalServerError (1)    the local OpenSearch cannot be downloaded, started or stopped
-    ├── MissingExtraError (1)   an optional part is not installed
-    └── Interrupted (130)       the user or the system asked to stop; what was finished is kept
-
-A message says what was found, what was expected and what to do next. The command line prints it as one line.
-Exit code 3 (finished, but documents were refused or skipped) is a result, not an exception.
+A message has three parts: what was found, what was expected and what to do next. The command line prints it as one
+line. Exit code 3 (finished, but documents were refused or skipped) is a result, not an exception.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from sparse_ingest.corpora.documents import shown
 from sparse_ingest.corpora.sources import Cursor, Position
@@ -42,12 +41,12 @@ class Duplicates:
                 "Fix the corpus, or pass --on-bad-document skip."
             )
 
-    def leave_out(self) -> None:
-        """Take the later rows out of their shards, and name them as skipped; `AT_ONCE` at a time, for memory."""
+    def skip(self) -> None:
+        """Remove the later rows from their shards and record them as skipped, `AT_ONCE` at a time to bound memory."""
         while found := list(itertools.islice(self._found(), AT_ONCE)):
-            self._leave_out(found)
+            self._skip(found)
 
-    def _leave_out(self, found: Sequence[Duplicate]) -> None:
+    def _skip(self, found: Sequence[Duplicate]) -> None:
         firsts = self._places([duplicate.first for duplicate in found])
         agains = self._places([duplicate.again for duplicate in found])
         leaving: dict[int, dict[int, SkippedRow]] = {}
@@ -56,12 +55,11 @@ class Duplicates:
             reason = f"duplicate id {shown(duplicate.doc_id)}: first at {first.place}"
             leaving.setdefault(shard, {})[row] = SkippedRow(row, again.file, again.line, reason)
         for shard, rows in sorted(leaving.items()):
-            # Held, so that a process which comes now waits for the shard instead of making it again.
+            # Locked, so that a process that starts now waits for the shard instead of encoding it again.
             while True:
                 with self._run.lock(part_name(shard)) as held:
                     if held:
-                        done: dict[str, Any] = self._run.done(shard) or {}
-                        remove_rows(self._run, shard, rows, less=counts_of(done, rows))
+                        remove_rows(self._run, shard, rows, less=counts_of(self._run.need_done(shard), rows))
                         break
                 time.sleep(WAIT_S)
 

@@ -300,7 +300,7 @@ class _Job:
         if self.options.on_bad_document == "fail":
             duplicates.refuse()
         else:
-            duplicates.leave_out()
+            duplicates.skip()
 
 
 def _versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,8 +24,8 @@ from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import ShardPart, open_file, read_doc_ids, read_shard, read_shard_vectors, reading_shard
 from sparse_ingest.storage.places import Place, RemotePath
 
-T = TypeVar("T")
-_checked: dict[str, object] = {}  # shards by path: the hash that they had, and the state of the file at that time
+T = TypeVar("T", ShardPart, SparseRows)
+_checked: dict[str, object] = {}  # the hash of each shard by path, and the state of its file when it was hashed
 
 
 def checked_shard(run: Run, shard: int) -> Place:
@@ -36,11 +36,9 @@ def checked_shard(run: Run, shard: int) -> Place:
     """
     path, record = run.shard_path(shard), run.need_done(shard)
     with reading_shard(path):
-        state = _state(path, record["sha256"])
-        if _checked.get(str(path)) != state:
+        if _checked.get(str(path)) != _state(path, record["sha256"]):
             with open_file(path) if isinstance(path, Path) else path.open() as file:
-                _refuse_other_hash(path, file, record["sha256"])
-            _checked[str(path)] = state
+                _check_hash(path, file, record["sha256"])
     return path
 
 
@@ -57,20 +55,14 @@ def finished_shards(run: Run) -> list[int]:
 
 def shard_parts(run: Run, shard: int) -> Iterator[ShardPart]:
     """Yield the parts of a shard after its check; see `read_shard`."""
-    return _counted(run, shard, read_shard, lambda part: part.vectors)
+    path = checked_shard(run, shard)
+    yield from _counted(path, run.rows_of(shard), read_shard(path, tokens=len(run.vocabulary())))
 
 
 def shard_vectors(run: Run, shard: int) -> Iterator[SparseRows]:
     """Yield the vectors of a shard after its check; see `read_shard_vectors`."""
-    return _counted(run, shard, read_shard_vectors, lambda vectors: vectors)
-
-
-def _counted(run: Run, shard: int, read: Callable[..., Iterator[T]], vectors: Callable[[T], SparseRows]) -> Iterator[T]:
-    path, rows = checked_shard(run, shard), 0
-    for part in read(path, tokens=len(run.vocabulary())):
-        rows += len(vectors(part).doc_ids)
-        yield part
-    _refuse_other_rows(path, rows, run.rows_of(shard))
+    path = checked_shard(run, shard)
+    yield from _counted(path, run.rows_of(shard), read_shard_vectors(path, tokens=len(run.vocabulary())))
 
 
 def checked_parts(run: Run, shards: Iterable[int]) -> Iterator[ShardPart]:
@@ -86,14 +78,8 @@ def checked_parts(run: Run, shards: Iterable[int]) -> Iterator[ShardPart]:
         if number == 0 and isinstance(path, RemotePath) and not path.listable:
             next(read_doc_ids(path), None)  # by ranges, as sending reads: not every web server supports that
         with _local_file(run, path) as local, reading_shard(path), open_file(local) as file:
-            state = _state(path, record["sha256"])
-            _refuse_other_hash(path, file, record["sha256"])
-            _checked[str(path)] = state
-            rows = 0
-            for part in read_shard(path, opened=file, tokens=tokens):
-                rows += len(part.rows)
-                yield part
-        _refuse_other_rows(path, rows, record["rows"])
+            _check_hash(path, file, record["sha256"])
+            yield from _counted(path, record["rows"], read_shard(path, opened=file, tokens=tokens))
 
 
 def _state(path: Place, sha256: str) -> object:
@@ -102,13 +88,15 @@ def _state(path: Place, sha256: str) -> object:
     return sha256, about and (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
 
 
-def _refuse_other_hash(path: Place, file: Any, expected: str) -> None:
+def _check_hash(path: Place, file: Any, expected: str) -> None:
+    state = _state(path, expected)
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != expected:
         raise RunError(
             f"{path} has SHA-256 {digest[:12]}, its file in done/ says {expected[:12]}. "
             "The shard is damaged: delete that file and encode again, or copy the run anew."
         )
+    _checked[str(path)] = state
 
 
 @contextlib.contextmanager
@@ -126,7 +114,12 @@ def _local_file(run: Run, path: Place) -> Iterator[Path]:
         copy.unlink(missing_ok=True)
 
 
-def _refuse_other_rows(shard: Place, found: int, recorded: int) -> None:
+def _counted(shard: Place, recorded: int, parts: Iterator[T]) -> Iterator[T]:
+    """Yield the parts. Raise `RunError` if they have another number of documents than the record in done/."""
+    found = 0
+    for part in parts:
+        found += len(part.rows if isinstance(part, ShardPart) else part.doc_ids)
+        yield part
     if found != recorded:
         raise RunError(
             f"{shard} holds {found} documents, its file in done/ says {recorded}. "

@@ -59,9 +59,7 @@ def remove_rows(run: Run, shard: int, rows: Mapping[int, SkippedRow], *, less: M
     `less` says what those rows add to other counts of its record. Killed in between, the shard counts as not done and
     is made anew, with the same result.
     """
-    done = run.done(shard)
-    assert done is not None, "only finished shards are searched for duplicates"
-    path = run.shard_path(shard)
+    path, done = run.shard_path(shard), run.need_done(shard)
     skipped = sorted({*run.skipped(shard), *rows.values()})
     lengths = [np.empty(0, np.int64)]
 

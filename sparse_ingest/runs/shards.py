@@ -140,22 +140,14 @@ def read_shard(path: Place, *, opened: pa.NativeFile | None = None, tokens: int 
 
 
 def read_doc_ids(path: Place) -> Iterator[tuple[int, str]]:
-    """Source row and document id of each row of a shard, without its vectors.
-
-    Raises:
-        RunError: as `read_shard`.
-    """
+    """Yield the source row and document id of each row of a shard; errors as of `read_shard`."""
     with _opened(path) as file:
         for table in _tables(file, ["row", "doc_id"]):
             yield from zip(table.column("row").to_pylist(), table.column("doc_id").to_pylist(), strict=True)
 
 
 def read_text_hashes(path: Place) -> Iterator[bytes]:
-    """The text hashes of each row group of a shard, 16 bytes a row, one behind the other.
-
-    Raises:
-        RunError: as `read_shard`.
-    """
+    """Yield the concatenated text hashes of each row group, 16 bytes per row; errors as of `read_shard`."""
     with _opened(path) as file:
         for table in _tables(file, ["text_hash"]):
             hashes = _only_chunk(table.column("text_hash"))
@@ -163,22 +155,14 @@ def read_text_hashes(path: Place) -> Iterator[bytes]:
 
 
 def read_vectors(path: Place, group: int, *, tokens: int = _ANY) -> SparseRows:
-    """The ids and vectors of one row group of a shard.
-
-    Raises:
-        RunError: as `read_shard`.
-    """
+    """Return the ids and vectors of one row group of a shard; errors as of `read_shard`."""
     with _opened(path) as file:
         first = sum(file.metadata.row_group(before).num_rows for before in range(group))
         return _vectors(file.read_row_group(group, columns=_VECTORS).combine_chunks(), first, tokens)
 
 
 def read_shard_vectors(path: Place, *, tokens: int = _ANY) -> Iterator[SparseRows]:
-    """The ids and vectors of a shard one row group at a time, without its fields.
-
-    Raises:
-        RunError: as `read_shard`.
-    """
+    """Yield the ids and vectors of each row group of a shard, without its fields; errors as of `read_shard`."""
     first = 0
     with _opened(path) as file:
         for table in _tables(file, _VECTORS):

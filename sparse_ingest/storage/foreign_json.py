@@ -11,24 +11,19 @@ from __future__ import annotations
 
 import json
 import stat
-from io import BufferedReader
+from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
+
+from sparse_ingest.storage.places import Place
 
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 100
 SHOWN_CHARACTERS = 100
+_TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"
 T = TypeVar("T")
-
-
-class Readable(Protocol):
-    """A file at an address, as `storage.places.RemotePath`."""
-
-    def open(self) -> BufferedReader:
-        """Open it for reading."""
-        ...
 
 
 def shown(value: object) -> str:
@@ -48,12 +43,9 @@ def parse_json(content: bytes | str, max_bytes: int = MAX_BYTES) -> Any:
     try:
         value = json.loads(content)
     except RecursionError:
-        value = None
-        deep = True
-    else:
-        deep = is_deep(value)
-    if deep:
-        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
+        raise ValueError(_TOO_DEEP) from None
+    if is_deep(value):
+        raise ValueError(_TOO_DEEP)
     return value
 
 
@@ -66,7 +58,7 @@ def json_parts(content: bytes) -> dict[str, bytes]:
     try:
         return {key: bytes(part) for key, part in msgspec.json.decode(content, type=dict[str, msgspec.Raw]).items()}
     except RecursionError:
-        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep") from None
+        raise ValueError(_TOO_DEEP) from None
 
 
 def checked(value: object, expected: type[T]) -> T:
@@ -78,7 +70,7 @@ def checked(value: object, expected: type[T]) -> T:
     return msgspec.convert(value, expected, dec_hook=lambda kind, given: kind(given))  # such as a Path
 
 
-def read_json(path: Path | Readable, expected: type[T], max_bytes: int = MAX_BYTES) -> T:
+def read_json(path: Place, expected: type[T], max_bytes: int = MAX_BYTES) -> T:
     """Read a JSON file. Something that is no regular file, such as a named pipe, is not opened.
 
     Raises:
@@ -88,7 +80,7 @@ def read_json(path: Path | Readable, expected: type[T], max_bytes: int = MAX_BYT
     return checked(parse_json(read_bytes(path, max_bytes), max_bytes), expected)
 
 
-def read_bytes(path: Path | Readable, max_bytes: int = MAX_BYTES) -> bytes:
+def read_bytes(path: Place, max_bytes: int = MAX_BYTES) -> bytes:
     """Read a file, and of one that is larger one byte more than `max_bytes`; errors as of `read_json`."""
     if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is no regular file")
@@ -98,15 +90,10 @@ def read_bytes(path: Path | Readable, max_bytes: int = MAX_BYTES) -> bytes:
 
 def is_deep(value: object) -> bool:
     """Return whether containers are nested deeper than MAX_DEPTH."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        inner: list[object] = []
-        for each in level:
-            if isinstance(each, dict):
-                inner += (one for one in each.values() if isinstance(one, dict | list))
-            elif isinstance(each, list):
-                inner += (one for one in each if isinstance(one, dict | list))
-        if not inner:
+    level: list[Any] = [[value]]
+    for _ in range(MAX_DEPTH + 1):
+        values = chain.from_iterable(each.values() if isinstance(each, dict) else each for each in level)
+        level = [each for each in values if isinstance(each, dict | list)]
+        if not level:
             return False
-        level = inner
     return True
