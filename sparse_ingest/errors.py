@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, without the lines behind the first and without its full stop."""
+    """Return the first line of an error's message, without its full stop."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
@@ -22,7 +22,7 @@ class SparseIngestError(Exception):
 
 
 class UsageError(SparseIngestError):
-    """The command line is wrong in a way that click cannot see."""
+    """Wrong arguments that click does not detect."""
 
     exit_code = 2
 
@@ -44,11 +44,11 @@ class RunError(SparseIngestError):
 
 
 class ClusterError(SparseIngestError):
-    """OpenSearch cannot be reached, refuses, or holds something that does not fit."""
+    """OpenSearch cannot be reached, refuses a request, or has an index that does not match."""
 
 
 class StorageError(SparseIngestError):
-    """A store or web server that holds a run or a corpus fails, refuses, or cannot do what is asked."""
+    """A store or web server with a run or a corpus fails, refuses a request, or does not support it."""
 
 
 class LocalServerError(SparseIngestError):
@@ -64,7 +64,7 @@ class MissingExtraError(SparseIngestError):
 
 
 def listed(names: Sequence[str], most: int) -> str:
-    """Return the first names of a list and how many more there are, for a message."""
+    """Return the first names of a list and the number of further ones, for a message."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

@@ -1,12 +1,8 @@
 """Finished shards, read after a check against their records in done/.
 
 In: a run, some of its shards. Out: their documents, vectors or ids, in order. A shard is hashed before its first value
-is used, once in a process as long as the file stays the same; the values are checked as they are read. `checked_parts`
-hashes and decodes a shard through one open file, so its bytes come from the disk once and from the page cache
-afterwards; a shard at an address is downloaded to a scratch file for that, one at a time. Memory is bounded by a row
-group.
-
-Not covered: whether an index accepts the documents (cluster/preflight.py).
+is used, once per process as long as the file stays the same; values are checked as they are read. Memory is bounded by
+a row group. Whether an index accepts the documents is checked in cluster/preflight.py.
 """
 
 from __future__ import annotations
@@ -29,11 +25,7 @@ _checked: dict[str, object] = {}  # the hash of each shard by path, and the stat
 
 
 def checked_shard(run: Run, shard: int) -> Place:
-    """Return the path of a finished shard whose SHA-256 is that of its record in done/.
-
-    Raises:
-        RunError: it is missing or damaged, or cannot be read.
-    """
+    """Return the path of a finished shard. Raise `RunError` if it is missing, unreadable or has another SHA-256."""
     path, record = run.shard_path(shard), run.need_done(shard)
     with reading_shard(path):
         if _checked.get(str(path)) != _state(path, record["sha256"]):
@@ -43,7 +35,7 @@ def checked_shard(run: Run, shard: int) -> Place:
 
 
 def finished_shards(run: Run) -> list[int]:
-    """Return the numbers of the finished shards of a run whose files belong together.
+    """Return the numbers of the finished shards, after a check that the files of the run belong together.
 
     Raises:
         RunError: shards were lost or come from another run, or vocab.json is not that of the run.
@@ -68,6 +60,9 @@ def shard_vectors(run: Run, shard: int) -> Iterator[SparseRows]:
 def checked_parts(run: Run, shards: Iterable[int]) -> Iterator[ShardPart]:
     """Yield the parts of some finished shards. A shard is hashed before its first part.
 
+    It is hashed and decoded through one open file, so the second read comes from the page cache; a shard at an address
+    is first downloaded to a scratch file.
+
     Raises:
         RunError: a shard is missing, or its SHA-256 or number of rows differs from its record in done/.
         StorageError: a shard cannot be fetched, or a web server does not support the range requests of sending.
@@ -76,14 +71,14 @@ def checked_parts(run: Run, shards: Iterable[int]) -> Iterator[ShardPart]:
     for number, shard in enumerate(shards):
         path, record = run.shard_path(shard), run.need_done(shard)
         if number == 0 and isinstance(path, RemotePath) and not path.listable:
-            next(read_doc_ids(path), None)  # by ranges, as sending reads: not every web server supports that
+            next(read_doc_ids(path), None)  # with range requests, as the load does: not every web server supports them
         with _local_file(run, path) as local, reading_shard(path), open_file(local) as file:
             _check_hash(path, file, record["sha256"])
             yield from _counted(path, record["rows"], read_shard(path, opened=file, tokens=tokens))
 
 
 def _state(path: Place, sha256: str) -> object:
-    """Return what changes if the file is replaced. At an address it is read again only by a new process."""
+    """Return a value that changes if the file is replaced; a shard at an address is hashed once per process."""
     about = path.stat() if isinstance(path, Path) else None
     return sha256, about and (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
 
@@ -93,15 +88,15 @@ def _check_hash(path: Place, file: Any, expected: str) -> None:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != expected:
         raise RunError(
-            f"{path} has SHA-256 {digest[:12]}, its file in done/ says {expected[:12]}. "
-            "The shard is damaged: delete that file and encode again, or copy the run anew."
+            f"{path} has SHA-256 {digest[:12]}, its record in done/ has {expected[:12]}. "
+            "The shard is damaged: delete that record and encode again, or copy the run again."
         )
     _checked[str(path)] = state
 
 
 @contextlib.contextmanager
 def _local_file(run: Run, path: Place) -> Iterator[Path]:
-    """The file of a shard on this machine, downloaded for the block if it is remote."""
+    """Yield the file of a shard on this machine; a remote one is downloaded for the block."""
     if isinstance(path, Path):
         yield path
         return
@@ -122,6 +117,6 @@ def _counted(shard: Place, recorded: int, parts: Iterator[T]) -> Iterator[T]:
         yield part
     if found != recorded:
         raise RunError(
-            f"{shard} holds {found} documents, its file in done/ says {recorded}. "
-            "The run is damaged: delete that file and encode again."
+            f"{shard} has {found} documents, its record in done/ has {recorded}. "
+            "The run is damaged: delete that record and encode again."
         )

@@ -1,7 +1,7 @@
-"""Document ids that are in two shards of a run: found exactly in bounded memory, and taken out on request.
+"""Duplicate document ids of a run: found exactly in bounded memory, and removed on request.
 
-Each shard's ids become sorted 64-bit hashes on disk; the hash space is walked in ranges, so that only one range of
-all shards is in memory at a time; equal hashes are confirmed on the ids themselves.
+The ids become sorted 64-bit hashes on disk, which are compared one range of hashes at a time; equal hashes are
+confirmed on the ids themselves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RANGE_IDS = 8_000_000  # ids held at a time: 64 MB of hashes
 
 
 class Duplicate(NamedTuple):
-    """A duplicate id of a run: the (shard, source row) where it came first and where it came again."""
+    """A duplicate id of a run: the (shard, source row) of its first and of a later occurrence."""
 
     doc_id: str
     first: tuple[int, int]
@@ -29,7 +29,7 @@ class Duplicate(NamedTuple):
 
 
 def find_duplicates(run: Run, *, range_ids: int = RANGE_IDS) -> Iterator[Duplicate]:
-    """Give every row of the finished shards whose id an earlier row has, by ranges of hash."""
+    """Yield every row of the finished shards whose id an earlier row has, in no particular order."""
     shards = run.done_shards()
     rows = sum(map(run.rows_of, shards))
     pieces = SortedPieces(run.scratch_path("ids").parent, 1, rows=rows, range_rows=range_ids)
@@ -54,10 +54,10 @@ def _confirm(run: Run, repeated: set[int]) -> Iterator[Duplicate]:
 
 
 def remove_rows(run: Run, shard: int, rows: Mapping[int, SkippedRow], *, less: Mapping[str, int] | None = None) -> None:
-    """Rewrite a finished shard without some of its source rows, and name them as skipped.
+    """Rewrite a finished shard without some of its source rows, and record them as skipped.
 
-    `less` says what those rows add to other counts of its record. Killed in between, the shard counts as not done and
-    is made anew, with the same result.
+    `less` has what those rows add to the other counts of its record. If the process is killed in between, the shard is
+    not done and is encoded again, with the same result.
     """
     path, done = run.shard_path(shard), run.need_done(shard)
     skipped = sorted({*run.skipped(shard), *rows.values()})
@@ -82,5 +82,5 @@ def remove_rows(run: Run, shard: int, rows: Mapping[int, SkippedRow], *, less: M
 
 
 def hash_id(doc_id: str) -> int:
-    """64 bits that tell ids apart."""
+    """Return a 64-bit hash of an id."""
     return int.from_bytes(hashlib.blake2b(doc_id.encode(), digest_size=8).digest(), "little")

@@ -161,7 +161,7 @@ def test_weights_and_rows_may_lie_in_columns() -> None:
 @pytest.mark.parametrize("rows", [torch.ones(5, 8), torch.ones(5, 9).bfloat16(), torch.ones(4, 8).bfloat16()])
 def test_rows_that_it_would_misread_are_refused(rows: torch.Tensor) -> None:
     head = Kernel(torch.ones(3, 8).bfloat16(), torch.zeros(3), instructions="avx512")
-    with pytest.raises(TypeError, match=r"and should be torch.bfloat16 of \(5, 8\)"):
+    with pytest.raises(TypeError, match=r"expected torch.bfloat16 of \(5, 8\)"):
         head(rows, Packing((2, 3), CPU))
 
 
