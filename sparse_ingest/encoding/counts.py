@@ -85,7 +85,6 @@ class Counts:
     nnz: int = 0
     empty: int = 0
     without_token: int = 0
-    tokens: int = 0
     skipped: list[SkippedRow] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)  # of each stage, and in total (stages.py)
     _of_rows: list[tuple[npt.NDArray[np.int64], OfRows]] = field(default_factory=lambda: [_NONE])

@@ -73,8 +73,7 @@ def encode(
             if has_manifest(place):
                 reporter.begin("documents")
                 reporter.earlier(open_run(place).rows_done())
-            task = f"{encode_alone.__module__}:{encode_alone.__name__}"
-            run_on_devices(devices, task, (source, place, full, chosen), out=place, reporter=reporter)
+            run_on_devices(devices, encode_alone, (source, place, full, chosen), out=place, reporter=reporter)
     run = open_run(place)
     if dropped := run.report.without_token:
         reporter.warn(lost_weights(dropped, run.vocabulary()))

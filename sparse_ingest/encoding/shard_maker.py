@@ -247,7 +247,6 @@ class ShardMaker:
         return kept
 
     def _computed(self, window: Window, shard: _Shard) -> Encoded:
-        """Return the vectors that the model computes."""
         tokens, encoded = window.tokens, partial(self._encoded, shard.stopped)
         with _too_large(window):
             if self.settings.overflow == "truncate":
@@ -255,7 +254,6 @@ class ShardMaker:
             else:
                 vectors = self.encoder.encode_windows(tokens, encoded)
         shard.counts.without_token += vectors.without_token
-        shard.counts.tokens += vectors.tokens
         return vectors
 
     def _encoded(self, stopped: Event, documents: int, tokens: int) -> None:

@@ -1,9 +1,8 @@
 """Run one task in several processes of this machine, one per device.
 
-In: devices, an importable task (`package.module:function`) and its arguments. Each process calls
-`task(worker, *arguments, reporter)`; they share the work by the locks of the run. The first process creates the run,
-then the other ones start. Progress of all goes to one reporter. If a process dies, it is reported and the remaining
-ones encode its shards; an error that a user can fix ends all of them.
+In: devices, a task and its arguments. The processes share the work by the locks of the run. The first one creates the
+run, then the other ones start. Progress of all goes to one reporter. If a process dies, it is reported and the
+remaining ones encode its shards; an error that a user can fix ends all of them.
 
 Processes are not forked, which CUDA does not survive, and have their own session, so that Ctrl-C reaches this process
 only. Each has a pipe: a message asks it to stop after its shard, and when the pipe closes it ends immediately.
@@ -18,8 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, NamedTuple
 
@@ -34,6 +32,7 @@ BEAT_S = 2.0  # between two heartbeats of a process
 SILENT_S = 10.0  # without a heartbeat until it is reported, and between reports
 END_S = 20.0  # for a process to end before it is killed
 _WORK = "import sys; from sparse_ingest.executors.local import work; work(int(sys.argv[1]))"
+Task = Callable[..., None]  # a function of a module, called with a Worker, the arguments, and a Reporter
 
 
 class Worker(NamedTuple):
@@ -45,7 +44,7 @@ class Worker(NamedTuple):
 
 
 def run_on_devices(
-    devices: Sequence[str], task: str, arguments: Sequence[Any], *, out: RunLike, reporter: Reporter
+    devices: Sequence[str], task: Task, arguments: Sequence[Any], *, out: RunLike, reporter: Reporter
 ) -> None:
     """Run a task that completes the run `out` in one process per device.
 
@@ -63,7 +62,7 @@ def run_on_devices(
 class _Team:
     """The processes of one run."""
 
-    def __init__(self, task: str, arguments: Sequence[Any], out: RunLike, reporter: Reporter) -> None:
+    def __init__(self, task: Task, arguments: Sequence[Any], out: RunLike, reporter: Reporter) -> None:
         self._task, self._arguments, self._out, self._reporter = task, arguments, out, reporter
         self._children: list[_Child] = []  # running processes
         self._shown: set[str] = set()  # notes, which all processes send
@@ -160,7 +159,7 @@ class _Team:
 class _Child:
     """A process on a device, and the state of its messages."""
 
-    def __init__(self, worker: Worker, cores: Sequence[int], task: str, arguments: Sequence[Any]) -> None:
+    def __init__(self, worker: Worker, cores: Sequence[int], task: Task, arguments: Sequence[Any]) -> None:
         self.device = worker.device
         self.stop_sent = self.finished = False
         self.reason = ""
@@ -232,8 +231,7 @@ def _done(connection: Connection[Any, Any], reporter: _PipeReporter) -> Sequence
             os.sched_setaffinity(0, cores)  # before a library counts them
         task, arguments = connection.recv()
         threading.Thread(target=_listen, args=(connection, reporter.stopping), daemon=True).start()
-        module, _, function = task.partition(":")
-        getattr(import_module(module), function)(worker, *arguments, reporter)
+        task(worker, *arguments, reporter)
         reporter.flush()
         return ("ended",)
     except SparseIngestError as error:

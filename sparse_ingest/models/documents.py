@@ -174,10 +174,7 @@ def build_document_encoder(checkpoint: Checkpoint, pipeline: Pipeline, *, device
 def choose_devices(requested: str) -> list[str]:
     """Return the devices of a comma-separated list; `auto` and `cuda` mean every GPU that torch sees.
 
-    A device may be repeated, for two processes on it.
-
-    Raises:
-        UsageError: as `choose_device`, or CPU and GPUs are named together.
+    A device may be repeated, for two processes on it. CPU and GPUs together are a `UsageError`; see `choose_device`.
     """
     if requested in ("auto", "cuda") and (gpus := torch.cuda.device_count()) > 1:
         return [f"cuda:{number}" for number in range(gpus)]
@@ -191,11 +188,7 @@ def choose_devices(requested: str) -> list[str]:
 
 
 def choose_device(requested: str) -> str:
-    """Return the name of one device; `auto` is a GPU if torch sees one.
-
-    Raises:
-        UsageError: the name is malformed, or a GPU that torch does not see.
-    """
+    """Return the name of one device; `auto` is a GPU if torch sees one. Raise `UsageError` for an unknown device."""
     gpus = torch.cuda.device_count()
     if requested == "auto":
         return "cuda" if gpus else "cpu"

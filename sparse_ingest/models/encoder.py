@@ -203,17 +203,10 @@ class SparseEncoder:
         return found[0] if isinstance(texts, str) else SparseVectors.from_dicts(found, side.vocabulary)
 
     def similarity(self, queries: Vectors, documents: Vectors) -> npt.NDArray[np.float32]:
-        """Return the dot product of each query with each document, with the arithmetic of Lucene.
+        """Return the dot product of each query with each document, float32 `[queries, documents]`.
 
-        Args:
-            queries: SparseVectors, a dictionary from token to weight, or a list of such dictionaries.
-            documents: the same. Weights are matched by token string where the vocabularies differ.
-
-        Returns:
-            float32 `[queries, documents]`.
-
-        Raises:
-            UsageError: an argument is not sparse vectors.
+        Both are SparseVectors, a dictionary from token to weight, or a list of such dictionaries. Weights are matched
+        by token string if the vocabularies differ. Sums have the arithmetic of Lucene.
         """
         return similarity(queries, documents)
 

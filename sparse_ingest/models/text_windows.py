@@ -99,11 +99,7 @@ class DocumentSide:
 
 
 def checked_texts(texts: str | Iterable[str]) -> list[str]:
-    """Return texts as a list; a single string is one text.
-
-    Raises:
-        UsageError: a text is not a string, or contains half of a surrogate pair.
-    """
+    """Return texts as a list; a single string is one text. Raise `UsageError` for a text that is not Unicode text."""
     if isinstance(texts, str):
         texts = [texts]
     if not isinstance(texts, Iterable) or isinstance(texts, bytes | bytearray | Mapping | AbstractSet):

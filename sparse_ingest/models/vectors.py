@@ -89,11 +89,7 @@ class VectorMaker:
     def make(
         self, token_ids: Sequence[TokenIds], batch_tokens: int, progress: OnBatch, rules: Pruning = NO_RULES
     ) -> BatchVectors:
-        """Return the vectors of inputs in their order, and the number of weights on ids without a token.
-
-        Raises:
-            DidNotFit: a batch does not fit into memory.
-        """
+        """Return the vectors of inputs, and the number of weights on ids without a token; may raise `DidNotFit`."""
         lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
         # An empty text has no tokens if the tokenizer adds no special ones.
         filled = np.flatnonzero(lengths)

@@ -35,11 +35,7 @@ def checked_shard(run: Run, shard: int) -> Place:
 
 
 def finished_shards(run: Run) -> list[int]:
-    """Return the numbers of the finished shards, after a check that the files of the run belong together.
-
-    Raises:
-        RunError: shards were lost or come from another run, or vocab.json is not that of the run.
-    """
+    """Return the numbers of the finished shards. Raise `RunError` if shards, records and vocab.json do not match."""
     run.refuse_mixed()
     run.vocabulary()
     return run.done_shards()

@@ -85,11 +85,7 @@ class Leases:
 
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[bool]:
-    """Hold the `flock` on a local file for the block. Yield False if another process holds it.
-
-    Raises:
-        RunError: the file cannot be created.
-    """
+    """Hold the `flock` on a local file for the block, and create the file. Yield False if another process holds it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.fdopen(open_own(path, os.O_RDWR), "rb")

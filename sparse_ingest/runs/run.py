@@ -139,11 +139,7 @@ class Run:
         return None if noted or self.manifest.vocabulary_sha256 else f"{self.path} {what} cannot be checked."
 
     def done(self, shard: int) -> dict[str, Any] | None:
-        """Return the record of a finished shard, or None if the record or the shard is missing.
-
-        Raises:
-            RunError: it cannot be read, or belongs to another run.
-        """
+        """Return the record of a finished shard, or None if the record or the shard is missing; see `read_record`."""
         record = read_record(path := self._record_path(shard), DoneRecord)
         if record is None or not self.shard_path(shard).exists():
             return None
@@ -228,11 +224,7 @@ class Run:
         write_json(self.path / "complete.json", {**record, "shards_sha256": sha256_of(self._records())})
 
     def need_done(self, shard: int) -> dict[str, Any]:
-        """Return the record of a finished shard.
-
-        Raises:
-            RunError: the shard is missing, or the record has no hash or number of rows.
-        """
+        """Return the record of a finished shard. Raise `RunError` if the shard, its hash or its rows are missing."""
         path, record = self.shard_path(shard), self.done(shard)
         if record is None:
             raise RunError(f"{path} is missing, but has a record in done/. Delete that record and encode again.")
@@ -321,11 +313,7 @@ def is_started(run: RunLike) -> bool:
 
 
 def existing_run(path: Place) -> Run | None:
-    """Open the run at a path, or return None if one can be created there.
-
-    Raises:
-        RunError: as `open_run` and `refuse_strangers`.
-    """
+    """Open the run at a path, or return None if one can be created there; see `open_run` and `refuse_strangers`."""
     refuse_strangers(path)
     return open_run(path) if has_manifest(path) else None
 
@@ -361,14 +349,7 @@ def refuse_differences(run: Run, identity: Identity) -> None:
 
 
 def refuse_incomplete(run: Run, *, partial: bool = False) -> None:
-    """Refuse a run that is not complete, or whose complete.json does not match its shards.
-
-    Args:
-        partial: accept a run without complete.json.
-
-    Raises:
-        RunError: the run is refused.
-    """
+    """Raise `RunError` if a run is not complete, unless `partial`, or its complete.json does not match its shards."""
     if run.complete() is None and not partial:
         raise RunError(
             f"{run.path} is not complete: {len(run.done_shards())} shards are finished, complete.json is missing. "

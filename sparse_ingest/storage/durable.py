@@ -74,11 +74,7 @@ def atomic_file(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
 
 
 def open_own(path: Path, flags: int) -> int:
-    """Open a regular file for writing; it is created if it does not exist.
-
-    Raises:
-        OSError: it is a link, a named pipe or another special file, or cannot be opened.
-    """
+    """Open a regular file for writing, created if it does not exist. Raise OSError for links and special files."""
     handle = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)

@@ -49,11 +49,7 @@ def parse_json(content: bytes | str, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def json_parts(content: bytes) -> dict[str, bytes]:
-    """Return the unparsed JSON text of each value of a JSON object.
-
-    Raises:
-        ValueError: it is not a JSON object, or nested too deeply.
-    """
+    """Return the unparsed JSON text of each value of a JSON object. Raise ValueError for other content."""
     try:
         return {key: bytes(part) for key, part in msgspec.json.decode(content, type=dict[str, msgspec.Raw]).items()}
     except RecursionError:
@@ -61,11 +57,7 @@ def json_parts(content: bytes) -> dict[str, bytes]:
 
 
 def checked(value: object, expected: type[T]) -> T:
-    """Return a parsed value as the expected type.
-
-    Raises:
-        ValueError: the value does not match; the message has the place, what was expected, and what was found.
-    """
+    """Return a parsed value as the expected type. Raise ValueError with the place, what was expected, and found."""
     return msgspec.convert(value, expected, dec_hook=lambda kind, given: kind(given))  # such as a Path
 
 

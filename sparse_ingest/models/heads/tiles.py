@@ -47,7 +47,7 @@ class TiledHead:
             self._bias = bias
 
     def __call__(self, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """Weights before the logarithm."""
+        """Return weights before the logarithm."""
         index, blocks = packing.blocks
         rows = rows if index is None else rows[index]
         weights = torch.cat([tile(rows, blocks) for tile in self._tiles], dim=1)
@@ -77,7 +77,7 @@ class Int8Head:
         self._tiles = [] if instructions else [part.T for part in torch.split(rounded, INT8_TILE)]
 
     def __call__(self, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """Weights before the logarithm."""
+        """Return weights before the logarithm."""
         rows = rows.to(torch.float32)
         of_rows = rows.abs().amax(1).numpy()
         starts = np.cumsum((0, *packing.lengths[:-1]))
