@@ -7,14 +7,14 @@ identity of the run.
 from __future__ import annotations
 
 from dataclasses import asdict
-from importlib.util import find_spec
 from typing import Any
 
 from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
 from sparse_ingest.checkpoints.settings import document_identity, resolve_pipeline
 from sparse_ingest.corpora.sources import Corpus
 from sparse_ingest.encoding.options import EncodeOptions
-from sparse_ingest.errors import MissingExtraError, PipelineError, UsageError
+from sparse_ingest.errors import PipelineError, UsageError
+from sparse_ingest.models.query_encoders import require_torch
 from sparse_ingest.pipeline import EncodeSettings, Pipeline, refuse_lone_stride
 from sparse_ingest.records import PARENT
 from sparse_ingest.runs.manifest import identity_of
@@ -25,9 +25,7 @@ _FIRST_RULES = ("top_k", "max_ratio", "min_weight")
 
 def resolve(pipeline: Pipeline) -> tuple[Checkpoint, Pipeline]:
     """Return the checkpoint, and the pipeline with every setting that it decides."""
-    # Looked for, not imported: a complete run does not need torch.
-    if not (find_spec("torch") and find_spec("transformers")):
-        raise MissingExtraError("encode", "Encoding")
+    require_torch("Encoding")
     model = pipeline.model
     if model.document is None:
         raise PipelineError("No model: name one with --model, or [model] document in the pipeline file.")

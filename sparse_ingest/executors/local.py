@@ -72,11 +72,11 @@ class _Team:
     def finish(self, devices: Sequence[str]) -> None:
         """Start a process on each device, and receive their messages until all have ended."""
         cores = sorted(os.sched_getaffinity(0))
-        waiting = [(device, cores[place :: len(devices)] or cores) for place, device in enumerate(devices)]
-        while waiting or self._children:
-            if waiting and (not self._children or is_started(self._out)):
-                device, share = waiting.pop(0)
-                worker = Worker(device, len(devices) - len(waiting) - 1, len(devices))
+        workers = [Worker(device, number, len(devices)) for number, device in enumerate(devices)]
+        while workers or self._children:
+            if workers and (not self._children or is_started(self._out)):
+                worker = workers.pop(0)
+                share = cores[worker.number :: len(devices)] or cores
                 self._children.append(_Child(worker, share, self._task, self._arguments))
             for ready in wait([child.connection for child in self._children], LOOK_S):
                 self._hear(next(child for child in self._children if child.connection is ready))
@@ -86,7 +86,7 @@ class _Team:
             if self._stopped or self._reporter.stop_requested():
                 self._stop()
             if self._stopped or self._complete:
-                waiting.clear()
+                workers.clear()
         if self._complete:
             return
         kept = f"{self._out} keeps the finished shards. Run the same command again to continue."

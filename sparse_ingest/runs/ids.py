@@ -14,7 +14,7 @@ import numpy as np
 
 from sparse_ingest.runs.files import SkippedRow
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.shards import ShardPart, drop_rows, read_doc_ids, read_shard, shard_schema_of, write_shard
+from sparse_ingest.runs.shards import ShardPart, read_doc_ids, read_shard, shard_schema_of, take_rows, write_shard
 from sparse_ingest.runs.sorted_pieces import SortedPieces
 
 RANGE_IDS = 8_000_000  # ids held at a time: 64 MB of hashes
@@ -63,17 +63,18 @@ def remove_rows(run: Run, shard: int, rows: Mapping[int, SkippedRow], *, less: M
     skipped = sorted({*run.skipped(shard), *rows.values()})
     lengths = [np.empty(0, np.int64)]
 
-    def left() -> Iterator[ShardPart]:
+    def remaining() -> Iterator[ShardPart]:
+        removed = np.array(list(rows), dtype=np.uint64)
         # One part at a time: a row of the corpus may be thousands of passages.
-        for part in (drop_rows(part, list(rows)) for part in read_shard(path)):
-            if len(part.rows):
-                lengths.append(np.diff(part.vectors.indptr))
-                yield part
+        for part in read_shard(path):
+            if len(kept := np.flatnonzero(~np.isin(part.rows, removed))):
+                lengths.append(np.diff(part.vectors.indptr)[kept])
+                yield take_rows(part, kept)
 
     schema = shard_schema_of(path)
     run.unmark_done(shard)
     scratch = run.scratch_path(path.name)
-    sha256 = write_shard(left(), scratch=scratch, target=path, schema=schema, before=run.refuse_lost)
+    sha256 = write_shard(remaining(), scratch=scratch, target=path, schema=schema, before=run.refuse_lost)
     run.write_skipped(shard, skipped)
     terms = np.concatenate(lengths)
     counts = {"rows": len(terms), "nnz": int(terms.sum()), "empty": int((terms == 0).sum())}

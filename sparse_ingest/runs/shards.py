@@ -265,12 +265,6 @@ def store_weights(vectors: SparseRows, kind: WeightType) -> SparseRows:
     return stored if kept.all() else stored.keep(kept)
 
 
-def drop_rows(part: ShardPart, rows: Sequence[int]) -> ShardPart:
-    """Return the part without the documents of some source rows."""
-    kept = ~np.isin(part.rows, np.array(rows, dtype=np.uint64))
-    return part if kept.all() else take_rows(part, np.flatnonzero(kept))
-
-
 def take_rows(part: ShardPart, places: npt.NDArray[np.integer]) -> ShardPart:
     """Return the part with the documents at these places only."""
     chosen = places.tolist()
