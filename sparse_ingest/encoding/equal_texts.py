@@ -34,11 +34,9 @@ class Kept(NamedTuple):
         """Return the vectors at these places, in this order."""
         return Kept(self.vectors.take(places), self.of_rows[places])
 
-
-def together(pieces: Sequence[Kept]) -> Kept:
-    """Return all vectors in the order of the pieces."""
-    of_rows = np.concatenate([piece.of_rows for piece in pieces])
-    return Kept(SparseRows.joined([piece.vectors for piece in pieces]), of_rows)
+    def with_more(self, more: Kept) -> Kept:
+        """Return these vectors, followed by others."""
+        return Kept(SparseRows.joined([self.vectors, more.vectors]), np.concatenate([self.of_rows, more.of_rows]))
 
 
 class Copies:

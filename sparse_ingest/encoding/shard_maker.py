@@ -30,7 +30,7 @@ from sparse_ingest.checkpoints.inspect import dense_warning
 from sparse_ingest.corpora.documents import MAX_ID_BYTES, shown
 from sparse_ingest.corpora.sources import Cursor, bad_document
 from sparse_ingest.encoding.counts import OF_ROWS, Counts
-from sparse_ingest.encoding.equal_texts import Copies, Kept, together
+from sparse_ingest.encoding.equal_texts import Copies, Kept
 from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.encoding.stages import Ahead, Stages, Stopped
 from sparse_ingest.errors import RunError
@@ -227,7 +227,7 @@ class ShardMaker:
             places = np.empty(len(known), dtype=np.int64)
             places[known] = np.arange(known.sum())
             places[~known] = known.sum() + np.arange((~known).sum())
-            kept = together([_reused(window.take(np.flatnonzero(known)), old), kept]).take(places)
+            kept = _reused(window.take(np.flatnonzero(known)), old).with_more(kept).take(places)
         numbers = np.array([row.row for row in window.rows], dtype=np.uint64)
         counts.of_rows(numbers, kept.of_rows)
         vectors = kept.vectors._replace(doc_ids=[document.id for document in window.documents])

@@ -143,14 +143,13 @@ class _Sample:
     def tokens(self, tokenizer: Tokenizer) -> dict[str, float]:
         """Return statistics of the tokens per document; `longer` is the share of documents longer than one window."""
         cuts = tokenizer.cut([text for text, _ in self._texts])
-        sizes = [
+        lengths = np.array([
             (len(cut.layout.before) + len(cut.token_ids) + len(cut.layout.after)) * length / max(1, len(text))
             for cut, (text, length) in zip(cuts, self._texts, strict=True)
-        ]
-        lengths = np.array(sizes)
+        ])  # fmt: skip
         median, most = np.quantile(lengths, [0.5, 0.95])
         return {
-            "documents": len(sizes),
+            "documents": len(lengths),
             "mean": round(float(lengths.mean()), 1),
             "median": round(float(median), 1),
             "p95": round(float(most), 1),

@@ -135,8 +135,9 @@ class Run:
     def unchecked_vocabulary(self) -> str | None:
         """Return a note for a run of an earlier release, whose vocab.json has no hash; at the first call only."""
         noted, self._noted = self._noted, True
-        what = "was encoded by an earlier release, which recorded no hash of vocab.json: whether the file is unchanged"
-        return None if noted or self.manifest.vocabulary_sha256 else f"{self.path} {what} cannot be checked."
+        if noted or self.manifest.vocabulary_sha256:
+            return None
+        return f"{self.path} is of an earlier release without a hash of vocab.json, whose changes cannot be detected."
 
     def done(self, shard: int) -> dict[str, Any] | None:
         """Return the record of a finished shard, or None if the record or the shard is missing; see `read_record`."""
@@ -153,11 +154,11 @@ class Run:
         return record
 
     def rows_of(self, shard: int) -> int:
-        """Return how many documents a finished shard holds; 0 if it is not finished."""
+        """Return the number of documents of a finished shard; 0 if it is not finished."""
         return int((self.done(shard) or {}).get("rows", 0))
 
     def has_documents(self) -> bool:
-        """Return whether any finished shard holds a document."""
+        """Return whether any finished shard has a document."""
         return any(map(self.rows_of, self.done_shards()))
 
     def done_shards(self) -> list[int]:
