@@ -25,7 +25,7 @@ for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
 # Number of rows for which oneDNN chooses the layout; it works for any number.
 ROWS = 2048
 # The vendor whose AVX512_BF16 has twice the rate of float32: Zen 4 does 220 GFLOP/s a core instead of 108 in a product
-# of 2,048 rows, whatever its width. Intel CPUs without AMX are no faster than in float32.
+# of 2,048 rows of any width. Intel CPUs without AMX are no faster than in float32.
 FULL_RATE = "AuthenticAMD"
 # Parts of the values of ONEDNN_MAX_CPU_ISA for instruction sets with bfloat16, and for those with AVX512's VNNI.
 WITH_BFLOAT16 = ("BF16", "FP16", "AMX", "AVX10")

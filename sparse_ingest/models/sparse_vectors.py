@@ -233,7 +233,7 @@ def whole_number(name: str, value: int | None) -> int | None:
 
 
 def _ids_in(vocabulary: Sequence[str | None], vectors: SparseVectors) -> npt.NDArray[np.int32]:
-    """Return the id that another vocabulary gives to the token of each term, -1 where it has none."""
+    """Return the id of the token of each term in another vocabulary, -1 if it lacks the token."""
     if vocabulary is vectors.vocabulary or list(vocabulary) == list(vectors.vocabulary):
         return vectors.token_ids
     ids = {token: token_id for token_id, token in enumerate(vocabulary) if token is not None}

@@ -64,7 +64,7 @@ class NotFinite(SparseIngestError):
 
 
 class VectorMaker:
-    """A masked LM with its head on one device. `vocabulary` gives the token string of each id."""
+    """A masked LM with its head on one device. `vocabulary` has the token string of each id."""
 
     def __init__(
         self, checkpoint: Checkpoint, settings: ModelSettings, tokenizer: Tokenizer, *, device: torch.device, dtype: str

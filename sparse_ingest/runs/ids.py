@@ -17,7 +17,7 @@ from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import ShardPart, read_doc_ids, read_shard, shard_schema_of, take_rows, write_shard
 from sparse_ingest.runs.sorted_pieces import SortedPieces
 
-RANGE_IDS = 8_000_000  # ids held at a time: 64 MB of hashes
+RANGE_IDS = 8_000_000  # ids in memory at a time: 64 MB of hashes
 
 
 class Duplicate(NamedTuple):

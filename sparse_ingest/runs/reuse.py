@@ -1,4 +1,4 @@
-"""The vectors of another run by the hash of their text: what `encode --reuse` copies.
+"""The vectors of another run by the hash of their text, for `encode --reuse`.
 
 In: a run that was encoded with the same settings. Out: for text hashes (16 bytes of SHA-256), which ones the run has,
 and their vectors. The table of hashes is in unnamed files on disk, so that a killed process leaves nothing; memory
