@@ -244,7 +244,7 @@ def test_standard_input_is_for_one_device(corpus: Corpus, tmp_path: Path) -> Non
     arguments = corpus.arguments(tmp_path / "run", "cpu,cpu")
     arguments[arguments.index("--corpus") + 1] = "-"
     answer = command(*arguments)
-    assert answer.code == 2 and "standard input can be read by one process only" in answer.err
+    assert answer.code == 2 and "only one process can read standard input" in answer.err
 
 
 def test_devices_that_cannot_go_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
