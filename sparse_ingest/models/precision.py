@@ -75,6 +75,8 @@ def _sampled(encoder: DocumentEncoder, texts: Sequence[str]) -> tuple[SparseRows
 
 def _kept(expected: SparseRows, found: SparseRows) -> tuple[float, float]:
     """Return which shares of float32's sum of weights, and of its terms above TERM_WEIGHT, the other vectors keep."""
+    if not np.isfinite(found.weights).all():
+        return 0.0, 0.0
     common = np.isin(_keys(expected), _keys(found), assume_unique=True)
     mass = float(expected.weights.sum(dtype=np.float64))
     heavy = expected.weights > TERM_WEIGHT
