@@ -58,7 +58,7 @@ class NotFinite(SparseIngestError):
 
     def __init__(self, dtype: str) -> None:
         super().__init__(
-            f"The model computes infinite or undefined numbers in {dtype}. "
+            f"The model computes numbers that are infinite or undefined in {dtype}. "
             + ("Its weights are damaged; download it again." if dtype == "float32" else "Encode with --dtype float32.")
         )
 
