@@ -1,19 +1,7 @@
-"""The exceptions of sparse-ingest, and the exit code of each.
+"""The exceptions of sparse-ingest, each with the exit code of the command: 1, 2 for usage errors, 130 when interrupted.
 
-    SparseIngestError (1)
-    ├── UsageError (2)          the command line is wrong in a way that click cannot see
-    │   └── PipelineError (2)   the pipeline file is wrong
-    ├── CorpusError (1)         a file or a document cannot be read
-    ├── CheckpointError (1)     a model folder is missing, incomplete or of an unknown family
-    ├── RunError (1)            a run folder is missing, of another identity, unfinished or damaged
-    ├── ClusterError (1)        OpenSearch cannot be reached, refuses, or holds something that does not fit
-    ├── StorageError (1)        a store or web server of runs and corpora fails, or refuses
-    ├── LocalServerError (1)    the local OpenSearch cannot be downloaded, started or stopped
-    ├── MissingExtraError (1)   an optional part is not installed
-    └── Interrupted (130)       the user or the system asked to stop; what was finished is kept
-
-A message says what was found, what was expected and what to do next. The command line prints it as one line.
-Exit code 3 (finished, but documents were refused or skipped) is a result, not an exception.
+A message has three parts: what was found, what was expected and what to do next. The command line prints it as one
+line. Exit code 3 (finished, but documents were refused or skipped) is a result, not an exception.
 """
 
 from __future__ import annotations
@@ -23,7 +11,7 @@ from contextlib import contextmanager
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, without the lines behind the first and without its full stop."""
+    """Return the first line of an error's message, without its full stop."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
@@ -34,7 +22,7 @@ class SparseIngestError(Exception):
 
 
 class UsageError(SparseIngestError):
-    """The command line is wrong in a way that click cannot see."""
+    """Wrong arguments that click does not detect."""
 
     exit_code = 2
 
@@ -56,11 +44,11 @@ class RunError(SparseIngestError):
 
 
 class ClusterError(SparseIngestError):
-    """OpenSearch cannot be reached, refuses, or holds something that does not fit."""
+    """OpenSearch cannot be reached, refuses a request, or has an index that does not match."""
 
 
 class StorageError(SparseIngestError):
-    """A store or web server that holds a run or a corpus fails, refuses, or cannot do what is asked."""
+    """A store or web server with a run or a corpus fails, refuses a request, or does not support it."""
 
 
 class LocalServerError(SparseIngestError):
@@ -76,7 +64,7 @@ class MissingExtraError(SparseIngestError):
 
 
 def listed(names: Sequence[str], most: int) -> str:
-    """Return the first names of a list and how many more there are, for a message."""
+    """Return the first names of a list and the number of further ones, for a message."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

@@ -1,10 +1,8 @@
 """Settings as frozen dataclasses, shared by the pipeline file, the command line and the Python API.
 
-In: a TOML file, `--set` assignments, or keywords. Out: a frozen `Pipeline`, or the options of one stage. Every setting
-has one type and one place; an unknown name or a value of the wrong kind is an error that lists what is allowed. A
-setting that is omitted is None where the checkpoint decides it. What `option` says beside a default becomes the option
-of the command line (cli/options.py). Not covered: what a model's own files say (checkpoints/settings.py merges the
-two).
+In: a TOML file, `--set` assignments, or keywords. Out: a frozen `Pipeline`, or the options of one stage. An unknown
+name or a value of the wrong kind is an error that lists what is allowed. An omitted setting that the checkpoint decides
+is None (checkpoints/settings.py). cli/options.py creates the options of the command line from `option`.
 """
 
 from __future__ import annotations
@@ -38,15 +36,15 @@ def option(
     env: str = "",
     commas: bool = False,
 ) -> T:
-    """Declare a setting: its default, the values it may have, and its help text on the command line.
+    """Declare a setting: its default, its allowed values, and its help text on the command line.
 
     Args:
-        help: without it the command line has no option of that name.
-        range: the smallest and largest number allowed. Whole numbers are above zero in any case.
-        metavar: what the help shows for the value.
-        flags: the names on the command line, such as "-k --size"; "" for that of the setting.
-        env: the environment variable that gives the option, if there is one.
-        commas: the option may be given as `a,b` on the command line, besides being repeated.
+        help: the help text; without it the command line has no such option.
+        range: the smallest and largest number allowed. Whole numbers must always be above zero.
+        metavar: the name of the value in the help.
+        flags: the names on the command line, such as "-k --size"; "" for the name of the setting.
+        env: an environment variable for the option.
+        commas: whether the option may be given as `a,b`, besides being repeated.
     """
     metadata = {"help": help, "range": range, "metavar": metavar, "flags": flags, "env": env, "commas": commas}
     found: T = field(default=default, metadata=metadata)
@@ -55,7 +53,7 @@ def option(
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which checkpoint, and what overrides its own files. None: as the checkpoint's own library does it."""
+    """The checkpoint, and settings that override its files. None: as the checkpoint's own library does it."""
 
     document: str | None = None
     query: str | None = None
@@ -75,7 +73,7 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class Pruning:
-    """Which terms of a document's vector are kept; None keeps all. pruning.py applies these rules."""
+    """The rules for terms of a document's vector (pruning.py); None keeps all."""
 
     top_k: int | None = option(None, "Keep only the N heaviest terms of each document")
     max_ratio: float | None = option(None, "Drop terms below this share of the document's heaviest", range=(0, 1))
@@ -103,9 +101,9 @@ class EncodeSettings(Pruning):
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """What the index looks like. `body` is a packaged name or a path; None: the one that fits `kind`.
+    """The index. `body` is a packaged name or a path; None: the packaged one for `kind`.
 
-    `fields` has the types of kept fields by dotted path; the types of others are found when a run is loaded.
+    `fields` has types of kept fields by dotted path; other types are found when a run is loaded.
     """
 
     field: str = "sparse"
@@ -117,7 +115,7 @@ class IndexSettings:
 
 @dataclass(frozen=True)
 class QuerySettings:
-    """How queries are asked. `engine` None: that of the field, exact for rank_features, seismic for sparse_vector."""
+    """How queries are run. `engine` None: exact for rank_features, seismic for sparse_vector."""
 
     top_k: int | None = None
     max_ratio: float | None = option(None, range=(0, 1))
@@ -128,12 +126,12 @@ class QuerySettings:
 
 @dataclass(frozen=True)
 class QueryChanges(QuerySettings):
-    """Query settings given without a pipeline file; those that an index remembers apply for the rest."""
+    """Query settings given without a pipeline file; the settings stored with the index apply for the rest."""
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The five tables of a pipeline file. `load` prunes the documents on their way into an index."""
+    """The five tables of a pipeline file. `load` prunes documents when they are loaded into an index."""
 
     model: ModelSettings = ModelSettings()
     encode: EncodeSettings = EncodeSettings()
@@ -143,7 +141,7 @@ class Pipeline:
 
 
 def packaged_folder() -> Path:
-    """The folder of the packaged pipelines: in the wheel, or in a checkout beside the package."""
+    """Return the folder of the packaged pipelines: in the wheel, or next to the package in a checkout."""
     in_wheel = Path(__file__).parent / "_pipelines"
     return in_wheel if in_wheel.is_dir() else Path(__file__).parents[1] / "pipelines"
 
@@ -152,7 +150,7 @@ def read_pipeline(name: str) -> Pipeline:
     """Read a pipeline file by path, or a packaged one by name (`splade-mini`).
 
     Raises:
-        PipelineError: no such file, no TOML, an unknown key, or a value of the wrong kind.
+        PipelineError: a missing file, invalid TOML, an unknown key, or a value of the wrong kind.
     """
     path = Path(name)
     if not path.is_file():
@@ -166,15 +164,15 @@ def read_pipeline(name: str) -> Pipeline:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise PipelineError(f"{path} is no TOML: {error}.") from error
+        raise PipelineError(f"{path} is not valid TOML: {error}.") from error
     pipeline = _build(Pipeline, tables, str(path), "")
     return _with_resolved_paths(pipeline, path.parent)
 
 
 def pipeline_of(model: str | ModelSettings | None, pipeline: Pipeline | str | None) -> Pipeline:
-    """Return the pipeline that `pipeline=` names; with `model`, nothing of its own [model] table is left.
+    """Return the pipeline that `pipeline=` names; `model` replaces its complete [model] table.
 
-    Without a pipeline, `query` is of the type `QueryChanges`.
+    Without a pipeline, `query` has the type `QueryChanges`.
 
     Raises:
         PipelineError: as `read_pipeline`.
@@ -186,10 +184,10 @@ def pipeline_of(model: str | ModelSettings | None, pipeline: Pipeline | str | No
 
 
 def pipeline_named(model: str | Path | ModelSettings | Pipeline) -> Pipeline:
-    """Return the pipeline that `model` names, or one of that model with no other setting.
+    """Return the pipeline that `model` names, or a pipeline of that model without other settings.
 
-    A path that ends in `.toml`, and the name of a packaged pipeline, are read as pipeline files; a folder of that name
-    is a model all the same. Every other name is that of a model.
+    A path that ends in `.toml` or the name of a packaged pipeline is read as a pipeline file, unless a folder has that
+    name. Every other name is a model.
 
     Raises:
         PipelineError: the pipeline file cannot be read.
@@ -212,20 +210,16 @@ def pipeline_named(model: str | Path | ModelSettings | Pipeline) -> Pipeline:
 
 
 def refuse_lone_stride(settings: EncodeSettings) -> None:
-    """Refuse a `window_stride` where texts are not read in windows.
-
-    Raises:
-        PipelineError: it is given, and `overflow` is "truncate".
-    """
+    """Raise `PipelineError` if `window_stride` is set although `overflow` is "truncate"."""
     if settings.overflow == "truncate" and settings.window_stride is not None:
         raise PipelineError('window_stride is for overflow = "windows" or "passages"; overflow is "truncate".')
 
 
 def query_settings(given: QuerySettings, remembered: Mapping[str, object], source: str) -> QuerySettings:
-    """Return the query settings for an index: those of a pipeline, otherwise the remembered ones with `given` on top.
+    """Return the query settings for an index: those of a pipeline, otherwise the remembered ones changed by `given`.
 
     Raises:
-        PipelineError: what `source` remembers is unknown to this release, or has a value of the wrong kind.
+        PipelineError: a setting in `source` is unknown to this release, or has a value of the wrong kind.
     """
     if not isinstance(given, QueryChanges):
         return given
@@ -234,7 +228,7 @@ def query_settings(given: QuerySettings, remembered: Mapping[str, object], sourc
 
 
 def in_words(settings: Mapping[str, Any], joint: str = ", ") -> str:
-    """Return settings as messages and tables show them, such as `top_k 8, engine two-phase`; "" for none."""
+    """Return settings for messages and tables, such as `top_k 8, engine two-phase`; "" for none."""
     return joint.join(
         f"{name} ({in_words(value, joint)})" if isinstance(value, Mapping)
         else f"{name} {value:g}" if isinstance(value, int | float) else f"{name} {value}"
@@ -243,13 +237,13 @@ def in_words(settings: Mapping[str, Any], joint: str = ", ") -> str:
 
 
 def override(pipeline: Pipeline, assignments: Sequence[str], tables: Collection[str] = ()) -> Pipeline:
-    """Apply `--set table.key=value` assignments; the value is TOML, a bare word counts as a string.
+    """Apply `--set table.key=value` assignments; the value is TOML, or a string without quotes.
 
     Args:
         tables: The tables that the command reads; () for all.
 
     Raises:
-        PipelineError: the assignment has no `=`, a table that is not read, an unknown key or a value of the wrong kind.
+        PipelineError: an assignment has no `=`, a table that is not read, an unknown key, or a wrong kind of value.
     """
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -273,7 +267,7 @@ def override(pipeline: Pipeline, assignments: Sequence[str], tables: Collection[
 
 
 def options_from(kind: type[T], options: T | None, given: Mapping[str, object], stage: str) -> T:
-    """Return the options of a stage: `options` itself, or a new object from keywords, each checked.
+    """Return the options of a stage: `options` itself, or a new object from checked keywords.
 
     Raises:
         UsageError: both were given, or a keyword is unknown or has a value of the wrong kind.
@@ -285,7 +279,7 @@ def options_from(kind: type[T], options: T | None, given: Mapping[str, object], 
             raise UsageError(str(error)) from None
         return built
     if given:
-        raise UsageError(f"{stage}(): give options= or keywords such as {min(given)}=, not both.")
+        raise UsageError(f"{stage}(): pass options= or keywords such as {min(given)}=, not both.")
     if not isinstance(options, kind):
         raise UsageError(f"{stage}(): options= is of type {type(options).__name__}; expected {kind.__name__}.")
     return options
@@ -298,7 +292,7 @@ def changed(settings: Any) -> dict[str, Any]:
 
 
 def _build(kind: Any, table: Mapping[str, object], source: str, prefix: str) -> Any:
-    """A settings dataclass from a TOML table, each value checked against the type of its field."""
+    """Return a settings dataclass from a TOML table, each value checked against the type of its field."""
     hints = get_type_hints(kind)
     unknown = sorted(table.keys() - hints.keys())
     if unknown:
@@ -324,7 +318,7 @@ def _build(kind: Any, table: Mapping[str, object], source: str, prefix: str) -> 
 
 
 def _checked(value: object, hint: Any, source: str, name: str) -> object:
-    """The value, when its type is one of those of the hint."""
+    """Return the value if it has one of the types of the hint. Raise `PipelineError` otherwise."""
     alternatives = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
     if value is None and type(None) in alternatives:
         return None
@@ -337,7 +331,7 @@ def _checked(value: object, hint: Any, source: str, name: str) -> object:
     if int in choices and type(value) is int:
         raise PipelineError(f"{source}: {name} = {value}; expected a whole number above zero.")
     shown = repr(value) if len(repr(value)) <= 100 else f"{repr(value)[:100]}…"
-    raise PipelineError(f"{source}: {name} = {shown}; expected {' or '.join(map(_in_words, choices))}.")
+    raise PipelineError(f"{source}: {name} = {shown}; expected {' or '.join(map(_described, choices))}.")
 
 
 def _is_deep(value: object, left: int = _MAX_DEPTH) -> bool:
@@ -346,7 +340,7 @@ def _is_deep(value: object, left: int = _MAX_DEPTH) -> bool:
 
 
 def _as_kind(value: object, kind: Any) -> object:
-    """The value as one type of a hint has it; None when it is none of them."""
+    """Return the value converted to a type of a hint, or None if it does not fit."""
     if get_origin(kind) is Literal:
         fits = value in get_args(kind)
     elif kind is float:
@@ -373,7 +367,7 @@ def _dotted(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _in_words(choice: Any) -> str:
+def _described(choice: Any) -> str:
     if get_origin(choice) is Literal:
         return " or ".join(repr(word) for word in get_args(choice))
     if get_args(choice) == (str, FieldType):
@@ -385,7 +379,7 @@ def _in_words(choice: Any) -> str:
 
 
 def _with_resolved_paths(pipeline: Pipeline, folder: Path) -> Pipeline:
-    """Paths in a pipeline file are relative to the file: a name that is a file or folder there becomes absolute."""
+    """Make names absolute that are files or folders relative to the pipeline file."""
 
     def resolved(name: str | None) -> str | None:
         return str((folder / name).resolve()) if name and (folder / name).exists() else name

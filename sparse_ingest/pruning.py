@@ -1,15 +1,15 @@
-"""Pruning of sparse vectors: which terms of a row stay.
+"""Pruning of sparse vectors: which terms of a row are kept.
 
-The rules, each on one row as it came; a term stays when every given rule keeps it:
+Each rule applies to the original row; a term is kept if every given rule keeps it:
 
 - `min_weight`: keep w >= min_weight.
 - `max_ratio`: keep w >= max_ratio * (largest weight of the row). OpenSearch's rule; opensearch-py-ml uses a strict >.
-- `top_k`: keep the k heaviest; of equal weights the lower token id stays.
-- `alpha_mass`: heaviest first (of equal weights the lower token id), keep while the sum so far, in double, stays
-  <= alpha_mass * (sum of the row). OpenSearch's rule: the term that crosses goes, so a row of one term becomes empty.
+- `top_k`: keep the k heaviest; of equal weights the lower token id.
+- `alpha_mass`: in the order of `top_k`, keep while the sum so far, in double, is <= alpha_mass * (sum of the row).
+  OpenSearch's rule: the term that crosses the limit is dropped, so a row of one term becomes empty.
 
-The first three change nothing when they are applied again; alpha_mass does, as what is left has another sum. Ties and
-rules are part of a run's identity, so every implementation (numpy here, a device later) must give these very rows.
+All but alpha_mass can be repeated without effect. The rules are part of a run's identity, so every implementation must
+return the same rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CELLS = 1 << 20  # of a padded table with a line for each row: 8 MiB
 
 
 class Rules(TypedDict, total=False):
-    """The rules to apply; one that is None or missing keeps all."""
+    """The rules to apply; a rule that is None or missing keeps all."""
 
     top_k: int | None
     max_ratio: float | None
@@ -36,19 +36,19 @@ class Rules(TypedDict, total=False):
 
 
 def prune(vectors: SparseRows, **rules: Unpack[Rules]) -> SparseRows:
-    """The same rows with fewer terms; token ids stay ascending."""
+    """Return the rows with the kept terms; token ids stay ascending."""
     if all(value is None for value in rules.values()):
         return vectors
     return vectors.keep(Ranking(vectors).kept(**rules))
 
 
 def count_emptied(before: SparseRows, after: SparseRows) -> int:
-    """How many rows lost their last term; no sparse query finds such a document."""
+    """Return how many rows lost their last term; no sparse query finds such a document."""
     return int(np.count_nonzero((np.diff(after.indptr) == 0) & (np.diff(before.indptr) > 0)))
 
 
 class Ranking:
-    """What the rules look at, computed once for any number of rules."""
+    """Ranks and sums of the terms, computed once for any number of rules."""
 
     def __init__(self, vectors: SparseRows) -> None:
         self._indptr = vectors.indptr
@@ -56,7 +56,7 @@ class Ranking:
         self._lengths = np.diff(vectors.indptr)
 
     def kept(self, **rules: Unpack[Rules]) -> npt.NDArray[np.bool_]:
-        """For each term whether it stays."""
+        """Return for each term whether it is kept."""
         kept = np.ones(len(self._weights), dtype=bool)
         if (min_weight := rules.get("min_weight")) is not None:
             kept &= self._weights >= np.float32(min_weight)
@@ -81,9 +81,9 @@ class Ranking:
 
     @cached_property
     def _order(self) -> npt.NDArray[np.int64]:
-        """The terms row by row, heaviest first, of equal weights the lower token id."""
+        """The terms row by row, heaviest first, then by token id."""
         order = np.empty(len(self._weights), dtype=np.int64)
-        # Weights are above zero, so their bits sort as the weights do; the place in the row is the token id.
+        # Weights are above zero, so their bits sort like the weights; places in a row sort like token ids.
         heaviest = (~self._weights.view(np.uint32)).astype(np.uint64) << np.uint64(32)
         keys = heaviest | self._place.astype(np.uint64)
         for _, terms, cells in self._tables():
@@ -102,10 +102,10 @@ class Ranking:
 
     @cached_property
     def _mass(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Each term's weight with all heavier ones of its row, and the sum of each row."""
+        """The sum of each term and all heavier terms of its row, and the sum of each row."""
         mass = np.empty(len(self._weights), dtype=np.float64)
         total = np.zeros(len(self._lengths), dtype=np.float64)
-        # Row by row, so that a sum never depends on other rows.
+        # Row by row, so that a sum does not depend on other rows.
         for rows, terms, cells in self._tables():
             table = np.zeros(cells.shape)
             table[cells] = self._weights[self._order[terms]]
@@ -116,16 +116,16 @@ class Ranking:
 
     @cached_property
     def _first(self) -> npt.NDArray[np.int64]:
-        """Where the row of each term begins."""
+        """The start of the row of each term."""
         return np.repeat(self._indptr[:-1], self._lengths)
 
     @cached_property
     def _place(self) -> npt.NDArray[np.int64]:
-        """The place of each term in its row, as it came."""
+        """The place of each term in its row."""
         return np.arange(len(self._weights)) - self._first
 
     def _tables(self) -> Iterator[tuple[slice, slice, npt.NDArray[np.bool_]]]:
-        """Rows, a bounded number at a time; their terms; and the cells that these fill of a table with a line a row."""
+        """Yield a bounded number of rows, their terms, and the cells of the terms in a padded table of the rows."""
         longest = int(self._lengths.max(initial=1))
         step = max(1, _CELLS // longest)
         for first in range(0, len(self._lengths), step):

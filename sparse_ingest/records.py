@@ -1,8 +1,7 @@
-"""The records that travel between the rooms.
+"""Records that packages exchange, ids of passages, names of fields, and batches.
 
-Corpora give `SourceRow`s (each with a `Document`, or the reason why there is none), models and run folders give
-`SparseRows`, the loader gives one `Outcome` per bulk request. Passages are rows with ids of their own, made here from
-that of their document. Texts travel in batches of bounded size. Nothing here reads or writes.
+Corpora yield `SourceRow`s (each with a `Document`, or the reason why it has none), models and run folders yield
+`SparseRows`, the loader yields one `Outcome` per bulk request.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-PARENT = "parent"  # the field of a passage that names its document
+PARENT = "parent"  # the field of a passage with the id of its document
 MAX_NAME = 50_000  # characters of a field's name
 MAX_LEVELS = 20  # of lists in lists, and of objects in mapped objects (index.mapping.depth.limit)
-# Names that OpenSearch 3.6.0 reserves at the top level of a document; others may begin with an underscore.
+# Names that OpenSearch 3.6.0 reserves at the top level of a document; other names may start with an underscore.
 METADATA = frozenset(
     "_data_stream_timestamp _feature _field_names _id _ignored _index _nested_path _routing _seq_no _source "
     "_version".split()
@@ -27,7 +26,7 @@ T = TypeVar("T")
 
 
 class Document(NamedTuple):
-    """One document: its id, the text that the model reads, and a JSON object of the fields that travel along."""
+    """One document: its id, the text that the model reads, and a JSON object of the kept fields."""
 
     id: str
     text: str
@@ -42,9 +41,9 @@ class Query(NamedTuple):
 
 
 class SourceRow(NamedTuple):
-    """One row of a corpus. `row` counts from 0 over all files; `line` counts from 1 within `file`, lines or rows.
+    """One row of a corpus. `row` counts from 0 over all files; `line` counts lines or rows from 1 within `file`.
 
-    A row that cannot become a document has `document` None and says why in `reason`.
+    A row that cannot become a document has `document` None and a `reason`.
     """
 
     row: int
@@ -56,7 +55,7 @@ class SourceRow(NamedTuple):
 
     @property
     def place(self) -> str:
-        """Where it stands, for messages."""
+        """File and line, for messages."""
         return f"{self.file} {self.unit} {self.line}"
 
 
@@ -73,12 +72,12 @@ class SparseRows(NamedTuple):
     weights: npt.NDArray[np.floating]
 
     def row(self, index: int) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.floating]]:
-        """The token ids and weights of one row, as views."""
+        """Return the token ids and weights of one row, as views."""
         start, end = self.indptr[index], self.indptr[index + 1]
         return self.token_ids[start:end], self.weights[start:end]
 
     def take(self, places: npt.NDArray[np.integer]) -> SparseRows:
-        """The rows at these places, in this order."""
+        """Return the rows at these places, in this order."""
         lengths = np.diff(self.indptr)[places]
         indptr = np.concatenate(([0], np.cumsum(lengths)))
         terms = np.arange(indptr[-1]) + np.repeat(self.indptr[places] - indptr[:-1], lengths)
@@ -87,13 +86,13 @@ class SparseRows(NamedTuple):
         )
 
     def keep(self, kept: npt.NDArray[np.bool_]) -> SparseRows:
-        """The same rows with only the terms that `kept`, one bool per term, says."""
+        """Return the rows with the terms for which `kept`, one bool per term, is true."""
         before = np.concatenate(([0], np.cumsum(kept)))
         return SparseRows(self.doc_ids, before[self.indptr], self.token_ids[kept], self.weights[kept])
 
     @staticmethod
     def joined(parts: Sequence[SparseRows]) -> SparseRows:
-        """Return the rows of several parts, of which there must be at least one, in their order."""
+        """Return the rows of one or more parts, in their order."""
         return SparseRows(
             [doc_id for part in parts for doc_id in part.doc_ids],
             np.concatenate(([0], np.cumsum(np.concatenate([np.diff(part.indptr) for part in parts])))),
@@ -113,7 +112,7 @@ class Refusal(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of the documents of one bulk request, all of one shard: each was acknowledged or refused."""
+    """The result of one bulk request with documents of one shard: each was acknowledged or refused."""
 
     shard: int
     acknowledged: int
@@ -121,12 +120,12 @@ class Outcome(NamedTuple):
 
     @property
     def documents(self) -> int:
-        """How many documents the request had."""
+        """The number of documents of the request."""
         return self.acknowledged + len(self.refused)
 
 
 class TermShare(NamedTuple):
-    """What one token gave to a score: the weights are those of query and document, the contribution their product."""
+    """The contribution of one token to a score: the product of its query and document weights."""
 
     token: str
     query_weight: float
@@ -145,7 +144,7 @@ def is_within(path: str, other: str) -> bool:
 
 
 def refused_name(name: str, *, inner: bool = False) -> str | None:
-    """Return why OpenSearch refuses a document with a field of this name, or None. Tried on 3.6.0.
+    """Return why OpenSearch refuses a document with a field of this name, or None. Tested on 3.6.0.
 
     Args:
         inner: The field is in an object that the index maps.
@@ -158,35 +157,35 @@ def refused_name(name: str, *, inner: bool = False) -> str | None:
         return f"longer than {MAX_NAME:,} characters"
     if "." not in name:
         return None
-    # Blank as in Java, which excludes four characters that are blank in Python. A name without dots may be blank.
+    # Blank as in Java, which does not include four characters that are blank in Python.
     blank = (all(c.isspace() and c not in "\x85\xa0\u2007\u202f" for c in part) for part in field_path(name).split("."))
     return "nothing between or before its dots" if any(blank) else None
 
 
 def passage_id(doc_id: str, number: int) -> str:
-    """The id of a passage. No two passages share one when no two documents do."""
+    """Return the id of a passage, unique if document ids are."""
     return f"{doc_id}#{number}"
 
 
 def document_id(passage: str) -> str:
-    """The id of the document that a passage is of."""
+    """Return the id of a passage's document."""
     return passage.rpartition("#")[0]
 
 
 def passage_number(passage: str) -> int:
-    """The place of a passage in its document, from 0."""
+    """Return the number of a passage in its document, from 0."""
     return int(passage.rpartition("#")[2])
 
 
 def batched(values: Iterable[T], most: int) -> Iterator[list[T]]:
-    """Yield lists of `most` values, the last one shorter."""
+    """Yield lists of `most` values; the last one may be shorter."""
     waiting = iter(values)
     while batch := list(islice(waiting, most)):
         yield batch
 
 
 def in_batches(sequences: Iterable[S], most: int, most_size: int) -> Iterator[list[S]]:
-    """Yield lists of at most `most` texts or arrays, together at most `most_size` long; a longer one is alone."""
+    """Yield lists of at most `most` texts or arrays with a total length of `most_size`; a longer one is alone."""
     batch: list[S] = []
     size = 0
     for sequence in sequences:

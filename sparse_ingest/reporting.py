@@ -1,7 +1,7 @@
 """Progress, notes, warnings and stop requests of a stage: one protocol, silent by default.
 
-A stage is given a `Reporter` and calls it; it never prints. cli/progress.py has the one for terminals, executors/
-the one that speaks through a pipe to another process. `reporter_of` turns the `progress=` of the Python API into one.
+A stage calls its `Reporter` and never prints. cli/progress.py has the reporter for terminals, executors/ one that
+writes to a pipe.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ if TYPE_CHECKING:
 
 
 class Reporter(Protocol):
-    """What a stage calls while it runs. `advance`, `earlier` and `note` may be called from several threads."""
+    """The calls of a running stage. `advance`, `earlier` and `note` may be called from several threads."""
 
     def begin(self, unit: str, total: int | None = None) -> None:
-        """A stage begins that counts `unit`, such as "documents"; `total` is None where it is not known yet."""
+        """Start a stage that counts `unit`, such as "documents"; `total` is None if it is unknown."""
 
     def expect(self, total: int) -> None:
-        """Correct the number of units that the stage is believed to have."""
+        """Correct the estimated number of units."""
 
     def advance(self, count: int, *, tokens: int = 0, detail: str = "") -> None:
-        """`count` more units, with `tokens` tokens, are done. `detail` is what else is worth a look now."""
+        """Report `count` more units with `tokens` tokens; `detail` is shown with the progress."""
 
     def earlier(self, count: int) -> None:
-        """`count` units cost this start no work: an earlier one did them, or their vectors were copied."""
+        """Report `count` units without work: an earlier start finished them, or their vectors were copied."""
 
     def note(self, message: str) -> None:
-        """Show a message that a user should read."""
+        """Show a message."""
 
     def warn(self, message: str) -> None:
-        """Show a message that a user should read and may have to act on."""
+        """Show a message that a user may have to act on."""
 
     def stop_requested(self) -> bool:
-        """Return whether the stage should end after its current shard. The stage raises `Interrupted` then."""
+        """Return whether the stage should end after its current shard, with `Interrupted`."""
         ...
 
 
 class SilentReporter(Reporter):
-    """Shows nothing and never asks to stop. Other reporters override what they show."""
+    """Shows nothing and never asks to stop. Base class of other reporters."""
 
     def _ignore(self, *given: Any, **named: Any) -> None:
         pass
@@ -59,13 +59,13 @@ SILENT = SilentReporter()
 
 
 class TqdmReporter(SilentReporter):
-    """Progress as tqdm.auto shows it: a widget in a notebook, a bar on a terminal. Notes go to standard error."""
+    """Progress with tqdm.auto: a widget in a notebook, a bar on a terminal. Notes go to standard error."""
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
 
     def begin(self, unit: str, total: int | None = None) -> None:
-        """Start a bar; the one before is finished."""
+        """Finish the previous bar, and start a new one."""
         from tqdm.auto import tqdm
 
         self.close()
@@ -102,7 +102,7 @@ class TqdmReporter(SilentReporter):
 
 
 def reporter_of(progress: Reporter | bool) -> Reporter:
-    """Return the reporter that `progress=` means: itself, tqdm.auto for True, silence for False."""
+    """Return the reporter of a `progress=` argument: tqdm.auto for True, a silent one for False, or the argument."""
     if progress is True:
         return TqdmReporter()
     return SILENT if progress is False else progress
@@ -118,7 +118,7 @@ def size_text(count: float) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table: the first column is aligned to the left, the others to the right."""
+    """Return the lines of a table with the first column aligned to the left and the other columns to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -104,12 +104,12 @@ def test_an_empty_file_is_every_default(tmp_path: Path) -> None:
         ("[model]\nlower_case = 1", "model.lower_case = 1; expected true or false"),
         ("[model]\ndocument = 3", "model.document = 3; expected a string"),
         ("[query]\nseismic = 3", "query.seismic = 3; expected a table"),
-        ("[encode]\ntop_k = 3\ntop_k = 4", "is no TOML"),
-        ("not toml", "is no TOML"),
-        ("[query]\nseismic = " + "[" * 50_000, "is no TOML"),
+        ("[encode]\ntop_k = 3\ntop_k = 4", "is not valid TOML"),
+        ("not toml", "is not valid TOML"),
+        ("[query]\nseismic = " + "[" * 50_000, "is not valid TOML"),
         ("[query.seismic]\n" + "a." * 900 + "a = 1", "query.seismic is nested more than 20 levels deep"),
         ("[index.fields]\n" + "a." * 30 + "a = 'long'", "index.fields is nested more than 20 levels deep"),
-        ("[encode]\ntop_k = " + "9" * 5_000, "is no TOML"),
+        ("[encode]\ntop_k = " + "9" * 5_000, "is not valid TOML"),
         ("[encode]\ntop_k = " + "9" * 400, "expected a whole number"),
         ("[encode]\nmin_weight = " + "9" * 400, "expected a number"),
         ("[encode]\ndtype = '" + "x" * 5_000 + "'", "xxx…; expected 'auto'"),
@@ -126,7 +126,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, text: str, said: str) -> None:
 
 def test_a_file_that_is_no_utf_8_is_no_toml(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_bytes(b"# \xff")
-    with pytest.raises(PipelineError, match="is no TOML"):
+    with pytest.raises(PipelineError, match="is not valid TOML"):
         read_pipeline(str(tmp_path / "p.toml"))
 
 

@@ -1,1 +1,1 @@
-"""The parts of the verb `encode`: what a shard holds, what is counted, duplicates, estimates and dry runs."""
+"""The command `encode`: shards, counts, duplicate ids, estimates and dry runs."""

@@ -1,7 +1,7 @@
-"""Ids that are in two shards of a run: named with both places, or taken out of the later shard.
+"""Duplicate ids in two shards of a run: reported with both places, or removed from the later shard.
 
-In: a run whose shards are all made, and the corpus they were made from. Not covered: how they are found
-(runs/ids.py), and an id that repeats within a shard, which is a bad document (corpora/sources.py).
+In: a run whose shards are all done, and its corpus. runs/ids.py finds the ids; a duplicate within one shard is a bad
+document (corpora/sources.py).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from sparse_ingest.corpora.documents import shown
 from sparse_ingest.corpora.sources import Cursor, Position
@@ -20,8 +19,8 @@ from sparse_ingest.runs.files import SkippedRow, part_name
 from sparse_ingest.runs.ids import Duplicate, find_duplicates, remove_rows
 from sparse_ingest.runs.run import Run
 
-AT_ONCE = 100_000  # duplicates whose places are held, some 100 MB; for more of them all ids are read again
-WAIT_S = 1.0  # between looks at a shard that another process holds
+AT_ONCE = 100_000  # duplicates whose places are in memory, some 100 MB; for more of them all ids are read again
+WAIT_S = 1.0  # between checks of a shard that another process has locked
 
 
 class Duplicates:
@@ -34,7 +33,7 @@ class Duplicates:
         self._run, self._cursor, self._starts, self._passages = run, cursor, starts, passages
 
     def refuse(self) -> None:
-        """Stop with both places of the first one, if there is any. Raises `CorpusError`."""
+        """Raise `CorpusError` with both places of the first duplicate, if there is one."""
         if one := next(self._found(), None):
             first, again = self._places([one.first, one.again])
             raise CorpusError(
@@ -42,12 +41,12 @@ class Duplicates:
                 "Fix the corpus, or pass --on-bad-document skip."
             )
 
-    def leave_out(self) -> None:
-        """Take the later rows out of their shards, and name them as skipped; `AT_ONCE` at a time, for memory."""
+    def skip(self) -> None:
+        """Remove the later rows from their shards and record them as skipped, `AT_ONCE` at a time to bound memory."""
         while found := list(itertools.islice(self._found(), AT_ONCE)):
-            self._leave_out(found)
+            self._skip(found)
 
-    def _leave_out(self, found: Sequence[Duplicate]) -> None:
+    def _skip(self, found: Sequence[Duplicate]) -> None:
         firsts = self._places([duplicate.first for duplicate in found])
         agains = self._places([duplicate.again for duplicate in found])
         leaving: dict[int, dict[int, SkippedRow]] = {}
@@ -56,12 +55,11 @@ class Duplicates:
             reason = f"duplicate id {shown(duplicate.doc_id)}: first at {first.place}"
             leaving.setdefault(shard, {})[row] = SkippedRow(row, again.file, again.line, reason)
         for shard, rows in sorted(leaving.items()):
-            # Held, so that a process which comes now waits for the shard instead of making it again.
+            # Locked, so that a process that starts now waits for the shard instead of encoding it again.
             while True:
                 with self._run.lock(part_name(shard)) as held:
                     if held:
-                        done: dict[str, Any] = self._run.done(shard) or {}
-                        remove_rows(self._run, shard, rows, less=counts_of(done, rows))
+                        remove_rows(self._run, shard, rows, less=counts_of(self._run.need_done(shard), rows))
                         break
                 time.sleep(WAIT_S)
 
@@ -70,7 +68,7 @@ class Duplicates:
             yield one._replace(doc_id=document_id(one.doc_id)) if self._passages else one
 
     def _places(self, positions: list[tuple[int, int]]) -> list[SourceRow]:
-        """Source rows, given with their shards; each shard is read again once."""
+        """Return the source rows at (shard, row) positions; each shard is read again once."""
         wanted: dict[int, set[int]] = {}
         for shard, row in positions:
             wanted.setdefault(shard, set()).add(row)
@@ -78,5 +76,5 @@ class Duplicates:
         for shard, rows in sorted(wanted.items()):
             places.update(self._cursor.places(self._starts[shard], rows))
         if missing := sorted(row for _, row in positions if row not in places):
-            raise RunError(f"The corpus changed: it has no row {missing[0]} any more. Encode into a new folder.")
+            raise RunError(f"The corpus changed: row {missing[0]} is missing. Encode into a new folder.")
         return [places[row] for _, row in positions]

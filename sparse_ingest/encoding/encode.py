@@ -1,9 +1,8 @@
 """`encode`: a corpus and a checkpoint in, a run folder out.
 
-Each shard is a fixed range of source rows. A process takes the shards in order, skips those that are done (after
-hashing their rows again) or locked by another process, and makes the rest; any number of processes may do this on one
-run folder, and each may be killed at any instant. Not covered: one process's work (job.py), several devices
-(executors/local.py).
+Each shard is a fixed range of source rows. A process walks the shards in order, skips those that are done (after
+hashing their rows again) or locked by another process, and encodes the rest (job.py); any number of processes may work
+on one run folder, and each may be killed at any time. executors/local.py starts one process per device.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def encode(
     progress: Reporter | bool = False,
     **settings: object,
 ) -> Run:
-    """Encode a corpus into a run folder, or finish a run that was begun.
+    """Encode a corpus into a run folder, or finish an interrupted run.
 
     Args:
         corpus: What `--corpus` takes (a string, a path, or a list of them), or rows in memory: any iterable of
@@ -58,9 +57,9 @@ def encode(
         The complete run; `.report` has its counts.
 
     Raises:
-        UsageError: options that do not go together, or none of `model` and `pipeline`.
-        RunError: the folder holds a run of another identity, or the corpus has changed since.
-        CorpusError: a bad document (unless these are skipped), or a duplicate id.
+        UsageError: options that exclude each other, or neither `model` nor `pipeline`.
+        RunError: the folder has a run with other settings, or the corpus has changed.
+        CorpusError: a bad document (unless bad documents are skipped), or a duplicate id.
         Interrupted: the reporter asked to stop; finished shards are kept.
     """
     chosen = options_from(EncodeOptions, options, settings, "encode")
@@ -74,8 +73,7 @@ def encode(
             if has_manifest(place):
                 reporter.begin("documents")
                 reporter.earlier(open_run(place).rows_done())
-            task = f"{encode_alone.__module__}:{encode_alone.__name__}"
-            run_on_devices(devices, task, (source, place, full, chosen), out=place, reporter=reporter)
+            run_on_devices(devices, encode_alone, (source, place, full, chosen), out=place, reporter=reporter)
     run = open_run(place)
     if dropped := run.report.without_token:
         reporter.warn(lost_weights(dropped, run.vocabulary()))
@@ -91,7 +89,7 @@ def dry_run(
     progress: Reporter | bool = False,
     **settings: object,
 ) -> CorpusSurvey:
-    """Read and check a complete corpus, and write nothing; with a model, count the tokens of a sample.
+    """Read and check a complete corpus without writing anything; with a model, count the tokens of a sample.
 
     Args:
         corpus: As for `encode`.
@@ -102,7 +100,7 @@ def dry_run(
         **settings: Fields of `EncodeOptions`.
 
     Raises:
-        UsageError: options that do not go together.
+        UsageError: options that exclude each other.
         CorpusError: a source cannot be read to its end.
     """
     from sparse_ingest.encoding.survey import survey
@@ -130,7 +128,7 @@ def _opened(corpus: object, pipeline: Pipeline, options: EncodeOptions, reporter
         if is_within(field_path(name), sparse):
             raise UsageError(
                 f"--keep {name}: {sparse!r} is the sparse field of the index. Omit it, or name another sparse field in "
-                'the pipeline file: field = "vector" in [index]. `load` needs the same file, or --field vector.'
+                'the pipeline file: field = "vector" in [index]; then load with the same file, or --field vector.'
             )
     for message in found.notes:
         reporter.note(message)
@@ -138,13 +136,13 @@ def _opened(corpus: object, pipeline: Pipeline, options: EncodeOptions, reporter
 
 
 def _devices(named: str, corpus: Corpus, out: Place, reporter: Reporter) -> list[str]:
-    """The devices that `--device` names; one where several would be of no use.
+    """Return the devices that `--device` names, or one if several cannot be used.
 
     Raises:
-        UsageError: a device is unknown or not there, or several are to read standard input.
+        UsageError: a device is unknown or missing, or several devices are named for standard input.
     """
     several = "," in named
-    # What is complete, or one device by name, needs no torch; where that is missing, the job reports it.
+    # A complete run and a single named device do not need torch; a missing torch is reported by the job.
     if not (several or named in ("auto", "cuda")) or not find_spec("torch"):
         return [named]
     if not several and has_manifest(out) and open_run(out).complete():
@@ -155,11 +153,9 @@ def _devices(named: str, corpus: Corpus, out: Place, reporter: Reporter) -> list
     if len(devices) > 1 and not corpus.rereadable:
         if several:
             raise UsageError(
-                f"--device {named}: standard input can be read by one process only, and each device has one. Name one "
-                "device, or give the corpus as a file."
+                f"--device {named}: only one process can read standard input, and each device has its own. Name one "
+                "device, or pass the corpus as a file."
             )
-        reporter.note(
-            f"Standard input can be read by one process only: encoding on {devices[0]}, of {len(devices)} GPUs."
-        )
+        reporter.note(f"Only one process can read standard input: encoding on {devices[0]} of {len(devices)} GPUs.")
         return devices[:1]
     return devices

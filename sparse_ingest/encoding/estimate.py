@@ -1,10 +1,8 @@
-"""What a run will cost, reported once its first 1,000 documents are encoded: time left, size of run and index.
+"""An estimate after the first 1,000 documents of an encode: time left, size of the run and of the index.
 
-In: the parts of shards as they are written. Out: one note, after the row group in which the 1,000th document is:
-within a row group the longest documents come first, so an earlier estimate would be wrong. Everything is scaled by
-the rows read so far; cluster/index_size.py predicts the size of the index.
-
-Not covered: progress from one minute to the next (cli/progress.py).
+In: the parts of shards as they are written. Out: one note after the row group with the 1,000th document: within a row
+group the longest documents come first, so an earlier estimate would be wrong. cluster/index_size.py predicts the size
+of the index.
 """
 
 from __future__ import annotations
@@ -21,24 +19,24 @@ from sparse_ingest.reporting import Reporter, size_text
 from sparse_ingest.runs.shards import ShardPart, take_rows
 
 DOCUMENTS = 1000
-_SAMPLE_BYTES = 4 << 20  # of the fields of a part, in which words are counted: about half a second
+_SAMPLE_BYTES = 4 << 20  # of the fields of a part whose words are counted, which takes about half a second
 
 
 class Estimate:
-    """Watches the parts that one process makes, of several at that speed, and gives its note once."""
+    """Watches the parts of one of several equally fast processes, and reports its estimate once."""
 
     def __init__(self, cursor: Cursor, limit: int | None, processes: int, reporter: Reporter) -> None:
         self._cursor, self._limit, self._processes, self._reporter = cursor, limit, processes, reporter
-        self._row = 0  # up to which the parts reach
+        self._row = 0  # after the last row of the parts so far
         self._documents = self._terms = 0
         self._index = IndexSize()  # of a sample of the documents
         self._read = self._run_bytes = 0
         self._seconds = 0.0
-        self._told = False
+        self._reported = False
 
     def watch(self, parts: Iterator[ShardPart], file: Path, *, first_row: int) -> Iterator[ShardPart]:
-        """The same parts of a shard; each is in `file` when the next one is requested."""
-        if self._told:
+        """Yield the same parts of a shard; each is in `file` when the next one is requested."""
+        if self._reported:
             yield from parts
             return
         before, earlier = self._run_bytes, self._read
@@ -52,43 +50,38 @@ class Estimate:
             self._read = earlier + self._row - first_row
             self._run_bytes = before + file.stat().st_size
             self._seconds += time.monotonic() - began
-            if not self._told:
+            if not self._reported:
                 step = 1 + sum(map(len, part.fields)) // _SAMPLE_BYTES
                 self._index.add(part if step == 1 else take_rows(part, np.arange(0, documents, step)))
                 if self._documents >= DOCUMENTS:
-                    self._told = True
+                    self._reported = True
                     self._reporter.note(self._message())
-                    self._index = IndexSize()  # not needed again
+                    self._index = IndexSize()  # frees the sample
             began = time.monotonic()
 
     def _message(self) -> str:
-        """What is known so far, extrapolated to the complete corpus if its size is known."""
+        """Return the measured averages, extrapolated to the complete corpus if its size is known."""
         terms, size = self._terms / self._documents, self._run_bytes / self._documents
         seconds = self._seconds / self._processes
-        said = (
-            f"After {self._documents:,} documents: {terms:.1f} terms a document, "
-            f"{self._documents / max(seconds, 1e-9):,.1f} documents/s, {size:,.0f} bytes of the run a document"
+        averages = (
+            f"After {self._documents:,} documents: {terms:.1f} terms per document, "
+            f"{self._documents / max(seconds, 1e-9):,.1f} documents/s, {size:,.0f} bytes of the run per document"
         )
-        rows = self._rows()
+        rows = min((known for known in (self._cursor.expected_rows, self._limit) if known is not None), default=None)
         if rows is None:
             each = self._index_bytes(1.0) / self._documents
-            return f"{said}, about {each:,.0f} of an index once it is merged. The size of the corpus is unknown."
+            return f"{averages}, about {each:,.0f} of a merged index. The size of the corpus is unknown."
         scale = rows / max(1, self._read)
         left = max(0.0, seconds * (rows - self._row) / max(1, self._read))
         run, index = size_text(self._run_bytes * scale), size_text(self._index_bytes(scale))
         return (
-            f"{said}. About {rows:,} rows in all: {_duration(left)} left, a run of {run}, an index of {index} or so "
-            "once it is merged."
+            f"{averages}. About {rows:,} rows in all: {_duration(left)} left, a run of {run}, a merged index of about "
+            f"{index}."
         )
 
     def _index_bytes(self, scale: float) -> float:
         """Return about how many bytes an index of `scale` times these documents has, without replicas."""
         return self._index.bytes(scale * self._documents / max(1, self._index.documents))
-
-    def _rows(self) -> int | None:
-        """The estimated number of rows of the complete corpus."""
-        known = [rows for rows in (self._cursor.expected_rows, self._limit) if rows is not None]
-        return min(known, default=None)
 
 
 def _duration(seconds: float) -> str:

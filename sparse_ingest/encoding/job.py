@@ -1,7 +1,7 @@
-"""One process's work on a run folder: open the run, take its shards in order, check ids, declare it complete.
+"""One process's work on a run: open it, encode its shards in order, check ids, and mark it as complete.
 
 In: a corpus, the run folder, a pipeline, options. Out: a complete run; other processes may work on it at the same time.
-Not covered: what a shard holds (shard_maker.py).
+shard_maker.py computes the content of a shard.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sparse_ingest.runs.checking import checked_shard
 from sparse_ingest.runs.files import part_name
 from sparse_ingest.runs.manifest import FORMAT, Manifest
 from sparse_ingest.runs.reuse import OldVectors, refuse_unlike
-from sparse_ingest.runs.run import Run, begun_run, create_or_open_run, open_run, refuse_differences
+from sparse_ingest.runs.run import Run, create_or_open_run, existing_run, open_run, refuse_differences
 from sparse_ingest.runs.shards import shard_schema, write_shard
 from sparse_ingest.storage.places import Place, RemotePath, place_of
 
@@ -59,16 +59,16 @@ class _Job:
     ) -> None:
         self.worker, self.corpus, self.options, self.reporter = worker, corpus, options, reporter
         self.cursor = Cursor(corpus, options.limit)
-        self.starts: list[Position] = []  # of each shard, as the first pass finds them
+        self.starts: list[Position] = []  # of each shard, filled by the first pass
         self.stages = Stages()
-        self.made = 0  # shards, by this process
+        self.encoded = 0  # shards encoded by this process
         self.requested_model = pipeline.model
         self.checkpoint, self.pipeline = resolve(pipeline)
         self.model, self.settings = self.pipeline.model, self.pipeline.encode
         reuse = place_of(options.reuse) if options.reuse else None
         refuse_clashes(corpus, self.settings, reuse=reuse, copies=options.dedup_text != "off", out=out)
         self.old = open_run(reuse) if reuse else None
-        self._encoder: DocumentEncoder | None = None  # that of the last candidate for `auto`
+        self._encoder: DocumentEncoder | None = None
         self.run = self._open(out)
         self.schema = shard_schema(len(self.run.vocabulary()), self.settings.weights)
         self.estimate = Estimate(
@@ -77,19 +77,19 @@ class _Job:
         reporter.begin("documents")
 
     def _open(self, out: Place) -> Run:
-        """Create the run, or open the one that is there; refuses before a model is built."""
-        begun = begun_run(out)
+        """Create the run, or open the existing one; one with other settings is refused before a model is built."""
+        existing = existing_run(out)
         dtype: str = self.settings.dtype
         auto: dict[str, Any] = {}
-        if begun:
-            dtype = begun.manifest.identity["dtype"] if dtype == "auto" else dtype
-            refuse_differences(begun, self._identity(dtype)[1])
+        if existing:
+            dtype = existing.manifest.identity["dtype"] if dtype == "auto" else dtype
+            refuse_differences(existing, self._identity(dtype)[1])
         elif dtype == "auto":
             dtype, auto = self._choose_dtype()
         if self.old:
             refuse_unlike(self.old, self._identity(dtype)[1])
-        if begun and begun.has_vocabulary():
-            return begun
+        if existing and existing.has_vocabulary():
+            return existing
         self._encoder = self._encoder or self._encoder_of(dtype)
         run_id, identity = self._identity(dtype)
         record = model_record(self.checkpoint, self.model, self.requested_model)
@@ -97,7 +97,7 @@ class _Job:
         return create_or_open_run(out, manifest, self._encoder.vocabulary)
 
     def _choose_dtype(self) -> tuple[str, dict[str, Any]]:
-        """What `auto` means on the first documents of the corpus, and why. Keeps its encoder, if built last."""
+        """Return the dtype that `auto` chooses on the first documents, and why; keep its encoder if it is the last."""
         from sparse_ingest.models.documents import choose_device
         from sparse_ingest.models.precision import SAMPLE, candidates, choose_dtype
 
@@ -108,7 +108,7 @@ class _Job:
         last: dict[str, DocumentEncoder] = {}
 
         def build(dtype: str) -> DocumentEncoder:
-            last.clear()  # before the next one takes its memory
+            last.clear()  # frees its memory for the next one
             last[dtype] = self._encoder_of(dtype)
             return last[dtype]
 
@@ -126,10 +126,10 @@ class _Job:
 
     @cached_property
     def maker(self) -> ShardMaker:
-        """Built with its encoder when the first shard is made: a run that is complete needs no model."""
+        """Built with its encoder for the first shard: a complete run does not need a model."""
         settings, dtype = self.settings, self.run.manifest.identity["dtype"]
         encoder = self._encoder or self._encoder_of(dtype)
-        # The device drops terms early only where no rule is left that looks at the complete row.
+        # alpha_mass needs the complete row, so the device must not drop terms before it.
         if not settings.alpha_mass:
             encoder.rules = settings
         limit = {"truncate": "a document", "windows": "a window", "passages": "a passage"}[settings.overflow]
@@ -140,46 +140,46 @@ class _Job:
         old = None
         if self.old is not None:
             old = OldVectors(self.old, self.run.scratch_path("reuse").parent)
-            self.reporter.note(f"Vectors of equal texts are copied from {self.old.path}, which knows {len(old):,}.")
+            self.reporter.note(f"Vectors of equal texts are copied from {self.old.path}, which has {len(old):,}.")
         copies = self.run.scratch_path("copies").parent if self.options.dedup_text == "encode-once" else None
         return ShardMaker(encoder, settings, self.options, self.reporter, self.stages, old, copies)
 
     def first_pass(self) -> None:
-        """Walk the whole corpus once: check the shards that are done, make those that no other process has."""
+        """Read the complete corpus once: check finished shards, and encode those that no other process has locked."""
         while self.cursor.peek(1):
             shard = len(self.starts)
             self.starts.append(self.cursor.position)
             if done := self.run.done(shard):
-                self._pass_over(shard, done)
+                self._check_done(shard, done)
             elif not self._try_shard(shard):
                 deque(self.cursor.take(self.options.shard_rows), maxlen=0)  # skip its rows
             self._stop_if_requested()
         for message in self.corpus.merged() if self.worker.number == 0 else ():
             self.reporter.warn(message)
-        if (made := len(self.run.done_shards())) > len(self.starts):
+        if (done_shards := len(self.run.done_shards())) > len(self.starts):
             raise RunError(
-                f"The corpus changed: it ends after {self.cursor.position.row} rows, but {self.run.path} has {made} "
-                f"shards of {self.options.shard_rows}. Encode into a new folder."
+                f"The corpus changed: it ends after {self.cursor.position.row} rows, but {self.run.path} has "
+                f"{done_shards} shards of {self.options.shard_rows}. Encode into a new folder."
             )
 
     def finish(self) -> None:
-        """Check ids over all shards and declare the run complete; a second process waits for the first."""
-        if self._missing() and not self.made:
+        """Check ids over all shards and mark the run as complete; other processes wait for the one that does it."""
+        if self._missing() and not self.encoded:
             self.reporter.note(
-                "A process found no shard left to make, and waits for those of others. Smaller ones (--shard-rows, "
+                "A process found no shard left to encode and waits for other processes. Smaller shards (--shard-rows, "
                 "in a new run) would keep it busy."
             )
-        self._make_missing()
+        self._encode_missing()
         if not (self.options.allow_empty or self.run.has_documents()):
             rows = self.cursor.position.row
             found = f"all {rows:,} rows were skipped; {self.run.path / 'skipped'} lists them" if rows else "no rows"
             raise CorpusError(
-                f"The corpus has no documents ({found}). Fix --corpus or the command that writes it, then start the "
+                f"The corpus has no documents ({found}). Fix --corpus or the command that writes it, then run the "
                 "same command again; or pass --allow-empty to finish a run without documents."
             )
         while not self.run.complete():
             with self.run.lock("complete") as held:
-                # Asked again under the lock: its last holder may have died while it replaced a shard.
+                # Checked again under the lock: its last holder may have died while it replaced a shard.
                 if held and not self._missing() and not self.run.complete():
                     self._refuse_or_drop_duplicates()
                     self.run.sweep()
@@ -188,13 +188,13 @@ class _Job:
                 elif not held:
                     time.sleep(WAIT_S)
                     self._stop_if_requested()
-            self._make_missing()
+            self._encode_missing()
 
     def _missing(self) -> list[int]:
         return sorted(set(range(len(self.starts))).difference(self.run.done_shards()))
 
-    def _make_missing(self) -> None:
-        """Wait for the shards that other processes have, and make those whose process died."""
+    def _encode_missing(self) -> None:
+        """Wait for the shards of other processes, and encode those whose process died."""
         while missing := self._missing():
             for shard in missing:
                 self.cursor.jump(self.starts[shard])
@@ -204,43 +204,43 @@ class _Job:
                 time.sleep(WAIT_S)
             self._stop_if_requested()
 
-    def _pass_over(self, shard: int, done: dict[str, Any]) -> None:
-        """Skip a finished shard; unless the corpus is trusted, its file and rows must be those that were encoded."""
-        if not self.options.trust_corpus and not isinstance(self.run.path, RemotePath):
-            try:
-                checked_shard(self.run, shard)
-            except RunError:
-                # Another process that finishes the run may have replaced the shard, to remove duplicates.
-                if self.run.done(shard) == done:
-                    raise
+    def _check_done(self, shard: int, done: dict[str, Any]) -> None:
+        """Skip a finished shard; unless the corpus is trusted, check the hashes of its file and of its source rows."""
         if self.options.trust_corpus:
             self.cursor.jump(Position(*done["next"]))
         else:
+            if not isinstance(self.run.path, RemotePath):
+                try:
+                    checked_shard(self.run, shard)
+                except RunError:
+                    # Another process that finishes the run may have replaced the shard, to remove duplicates.
+                    if self.run.done(shard) == done:
+                        raise
             with closing(RowHash()) as hashed:
                 for row in self.cursor.take(self.options.shard_rows):
                     hashed.add(row)
             if hashed.hexdigest() != done["input_sha256"]:
                 raise RunError(
-                    f"The corpus changed: rows {done['first_row']} to {self.cursor.position.row - 1} are not those "
-                    f"that {part_name(shard)} of {self.run.path} was made from. Encode into a new folder."
+                    f"The corpus changed: rows {done['first_row']} to {self.cursor.position.row - 1} differ from those "
+                    f"of {part_name(shard)} in {self.run.path}. Encode into a new folder."
                 )
-        if self.worker.processes == 1:  # otherwise it may be the work of another process, which reported it
+        if self.worker.processes == 1:  # otherwise another process may have reported it
             self.reporter.earlier(self.cursor.position.row - done["first_row"])
         if rows := self.cursor.expected_rows:
             self.reporter.expect(rows)
 
     def _try_shard(self, shard: int) -> bool:
-        """Encode the shard at the cursor. Return False if another process has it."""
+        """Encode the shard at the cursor. Return False if another process has locked or finished it."""
         with self.run.lock(part_name(shard)) as held:
             if not held or self.run.done(shard):
                 return False
-            # A run that was complete and lost a shard is checked for duplicates again.
+            # A complete run that lost a shard is checked for duplicates again.
             self.run.unmark_complete()
-            self._make_shard(shard)
-            self.made += 1
+            self._encode_shard(shard)
+            self.encoded += 1
             return True
 
-    def _make_shard(self, shard: int) -> None:
+    def _encode_shard(self, shard: int) -> None:
         encoder, start = self.maker.encoder, self.cursor.position  # built before the clock starts
         while True:
             before, counts = self.stages.seconds(), Counts(start.row)
@@ -248,12 +248,12 @@ class _Job:
                 sha256 = self._write_shard(shard, counts)
                 break
             except BudgetLowered as lowered:
-                # From its first row again: all batches of a shard come from one budget.
+                # Restarted from its first row: all batches of a shard have one budget.
                 self.reporter.note(str(lowered))
                 if not self.cursor.rereadable:
                     raise RunError(
-                        f"Memory did not suffice, and standard input cannot be read again. Encode it again with "
-                        f"--batch-tokens {lowered.batch_tokens}, or from a file."
+                        "Out of memory, and standard input cannot be read again. Run the command again with "
+                        f"--batch-tokens {lowered.batch_tokens}, or with a file."
                     ) from lowered
                 self.cursor.jump(start)
         self.run.write_skipped(shard, sorted(counts.skipped))
@@ -268,10 +268,10 @@ class _Job:
             "host": platform.node(),
             "batch_tokens": encoder.batch_tokens,
         })  # fmt: skip
-        _give_back_memory()
+        _return_memory()
 
     def _write_shard(self, shard: int, counts: Counts) -> str:
-        """Write the rows at the cursor as a shard; its SHA-256."""
+        """Write the rows at the cursor as a shard, and return its SHA-256."""
         scratch = self.run.scratch_path(f"{part_name(shard)}.parquet")
         with (
             self.stages.busy(WALL),
@@ -290,17 +290,18 @@ class _Job:
     def _stop_if_requested(self) -> None:
         if self.reporter.stop_requested():
             raise Interrupted(
-                f"Stopped on request after a whole shard; {self.run.path} keeps what is done. Start again to go on."
+                f"Stopped on request after a complete shard; {self.run.path} keeps the finished shards. Run the same "
+                "command again to continue."
             )
 
     def _refuse_or_drop_duplicates(self) -> None:
-        """An id in two shards stops the run, or with `skip` the later row leaves its shard."""
+        """Raise `CorpusError` for an id in two shards, or with `skip` remove the later row."""
         passages = self.settings.overflow == "passages"
         duplicates = Duplicates(self.run, self.cursor, self.starts, passages=passages)
         if self.options.on_bad_document == "fail":
             duplicates.refuse()
         else:
-            duplicates.leave_out()
+            duplicates.skip()
 
 
 def _versions() -> dict[str, str]:
@@ -309,7 +310,7 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
-def _give_back_memory() -> None:
-    """Give the system what the threads of a shard have freed, which glibc keeps for each of them: 350 MB of 1,500."""
+def _return_memory() -> None:
+    """Return to the system what the threads of a shard have freed and glibc keeps per thread: 350 of 1,500 MB."""
     with suppress(AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""What an encode is asked for: one frozen dataclass for the command line and the Python API."""
+"""Options of `encode`: one frozen dataclass for the command line and the Python API."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ _OF_MODEL = ("max_length", "revision", "trust_remote_code")
 class EncodeOptions(CorpusOptions, Pruning):
     """Options of `encode`. A setting of the model or of the vectors that is None is that of the pipeline.
 
-    `reuse` is no part of the run's identity: a copied vector is the one that the same settings computed, though in
-    another batch, whose last bits may differ.
+    `reuse` is not part of the run's identity: a copied vector was computed with the same settings, and may differ in
+    its last bits only, because it was in another batch.
     """
 
-    dtype: Dtype | None = option(None, "Precision of the computation  [default: that of the pipeline, else auto]")
+    dtype: Dtype | None = option(None, "Precision of the computation  [default: the pipeline's, otherwise auto]")
     weights: Literal["float16", "float32"] | None = option(
-        None, "Precision of the stored weights  [default: that of the pipeline, else float16]"
+        None, "Precision of the stored weights  [default: the pipeline's, otherwise float16]"
     )
     batch_tokens: int | None = option(None, "Padded tokens of a batch  [default: by device]")
     overflow: Literal["truncate", "windows", "passages"] | None = None
     window_stride: int | None = None
     device: str = option(
         "auto",
-        "cpu, cuda (all GPUs), cuda:N, or several as cuda:0,cuda:1, each in a process of its own; one may be repeated, "
-        "for two processes that feed it; auto: all GPUs, otherwise the CPU",
+        "cpu, cuda (all GPUs), cuda:N, or several as cuda:0,cuda:1, one process for each; repeat a device to run two "
+        "processes on it; auto: all GPUs, otherwise the CPU",
     )
     shard_rows: int = option(SHARD_ROWS, "Rows of a shard")
     allow_empty: bool = option(False, "Finish a run without documents")
     trust_corpus: bool = option(False, "Continue without hashing the rows of finished shards again")
     reuse: Path | RemotePath | str | None = option(
-        None, "Copy the vectors of texts that are in this run, made with the same settings", metavar="OLD_RUN"
+        None, "Copy the vectors of texts that are in this run, encoded with the same settings", metavar="OLD_RUN"
     )
     dedup_text: Literal["off", "encode-once"] = option(
         "off", "Compute one vector for equal texts of a shard; every document is kept"
     )
-    max_length: int | None = option(None, "Tokens of a document at most  [default: the model's]")
+    max_length: int | None = option(None, "Maximum number of tokens of a document  [default: the model's]")
     revision: str | None = None
     trust_remote_code: bool = False
 

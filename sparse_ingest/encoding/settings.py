@@ -1,20 +1,20 @@
-"""What is decided and refused before anything is read or made.
+"""Settings of an encode, resolved and checked before anything is read or written.
 
-In: a pipeline and the command line's choices. Out: the checkpoint, the pipeline with every setting it decides, and the
+In: a pipeline and options. Out: the checkpoint, the pipeline with every setting that the checkpoint decides, and the
 identity of the run.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from importlib.util import find_spec
 from typing import Any
 
 from sparse_ingest.checkpoints.layouts import Checkpoint, read_checkpoint
 from sparse_ingest.checkpoints.settings import document_identity, resolve_pipeline
 from sparse_ingest.corpora.sources import Corpus
 from sparse_ingest.encoding.options import EncodeOptions
-from sparse_ingest.errors import MissingExtraError, PipelineError, UsageError
+from sparse_ingest.errors import PipelineError, UsageError
+from sparse_ingest.models.query_encoders import require_torch
 from sparse_ingest.pipeline import EncodeSettings, Pipeline, refuse_lone_stride
 from sparse_ingest.records import PARENT
 from sparse_ingest.runs.manifest import identity_of
@@ -24,10 +24,8 @@ _FIRST_RULES = ("top_k", "max_ratio", "min_weight")
 
 
 def resolve(pipeline: Pipeline) -> tuple[Checkpoint, Pipeline]:
-    """The checkpoint, and the pipeline with every setting that it decides."""
-    # Looked for, not imported: a run that is complete needs no torch.
-    if not (find_spec("torch") and find_spec("transformers")):
-        raise MissingExtraError("encode", "Encoding")
+    """Return the checkpoint, and the pipeline with every setting that it decides."""
+    require_torch("Encoding")
     model = pipeline.model
     if model.document is None:
         raise PipelineError("No model: name one with --model, or [model] document in the pipeline file.")
@@ -37,31 +35,28 @@ def resolve(pipeline: Pipeline) -> tuple[Checkpoint, Pipeline]:
 
 
 def refuse_clashes(corpus: Corpus, settings: EncodeSettings, *, reuse: Place | None, copies: bool, out: Place) -> None:
-    """Refuse what passages and copied vectors do not go with."""
+    """Raise `UsageError` for settings that exclude passages or copied vectors."""
     passages = settings.overflow == "passages"
     if passages and PARENT in corpus.fields.keep:
         raise UsageError(
             f'--keep {PARENT}: with overflow = "passages" the field "{PARENT}" names the document of each passage. '
-            f"Leave out --keep {PARENT}, or give the column another name."
+            f"Omit --keep {PARENT}, or rename the column."
         )
-    for name, does, given in (
-        ("--reuse", "finds vectors by the texts", reuse),
-        ("--dedup-text", "copies the vectors", copies),
-    ):
+    for name, given in (("--reuse", reuse), ("--dedup-text", copies)):
         if passages and given:
             raise UsageError(
-                f'{name} {does} of documents, and overflow = "passages" makes several of each. Leave out {name}.'
+                f'{name} copies the vector of a document, but overflow = "passages" creates several. Omit {name}.'
             )
     if reuse and reuse.resolve() == out.resolve():
-        raise UsageError(f"--reuse {reuse} is the run that --out makes. Name an older one.")
+        raise UsageError(f"--reuse {reuse} is the same run as --out. Name an older run.")
 
 
 def run_identity(
     corpus: Corpus, checkpoint: Checkpoint, *, pipeline: Pipeline, options: EncodeOptions, dtype: str
 ) -> tuple[str, dict[str, Any]]:
-    """Everything that changes a byte of a shard, behind its hash."""
+    """Return the hash of every setting that changes a byte of a shard, and those settings."""
     encode = pipeline.encode
-    # Rules newer than the first releases are part of it only where they are used.
+    # Rules newer than the first releases are included only if they are used.
     rules = {name: value for name, value in encode.rules.items() if name in _FIRST_RULES or value is not None}
     if encode.overflow != "truncate":
         rules["window_stride"] = encode.window_stride
@@ -75,6 +70,6 @@ def run_identity(
         "corpus": corpus.identity(),
         "limit": options.limit,
         "shard_rows": options.shard_rows,
-        # Texts that are computed share other batches. Left out, as earlier releases did, where each one is.
+        # Copied texts change the batches. Omitted if it is off, as in earlier releases.
         **({"dedup_text": options.dedup_text} if options.dedup_text != "off" else {}),
     })  # fmt: skip

@@ -1,21 +1,14 @@
 """The parts of a shard: source rows in, row groups with their vectors out, everything counted.
 
-Rows are taken a window at a time, as many as fit one row group or 32 MB of text, so that memory grows neither with the
-corpus nor with the shard. A document becomes one row. A vector is computed, or copied: from another run (`--reuse`), or
-from an earlier row of the shard with the same text (`--dedup-text encode-once`, equal_texts.py).
+Rows are read a window at a time, at most one row group or 32 MB of text, so memory grows neither with the corpus nor
+with the shard. Three threads read windows, tokenize them and compute their vectors, each at most one window ahead
+(stages.py); the caller's thread prunes and writes. Standard input is read, encoded and written without threads.
 
-With `overflow = "passages"` a document becomes one row for each of its windows. Ids are DOC#0, DOC#1, ... (also where
-there is one only); a field `parent` holds the id of the document, title and kept fields are repeated, and of the text
-the piece that the window reads, so that storage does not multiply. The title is read as the beginning of the text, by
-the windows that reach it. Characters between two tokens belong to the piece before: without overlap (`window_stride` as
-large as a window) the pieces put together are the text.
-
-Three threads read windows, tokenize them and compute their vectors, each at most one window ahead of the next
-(stages.py); the caller's thread prunes the vectors and writes them. Standard input is read, computed and written
-one after another. Vectors that are kept for equal texts are pruned where they are computed, because the next window
-may need them.
-
-Not covered: which rows make a shard, and its files (job.py); where the windows of a text are (models/tokenizer.py).
+A document becomes one row; its vector is computed, or copied from another run (`--reuse`) or from an earlier equal text
+(`--dedup-text encode-once`, equal_texts.py). With `overflow = "passages"` it becomes one row per window, DOC#0, DOC#1,
+...: the field `parent` has the id of the document, title and kept fields are repeated, and the text is the piece that
+the window reads. Characters between two tokens belong to the piece before, so without overlap the pieces join to the
+text.
 """
 
 from __future__ import annotations
@@ -37,7 +30,7 @@ from sparse_ingest.checkpoints.inspect import dense_warning
 from sparse_ingest.corpora.documents import MAX_ID_BYTES, shown
 from sparse_ingest.corpora.sources import Cursor, bad_document
 from sparse_ingest.encoding.counts import OF_ROWS, Counts
-from sparse_ingest.encoding.equal_texts import Copies, Kept, together
+from sparse_ingest.encoding.equal_texts import Copies, Kept
 from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.encoding.stages import Ahead, Stages, Stopped
 from sparse_ingest.errors import RunError
@@ -55,14 +48,14 @@ if TYPE_CHECKING:
     from sparse_ingest.runs.reuse import OldVectors
 
 T = TypeVar("T")
-WINDOW_BYTES = 32 << 20  # text of one row group at most, so that very long documents do not fill the memory
+WINDOW_BYTES = 32 << 20  # of text in one row group
 Terms = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]  # token ids and weights
 
 
 class Window(NamedTuple):
-    """Rows that are encoded together, with their documents and what the model reads of them.
+    """Rows that are encoded together, with their documents, text hashes and tokens.
 
-    `tokens` has a `FirstWindow` of each text where texts are truncated, otherwise a `Cut` (models/tokenizer.py).
+    `tokens` has a `FirstWindow` per text if texts are truncated, otherwise a `Cut` (models/tokenizer.py).
     """
 
     rows: list[SourceRow]
@@ -71,7 +64,7 @@ class Window(NamedTuple):
     tokens: list[Any]
 
     def take(self, places: npt.NDArray[np.int64]) -> Window:
-        """The rows at these places."""
+        """Return the rows at these places."""
         chosen = places.tolist()
         return Window(*([each[place] for place in chosen] for each in self))
 
@@ -82,11 +75,11 @@ class _Carried:
     def __init__(self, document: Document, *, carry_text: bool) -> None:
         self._fields = {**json.loads(document.fields), PARENT: document.id}
         self._text = self._fields["text"] if carry_text else None
-        # What the model reads ends with the text; title and blank come before it.
+        # The model reads title, blank and text.
         self._before = len(document.text) - len(self._text or "")
 
     def fields(self, start: int, end: int) -> str:
-        """The fields of the passage that reads these characters of what the model reads."""
+        """Return the fields of the passage with these characters of what the model reads."""
         if self._text is not None:
             self._fields["text"] = self._text[max(0, start - self._before) : max(0, end - self._before)]
         return json.dumps(self._fields, ensure_ascii=False, separators=(",", ":"))
@@ -100,15 +93,15 @@ class _Shard(NamedTuple):
     stopped: Event
 
 
-Finish = Callable[[], ShardPart]  # what is left to do of a part
+Finish = Callable[[], ShardPart]  # prunes the vectors of a part
 
 
 @dataclass(frozen=True)
 class ShardMaker:
-    """Makes the row groups of shards, one shard after another.
+    """Encodes the row groups of shards, one shard after another.
 
-    `old` are vectors of another run that are reused. `copies_folder` is where vectors of equal texts are kept; None:
-    each text is computed.
+    `old` has the vectors of another run to reuse. `copies_folder` is for the vectors of equal texts; None: each text is
+    computed.
     """
 
     encoder: DocumentEncoder
@@ -118,19 +111,19 @@ class ShardMaker:
     stages: Stages
     old: OldVectors | None = None
     copies_folder: Path | None = None
-    _judged: Event = field(default_factory=Event)  # set when the first vectors were checked for density
+    _density_checked: Event = field(default_factory=Event)
 
     def parts(self, cursor: Cursor, shard_rows: int, counts: Counts) -> Generator[ShardPart, None, None]:
-        """The row groups of the shard at the cursor's position, which is after it when all have been yielded.
+        """Yield the row groups of the shard at the cursor, which is after the shard at the end.
 
-        The stage `write` must be busy: this stops its clock while it waits. To be closed before the cursor is moved.
+        The stage `write` must be busy; its clock stops while this waits. Close it before you move the cursor.
         """
         with ExitStack() as stack:
             copies = stack.enter_context(closing(Copies(self.copies_folder))) if self.copies_folder else None
             shard = _Shard(counts, copies, Event())
 
             def ahead(items: Iterable[T]) -> Iterable[T]:
-                # Ctrl-C ends a read of standard input, which may wait for ever, in the main thread alone.
+                # Ctrl-C interrupts a read of standard input, which may block forever, in the main thread only.
                 return stack.enter_context(closing(Ahead(items))) if cursor.rereadable else items
 
             read = ahead(self.stages.making("read", self._read(cursor, shard_rows, shard)))
@@ -139,7 +132,7 @@ class ShardMaker:
             yield from map(counts.part, map(call, self.stages.waiting("write", computed)))
 
     def _read(self, cursor: Cursor, shard_rows: int, shard: _Shard) -> Iterator[list[tuple[SourceRow, Document]]]:
-        """The rows of a shard in windows that fit one row group. Bad ones are refused or recorded."""
+        """Yield the rows of a shard in windows that fit one row group. Refuse or record bad rows."""
         window: list[tuple[SourceRow, Document]] = []
         size, seen = 0, 0
         for row in cursor.take(shard_rows):
@@ -185,17 +178,17 @@ class ShardMaker:
             del window
 
     def _fitting(self, window: Window, shard: _Shard) -> Iterator[Finish]:
-        """The parts of a window; a document that does not fit into memory even alone is a bad one."""
+        """Yield the parts of a window; a document that does not fit into memory even alone is a bad document."""
         while window.rows:
-            given = False
+            yielded = False
             try:
                 passages = self.settings.overflow == "passages"
                 for part in self._passages(window, shard) if passages else self._documents(window, shard):
-                    given = True
+                    yielded = True
                     yield part
                 return
             except _TooLarge as large:
-                if given:
+                if yielded:
                     raise RunError(
                         f"A document does not fit: {large.reason}. Encode with a smaller --max-length."
                     ) from large
@@ -205,7 +198,7 @@ class ShardMaker:
                 window = window.take(np.flatnonzero(~too_large))
 
     def _documents(self, window: Window, shard: _Shard) -> Iterator[Finish]:
-        """One row for each document; vectors of texts that are known already are not computed."""
+        """Yield one part, a row for each document; vectors of known texts are not computed."""
         known, old = np.zeros(len(window.rows), dtype=np.bool_), None
         if self.old:
             known, old = self.old.find(window.hashes)
@@ -228,21 +221,21 @@ class ShardMaker:
         computed: Encoded | Kept,
         counts: Counts,
     ) -> ShardPart:
-        """The rows of a window: the old vectors of those that are `known`, the computed ones of the rest."""
+        """Return the rows of a window: old vectors where `known`, computed vectors otherwise."""
         kept = computed if isinstance(computed, Kept) else self._kept(computed)
         if old is not None:
             places = np.empty(len(known), dtype=np.int64)
             places[known] = np.arange(known.sum())
             places[~known] = known.sum() + np.arange((~known).sum())
-            kept = together([_reused(window.take(np.flatnonzero(known)), old), kept]).take(places)
+            kept = _reused(window.take(np.flatnonzero(known)), old).with_more(kept).take(places)
         numbers = np.array([row.row for row in window.rows], dtype=np.uint64)
         counts.of_rows(numbers, kept.of_rows)
         vectors = kept.vectors._replace(doc_ids=[document.id for document in window.documents])
         return ShardPart(numbers, window.hashes, vectors, [document.fields for document in window.documents])
 
     def _once(self, window: Window, copies: Copies, shard: _Shard) -> Kept:
-        """The vectors of texts, each different one computed once in a shard."""
-        new: dict[bytes, int] = {}  # where each text that the shard did not have stands first
+        """Return the vectors of texts; each different text is computed once per shard."""
+        new: dict[bytes, int] = {}  # the first place of each new text
         for place, (one, number) in enumerate(zip(window.hashes, copies.find(window.hashes).tolist(), strict=True)):
             if number < 0:
                 new.setdefault(one, place)
@@ -254,7 +247,6 @@ class ShardMaker:
         return kept
 
     def _computed(self, window: Window, shard: _Shard) -> Encoded:
-        """The vectors of texts from the model."""
         tokens, encoded = window.tokens, partial(self._encoded, shard.stopped)
         with _too_large(window):
             if self.settings.overflow == "truncate":
@@ -262,11 +254,10 @@ class ShardMaker:
             else:
                 vectors = self.encoder.encode_windows(tokens, encoded)
         shard.counts.without_token += vectors.without_token
-        shard.counts.tokens += vectors.tokens
         return vectors
 
     def _encoded(self, stopped: Event, documents: int, tokens: int) -> None:
-        """Report a batch."""
+        """Report a batch. Raise `Stopped` if the shard is abandoned."""
         if stopped.is_set():
             raise Stopped
         self.reporter.advance(documents, tokens=tokens, detail=self.stages.slowest())
@@ -279,7 +270,7 @@ class ShardMaker:
         return Kept(vectors, of_rows)
 
     def _passages(self, window: Window, shard: _Shard) -> Iterator[Finish]:
-        """One row for each window of each document, in row groups of bounded size."""
+        """Yield parts with one row for each window of each document."""
         fitting = []
         for place, (row, document, cut) in enumerate(zip(window.rows, window.documents, window.tokens, strict=True)):
             if reason := _too_long(document.id, cut.windows - 1):
@@ -322,10 +313,10 @@ class ShardMaker:
         return ShardPart(rows, hashes, vectors, fields)
 
     def _stored(self, vectors: SparseRows) -> tuple[SparseRows, npt.NDArray[np.int64]]:
-        """The vectors as the run keeps them, pruned, in the type of its weights; and the underflow of each."""
+        """Return the vectors pruned and in the run's type of weights, and the number of underflows of each."""
         settings = self.settings
-        if not self._judged.is_set():
-            self._judged.set()
+        if not self._density_checked.is_set():
+            self._density_checked.set()
             if warning := dense_warning(len(vectors.token_ids), len(vectors.doc_ids)):
                 self.reporter.warn(warning)
         vectors = prune(vectors, **settings.rules)
@@ -333,12 +324,12 @@ class ShardMaker:
             stored = store_weights(vectors, settings.weights)
         except ValueError as error:
             advice = "Encode with --weights float32, and with --dtype float32 if that is not enough."
-            raise RunError(f"Weights cannot be kept: {error}. {advice}") from error
+            raise RunError(f"Weights cannot be stored: {error}. {advice}") from error
         return stored, np.diff(vectors.indptr) - np.diff(stored.indptr)
 
 
 def _reused(window: Window, vectors: SparseRows) -> Kept:
-    """The vectors of texts from another run."""
+    """Return the vectors of another run with the counts of these texts."""
     of_rows = np.zeros(len(window.rows), OF_ROWS)
     of_rows["reused"] = 1
     if isinstance(window.tokens[0], FirstWindow):
@@ -349,14 +340,12 @@ def _reused(window: Window, vectors: SparseRows) -> Kept:
 
 
 def _too_long(doc_id: str, last: int) -> str | None:
-    """What is wrong with the id of a document's last passage, if it is longer than OpenSearch takes."""
+    """Return a reason if the id of a document's last passage is longer than OpenSearch accepts, otherwise None."""
     size = len(passage_id(doc_id, last).encode())
     if size <= MAX_ID_BYTES:
         return None
-    return (
-        f"the id {shown(doc_id)} has {size} bytes with the suffix #{last} of its last passage; "
-        f"at most {MAX_ID_BYTES} were expected"
-    )
+    passage = f"with the suffix #{last} of its last passage"
+    return f"the id {shown(doc_id)} has {size} bytes {passage}; at most {MAX_ID_BYTES} were expected"
 
 
 class _TooLarge(Exception):
@@ -369,7 +358,7 @@ class _TooLarge(Exception):
 
 @contextmanager
 def _too_large(window: Window) -> Iterator[None]:
-    """Which of the texts does not fit, by itself instead of its place."""
+    """Replace the place of a text that does not fit by the text itself."""
     try:
         yield
     except DocumentTooLarge as large:

@@ -1,7 +1,7 @@
-"""The stages of an encode: each in a thread of its own, one window ahead of the next, and how long each is busy.
+"""The stages of an encode: each in its own thread, one window ahead of the next, with the time that each is busy.
 
-`read` parses and hashes rows, `tokenise` tokenizes their texts, `encode` computes vectors, and `write` prunes
-them and makes row groups, until the shard has its final name. Not covered: what the stages do (shard_maker.py).
+`read` parses and hashes rows, `tokenise` tokenizes their texts, `encode` computes vectors, and `write` prunes them and
+writes row groups, until the shard has its final name (shard_maker.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WALL = "wall"
 
 
 class Stopped(Exception):
-    """A stage ends early because a later one has ended."""
+    """Raised in a stage to end it because a later stage has ended."""
 
 
 class _End(NamedTuple):
@@ -27,9 +27,9 @@ class _End(NamedTuple):
 
 
 class Ahead(Generic[T]):
-    """The same items, made in a thread of its own: the next one while the one before is in use, and no further.
+    """The same items, produced in another thread, at most one ahead of the one in use.
 
-    What they raise is raised where they are used, in its turn. `close` waits for the thread, which ends after its item.
+    An exception is raised at its place among the items. `close` waits for the thread, which ends after its item.
     """
 
     def __init__(self, items: Iterable[T]) -> None:
@@ -39,17 +39,17 @@ class Ahead(Generic[T]):
         self._thread = Thread(target=self._make, args=(items,))
 
     def __iter__(self) -> Iterator[T]:
-        # Not before: one who is interrupted here already knows what to close.
+        # Started here, when the caller can already close it after Ctrl-C.
         self._thread.start()
         while not isinstance(item := self._made.get(), _End):
             self._taken.release()
             yield item
-            del item  # else it stays in memory until the next one is there
+            del item  # otherwise it stays in memory until the next one arrives
         if error := item.error:
             try:
                 raise error
             finally:
-                del error, item  # which would hold this frame, and it them
+                del error, item  # breaks the reference cycle with this frame
 
     def close(self) -> None:
         """End the thread."""
@@ -73,10 +73,9 @@ class Ahead(Generic[T]):
 
 
 class Stages:
-    """How long each stage was busy in the shards that this process made, and how long these took: `wall`.
+    """The seconds that each stage was busy in the shards of this process, and their duration, `wall`.
 
-    A stage is busy unless it waits for another one. Where there are fewer cores than busy stages, that includes the
-    time in which the other stages had them.
+    A stage is busy unless it waits for another stage; waiting for a core counts as busy.
     """
 
     def __init__(self) -> None:
@@ -84,23 +83,23 @@ class Stages:
         self._since: dict[str, float] = {}
 
     def seconds(self) -> dict[str, float]:
-        """The seconds of each stage so far, also of one that is busy now."""
+        """Return the seconds of each stage so far, including those of busy stages."""
         now = time.monotonic()
         return {stage: known + now - self._since.get(stage, now) for stage, known in self._seconds.items()}
 
     def slowest(self) -> str:
-        """The slowest stage, and how much of the time it was busy; "" before the first window."""
+        """Return the slowest stage and its share of busy time, for a message; "" before the first window."""
         seconds = self.seconds()
         stage = max(STAGES, key=lambda stage: seconds[stage])
         return f"slowest: {stage} ({100 * seconds[stage] / seconds[WALL]:.0f} % busy)" if seconds[WALL] else ""
 
     def since(self, before: Mapping[str, float]) -> dict[str, float]:
-        """What was added to an earlier answer of `seconds`."""
+        """Return the seconds since an earlier result of `seconds`."""
         return {stage: seconds - before[stage] for stage, seconds in self.seconds().items()}
 
     @contextmanager
     def busy(self, stage: str) -> Iterator[None]:
-        """A stage is busy in this block."""
+        """Count the time of the block for a stage."""
         self._since[stage] = time.monotonic()
         try:
             yield
@@ -108,7 +107,7 @@ class Stages:
             self._pause(stage)
 
     def making(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """The same items; the stage is busy while each of them is made."""
+        """Yield the same items; the stage is busy while it produces each of them."""
         left = iter(items)
         while True:
             with self.busy(stage):
@@ -120,7 +119,7 @@ class Stages:
             del item
 
     def waiting(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """The same items, for a stage that is busy: it is not while it waits for one of them."""
+        """Yield the same items to a busy stage, which is not busy while it waits for one of them."""
         left = iter(items)
         while True:
             self._pause(stage)
@@ -135,5 +134,5 @@ class Stages:
 
     def _pause(self, stage: str) -> None:
         now = time.monotonic()
-        # It has paused already where Ctrl-C comes between two lines of `waiting`.
+        # It is already paused if Ctrl-C came between two lines of `waiting`.
         self._seconds[stage] += now - self._since.pop(stage, now)

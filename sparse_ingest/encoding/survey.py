@@ -1,11 +1,8 @@
-"""`encode --dry-run`: read and check a complete corpus, write nothing.
+"""`encode --dry-run`: read and check a complete corpus without writing anything.
 
-In: a corpus, and the tokenizer where a checkpoint is named. Out: how many rows, documents, bad rows and ids that stand
-twice, how much text, how often a text comes again, and how many tokens the documents of a sample have. Ids and texts
-are compared exactly over the complete corpus (128 bits of a hash, 24 bytes a row in files without a name), so memory
-stays flat.
-
-Not covered: anything that needs the vectors (estimate.py).
+In: a corpus, and the tokenizer if a model is named. Out: the number of rows, documents, bad rows, duplicate ids and
+equal texts, the size of the text, and the tokens of a sample of documents. Ids and texts are compared over the complete
+corpus by 128-bit hashes on disk (24 bytes per row), so memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -30,20 +27,20 @@ from sparse_ingest.runs.sorted_pieces import Numbers, SortedPieces
 if TYPE_CHECKING:
     from sparse_ingest.models.tokenizer import Tokenizer
 
-EXAMPLES = 10  # bad rows, and duplicates, that are named
+EXAMPLES = 10  # bad rows, and duplicates, that are reported
 SAMPLE_DOCUMENTS = 1000  # documents whose tokens are counted
-_SAMPLE_CHARACTERS = 1 << 16  # of each of them; the rest is counted in proportion
-_RANGES, _RANGE_ROWS = 64, 1 << 20  # parts of the hash space, compared one after the other
+_SAMPLE_CHARACTERS = 1 << 16  # of each of them; the rest is extrapolated
+_RANGES, _RANGE_ROWS = 64, 1 << 20  # parts of the hash space, compared one after another
 _PIECE_ROWS = 65536
 
 
 @dataclass
 class CorpusSurvey:
-    """What a dry run found.
+    """The result of a dry run.
 
-    `duplicates` are documents whose id an earlier one has. `equal_texts` counts documents whose text an earlier one
-    has, `equal_in_shard` those whose own shard has it: what `--dedup-text encode-once` copies. `examples` name the
-    first bad rows and the first duplicates. `tokens` has the document lengths of a sample.
+    `duplicates` counts documents with the id of an earlier one, `equal_texts` those with the text of an earlier one,
+    and `equal_in_shard` those of them whose shard has it, which `--dedup-text encode-once` copies. `examples` has the
+    first bad rows and duplicates. `tokens` has the document lengths of a sample.
     """
 
     rows: int = 0
@@ -99,7 +96,7 @@ def survey(cursor: Cursor, tokenizer: Tokenizer | None, *, shard_rows: int, repo
 
 
 class _Hashes:
-    """128 bits of each row, on disk."""
+    """A 128-bit hash of each row, on disk."""
 
     def __init__(self) -> None:
         self._pieces = SortedPieces(Path(tempfile.gettempdir()), 3, rows=_RANGES * _RANGE_ROWS, range_rows=_RANGE_ROWS)
@@ -107,14 +104,14 @@ class _Hashes:
         self._rows: list[int] = []
 
     def add(self, digest: bytes, row: int) -> None:
-        """Keep 16 bytes of a row; rows come in ascending order."""
+        """Add 16 bytes for a row; rows must ascend."""
         self._digests += digest
         self._rows.append(row)
         if len(self._rows) == _PIECE_ROWS:
             self._flush()
 
     def repeated(self) -> Iterator[tuple[Numbers, Numbers, Numbers]]:
-        """All rows whose hash earlier rows have, a part of them at a time; the last one before each; the first one."""
+        """Yield arrays of the rows whose hash earlier rows have, of the last such row, and of the first one."""
         self._flush()
         for table in self._pieces.ranges():
             table = table[np.lexsort((table[:, 2], table[:, 1], table[:, 0]))]
@@ -130,7 +127,7 @@ class _Hashes:
 
 
 class _Sample:
-    """Some documents, each of the corpus as likely as any other."""
+    """A uniform random sample of the documents (reservoir sampling)."""
 
     def __init__(self, chance: random.Random) -> None:
         self._chance = chance
@@ -144,16 +141,15 @@ class _Sample:
             self._texts[place : place + 1] = [(text[:_SAMPLE_CHARACTERS], len(text))]
 
     def tokens(self, tokenizer: Tokenizer) -> dict[str, float]:
-        """How many tokens a document has; `longer` is the share of those that are longer than one window."""
+        """Return statistics of the tokens per document; `longer` is the share of documents longer than one window."""
         cuts = tokenizer.cut([text for text, _ in self._texts])
-        sizes = [
-            (len(cut.layout.before) + len(cut.token_ids) + len(cut.layout.after)) * whole / max(1, len(text))
-            for cut, (text, whole) in zip(cuts, self._texts, strict=True)
-        ]
-        lengths = np.array(sizes)
+        lengths = np.array([
+            (len(cut.layout.before) + len(cut.token_ids) + len(cut.layout.after)) * length / max(1, len(text))
+            for cut, (text, length) in zip(cuts, self._texts, strict=True)
+        ])  # fmt: skip
         median, most = np.quantile(lengths, [0.5, 0.95])
         return {
-            "documents": len(sizes),
+            "documents": len(lengths),
             "mean": round(float(lengths.mean()), 1),
             "median": round(float(median), 1),
             "p95": round(float(most), 1),
@@ -163,7 +159,7 @@ class _Sample:
 
 
 def _named(cursor: Cursor, pairs: list[tuple[int, int]]) -> list[str]:
-    """A sentence for each pair of rows that have one id, the later one first, with both places."""
+    """Return a message with both places for each pair of rows with the same id, the later row first."""
     if not cursor.rereadable:
         return [f"row {again + 1} has the id of row {first + 1}" for again, first in pairs]
     wanted = {row for pair in pairs for row in pair}

@@ -1,14 +1,11 @@
-"""Run one task in several processes of this machine, each with a device of its own.
+"""Run one task in several processes of this machine, one per device.
 
-In: devices, an importable task (`package.module:function`) and its arguments. Each process calls
-`task(worker, *arguments, reporter)`; the processes share the work by the locks of the run, and one returns when all of
-it is done, whoever did it. Out: the progress of all in one reporter. The others start when the first has begun the
-run, so that what is decided once is decided by one. When a process dies, its last message is shown and the others do
-what it left; an error that a user can fix ends all, as in one process.
+In: devices, a task and its arguments. The processes share the work by the locks of the run. The first one creates the
+run, then the other ones start. Progress of all goes to one reporter. If a process dies, it is reported and the
+remaining ones encode its shards; an error that a user can fix ends all of them.
 
-Processes are started anew, since CUDA does not survive a fork, and in a session of their own: Ctrl-C reaches this
-process alone. Each has a pipe to this one. What is sent down asks it to stop after its shard, and when the pipe closes
-it ends at once, so none outlives this process. CPUs share their cores. Not covered: what a task does, and its locks.
+Processes are not forked, which CUDA does not survive, and have their own session, so that Ctrl-C reaches this process
+only. Each has a pipe: a message asks it to stop after its shard, and when the pipe closes it ends immediately.
 """
 
 from __future__ import annotations
@@ -20,22 +17,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, NamedTuple
 
 from sparse_ingest import errors
 from sparse_ingest.errors import Interrupted, RunError, SparseIngestError, first_line
 from sparse_ingest.reporting import Reporter, SilentReporter
-from sparse_ingest.runs.run import RunLike, is_begun
+from sparse_ingest.runs.run import RunLike, is_started
 
-LOOK_S = 0.2  # between looks at stop requests, and at whether the run has begun
+LOOK_S = 0.2  # between checks for stop requests, and for the start of the run
 REPORT_S = 0.1  # between two messages about batches
-BEAT_S = 2.0  # between two signs of life of a process
-SILENT_S = 10.0  # without one, before it is reported and between reports
+BEAT_S = 2.0  # between two heartbeats of a process
+SILENT_S = 10.0  # without a heartbeat until it is reported, and between reports
 END_S = 20.0  # for a process to end before it is killed
 _WORK = "import sys; from sparse_ingest.executors.local import work; work(int(sys.argv[1]))"
+Task = Callable[..., None]  # a function of a module, called with a Worker, the arguments, and a Reporter
 
 
 class Worker(NamedTuple):
@@ -47,12 +44,12 @@ class Worker(NamedTuple):
 
 
 def run_on_devices(
-    devices: Sequence[str], task: str, arguments: Sequence[Any], *, out: RunLike, reporter: Reporter
+    devices: Sequence[str], task: Task, arguments: Sequence[Any], *, out: RunLike, reporter: Reporter
 ) -> None:
-    """Run a task that completes the run `out` in a process for each device, until one of them returns.
+    """Run a task that completes the run `out` in one process per device.
 
     Raises:
-        SparseIngestError: of a process, with its message; or all of them died.
+        SparseIngestError: the error of a process, with its message; or all processes died.
         Interrupted: `reporter` asked to stop.
     """
     team = _Team(task, arguments, out, reporter)
@@ -65,21 +62,21 @@ def run_on_devices(
 class _Team:
     """The processes of one run."""
 
-    def __init__(self, task: str, arguments: Sequence[Any], out: RunLike, reporter: Reporter) -> None:
+    def __init__(self, task: Task, arguments: Sequence[Any], out: RunLike, reporter: Reporter) -> None:
         self._task, self._arguments, self._out, self._reporter = task, arguments, out, reporter
-        self._children: list[_Child] = []  # those that have not ended
-        self._shown: set[str] = set()  # notes, which all processes give alike
-        self._reasons: list[str] = []  # of those that died
+        self._children: list[_Child] = []  # running processes
+        self._shown: set[str] = set()  # notes, which all processes send
+        self._reasons: list[str] = []  # of the processes that died
         self._stopped = self._complete = False
 
     def finish(self, devices: Sequence[str]) -> None:
-        """Start a process on each device, and hear them until all have ended."""
+        """Start a process on each device, and receive their messages until all have ended."""
         cores = sorted(os.sched_getaffinity(0))
-        waiting = [(device, cores[place :: len(devices)] or cores) for place, device in enumerate(devices)]
-        while waiting or self._children:
-            if waiting and (not self._children or is_begun(self._out)):
-                device, share = waiting.pop(0)
-                worker = Worker(device, len(devices) - len(waiting) - 1, len(devices))
+        workers = [Worker(device, number, len(devices)) for number, device in enumerate(devices)]
+        while workers or self._children:
+            if workers and (not self._children or is_started(self._out)):
+                worker = workers.pop(0)
+                share = cores[worker.number :: len(devices)] or cores
                 self._children.append(_Child(worker, share, self._task, self._arguments))
             for ready in wait([child.connection for child in self._children], LOOK_S):
                 self._hear(next(child for child in self._children if child.connection is ready))
@@ -89,19 +86,16 @@ class _Team:
             if self._stopped or self._reporter.stop_requested():
                 self._stop()
             if self._stopped or self._complete:
-                waiting.clear()
+                workers.clear()
         if self._complete:
             return
+        kept = f"{self._out} keeps the finished shards. Run the same command again to continue."
         if self._stopped:
-            raise Interrupted(
-                f"Stopped on request after a whole shard; {self._out} keeps what is done. Start again to go on."
-            )
-        raise RunError(
-            f"No process is left: {'; '.join(self._reasons)}. {self._out} keeps what is done. Start again to go on."
-        )
+            raise Interrupted(f"Stopped on request after a complete shard; {kept}")
+        raise RunError(f"No process is left: {'; '.join(self._reasons)}; {kept}")
 
     def end(self) -> None:
-        """End those that are left, immediately."""
+        """End the remaining processes immediately."""
         for child in self._children:
             child.connection.close()
         for child in self._children:
@@ -111,15 +105,15 @@ class _Team:
     def _stop(self) -> None:
         """Ask each to stop after its shard."""
         for child in self._children:
-            if not child.told_to_stop:
-                child.told_to_stop = True
+            if not child.stop_sent:
+                child.stop_sent = True
                 with contextlib.suppress(OSError):
                     child.connection.send("stop")
         self._stopped = True
 
     def _hear(self, child: _Child) -> None:
         """Act on one message of a process, or on its end."""
-        child.heard = child.said = time.monotonic()
+        child.heard = child.reported = time.monotonic()
         try:
             name, *given = child.connection.recv()
         except (EOFError, OSError):
@@ -129,13 +123,13 @@ class _Team:
             if not child.finished:
                 self._report_death(child)
             return
-        if name == "ended":  # none does before the run is complete
+        if name == "ended":  # the run is complete
             child.finished = self._complete = True
         elif name == "failed":
             child.finished = True
             kind, arguments = given
             if kind is not Interrupted:
-                # Past the constructor, which may take more than a message.
+                # Without the constructor, which may need other arguments than the message.
                 raise kind.__new__(kind, *arguments) if issubclass(kind, SparseIngestError) else kind(*arguments)
             self._stopped = True
         elif name == "died":
@@ -144,7 +138,7 @@ class _Team:
             self._show(child, name, given)
 
     def _show(self, child: _Child, name: str, given: Sequence[Any]) -> None:
-        """Pass the progress of a process on as if it were this one's; a note that all give only once."""
+        """Forward the progress of a process; a note that all processes send is shown once."""
         if name == "advance":
             count, tokens, detail = given
             detail = f"{child.device} {detail}" if detail else ""
@@ -158,43 +152,43 @@ class _Team:
     def _report_death(self, child: _Child) -> None:
         reason = f"the process on {child.device} died: {child.reason or child.signal()}"
         self._reasons.append(reason)
-        others = " The others go on, and make what it leaves." if self._children else ""
-        self._reporter.warn(f"{reason[0].upper()}{reason[1:]}.{others}")
+        remaining = " The remaining processes encode its shards." if self._children else ""
+        self._reporter.warn(f"{reason[0].upper()}{reason[1:]}.{remaining}")
 
 
 class _Child:
-    """A process on a device, with what is known of it."""
+    """A process on a device, and the state of its messages."""
 
-    def __init__(self, worker: Worker, cores: Sequence[int], task: str, arguments: Sequence[Any]) -> None:
+    def __init__(self, worker: Worker, cores: Sequence[int], task: Task, arguments: Sequence[Any]) -> None:
         self.device = worker.device
-        self.told_to_stop = self.finished = False
+        self.stop_sent = self.finished = False
         self.reason = ""
-        self.heard = self.said = time.monotonic()
+        self.heard = self.reported = time.monotonic()
         self.connection, theirs = Pipe()
-        # The package is found as here, wherever it is; nothing else of the current folder is.
+        # It finds the package as this process does, but does not import from the current folder.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-P", "-c", _WORK, str(theirs.fileno())]
         with theirs:
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment, start_new_session=True
             )
-        with contextlib.suppress(OSError):  # it has died, which the end of its pipe shows
+        with contextlib.suppress(OSError):  # it has died, and its pipe is closed
             self.connection.send((worker, cores))
             self.connection.send((task, arguments))
 
     def silence(self) -> str | None:
-        """Return for how long it has given no sign of life, if that is to be reported now."""
+        """Return a message about missing heartbeats, if it is time for one."""
         now = time.monotonic()
-        if now - self.said < SILENT_S:
+        if now - self.reported < SILENT_S:
             return None
-        self.said = now
+        self.reported = now
         return (
             f"The process on {self.device} (pid {self._process.pid}) has not reported for {now - self.heard:.0f} s. "
             f"If it was stopped, `kill -CONT {self._process.pid}` lets it continue."
         )
 
     def wait(self, seconds: float) -> None:
-        """Wait for its end, and kill it after this time."""
+        """Wait for its end, and kill it after some seconds."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -202,7 +196,7 @@ class _Child:
             self._process.wait()
 
     def signal(self) -> str:
-        """How it ended, where it sent no reason."""
+        """Return how it ended, if it sent no reason."""
         code = self._process.returncode
         if code >= 0:
             return f"it ended with exit code {code}"
@@ -211,11 +205,11 @@ class _Child:
 
 
 def work(descriptor: int) -> None:
-    """What a process does: the work that comes through its pipe."""
+    """Do the work that comes through a pipe; the main function of a process."""
     connection: Connection[Any, Any] = Connection(descriptor)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
-    # What a shell starts in the background ignores it, and so would we; the listener needs it.
+    # A shell starts background processes with SIGINT ignored, but the listener needs it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     reporter = _PipeReporter(connection, stopping)
     threading.Thread(target=_beat, args=(reporter,), daemon=True).start()
@@ -224,7 +218,7 @@ def work(descriptor: int) -> None:
     except (KeyboardInterrupt, EOFError):
         sys.exit(Interrupted.exit_code)
     finally:
-        # The other end may hang up from here on, and the listener would interrupt what is over.
+        # If the other end closes now, the listener must not interrupt a finished task.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     reporter.send(*last)
 
@@ -234,15 +228,14 @@ def _done(connection: Connection[Any, Any], reporter: _PipeReporter) -> Sequence
     try:
         worker, cores = connection.recv()
         if worker.device == "cpu":
-            os.sched_setaffinity(0, cores)  # before a library looks how many there are
+            os.sched_setaffinity(0, cores)  # before a library counts them
         task, arguments = connection.recv()
         threading.Thread(target=_listen, args=(connection, reporter.stopping), daemon=True).start()
-        module, _, function = task.partition(":")
-        getattr(import_module(module), function)(worker, *arguments, reporter)
+        task(worker, *arguments, reporter)
         reporter.flush()
         return ("ended",)
     except SparseIngestError as error:
-        # Its class of errors.py: what a subclass adds is not needed any more.
+        # The base class in errors.py: the attributes of subclasses are not needed.
         kind = next(one for one in type(error).__mro__ if one.__module__ == errors.__name__)
         return "failed", kind, (str(error),)
     except OSError as error:
@@ -255,20 +248,20 @@ def _done(connection: Connection[Any, Any], reporter: _PipeReporter) -> Sequence
 
 
 def _beat(reporter: _PipeReporter) -> None:
-    """Send signs of life: a batch, or loading a model, may take long."""
+    """Send heartbeats: a batch, or loading a model, may take long."""
     while True:
         reporter.send("alive")
         time.sleep(BEAT_S)
 
 
 def _listen(connection: Connection[Any, Any], stopping: threading.Event) -> None:
-    """Receive stop requests; end this process when the other end of the pipe is gone."""
+    """Receive stop requests; end this process when the other end of the pipe is closed."""
     try:
         while connection.recv() == "stop":
             stopping.set()
     except (EOFError, OSError):
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(END_S)  # a call that never comes back, as into a GPU that hangs, sees no signal
+        time.sleep(END_S)  # a call that never returns, as into a GPU that hangs, does not see the signal
         os._exit(Interrupted.exit_code)
 
 
@@ -283,7 +276,7 @@ class _PipeReporter(SilentReporter):
         self._last = 0.0
 
     def send(self, name: str, *given: object) -> None:
-        """Send one message. When the other end is gone it is dropped: the listener ends the process then."""
+        """Send one message. If the other end is closed it is dropped, and the listener ends the process."""
         with self._lock, contextlib.suppress(OSError):
             self._connection.send((name, *given))
 
@@ -303,7 +296,7 @@ class _PipeReporter(SilentReporter):
         return self.stopping.is_set()
 
     def advance(self, count: int, *, tokens: int = 0, detail: str = "") -> None:
-        """A fast device finishes thousands of batches/s, which are sent together."""
+        """Collect batches, since a fast device finishes thousands per second."""
         self._count += count
         self._tokens += tokens
         self._detail = detail

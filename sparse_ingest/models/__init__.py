@@ -1,1 +1,1 @@
-"""The only room that knows torch: documents (and masked-LM queries) in, sparse vectors out."""
+"""The only package that imports torch: documents (and masked-LM queries) in, sparse vectors out."""

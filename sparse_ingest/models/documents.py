@@ -1,12 +1,9 @@
 """Documents to sparse vectors with a masked LM.
 
-In: texts, or their tokens: one thread may tokenize while another encodes. Out: CSR arrays in the order of the
-texts, or one vector after another for passages. Where memory runs out, batches are smaller from then on, and the caller
-must start its shard again (memory.py).
-
-A text longer than max_length is truncated, or read in overlapping windows. The first windows of all texts share
-batches, so that a text which fits one window gets the same bits whatever is done with longer ones; the other windows
-follow in groups of bounded size. tokenizer.py divides texts into windows, vectors.py computes the vectors of token ids.
+In: texts, or their tokens, so that one thread may tokenize while another encodes. Out: CSR arrays in the order of the
+texts, or one vector after another for passages. tokenizer.py divides texts into windows, vectors.py computes the
+vectors of token ids. The first windows of all texts share batches, so that a text that fits one window gets the same
+bits however longer texts are read; the other windows follow in groups of bounded size.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ from sparse_ingest.models.vectors import NO_RULES, NOTHING, TORCH_STATE, BatchVe
 from sparse_ingest.pipeline import ModelSettings, Pipeline, Pruning
 from sparse_ingest.records import SparseRows, in_batches
 
-# Windows that are encoded together after the first of each text, and their tokens: both bound the memory they take.
+# Windows that are encoded together after the first of each text, and their tokens; both bound memory.
 GROUP_WINDOWS = 2048
 GROUP_TOKENS = 1 << 20
 
@@ -41,9 +38,8 @@ def _ignore(documents: int, tokens: int) -> None:
 class Encoded(NamedTuple):
     """Vectors of a list of texts, without ids and with float32 weights, and counts.
 
-    `tokens` counts the tokens read, `without_token` the weights on ids without a token string, which no index can hold
-    and which are omitted. `truncated_of` is 1 for each text that was truncated, `windows_of` the number of windows that
-    were read of each text.
+    `tokens` counts the tokens read, `without_token` the omitted weights on ids without a token string, which no index
+    can store. `truncated_of` is 1 for each truncated text, `windows_of` the number of windows of each text.
     """
 
     vectors: SparseRows
@@ -54,7 +50,7 @@ class Encoded(NamedTuple):
 
 
 class EncodedPassage(NamedTuple):
-    """The vector of one window, the places of its text and of the window in it, and `without_token` as in `Encoded`."""
+    """The vector of one window, the index of its text, its number in it, and `without_token` as in `Encoded`."""
 
     text: int
     number: int
@@ -65,9 +61,9 @@ class EncodedPassage(NamedTuple):
 class DocumentEncoder:
     """A checkpoint's document side on one device.
 
-    `settings` must be resolved (checkpoints/settings.py). `vocabulary` holds the token string of each id; `maker`
-    computes vectors from token ids. `rules` may be set: a GPU applies them so that it need not copy what they
-    drop. They do not replace `prune`.
+    `settings` must be resolved (checkpoints/settings.py). `vocabulary` has the token string of each id; `maker`
+    computes vectors from token ids. A GPU applies `rules`, if they are set, to copy fewer terms; they do not replace
+    `prune`.
     """
 
     def __init__(
@@ -83,7 +79,7 @@ class DocumentEncoder:
         self.device = torch.device(device)
         self.rules = NO_RULES
         self._folder = checkpoint.transformer
-        # transformers imports its parts when they are first used, which two threads cannot do at the same time.
+        # transformers imports its modules at first use, which two threads cannot do at the same time.
         with TORCH_STATE:
             self._tokenizer = Tokenizer(self._folder, settings, window_stride=window_stride)
             self.maker = VectorMaker(checkpoint, settings, self._tokenizer, device=self.device, dtype=dtype)
@@ -91,10 +87,7 @@ class DocumentEncoder:
         self.vocabulary = self.maker.vocabulary
 
     def on_same_weights(self, settings: ModelSettings) -> DocumentEncoder:
-        """Return an encoder with another prompt, length limit or case that computes with the weights of this one.
-
-        Activation and special tokens stay those of this encoder, whatever `settings` has.
-        """
+        """Return an encoder with the weights, activation and special tokens of this one, and another tokenizer."""
         other = copy(self)
         other.rules = NO_RULES
         other._tokenizer = Tokenizer(self._folder, settings)
@@ -109,17 +102,17 @@ class DocumentEncoder:
         return self._tokenizer(texts)
 
     def encode_tokens(self, first: Sequence[FirstWindow], progress: OnBatch = _ignore) -> Encoded:
-        """Encode texts, given as their tokens."""
+        """Encode the tokens of texts."""
         rows, without_token = self._rows(enumerate(window.token_ids for window in first), progress, self.rules)
         tokens, truncated = sum(len(ids) for ids, _ in first), np.array([cut for _, cut in first], dtype=np.int64)
         return Encoded(_csr(rows), tokens, without_token, truncated, np.ones_like(truncated))
 
     def cut(self, texts: Sequence[str], *, places: bool = False) -> list[Cut]:
-        """Return the tokens of complete texts, for `encode_windows`, or with `places` for `encode_passages`."""
+        """Return the tokens of complete texts for `encode_windows`, or with `places` for `encode_passages`."""
         return self._tokenizer.cut(texts, places=places)
 
     def encode_windows(self, cuts: Sequence[Cut], progress: OnBatch = _ignore) -> Encoded:
-        """Encode complete texts: of each the element-wise maximum over its windows."""
+        """Encode complete texts: each vector is the element-wise maximum over the windows of the text."""
         first = [cut.window(0) for cut in cuts]
         rows, without_token = self._rows(enumerate(first), progress, NO_RULES)
         tokens, windows = sum(map(len, first)), np.array([cut.windows for cut in cuts], dtype=np.int64)
@@ -145,7 +138,7 @@ class DocumentEncoder:
                 without_token = 0
 
     def _rows(self, inputs: Iterable[tuple[int, TokenIds]], progress: OnBatch, rules: Pruning) -> BatchVectors:
-        """Return the vectors of inputs in their order; of each `inputs` has the place of its text, and its tokens.
+        """Return the vectors of inputs in their order. An input is the index of its text, and its tokens.
 
         Raises:
             BudgetLowered: memory ran out; batches are smaller from now on.
@@ -167,11 +160,7 @@ class DocumentEncoder:
 
 
 def build_document_encoder(checkpoint: Checkpoint, pipeline: Pipeline, *, device: str, dtype: str) -> DocumentEncoder:
-    """Build the encoder of a resolved pipeline (checkpoints/settings.py) on the device that `choose_device` names.
-
-    Raises:
-        UsageError: as `choose_device`.
-    """
+    """Build the encoder of a resolved pipeline (checkpoints/settings.py); `device` and errors as of `choose_device`."""
     return DocumentEncoder(
         checkpoint,
         pipeline.model,
@@ -182,46 +171,40 @@ def build_document_encoder(checkpoint: Checkpoint, pipeline: Pipeline, *, device
     )
 
 
-def choose_devices(asked: str) -> list[str]:
+def choose_devices(requested: str) -> list[str]:
     """Return the devices of a comma-separated list; `auto` and `cuda` mean every GPU that torch sees.
 
-    A device may be repeated, for two processes on it.
-
-    Raises:
-        UsageError: as `choose_device`, or CPU and GPUs are named together.
+    A device may be repeated, for two processes on it. CPU and GPUs together are a `UsageError`; see `choose_device`.
     """
-    if asked in ("auto", "cuda") and (gpus := torch.cuda.device_count()) > 1:
+    if requested in ("auto", "cuda") and (gpus := torch.cuda.device_count()) > 1:
         return [f"cuda:{number}" for number in range(gpus)]
-    devices = [choose_device(one) for one in asked.split(",")]
+    devices = [choose_device(one) for one in requested.split(",")]
     if len(devices) > 1 and (len({device.partition(":")[0] for device in devices}) > 1 or "cuda" in devices):
         raise UsageError(
-            f"--device {asked}: vectors of a CPU and of a GPU differ in their last bits, so a run is made by one kind. "
-            "Name GPUs by number, as cuda:0,cuda:1, or the CPU alone."
+            f"--device {requested}: vectors of a CPU and of a GPU differ in their last bits, so a run needs devices of "
+            "one kind. Name GPUs by number, such as cuda:0,cuda:1, or the CPU alone."
         )
     return devices
 
 
-def choose_device(asked: str) -> str:
-    """Return the name of one device; `auto` is a GPU if torch sees one.
-
-    Raises:
-        UsageError: the name has another form, or is a GPU that torch does not see.
-    """
+def choose_device(requested: str) -> str:
+    """Return the name of one device; `auto` is a GPU if torch sees one. Raise `UsageError` for an unknown device."""
     gpus = torch.cuda.device_count()
-    if asked == "auto":
+    if requested == "auto":
         return "cuda" if gpus else "cpu"
-    form = re.fullmatch(r"cpu|cuda(?::(\d+))?", asked)
+    form = re.fullmatch(r"cpu|cuda(?::(\d+))?", requested)
     if form is None:
-        raise UsageError(f"--device {asked!r}: expected auto, cpu, cuda or cuda:N, or several as cuda:0,cuda:1.")
-    if asked != "cpu" and int(form[1] or 0) >= gpus:
+        raise UsageError(f"--device {requested!r}: expected auto, cpu, cuda or cuda:N, or several as cuda:0,cuda:1.")
+    if requested != "cpu" and int(form[1] or 0) >= gpus:
         raise UsageError(
-            f"--device {asked}: torch sees {gpus} GPUs here. Use another one, or --device cpu, or a torch with CUDA."
+            f"--device {requested}: torch sees {gpus} GPUs. Name another one, pass --device cpu, or install torch with "
+            "CUDA."
         )
-    return asked
+    return requested
 
 
 def _groups(cuts: Sequence[Cut], first: int) -> Iterator[list[tuple[int, int, TokenIds]]]:
-    """Yield the windows of texts, from number `first` on, as (text, number, token ids) in groups of bounded size."""
+    """Yield groups of bounded size of the windows of texts from number `first` on, as (text, number, token ids)."""
     places = ((text, number) for text, cut in enumerate(cuts) for number in range(first, cut.windows))
     windows = (cut.window(number) for cut in cuts for number in range(first, cut.windows))
     for group in in_batches(windows, GROUP_WINDOWS, GROUP_TOKENS):

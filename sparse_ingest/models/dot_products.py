@@ -1,9 +1,8 @@
 """Exact dot products of queries with rows of sparse vectors, with the arithmetic of Lucene.
 
 In: CSR rows, and queries by token id. Out: the rows that share a token with a query, and their scores. Each product of
-query weight and document weight is rounded to float32, the products are summed in double, and the sum is rounded to
-float32 once. Only the order of the sum may differ from Lucene's, and a sum of float32 products in double is exact
-unless their sizes are more than 2**19 apart. Needs only numpy; searching/exact.py keeps the best rows.
+weights is rounded to float32, the products are summed in double, and the sum is rounded to float32. Only the order of
+the sum may differ from Lucene's, which matters only if products differ by a factor above 2**19. Needs only numpy.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from sparse_ingest.records import SparseRows
 
 
 class Postings(NamedTuple):
-    """The terms of `row_count` rows that any query has, by token id."""
+    """The terms of `row_count` rows that any query has, sorted by token id."""
 
     token_ids: npt.NDArray[np.uint32]
     rows: npt.NDArray[np.int32]
@@ -25,14 +24,14 @@ class Postings(NamedTuple):
     row_count: int
 
     @classmethod
-    def of(cls, part: SparseRows, asked: npt.NDArray[np.bool_]) -> Postings:
-        """Return the postings of rows; `asked` is that of `asked_tokens`."""
-        wanted = asked[np.minimum(part.token_ids, np.uint32(len(asked) - 1))]
+    def of(cls, part: SparseRows, in_queries: npt.NDArray[np.bool_]) -> Postings:
+        """Return the postings of rows; `in_queries` is the result of `asked_tokens`."""
+        wanted = in_queries[np.minimum(part.token_ids, np.uint32(len(in_queries) - 1))]
         token_ids, row_count = part.token_ids[wanted], len(part.indptr) - 1
         rows = np.repeat(np.arange(row_count, dtype=np.int32), np.diff(part.indptr))[wanted]
         # Stable, so that the rows of a token stay ascending; for 16-bit ids numpy sorts by radix.
         order = np.argsort(token_ids, kind="stable")
-        # 32-bit like the ids of queries, or every search in them would convert the array first.
+        # 32-bit like the ids of queries; otherwise every search would convert the array first.
         token_ids = token_ids[order].astype(np.uint32)
         return cls(token_ids, rows[order], part.weights[wanted][order].astype(np.float32), row_count)
 
@@ -55,6 +54,6 @@ class Postings(NamedTuple):
 
 def asked_tokens(token_ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
     """Return for each token id whether the queries have it; the last place is for all larger ids."""
-    asked = np.zeros(int(token_ids.max(initial=0)) + 2, dtype=np.bool_)
-    asked[token_ids] = True
-    return asked
+    in_queries = np.zeros(int(token_ids.max(initial=0)) + 2, dtype=np.bool_)
+    in_queries[token_ids] = True
+    return in_queries

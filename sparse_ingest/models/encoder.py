@@ -46,17 +46,13 @@ QUERIES_AT_ONCE = 256  # texts between two reports of progress
 class SparseEncoder:
     """A learned-sparse model: texts to sparse vectors in memory.
 
-    A model is read, and downloaded if it is on the hub, at the first call of `encode_document` or `encode_query`.
-    Queries of an inference-free model need neither torch nor transformers. A masked LM that serves both sides is built
-    once. Threads may share an encoder: weight tables are looked up at the same time, a masked LM computes one call
-    after another.
+    The model is read, and downloaded if it is on the hub, at the first call of `encode_document` or `encode_query`.
+    Queries of an inference-free model need neither torch nor transformers. Threads may share an encoder: weight tables
+    are looked up at the same time, a masked LM computes one call after another. Weights on outputs without a token, for
+    example in a padded vocabulary, are omitted from documents; a warning is logged the first time.
 
-    Weights on outputs without a token, for example where a vocabulary is padded, are omitted from documents; a warning
-    is logged the first time.
-
-    `encode_document` applies `[model]` and `[encode]` of a pipeline as `encode` does, except that weights stay
-    float32: `[encode] weights` is how a run stores them. `encode_query` applies `[query] top_k` and `max_ratio`, as
-    `query` does.
+    `encode_document` applies `[model]` and `[encode]` of a pipeline as `encode` does, except that weights stay float32:
+    `[encode] weights` is for runs. `encode_query` applies `[query] top_k` and `max_ratio`, as `query` does.
 
     Args:
         model: a hub id, a folder, `package:NAME/PATH`, the path of a pipeline file (`.toml`), the name of a packaged
@@ -64,13 +60,13 @@ class SparseEncoder:
         device: where masked LMs compute: "auto" (the first GPU that torch sees, otherwise the CPU), "cpu", "cuda" or
             "cuda:N".
         dtype: number type of the document model: "float32", "bfloat16", "float16", "int8" or "int8-bfloat16". "auto"
-            is the pipeline's, and float32 where it has none: `encode` tries faster types on its corpus, nothing is
-            tried here. Queries are always computed in float32.
-        trust_remote_code: whether to run Python code that the model brings.
+            is the pipeline's, or float32 if it has none: unlike `encode`, this tries no faster types. Queries are
+            always computed in float32.
+        trust_remote_code: whether to run Python code in the model's repository.
         revision: branch, tag or commit of a model on the hub.
-        max_length: tokens after which a text is cut, special tokens included; None: as the model declares. A weight
-            table cuts queries at the limit of its own tokenizer.
-        batch_tokens: padded tokens of one batch of a masked LM; None: a number that suits the device.
+        max_length: tokens after which a text is truncated, including special tokens; None: as the model declares. A
+            weight table truncates queries at the limit of its own tokenizer.
+        batch_tokens: padded tokens of one batch of a masked LM; None: by device.
 
     Raises:
         UsageError: an option has an invalid value, or the pipeline has `overflow = "passages"`.
@@ -93,7 +89,7 @@ class SparseEncoder:
         if not (given.document or given.query):
             raise UsageError("The pipeline names no model. Set [model] document.")
         if revision and not given.document:
-            raise UsageError("revision is that of the document model, and there is none. Set [model] query_revision.")
+            raise UsageError("revision is for the document model, but none is set. Set [model] query_revision instead.")
         settings = replace(
             given,
             trust_remote_code=trust_remote_code or given.trust_remote_code,
@@ -106,16 +102,15 @@ class SparseEncoder:
             dtype = "float32" if encode.dtype == "auto" else encode.dtype
         if encode.overflow == "passages":
             raise UsageError(
-                'overflow = "passages" makes several vectors of a text, and encode_document one. Use encode(), or '
-                'overflow = "windows".'
+                'overflow = "passages" creates several vectors per text, but encode_document returns one. Use '
+                'encode(), or overflow = "windows".'
             )
         refuse_lone_stride(encode)
         batch_tokens = whole_number("batch_tokens", batch_tokens) or encode.batch_tokens
         encode = replace(encode, dtype=dtype, batch_tokens=batch_tokens)
         self._pipeline = replace(pipeline, model=settings, encode=encode)
         self._device = device
-        # Held while a side is built. A side that is built is read without it.
-        self._building = threading.RLock()
+        self._building = threading.RLock()  # held while a side is built
         self._documents: DocumentSide | None = None
         self._queries: _QueryEncoding | None = None
 
@@ -141,8 +136,8 @@ class SparseEncoder:
 
         Args:
             texts: one text, or any number of them. An empty text is a document too.
-            max_active_dims: how many of its heaviest tokens a vector keeps, in place of the number that the pipeline
-                or the model declares; None: that number, and all tokens where there is none.
+            max_active_dims: how many of its heaviest tokens a vector keeps; None: the number that the pipeline or the
+                model declares, otherwise all.
             progress: True for a progress bar, or a `Reporter`.
 
         Returns:
@@ -178,14 +173,14 @@ class SparseEncoder:
 
         Args:
             texts: one text, or any number of them. A text without a weighted token gives an empty vector.
-            max_active_dims: how many of its heaviest tokens a query keeps, in place of the number that the pipeline
-                or the model declares; None: that number, and all tokens where there is none.
+            max_active_dims: how many of its heaviest tokens a query keeps; None: the number that the pipeline or the
+                model declares, otherwise all.
             progress: True for a progress bar, or a `Reporter`.
 
         Returns:
             For one text a dictionary from token to weight, heaviest first; otherwise `SparseVectors` in the order of
-            the texts. They have the vocabulary of the documents, so that both have the same width, unless the queries
-            have a model of their own (`ModelSettings.query`) or tokens that the documents lack.
+            the texts. They have the vocabulary of the documents, and so the same width, unless the queries have their
+            own model (`ModelSettings.query`) or tokens that the documents lack.
 
         Raises:
             UsageError: as encode_document.
@@ -208,17 +203,10 @@ class SparseEncoder:
         return found[0] if isinstance(texts, str) else SparseVectors.from_dicts(found, side.vocabulary)
 
     def similarity(self, queries: Vectors, documents: Vectors) -> npt.NDArray[np.float32]:
-        """Return the dot product of each query with each document, as sparse_vectors.py computes it.
+        """Return the dot product of each query with each document, float32 `[queries, documents]`.
 
-        Args:
-            queries: SparseVectors, a dictionary from token to weight, or a list of such dictionaries.
-            documents: the same. Weights are matched by token string where the vocabularies differ.
-
-        Returns:
-            float32 `[queries, documents]`.
-
-        Raises:
-            UsageError: either argument holds no sparse vectors.
+        Both are SparseVectors, a dictionary from token to weight, or a list of such dictionaries. Weights are matched
+        by token string if the vocabularies differ. Sums have the arithmetic of Lucene.
         """
         return similarity(queries, documents)
 
@@ -240,7 +228,7 @@ class SparseEncoder:
             top_k: how many of a vector; None for all.
 
         Returns:
-            For a dictionary one list of (token, weight); otherwise such a list for each row, also where there is one.
+            For a dictionary one list of (token, weight); otherwise a list of such lists, one per row.
 
         Raises:
             UsageError: `vectors` is not sparse vectors, or top_k is not a whole number above zero.
@@ -272,7 +260,7 @@ class SparseEncoder:
     def _build_queries(self) -> _QueryEncoding:
         model = self._pipeline.model
         checkpoint = query_checkpoint(model) if model.query else self._checkpoint
-        # The limit of the checkpoint is applied here, where a call may replace it.
+        # The checkpoint's limit is applied in encode_query, where a call may replace it.
         unlimited = replace(checkpoint, max_active_dims=None)
         settings = resolve_query_settings(model, checkpoint)
         build = build_weight_table if isinstance(checkpoint.query, WeightTableSide) else self._build_masked_lm
@@ -280,7 +268,7 @@ class SparseEncoder:
         return _QueryEncoding(encoder, checkpoint.max_active_dims, None if model.query else checkpoint.transformer)
 
     def _build_masked_lm(self, checkpoint: Checkpoint, settings: ModelSettings) -> MaskedLMQueryEncoder:
-        """Build the masked LM of the queries, on the weights of the documents' where it is the same model."""
+        """Build the masked LM of the queries, with the weights of the document model if it is the same model."""
         require_torch(f"The query side of {checkpoint.name}, a masked LM,")
         encode, wanted = self._pipeline.encode, as_documents(settings)
         is_own_model = not self._pipeline.model.query and checkpoint.query.folder == checkpoint.transformer
@@ -290,18 +278,18 @@ class SparseEncoder:
 
     @cached_property
     def _checkpoint(self) -> Checkpoint:
-        """The checkpoint of the documents. Only what holds `_building` reads it."""
+        """The checkpoint of the documents. Read it only while you hold `_building`."""
         model = self._pipeline.model
         if not model.document:
-            raise UsageError(f"{model.query!r} is a model of queries alone. Set [model] document too.")
+            raise UsageError(f"{model.query!r} is a model for queries only. Set [model] document too.")
         return read_checkpoint(model.document, model.revision, code=model.trust_remote_code)
 
 
 @dataclass
 class _QueryEncoding:
-    """A query encoder, and the vocabulary that its vectors have.
+    """A query encoder, and the vocabulary of its vectors.
 
-    `transformer` is the folder of the document model that the vocabulary is shared with, None for one of its own.
+    `transformer` is the folder of the document model that shares its vocabulary, None for a separate vocabulary.
     """
 
     encoder: WeightTable | MaskedLMQueryEncoder
@@ -310,7 +298,7 @@ class _QueryEncoding:
 
     @cached_property
     def vocabulary(self) -> list[str | None]:
-        """The vocabulary of the documents, or the queries' own where that lacks one of their tokens."""
+        """The vocabulary of the documents, or the queries' own if that lacks one of their tokens."""
         own = self.encoder.vocabulary
         if self.transformer is None:
             return own

@@ -1,9 +1,8 @@
 """Products on CPUs: linear layers laid out once for oneDNN, and the instructions that a CPU multiplies with.
 
-In: a model in float32 or bfloat16. Out: the same model, computing the same up to the order of its sums, a tenth faster
-than with torch's own product. torch's compiler uses these operators in the same way. They are not public, so they are
-tried first and not used where they fail. Whether they fail depends on torch's version and the CPU alone, as the last
-bits of a run do. float16, which CPUs compute slowly, keeps torch's product.
+In: a model in float32 or bfloat16. Out: the same model, with the same results up to the order of sums, a tenth faster
+than with torch's own product. The operators, which torch's compiler uses too, are not public, so they are tried first
+and not used if they fail; that depends on torch's version and the CPU alone. float16 keeps torch's product.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ import torch
 
 from sparse_ingest.errors import first_line
 
-# torch and oneDNN each cache a product, with its working memory, for every number of rows they met: 1,024 of them take
-# gigabytes, and are slower than creating one again. Both read these variables at the first product of the process.
+# torch and oneDNN each cache a product, with its working memory, for every number of rows: the default of 1,024 takes
+# gigabytes, and is slower than creating one again. Both read these variables at the first product of the process.
 for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "64")
 
-# Rows for which oneDNN chooses the layout; any number of rows is then computed with it.
+# Number of rows for which oneDNN chooses the layout; it works for any number.
 ROWS = 2048
 # The vendor whose AVX512_BF16 has twice the rate of float32: Zen 4 does 220 GFLOP/s a core instead of 108 in a product
-# of 2,048 rows, whatever its width. Intel CPUs without AMX are no faster than in float32.
+# of 2,048 rows of any width. Intel CPUs without AMX are no faster than in float32.
 FULL_RATE = "AuthenticAMD"
-# Parts of the names that ONEDNN_MAX_CPU_ISA has for instruction sets with bfloat16, and for those with AVX512's VNNI.
+# Parts of the values of ONEDNN_MAX_CPU_ISA for instruction sets with bfloat16, and for those with AVX512's VNNI.
 WITH_BFLOAT16 = ("BF16", "FP16", "AMX", "AVX10")
 WITH_VNNI = ("CORE_VNNI", *WITH_BFLOAT16)
 
@@ -39,7 +38,7 @@ logger = logging.getLogger(__name__)
 def pack_linear_layers(model: torch.nn.Module) -> None:
     """Replace the product of every linear layer of a model on the CPU, and free the original weights."""
     for module in model.modules():
-        # Layers of other classes may add something, and so may a forward that was set from outside.
+        # Subclasses, or a forward that was set from outside, may compute something else.
         if type(module) is torch.nn.Linear and "forward" not in vars(module) and is_faster(module.weight.dtype):
             bias = None if module.bias is None else module.bias.detach()
             module.__dict__["forward"] = product_of(module.weight.detach(), bias)
@@ -108,10 +107,7 @@ def vendor() -> str:
 
 
 def _may_use(supported: str, *names: str) -> bool:
-    """Return whether torch sees an instruction set, and ONEDNN_MAX_CPU_ISA allows one that has it.
-
-    The variable is oneDNN's, which torch multiplies with; what it forbids is not used by our kernels either.
-    """
+    """Return whether torch sees an instruction set and ONEDNN_MAX_CPU_ISA, which our kernels follow too, allows it."""
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
     if allowed != "DEFAULT" and not any(name in allowed for name in names):
         return False

@@ -1,8 +1,8 @@
-"""What happens when the memory of a device does not suffice, and how that is recognized.
+"""Handling of out-of-memory errors of a device.
 
 A batch that does not fit halves the encoder's budget of tokens, and `BudgetLowered` makes the caller start its shard
-again: all its batches must come from one budget, or the shard's bytes would depend on where memory ran out. A document
-that does not fit alone raises `DocumentTooLarge`. A process that the system kills is not covered.
+again: all its batches must have one budget, or the shard's bytes would depend on where memory ran out. A document that
+does not fit alone raises `DocumentTooLarge`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TypeVar
 from sparse_ingest.errors import SparseIngestError
 
 T = TypeVar("T")
-# Messages of torch's allocator for the CPU, of oneDNN and of the system; on a GPU it is an exception class.
+# In messages of torch's CPU allocator, of oneDNN and of the system; a GPU has an exception class.
 SIGNS = ("can't allocate memory", "cannot allocate memory", "out of memory", "could not create a memory")
 
 
@@ -55,7 +55,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def until_it_fits(encode: Callable[[], T]) -> T:
-    """Call an encoder until it no longer lowers its budget, and return its result; for texts that are in no shard."""
+    """Call an encoder until it no longer lowers its budget, and return its result; not for shards."""
     while True:
         try:
             return encode()

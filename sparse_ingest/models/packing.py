@@ -1,9 +1,9 @@
-"""Documents packed one after another, without padding: where each is, its positions, and attention within each.
+"""Documents packed one after another without padding: their rows, their positions, and attention within each.
 
-In: lengths and token ids of a batch. Out: places and positions of the tokens in one row, and an attention function that
-transformers calls in place of its own, in which a token sees its own document only. On a GPU in half precision all
-documents are one call of torch's variable-length attention; otherwise each run of documents of one length is one call
-of the usual attention. Models with attention of their own are padded (body.py).
+In: lengths and token ids of a batch. Out: rows and positions of the tokens, and an attention function for transformers
+in which a token sees its own document only. On a GPU in half precision all documents are one call of torch's
+variable-length attention; otherwise each run of documents of one length is one call of the usual attention. Models
+with attention of their own are padded (body.py).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from sparse_ingest.models.tokenizer import TokenIds
 
 # The name of the attention function in transformers' registry.
 PACKED = "sparse_ingest_packed"
-# Documents are padded to one length for a maximum where that adds at most this share of rows; one call for each
-# document costs 4 microseconds, which is 3% of a small model's time.
+# Documents are padded to one length for a maximum if that adds at most this share of rows. One call per document would
+# cost 4 microseconds each, 3% of a small model's time.
 PADDING = 1 / 16
 
 
@@ -62,14 +62,14 @@ class Packing:
 
     @cached_property
     def starts(self) -> torch.Tensor:
-        """First row of each document, and the number of rows at the end; int32, as attention needs it."""
+        """First row of each document, and the number of all rows; int32, as attention needs it."""
         return to_device(np.cumsum([0, *self.lengths], dtype=np.int32), self.device)
 
     @cached_property
     def blocks(self) -> tuple[torch.Tensor | None, list[LengthRun]]:
-        """Group adjacent documents of similar length: the index of each row, and the resulting runs.
+        """Runs of adjacent documents of similar length, and the index of each row, None if no row is repeated.
 
-        Shorter documents repeat their last row, which changes no maximum over them. Index None: no row is repeated.
+        Shorter documents repeat their last row, which does not change a maximum over them.
         """
         blocks: list[LengthRun] = []
         for run in self.runs:
@@ -85,10 +85,7 @@ class Packing:
         return to_device(_repeated(self.lengths, longest), self.device), blocks
 
     def at_least(self, rows: int) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Return the index of each row when documents are padded to `rows` rows, and the resulting `starts`.
-
-        Index None: no row is repeated.
-        """
+        """Pad documents to `rows` rows. Return the index of each row, None if all are long enough, and the `starts`."""
         if min(self.lengths) >= rows:
             return None, self.starts
         longer = np.maximum(self.lengths, rows)
@@ -102,19 +99,19 @@ def ordinal_positions(token_ids: Sequence[TokenIds]) -> npt.NDArray[np.int64]:
 
 
 def positions_behind(padding_id: int, token_ids: Sequence[TokenIds]) -> npt.NDArray[np.int64]:
-    """Return positions as RoBERTa numbers them: from the padding's id + 1, and padding within a text is not counted."""
+    """Return positions as RoBERTa numbers them: from `padding_id + 1`, not counting padding within a text."""
     counted = [ids != padding_id for ids in token_ids]
     return np.concatenate([np.cumsum(one) * one for one in counted]) + padding_id
 
 
 def to_device(array: npt.NDArray[np.integer], device: torch.device) -> torch.Tensor:
-    """Copy an array to the device. The host does not wait for a GPU, as it would with ordinary memory."""
+    """Copy an array to the device, to a GPU from pinned memory, so that the host does not wait."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def register() -> str:
-    """Register the packed attention with transformers, and return its name there; repeating it changes nothing."""
+    """Register the packed attention with transformers, and return its name there; may be repeated."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, packed_attention)
@@ -133,9 +130,9 @@ def packed_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention within each document; in `[1, heads, rows, width]`, out `[1, rows, heads, width]`.
+    """Return attention within each document: `[1, heads, rows, width]` to `[1, rows, heads, width]`.
 
-    `sliding_window` is transformers' number: how far a token sees to each side, plus one.
+    `sliding_window` is, as in transformers, the number of tokens seen on each side, plus one.
     """
     reach = None if sliding_window is None else sliding_window - 1
     if query.is_cuda and query.dtype != torch.float32:
@@ -162,7 +159,7 @@ def packed_attention(
 
 @cache
 def _unsplit(attention: Callable[..., Any]) -> dict[str, Any]:
-    """With more splits the order of a sum would depend on the rest of the batch. torch 2.11 has no splits."""
+    """Return options against splits, with which the order of a sum depends on the batch; torch 2.11 has none."""
     return {"num_splits": 1} if "num_splits" in signature(attention).parameters else {}
 
 

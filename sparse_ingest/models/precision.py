@@ -1,8 +1,8 @@
-"""What `--dtype auto` means: the fastest dtype that keeps the weights and terms of float32.
+"""`--dtype auto`: the fastest dtype that keeps the weights and terms of float32.
 
-Candidates have a fixed order of speed per device; nothing is timed. Each encodes the first documents of the corpus, as
-many as take a minute or so, and the first candidate that keeps enough of float32's weights and terms is chosen. The
-choice is stored in the run and used when it is resumed.
+Candidates have a fixed order per device; nothing is timed. Each encodes the first documents of the corpus, for about a
+minute, and the first candidate that keeps enough of float32's weights and terms is chosen. The choice is stored in the
+run and used when it is resumed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from sparse_ingest.models.vectors import NotFinite
 from sparse_ingest.records import SparseRows
 
 SAMPLE = 256  # documents
-# Of these, as many as have so many tokens together: a large model reads them in a minute on two cores.
+# At most this many tokens of them, which a large model reads in a minute on two cores.
 SAMPLE_TOKENS = 16384
-KEPT_MASS = 0.999  # of float32's summed weights, on terms that the candidate has too
+KEPT_MASS = 0.999  # of float32's sum of weights, on terms that the candidate has too
 KEPT_TERMS = 0.99  # of float32's terms above TERM_WEIGHT
 TERM_WEIGHT = 0.1
 
@@ -31,10 +31,10 @@ TERM_WEIGHT = 0.1
 def candidates(device: str) -> tuple[str, ...]:
     """Return the dtypes that are faster than float32 on a device, fastest first.
 
-    On a CPU the integer head is the fastest where there is VNNI. The body is faster in bfloat16 where there is AMX, or
-    AVX512_BF16 at its full rate; on other CPUs bfloat16 is slower than float32. Where a CPU has one of the two, the
-    head matters more in small models (on Zen 4 int8 is 1.4 times as fast as bfloat16 for BERT-tiny), the body in large
-    ones (0.7 times for DistilBERT). On a GPU both half types are equally fast, and float16 has three bits more.
+    On a CPU with VNNI the integer head is the fastest. The body is faster in bfloat16 with AMX, or with AVX512_BF16 at
+    full rate, otherwise slower. The head matters more in small models (on Zen 4 int8 is 1.4 times as fast as bfloat16
+    for BERT-tiny), the body in large ones (0.7 times for DistilBERT). On a GPU both half types are equally fast, and
+    float16 has three bits more.
     """
     if device.startswith("cuda"):
         return ("float16", "bfloat16")
@@ -44,7 +44,7 @@ def candidates(device: str) -> tuple[str, ...]:
 
 
 def choose_dtype(build: Callable[[str], DocumentEncoder], device: str, texts: Sequence[str]) -> dict[str, Any]:
-    """Return the chosen `dtype` with its reasons, as the manifest keeps them."""
+    """Return the chosen `dtype` and the results of the candidates, for the manifest."""
     tried: dict[str, Any] = {}
     choice = {"dtype": "float32", "device": device, "documents": len(texts), "tried": tried}
     faster = candidates(device)
@@ -74,7 +74,7 @@ def _sampled(encoder: DocumentEncoder, texts: Sequence[str]) -> tuple[SparseRows
 
 
 def _kept(expected: SparseRows, found: SparseRows) -> tuple[float, float]:
-    """Shares of float32's weight mass, and of its terms above TERM_WEIGHT, whose terms the other has too."""
+    """Return which shares of float32's sum of weights, and of its terms above TERM_WEIGHT, the other vectors keep."""
     if not np.isfinite(found.weights).all():
         return 0.0, 0.0
     common = np.isin(_keys(expected), _keys(found), assume_unique=True)

@@ -1,7 +1,4 @@
-"""What turns query texts into weights: a weight table, which needs neither torch nor numpy, or a masked LM.
-
-Weight tables themselves are in queries/weight_table.py. torch is imported only where a masked LM is built.
-"""
+"""Query encoders: a weight table (queries/weight_table.py), which needs neither torch nor numpy, or a masked LM."""
 
 from __future__ import annotations
 
@@ -65,8 +62,7 @@ def build_weight_table(checkpoint: Checkpoint, settings: ModelSettings) -> Weigh
 class MaskedLMQueryEncoder:
     """A checkpoint's query side as token strings and weights, heaviest first; equal weights by token id.
 
-    `vocabulary` holds the token string of each id. Threads may call it at the same time; their texts are computed one
-    call after another.
+    `vocabulary` has the token string of each id. Threads may share it; their calls are computed one after another.
     """
 
     def __init__(self, encoder: DocumentEncoder, *, max_active_dims: int | None = None) -> None:
@@ -76,10 +72,10 @@ class MaskedLMQueryEncoder:
         self._lock = threading.Lock()
 
     def encode(self, texts: Sequence[str]) -> list[QueryWeights]:
-        """The weights of each query; a query without any weight is an empty dict."""
+        """Return the weights of each query; a query without weights is an empty dict."""
         from sparse_ingest.models.sparse_vectors import SparseVectors
 
-        with self._lock:  # a call may lower the encoder's budget, and change its tokenizer to the faster one
+        with self._lock:  # a call may lower the encoder's budget, and replace its tokenizer by the faster one
             encoded = until_it_fits(lambda: self._encoder.encode(texts))
         vectors = SparseVectors.from_rows(encoded.vectors, self.vocabulary)
         return [dict(pairs) for pairs in vectors.decode(self._max_active_dims)]
@@ -91,10 +87,7 @@ QueryEncoder: TypeAlias = WeightTable | MaskedLMQueryEncoder
 def build_query_encoder(
     checkpoint: Checkpoint, settings: ModelSettings, *, device: str = "cpu", batch_tokens: int | None = None
 ) -> MaskedLMQueryEncoder:
-    """Build the masked LM that encodes a checkpoint's queries.
-
-    `settings` must be those of its query side, resolved (checkpoints/settings.py).
-    """
+    """Build the masked LM that encodes a checkpoint's queries, with the resolved settings of its query side."""
     from sparse_ingest.models.documents import DocumentEncoder, choose_device
 
     query_side = replace(checkpoint, transformer=checkpoint.query.folder)

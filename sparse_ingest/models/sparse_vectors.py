@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 SHOWN_TOKENS = 5  # of the first row, in a repr
-# Documents scored together: their terms are sorted by token, some 60 MB for 200 terms a document.
+# Documents scored together: their terms are sorted by token, about 60 MB for 200 terms per document.
 DOCUMENTS_AT_ONCE = 1 << 14
 
 Places: TypeAlias = slice | Sequence[int] | npt.NDArray[np.integer] | npt.NDArray[np.bool_]
@@ -141,7 +141,7 @@ class SparseVectors:
         return list(self)
 
     def to_rows(self) -> SparseRows:
-        """Return the same vectors as a run keeps them; without `doc_ids` the ids are "0", "1", "2", ..."""
+        """Return the vectors in the format of runs; without `doc_ids` the ids are "0", "1", "2", ..."""
         doc_ids = [str(row) for row in range(len(self))] if self.doc_ids is None else self.doc_ids
         narrow = np.uint16 if len(self.vocabulary) <= 1 << 16 else np.uint32
         return SparseRows(doc_ids, self.indptr, self.token_ids.astype(narrow), self.weights)
@@ -181,11 +181,7 @@ Vectors: TypeAlias = SparseVectors | Mapping[str, float] | Sequence[Mapping[str,
 
 
 def as_vectors(vectors: Vectors) -> SparseVectors:
-    """Return vectors that may be given as one dictionary from token to weight, or as a list of them.
-
-    Raises:
-        UsageError: they are something else.
-    """
+    """Return vectors from one dictionary from token to weight, or a list of them. Raise `UsageError` for others."""
     if isinstance(vectors, SparseVectors):
         return vectors
     if isinstance(vectors, Mapping):
@@ -193,8 +189,8 @@ def as_vectors(vectors: Vectors) -> SparseVectors:
     if isinstance(vectors, Sequence) and not isinstance(vectors, str | bytes):
         return SparseVectors.from_dicts(vectors)
     raise UsageError(
-        f"{type(vectors).__name__} holds no sparse vectors; expected SparseVectors, a dictionary from token to weight, "
-        "or a list of such dictionaries."
+        f"Not sparse vectors: {type(vectors).__name__}; expected SparseVectors, a dictionary from token to weight, or "
+        "a list of such dictionaries."
     )
 
 
@@ -211,7 +207,7 @@ def similarity(queries: Vectors, documents: Vectors) -> npt.NDArray[np.float32]:
         float32 `[queries, documents]`.
 
     Raises:
-        UsageError: either argument holds no sparse vectors.
+        UsageError: an argument is not sparse vectors.
     """
     left, right = as_vectors(queries), as_vectors(documents)
     terms = SparseRows((), left.indptr, _ids_in(right.vocabulary, left), left.weights)
@@ -230,18 +226,14 @@ def similarity(queries: Vectors, documents: Vectors) -> npt.NDArray[np.float32]:
 
 
 def whole_number(name: str, value: int | None) -> int | None:
-    """Return the value of an option that is None or a whole number above zero.
-
-    Raises:
-        UsageError: it is something else.
-    """
+    """Return an option that is None or a whole number above zero. Raise `UsageError` for other values."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value <= 0):
         raise UsageError(f"{name} is {value!r}; expected a whole number above zero, or None.")
     return None if value is None else int(value)
 
 
 def _ids_in(vocabulary: Sequence[str | None], vectors: SparseVectors) -> npt.NDArray[np.int32]:
-    """Return the id that another vocabulary gives to the token of each term, -1 where it has none."""
+    """Return the id of the token of each term in another vocabulary, -1 if it lacks the token."""
     if vocabulary is vectors.vocabulary or list(vocabulary) == list(vectors.vocabulary):
         return vectors.token_ids
     ids = {token: token_id for token_id, token in enumerate(vocabulary) if token is not None}

@@ -1,7 +1,7 @@
 """Texts in memory to pruned vectors, a window of texts at a time, with progress and stop requests.
 
-In: texts, and a document encoder. Out: `SparseVectors`. Where memory runs out, the window is encoded again in smaller
-batches. Which model encodes is chosen in encoder.py.
+In: texts, and a document encoder. Out: `SparseVectors`. If memory runs out, the window is encoded again in smaller
+batches.
 """
 
 from __future__ import annotations
@@ -28,16 +28,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The windows of `encode`, whose batches do not cross them either: the same texts get the same bits.
+# The same windows as in a run, so that the same texts share batches and get the same bits.
 WINDOW_TEXTS = 8192
 WINDOW_CHARACTERS = 32 << 20
 
 
 class DocumentSide:
-    """A document encoder with the pruning of its pipeline, resolved (checkpoints/settings.py).
-
-    Threads take turns, a window of texts each.
-    """
+    """A document encoder with the pruning of its resolved pipeline. Threads take turns, a window of texts each."""
 
     def __init__(self, encoder: DocumentEncoder, pipeline: Pipeline) -> None:
         self.encoder = encoder
@@ -46,7 +43,7 @@ class DocumentSide:
         self._warned = False
 
     def computes_as(self, settings: ModelSettings) -> bool:
-        """Return whether these settings ask for this encoder's weights, activation and special tokens."""
+        """Return whether these settings have this encoder's activation, pooling and special tokens."""
         names = ("activation", "pooling", "document_special_tokens")
         return all(getattr(self._model, name) == getattr(settings, name) for name in names)
 
@@ -79,7 +76,7 @@ class DocumentSide:
         return replace(SparseVectors.from_rows(SparseRows.joined(parts), self.encoder.vocabulary), doc_ids=None)
 
     def _encode(self, texts: Sequence[str], reporter: Reporter) -> Encoded:
-        """Encode a window. What is encoded again, in smaller batches, is reported once."""
+        """Encode a window. Documents that are encoded again, in smaller batches, are reported once."""
         done = reported = 0
 
         def progress(documents: int, tokens: int) -> None:
@@ -102,11 +99,7 @@ class DocumentSide:
 
 
 def checked_texts(texts: str | Iterable[str]) -> list[str]:
-    """Return texts as a list; a single string is one text.
-
-    Raises:
-        UsageError: a text is not a string, or contains half of a surrogate pair.
-    """
+    """Return texts as a list; a single string is one text. Raise `UsageError` for a text that is not Unicode text."""
     if isinstance(texts, str):
         texts = [texts]
     if not isinstance(texts, Iterable) or isinstance(texts, bytes | bytearray | Mapping | AbstractSet):
@@ -119,7 +112,7 @@ def checked_texts(texts: str | Iterable[str]) -> list[str]:
             text.encode()
         except UnicodeEncodeError as error:
             half = f"\\u{ord(text[error.start]):04x}"
-            raise UsageError(f"Text {place} holds {half}, half of a surrogate pair. Fix its encoding.") from error
+            raise UsageError(f"Text {place} has {half}, half of a surrogate pair. Fix its encoding.") from error
     return chosen
 
 
@@ -131,7 +124,7 @@ def refuse_if_stopped(reporter: Reporter) -> None:
 
 @contextmanager
 def reporting(progress: bool | Reporter) -> Iterator[Reporter]:
-    """Yield the reporter that `progress=` means, and finish its bar if it was created here."""
+    """Yield the reporter of a `progress=` argument, and finish its bar if it was created here."""
     reporter = reporter_of(progress)
     try:
         yield reporter

@@ -1,10 +1,9 @@
 """Token ids to sparse vectors: batches, body, head and compaction, over the workers of one device.
 
-In: token ids of any number of inputs. Out: token ids and weights above zero of each, in their order. Batches run
-longest first on a few single-threaded workers on the CPU (two workers of one thread are faster than one of two). On a
-GPU the next batch is started before the terms of the previous one are read. Results do not depend on the number of
-workers, and which inputs share a batch depends on their lengths and the budget alone, so a run that is resumed
-elsewhere has the same batches. Calls from several threads run one after another.
+In: token ids of inputs. Out: token ids and weights above zero of each, in their order. Batches run longest first, on a
+CPU in single-threaded workers (two workers of one thread are faster than one of two); on a GPU the next batch starts
+before the terms of the previous one are read. Batches depend only on lengths and the budget, so a run that is resumed
+elsewhere has the same ones. Calls from several threads run one after another.
 """
 
 from __future__ import annotations
@@ -35,22 +34,21 @@ DTYPES = {
     "int8": torch.float32, "int8-bfloat16": torch.bfloat16,
 }  # fmt: skip
 NO_RULES = Pruning()
-# Tokens of a batch on a CPU: larger batches do not fit into the cache.
-CPU_TOKENS = 2048
-# On a GPU the host takes some 0.3 ms a layer to launch a batch, and 0.6 for the rest: computing it must take longer.
-# With so many numbers in the hidden states it takes 3 ms (BERT-tiny) to 24 (gte-base) on an H200 at 40% of its peak,
-# and launching 1.2 to 4.2. Their largest tensor has 268 MB. Computed from the models' arithmetic, not measured.
+CPU_TOKENS = 2048  # of a batch: larger batches do not fit into the cache
+# Numbers in the hidden states of a batch on a GPU. Computing it must take longer than launching it, which takes about
+# 0.3 ms per layer and 0.6 ms for the rest: on an H200 at 40% of its peak, 3 ms (BERT-tiny) to 24 ms (gte-base) against
+# 1.2 to 4.2 ms. The largest tensor has 268 MB. Estimated from the models' arithmetic, not measured.
 GPU_NUMBERS = 1 << 25
-# Documents of a batch: each has a dense row of the complete vocabulary until it is compacted.
+# Documents of a batch: each has a dense row of the vocabulary until it is compacted.
 BATCH_DOCUMENTS = {"cpu": 64, "cuda": 1024}
-# Held while a model is read or computes: torch keeps the number of threads, and transformers while it reads a model the
-# default dtype, for the complete process. One that calls back from within a batch may enter again.
+# Held while a model is loaded or computes: the number of torch's threads, and the default dtype that transformers sets
+# while it loads a model, are process-wide. Reentrant for calls from within a batch.
 TORCH_STATE = threading.RLock()
 
 Vector = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]  # token ids ascending, weights above zero
 NOTHING: Vector = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
-Batch = npt.NDArray[np.int64]  # which inputs share a forward pass
-BatchVectors = tuple[list[Vector], int]  # the vectors of a batch, and how many weights were on ids without a token
+Batch = npt.NDArray[np.int64]  # indices of inputs that share a forward pass
+BatchVectors = tuple[list[Vector], int]  # the vectors of a batch, and the number of weights on ids without a token
 Batches = Generator[BatchVectors, None, None]
 OnBatch = Callable[[int, int], None]  # called with the documents and tokens of each finished batch
 
@@ -61,12 +59,12 @@ class NotFinite(SparseIngestError):
     def __init__(self, dtype: str) -> None:
         super().__init__(
             f"The model computes numbers that are infinite or undefined in {dtype}. "
-            + ("Its weights are damaged; fetch it again." if dtype == "float32" else "Encode with --dtype float32.")
+            + ("Its weights are damaged; download it again." if dtype == "float32" else "Encode with --dtype float32.")
         )
 
 
 class VectorMaker:
-    """A masked LM with its head on one device. `vocabulary` gives the token string of each id."""
+    """A masked LM with its head on one device. `vocabulary` has the token string of each id."""
 
     def __init__(
         self, checkpoint: Checkpoint, settings: ModelSettings, tokenizer: Tokenizer, *, device: torch.device, dtype: str
@@ -91,13 +89,9 @@ class VectorMaker:
     def make(
         self, token_ids: Sequence[TokenIds], batch_tokens: int, progress: OnBatch, rules: Pruning = NO_RULES
     ) -> BatchVectors:
-        """Return the vectors of these inputs in their order, and how many weights were on ids without a token.
-
-        Raises:
-            DidNotFit: a batch does not fit into memory.
-        """
+        """Return the vectors of inputs, and the number of weights on ids without a token; may raise `DidNotFit`."""
         lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
-        # An empty text has no token if the tokenizer adds no special ones.
+        # An empty text has no tokens if the tokenizer adds no special ones.
         filled = np.flatnonzero(lengths)
         plan = plan_batches(lengths[filled], batch_tokens, BATCH_DOCUMENTS[self.device.type])
         batches = [filled[batch] for batch in plan]
@@ -119,22 +113,22 @@ class VectorMaker:
         try:
             yield from pool.map(lambda batch: self.compute([token_ids[place] for place in batch], batch), batches)
         finally:
-            # After Ctrl-C, or a batch that failed, do not wait for batches that have not started.
+            # After Ctrl-C or a failed batch, do not wait for batches that have not started.
             pool.shutdown(cancel_futures=True)
 
     def ahead(self, token_ids: Sequence[TokenIds], batches: list[Batch], rules: Pruning) -> Batches:
         """Yield the batches in order; each is started before the terms of the previous one arrive."""
         before: tuple[Batch, Transfer] | None = None
         for batch in [*batches, None]:
-            begun = None
+            started = None
             if batch is not None:
                 with self._fitting(batch, token_ids):
-                    begun = batch, self._begin([token_ids[place] for place in batch], rules)
+                    started = batch, self._start([token_ids[place] for place in batch], rules)
             if before is not None:
                 places, transfer = before
                 with self._fitting(places, token_ids):
                     yield self._split(transfer.arrive())
-            before = begun
+            before = started
 
     def compute(self, token_ids: Sequence[TokenIds], places: Batch) -> BatchVectors:
         """Return the vectors of one batch, computed on a CPU."""
@@ -147,23 +141,23 @@ class VectorMaker:
             values = logarithm(found, self._activation).numpy()
             return self._split(Terms(counts, columns.astype(np.int32), values, int(dropped)))
 
-    def _begin(self, token_ids: Sequence[TokenIds], rules: Pruning) -> Transfer:
+    def _start(self, token_ids: Sequence[TokenIds], rules: Pruning) -> Transfer:
         with torch.inference_mode():
             weights, dropped = self._weights(token_ids)
             return Transfer(logarithm(weights, self._activation), rules, dropped)
 
     def _weights(self, token_ids: Sequence[TokenIds]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights before the logarithm, `[documents, vocabulary]`, and how many were on ids without a token.
+        """Return weights before the logarithm, `[documents, vocabulary]`, and how many were on ids without a token.
 
-        That number is -1 where hidden states are not finite: the maximum over them may be zero everywhere, and reading
-        a flag from a GPU here would make the host wait.
+        The number is -1 if hidden states are not finite, which a maximum can hide; a flag would make the host wait for
+        the GPU.
         """
         rows, packing = self.body.hidden(token_ids, self._padding_id)
         weights = self._head(rows, packing)
         weights[:, self._zeroed] = 0
         dropped = torch.count_nonzero(weights[:, self._tokenless])
         weights[:, self._tokenless] = 0
-        # A sum is finite where each number is, and much faster to compute than a test of each.
+        # The sum is finite if each number is, and much faster to compute than a test of each.
         return weights, torch.where(rows.sum(dtype=torch.float32).isfinite(), dropped, -1)
 
     def _split(self, terms: Terms) -> BatchVectors:
@@ -175,7 +169,7 @@ class VectorMaker:
 
     @contextmanager
     def _fitting(self, places: Batch, token_ids: Sequence[TokenIds]) -> Iterator[None]:
-        """Name the inputs for which memory ran out."""
+        """Raise `DidNotFit` with the inputs of the batch if memory runs out in the block."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
@@ -185,7 +179,7 @@ class VectorMaker:
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Make a GPU the current one of this thread; otherwise pinned memory would take 500 MB of the first one."""
+    """Make a GPU the current one of this thread; otherwise pinned memory would take 500 MB of the first GPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -209,9 +203,8 @@ def usual_batch_tokens(device: str, width: int) -> int:
 def plan_batches(lengths: npt.NDArray[np.integer], batch_tokens: int, batch_documents: int) -> list[Batch]:
     """Split documents into batches of at most `batch_tokens` padded tokens and `batch_documents` documents.
 
-    Documents are taken longest first, so that attention computes documents of almost the same length together; equal
-    lengths keep corpus order. A document that is longer than the budget gets a batch of its own. Every index occurs
-    once.
+    Documents are sorted longest first, so that those of similar length share a batch; equal lengths keep corpus order.
+    A document longer than the budget gets its own batch. Every index occurs once.
     """
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     batches: list[Batch] = []

@@ -1,1 +1,1 @@
-"""The run folder: sparse vectors on disk, complete under their final names, with the identity that made them."""
+"""The run folder: sparse vectors on disk, and the settings that they were encoded with."""

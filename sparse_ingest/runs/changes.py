@@ -1,9 +1,8 @@
 """Diff two runs: documents to send and ids to delete.
 
 In: two runs of one vocabulary. Out: for each shard of the newer run its documents that are new or have another text,
-vector or field; and the ids of the older run that the newer one lacks. Both are found by a merge of 128-bit hashes of
-the ids on disk, in memory that does not grow with the runs: equal hash means equal id, as with texts. Whether a
-document changed is a 64-bit hash of all that it has, compared with that of the same id alone.
+vector or field; and the ids of the older run that the newer one lacks. Ids are matched by 128-bit hashes, merged on
+disk so that memory does not grow with the runs; contents of the same id are compared by 64-bit hashes.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _CONTENT, _PLACE = 2, 3  # columns, after both halves of the hash of the id
 
 
 class ChangeCounts(NamedTuple):
-    """How many documents of the newer run are new, changed or the same, and how many of the older one it lacks."""
+    """The number of documents of the newer run that are new, changed or the same, and of those that it lacks."""
 
     added: int
     changed: int
@@ -43,16 +42,16 @@ class Changes:
 
     Args:
         old: the older run, as it was loaded.
-        new: the newer one.
-        scratch: an existing folder with room for 33 bytes per document of both while they are merged, 1 afterwards.
-        refused: ids of `old` that the index did not take: no document of `new` is the same as one of these.
+        new: the newer run.
+        scratch: an existing folder with space for 33 bytes per document of both during the merge, 1 afterwards.
+        refused: ids of `old` that the index refused; their documents in `new` count as changed.
     """
 
     def __init__(self, old: Run, new: Run, scratch: Path, *, refused: Collection[str] = ()) -> None:
         if old.vocabulary() != new.vocabulary():
             raise RunError(
-                f"{old.path} and {new.path} have different vocabularies: all vectors differ. "
-                "Load the newer run into an index of its own."
+                f"{old.path} and {new.path} have different vocabularies, so all vectors differ. "
+                "Load the newer run into a new index."
             )
         self._old, self._new = old, new
         self._old_places, old_rows = _places(old)
@@ -65,7 +64,7 @@ class Changes:
         self.counts = self._merge(pieces)
 
     def documents(self, shard: int) -> Iterator[ShardPart]:
-        """The documents of a shard of the newer run that differ, one row group at a time."""
+        """Yield the documents of a shard of the newer run that differ, one row group at a time."""
         first = self._new_places[shard].start
         for part in shard_parts(self._new, shard):
             differs = np.array(self._differs[first : first + len(part.rows)])
@@ -74,11 +73,11 @@ class Changes:
                 yield part if differs.all() else take_rows(part, np.flatnonzero(differs))
 
     def differing(self, shard: int) -> int:
-        """How many documents `documents` gives for a shard."""
+        """Return the number of documents that `documents` yields for a shard."""
         return int(np.count_nonzero(self._differs[self._new_places[shard]]))
 
     def missing_ids(self) -> Iterator[str]:
-        """The ids of the older run that the newer one lacks, in order of the older run."""
+        """Yield the ids of the older run that the newer one lacks, in order of the older run."""
         for shard, places in self._old_places.items():
             if self._missing[places].any():
                 for place, (_, doc_id) in enumerate(read_doc_ids(checked_shard(self._old, shard)), start=places.start):
@@ -97,20 +96,20 @@ class Changes:
 
 
 def _places(run: Run) -> tuple[dict[int, slice], int]:
-    """Return the places of the documents of each finished shard in the run, and the number of all documents."""
+    """Return the range of document numbers of each finished shard, and the number of all documents."""
     shards = finished_shards(run)
     ends = list(accumulate(map(run.rows_of, shards), initial=0))
     return {shard: slice(*span) for shard, span in zip(shards, pairwise(ends), strict=True)}, ends[-1]
 
 
 def _flags(scratch: Path, rows: int) -> npt.NDArray[np.bool_]:
-    """Return one bool per document on disk, all false. There is at least one: an empty file cannot be mapped."""
+    """Return one bool per document on disk, all false; at least one, because an empty file cannot be mapped."""
     with tempfile.TemporaryFile(dir=scratch) as file:
         return np.memmap(file, dtype=np.bool_, mode="w+", shape=max(1, rows))
 
 
 def _add(run: Run, places: dict[int, slice], pieces: SortedPieces, mark: np.uint64, refused: frozenset[str]) -> None:
-    """Add a row for each document of a run, marked as of this run."""
+    """Add a row for each document of a run; `mark` identifies the run."""
     for shard, expected in places.items():
         place = expected.start
         for part in shard_parts(run, shard):
@@ -119,23 +118,23 @@ def _add(run: Run, places: dict[int, slice], pieces: SortedPieces, mark: np.uint
             rows[:, :_CONTENT] = np.frombuffer(ids, dtype=np.uint64).reshape(-1, 2)
             rows[:, _CONTENT] = _content_hashes(part)
             if refused:
-                # Inverted, it equals that of no document: the index holds none of this content.
-                taken = [doc_id in refused for doc_id in part.vectors.doc_ids]
-                rows[taken, _CONTENT] = ~rows[taken, _CONTENT]
+                # An inverted hash equals that of no document, so the document counts as changed.
+                inverted = [doc_id in refused for doc_id in part.vectors.doc_ids]
+                rows[inverted, _CONTENT] = ~rows[inverted, _CONTENT]
             rows[:, _PLACE] = np.arange(place, place + len(part.rows), dtype=np.uint64) | mark
             pieces.add(rows)
             place += len(part.rows)
 
 
 def _content_hashes(part: ShardPart) -> Numbers:
-    """A hash of the text, the fields and the vector of each document, whatever types the shard has."""
+    """Return a hash of the text, fields and vector of each document that does not depend on the types of the shard."""
     vectors = part.vectors
     terms = np.empty((len(vectors.weights), 2), dtype=np.uint32)
     terms[:, 0] = vectors.token_ids
     terms[:, 1] = vectors.weights.astype(np.float32, copy=False).view(np.uint32)
     content = terms.tobytes()
     borders = (8 * vectors.indptr).tolist()
-    # No JSON object holds a zero byte: the fields end where the first one is, after the 16 bytes of the text.
+    # JSON has no zero byte, so the first one after the 16 bytes of the text's hash ends the fields.
     hashes = b"".join(
         hashlib.blake2b(b"%b%b\0%b" % (text, fields.encode(), content[start:end]), digest_size=8).digest()
         for text, fields, (start, end) in zip(part.text_hashes, part.fields, pairwise(borders), strict=True)

@@ -1,12 +1,8 @@
 """Finished shards, read after a check against their records in done/.
 
 In: a run, some of its shards. Out: their documents, vectors or ids, in order. A shard is hashed before its first value
-is used, once in a process as long as the file stays the same; the values are checked as they are read. `checked_parts`
-hashes and decodes a shard through one open file, so its bytes come from the disk once and from the page cache
-afterwards; a shard at an address is downloaded to a scratch file for that, one at a time. Memory is bounded by a row
-group.
-
-Not covered: whether an index accepts the documents (cluster/preflight.py).
+is used, once per process as long as the file stays the same; values are checked as they are read. Memory is bounded by
+a row group. Whether an index accepts the documents is checked in cluster/preflight.py.
 """
 
 from __future__ import annotations
@@ -14,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,32 +20,22 @@ from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import ShardPart, open_file, read_doc_ids, read_shard, read_shard_vectors, reading_shard
 from sparse_ingest.storage.places import Place, RemotePath
 
-T = TypeVar("T")
-_checked: dict[str, object] = {}  # shards by path: the hash that they had, and the state of the file at that time
+T = TypeVar("T", ShardPart, SparseRows)
+_checked: dict[str, object] = {}  # the hash of each shard by path, and the state of its file when it was hashed
 
 
 def checked_shard(run: Run, shard: int) -> Place:
-    """Return the path of a finished shard whose SHA-256 is that of its record in done/.
-
-    Raises:
-        RunError: it is missing or damaged, or cannot be read.
-    """
+    """Return the path of a finished shard. Raise `RunError` if it is missing, unreadable or has another SHA-256."""
     path, record = run.shard_path(shard), run.need_done(shard)
     with reading_shard(path):
-        state = _state(path, record["sha256"])
-        if _checked.get(str(path)) != state:
+        if _checked.get(str(path)) != _state(path, record["sha256"]):
             with open_file(path) if isinstance(path, Path) else path.open() as file:
-                _refuse_other_hash(path, file, record["sha256"])
-            _checked[str(path)] = state
+                _check_hash(path, file, record["sha256"])
     return path
 
 
 def finished_shards(run: Run) -> list[int]:
-    """Return the numbers of the finished shards of a run whose files belong together.
-
-    Raises:
-        RunError: shards were lost or come from another run, or vocab.json is not that of the run.
-    """
+    """Return the numbers of the finished shards. Raise `RunError` if shards, records and vocab.json do not match."""
     run.refuse_mixed()
     run.vocabulary()
     return run.done_shards()
@@ -57,24 +43,21 @@ def finished_shards(run: Run) -> list[int]:
 
 def shard_parts(run: Run, shard: int) -> Iterator[ShardPart]:
     """Yield the parts of a shard after its check; see `read_shard`."""
-    return _counted(run, shard, read_shard, lambda part: part.vectors)
+    path = checked_shard(run, shard)
+    yield from _counted(path, run.rows_of(shard), read_shard(path, tokens=len(run.vocabulary())))
 
 
 def shard_vectors(run: Run, shard: int) -> Iterator[SparseRows]:
     """Yield the vectors of a shard after its check; see `read_shard_vectors`."""
-    return _counted(run, shard, read_shard_vectors, lambda vectors: vectors)
-
-
-def _counted(run: Run, shard: int, read: Callable[..., Iterator[T]], vectors: Callable[[T], SparseRows]) -> Iterator[T]:
-    path, rows = checked_shard(run, shard), 0
-    for part in read(path, tokens=len(run.vocabulary())):
-        rows += len(vectors(part).doc_ids)
-        yield part
-    _refuse_other_rows(path, rows, run.rows_of(shard))
+    path = checked_shard(run, shard)
+    yield from _counted(path, run.rows_of(shard), read_shard_vectors(path, tokens=len(run.vocabulary())))
 
 
 def checked_parts(run: Run, shards: Iterable[int]) -> Iterator[ShardPart]:
     """Yield the parts of some finished shards. A shard is hashed before its first part.
+
+    It is hashed and decoded through one open file, so the second read comes from the page cache; a shard at an address
+    is first downloaded to a scratch file.
 
     Raises:
         RunError: a shard is missing, or its SHA-256 or number of rows differs from its record in done/.
@@ -84,36 +67,32 @@ def checked_parts(run: Run, shards: Iterable[int]) -> Iterator[ShardPart]:
     for number, shard in enumerate(shards):
         path, record = run.shard_path(shard), run.need_done(shard)
         if number == 0 and isinstance(path, RemotePath) and not path.listable:
-            next(read_doc_ids(path), None)  # by ranges, as sending reads: not every web server supports that
+            next(read_doc_ids(path), None)  # with range requests, as the load does: not every web server supports them
         with _local_file(run, path) as local, reading_shard(path), open_file(local) as file:
-            state = _state(path, record["sha256"])
-            _refuse_other_hash(path, file, record["sha256"])
-            _checked[str(path)] = state
-            rows = 0
-            for part in read_shard(path, opened=file, tokens=tokens):
-                rows += len(part.rows)
-                yield part
-        _refuse_other_rows(path, rows, record["rows"])
+            _check_hash(path, file, record["sha256"])
+            yield from _counted(path, record["rows"], read_shard(path, opened=file, tokens=tokens))
 
 
 def _state(path: Place, sha256: str) -> object:
-    """Return what changes if the file is replaced. At an address it is read again only by a new process."""
+    """Return a value that changes if the file is replaced; a shard at an address is hashed once per process."""
     about = path.stat() if isinstance(path, Path) else None
     return sha256, about and (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
 
 
-def _refuse_other_hash(path: Place, file: Any, expected: str) -> None:
+def _check_hash(path: Place, file: Any, expected: str) -> None:
+    state = _state(path, expected)
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != expected:
         raise RunError(
-            f"{path} has SHA-256 {digest[:12]}, its file in done/ says {expected[:12]}. "
-            "The shard is damaged: delete that file and encode again, or copy the run anew."
+            f"{path} has SHA-256 {digest[:12]}, its record in done/ has {expected[:12]}. "
+            "The shard is damaged: delete that record and encode again, or copy the run again."
         )
+    _checked[str(path)] = state
 
 
 @contextlib.contextmanager
 def _local_file(run: Run, path: Place) -> Iterator[Path]:
-    """The file of a shard on this machine, downloaded for the block if it is remote."""
+    """Yield the file of a shard on this machine; a remote one is downloaded for the block."""
     if isinstance(path, Path):
         yield path
         return
@@ -126,9 +105,14 @@ def _local_file(run: Run, path: Place) -> Iterator[Path]:
         copy.unlink(missing_ok=True)
 
 
-def _refuse_other_rows(shard: Place, found: int, recorded: int) -> None:
+def _counted(shard: Place, recorded: int, parts: Iterator[T]) -> Iterator[T]:
+    """Yield the parts. Raise `RunError` if they have another number of documents than the record in done/."""
+    found = 0
+    for part in parts:
+        found += len(part.rows if isinstance(part, ShardPart) else part.doc_ids)
+        yield part
     if found != recorded:
         raise RunError(
-            f"{shard} holds {found} documents, its file in done/ says {recorded}. "
-            "The run is damaged: delete that file and encode again."
+            f"{shard} has {found} documents, its record in done/ has {recorded}. "
+            "The run is damaged: delete that record and encode again."
         )

@@ -1,7 +1,7 @@
 """The JSON files of a run: their keys, and how they are written and read.
 
-In and out: one file. A file that cannot be read, or has a value of another type than is expected, is a `RunError` that
-names it. Not covered: what the files mean together (run.py).
+A file that cannot be read, or has a value of an unexpected type, is a `RunError` that names it. What the files mean
+together is checked in run.py.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CompleteRecord = defstruct("CompleteRecord", [("shards", _Shards), ("rows", Coun
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a complete run holds, summed over its shards; `--json` prints these keys (`without_token` if above 0)."""
+    """Counts of a complete run, summed over its shards; `--json` prints these keys (`without_token` if above 0)."""
 
     run: str
     run_id: str
@@ -65,7 +65,7 @@ class RunReport:
     without_token: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON has them."""
+        """Return the fields as a JSON object."""
         return without_zero(asdict(self))
 
 
@@ -75,13 +75,13 @@ def without_zero(counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def totals_of(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Return the number of records, and the sums of their counts; earlier releases did not count the last ones."""
+    """Return the number of records and the sums of their counts; records of earlier releases lack the last ones."""
     sums = {name: sum(record.get(name, 0) for record in records) for name in COUNTS}
     return without_zero({"shards": len(records), **sums})
 
 
 def sha256_of(records: Iterable[Mapping[str, Any]]) -> str:
-    """Return a hash over those of all shards: none can be replaced together with its record."""
+    """Return a hash over the hashes of all shards, so that no shard can be replaced together with its record."""
     return hashlib.sha256("\n".join(str(record.get("sha256")) for record in records).encode()).hexdigest()
 
 
@@ -96,38 +96,34 @@ def has_manifest(path: Place) -> bool:
 
 
 def refuse_strangers(path: Place) -> None:
-    """Refuse a path that cannot become a run.
-
-    Raises:
-        RunError: it is a file, a web address, or a folder with other files and no manifest.
-    """
+    """Raise `RunError` if a path is a file, a web address, or a folder with other files and no manifest."""
     if isinstance(path, RemotePath) and not path.writable:
-        raise RunError(f"{path} is a web address, which is for reading. Give --out a folder, or an s3:// address.")
+        raise RunError(f"{path} is a web address, which is read-only. Pass --out a folder, or an s3:// address.")
     for place in (path, *path.parents) if isinstance(path, Path) else (path,):
         if place.exists() and not place.is_dir():
-            raise RunError(f"{place} is a file; a run is a folder. Give --out an empty or new folder.")
+            raise RunError(f"{place} is a file; a run is a folder. Pass --out an empty or new folder.")
     if isinstance(path, RemotePath) or path.is_dir():
         # Listed first: another process writes the manifest before everything else.
         strangers = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".new-"))
         if strangers and not has_manifest(path):
             raise RunError(
-                f"{path} is not empty and holds no run (found {strangers[0]}). Give --out an empty or new folder."
+                f"{path} is not empty and is not a run (found {strangers[0]}). Pass --out an empty or new folder."
             )
 
 
 def write_json(path: Place, value: object, *, exclusive: bool = False) -> None:
-    """Write JSON with `write_atomic`; bytes of a path that are not UTF-8 are escaped, as `\\udcff`."""
+    """Write JSON with `write_atomic`."""
     write_atomic(path, json_bytes(value), exclusive=exclusive)
 
 
 def json_bytes(value: object) -> bytes:
-    """Return JSON as `write_json` writes it."""
+    """Return JSON as `write_json` writes it; bytes of a path that are not UTF-8 are escaped, as `\\udcff`."""
     text = json.dumps(value, ensure_ascii=False, indent=None if isinstance(value, list) else 1)
     return text.encode(errors="backslashreplace") + b"\n"
 
 
 def read_record(path: Place, kind: type[Any]) -> dict[str, Any] | None:
-    """Return a JSON object after a check of its known keys, or None if there is no such file."""
+    """Return a JSON object after a check of its known keys, or None if the file does not exist."""
     with reading(path):
         try:
             record = read_json(path, dict[str, Any])
@@ -144,7 +140,7 @@ def reading(path: Place) -> Iterator[None]:
         yield
     except ValueError as error:
         raise RunError(
-            f"{path} cannot be read: {first_line(error)}. It is damaged, or belongs to another run: copy it anew, or "
+            f"{path} cannot be read: {first_line(error)}. It is damaged, or belongs to another run: copy it again, or "
             "encode into a new folder."
         ) from error
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Document ids that are in two shards of a run: found exactly in bounded memory, and taken out on request.
+"""Duplicate document ids of a run: found exactly in bounded memory, and removed on request.
 
-Each shard's ids become sorted 64-bit hashes on disk; the hash space is walked in ranges, so that only one range of
-all shards is in memory at a time; equal hashes are confirmed on the ids themselves.
+The ids become sorted 64-bit hashes on disk, which are compared one range of hashes at a time; equal hashes are
+confirmed on the ids themselves.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 
 from sparse_ingest.runs.files import SkippedRow
 from sparse_ingest.runs.run import Run
-from sparse_ingest.runs.shards import ShardPart, drop_rows, read_doc_ids, read_shard, shard_schema_of, write_shard
+from sparse_ingest.runs.shards import ShardPart, read_doc_ids, read_shard, shard_schema_of, take_rows, write_shard
 from sparse_ingest.runs.sorted_pieces import SortedPieces
 
-RANGE_IDS = 8_000_000  # ids held at a time: 64 MB of hashes
+RANGE_IDS = 8_000_000  # ids in memory at a time: 64 MB of hashes
 
 
 class Duplicate(NamedTuple):
-    """A duplicate id of a run: the (shard, source row) where it came first and where it came again."""
+    """A duplicate id of a run: the (shard, source row) of its first and of a later occurrence."""
 
     doc_id: str
     first: tuple[int, int]
@@ -29,7 +29,7 @@ class Duplicate(NamedTuple):
 
 
 def find_duplicates(run: Run, *, range_ids: int = RANGE_IDS) -> Iterator[Duplicate]:
-    """Give every row of the finished shards whose id an earlier row has, by ranges of hash."""
+    """Yield every row of the finished shards whose id an earlier row has, in no particular order."""
     shards = run.done_shards()
     rows = sum(map(run.rows_of, shards))
     pieces = SortedPieces(run.scratch_path("ids").parent, 1, rows=rows, range_rows=range_ids)
@@ -54,28 +54,27 @@ def _confirm(run: Run, repeated: set[int]) -> Iterator[Duplicate]:
 
 
 def remove_rows(run: Run, shard: int, rows: Mapping[int, SkippedRow], *, less: Mapping[str, int] | None = None) -> None:
-    """Rewrite a finished shard without some of its source rows, and name them as skipped.
+    """Rewrite a finished shard without some of its source rows, and record them as skipped.
 
-    `less` says what those rows add to other counts of its record. Killed in between, the shard counts as not done and
-    is made anew, with the same result.
+    `less` has what those rows add to the other counts of its record. If the process is killed in between, the shard is
+    not done and is encoded again, with the same result.
     """
-    done = run.done(shard)
-    assert done is not None, "only finished shards are searched for duplicates"
-    path = run.shard_path(shard)
+    path, done = run.shard_path(shard), run.need_done(shard)
     skipped = sorted({*run.skipped(shard), *rows.values()})
     lengths = [np.empty(0, np.int64)]
 
-    def left() -> Iterator[ShardPart]:
+    def remaining() -> Iterator[ShardPart]:
+        removed = np.array(list(rows), dtype=np.uint64)
         # One part at a time: a row of the corpus may be thousands of passages.
-        for part in (drop_rows(part, list(rows)) for part in read_shard(path)):
-            if len(part.rows):
-                lengths.append(np.diff(part.vectors.indptr))
-                yield part
+        for part in read_shard(path):
+            if len(kept := np.flatnonzero(~np.isin(part.rows, removed))):
+                lengths.append(np.diff(part.vectors.indptr)[kept])
+                yield take_rows(part, kept)
 
     schema = shard_schema_of(path)
     run.unmark_done(shard)
     scratch = run.scratch_path(path.name)
-    sha256 = write_shard(left(), scratch=scratch, target=path, schema=schema, before=run.refuse_lost)
+    sha256 = write_shard(remaining(), scratch=scratch, target=path, schema=schema, before=run.refuse_lost)
     run.write_skipped(shard, skipped)
     terms = np.concatenate(lengths)
     counts = {"rows": len(terms), "nnz": int(terms.sum()), "empty": int((terms == 0).sum())}
@@ -84,5 +83,5 @@ def remove_rows(run: Run, shard: int, rows: Mapping[int, SkippedRow], *, less: M
 
 
 def hash_id(doc_id: str) -> int:
-    """64 bits that tell ids apart."""
+    """Return a 64-bit hash of an id."""
     return int.from_bytes(hashlib.blake2b(doc_id.encode(), digest_size=8).digest(), "little")

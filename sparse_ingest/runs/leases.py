@@ -1,15 +1,10 @@
-"""Locks of a run in a store, where the kernel holds none: an object that its holder renews.
+"""Locks of a run: `flock` on a local file; in a store a lease, which is an object that its holder renews.
 
-In: the place of the lock. Out: whether it is held, and whether it still is. A lease is taken by an exclusive create.
-Its holder writes it again every `RENEWED_S`; one that stays the same for `EXPIRES_S`, by the clock of who looks at
-it, belonged to a process that died and is taken over, at once if that was a process of this machine. No two clocks
-are compared.
-
-A lease saves work. Two processes that make one shard on equal machines write the same bytes; where they do not, a
-shard must fit its file in done/ all the same. A holder that gave no sign for so long that it lost its lease finds out
-before it puts a shard or its file in done/ in place, and stops; a request that was in flight then changes
-nothing, since it only creates what is not there. That is so where the store heeds conditions, as S3 and Google Cloud
-Storage do; elsewhere the time of one request stays open, and `load` refuses the shard.
+A lease is acquired by an exclusive create, and written again every `RENEWED_S`. If it does not change for `EXPIRES_S`
+by the observer's own clock, its process died, and another process acquires it; immediately if the dead process was on
+this machine. A holder that was suspended and lost its lease stops before it publishes a shard or its record; requests
+in flight only create objects, so they change nothing. A store that ignores conditions leaves the time of one request
+open: then the shard does not match its record, and `load` refuses it.
 """
 
 from __future__ import annotations
@@ -42,17 +37,17 @@ class Leases:
     def __init__(self, folder: RemotePath) -> None:
         self._folder = folder
         self._held: dict[str, _Lease] = {}
-        self._seen: dict[str, tuple[bytes, float]] = {}  # of other processes: content, and since when it is that
+        self._seen: dict[str, tuple[bytes, float]] = {}  # leases of other processes: content, and when it was new
 
     def take(self, name: str) -> bool:
-        """Take a lease unless another process holds it. Return whether it is held now."""
+        """Acquire a lease unless another process holds it. Return whether it is held now."""
         place = self._folder / f"{name}.lock"
         lease = _Lease(place)
         try:
             place.write_whole(lease.content(), exclusive=True)
         except FileExistsError:
             found = _read(place)
-            # An answer that was lost and asked for again says that there is one: our own.
+            # After a lost answer the repeated request finds our own lease.
             if found != lease.content():
                 if found is not None and not self._expired(name, found):
                     return False
@@ -65,23 +60,19 @@ class Leases:
         return True
 
     def release(self, name: str) -> None:
-        """Give a lease back."""
+        """Release a lease."""
         lease = self._held.pop(name)
         lease.stop()
         if lease.is_ours():
             lease.place.unlink(missing_ok=True)
 
     def refuse_lost(self) -> None:
-        """Refuse to go on where another process has taken a lease over that is held here.
-
-        Raises:
-            RunError: it is another's by now.
-        """
+        """Raise `RunError` if another process has acquired a lease that this one held."""
         for name, lease in self._held.items():
             if not lease.is_ours():
                 raise RunError(
-                    f"Another process has taken {name} over, because this one gave no sign for {EXPIRES_S:.0f} "
-                    "seconds. The run goes on without it; start the command again to help."
+                    f"Another process has acquired the lock of {name}, which this one did not renew for "
+                    f"{EXPIRES_S:.0f} s. Run the command again to continue."
                 )
 
     def _expired(self, name: str, found: bytes) -> bool:
@@ -94,20 +85,16 @@ class Leases:
 
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[bool]:
-    """Hold the `flock` on a local file for the block. Yield False if another process holds it.
-
-    Raises:
-        RunError: the file cannot be created.
-    """
+    """Hold the `flock` on a local file for the block, and create the file. Yield False if another process holds it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.fdopen(open_own(path, os.O_RDWR), "rb")
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ELOOP, errno.ENXIO):
-            raise RunError(f"{path} is a link or no regular file, a lock was expected. Delete it.") from error
+            raise RunError(f"{path} is a link or not a regular file; a lock file was expected. Delete it.") from error
         raise RunError(
-            f"{path} cannot be created: {error.strerror}. Locks of a run that cannot be written are kept in "
-            "SPARSE_INGEST_HOME: set it to a folder that can be written and has space."
+            f"{path} cannot be created: {error.strerror}. Locks of a read-only run are kept in SPARSE_INGEST_HOME: set "
+            "it to a writable folder with free space."
         ) from error
     with file:
         try:
@@ -119,7 +106,7 @@ def file_lock(path: Path) -> Iterator[bool]:
 
 
 class _Lease:
-    """A lease that is held: a thread writes it again until `stop`."""
+    """A lease that is held: a thread renews it until `stop`."""
 
     def __init__(self, place: RemotePath) -> None:
         self.place = place
@@ -148,7 +135,7 @@ class _Lease:
                 self._count += 1
                 self.place.write_whole(self.content())
             except StorageError:
-                # The store is away for everybody; what needs the lease asks again.
+                # The store is down for every process; whatever needs the lease reads it again.
                 continue
 
 
@@ -167,7 +154,7 @@ def _holder(content: bytes | None) -> dict[str, Any]:
 
 
 def _here() -> str:
-    """Name this machine and its process namespace: containers may share a name and see different processes."""
+    """Return the name of this machine, its boot and process namespace: containers may share a host name."""
     with contextlib.suppress(OSError):  # Linux
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{platform.node()} {boot} {Path('/proc/self/ns/pid').readlink()}"

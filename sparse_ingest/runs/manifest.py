@@ -1,9 +1,7 @@
 """The manifest of a run: its identity, the hash of that, and the differences between two identities.
 
-In: every setting that changes a number, as a JSON object. Out: `run_id`, and named differences for the message that
-refuses to resume.
-
-Not covered: what is recorded but never compared (versions, devices, paths, times); done/ has that.
+In: every setting that changes a number, as a JSON object. Out: `run_id`, and the differences that prevent a resume.
+Versions, devices, paths and times are recorded in done/ and not compared.
 """
 
 from __future__ import annotations
@@ -30,9 +28,9 @@ Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 class Manifest:
     """The content of manifest.json.
 
-    `model` names the checkpoint as the user gave it, and the values its settings resolved to, so that a search can use
-    the same one. `auto` records what each `auto` chose and why. `vocabulary_sha256` is the hash of vocab.json, "" in
-    runs of earlier releases. None of them is part of the identity.
+    `model` has the checkpoint as the user named it and the resolved settings, so that a search can use the same one.
+    `auto` records what each `auto` chose and why. `vocabulary_sha256` is the hash of vocab.json, "" in runs of earlier
+    releases. None of them is part of the identity.
     """
 
     format: int
@@ -65,7 +63,7 @@ class Difference(NamedTuple):
 
     setting: str
     stored: object
-    asked: object
+    requested: object
 
 
 def canonical_json(value: object) -> str:
@@ -79,16 +77,16 @@ def run_id(identity: Identity) -> str:
 
 
 def identity_of(content: dict[str, Any]) -> tuple[str, Identity]:
-    """Add the format to an identity. Return its hash, and the identity as it will be read back from JSON."""
+    """Add the format to an identity. Return its hash, and the identity as JSON returns it."""
     identity: Identity = json.loads(canonical_json({"format": FORMAT, **content}))
     return run_id(identity), identity
 
 
-def differences(stored: Identity, asked: Identity) -> list[Difference]:
+def differences(stored: Identity, requested: Identity) -> list[Difference]:
     """Return the settings in which two identities differ, by dotted name, sorted by name."""
-    before, after = dict(_flatten(stored)), dict(_flatten(asked))
+    before, after = dict(_flatten(stored)), dict(_flatten(requested))
     both = (Difference(name, before.get(name), after.get(name)) for name in sorted(before.keys() | after.keys()))
-    return [one for one in both if one.stored != one.asked]
+    return [one for one in both if one.stored != one.requested]
 
 
 def _flatten(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -1,10 +1,8 @@
-"""The vectors of another run, found by the hash of the text they were made from: what `encode --reuse` copies.
+"""The vectors of another run by the hash of their text, for `encode --reuse`.
 
-In: a run whose vectors were made with the same settings. Out: of any number of text hashes, which ones it knows and
-their vectors. Equal hash means equal text (16 bytes of SHA-256). The table of hashes is on disk in files without a
-name, so that a killed process leaves nothing; memory holds one piece of it and a few row groups, whatever the size.
-Known of a row are its terms, so `nnz` and `empty`; not known are `truncated`, `underflow` and `without_token`, which
-a run counts per shard only.
+In: a run that was encoded with the same settings. Out: for text hashes (16 bytes of SHA-256), which ones the run has,
+and their vectors. The table of hashes is in unnamed files on disk, so that a killed process leaves nothing; memory
+holds one piece of it and a few row groups.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from sparse_ingest.runs.sorted_pieces import Numbers, SortedPieces, mapped
 
 RANGE_ROWS = 1_000_000  # rows sorted at a time: 24 MB, three times that while they are sorted
 CACHED_GROUPS = 8  # row groups kept: 8192 rows of 120 terms are 4 MB
-# Settings of the identity that no vector depends on: which documents they are of, and how files are cut.
+# Settings of the identity that no vector depends on: the choice of documents, and the division into shards.
 OF_THE_CORPUS = frozenset({"format", "corpus", "fields", "limit", "shard_rows", "dedup_text"})
 
 _GROUP_BITS, _PLACE_BITS = 24, 16
@@ -35,17 +33,13 @@ _HALF, _HASH = ">u8", "S16"  # both are in the order of the bytes
 
 
 def refuse_unlike(old: Run, identity: Identity) -> None:
-    """Refuse a run whose vectors were made with other settings than those of `identity`.
-
-    Raises:
-        RunError: with the first setting that differs and both values.
-    """
+    """Raise `RunError` with the first setting in which a run's vectors differ from those of `identity`."""
     found = differences(old.manifest.identity, identity)
     first = next((one for one in found if one.setting.partition(".")[0] not in OF_THE_CORPUS), None)
     if first:
         raise RunError(
-            f"The vectors of {old.path} cannot be used again: {first.setting} is {first.stored!r} there, asked is "
-            f"{first.asked!r}. Encode with the settings of that run, or without --reuse."
+            f"The vectors of {old.path} cannot be reused: {first.setting} is {first.stored!r} there, requested: "
+            f"{first.requested!r}. Encode with the settings of that run, or without --reuse."
         )
 
 
@@ -53,8 +47,8 @@ class OldVectors:
     """The vectors of the finished shards of a run, by text hash. Not safe to use from several threads.
 
     Args:
-        run: where they come from; it must not change during the encode.
-        scratch: an existing folder with room for 48 bytes per row while the table is made, 24 afterwards.
+        run: their run, which must not change during the encode.
+        scratch: an existing folder with space for 48 bytes per row while the table is built, 24 afterwards.
     """
 
     def __init__(self, run: Run, scratch: Path) -> None:
@@ -63,14 +57,14 @@ class OldVectors:
         self._group = lru_cache(CACHED_GROUPS)(self._read_group)
 
     def __len__(self) -> int:
-        """How many different texts are known."""
+        """Return the number of different texts."""
         return len(self._hashes)
 
     def find(self, text_hashes: Sequence[bytes]) -> tuple[npt.NDArray[np.bool_], SparseRows | None]:
-        """Which of the hashes are known, and the vectors of those, in order, with the ids that they have in the run.
+        """Return which hashes are known, and the vectors of those in order, with their ids in the run; None for none.
 
-        None where none is known. Weights have the type of the run's shards. Each row group is read once per call at
-        most, and those read last are kept: a corpus in the order of the run reads each group once.
+        Weights have the type of the run's shards. A call reads each row group at most once and keeps the last ones, so
+        that a corpus in the order of the run reads each group once.
         """
         hashes = np.frombuffer(b"".join(text_hashes), dtype=_HASH)
         places = np.searchsorted(self._hashes, hashes)
@@ -79,7 +73,7 @@ class OldVectors:
         return known, self._vectors(self._addresses[places[known]]) if known.any() else None
 
     def _vectors(self, addresses: Numbers) -> SparseRows:
-        """The vectors at some addresses, in their order."""
+        """Return the vectors at some addresses, in their order."""
         order = np.argsort(addresses, kind="stable")
         groups, starts = np.unique(addresses[order] >> np.uint64(_PLACE_BITS), return_index=True)
         pieces = [
@@ -96,7 +90,7 @@ class OldVectors:
 
 
 def _sorted_table(run: Run, scratch: Path) -> tuple[npt.NDArray[np.bytes_], Numbers]:
-    """The hashes of all finished shards in order, and the first address of each, in files without a name."""
+    """Return the sorted hashes of all finished shards and the first address of each, both on disk."""
     shards = finished_shards(run)
     pieces = SortedPieces(scratch, 3, rows=sum(map(run.rows_of, shards)), range_rows=RANGE_ROWS)
     hashes, addresses = (tempfile.TemporaryFile(dir=scratch) for _ in range(2))
@@ -104,7 +98,7 @@ def _sorted_table(run: Run, scratch: Path) -> tuple[npt.NDArray[np.bytes_], Numb
         for group, digests in enumerate(read_text_hashes(checked_shard(run, shard))):
             pieces.add(_addressed(shard, group, digests))
     for table in pieces.ranges():
-        # A stable sort of rows in order of the run: the first of equal hashes is the first of the run.
+        # The sort is stable, so the first of equal hashes is the first in the run.
         table = table[np.lexsort((table[:, 1], table[:, 0]))]
         first = np.ones(len(table), dtype=np.bool_)
         first[1:] = (table[1:, :2] != table[:-1, :2]).any(axis=1)

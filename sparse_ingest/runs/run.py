@@ -1,15 +1,9 @@
 """A run folder: manifest, vocabulary, locks, and the markers of finished shards.
 
-Every file appears under its final name complete: temporary name, fsync, rename. The first process creates the manifest
-with exclusive create, and it never changes. A shard is done when its file in done/ exists. A lock is an
-`flock` on a file in locks/: the kernel releases it when its process dies, so a killed process leaves nothing behind.
-
-A run can also be in a store (s3://bucket/prefix). Each file is written there in one request, locks are leases
-(leases.py), and unfinished files are in a scratch folder of this machine. A run on the web (https://) must be complete,
-since a web server lists no files. Where a run cannot be written, as on the web or in a folder that is read-only for
-this process, the locks and journals of its loads are kept in the user's state folder.
-
-Not covered: the content of shards (shards.py) and of load/ (cluster/journal.py).
+Files are written atomically. The manifest is created exclusively and never changes. A shard is done when its record in
+done/ exists. In a store (s3://bucket/prefix) each file is one request, locks are leases (leases.py), and unfinished
+files are in a scratch folder of this machine. A run on the web (https://) must be complete, since a web server lists no
+files. The locks and journals of a run that this process cannot write are in the user's state folder.
 """
 
 from __future__ import annotations
@@ -108,7 +102,7 @@ class Run:
         return self.path / "skipped" / f"{part_name(shard)}.jsonl"
 
     def write_skipped(self, shard: int, rows: Sequence[SkippedRow]) -> None:
-        """Write the rows that a shard skipped. Without any, there is no file."""
+        """Write the rows that a shard skipped; no file if it skipped none."""
         path = self.skipped_path(shard)
         if rows:
             write_atomic(path, "".join(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows).encode())
@@ -124,32 +118,29 @@ class Run:
             return [checked(list(map(record.get, SkippedRow._fields)), SkippedRow) for record in records]
 
     def has_vocabulary(self) -> bool:
-        """Return False only if the process that created the run died between its first two files."""
+        """Return whether vocab.json exists; it does not if the process that created the run died before it."""
         return (self.path / "vocab.json").exists()
 
     def vocabulary(self) -> list[str | None]:
-        """Return the token string of each id, None where an id has no token; `RunError` if its hash is another."""
+        """Return the token string of each id, None for an id without a token. Raise `RunError` if the hash differs."""
         if self._vocabulary is None:
             path, expected = self.path / "vocab.json", self.manifest.vocabulary_sha256
             with reading(path):
                 content = read_bytes(path)
                 if expected and (found := hashlib.sha256(content).hexdigest()) != expected:
-                    raise ValueError(f"it has SHA-256 {found[:12]}, manifest.json says {expected[:12]}")
+                    raise ValueError(f"it has SHA-256 {found[:12]}, manifest.json has {expected[:12]}")
                 self._vocabulary = checked(parse_json(content), list[str | None])
         return self._vocabulary
 
     def unchecked_vocabulary(self) -> str | None:
-        """Return a note for runs of earlier releases, whose vocab.json has no hash; it is returned once."""
+        """Return a note for a run of an earlier release, whose vocab.json has no hash; at the first call only."""
         noted, self._noted = self._noted, True
-        what = "was made by an earlier release, which recorded no hash of vocab.json: whether the file is unchanged"
-        return None if noted or self.manifest.vocabulary_sha256 else f"{self.path} {what} cannot be checked."
+        if noted or self.manifest.vocabulary_sha256:
+            return None
+        return f"{self.path} is of an earlier release without a hash of vocab.json, whose changes cannot be detected."
 
     def done(self, shard: int) -> dict[str, Any] | None:
-        """Return the record of a finished shard, or None if the record or the shard is missing.
-
-        Raises:
-            RunError: it cannot be read, or is the record of another run.
-        """
+        """Return the record of a finished shard, or None if the record or the shard is missing; see `read_record`."""
         record = read_record(path := self._record_path(shard), DoneRecord)
         if record is None or not self.shard_path(shard).exists():
             return None
@@ -157,17 +148,17 @@ class Run:
         unnamed = "an earlier release" if self.manifest.vocabulary_sha256 and record else self.manifest.run_id
         if (found := record.get("run_id", unnamed)) != self.manifest.run_id:
             raise RunError(
-                f"{path} is of run {found[:18]}, this is run {self.manifest.run_id[:18]}. Copy the run anew, or delete "
-                "that file and complete.json, and finish the run with the same `sparse-ingest encode` command."
+                f"{path} belongs to run {found[:18]}, expected run {self.manifest.run_id[:18]}. Copy the run again, or "
+                "delete that file and complete.json, and finish the run with the same `sparse-ingest encode` command."
             )
         return record
 
     def rows_of(self, shard: int) -> int:
-        """Return how many documents a finished shard holds; 0 if it is not finished."""
+        """Return the number of documents of a finished shard; 0 if it is not finished."""
         return int((self.done(shard) or {}).get("rows", 0))
 
     def has_documents(self) -> bool:
-        """Return whether any finished shard holds a document."""
+        """Return whether any finished shard has a document."""
         return any(map(self.rows_of, self.done_shards()))
 
     def done_shards(self) -> list[int]:
@@ -176,14 +167,14 @@ class Run:
             complete = self.complete()
             if complete is None:
                 raise RunError(
-                    f"{self.path} is not complete, and a web server does not say which shards are there. Copy the run "
-                    "to a folder, or wait until it is complete."
+                    f"{self.path} is not complete, and a web server does not list its shards. Copy the run to a "
+                    "folder, or wait until it is complete."
                 )
             return list(range(complete["shards"]))
         paths = {path.name: path for path in (self.path / "done").glob("part-*.json")}
         shards = {f"{part_name(int(n))}.json": int(n) for name in paths if (n := name[5:-5]).isdecimal()}
         for stray in paths.keys() - shards.keys():
-            raise RunError(f"{paths[stray]} is no record of a shard, as part-00000.json is. Delete or move it.")
+            raise RunError(f"{paths[stray]} is not named like a shard's record, part-00000.json. Delete or move it.")
         return sorted(shards.values())
 
     def totals(self) -> dict[str, int]:
@@ -191,7 +182,7 @@ class Run:
         return totals_of(self._records())
 
     def rows_done(self) -> int:
-        """Source rows of the finished shards, those that were skipped included."""
+        """Return the number of source rows of the finished shards, including skipped rows."""
         spans = ((record.get("first_row", 0), record.get("next", [])) for record in self._records())
         return sum(position[-1] - first for first, position in spans if position)
 
@@ -199,18 +190,14 @@ class Run:
         return [record for shard in self.done_shards() if (record := self.done(shard))]
 
     def refuse_lost(self) -> None:
-        """Stop if another process has acquired a lock that this one held; see leases.py.
-
-        Raises:
-            RunError: a lock was lost.
-        """
+        """Raise `RunError` if another process has acquired a lock that this one held; see leases.py."""
         if self._leases:
             self._leases.refuse_lost()
 
     def mark_done(self, shard: int, record: dict[str, Any]) -> None:
         """Mark a shard as finished. Its file, and the one in skipped/, must exist."""
         self.refuse_lost()
-        # In a store the first record stays: a process that has just lost its lock may have made other bytes.
+        # In a store the first record stays: a process that has just lost its lock may have encoded other bytes.
         exclusive = isinstance(self.path, RemotePath)
         write_json(self._record_path(shard), {**record, "run_id": self.manifest.run_id}, exclusive=exclusive)
 
@@ -225,11 +212,7 @@ class Run:
 
     @property
     def report(self) -> RunReport:
-        """What the run holds.
-
-        Raises:
-            RunError: it is not complete.
-        """
+        """The counts of the run. Raises `RunError` if it is not complete."""
         complete = self.complete()
         if complete is None:
             raise RunError(f"{self.path} is not complete. Finish it with the same `sparse-ingest encode` command.")
@@ -242,42 +225,33 @@ class Run:
         write_json(self.path / "complete.json", {**record, "shards_sha256": sha256_of(self._records())})
 
     def need_done(self, shard: int) -> dict[str, Any]:
-        """Return the record of a finished shard.
-
-        Raises:
-            RunError: the shard is missing, or the record has no hash or number of rows.
-        """
+        """Return the record of a finished shard. Raise `RunError` if the shard, its hash or its rows are missing."""
         path, record = self.shard_path(shard), self.done(shard)
         if record is None:
-            raise RunError(f"{path} is missing, its file in done/ is there. Delete that file and encode again.")
+            raise RunError(f"{path} is missing, but has a record in done/. Delete that record and encode again.")
         if not {"sha256", "rows"} <= record.keys():
-            raise RunError(f"{self._record_path(shard)} names no sha256 or rows. Delete that file and encode again.")
+            raise RunError(f"{self._record_path(shard)} has no sha256 or rows. Delete that file and encode again.")
         return record
 
     def refuse_mixed(self) -> None:
-        """Refuse a run whose complete.json does not fit the records in done/.
-
-        Raises:
-            RunError: shards were lost, or come from another run.
-        """
+        """Raise `RunError` if complete.json does not match the records in done/: shards are lost or of another run."""
         if (complete := self.complete()) is None:
             return
         records = [self.need_done(shard) for shard in self.done_shards()]
         found = {"terms" if name == "nnz" else name: count for name, count in totals_of(records).items()}
         for name, here in {**found, "shards_sha256": sha256_of(records)}.items():
             if (expected := complete.get(name, here)) != here:
-                what = f"has mixed files: {name} is {expected} in complete.json, and {here} by the records in done/"
-                if name == "shards":
-                    what = f"has lost shards: {here} are in done/, complete.json says {expected}"
+                what = "lost shards" if name == "shards" else "mixed files"
                 raise RunError(
-                    f"{self.path} {what}. Copy the run anew, or delete complete.json and finish it with the same "
-                    "`sparse-ingest encode` command."
+                    f"{self.path} has {what}: {name} is {expected} in complete.json, and {here} by the records in "
+                    "done/. Copy the run again, or delete complete.json and finish it with the same `sparse-ingest "
+                    "encode` command."
                 )
 
     def sweep(self) -> None:
         """Remove unfinished files of killed processes. Every shard must be done, so that no process writes one."""
         if isinstance(self.path, RemotePath):
-            # A process that died after it wrote to done/ left its lock.
+            # A process that died after it wrote its record has left its lock.
             for lock in (self.path / "locks").glob("part-*.lock"):
                 lock.unlink(missing_ok=True)
             return
@@ -304,7 +278,7 @@ class Run:
             yield held
 
 
-# A run, or where it is: a folder, or an address as s3://bucket/prefix.
+# A run, its folder, or its address such as s3://bucket/prefix.
 RunLike: TypeAlias = Run | Place | str
 
 
@@ -312,39 +286,35 @@ def open_run(run: RunLike) -> Run:
     """Open an existing run folder.
 
     Raises:
-        RunError: there is no manifest, it is damaged, or its format is not the one this release reads.
+        RunError: the manifest is missing or damaged, or has a format that this release does not read.
     """
     if isinstance(run, Run):
         return run
     path = place_of(run)
     manifest = path / "manifest.json"
     if not has_manifest(path):
-        raise RunError(f"{path} is no run folder: it has no manifest.json. Make one with `sparse-ingest encode --out`.")
+        raise RunError(f"{path} is not a run: it has no manifest.json. Create one with `sparse-ingest encode --out`.")
     with reading(manifest):
         content = parse_json(read_bytes(manifest))
         if isinstance(content, dict) and isinstance(found := content.get("format"), int) and found != FORMAT:
             raise RunError(
                 f"{manifest} has run format {found}; this release reads format {FORMAT}. "
-                "Use the release that made it, or a newer one."
+                "Use the release that created it, or a newer one."
             )
         try:
             return Run(path, checked(content, Manifest))
         except ValueError as error:
-            advice = "Copy the run anew, or encode into a new folder."
+            advice = "Copy the run again, or encode into a new folder."
             raise RunError(f"{manifest} is not the manifest of a run: {first_line(error)}. {advice}") from error
 
 
-def is_begun(run: RunLike) -> bool:
+def is_started(run: RunLike) -> bool:
     """Return whether a run has its manifest and vocabulary, so that other processes can work on it."""
     return isinstance(run, Run) or (has_manifest(place_of(run)) and open_run(run).has_vocabulary())
 
 
-def begun_run(path: Place) -> Run | None:
-    """Open the run at a path, or return None if one can be created there.
-
-    Raises:
-        RunError: as `open_run` and `refuse_strangers`.
-    """
+def existing_run(path: Place) -> Run | None:
+    """Open the run at a path, or return None if one can be created there; see `open_run` and `refuse_strangers`."""
     refuse_strangers(path)
     return open_run(path) if has_manifest(path) else None
 
@@ -355,10 +325,10 @@ def create_or_open_run(path: Place, manifest: Manifest, vocabulary: Sequence[str
     Raises:
         RunError: the folder contains a run of another identity (each difference is named), or other files.
     """
-    if begun_run(path) is None:
+    if existing_run(path) is None:
         path.mkdir(parents=True, exist_ok=True)
-        made = replace(manifest, vocabulary_sha256=hashlib.sha256(json_bytes(list(vocabulary))).hexdigest())
-        write_json(path / "manifest.json", asdict(made), exclusive=True)
+        manifest = replace(manifest, vocabulary_sha256=hashlib.sha256(json_bytes(list(vocabulary))).hexdigest())
+        write_json(path / "manifest.json", asdict(manifest), exclusive=True)
     run = open_run(path)
     refuse_differences(run, manifest.identity)
     for folder in ("shards", "done", "skipped"):
@@ -369,32 +339,21 @@ def create_or_open_run(path: Place, manifest: Manifest, vocabulary: Sequence[str
 
 
 def refuse_differences(run: Run, identity: Identity) -> None:
-    """Refuse to continue a run with other settings.
-
-    Raises:
-        RunError: names both values of each setting that differs.
-    """
+    """Raise `RunError` with both values of each setting in which a run differs from an identity."""
     found = differences(run.manifest.identity, identity)
     if found:
-        lines = "".join(f"\n  {d.setting}: the run has {d.stored!r}, asked is {d.asked!r}" for d in found)
+        lines = "".join(f"\n  {d.setting}: the run has {d.stored!r}, requested: {d.requested!r}" for d in found)
         raise RunError(
-            f"{run.path} was begun with other settings and cannot be continued with these:{lines}\n"
+            f"{run.path} was started with other settings and cannot be continued with these:{lines}\n"
             "Use the settings of the run, or another --out folder."
         )
 
 
 def refuse_incomplete(run: Run, *, partial: bool = False) -> None:
-    """Refuse a run without complete.json, or whose complete.json counts other shards than it has.
-
-    Args:
-        partial: accept a run without complete.json.
-
-    Raises:
-        RunError: the run is not complete, or has lost shards since it was.
-    """
+    """Raise `RunError` if a run is not complete, unless `partial`, or its complete.json does not match its shards."""
     if run.complete() is None and not partial:
         raise RunError(
             f"{run.path} is not complete: {len(run.done_shards())} shards are finished, complete.json is missing. "
-            "Finish it with the same `sparse-ingest encode` command, or load what is there with --partial."
+            "Finish it with the same `sparse-ingest encode` command, or load the finished shards with --partial."
         )
     run.refuse_mixed()

@@ -1,8 +1,7 @@
 """Shards: sparse vectors as Parquet, written and read one row group at a time.
 
-In and out: `ShardPart`s of at most 8192 rows. The two parallel list columns are CSR already, so neither direction
-touches single weights. Float16 weights are made by dropping bits, never by rounding: the 9 bits that an index keeps
-are then those of the float32 weight.
+In and out: `ShardPart`s of at most 8192 rows. The two list columns are CSR arrays, so they are not converted row by
+row. Float16 weights are truncated, never rounded: the 9 bits that an index keeps are then those of the float32 weight.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from sparse_ingest.storage.foreign_json import checked
 from sparse_ingest.storage.places import Place, RemotePath
 
 PART_ROWS = 8192
-_ANY = 1 << 32  # token ids are below that
+_ANY = 1 << 32  # above every token id
 _COLUMNS = {
     "row": ("uint64",),
     "doc_id": ("string",),
@@ -39,7 +38,7 @@ _COLUMNS = {
     "fields": ("string",),
 }
 _VECTORS = ["doc_id", "token_ids", "weights"]
-_PART_BYTES = 16 << 20  # of fields read at a time: 8192 articles have hundreds of MB
+_PART_BYTES = 16 << 20  # of fields read at a time: those of 8192 articles have hundreds of MB
 MAX_FLOAT16 = 65504.0
 WeightType = Literal["float16", "float32"]
 
@@ -57,12 +56,12 @@ class ShardPart(NamedTuple):
 
 
 def text_hash(text: str) -> bytes:
-    """The first 16 bytes of the SHA-256 of the text that the model reads."""
+    """Return the first 16 bytes of the SHA-256 of the text that the model reads."""
     return hashlib.sha256(text.encode()).digest()[:16]
 
 
 def shard_schema(vocabulary_size: int, weights: WeightType) -> pa.Schema:
-    """The columns of format 1; token ids take 16 bits when the vocabulary allows it."""
+    """Return the columns of format 1; token ids have 16 bits if the vocabulary allows it."""
     return pa.schema(
         [
             pa.field("row", pa.uint64(), nullable=False),
@@ -76,22 +75,18 @@ def shard_schema(vocabulary_size: int, weights: WeightType) -> pa.Schema:
 
 
 def shard_schema_of(path: Place) -> pa.Schema:
-    """The columns of a shard that is there."""
+    """Return the columns of an existing shard."""
     with _opened(path) as file:
         return file.schema_arrow
 
 
 def parse_fields(carried: str, doc_id: str) -> dict[str, Any]:
-    """Return the fields of a document.
-
-    Raises:
-        RunError: they are no JSON object, or nested too deeply.
-    """
+    """Return the fields of a document. Raise `RunError` if they are not a JSON object or nested too deeply."""
     try:
         return checked(json.loads(carried), dict[str, Any])
     except (ValueError, RecursionError) as error:
         raise RunError(
-            f"The fields of document {doc_id[:80]!r} are no JSON object: {first_line(error)}. Encode the run again."
+            f"The fields of document {doc_id[:80]!r} are not a JSON object: {first_line(error)}. Encode the run again."
         ) from error
 
 
@@ -103,9 +98,9 @@ def write_shard(
     schema: pa.Schema,
     before: Callable[[], None] = lambda: None,
 ) -> str:
-    """Write a shard to `scratch` part by part, then give it its final name. Returns its SHA-256 in hexadecimal.
+    """Write a shard to `scratch` part by part, move it to `target`, and return its SHA-256 in hexadecimal.
 
-    `before` is called before anything changes under that name, and may refuse.
+    `before` is called before each change of `target`, and may raise to prevent it.
     """
     with (
         open_file(scratch, "w") as file,
@@ -121,7 +116,7 @@ def write_shard(
 
 
 def read_shard(path: Place, *, opened: pa.NativeFile | None = None, tokens: int = _ANY) -> Iterator[ShardPart]:
-    """Read a shard one row group at a time, or less where fields are long.
+    """Yield the row groups of a shard, in smaller parts where fields are long.
 
     Args:
         path: The Parquet file of the shard.
@@ -129,7 +124,7 @@ def read_shard(path: Place, *, opened: pa.NativeFile | None = None, tokens: int 
         tokens: The size of the vocabulary.
 
     Raises:
-        RunError: the file is missing, is no Parquet, or has columns or values that format 1 does not allow.
+        RunError: the file is missing, not Parquet, or has columns or values that format 1 does not allow.
     """
     first = 0
     with _opened(path, opened) as file:
@@ -140,22 +135,14 @@ def read_shard(path: Place, *, opened: pa.NativeFile | None = None, tokens: int 
 
 
 def read_doc_ids(path: Place) -> Iterator[tuple[int, str]]:
-    """Source row and document id of each row of a shard, without its vectors.
-
-    Raises:
-        RunError: as `read_shard`.
-    """
+    """Yield the source row and document id of each row of a shard; errors as of `read_shard`."""
     with _opened(path) as file:
         for table in _tables(file, ["row", "doc_id"]):
             yield from zip(table.column("row").to_pylist(), table.column("doc_id").to_pylist(), strict=True)
 
 
 def read_text_hashes(path: Place) -> Iterator[bytes]:
-    """The text hashes of each row group of a shard, 16 bytes a row, one behind the other.
-
-    Raises:
-        RunError: as `read_shard`.
-    """
+    """Yield the concatenated text hashes of each row group, 16 bytes per row; errors as of `read_shard`."""
     with _opened(path) as file:
         for table in _tables(file, ["text_hash"]):
             hashes = _only_chunk(table.column("text_hash"))
@@ -163,22 +150,14 @@ def read_text_hashes(path: Place) -> Iterator[bytes]:
 
 
 def read_vectors(path: Place, group: int, *, tokens: int = _ANY) -> SparseRows:
-    """The ids and vectors of one row group of a shard.
-
-    Raises:
-        RunError: as `read_shard`.
-    """
+    """Return the ids and vectors of one row group of a shard; errors as of `read_shard`."""
     with _opened(path) as file:
         first = sum(file.metadata.row_group(before).num_rows for before in range(group))
         return _vectors(file.read_row_group(group, columns=_VECTORS).combine_chunks(), first, tokens)
 
 
 def read_shard_vectors(path: Place, *, tokens: int = _ANY) -> Iterator[SparseRows]:
-    """The ids and vectors of a shard one row group at a time, without its fields.
-
-    Raises:
-        RunError: as `read_shard`.
-    """
+    """Yield the ids and vectors of each row group of a shard, without its fields; errors as of `read_shard`."""
     first = 0
     with _opened(path) as file:
         for table in _tables(file, _VECTORS):
@@ -187,7 +166,7 @@ def read_shard_vectors(path: Place, *, tokens: int = _ANY) -> Iterator[SparseRow
 
 
 def _tables(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Table]:
-    """Yield each row group as one table of one chunk, or as several if it has many bytes of fields that are wanted."""
+    """Yield each row group as a table of one chunk, or as several if the requested fields have many bytes."""
     for group in range(file.num_row_groups):
         about = file.metadata.row_group(group)
         stored = map(about.column, range(about.num_columns))
@@ -208,11 +187,11 @@ def _tables(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Table]:
 
 @contextmanager
 def _opened(path: Place, opened: pa.NativeFile | None = None) -> Iterator[pq.ParquetFile]:
-    """Open the Parquet file of a shard for the block. Errors in the block become a `RunError`."""
+    """Open the Parquet file of a shard for the block, in which errors become a `RunError`."""
     remote = opened is None and isinstance(path, RemotePath)
     with reading_shard(path), nullcontext(opened) if opened else _source(path) as source:
-        # With a buffer pages are read as they are needed, not a column of a row group at once. At an address each
-        # read is a request, so the wanted columns of a row group are fetched together.
+        # With a buffer, Arrow reads page by page instead of complete columns of a row group. At an address each read
+        # is a request, so the requested columns of a row group are fetched together.
         with pq.ParquetFile(source, buffer_size=0 if remote else 1 << 20, pre_buffer=remote) as file:
             for name, kinds in _COLUMNS.items():
                 kind = file.schema_arrow.field(name).type
@@ -223,20 +202,20 @@ def _opened(path: Place, opened: pa.NativeFile | None = None) -> Iterator[pq.Par
 
 @contextmanager
 def reading_shard(path: Place) -> Iterator[None]:
-    """Turn the errors of reading a shard into a `RunError`. Only what the bytes show is called damage."""
+    """Turn errors of reading a shard into a `RunError`, which calls the shard damaged only if its bytes are."""
     try:
         yield
     except (OSError, MemoryError, pa.ArrowException, KeyError, ValueError) as error:
-        # Arrow's own errors of content have no number.
+        # Arrow's own errors about content have no errno.
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
             reason = "out of memory" if isinstance(error, MemoryError) else os.strerror(error.errno or 0)
             raise RunError(
                 f"{path} cannot be read as a shard: {reason}. Check its disk, its permissions and the limits of memory "
-                "and open files (ulimit -v, ulimit -n), and start again. Nothing was deleted."
+                "and open files (ulimit -v, ulimit -n), then run the command again. Nothing was deleted."
             ) from error
         raise RunError(
-            f"{path} cannot be read as a shard: {first_line(error)}. Copy it anew if its SHA-256 is not that of its "
-            "record in done/; otherwise another program wrote it, and the corpus must be encoded again."
+            f"{path} cannot be read as a shard: {first_line(error)}. Copy it again if its SHA-256 differs from that in "
+            "its record in done/; otherwise another program wrote it: encode the corpus again."
         ) from error
 
 
@@ -247,20 +226,20 @@ def _source(path: Place) -> AbstractContextManager[Any]:
 def open_file(path: Path, mode: Literal["r", "w"] = "r") -> pa.OSFile:
     """Open a local file with Arrow by the bytes of its name, since Arrow refuses strings that are not UTF-8.
 
-    A file that is written is a new one: a link, or a named pipe, of that name is removed before.
+    For writing, an existing file, link or named pipe of that name is removed.
 
     Raises:
-        ValueError: it is no regular file.
+        ValueError: for reading, it is not a regular file.
     """
     if mode == "w":
         path.unlink(missing_ok=True)
     elif not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     return pa.OSFile(os.fsencode(path), mode)
 
 
 def drop_bits(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    """Float32 weights as float16, towards zero.
+    """Return float32 weights as float16, rounded toward zero.
 
     Raises:
         ValueError: a weight is negative, not finite or above 65504, the largest float16.
@@ -269,13 +248,13 @@ def drop_bits(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
         raise ValueError(f"weights from {weights.min()} to {weights.max()} do not fit into float16 (0 to 65504)")
     with np.errstate(over="ignore"):
         halves = weights.astype(np.float16)
-    # Conversion rounds to nearest; where it went up, the next lower bit pattern is the truncated value.
+    # The conversion rounds to nearest; where it rounded up, the next lower bit pattern is the truncated value.
     rounded_up = halves.astype(np.float32) > weights
     return (halves.view(np.uint16) - rounded_up).view(np.float16)
 
 
 def store_weights(vectors: SparseRows, kind: WeightType) -> SparseRows:
-    """The vectors as a shard keeps them; weights that become zero (underflow) are dropped."""
+    """Return vectors with the stored type of weights; weights that become zero (underflow) are dropped."""
     if kind == "float32":
         if not np.isfinite(vectors.weights).all():
             raise ValueError("some are not finite numbers")
@@ -286,14 +265,8 @@ def store_weights(vectors: SparseRows, kind: WeightType) -> SparseRows:
     return stored if kept.all() else stored.keep(kept)
 
 
-def drop_rows(part: ShardPart, rows: Sequence[int]) -> ShardPart:
-    """The part without the documents of some source rows."""
-    kept = ~np.isin(part.rows, np.array(rows, dtype=np.uint64))
-    return part if kept.all() else take_rows(part, np.flatnonzero(kept))
-
-
 def take_rows(part: ShardPart, places: npt.NDArray[np.integer]) -> ShardPart:
-    """The part with the documents at these places only."""
+    """Return the part with the documents at these places only."""
     chosen = places.tolist()
     hashes, fields = [part.text_hashes[i] for i in chosen], [part.fields[i] for i in chosen]
     return ShardPart(part.rows[places], hashes, part.vectors.take(places), fields)
@@ -319,7 +292,7 @@ def _record_batch(part: ShardPart, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _array(numbers: npt.NDArray[Any], kind: pa.DataType) -> pa.Array[Any]:
-    """Numbers as an Arrow array. `pa.array` imports pandas where it is installed: 40 MB, and half a second."""
+    """Return an Arrow array. `pa.array` would import pandas if it is installed, which takes 40 MB and half a second."""
     return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(np.ascontiguousarray(numbers))])
 
 
@@ -332,7 +305,7 @@ def _strings(strings: Sequence[str]) -> pa.Array[Any]:
 
 
 def _vectors(batch: pa.Table, first: int, tokens: int) -> SparseRows:
-    """The vectors of a table whose first row is row `first` of the shard; raises ValueError with the row and its id."""
+    """Return the vectors of a table that starts at row `first` of the shard; ValueError names a bad row and its id."""
     doc_ids, borders, values = batch.column("doc_id").to_pylist(), [], []
     for name in ("token_ids", "weights"):
         column = _only_chunk(batch.column(name))
@@ -340,21 +313,21 @@ def _vectors(batch: pa.Table, first: int, tokens: int) -> SparseRows:
         start, end = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (0, 0)
         borders.append(offsets - start)
         values.append(_numbers(column.values)[start:end])
-    (indptr, others), (token_ids, weights) = borders, values
+    (indptr, weights_indptr), (token_ids, weights) = borders, values
 
     def refuse(row: int, what: str) -> NoReturn:
         raise ValueError(f"row {first + row} (id {doc_ids[row][:80]!r}) has {what}")
 
-    if not np.array_equal(indptr, others):
-        row = int(np.flatnonzero(np.diff(indptr) != np.diff(others))[0])
-        refuse(row, f"{np.diff(indptr)[row]} token ids and {np.diff(others)[row]} weights")
+    if not np.array_equal(indptr, weights_indptr):
+        row = int(np.flatnonzero(np.diff(indptr) != np.diff(weights_indptr))[0])
+        refuse(row, f"{np.diff(indptr)[row]} token ids and {np.diff(weights_indptr)[row]} weights")
     if len(weights):
         # Bit patterns above that of infinity: NaN, and everything negative.
         bits, above = (array.view(f"u{weights.itemsize}") for array in (weights, np.array([np.inf], weights.dtype)))
         falls = token_ids[1:] <= token_ids[:-1]
         falls[indptr[1:-1][(0 < indptr[1:-1]) & (indptr[1:-1] < len(weights))] - 1] = False
         for broken, what, found in (
-            (bits >= above, "a weight that is negative or no finite number", weights),
+            (bits >= above, "a weight that is negative or not finite", weights),
             (token_ids >= tokens, f"a token id outside the vocabulary, which has {tokens}", token_ids),
             (np.concatenate(([False], falls)), "token ids that do not ascend", token_ids),
         ):
@@ -365,7 +338,7 @@ def _vectors(batch: pa.Table, first: int, tokens: int) -> SparseRows:
 
 
 def _numbers(array: pa.Array[Any]) -> npt.NDArray[Any]:
-    """The numbers of an array without nulls, not copied. `to_numpy` imports pandas where it is installed: 40 MB."""
+    """Return the numbers of an array without nulls, not copied. `to_numpy` would import pandas if it is installed."""
     return np.from_dlpack(array)
 
 

@@ -1,12 +1,9 @@
-"""More rows of numbers than fit into memory, joined by their first number: what every join over a run is made of.
+"""Joins over a run: rows of numbers on disk, read back by ranges of their first number.
 
-In: pieces in any order, each sorted as it comes. Out: all rows by ranges of the first number, one range in memory at
-a time. The rows are in a file without a name, so that a killed process leaves nothing. First numbers are hashes:
-the ranges are equal parts of the 64 bits.
-
-`match` compares two sets of documents in such rows, of three or four columns: one or two numbers for the hash of the
-id, the content, and the place in the set, with `SECOND` added in the second set. Not covered: in what two contents
-differ.
+In: pieces in any order. Out: all rows, one range in memory at a time. The first number is a hash, so the ranges are
+equal parts of 64 bits. The rows are in an unnamed file, so that a killed process leaves nothing. `match` compares two
+sets of documents in such rows: the hash of the id in one or two columns, that of the content, and the place in the set,
+with `SECOND` added for the second set.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 Numbers = npt.NDArray[np.uint64]
-SECOND = np.uint64(1 << 63)  # in the last column: the row is of the second set
+SECOND = np.uint64(1 << 63)  # in the last column: the row belongs to the second set
 _Flags = npt.NDArray[np.bool_]
 
 
@@ -36,7 +33,7 @@ class SortedPieces:
         self._cuts: list[list[int]] = []
 
     def add(self, rows: Numbers) -> None:
-        """Keep some rows: an array of `width` columns."""
+        """Add rows: an array of `width` columns."""
         rows = rows[np.argsort(rows[:, 0], kind="stable")]
         inside = np.searchsorted(np.ascontiguousarray(rows[:, 0]), self._borders).tolist()
         first = self._file.seek(0, 2) // (8 * self._width)
@@ -44,14 +41,11 @@ class SortedPieces:
         try:
             self._file.write(rows.tobytes())
             self._file.flush()
-        except OSError as error:  # which names no file
+        except OSError as error:  # it has no file name
             raise OSError(error.errno, error.strerror, str(self._scratch)) from error
 
     def ranges(self) -> Iterator[Numbers]:
-        """Yield the rows of each range, unsorted: of equal first numbers the row that was added first comes first.
-
-        The disk space is freed at the end.
-        """
+        """Yield the rows of each range, those with equal first numbers in the order of `add`; then free the disk."""
         for step in range(self._ranges):
             pieces = [self._read(cut[step], cut[step + 1]) for cut in self._cuts]
             yield np.concatenate(pieces) if pieces else np.empty((0, self._width), np.uint64)
@@ -64,7 +58,7 @@ class SortedPieces:
 
 
 def mapped(file: IO[bytes], kind: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Map the numbers that were written to a file. The mapping outlives the file's name."""
+    """Map the numbers that were written to a file. The mapping stays valid when the file is closed."""
     file.flush()
     # An empty file cannot be mapped.
     return np.memmap(file, dtype=kind, mode="r") if file.tell() else np.empty(0, kind)
@@ -73,9 +67,8 @@ def mapped(file: IO[bytes], kind: npt.DTypeLike) -> npt.NDArray[Any]:
 class Match(NamedTuple):
     """The rows of one range by id: their places, and flags over them.
 
-    Of the first set are those that are `missing` in the second one; of the second set those that are `extra`, those
-    that `repeat` an id of both sets, and those whose content is `changed` or the `same`. The row of the first set that
-    the last two were compared with is right before them.
+    Rows of the first set can be `missing` in the second. Rows of the second set are `extra`, `repeat` an id of both
+    sets, or have `changed` or the `same` content; the row before is the one of the first set they were compared with.
     """
 
     places: npt.NDArray[np.int64]
@@ -87,14 +80,14 @@ class Match(NamedTuple):
 
 
 def match(rows: Numbers) -> Match:
-    """Match all rows of one range. Ids of the first set differ; one that does not is compared by its last place."""
+    """Match all rows of one range. If an id is repeated in the first set, its last row is compared."""
     rows = rows[np.lexsort((rows[:, -1], *rows[:, -3::-1].T))]
     ids, content, second = rows[:, :-2], rows[:, -2], rows[:, -1] >= SECOND
-    begins = np.ones(len(rows), dtype=np.bool_)
-    begins[1:] = (ids[1:] != ids[:-1]).any(axis=1)
-    document = np.cumsum(begins) - 1
+    starts = np.ones(len(rows), dtype=np.bool_)
+    starts[1:] = (ids[1:] != ids[:-1]).any(axis=1)
+    document = np.cumsum(starts) - 1
     in_first, in_second = ((np.bincount(document, weights=those) > 0)[document] for those in (~second, second))
-    follows = second & ~begins
+    follows = second & ~starts
     follows[1:] &= ~second[:-1]
     same = follows.copy()
     same[1:] &= content[1:] == content[:-1]

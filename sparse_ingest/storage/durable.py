@@ -1,7 +1,6 @@
 """Atomic writes that survive a kill and a power cut: under its final name, a file is complete or absent.
 
-In: a local path or an address, and its content. Locally, a temporary file is synced and renamed; at an address
-(s3://...) the store makes the write atomic.
+A local temporary file is synced and renamed; at an address (s3://...) the store makes the write atomic.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 @contextlib.contextmanager
 def naming(*places: Place) -> Iterator[None]:
-    """Add a file name to an `OSError` of the block without one, as of a write to a full disk.
+    """Add a file name to an `OSError` of the block that has none, such as that of a full disk.
 
     Args:
-        *places: Where the block writes. Of several, the local one with the least free space is named.
+        *places: Where the block writes. The local one with the least free space is named.
     """
     try:
         yield
@@ -55,7 +54,7 @@ def write_atomic(path: Place, content: bytes, *, exclusive: bool = False) -> Non
 
 @contextlib.contextmanager
 def atomic_file(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
-    """Open a local file that gets its name at the end of the block. With `exclusive`, an existing file is kept."""
+    """Open a local file that is renamed to `path` after the block. With `exclusive`, an existing file is kept."""
     handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
     try:
         with naming(path), os.fdopen(handle, "wb") as file:
@@ -75,22 +74,18 @@ def atomic_file(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
 
 
 def open_own(path: Path, flags: int) -> int:
-    """Open a regular file for writing, created if it does not exist; what a link points to is not touched.
-
-    Raises:
-        OSError: it is a link, a named pipe or another special file, or cannot be opened.
-    """
+    """Open a regular file for writing, created if it does not exist. Raise OSError for links and special files."""
     handle = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return handle
 
 
 def move_whole(scratch: Path, target: Place, before: Callable[[], None]) -> None:
     """Move a complete, synced file to its final name, which may be an address.
 
-    `before` is called before each change there, and may raise to prevent it.
+    `before` is called before each change of the target, and may raise to prevent it.
     """
     before()
     if not isinstance(target, RemotePath):
@@ -101,18 +96,18 @@ def move_whole(scratch: Path, target: Place, before: Callable[[], None]) -> None
         try:
             target.upload(scratch, exclusive=True)
         except FileExistsError:
-            # From a killed process, or from this one if the answer was lost. It is deleted first, never overwritten: a
-            # delayed request of a process that `before` would stop by now then finds the new file, and fails.
+            # From a killed process, or from this one if the answer was lost. Deleted, never overwritten: a delayed
+            # upload of a process that has lost its lock then fails at the new file.
             before()
             target.unlink(missing_ok=True)
         else:
             scratch.unlink()
             return
-    raise StorageError(f"{target} is written by another process again and again. Stop that one, and start again.")
+    raise StorageError(f"Another process keeps writing {target}. Stop it, then run the command again.")
 
 
 def sync_folder(folder: Place) -> None:
-    """Sync a folder, so that a rename in it survives a power cut. Does nothing at an address."""
+    """Sync a folder, so that a rename in it survives a power cut. Do nothing at an address."""
     if isinstance(folder, RemotePath):
         return
     handle = os.open(folder, os.O_RDONLY)

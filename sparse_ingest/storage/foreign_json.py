@@ -1,38 +1,32 @@
-"""JSON from elsewhere, read with limits on size and depth and checked against a type.
+"""JSON from other sources, read with limits on size and depth and checked against a type.
 
-In: bytes, a file or a parsed value, and the type that is expected: a dataclass, a TypedDict, `dict[str, int]`. Out: a
-value of that type, or a ValueError with a short reason, such as "Expected `int`, got `str` - at `$.rows`". The caller
-knows which file or answer it was, and adds that and what to do.
-
-Keys that a dataclass or TypedDict lacks are dropped, so that files of newer releases stay readable.
+In: bytes, a file or a parsed value, and the expected type: a dataclass, a TypedDict, `dict[str, int]`. Out: a value of
+that type, or a ValueError with a short reason, such as "Expected `int`, got `str` - at `$.rows`", to which the caller
+adds the file and what to do. Keys that a dataclass or TypedDict lacks are dropped, so that files of newer releases stay
+readable.
 """
 
 from __future__ import annotations
 
 import json
 import stat
-from io import BufferedReader
+from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
+
+from sparse_ingest.storage.places import Place
 
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 100
 SHOWN_CHARACTERS = 100
+_TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"
 T = TypeVar("T")
 
 
-class Readable(Protocol):
-    """A file at an address, as `storage.places.RemotePath`."""
-
-    def open(self) -> BufferedReader:
-        """Open it for reading."""
-        ...
-
-
 def shown(value: object) -> str:
-    """Return a value for a message, in one line and cut after 100 characters."""
+    """Return a value for a message, in one line and truncated to 100 characters."""
     text = repr(value)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
@@ -41,72 +35,56 @@ def parse_json(content: bytes | str, max_bytes: int = MAX_BYTES) -> Any:
     """Parse JSON.
 
     Raises:
-        ValueError: it is no JSON, not UTF-8, larger than `max_bytes`, or nested more than 100 levels deep.
+        ValueError: it is not JSON, not UTF-8, larger than `max_bytes`, or nested more than 100 levels deep.
     """
     if len(content) > max_bytes:
         raise ValueError(f"it has too many bytes; at most {max_bytes:,} are read")
     try:
         value = json.loads(content)
     except RecursionError:
-        value = None
-        deep = True
-    else:
-        deep = is_deep(value)
-    if deep:
-        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
+        raise ValueError(_TOO_DEEP) from None
+    if is_deep(value):
+        raise ValueError(_TOO_DEEP)
     return value
 
 
 def json_parts(content: bytes) -> dict[str, bytes]:
-    """Return the JSON text under each key of a JSON object; no object is built of it.
-
-    Raises:
-        ValueError: it is no JSON object, or nested too deep.
-    """
+    """Return the unparsed JSON text of each value of a JSON object. Raise ValueError for other content."""
     try:
         return {key: bytes(part) for key, part in msgspec.json.decode(content, type=dict[str, msgspec.Raw]).items()}
     except RecursionError:
-        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep") from None
+        raise ValueError(_TOO_DEEP) from None
 
 
 def checked(value: object, expected: type[T]) -> T:
-    """Return a parsed value as the type that is expected.
-
-    Raises:
-        ValueError: with the place in it, what was expected there, and what was found.
-    """
+    """Return a parsed value as the expected type. Raise ValueError with the place, what was expected, and found."""
     return msgspec.convert(value, expected, dec_hook=lambda kind, given: kind(given))  # such as a Path
 
 
-def read_json(path: Path | Readable, expected: type[T], max_bytes: int = MAX_BYTES) -> T:
-    """Read a JSON file. Something that is no regular file, such as a named pipe, is not opened.
+def read_json(path: Place, expected: type[T], max_bytes: int = MAX_BYTES) -> T:
+    """Read a JSON file. A special file, such as a named pipe, is not opened.
 
     Raises:
-        ValueError: as `parse_json` and `checked`.
+        ValueError: it is not a regular file, or as `parse_json` and `checked`.
         OSError: it cannot be read.
     """
     return checked(parse_json(read_bytes(path, max_bytes), max_bytes), expected)
 
 
-def read_bytes(path: Path | Readable, max_bytes: int = MAX_BYTES) -> bytes:
-    """Read a file, and of one that is larger one byte more than `max_bytes`; errors as of `read_json`."""
+def read_bytes(path: Place, max_bytes: int = MAX_BYTES) -> bytes:
+    """Read at most `max_bytes + 1` bytes of a file; errors as of `read_json`."""
     if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     with path.open("rb") if isinstance(path, Path) else path.open() as file:
         return file.read(max_bytes + 1)
 
 
 def is_deep(value: object) -> bool:
-    """Return whether containers are nested deeper than MAX_DEPTH."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        inner: list[object] = []
-        for each in level:
-            if isinstance(each, dict):
-                inner += (one for one in each.values() if isinstance(one, dict | list))
-            elif isinstance(each, list):
-                inner += (one for one in each if isinstance(one, dict | list))
-        if not inner:
+    """Return whether a parsed value is nested deeper than MAX_DEPTH."""
+    level: list[Any] = [[value]]
+    for _ in range(MAX_DEPTH + 1):
+        values = chain.from_iterable(each.values() if isinstance(each, dict) else each for each in level)
+        level = [each for each in values if isinstance(each, dict | list)]
+        if not level:
             return False
-        level = inner
     return True

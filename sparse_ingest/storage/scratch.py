@@ -1,7 +1,7 @@
-"""Local folders: scratch space for files before their upload, and the state of runs that cannot be written (web).
+"""Local folders: scratch space for files before their upload, and the state of read-only runs.
 
-A scratch folder belongs to the process that holds its lock. The folder of a killed process is deleted by the next
-process that creates one.
+A scratch folder belongs to the process that has locked it. The next process that creates one deletes those of killed
+processes.
 """
 
 from __future__ import annotations
@@ -35,15 +35,12 @@ class ScratchFolder:
         self._end = weakref.finalize(self, _remove, self.path, lock, os.getpid())
 
     def close(self) -> None:
-        """Remove it now."""
+        """Delete the folder."""
         self._end()
 
 
 def user_folder(variable: str = "XDG_STATE_HOME", in_home: str = ".local/state") -> Path:
-    """Return this user's folder: SPARSE_INGEST_HOME, otherwise `sparse-ingest` where `variable` says, or `in_home`.
-
-    The defaults are those of the user's state.
-    """
+    """Return SPARSE_INGEST_HOME, or `sparse-ingest` in the folder of `variable` or `in_home`; by default state."""
     if own := os.environ.get("SPARSE_INGEST_HOME"):
         return Path(own).absolute()
     base = os.environ.get(variable)
@@ -53,7 +50,7 @@ def user_folder(variable: str = "XDG_STATE_HOME", in_home: str = ".local/state")
 def _locked(folder: Path) -> int | None:
     """Open and lock a folder of this user, and return its handle; None if another process has the lock.
 
-    Anyone may create names in the folder for temporary files: links are not followed, and nothing else is opened.
+    Links are not followed, because every user may create names in the folder for temporary files.
     """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

@@ -139,7 +139,7 @@ def test_options_are_keywords_or_one_object(tmp_path: Path, run: si.SearchableRu
     settings = {name: value for name, value in HOW.items() if name != "model"} | {"keep": ("lang",)}
     made = si.encode(ROWS, tmp_path / "run", model=MODEL, options=si.EncodeOptions(**settings))
     assert contents(made.path / "shards") == contents(run.path / "shards")
-    with pytest.raises(si.UsageError, match=r"give options= or keywords such as top_k="):
+    with pytest.raises(si.UsageError, match=r"pass options= or keywords such as top_k="):
         si.encode(ROWS, tmp_path / "no", model=MODEL, options=si.EncodeOptions(), top_k=3)
     with pytest.raises(si.UsageError, match=r"encode\(\): unknown key topk; known here: .*top_k"):
         si.encode(ROWS, tmp_path / "no", model=MODEL, topk=3)
@@ -342,7 +342,7 @@ def test_progress_is_a_tqdm_bar_or_a_reporter(tmp_path: Path, capfd: pytest.Capt
 
 
 def test_a_stop_request_keeps_what_is_done(tmp_path: Path) -> None:
-    with pytest.raises(si.Interrupted, match="keeps what is done"):
+    with pytest.raises(si.Interrupted, match="keeps the finished shards"):
         si.encode(ROWS, tmp_path / "run", progress=Recorder(stop_at=8), **HOW)
     assert si.open_run(tmp_path / "run").done_shards() == [0]
     assert si.encode(ROWS, tmp_path / "run", **HOW).report.rows == 20

@@ -65,7 +65,7 @@ def test_a_name_that_is_not_utf8_is_escaped(run_path: Path, monkeypatch: pytest.
     assert json.loads(out)["run"] == str(run_path)
     code, out, err = printed("utf-8", monkeypatch, "status", f"{run_path}-lost")
     assert (code, out) == (1, "")
-    assert "r\\udcff-lost is no run folder" in err
+    assert "r\\udcff-lost is not a run" in err
 
 
 def test_a_text_is_the_bytes_that_were_typed(run_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

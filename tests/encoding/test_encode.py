@@ -189,7 +189,7 @@ def test_a_model_must_be_named(corpus: Path, tmp_path: Path) -> None:
 def test_a_folder_of_something_else_stays_as_it_is(encode, tmp_path: Path) -> None:
     write(tmp_path / "run" / "thesis.txt", ["words"])
     answer = encode()
-    assert answer.code == 1 and "is not empty and holds no run (found thesis.txt)" in answer.err
+    assert answer.code == 1 and "is not empty and is not a run (found thesis.txt)" in answer.err
     assert contents(tmp_path / "run") == {"thesis.txt": b"words\n"}
 
 
@@ -296,16 +296,16 @@ def test_other_settings_are_refused_with_both_values(encode, tmp_path: Path, mod
     before = contents(tmp_path / "run")
     other = make_masked_lm(tmp_path / "other", seed=5)
     for options, line in (
-        (["--weights", "float32"], "weights: the run has 'float16', asked is 'float32'"),
-        (["--dtype", "bfloat16"], "dtype: the run has 'float32', asked is 'bfloat16'"),
-        (["--shard-rows", 9], "shard_rows: the run has 8, asked is 9"),
-        (["--limit", 5], "limit: the run has None, asked is 5"),
-        (["--keep", "year"], "fields.keep: the run has [], asked is ['year']"),
-        (["--no-text"], "fields.carry_text: the run has True, asked is False"),
-        (["--id-field", ":row"], "fields.id: the run has None, asked is ':row'"),
-        (["--max-length", 32], "model.max_length: the run has 64, asked is 32"),
-        (["--set", "model.document_prompt=d: "], "model.document_prompt: the run has '', asked is 'd: '"),
-        (["--set", "encode.min_weight=1"], "min_weight: the run has None, asked is 1.0"),
+        (["--weights", "float32"], "weights: the run has 'float16', requested: 'float32'"),
+        (["--dtype", "bfloat16"], "dtype: the run has 'float32', requested: 'bfloat16'"),
+        (["--shard-rows", 9], "shard_rows: the run has 8, requested: 9"),
+        (["--limit", 5], "limit: the run has None, requested: 5"),
+        (["--keep", "year"], "fields.keep: the run has [], requested: ['year']"),
+        (["--no-text"], "fields.carry_text: the run has True, requested: False"),
+        (["--id-field", ":row"], "fields.id: the run has None, requested: ':row'"),
+        (["--max-length", 32], "model.max_length: the run has 64, requested: 32"),
+        (["--set", "model.document_prompt=d: "], "model.document_prompt: the run has '', requested: 'd: '"),
+        (["--set", "encode.min_weight=1"], "min_weight: the run has None, requested: 1.0"),
         (["--model", other], "model.sha256: the run has "),
     ):
         answer = encode(*options)
@@ -328,7 +328,7 @@ def test_a_changed_corpus_is_refused(encode, tmp_path: Path, corpus: Path) -> No
     assert encode().code == 0, "a column that is not read does not matter"
     write(corpus, [*ROWS[:9], {**ROWS[9], "text": ROWS[9]["text"].replace("river", "cloud")}, *ROWS[10:]])
     answer = encode()
-    assert answer.code == 1 and "The corpus changed: rows 8 to 15 are not those that part-00001" in answer.err
+    assert answer.code == 1 and "The corpus changed: rows 8 to 15 differ from those of part-00001" in answer.err
     assert encode("--trust-corpus").code == 0
     write(corpus, [*ROWS, {"_id": "new", "text": "new"}])
     answer = encode("--trust-corpus")
@@ -489,7 +489,7 @@ def test_status_shows_what_is_there(encode, tmp_path: Path) -> None:
     state = json.loads(answer.out)
     assert answer.code == 0 and (state["rows"], state["shards"], state["complete"]) == (20, 3, True)
     answer = command("status", tmp_path)
-    assert answer.code == 1 and "is no run folder" in answer.err
+    assert answer.code == 1 and "is not a run" in answer.err
 
 
 # More than one process, and being asked to stop
@@ -606,7 +606,7 @@ def test_sigterm_ends_after_the_shard(many, tmp_path: Path) -> None:
     process.join(60)
     assert process.exitcode == 130, log.read_text()
     assert "Stopping after the current shard." in log.read_text()
-    assert f"{out} keeps what is done. Start again to go on." in log.read_text()
+    assert f"{out} keeps the finished shards. Run the same command again to continue." in log.read_text()
     run = open_run(out)
     assert 3 <= len(run.done_shards()) < 41 and run.complete() is None
     assert len(contents(out / "shards")) == len(run.done_shards()) and not contents(out / "tmp")

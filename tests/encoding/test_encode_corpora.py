@@ -115,7 +115,7 @@ def test_copying_is_part_of_the_identity_and_reuse_does_not_care(encode, tmp_pat
     assert encode(ROWS, "each").code == 0
     assert "dedup_text" not in open_run(tmp_path / "each").manifest.identity
     answer = encode(ROWS, "each", "--dedup-text", "encode-once")
-    assert answer.code == 1 and "dedup_text: the run has None, asked is 'encode-once'" in answer.err
+    assert answer.code == 1 and "dedup_text: the run has None, requested: 'encode-once'" in answer.err
     answer = encode(
         [*ROWS, {"_id": "n", "text": "new"}], "next", "--dedup-text", "encode-once", "--reuse", tmp_path / "each"
     )
@@ -129,7 +129,7 @@ def test_copying_is_part_of_the_identity_and_reuse_does_not_care(encode, tmp_pat
 
 def test_passages_are_not_copied(encode) -> None:
     answer = encode(ROWS, "run", "--dedup-text", "encode-once", "--set", "encode.overflow=passages")
-    assert answer.code == 2 and "Leave out --dedup-text" in answer.err
+    assert answer.code == 2 and "Omit --dedup-text" in answer.err
 
 
 # Counts
@@ -256,9 +256,9 @@ def test_an_estimate_is_told_once(encode, tmp_path: Path, monkeypatch) -> None:
     said = [line for line in answer.err.splitlines() if line.startswith("After")]
     report = json.loads(answer.out)
     assert len(said) == 1 and said[0].startswith("After 32 documents: "), answer.err
-    assert "About 41 rows in all: " in said[0] and " of the run a document" in said[0]
+    assert "About 41 rows in all: " in said[0] and " of the run per document" in said[0]
     terms = sum(len(terms) for row, _, terms in documents(open_run(tmp_path / "run")).values() if row < 32)
-    assert f"{terms / 32:.1f} terms a document" in said[0] and report["rows"] == 40
+    assert f"{terms / 32:.1f} terms per document" in said[0] and report["rows"] == 40
 
 
 def test_the_seconds_of_each_stage_are_kept_and_summed(encode, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_run_whose_processes_all_die_says_so_and_is_finished_by_the_next_start
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code", "said"), [
-    (signal.SIGTERM, 130, "Stopped on request after a whole shard"), (signal.SIGINT, 130, "Interrupted"),
+    (signal.SIGTERM, 130, "Stopped on request after a complete shard"), (signal.SIGINT, 130, "Interrupted"),
     (signal.SIGKILL, -9, ""),
 ])  # fmt: skip
 def test_processes_end_with_the_one_that_started_them(
@@ -207,7 +207,7 @@ def test_an_error_that_nobody_expects_is_named_with_its_device(corpus: Corpus, t
     with pytest.raises(RunError) as caught:
         encode(broken, tmp_path / "run", pipeline=pipeline, options=options)
     died = "the process on cpu died: RuntimeError: CUDA error: an illegal memory access was encountered"
-    assert str(caught.value).startswith(f"No process is left: {died}; {died}. ")
+    assert str(caught.value).startswith(f"No process is left: {died}; {died}; ")
 
 
 @pytest.mark.slow
@@ -220,7 +220,7 @@ def test_a_process_without_a_shard_says_so(corpus: Corpus, tmp_path: Path) -> No
     until(lambda: any(out.glob("tmp/part-*")), parent, log)
     first = children_of(parent.pid)[0]
     os.kill(first, signal.SIGSTOP)
-    until(lambda: "A process found no shard left to make" in log.read_text(), parent, log)
+    until(lambda: "A process found no shard left to encode" in log.read_text(), parent, log)
     os.kill(first, signal.SIGCONT)
     parent.join(90)
     assert parent.exitcode == 3, log.read_text()
@@ -244,7 +244,7 @@ def test_standard_input_is_for_one_device(corpus: Corpus, tmp_path: Path) -> Non
     arguments = corpus.arguments(tmp_path / "run", "cpu,cpu")
     arguments[arguments.index("--corpus") + 1] = "-"
     answer = command(*arguments)
-    assert answer.code == 2 and "standard input can be read by one process only" in answer.err
+    assert answer.code == 2 and "only one process can read standard input" in answer.err
 
 
 def test_devices_that_cannot_go_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +256,7 @@ def test_devices_that_cannot_go_together_are_refused(monkeypatch: pytest.MonkeyP
     assert choose_devices("auto") == choose_devices("cuda") == ["cuda:0", "cuda:1"]
     assert choose_devices("cuda:1,cuda:1") == ["cuda:1", "cuda:1"]
     for asked in ("cpu,cuda:0", "cuda,cuda:0"):
-        with pytest.raises(UsageError, match="a run is made by one kind"):
+        with pytest.raises(UsageError, match="a run needs devices of one kind"):
             choose_devices(asked)
     with pytest.raises(UsageError, match="torch sees 2 GPUs"):
         choose_devices("cuda:1,cuda:2")

@@ -98,16 +98,16 @@ def test_a_run_that_reused_some_goes_on_without_and_is_reused_itself(encode, tmp
 def test_a_run_of_other_settings_is_refused_before_anything_is_made(encode, tmp_path: Path) -> None:
     assert encode(ROWS, "old").code == 0
     for options, setting in (
-        (["--weights", "float32"], "weights is 'float16' there, asked is 'float32'"),
-        (["--max-length", 19], "model.max_length is 20 there, asked is 19"),
-        (["--set", "encode.top_k=5"], "top_k is None there, asked is 5"),
-        (["--dtype", "bfloat16"], "dtype is 'float32' there, asked is 'bfloat16'"),
-        (OVERFLOW["windows"], "overflow is 'truncate' there, asked is 'windows'"),
+        (["--weights", "float32"], "weights is 'float16' there, requested: 'float32'"),
+        (["--max-length", 19], "model.max_length is 20 there, requested: 19"),
+        (["--set", "encode.top_k=5"], "top_k is None there, requested: 5"),
+        (["--dtype", "bfloat16"], "dtype is 'float32' there, requested: 'bfloat16'"),
+        (OVERFLOW["windows"], "overflow is 'truncate' there, requested: 'windows'"),
     ):
         answer = encode(ROWS, "new", *options, "--reuse", tmp_path / "old")
         assert answer.code == 1 and setting in answer.err, answer.err
         assert not (tmp_path / "new").exists()
-    for folder, code, said in (("old", 2, "is the run that --out makes"), ("nothing", 1, "is no run folder")):
+    for folder, code, said in (("old", 2, "is the same run as --out"), ("nothing", 1, "is not a run")):
         answer = encode(ROWS, "old", "--reuse", tmp_path / folder)
         assert answer.code == code and said in answer.err
 
@@ -115,7 +115,7 @@ def test_a_run_of_other_settings_is_refused_before_anything_is_made(encode, tmp_
 def test_a_stride_that_differs_is_refused(encode, tmp_path: Path) -> None:
     assert encode(ROWS, "old", *OVERFLOW["windows"]).code == 0
     answer = encode(ROWS, "new", "--set", "encode.overflow=windows", "--reuse", tmp_path / "old")
-    assert answer.code == 1 and "window_stride is 9 there, asked is None" in answer.err
+    assert answer.code == 1 and "window_stride is 9 there, requested: None" in answer.err
 
 
 def test_token_ids_are_stored_as_without_reuse(encode, tmp_path: Path) -> None:

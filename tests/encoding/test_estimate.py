@@ -42,7 +42,7 @@ def test_the_estimated_size_is_that_of_the_merged_index(
         answer = command("encode", "--model", "package:cognition/model", "--corpus", corpus, "--out", tmp_path / name,
                          "--dtype", "float32", "--json", *options)  # fmt: skip
         assert answer.code == 0, answer.err
-        number, unit = re.search(r"an index of ([\d.,]+) (\w+) or so", answer.err).groups()  # type: ignore[union-attr]
+        number, unit = re.search(r"a merged index of about ([\d.,]+) (\w+)", answer.err).groups()  # type: ignore[union-attr]
         runs[name] = float(number.replace(",", "")) * _UNITS[unit]
     # Loaded first and merged later: the leases of all are waited for together. What is merged is not merged again.
     reports = [

@@ -263,8 +263,8 @@ def test_windows_are_counted_and_named_in_the_identity(encode, tmp_path: Path) -
     found, expected = documents(run), documents(cut)
     assert found["short"] == expected["short"] and found["long"][2] != expected["long"][2]
     answer = encode("windows", "--set", "encode.window_stride=5")
-    assert answer.code == 1 and "window_stride: the run has None, asked is 5" in answer.err
-    assert "overflow: the run has 'windows', asked is 'truncate'" in encode("truncate").err
+    assert answer.code == 1 and "window_stride: the run has None, requested: 5" in answer.err
+    assert "overflow: the run has 'windows', requested: 'truncate'" in encode("truncate").err
 
 
 def test_a_document_becomes_its_passages(encode, tmp_path: Path, models: dict[str, str]) -> None:
@@ -308,7 +308,7 @@ def test_passages_without_text_carry_their_parent(encode, tmp_path: Path) -> Non
 def test_what_passages_do_not_go_with_is_refused(encode, tmp_path: Path) -> None:
     for options, said in (
         (["--keep", "parent"], "--keep parent: with overflow"),
-        (["--reuse", tmp_path], "--reuse finds vectors by the texts of documents"),
+        (["--reuse", tmp_path], "--reuse copies the vector of a document"),
         (["--set", "encode.window_stride=15"], "window_stride = 15, but a window of max_length = 16 holds 14 tokens"),
     ):
         answer = encode("passages", *options)

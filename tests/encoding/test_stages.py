@@ -260,7 +260,7 @@ def test_standard_input_is_not_read_again_for_a_smaller_budget(encode, model, tm
     monkeypatch.setattr(DocumentEncoder, "encode_tokens", failing(true, 13, BudgetLowered("cpu", 4, 16, 1)))
     answer = command("encode", "--model", model, "--corpus", "-", "--out", tmp_path / "run", "--shard-rows", 40,
                      "--device", "cpu", "--dtype", "float32")  # fmt: skip
-    assert answer.code == 1 and "Encode it again with --batch-tokens 16, or from a file." in answer.err
+    assert answer.code == 1 and "Run the command again with --batch-tokens 16, or with a file." in answer.err
     assert open_run(tmp_path / "run").done_shards() == [0]
 
 

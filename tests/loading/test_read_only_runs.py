@@ -103,7 +103,7 @@ def test_without_any_place_for_the_lock_there_is_one_message(
 ) -> None:
     run = read_only(make_run(tmp_path / "run"))
     monkeypatch.setenv("SPARSE_INGEST_HOME", "/proc/nowhere")
-    with pytest.raises(RunError, match=r"^/proc/nowhere/.*cannot be created: .*set it to a folder that can be written"):
+    with pytest.raises(RunError, match=r"^/proc/nowhere/.*cannot be created: .*set it to a writable folder"):
         into(client, index_name, run)
 
 

@@ -161,7 +161,7 @@ def test_weights_and_rows_may_lie_in_columns() -> None:
 @pytest.mark.parametrize("rows", [torch.ones(5, 8), torch.ones(5, 9).bfloat16(), torch.ones(4, 8).bfloat16()])
 def test_rows_that_it_would_misread_are_refused(rows: torch.Tensor) -> None:
     head = Kernel(torch.ones(3, 8).bfloat16(), torch.zeros(3), instructions="avx512")
-    with pytest.raises(TypeError, match=r"and should be torch.bfloat16 of \(5, 8\)"):
+    with pytest.raises(TypeError, match=r"expected torch.bfloat16 of \(5, 8\)"):
         head(rows, Packing((2, 3), CPU))
 
 
@@ -193,7 +193,7 @@ def test_a_kernel_that_is_wrong_is_left_with_a_note(parts, monkeypatch, caplog, 
     monkeypatch.setattr(cpu_kernel, "compile_kernel", compiled)
     with caplog.at_level(logging.WARNING):
         assert isinstance(build_head(*parts, device=CPU, dtype=torch.bfloat16), TiledHead)
-    assert "Going on with the plain one" in caplog.text
+    assert "Continuing with the plain one" in caplog.text
 
 
 def test_memory_that_runs_out_changes_no_head(parts, monkeypatch) -> None:
@@ -214,7 +214,7 @@ def test_instructions_that_llvm_does_not_see_are_left_with_a_note(parts, monkeyp
     monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: {"avx512bf16": True, "amx-bf16": False})
     with caplog.at_level(logging.WARNING):
         assert isinstance(build_head(*parts, device=CPU, dtype=torch.bfloat16), TiledHead)
-    assert "LLVM sees no amx-bf16 in this CPU. Going on with the plain one" in caplog.text
+    assert "LLVM sees no amx-bf16 in this CPU. Continuing with the plain one" in caplog.text
 
 
 def test_an_llvm_that_is_too_old_is_left_with_a_note(parts, monkeypatch, caplog) -> None:
@@ -222,7 +222,7 @@ def test_an_llvm_that_is_too_old_is_left_with_a_note(parts, monkeypatch, caplog)
     monkeypatch.setattr(llvm, "llvm_version_info", (20, 1, 8))
     with caplog.at_level(logging.WARNING):
         assert isinstance(build_head(*parts, device=CPU, dtype=torch.bfloat16), TiledHead)
-    assert "LLVM 20.1.8, and 22 is needed (llvmlite 0.50 or newer). Going on with the plain one" in caplog.text
+    assert "LLVM 20.1.8, but 22 is needed (llvmlite 0.50 or newer). Continuing with the plain one" in caplog.text
 
 
 @pytest.mark.parametrize(

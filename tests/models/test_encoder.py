@@ -156,7 +156,7 @@ def test_any_sequence_of_strings_is_a_list_of_texts(plain: str) -> None:
     [
         (["river", 7], "Text 1 is int; expected a string"),
         (["river", None], "Text 1 is NoneType; expected a string"),
-        (["ok", "half \ud83d"], r"Text 1 holds \\ud83d, half of a surrogate pair"),
+        (["ok", "half \ud83d"], r"Text 1 has \\ud83d, half of a surrogate pair"),
         (b"river", "The texts are bytes; expected a string, or a sequence of strings"),
         ({"river": 1}, "The texts are dict"),
         ({"river"}, "The texts are set"),
@@ -223,7 +223,7 @@ def test_a_query_model_of_its_own_serves_queries_alone(plain: str, tmp_path: Pat
     assert encoder.similarity(queries, vectors)[0, 0] == np.float32(vectors[0]["river"])
     alone = SparseEncoder(ModelSettings(query=str(table)))
     assert alone.encode_query(["catch a river"]).to_dicts() == queries[:1].to_dicts()
-    with pytest.raises(UsageError, match="is a model of queries alone"):
+    with pytest.raises(UsageError, match="is a model for queries only"):
         alone.encode_document("the river")
 
 

@@ -84,7 +84,7 @@ def test_whoever_slept_finds_its_lease_lost_and_leaves_the_other_alone(folder: R
     one = Leases(folder)
     assert one.take("one")
     abandoned(folder, token="of another")
-    with pytest.raises(RunError, match="has taken one over, because this one gave no sign for 60 seconds"):
+    with pytest.raises(RunError, match="has acquired the lock of one, which this one did not renew for 60 s"):
         one.refuse_lost()
     one.release("one")
     assert b"of another" in (folder / "one.lock").read_bytes()

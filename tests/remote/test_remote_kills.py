@@ -134,7 +134,7 @@ def test_an_upload_that_comes_after_another_process_took_over_changes_nothing(
     monkeypatch.setattr(RemotePath, "upload", late)
     answer = command(*short.arguments, "--out", out)
     assert taken_over[1].code == 3, taken_over[1].err
-    assert answer.code == 1 and "has taken part-00001 over" in answer.err
+    assert answer.code == 1 and "has acquired the lock of part-00001" in answer.err
     check(stored(out))
     short.compare(out)
 

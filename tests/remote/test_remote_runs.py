@@ -67,7 +67,7 @@ def test_a_run_in_a_store_goes_on_where_it_stopped(encode_arguments: list[object
     assert command(*encode_arguments, "--out", f"{bucket}/run/").code == 3
     assert kept(stored(run)) == kept(before)
     refused = command(*encode_arguments, "--out", f"{bucket}/run", "--shard-rows", 9)
-    assert refused.code == 1 and "shard_rows: the run has 8, asked is 9" in refused.err
+    assert refused.code == 1 and "shard_rows: the run has 8, requested: 9" in refused.err
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_vectors_of_a_run_in_a_store_are_used_again(
               for name in ("old", "new")]  # fmt: skip
     assert shards[0] == shards[1] and shards[0]
     same = command(*encode_arguments, "--out", f"{bucket}/old", "--reuse", f"{bucket}/old/")
-    assert same.code == 2 and "is the run that --out makes" in same.err
+    assert same.code == 2 and "is the same run as --out" in same.err
 
 
 @pytest.mark.slow
@@ -102,7 +102,7 @@ def test_what_is_no_run_is_left_alone(encode_arguments: list[object], bucket: st
     folder = RemotePath.at(f"{bucket}/other" if place == "s3" else f"memory://{time.monotonic_ns()}")
     (folder / "notes.txt").write_whole(b"mine")
     answer = command(*encode_arguments, "--out", folder)
-    assert answer.code == 1 and "is not empty and holds no run (found notes.txt)" in answer.err
+    assert answer.code == 1 and "is not empty and is not a run (found notes.txt)" in answer.err
     assert stored(folder) == {"notes.txt": b"mine"}
 
 
@@ -174,7 +174,7 @@ def test_a_run_on_the_web_is_searched_and_shown(web: str, tmp_path: Path, monkey
 
 def test_a_run_on_the_web_is_not_written(web: str, encode_arguments: list[object]) -> None:
     answer = command(*encode_arguments, "--out", web)
-    assert answer.code == 1 and "is a web address, which is for reading" in answer.err
+    assert answer.code == 1 and "is a web address, which is read-only" in answer.err
     assert "hidden" not in answer.err
 
 
@@ -182,10 +182,10 @@ def test_an_unfinished_run_on_the_web_is_one_sentence(tmp_path: Path) -> None:
     make_run(tmp_path / "run", complete=False)
     with web_server(tmp_path) as url:
         answer = command("status", f"{url}/run")
-    assert answer.code == 1 and "a web server does not say which shards are there" in answer.err
+    assert answer.code == 1 and "a web server does not list its shards" in answer.err
 
 
 def test_a_run_on_the_web_that_is_none(tmp_path: Path) -> None:
     with web_server(tmp_path) as url:
         answer = command("status", f"{url}/run")
-    assert answer.code == 1 and "is no run folder" in answer.err
+    assert answer.code == 1 and "is not a run" in answer.err

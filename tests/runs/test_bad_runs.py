@@ -83,8 +83,8 @@ def empty_a_record(run: Run) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lose_a_shard, "has lost shards: 1 are in done/, complete.json says 2"),
-        (empty_a_record, "names no sha256 or rows"),
+        (lose_a_shard, "has lost shards: shards is 2 in complete.json, and 1 by"),
+        (empty_a_record, "has no sha256 or rows"),
         (flip_a_byte, "part-00001.parquet has SHA-256"),
         (shorten, "part-00000.parquet has SHA-256"),
         (bring_a_shard_of_another_run, "part-00000.parquet has SHA-256"),

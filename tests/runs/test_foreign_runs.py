@@ -85,7 +85,7 @@ def test_another_vocabulary_is_refused_by_every_reader(
 ) -> None:
     run = make_run(tmp_path / "run")
     (run.path / "vocab.json").write_text(json.dumps(change(run.vocabulary())))
-    with pytest.raises(RunError, match=r"vocab.json cannot be read: it has SHA-256 \w+, manifest.json says \w+"):
+    with pytest.raises(RunError, match=r"vocab.json cannot be read: it has SHA-256 \w+, manifest.json has \w+"):
         reader(run.path)
 
 
@@ -106,9 +106,9 @@ def test_a_run_of_an_earlier_release_is_read_with_one_note(
     for _ in range(2):
         answer = command("load", run.path, "--index", index_name, "--url", opensearch_url)
         assert answer.code == 0
-        assert answer.err.count("recorded no hash of vocab.json: whether the file is unchanged cannot be checked") == 1
+        assert answer.err.count("without a hash of vocab.json, whose changes cannot be detected") == 1
     answer = command("verify", run.path, "--index", index_name, "--url", opensearch_url)
-    assert answer.code == 0 and answer.err.count("recorded no hash of vocab.json") == 1
+    assert answer.code == 0 and answer.err.count("without a hash of vocab.json") == 1
     searched(run.path)
 
 
@@ -130,12 +130,12 @@ def bring(run: Run, other: Run, shard: int) -> None:
 def test_a_shard_with_its_record_from_another_run_is_refused(tmp_path: Path, reader: Callable[[Path], None]) -> None:
     run, other = make_run(tmp_path / "run"), other_run(tmp_path / "other")
     bring(run, other, 1)
-    with pytest.raises(RunError, match=f"part-00001.json is of run {other.manifest.run_id[:18]}, this is run"):
+    with pytest.raises(RunError, match=f"part-00001.json belongs to run {other.manifest.run_id[:18]}, expected run"):
         reader(run.path)
     assert command("status", run.path).code == 1
     without_hashes(other)
     bring(run, other, 1)
-    with pytest.raises(RunError, match="part-00001.json is of run an earlier release, this is run"):
+    with pytest.raises(RunError, match="part-00001.json belongs to run an earlier release, expected run"):
         reader(run.path)
 
 
@@ -240,7 +240,7 @@ BAD_COLUMNS: list[tuple[dict[str, Any], str]] = [
     ({"doc_id": pa.array([b"a", b"\xff"]).view(pa.string())}, "can't decode byte 0xff"),
     ({"fields": pa.array(["{}", None])}, "column fields has nulls"),
     *(({"weights": lists([0, 2, 4], pa.array(np.array([1.0, 0.5, weight, 1.0], np.float16)))},
-       r"row 1 \(id 'b'\) has a weight that is negative or no finite number: " + str(weight))
+       r"row 1 \(id 'b'\) has a weight that is negative or not finite: " + str(weight))
       for weight in (np.inf, np.nan, -1.0)),
 ]  # fmt: skip
 
@@ -263,7 +263,7 @@ def test_fields_that_are_no_json_object_are_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"a": {"river": 1.0}})
     for fields in ("", "[]", "null", '{"text": ', DEEP):
         damaged(run, fields=pa.array([fields]))
-        with pytest.raises(RunError, match="The fields of document 'a' are no JSON object"):
+        with pytest.raises(RunError, match="The fields of document 'a' are not a JSON object"):
             searched(run.path)
 
 
@@ -313,7 +313,7 @@ def test_a_named_pipe_in_a_run_is_refused_and_not_waited_for(tmp_path: Path, nam
     run = make_run(tmp_path / "run")
     (run.path / name).unlink()
     os.mkfifo(run.path / name)
-    with pytest.raises(RunError, match=f"{name} cannot be read.*: it is no regular file"):
+    with pytest.raises(RunError, match=f"{name} cannot be read.*: it is not a regular file"):
         searched(run.path)
 
 
@@ -327,7 +327,7 @@ def test_a_lock_that_is_a_link_or_a_pipe_is_refused(tmp_path: Path) -> None:
     for make in (lambda: lock.symlink_to(victim), lambda: os.mkfifo(lock)):
         lock.unlink()
         make()
-        with pytest.raises(RunError, match="x.lock is a link or no regular file"), run.lock("x"):
+        with pytest.raises(RunError, match="x.lock is a link or not a regular file"), run.lock("x"):
             pass
     assert victim.read_text() == "precious"
 
@@ -480,4 +480,4 @@ def test_a_stray_file_among_the_records_is_named(tmp_path: Path, name: str) -> N
     run = make_run(tmp_path / "run")
     (run.path / "done" / name).write_text("{}")
     answer = command("status", run.path)
-    assert answer.code == 1 and "is no record of a shard" in answer.err and name in answer.err
+    assert answer.code == 1 and "is not named like a shard" in answer.err and name in answer.err

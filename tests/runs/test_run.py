@@ -92,7 +92,7 @@ def test_half_a_manifest_of_a_dead_process_is_no_stranger(tmp_path: Path) -> Non
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("words")
-    with pytest.raises(RunError, match=r"not empty and holds no run \(found thesis.tex\)"):
+    with pytest.raises(RunError, match=r"not empty and is not a run \(found thesis.tex\)"):
         create_or_open_run(tmp_path, manifest_of(), VOCABULARY)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -100,7 +100,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "is no run folder"),
+        (None, "is not a run"),
         ("{", "cannot be read"),
         ("[]", "is not the manifest of a run"),
         ('{"format": 1}', "is not the manifest of a run"),
@@ -129,10 +129,10 @@ def test_every_difference_is_named_with_both_values(tmp_path: Path) -> None:
         create_or_open_run(tmp_path, other, VOCABULARY)
     lines = str(caught.value).splitlines()
     assert lines[1:5] == [
-        "  added: the run has None, asked is [1]",
-        "  limit: the run has None, asked is 5",
-        "  model.sha256: the run has 'a', asked is 'b'",
-        "  weights: the run has 'float16', asked is 'float32'",
+        "  added: the run has None, requested: [1]",
+        "  limit: the run has None, requested: 5",
+        "  model.sha256: the run has 'a', requested: 'b'",
+        "  weights: the run has 'float16', requested: 'float32'",
     ]
     assert "model.max_length" not in str(caught.value)
 

@@ -20,7 +20,6 @@ from sparse_ingest.runs.shards import (
     PART_ROWS,
     ShardPart,
     drop_bits,
-    drop_rows,
     read_doc_ids,
     read_shard,
     shard_schema,
@@ -212,14 +211,13 @@ def test_a_file_that_is_no_shard_is_refused(tmp_path: Path, content: bytes | Non
             list(read(path))
 
 
-def test_rows_can_be_dropped_from_a_part() -> None:
+def test_rows_can_be_taken_from_a_part() -> None:
     vectors = rows_of({1: 1.0, 2: 2.0}, {}, {3: 3.0}, {4: 4.0, 5: 5.0})
     part = ShardPart(
         np.array([10, 12, 13, 17], np.uint64), [bytes([place] * 16) for place in range(4)], vectors, list("abcd")
     )
-    assert drop_rows(part, [11, 99]) is part
-    left = drop_rows(part, [10, 13])
+    left = take_rows(part, np.array([1, 3]))
     assert left.rows.tolist() == [12, 17] and left.fields == ["b", "d"] and left.text_hashes[1] == b"\x03" * 16
     assert list(left.vectors.doc_ids) == ["d1", "d3"]
     assert (left.vectors.indptr.tolist(), left.vectors.token_ids.tolist()) == ([0, 0, 2], [4, 5])
-    assert not len(drop_rows(part, [10, 12, 13, 17]).rows)
+    assert not len(take_rows(part, np.array([], dtype=np.int64)).rows)

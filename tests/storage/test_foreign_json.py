@@ -71,5 +71,5 @@ def test_a_file_that_is_too_large_is_refused_without_reading_it_all(tmp_path: Pa
 
 def test_a_named_pipe_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.json")
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         read_json(tmp_path / "pipe.json", dict)

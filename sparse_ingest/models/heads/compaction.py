@@ -1,9 +1,9 @@
-"""From dense rows on a device to the few terms that are kept: pruned there, and copied to the host without waiting.
+"""Dense rows on a device to the few terms that are kept: pruned there, and copied to the host without waiting.
 
-In: weights `[documents, vocabulary]` after the logarithm. Out: counts, token ids and weights of the terms above zero
-that are kept. The rules are those of `pruning.py`, applied on the device because a dense row has 122 KB and its terms
-some 2. Only ties are left to the host: all terms that weigh as much as the last one of top_k are copied. Nothing here
-makes the host wait before `arrive`, and no tensor is as large as the weights.
+In: weights `[documents, vocabulary]` after the logarithm. Out: counts, token ids and weights of the kept terms above
+zero. The rules of pruning.py are applied on the device, because a dense row has 122 KB and its terms about 2 KB; ties
+with the last term of top_k are left to the host. The host waits in `arrive` only, and no tensor is as large as the
+weights.
 """
 
 from __future__ import annotations
@@ -17,15 +17,12 @@ import torch
 
 from sparse_ingest.pipeline import Pruning
 
-# Terms per document that the copy has room for. A batch with more is copied again with more room.
+# Average terms per document that fit into the copy. A batch with more is copied again.
 ROOM = 512
 
 
 class Terms(NamedTuple):
-    """The terms of a batch: how many each document has, their token ids ascending, and their weights.
-
-    `dropped` is a number that was copied with them.
-    """
+    """The terms of a batch: the number per document, ascending token ids, weights, and the `dropped` of `Transfer`."""
 
     counts: npt.NDArray[np.int32]
     token_ids: npt.NDArray[np.int32]
@@ -34,7 +31,7 @@ class Terms(NamedTuple):
 
 
 def drop_light(weights: torch.Tensor, rules: Pruning) -> None:
-    """Set to zero what a rule drops, in place: all weights below the largest limit of the rules, without alpha_mass."""
+    """Set weights below the largest limit of the rules to zero, in place; alpha_mass is not applied."""
     lowest: list[torch.Tensor] = []
     if rules.min_weight is not None:
         lowest.append(weights.new_full((1, 1), rules.min_weight))
@@ -47,10 +44,7 @@ def drop_light(weights: torch.Tensor, rules: Pruning) -> None:
 
 
 class Transfer:
-    """The copy of one batch's terms, and of one number that is also on the device, to the host.
-
-    The weights are changed in place.
-    """
+    """The copy of one batch's terms, and of the number `dropped`, to the host. The weights are changed in place."""
 
     def __init__(self, weights: torch.Tensor, rules: Pruning, dropped: torch.Tensor) -> None:
         drop_light(weights, rules)
@@ -74,9 +68,9 @@ class Transfer:
         return Terms(counts, token_ids, weights, dropped)
 
     def _compacted(self, room: int) -> torch.Tensor:
-        """Number, counts, token ids and the bits of weights in one int32 tensor, with room for `room` terms."""
-        # The number of non-zero weights; a sum of booleans would first copy them as integers of 8 bytes. A float32
-        # counts to 16 million.
+        """Return `dropped`, counts, token ids and bits of weights in one int32 tensor, with room for `room` terms."""
+        # Counts non-zero weights; a sum of booleans would first copy them as 8-byte integers. A float32 counts to 16
+        # million.
         counts = torch.linalg.vector_norm(self._weights, ord=0, dim=1).to(torch.int32)
         places = _places(self._weights, room)
         weights = self._weights[places[:, 0], places[:, 1]]
@@ -86,15 +80,15 @@ class Transfer:
 def _places(weights: torch.Tensor, room: int) -> torch.Tensor:
     """Return row and column of each non-zero weight, padded to `room` rows."""
     try:
-        # As nonzero, but of a known size: the host need not wait to learn it.
+        # As nonzero, but of a known size, for which the host need not wait.
         return torch.nonzero_static(weights, size=room, fill_value=0)
-    except NotImplementedError:  # a torch, or a device, that does not have it
+    except NotImplementedError:  # in this torch, or for this device
         found = torch.nonzero(weights)[:room]
         return torch.nn.functional.pad(found, (0, 0, 0, room - len(found)))
 
 
 def _copied(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """Start to copy a tensor to the host; return the copy, and the event after which it is complete."""
+    """Start to copy a tensor to the host. Return the copy, and the event after which it is complete."""
     if not tensor.is_cuda:
         return tensor, None
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

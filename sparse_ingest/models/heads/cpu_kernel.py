@@ -1,8 +1,8 @@
 """The vocabulary projection and the maximum over each document's tokens as one kernel, compiled here for CPUs.
 
-LLVM is a wheel (llvmlite, extra `fast`), so no compiler is needed; compiling takes a few hundredths of a second. In:
-packed hidden states as 8-bit integers or bfloat16. Out: weights before the logarithm. Where llvmlite or the
-instructions are missing there is no kernel, and other heads compute the same. selection.py decides which head is used.
+In: packed hidden states as 8-bit integers or bfloat16. Out: weights before the logarithm. LLVM comes in a wheel
+(llvmlite, extra `fast`), so no compiler is needed; compiling takes a few hundredths of a second. Without llvmlite or
+the instructions other heads compute the same (selection.py).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_vnni
 from sparse_ingest.models.packing import Packing
 
 DTYPES = {torch.int8: "int8", torch.bfloat16: "bfloat16"}
-# In older versions the instructions have other arguments.
+# In older versions the intrinsics have other arguments.
 OLDEST_LLVM = (22,)
-# With wider rows of bfloat16 a panel does not stay in the cache that two threads of an AMX core share, and torch's own
-# product is faster (measured in a prototype: 768 wide 0.9 times as fast, 256 wide 1.2, 128 wide 1.9).
+# With wider rows of bfloat16 a panel does not fit the cache that two threads of an AMX core share, and torch's product
+# is faster (speed relative to torch in a prototype: 0.9 at 768 wide, 1.2 at 256, 1.9 at 128).
 AMX_BFLOAT16_BYTES = 1024
-# Linux's numbers of the tiles of AMX, and of the request for them.
+# Linux's numbers for the tiles of AMX, and for the request to use them.
 ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 0x1023, 18
 SYS_ARCH_PRCTL = 158
 
@@ -50,7 +50,7 @@ class Kernel:
         self._panels = len(weight) // PANEL
         groups = weight.view(torch.uint8).view(self._panels, PANEL, -1, GROUP_BYTES)
         self._weight = groups.transpose(1, 2).contiguous()
-        # One 8-bit factor must be unsigned: rows are multiplied as 128 more than they are.
+        # One 8-bit factor must be unsigned, so 128 is added to the rows and subtracted here.
         is_int8 = weight.dtype == torch.int8
         self._before = -128 * weight.sum(1, dtype=torch.int32) if is_int8 else torch.zeros(len(weight))
         self._scales = pad(torch.ones(self._columns) if scales is None else scales, (0, missing))
@@ -60,12 +60,12 @@ class Kernel:
         self._maxima = compile_kernel(text, FEATURES[dtype, instructions])
 
     def __call__(self, rows: torch.Tensor, packing: Packing, scales: torch.Tensor | None = None) -> torch.Tensor:
-        """Weights before the logarithm of packed rows in the weight's dtype; `scales` is `[documents]`."""
-        # The kernel gets addresses alone, and cannot check them.
+        """Return weights before the logarithm of packed rows in the weight's dtype; `scales` is `[documents]`."""
+        # The kernel gets addresses, and cannot check shapes.
         if rows.dtype != self._dtype or rows.shape != (sum(packing.lengths), self._width):
             raise TypeError(
-                f"Hidden states are {rows.dtype} of {tuple(rows.shape)}, and should be {self._dtype} of "
-                f"{sum(packing.lengths), self._width}. This model does not keep to its dtype: use --dtype float32."
+                f"Hidden states are {rows.dtype} of {tuple(rows.shape)}; expected {self._dtype} of "
+                f"{sum(packing.lengths), self._width}. The model changes its dtype: pass --dtype float32."
             )
         index, starts = packing.at_least(self._least)
         rows = _whole_tiles(rows if index is None else rows[index])
@@ -84,14 +84,14 @@ class Kernel:
 
 
 def instructions_for(dtype: torch.dtype, width: int) -> str | None:
-    """Return the instructions of this CPU for the fastest kernel of this dtype, or None if no kernel is faster."""
+    """Return the instructions of this CPU for the fastest kernel of a dtype, or None if no kernel is faster."""
     if platform.machine() != "x86_64" or platform.system() != "Linux":
         return None
     if dtype in DTYPES and has_amx() and _may_use_tiles():
         too_wide = dtype == torch.bfloat16 and width * dtype.itemsize > AMX_BFLOAT16_BYTES
         return None if too_wide else "amx"
-    there = {torch.int8: has_vnni, torch.bfloat16: has_avx512_bfloat16}.get(dtype)
-    return "avx512" if there and there() else None
+    has_instructions = {torch.int8: has_vnni, torch.bfloat16: has_avx512_bfloat16}.get(dtype)
+    return "avx512" if has_instructions and has_instructions() else None
 
 
 def compile_kernel(text: str, feature: str | None = None) -> Compiled:
@@ -105,9 +105,9 @@ def compile_kernel(text: str, feature: str | None = None) -> Compiled:
 
     if binding.llvm_version_info < OLDEST_LLVM:
         found = ".".join(map(str, binding.llvm_version_info))
-        raise RuntimeError(f"llvmlite brings LLVM {found}, and {OLDEST_LLVM[0]} is needed (llvmlite 0.50 or newer)")
+        raise RuntimeError(f"llvmlite has LLVM {found}, but {OLDEST_LLVM[0]} is needed (llvmlite 0.50 or newer)")
     features = binding.get_host_cpu_features()
-    if feature and not features.get(feature):  # with it LLVM would end this process
+    if feature and not features.get(feature):  # LLVM would end this process
         raise RuntimeError(f"LLVM sees no {feature} in this CPU")
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
@@ -133,6 +133,6 @@ def _whole_tiles(rows: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _may_use_tiles() -> bool:
-    """Ask Linux for the tiles of AMX, which a process must request."""
+    """Request the tiles of AMX from Linux. Return whether they may be used."""
     libc = ctypes.CDLL(None, use_errno=True)
     return bool(libc.syscall(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0)

@@ -1,22 +1,17 @@
-"""The text of the CPU's kernel, in LLVM's language: products of hidden states and vocabulary, and their maximum.
+"""The CPU's kernel as LLVM IR: products of hidden states and vocabulary, and their maximum. cpu_kernel.py compiles it.
 
     found[document, column] = relu((max over the document's rows of row . column + before[column])
                                    * row_scales[document] * column_scales[column] + bias[column])
 
 32 columns of the vocabulary are one panel. For each panel the kernel walks over all documents, a block of rows at a
-time: the products stay in registers and only their maximum is kept, so no logit is ever written. A panel fits the
-nearest cache, and the rows of a batch the next. What remains of a document after its complete blocks is one more block
-that ends with it: rows that are seen twice change no maximum.
+time; products stay in registers and only their maximum is kept. A panel fits the first-level cache, the rows of a batch
+the second. The last block of a document ends with it: rows that are read twice do not change a maximum. Factors are
+multiplied in groups of 4 bytes, four 8-bit numbers (unsigned times signed) or two bfloat16, with AVX512 and AMX; both
+read the same panels: `[width in groups][32 columns][4 bytes]`.
 
-Factors are multiplied in groups of 4 bytes, four 8-bit numbers (unsigned times signed) or two bfloat16, as both AVX512
-and AMX do; so both read the same panels: `[width in groups][32 columns][4 bytes]`.
-
-How to read the text: `%name` is a value, which is set once, `name:` a label to jump to (`br label %name`), and `;`
-begins a comment. `phi` is a variable of a loop: of its two values the first is the initial one, the second that of the
-previous round. `getelementptr i8, ptr %a, i64 %n` is the address n bytes after a (with `i32` or `float`: n numbers of 4
-bytes), `<16 x float>` a vector of 16 numbers. `poison` is a value that is never read.
-
-cpu_kernel.py compiles the text, and decides which CPU gets which.
+How to read the text: `%name` is a value that is set once, `name:` a label for `br label %name`, and `;` starts a
+comment. `phi` is a loop variable with its initial value and that of the previous round. `getelementptr i8, ptr %a, i64
+%n` is the address n bytes after a (with `i32` or `float`: n 4-byte numbers). `poison` is a value that is never read.
 """
 
 from __future__ import annotations
@@ -41,7 +36,7 @@ FEATURES = {
 
 @dataclass(frozen=True)
 class Form:
-    """What differs between dtypes, in LLVM's language."""
+    """The parts of the text that differ between dtypes."""
 
     sums: str  # a vector of them
     factors: str  # a vector of them
@@ -58,7 +53,7 @@ class Form:
         return f"{{ {self.sums}, {self.sums} }}"
 
 
-# With `nnan` (no NaN among the inputs) a maximum is one instruction; vectors.py finds NaN in hidden states.
+# With `nnan` (inputs without NaN) a maximum is one instruction; vectors.py finds NaN in hidden states.
 FORMS = {
     "int8": Form(
         "<16 x i32>", "<64 x i8>", "@llvm.x86.avx512.vpdpbusd.512", "@llvm.x86.tdpbusd",
@@ -97,7 +92,7 @@ def kernel_text(dtype: str, instructions: str, row_bytes: int) -> str:
 
 
 def _block(form: Form, rows: int, body: Iterator[str]) -> Iterator[str]:
-    """A function: the maximum of each column over the products of a block of rows with a panel, and over `before`."""
+    """Yield a function: the maximum of each column over the products of a block of rows with a panel, and `before`."""
     yield f"""
     define internal {form.both} @block{rows}(ptr %rows, ptr %panel, ptr %scratch, {form.sums} %before0,
                                              {form.sums} %before1) noinline #0 {{
@@ -112,10 +107,10 @@ def _block(form: Form, rows: int, body: Iterator[str]) -> Iterator[str]:
 
 
 def _addresses(*, groups: int) -> str:
-    """Addresses of a step that multiplies this many groups: both halves of the panel, and the first row."""
+    """Return the addresses of a step that multiplies this many groups: both halves of the panel, and the first row."""
     return f"""
-      %behind = mul i64 %number, {groups * PANEL * GROUP_BYTES}
-      %columns0 = getelementptr i8, ptr %panel, i64 %behind
+      %done = mul i64 %number, {groups * PANEL * GROUP_BYTES}
+      %columns0 = getelementptr i8, ptr %panel, i64 %done
       %columns1 = getelementptr i8, ptr %columns0, i64 {TILE_BYTES}
       %inside = mul i64 %number, {groups * GROUP_BYTES}
       %left = getelementptr i8, ptr %rows, i64 %inside
@@ -123,7 +118,7 @@ def _addresses(*, groups: int) -> str:
 
 
 def _next_step(row_bytes: int, *, groups: int) -> str:
-    """Repeat the step while the width has more groups."""
+    """Return the jump that repeats the step while the width has more groups."""
     return f"""
       %next = add i64 %number, 1
       %more = icmp ult i64 %next, {row_bytes // (groups * GROUP_BYTES)}
@@ -133,7 +128,7 @@ def _next_step(row_bytes: int, *, groups: int) -> str:
 
 
 def _vector_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
-    """AVX512: a group of each row is spread over a vector and multiplied with that group of 32 columns."""
+    """Yield the body for AVX512: a group of each row fills a vector and is multiplied with that group of 32 columns."""
     sums = form.sums
     yield """
     entry:
@@ -167,9 +162,9 @@ def _vector_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
 
 
 def _tile_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
-    """AMX: tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 columns; sums are read back from `scratch`.
+    """Yield the body for AMX: tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 columns; sums are read back from `scratch`.
 
-    A load or store names the tile, the address and the bytes from row to row, a product the sums, rows and columns.
+    A load or store has the tile, the address and the bytes from row to row; a product the sums, rows and columns.
     """
     downs = range(rows // LANES)
     yield "entry:"
@@ -204,7 +199,7 @@ def _tile_block(form: Form, rows: int, row_bytes: int) -> Iterator[str]:
 
 
 def _largest_of(form: Form, half: int, found: list[str]) -> Iterator[str]:
-    """`%largest<half>` of these vectors and `%before<half>`."""
+    """Yield `%largest<half>`, the maximum of these vectors and `%before<half>`."""
     before = f"%before{half}"
     for place, name in enumerate(found):
         after = f"%largest{half}" if place == len(found) - 1 else f"%larger{half}.{place}"
@@ -213,9 +208,9 @@ def _largest_of(form: Form, half: int, found: list[str]) -> Iterator[str]:
 
 
 def _maxima(form: Form, blocks: tuple[int, ...], row_bytes: int, *, tiles: bool) -> Iterator[str]:
-    """The loops over panels and documents. A document has at least as many rows as the smallest block.
+    """Yield the loops over panels and documents. A document has at least as many rows as the smallest block.
 
-    Tiles belong to the thread: each call configures and releases them, as torch's own products do.
+    Tiles belong to the thread: each call configures and releases them, as torch's products do.
     """
     yield f"""
     define void @maxima(ptr %rows, ptr %weight, ptr %starts, i64 %documents, i64 %panels, ptr %before,
@@ -264,7 +259,7 @@ def _maxima(form: Form, blocks: tuple[int, ...], row_bytes: int, *, tiles: bool)
 
 
 def _document_blocks(form: Form, blocks: tuple[int, ...], row_bytes: int) -> Iterator[str]:
-    """From `try0` to `store`: a loop for each size of block, largest first, while it fits; then the remaining rows."""
+    """Yield `try0` to `store`: a loop for each block size, largest first, while it fits; then the remaining rows."""
     row, largest, before = "%start", [form.lowest, form.lowest], "document"
     for place, rows in enumerate(blocks):
         yield f"""
@@ -302,7 +297,7 @@ def _document_blocks(form: Form, blocks: tuple[int, ...], row_bytes: int) -> Ite
 
 
 def _call(form: Form, name: str, row: str, rows: int, row_bytes: int, largest: list[str]) -> str:
-    """`%larger<name>.0` and `.1`: the maxima with one block more."""
+    """Return the code of `%larger<name>.0` and `.1`, the maxima with one block more."""
     before = ", ".join(f"{form.sums} {one}" for one in largest)
     return f"""
       %bytes{name} = mul i64 {row}, {row_bytes}
@@ -314,7 +309,7 @@ def _call(form: Form, name: str, row: str, rows: int, row_bytes: int, largest: l
 
 
 def _store(form: Form) -> Iterator[str]:
-    """Scale the maxima of a document, add the bias, take the relu and write them."""
+    """Yield the code that scales the maxima of a document, adds the bias, applies the relu and writes them."""
     floats = f"<{LANES} x float>"
     yield f"""
       ; the document's scale, in every lane

@@ -1,8 +1,7 @@
-"""Which head a device gets, and the trial that a fast one must pass on the device itself.
+"""The choice of the head for a device, and the trial that a fast head must pass.
 
-The fast heads are written for hardware that most machines do not have. So each is compared once with the plain one on
-random numbers, where it will run, and is not used, with a note, if it fails or differs. A wrong kernel can cost speed,
-never vectors.
+A fast head is compared with the plain one on random numbers, on the device itself. If it fails or differs, a warning is
+logged and the plain head is used, so a wrong kernel can cost speed but never change vectors.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from sparse_ingest.models.heads.tiles import Head, Int8Head, TiledHead
 from sparse_ingest.models.memory import is_out_of_memory
 from sparse_ingest.models.packing import Packing
 
-# Lengths of the trials' documents: one token, a tile and one more, and several tiles; then such that heads which choose
-# how many rows they take at a time, as Triton's does, take few and take many.
+# Lengths of the trials' documents: one token, a tile and one more, several tiles; then lengths for which Triton's head
+# chooses few and many rows at a time.
 TRIALS = ((1, 64, 65, 3, 128, 200), (1, 3, 30), (128, 250, 127))
-# Largest difference of two heads as a share of the largest weight. No head may compute float32 in TF32.
+# Largest difference of two heads as a share of the largest weight; a head that computes float32 in TF32 fails.
 CLOSE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 logger = logging.getLogger(__name__)
 
@@ -30,8 +29,8 @@ def build_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: tor
     """Return the fastest head of a device that computes the right weights."""
     if int8 and device.type != "cpu":
         raise UsageError(
-            f"int8 is for CPUs, and the device is {device}. Continue an int8 run with --device cpu, or encode "
-            "into a new folder with --dtype auto, float16 or bfloat16."
+            f"int8 needs a CPU, but the device is {device}. Continue an int8 run with --device cpu, or encode into a "
+            "new folder with --dtype auto, float16 or bfloat16."
         )
     plain: Head = Int8Head(weight, bias) if int8 else TiledHead(weight, bias, device=device, dtype=dtype)
     try:
@@ -45,7 +44,7 @@ def build_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: tor
         logger.info("The plain head is used on %s, which is slower than a compiled one: %s.", device, first_line(error))
         return plain
     except Exception as error:  # a compiler that cannot compile for this device may raise any type
-        if is_out_of_memory(error):  # in another process of this run the head may have fit, and its last bits differ
+        if is_out_of_memory(error):  # it may have fit in another process of this run, and the last bits would differ
             raise
         reason = first_line(error)
     logger.warning(
@@ -55,9 +54,9 @@ def build_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: tor
 
 
 def _fast_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, int8: bool) -> Head | None:
-    """Build the head that is faster than the plain one; None where this device and dtype have none."""
+    """Build the head that is faster than the plain one; None if this device and dtype have none."""
     if device.type != "cpu":
-        if dtype == torch.float32:  # which a GPU multiplies without its tensor cores: the plain head is as fast
+        if dtype == torch.float32:  # no tensor cores: the plain head is as fast
             return None
         from sparse_ingest.models.heads.triton_max import TritonHead
 
@@ -73,14 +72,14 @@ def _fast_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: tor
 def passes(
     head: Head, plain: Head, *, width: int, device: torch.device, dtype: torch.dtype, exact: bool = False
 ) -> bool:
-    """Return whether a head gives what the plain one gives for random hidden states; `exact`: to the last bit."""
+    """Return whether a head agrees with the plain one on random hidden states; `exact`: to the last bit."""
     generator = torch.Generator().manual_seed(0)
     for lengths in TRIALS:
         packing = Packing(lengths, device)
         rows = torch.randn(sum(lengths), width, generator=generator).to(device=device, dtype=dtype)
         with torch.inference_mode():
             found, expected = head(rows, packing), plain(rows, packing)
-            # Both have applied relu, so the trial needs weights above zero.
+            # Relative to the largest weight, which is at least 1e-6 because relu may leave zeros only.
             far = 0 if exact else CLOSE[dtype] * expected.amax().clamp(min=1e-6)
             if found.shape != expected.shape or not (found - expected).abs().amax() <= far:
                 return False

@@ -1,9 +1,9 @@
 """The vocabulary projection in tiles of columns, with the maximum over each document's tokens taken per tile.
 
-max commutes with adding a bias and with a rising activation. So a head computes raw products of one tile, then their
-maximum over the tokens, and only then bias and activation on `[documents, vocabulary]`. Batch x length x vocabulary
-logits never exist, and a tile of them fits the cache. Everything is plain torch: `TiledHead` for every device,
-`Int8Head` in 8-bit integers for CPUs that multiply those fast (VNNI). Compiled kernels have files of their own.
+max commutes with adding a bias and with a rising activation, so a head computes the products of one tile, then their
+maximum over the tokens, and only then bias and activation on `[documents, vocabulary]`. Logits of all tokens never
+exist, and a tile of them fits the cache. Everything is plain torch: `TiledHead` for every device, `Int8Head` for CPUs
+with VNNI.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ CPU_TILE = 256
 GPU_TILE = 1024
 INT8_TILE = 512
 STEPS = 127  # on each side of zero
-# How many logarithms an activation has.
-LOGARITHMS = {"relu": 1, "log1p_relu": 2}
+LOGARITHMS = {"relu": 1, "log1p_relu": 2}  # of an activation
 
 # Packed hidden states `[rows, hidden]` to the relu of the maximal logits, `[documents, vocabulary]` in float32.
 Head = Callable[[torch.Tensor, Packing], torch.Tensor]
@@ -48,7 +47,7 @@ class TiledHead:
             self._bias = bias
 
     def __call__(self, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """Weights before the logarithm."""
+        """Return weights before the logarithm."""
         index, blocks = packing.blocks
         rows = rows if index is None else rows[index]
         weights = torch.cat([tile(rows, blocks) for tile in self._tiles], dim=1)
@@ -60,16 +59,16 @@ class TiledHead:
 class Int8Head:
     """The head of `--dtype int8`; with `instructions` its products are those of the compiled kernel.
 
-    Each column of the projection has its own scale, and each document one for all of its tokens: with one per token the
-    maximum of the integers would not be that of the weights. The products are exact, only hidden states and weights are
-    rounded, so torch and the compiled kernel give the same bits.
+    Each column of the projection has its own scale, and each document one for all of its tokens: with a scale per token
+    the maximum of the integers would not be that of the weights. Hidden states and weights are rounded, products are
+    exact, so torch and the compiled kernel return the same bits.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, instructions: str | None = None) -> None:
         if not has_vnni():
             raise UsageError(
-                "int8 needs a CPU with AVX512 VNNI that ONEDNN_MAX_CPU_ISA does not forbid, but this CPU has none. "
-                "Continue an int8 run on such a CPU, or encode into a new folder with --dtype auto or float32."
+                "int8 needs AVX512 VNNI, which this CPU lacks or ONEDNN_MAX_CPU_ISA forbids. Continue an int8 run on a "
+                "CPU that has it, or encode into a new folder with --dtype auto or float32."
             )
         weight = weight.to(torch.float32)
         self._scales, self._bias = _scale(weight.abs().amax(1)), bias.to(torch.float32)
@@ -78,7 +77,7 @@ class Int8Head:
         self._tiles = [] if instructions else [part.T for part in torch.split(rounded, INT8_TILE)]
 
     def __call__(self, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """Weights before the logarithm."""
+        """Return weights before the logarithm."""
         rows = rows.to(torch.float32)
         of_rows = rows.abs().amax(1).numpy()
         starts = np.cumsum((0, *packing.lengths[:-1]))
@@ -128,9 +127,9 @@ def _product(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _short_maximum(weight: torch.Tensor, bias: torch.Tensor) -> Maximum:
-    """For bfloat16 and float16 on a CPU: their bit patterns order like integers, whose maximum is 5 times faster.
+    """Return the maximum for bfloat16 and float16 on a CPU by their bit patterns, as integers are 5 times as fast.
 
-    That holds from zero on, so the bias must be inside, and what is below zero counts as zero.
+    The order is that of the numbers for numbers above zero, so the bias is added before, and negative ones become zero.
     """
     columns = weight.T.contiguous()
 
@@ -142,5 +141,5 @@ def _short_maximum(weight: torch.Tensor, bias: torch.Tensor) -> Maximum:
 
 
 def _scale(largest_value: torch.Tensor) -> torch.Tensor:
-    """Return the step of integers that reach the largest value; 1 where all are zero."""
+    """Return the step with which integers reach the largest value; 1 if all values are zero."""
     return torch.where(largest_value > 0, largest_value / STEPS, torch.ones_like(largest_value))

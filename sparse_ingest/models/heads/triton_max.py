@@ -1,16 +1,13 @@
 """The vocabulary projection and the maximum over each document's tokens as one kernel, for GPUs with Triton.
 
-A program computes one tile of the vocabulary for some documents. If the tile's weights fit into shared memory, they
-stay there and only the tokens are loaded; otherwise both are loaded in steps of the width. A document is read in tiles
-of rows, the running maximum of its products stays in registers, and each document writes one row of the tile, with bias
-and relu applied. Logits are never written to memory: the output is `[documents, vocabulary]`. Sums are float32.
+In: packed hidden states in half precision. Out: weights before the logarithm, `[documents, vocabulary]`; logits are
+never written to memory. A program computes one tile of the vocabulary for some documents, in tiles of rows, and keeps
+the running maximum in registers. Weights that fit stay in shared memory; otherwise both factors are loaded in steps of
+the width. Rows of a product are the vocabulary, columns the tokens: a thread then has most of a maximum in its own
+registers, with 4 exchanges between threads instead of 192. Sums are float32.
 
-Rows of a product are the vocabulary, columns the tokens: then a thread finds most of a maximum in its own registers,
-and 4 exchanges between threads do what took 192. Tests check shared memory, registers and instructions of the compiled
-kernel; nothing has been timed, because no GPU was available.
-
-In: packed hidden states in half precision. float32, for which a GPU has no tensor cores, would be no faster than with
-the plain head. selection.py decides which head a device gets. TRITON_INTERPRET=1 runs the kernel on the CPU, for tests.
+Tests check shared memory, registers and instructions of the compiled kernel, and run it on the CPU with
+TRITON_INTERPRET=1; it has not been timed, because no GPU was available.
 """
 
 from __future__ import annotations
@@ -26,21 +23,21 @@ import triton.language as tl
 
 from sparse_ingest.models.packing import Packing, to_device
 
-# Tiles of rows of one program, more for a long document. A program loads its weights once.
+# Tiles of rows of one program, which loads its weights once; a long document may have more.
 TOGETHER = 16
 WARPS = 8
-# Bytes of shared memory that a kernel needs beside its tiles.
+# Bytes of shared memory that a kernel needs in addition to its tiles.
 SHARED_BESIDE = 2048
 SHARED_HOPPER = 227 << 10
-# On older GPUs Triton does not use tensor cores: the kernel compiles, and would be slower than the plain head.
+# On older GPUs Triton does not use tensor cores, and the kernel would be slower than the plain head.
 OLDEST = (8, 0)
 
 
 class Shape(NamedTuple):
-    """How many columns of the vocabulary a program has, and how much of the width it multiplies at a time.
+    """The columns of the vocabulary of a program, and the part of the width that it multiplies at a time.
 
-    `row_tiles`: rows of hidden states at a time -> cost of a row, as larger tiles read less for each product (estimated
-    from bytes read, not measured).
+    `row_tiles` maps the rows of hidden states at a time to the cost of a row: larger tiles read less per product. The
+    costs are estimated from the bytes read, not measured.
     """
 
     resident: bool  # the weights of the columns stay, because `depth` is the full width
@@ -52,11 +49,11 @@ class Shape(NamedTuple):
 
 def shape_of(width: int, shared_bytes: int) -> Shape:
     """Return the shape for hidden states of a width on a GPU with this much shared memory per block."""
-    whole = max(16, triton.next_power_of_2(width))
+    depth = max(16, triton.next_power_of_2(width))
     # One tile of weights, and three of rows: one is multiplied while others are loaded. With fewer stages Triton loads
     # the next tile only after the previous one. Two such programs share a multiprocessor at a width of 128.
-    if whole <= 256 and 2 * whole * (128 + 3 * 64) + SHARED_BESIDE <= shared_bytes:
-        return Shape(True, 128, whole, 5, {32: 1.4, 64: 1.0})
+    if depth <= 256 and 2 * depth * (128 + 3 * 64) + SHARED_BESIDE <= shared_bytes:
+        return Shape(True, 128, depth, 5, {32: 1.4, 64: 1.0})
     # More columns read the rows less often; they need the shared memory of a Hopper.
     columns = 256 if shared_bytes >= SHARED_HOPPER else 128
     return Shape(False, columns, 64, 3, {32: 1.7, 64: 1.25, 128: 1.0})
@@ -89,7 +86,7 @@ def _maxima(  # type: ignore[no-untyped-def] # noqa: ANN202
         left = _block(weight, columns, tl.arange(0, DEPTH), WIDTH, EVEN)
     largest = tl.full((COLUMNS,), float("-inf"), dtype=tl.float32)
     first, end = tl.load(parts + tl.program_id(1)), tl.load(parts + tl.program_id(1) + 1)
-    # One loop over tiles and steps, so that loads run ahead over the border between two tiles.
+    # One loop over tiles and steps, so that loads continue over the border between two tiles.
     for tile in tl.range(first, end, num_stages=STAGES, flatten=not RESIDENT):
         row, last = tl.load(tiles + 4 * tile), tl.load(tiles + 4 * tile + 1)
         document, begins = tl.load(tiles + 4 * tile + 2), tl.load(tiles + 4 * tile + 3)
@@ -106,7 +103,7 @@ def _maxima(  # type: ignore[no-untyped-def] # noqa: ANN202
                 right = _block(rows, places, depth, WIDTH, EVEN)
                 products = tl.dot(part, tl.trans(right), products, input_precision="ieee")
         largest = tl.maximum(tl.where(begins != 0, float("-inf"), largest), tl.max(products, axis=1))
-        # Written with each tile: the document's last tile decides. The bias is the same for every row.
+        # Written for each tile; that of the document's last tile remains. The bias is the same for every row.
         weights = tl.maximum(largest + added, 0.0)
         tl.store(found + document.to(tl.int64) * vocabulary + columns, weights, mask=columns < vocabulary)
 
@@ -127,11 +124,11 @@ class TritonHead:
         self._bias = torch.nn.functional.pad(bias, (0, padding)).to(device=device, dtype=torch.float32)
 
     def __call__(self, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """Weights before the logarithm."""
+        """Return weights before the logarithm."""
         shape = self._shape
         row_tile = cheapest_row_tile(packing.lengths, shape.row_tiles)
         work, count = row_tiles(packing.lengths, row_tile)
-        # One copy; the parts begin at a multiple of 16 bytes, which Triton reads faster.
+        # One copy; the parts start at a multiple of 16 bytes, which Triton reads faster.
         tiles, parts = to_device(work, rows.device).tensor_split((4 * count,))
         rows = rows.contiguous()
         found = torch.empty(len(packing.lengths), self._columns, dtype=torch.float32, device=rows.device)
@@ -147,7 +144,7 @@ class TritonHead:
 
 
 def cheapest_row_tile(lengths: Sequence[int], costs: Mapping[int, float]) -> int:
-    """Return the tile with which documents of these lengths cost least: the last tile of each is padded."""
+    """Return the tile for which documents of these lengths cost least, including the padding of their last tiles."""
     rows = np.array(lengths)
     return min(costs, key=lambda tile: costs[tile] * tile * int((-(-rows // tile)).sum()))
 
@@ -155,8 +152,8 @@ def cheapest_row_tile(lengths: Sequence[int], costs: Mapping[int, float]) -> int
 def row_tiles(lengths: Sequence[int], row_tile: int) -> tuple[npt.NDArray[np.int32], int]:
     """Return tiles of rows in order, followed by the first tile of each program and the end; and the number of tiles.
 
-    Of each tile: its first row, the document's last row, the document, and whether it starts there. A program has
-    complete documents, because a maximum over two programs would need another pass.
+    A tile is its first row, the document's last row, the document, and whether it is the document's first tile. A
+    program has complete documents, because a maximum over two programs would need another pass.
     """
     rows = np.array(lengths)
     starts, counts = rows.cumsum() - rows, -(-rows // row_tile)
