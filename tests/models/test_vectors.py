@@ -74,7 +74,7 @@ def test_rules_are_applied_before_the_copy(encoder, monkeypatch: pytest.MonkeyPa
 
 def test_memory_that_runs_out_ahead_names_its_batch(encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     maker, token_ids = encoder.maker, [ids for ids, _ in encoder.tokenize(MANY)]
-    begin = maker._begin
+    begin = maker._start
 
     def failing(ids, rules):
         if len(seen) == 3:
@@ -83,7 +83,7 @@ def test_memory_that_runs_out_ahead_names_its_batch(encoder, monkeypatch: pytest
         return begin(ids, rules)
 
     seen: list[int] = []
-    monkeypatch.setattr(maker, "_begin", failing)
+    monkeypatch.setattr(maker, "_start", failing)
     with pytest.raises(DidNotFit) as caught:
         answers(maker, maker.ahead, token_ids)
     assert caught.value.places[0] == sum(seen)
