@@ -80,7 +80,7 @@ def require_reachable(folder: Path, account: Account | None) -> None:
         if not found.st_mode & bit:
             raise LocalServerError(
                 f"For root the server runs as the user {account.pw_name}, who cannot enter {path} "
-                f"(mode {found.st_mode & 0o777:o}). Choose another folder with SPARSE_INGEST_HOME or --data."
+                f"(mode {found.st_mode & 0o777:o}). Put {folder} elsewhere with SPARSE_INGEST_HOME or --data."
             )
 
 
