@@ -70,7 +70,7 @@ def test_weights_without_a_token_are_counted_and_reported(encode, tmp_path: Path
     dropped = json.loads(answer.out)["without_token"]
     assert dropped > 0
     assert f"{dropped:,} weights were omitted" in answer.err
-    assert f"no token for ({place})" in answer.err
+    assert f"no token for their ids ({place})" in answer.err
     answer = encode("--json", out="complete")
     assert "left out" not in answer.err
     assert "without_token" not in json.loads(answer.out)
