@@ -192,7 +192,7 @@ PICKLED = {"model.safetensors": None, "pytorch_model.bin": b"pickle"}
         ("wordpiece", LARGE, "has 50,265 token ids. A sparse_vector index (SEISMIC) supports only ids below 32,768"),
         ("wordpiece", {"README.md": b"---\nlicense: cc-by-nc-4.0\n---\n"}, "license cc-by-nc-4.0, which forbids"),
         ("wordpiece", CODE, "needs remote code: class MadeForMaskedLM of modeling_made.py"),
-        ("bpe", LARGE, "has BPE tokens such as Ġthe, that OpenSearch's analyzer bert-uncased does not give"),
+        ("bpe", LARGE, "has BPE tokens such as Ġthe that OpenSearch's analyzer bert-uncased does not give"),
         ("wordpiece", {}, "has WordPiece tokens that OpenSearch's analyzer bert-uncased"),
         ("wordpiece", {"tokenizer_config.json": BARE}, "has no padding token"),
         ("none", {"vocab.txt": b"[PAD]\nthe\nthe\n"}, "gives the token 'the' to several ids"),
