@@ -43,7 +43,7 @@ Indexes = dict[str, _Entry]
 _Hit = TypedDict("_Hit", {"_id": str, "_score": float})
 _Hits = TypedDict("_Hits", {"hits": list[_Hit]})
 Found = TypedDict("Found", {"took": int, "hits": _Hits})
-_Part = TypedDict("_Part", {"_id": str, "_score": float | None}, total=False)
+_Part = TypedDict("_Part", {"_id": str, "_score": float | str | None}, total=False)  # a string: "Infinity"
 _Parts = TypedDict("_Parts", {"hits": list[_Part]}, total=False)
 _Response = TypedDict("_Response", {"hits": _Parts}, total=False)
 Responses = TypedDict("Responses", {"responses": list[_Response]})

@@ -214,7 +214,7 @@ def test_a_document_may_lie_in_several_groups(group: str, models: dict[str, str]
 
 
 def test_a_stride_or_a_prompt_that_leaves_out_text_is_refused(models: dict[str, str]) -> None:
-    with pytest.raises(PipelineError, match="window_stride = 62, but a window of max_length = 64 holds 61 tokens"):
+    with pytest.raises(PipelineError, match="window_stride = 62, but a window of max_length = 64 has 61 tokens"):
         tokenizer_of(models["bert"], max_length=64, window_stride=62, document_prompt="fire ")
     assert tokenizer_of(models["bert"], max_length=64, window_stride=61, document_prompt="fire ")
     with pytest.raises(PipelineError, match="2 special tokens and 3 of the prompt 'the fire: ' leave no room .* 6,"):
@@ -309,7 +309,7 @@ def test_what_passages_do_not_go_with_is_refused(encode, tmp_path: Path) -> None
     for options, said in (
         (["--keep", "parent"], "--keep parent: with overflow"),
         (["--reuse", tmp_path], "--reuse copies the vector of a document"),
-        (["--set", "encode.window_stride=15"], "window_stride = 15, but a window of max_length = 16 holds 14 tokens"),
+        (["--set", "encode.window_stride=15"], "window_stride = 15, but a window of max_length = 16 has 14 tokens"),
     ):
         answer = encode("passages", *options)
         assert answer.code == 2 and said in answer.err and not (tmp_path / "run").exists()

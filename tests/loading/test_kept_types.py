@@ -289,7 +289,7 @@ def test_documents_that_the_server_would_refuse_are_named_before_anything_is_sen
 
 def test_the_command_takes_types(client: Client, index_name: str, tmp_path: Path) -> None:
     run, url = run_of(tmp_path / "run", SHOP), ("--url", client.address)
-    for wrong, says in ((("--map", "price"), "'price' is no FIELD=TYPE"), (("--map", "a=b"), "'b'; expected one of"),
+    for wrong, says in ((("--map", "price"), "'price' is not FIELD=TYPE"), (("--map", "a=b"), "'b'; expected one of"),
                         (("--map", "a=long", "--map", "a=text"), "'a' is long and text")):  # fmt: skip
         answer = command("load", run.path, "--index", index_name, *wrong, *url)
         assert (answer.code, says in answer.err) == (2, True), answer.err
