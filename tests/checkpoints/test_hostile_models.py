@@ -49,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def measure(*arguments: object, limit_s: float = 60) -> Measured:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
+    context.set_forkserver_preload([*PRELOADED, "support.checkpoints", "pytest", "sparse_ingest.checkpoints.inspect"])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_measured, args=(theirs, [str(argument) for argument in arguments]))
     process.start()
@@ -227,7 +227,10 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+# Each takes 2 s: a third of them here, all in `make test-all`.
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if place % 3 else ()) for place, case in enumerate(CASES)]
+)
 def test_a_hostile_model_ends_in_one_message(made: dict[str, Path], tmp_path: Path, case: str) -> None:
     layout, change, said = CASES[case]
     folder = Path(shutil.copytree(made[layout], tmp_path / "model"))

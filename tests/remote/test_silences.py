@@ -89,7 +89,9 @@ def test_a_web_server_without_an_answer_is_given_up(
     assert time.monotonic() - began < 10
 
 
-@pytest.mark.parametrize("behavior", [silent, dripping, dripping_headers])
+@pytest.mark.parametrize(
+    "behavior", [silent, *(pytest.param(one, marks=pytest.mark.slow) for one in (dripping, dripping_headers))]
+)
 def test_a_silent_hub_is_reported_and_given_up(behavior: Callable[[socket.socket], None], tmp_path: Path) -> None:
     with server_that_is(behavior) as url:
         began = time.monotonic()
