@@ -21,6 +21,7 @@ from support.servers import Running, environment, random_free_port, server_home,
 from sparse_ingest.cluster import merging
 from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.local_server import download, process
+from sparse_ingest.storage import waiting
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +67,13 @@ def _docker_answers() -> bool:
         return False
     client.close()
     return True
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """After a test that gave up a wait, main() called by a later one would end the process of the tests."""
+    yield
+    waiting.left_behind.clear()
 
 
 @pytest.fixture
