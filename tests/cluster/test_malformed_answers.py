@@ -29,7 +29,7 @@ from sparse_ingest.verification.verify import verify
 
 FAST = Retries(attempts=2, base_s=0.001, cap_s=0.001)
 # How many mutations of each command, fewer of slow ones; SPARSE_INGEST_MUTATIONS sets more for a longer hunt.
-MUTATIONS = int(os.environ.get("SPARSE_INGEST_MUTATIONS", "15"))
+MUTATIONS = int(os.environ.get("SPARSE_INGEST_MUTATIONS", "30"))
 SLOW = ("load", "merge", "create")
 DEEP = json.loads("[" * 400 + "]" * 400)
 DROPPED = object()

@@ -72,8 +72,9 @@ def test_a_hard_link_in_a_data_folder_is_not_given_away(tmp_path: Path) -> None:
     (tmp_path / "data" / "nodes").mkdir(parents=True)
     os.link(victim, tmp_path / "data" / "nodes" / "link")
     tmp_path.chmod(0o755)
-    for parent in (tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(parent.stat().st_mode | 0o011)
+    for parent in tmp_path.parents:
+        if parent.name.startswith(("pytest-", "popen-")):
+            parent.chmod(parent.stat().st_mode | 0o011)
     with pytest.raises(LocalServerError, match="nodes/link is a hard link"):
         hand_over(tmp_path / "data", server_account())
     assert victim.stat().st_uid == 0
