@@ -39,8 +39,9 @@ from passages import make_corpus
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.cluster.client import Client, connect
 from sparse_ingest.cluster.connection import Connection
+from sparse_ingest.cluster.engines import engine_body
 from sparse_ingest.cluster.indexes import find_index
-from sparse_ingest.cluster.search_bodies import Engine, engine_body
+from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.cluster.seismic import parameters_of
 from sparse_ingest.corpora.collections import read_queries
 from sparse_ingest.errors import ClusterError

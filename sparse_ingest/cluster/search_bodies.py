@@ -8,10 +8,10 @@ that they need. `body["query"]` can be part of a larger query; the two-phase pro
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import field as made_of
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from sparse_ingest.cluster.limits import (
     MAX_CLAUSES,
@@ -23,8 +23,8 @@ from sparse_ingest.cluster.limits import (
     fit_weights,
     leaves_nothing,
 )
-from sparse_ingest.errors import PipelineError, UsageError
-from sparse_ingest.pipeline import EngineName, QuerySettings, packaged_folder
+from sparse_ingest.errors import UsageError
+from sparse_ingest.pipeline import EngineName, packaged_folder
 
 SearchBody = dict[str, Any]
 QueryClause = Mapping[str, Any]
@@ -59,23 +59,6 @@ class BodyOptions(TypedDict, total=False):
     explain: bool  # return the explanation of each hit
     collapse: str | None  # a single-valued field: of documents with the same value, only the best is a hit
     max_clauses: int  # how many clauses the cluster allows, MAX_CLAUSES by default
-
-
-def engine_body(weights: Weights, engine: Engine, *, size: int, **options: Unpack[BodyOptions]) -> SearchBody:
-    """Return the request of a search with an engine.
-
-    Args:
-        weights: Query weights by token. With `engine.keys` they are converted to those keys.
-        engine: The engine, its field and its settings.
-        size: Number of hits.
-        **options: `filter`, `collapse`, `explain`, `max_clauses`; see `BodyOptions`.
-
-    Raises:
-        UsageError: the weights, the engine's settings or their combination are invalid.
-    """
-    rules = ENGINES[engine.name]
-    settings = {"settings": getattr(engine, rules.settings)} if rules.settings else {}
-    return rules.body(weights, field=engine.field, size=size, **settings, **options)
 
 
 def neural_sparse_body(weights: Weights, *, field: str, size: int, **options: Unpack[BodyOptions]) -> SearchBody:
@@ -285,44 +268,6 @@ def bm25_body(text: str, *, field: str, size: int, filter: QueryClause | None = 
         filter: A query clause that every hit matches.
     """
     return _body(_words_clause(text), field=field, size=size, filter=filter)
-
-
-class EngineRules(NamedTuple):
-    """An engine: its kind of field, its request, and the name of its table in [query] and `Engine`."""
-
-    kind: str
-    body: Callable[..., SearchBody]
-    collapses: bool = True
-    settings: str = ""
-    check: Callable[[Mapping[str, Any]], object] = dict
-
-
-# The first engine of a kind of field is the default. The two-phase processor refuses sparse_vector fields, and their
-# clusters never answer exactly.
-ENGINES: dict[EngineName, EngineRules] = {
-    "exact": EngineRules("rank_features", neural_sparse_body),
-    "two-phase": EngineRules("rank_features", two_phase_body, False, "two_phase", check_two_phase),
-    "seismic": EngineRules("sparse_vector", seismic_body, True, "seismic", check_seismic),
-}
-
-
-def choose_engine(settings: QuerySettings, kind: str) -> EngineName:
-    """Return the engine of [query], by default the first of the kind of field.
-
-    Raises:
-        PipelineError: the engine cannot search the kind of field, or a setting of any engine is invalid.
-    """
-    for rules in ENGINES.values():
-        if rules.settings:
-            rules.check(getattr(settings, rules.settings))
-    engines = [name for name, rules in ENGINES.items() if rules.kind == kind]
-    name = settings.engine or engines[0]
-    if name not in engines:
-        raise PipelineError(
-            f"The engine {name} cannot search a {kind} field; {' and '.join(engines)} can. "
-            "Omit --engine (or engine in [query]), or load into a field of the other kind with load --kind."
-        )
-    return name
 
 
 def packaged_search_pipeline(name: str) -> SearchBody:

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sparse_ingest.cluster.search_bodies import ENGINES
+from sparse_ingest.cluster.engines import ENGINES
 from sparse_ingest.errors import ClusterError, CorpusError, UsageError
 from sparse_ingest.evaluation.bm25 import rank_texts
 from sparse_ingest.evaluation.collection import Collection, collection_of, passages_stand_for

@@ -20,9 +20,9 @@ from typing import Any
 from sparse_ingest.cluster import indexes, installed, mappings, merging, seismic, settings_guard, settling, updates
 from sparse_ingest.cluster.claim import CLEANUP_S, Claim, LostClaimError, claimed
 from sparse_ingest.cluster.client import Client, ConnectionLike, ResponseError, UnreachableError, connect, connection_of
+from sparse_ingest.cluster.engines import choose_engine
 from sparse_ingest.cluster.journal import Journal, documents_of, loaded_shards, open_journal
 from sparse_ingest.cluster.pacing import Pace
-from sparse_ingest.cluster.search_bodies import choose_engine
 from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.cluster.stamps import run_stamp
 from sparse_ingest.errors import ClusterError, RunError, SparseIngestError, UsageError

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparse_ingest.cluster.client import Client, ConnectionLike, path_of
-from sparse_ingest.cluster.search_bodies import ENGINES, Engine
+from sparse_ingest.cluster.engines import ENGINES
+from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.pipeline import EngineName, IndexSettings, ModelSettings, Pipeline, QuerySettings
 from sparse_ingest.planning.rules import PruningRule

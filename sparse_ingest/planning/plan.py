@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.cluster.client import ConnectionLike
+from sparse_ingest.cluster.engines import ENGINES
 from sparse_ingest.cluster.scores import posting_bytes
-from sparse_ingest.cluster.search_bodies import ENGINES
 from sparse_ingest.corpora.collections import read_qrels, read_queries
 from sparse_ingest.errors import RunError, UsageError
 from sparse_ingest.evaluation.measures import Qrels, measure

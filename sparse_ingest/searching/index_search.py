@@ -16,6 +16,7 @@ from typing import Any, TypeVar, Unpack
 
 from sparse_ingest.cluster.answers import Found
 from sparse_ingest.cluster.client import Client, path_of
+from sparse_ingest.cluster.engines import engine_body
 from sparse_ingest.cluster.indexes import max_clauses
 from sparse_ingest.cluster.limits import MAX_CLAUSES, count_clauses, fit_weights
 from sparse_ingest.cluster.query_fields import refuse_unmapped
@@ -25,7 +26,6 @@ from sparse_ingest.cluster.search_bodies import (
     Engine,
     SearchBody,
     bm25_body,
-    engine_body,
     hybrid_body,
     rank_feature_body,
 )

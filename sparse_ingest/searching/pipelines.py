@@ -8,7 +8,8 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
-from sparse_ingest.cluster.search_bodies import Engine, choose_engine
+from sparse_ingest.cluster.engines import choose_engine
+from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import CheckpointError, ClusterError, RunError
 from sparse_ingest.pipeline import ModelSettings, Pipeline, changed, query_settings
 from sparse_ingest.queries.weight_table import read_vocabulary

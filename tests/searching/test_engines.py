@@ -14,11 +14,11 @@ from support.runs import make_run
 from support.server_scores import two_phase_score, two_phase_split
 
 from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.engines import engine_body
 from sparse_ingest.cluster.limits import two_phase_window
 from sparse_ingest.cluster.search_bodies import (
     Engine,
     bm25_body,
-    engine_body,
     hybrid_body,
     msearch_bytes,
     msearch_lines,
