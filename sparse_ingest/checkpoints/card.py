@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from sparse_ingest.checkpoints.checks import read_tokenizer
 from sparse_ingest.checkpoints.hub import CARD, PICKLES
-from sparse_ingest.checkpoints.modules import read_json
+from sparse_ingest.checkpoints.modules import damaged, read_json
 from sparse_ingest.checkpoints.tensors import read_header, weight_files
 from sparse_ingest.storage.foreign_json import read_bytes
 
@@ -84,7 +84,10 @@ def read_vocabulary(folder: Path, size: int | None = None) -> Vocabulary | None:
         tokens = [tokenizer.id_to_token(token_id) for token_id in range(count)]
         model = type(tokenizer.model).__name__
     elif (folder / "vocab.txt").is_file():
-        tokens = list(read_bytes(folder / "vocab.txt").decode(errors="replace").splitlines())
+        try:
+            tokens = list(read_bytes(folder / "vocab.txt").decode(errors="replace").splitlines())
+        except ValueError as error:
+            raise damaged(f"{folder / 'vocab.txt'} cannot be read: {error}") from error
         model = "WordPiece"
     else:
         return None

@@ -41,6 +41,8 @@ from sparse_ingest.storage.foreign_json import checked, parse_json, read_bytes
 from sparse_ingest.storage.places import Place, RemotePath, place_of
 from sparse_ingest.storage.scratch import ScratchFolder, user_folder
 
+_MAX_SKIPPED_BYTES = 1 << 30  # a shard of 65,536 rows has some 13 MB if all are skipped
+
 
 class Run:
     """A run folder that has a manifest."""
@@ -113,7 +115,7 @@ class Run:
         """Return the rows that a shard skipped."""
         path = self.skipped_path(shard)
         with reading(path):
-            lines = read_bytes(path).split(b"\n")[:-1] if path.exists() else []
+            lines = read_bytes(path, _MAX_SKIPPED_BYTES).split(b"\n")[:-1] if path.exists() else []
             records = (checked(parse_json(line), dict[str, Any]) for line in lines)
             return [checked(list(map(record.get, SkippedRow._fields)), SkippedRow) for record in records]
 

@@ -37,8 +37,7 @@ def parse_json(content: bytes | str, max_bytes: int = MAX_BYTES) -> Any:
     Raises:
         ValueError: it is not JSON, not UTF-8, larger than `max_bytes`, or nested more than 100 levels deep.
     """
-    if len(content) > max_bytes:
-        raise ValueError(f"it has too many bytes; at most {max_bytes:,} are read")
+    _refuse_large(content, max_bytes)
     try:
         value = json.loads(content)
     except RecursionError:
@@ -72,11 +71,18 @@ def read_json(path: Place, expected: type[T], max_bytes: int = MAX_BYTES) -> T:
 
 
 def read_bytes(path: Place, max_bytes: int = MAX_BYTES) -> bytes:
-    """Read at most `max_bytes + 1` bytes of a file; errors as of `read_json`."""
+    """Return the content of a file. Raise ValueError if it is larger than `max_bytes`, or not a regular file."""
     if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is not a regular file")
     with path.open("rb") if isinstance(path, Path) else path.open() as file:
-        return file.read(max_bytes + 1)
+        content = file.read(max_bytes + 1)
+    _refuse_large(content, max_bytes)
+    return content
+
+
+def _refuse_large(content: bytes | str, max_bytes: int) -> None:
+    if len(content) > max_bytes:
+        raise ValueError(f"it has too many bytes; at most {max_bytes:,} are read")
 
 
 def is_deep(value: object) -> bool:

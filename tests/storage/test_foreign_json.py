@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sparse_ingest.storage.foreign_json import MAX_BYTES, MAX_DEPTH, checked, parse_json, read_json
+from sparse_ingest.storage.foreign_json import MAX_BYTES, MAX_DEPTH, checked, parse_json, read_bytes, read_json
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,13 @@ def test_a_file_that_is_too_large_is_refused_without_reading_it_all(tmp_path: Pa
         file.truncate(MAX_BYTES * 40)
     with pytest.raises(ValueError, match="at most 67,108,864"):
         read_json(path, dict)
+
+
+def test_a_file_is_read_completely_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "lines").write_bytes(b"a\nb\n")
+    assert read_bytes(tmp_path / "lines", 4) == b"a\nb\n"
+    with pytest.raises(ValueError, match="at most 3 are read"):
+        read_bytes(tmp_path / "lines", 3)
 
 
 def test_a_named_pipe_is_not_opened(tmp_path: Path) -> None:
