@@ -68,7 +68,7 @@ class Module(NamedTuple):
 
 
 def damaged(message: str) -> CheckpointError:
-    """Return the error of a damaged or incomplete model."""
+    """Return an error with the advice to fetch the model again."""
     return CheckpointError(f"{message}. Fetch the model again.")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from sparse_ingest.cluster.answers import Indexes
 from sparse_ingest.cluster.client import Client, ResponseError, path_of
-from sparse_ingest.cluster.indexes import Index, is_one_name, pointed_to
+from sparse_ingest.cluster.indexes import Index, is_one_name, pointed_to, with_alias
 from sparse_ingest.errors import ClusterError, UsageError
 
 CLAIM = {"is_hidden": True, "is_write_index": True}
@@ -24,7 +24,7 @@ def served_by(client: Client, alias: str, to: str | None = None) -> Served:
     if not is_one_name(alias):
         raise UsageError(f"--alias {alias!r} is not a name of an alias. Give one name, without wildcards.")
     found = client.find(path_of(alias), expected=Indexes) or {}  # one request: another load may create it between two
-    served = {name: entry["aliases"][alias] for name, entry in found.items() if alias in entry["aliases"]}
+    served = with_alias(found, alias)
     if alias in found:
         raise UsageError(
             f"{alias!r} is an index, so it cannot be an alias. Give --alias another name, or load into the index with "

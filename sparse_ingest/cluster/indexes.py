@@ -210,7 +210,11 @@ def check_uuid(client: Client, index: Index) -> Index:
 
 def pointed_to(client: Client, alias: str) -> dict[str, dict[str, Any]]:
     """Return the indexes that an alias points to, with its properties there."""
-    found = client.find(path_of(alias), expected=Indexes) or {}
+    return with_alias(client.find(path_of(alias), expected=Indexes) or {}, alias)
+
+
+def with_alias(found: Indexes, alias: str) -> dict[str, dict[str, Any]]:
+    """Return those of the found indexes that an alias points to, with its properties there."""
     return {name: entry["aliases"][alias] for name, entry in found.items() if alias in entry["aliases"]}
 
 

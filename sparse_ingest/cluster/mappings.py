@@ -163,6 +163,15 @@ def check_fits(index: Index, stamp: Stamp, kind: FieldKind | None = None) -> Non
         )
 
 
+def leaves(mappings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the dotted name and the entry of each field without inner fields."""
+    for name, entry in (mappings.get("properties") or {}).items():
+        if "properties" in entry:
+            yield from leaves(entry, f"{prefix}{name}.")
+        else:
+            yield prefix + name, entry
+
+
 def field_mapping(mappings: dict[str, Any], field: str) -> dict[str, Any] | None:
     """Return the mapping of a field by its dotted name, or None."""
     entries = list(_entries_to(mappings, field))

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sparse_ingest.cluster.mappings import leaves
 from sparse_ingest.cluster.stamps import META_KEY
 from sparse_ingest.errors import UsageError, listed
 from sparse_ingest.records import METADATA, is_within
@@ -73,7 +74,8 @@ def refuse_unmapped(
     advice = "Correct the name, or encode with it in --keep and load that run."
     if any(kind is None and is_within(name, field) for stamp in stamps for field, kind in stamp.items()):
         advice = "Documents have it, but no type fits all their values; `load` printed the reason."
-    there = sorted({field for mapping in mappings for field in _leaves(mapping)})
+    kinds = ((field, entry.get("type", "object")) for mapping in mappings for field, entry in leaves(mapping))
+    there = sorted({f"{field} ({kind})" for field, kind in kinds if kind not in ("rank_features", "sparse_vector")})
     raise UsageError(
         f"Index {path[1:]!r} does not map the field {name!r} of {place}, so no document would match it. Mapped "
         f"fields: {listed(there, _SHOWN)}. {advice}"
@@ -130,12 +132,3 @@ def _warn_of_keywords(mapping: Mapping[str, Any], uses: Sequence[_Use]) -> None:
                 "%s is mapped as keyword: the range compares its values as text, where 100 comes before 30. Load with "
                 "--map %s=double into a new index to compare numbers.", name, name,
             )  # fmt: skip
-
-
-def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the fields of a mapping with their types, for a message, without vectors."""
-    for name, entry in (mapping.get("properties") or {}).items():
-        if "properties" in entry:
-            yield from _leaves(entry, f"{prefix}{name}.")
-        elif entry.get("type") not in ("rank_features", "sparse_vector"):
-            yield f"{prefix}{name} ({entry.get('type', 'object')})"

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.indexes import Index, check_uuid
-from sparse_ingest.cluster.mappings import field_mapping
+from sparse_ingest.cluster.mappings import field_mapping, leaves
 from sparse_ingest.errors import ClusterError, listed
 
 # `update` merges objects: a vector in _source would keep its old tokens beside the new ones, so it is replaced.
@@ -34,7 +34,7 @@ def with_field(index: Index | None, name: str, field: str, kind: str) -> Index:
             f"Index {index.name!r} keeps no _source, so its documents cannot be updated. Load the documents, text and "
             "vector together, into a new index."
         )
-    if lost := [name for name in _leaves(index.mappings) if name != field and not _in_source(source, name)]:
+    if lost := _lost_fields(index.mappings, field, source):
         raise ClusterError(
             f"Index {index.name!r} excludes fields from _source, which an update would lose: {listed(lost, 5)}. Load "
             "the documents into a new index."
@@ -83,13 +83,10 @@ def _mapped(mappings: Mapping[str, Any], field: str) -> dict[str, Any]:
     return mapped
 
 
-def _leaves(mappings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of the fields with values."""
-    for name, entry in mappings.get("properties", {}).items():
-        if "properties" in entry:
-            yield from _leaves(entry, f"{prefix}{name}.")
-        elif entry.get("type") != "alias":
-            yield prefix + name
+def _lost_fields(mappings: Mapping[str, Any], field: str, source: Mapping[str, Any]) -> list[str]:
+    """Return the fields with values, apart from the sparse one, that `_source` lacks."""
+    values = (name for name, entry in leaves(mappings) if entry.get("type") != "alias")
+    return [name for name in values if name != field and not _in_source(source, name)]
 
 
 def _in_source(source: Mapping[str, Any], name: str) -> bool:

@@ -92,7 +92,7 @@ class _Split:
         return {"name": self.name, "config": self._named.config, "split": self._named.split, **content, **quoting}
 
     def merged(self) -> list[str]:
-        """Return nothing: only quotes merge rows."""
+        """Return []: rows of a dataset are not checked for merged rows."""
         return []
 
 
@@ -286,7 +286,7 @@ def _refuse_quoting(quoting: Quoting | None, named: Named, kind: str) -> None:
 
 
 def _of_strings(builder: Any, stream: Any, quoting: Quoting | None) -> Any:
-    """Make the library read csv values as strings, not as numbers and nulls. Return its streams."""
+    """Return the csv streams of a dataset with all values as strings, without numbers and nulls."""
     import datasets
 
     config = builder.config

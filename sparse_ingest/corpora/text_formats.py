@@ -1,9 +1,9 @@
 """Rows of text as sources: JSON lines, csv and tsv with the quotes of RFC 4180, and MS MARCO's tsv, without quotes.
 
 Blank lines are not rows. The first row of csv and tsv names the columns, unless `columns` does; values are strings.
-A row with another number of columns is bad. A quote that is never closed is an error. One that a later quote closes
-merges the rows between them: rows with a quoted value that spans lines and contains the separator are counted for
-`merged`. With quoting `none` each line is a row. In format `msmarco` a line is id, tab, text.
+A row with another number of columns is bad. A quote that is never closed is an error. A stray quote merges the rows up
+to the next quote: `merged` counts rows that look merged, with a quoted value that spans lines and contains the
+separator. With quoting `none` each line is a row. In format `msmarco` a line is id, tab, text.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ In: devices, a task and its arguments. The processes share the work by the locks
 run, then the other ones start. Progress of all goes to one reporter. If a process dies, it is reported and the
 remaining ones encode its shards; an error that a user can fix ends all of them.
 
-Processes are not forked, which CUDA does not survive, and have their own session, so that Ctrl-C reaches this process
-only. Each has a pipe: a message asks it to stop after its shard, and when the pipe closes it ends immediately.
+Processes are spawned, because CUDA does not survive a fork, and have their own session, so that Ctrl-C reaches this
+process only. Each has a pipe: a message asks it to stop after its shard, and when the pipe closes it ends immediately.
 """
 
 from __future__ import annotations

@@ -235,10 +235,10 @@ def _record(instance: Instance, child: subprocess.Popen[bytes], timeout_s: float
 def _wait(instance: Instance, child: subprocess.Popen[bytes] | None, timeout_s: float, reporter: Reporter) -> None:
     """Wait until the cluster is yellow or green, or red without recovery; then report the red indexes.
 
-    `child` is None if another process started it.
+    `child` is None if another process started the server.
 
     Raises:
-        LocalServerError: the server ended, or the time is over.
+        LocalServerError: the server exited, or is not ready after `timeout_s`.
     """
     deadline = time.monotonic() + timeout_s
     recovering = time.monotonic()

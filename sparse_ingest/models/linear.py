@@ -64,7 +64,7 @@ def _onednn_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
 
 @cache
 def is_faster(dtype: torch.dtype) -> bool:
-    """Return whether oneDNN's own linear layers exist for this dtype and compute the right numbers."""
+    """Return whether the faster linear layers of oneDNN exist for this dtype and compute the right numbers."""
     if dtype not in (torch.float32, torch.bfloat16):
         return False
     # Whole numbers that both dtypes hold exactly.

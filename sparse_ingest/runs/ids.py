@@ -83,5 +83,5 @@ def remove_rows(run: Run, shard: int, rows: Mapping[int, SkippedRow], *, less: M
 
 
 def hash_id(doc_id: str) -> int:
-    """Return a 64-bit hash of an id."""
+    """Return the 8-byte BLAKE2b digest of an id as a little-endian integer."""
     return int.from_bytes(hashlib.blake2b(doc_id.encode(), digest_size=8).digest(), "little")

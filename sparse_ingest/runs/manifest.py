@@ -1,7 +1,7 @@
 """The manifest of a run: its identity, the hash of that, and the differences between two identities.
 
-In: every setting that changes a number, as a JSON object. Out: `run_id`, and the differences that prevent a resume.
-Versions, devices, paths and times are recorded in done/ and not compared.
+In: the settings of the model and of the vectors, as a JSON object. Out: `run_id`, and the differences that prevent a
+resume. Versions, devices, paths and times are recorded in done/ and not compared.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _RecordedModel(ModelSettings):
 
 
 class Difference(NamedTuple):
-    """A setting in which two identities differ. None: the identity lacks the setting."""
+    """A setting in which two identities differ; `stored` or `requested` is None if that identity lacks it."""
 
     setting: str
     stored: object

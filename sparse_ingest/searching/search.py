@@ -36,7 +36,7 @@ class SearchableRun(Run):
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        """The model and settings for searching."""
+        """The pipeline of the run, changed by the given one."""
         return pipeline_of_run(self._given, self, force=self._force)
 
     @cached_property
