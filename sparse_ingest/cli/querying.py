@@ -213,8 +213,8 @@ def _bodies(
         yield body | {"search_pipeline": options.search_pipeline} if options.search_pipeline else body
     warn_of_omitted(lost)
     if scaled:
-        what = f"the weights of {scaled} queries were divided by up to" if scaled > 1 else "all were divided by"
-        click.echo(f"OpenSearch takes weights up to 64: {what} {scale:g}, which divides the scores too.", err=True)
+        what = f"those of {scaled} queries are divided by up to" if scaled > 1 else "all are divided by"
+        click.echo(f"OpenSearch accepts weights up to 64: {what} {scale:g}, and so are the scores.", err=True)
 
 
 def _body(text: str, weights: QueryWeights, engine: Engine, options: QueryOptions) -> SearchBody:

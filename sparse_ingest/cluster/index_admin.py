@@ -136,8 +136,11 @@ def create_index(
         mappings.check_version(full.index.kind, client.version)
         there = indexes.find_index(client, index)
         if there is not None:
-            what = "exists" if there.name == index else f"is an alias of {there.name!r}"
-            raise ClusterError(f"{index!r} {what}. `sparse-ingest index show --index {index}` shows what it holds.")
+            what = "exists already" if there.name == index else f"is an alias of {there.name!r}"
+            raise ClusterError(
+                f"{index!r} {what}, so it was not created. Pass another --index, or look at it first: "
+                f"sparse-ingest index show --index {index}"
+            )
         pipelines = list(wanted)
         passages, defaults = chosen.ingest == "text-chunking", pipelines if chosen.default else ()
         body = installed.equipped(body, pipelines, passages=passages, defaults=defaults)

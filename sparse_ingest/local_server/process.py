@@ -209,10 +209,10 @@ def _reuse(instance: Instance, data: Path | None, with_ml: bool, timeout_s: floa
         )
     if with_ml and not instance.with_ml:
         raise LocalServerError(
-            f"Our server on port {instance.port} runs without the machine-learning plugin. Stop it first "
+            f"The local server on port {instance.port} runs without the machine-learning plugin. Stop it first "
             f"(`sparse-ingest server stop --port {instance.port}`; its data is kept), or pass another --port."
         )
-    reporter.note(f"Our server on port {instance.port} is already running")
+    reporter.note(f"The local server on port {instance.port} is already running")
     _wait(instance, None, timeout_s, reporter)
     return replace(instance, already_running=True)
 

@@ -131,8 +131,8 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
             raise ValueError("it has values that are not tensors with a name")
     except pickle.UnpicklingError as error:  # torch's message advises to read it without `weights_only`
         raise CheckpointError(
-            f"{path} is not a pickle of plain weights: it is damaged, or has more than tensors and could run code, so "
-            "it is not read. Fetch the model again, or use one with safetensors."
+            f"{path} was not read: it is damaged, or contains more than tensors and could run code. Fetch the model "
+            "again, or use one with safetensors."
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise damaged(f"{path} cannot be read: {first_line(error)}") from error

@@ -79,7 +79,7 @@ def plan(
     """
     chosen, reporter = options_from(PlanOptions, options, settings, "plan"), reporter_of(progress)
     if chosen.allow_partial and index is None:
-        raise UsageError("--allow-partial is for --index: a run folder is planned without a server. Omit it.")
+        raise UsageError("--allow-partial applies to --index only: a plan for a run needs no server. Omit it.")
     if chosen.out:
         refuse_outputs(Path(chosen.out))
     qrels = read_qrels(Path(chosen.qrels), chosen.quoting) if isinstance(chosen.qrels, str | Path) else chosen.qrels

@@ -86,7 +86,8 @@ def parse_fields(carried: str, doc_id: str) -> dict[str, Any]:
         return checked(json.loads(carried), dict[str, Any])
     except (ValueError, RecursionError) as error:
         raise RunError(
-            f"The fields of document {doc_id[:80]!r} are not a JSON object: {first_line(error)}. Encode the run again."
+            f"The fields of document {doc_id[:80]!r} are not a JSON object: {first_line(error)}. "
+            "Encode into a new folder."
         ) from error
 
 
