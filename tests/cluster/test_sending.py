@@ -274,8 +274,15 @@ def test_the_next_request_is_made_only_when_an_old_one_is_answered(index) -> Non
 def test_a_closed_generator_wakes_sleeping_senders(index) -> None:
     url, _, alias = index
     slow = Retries(attempts=3, base_s=60, cap_s=60)
-    with through(url, [None, 503, 503, 503]) as (client, _):
-        outcomes = send(client, requests(20, 5), target=alias, pace=Pace(max_in_flight=2), retries=slow)
+    with through(url, [None, 503, 503, 503]) as (client, proxy):
+
+        def one_before_the_others() -> Iterator[BulkRequest]:
+            for request in requests(20, 5):
+                yield request
+                while not proxy.done:  # otherwise a later request may be the first that the proxy answers
+                    time.sleep(0.01)
+
+        outcomes = send(client, one_before_the_others(), target=alias, pace=Pace(max_in_flight=2), retries=slow)
         next(outcomes)
         started = time.monotonic()
         outcomes.close()  # type: ignore[attr-defined]
