@@ -1,4 +1,4 @@
-"""Shards that are not what the run says they are."""
+"""Checks of shards against the manifest and records of a run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def run(tmp_path: Path) -> Run:
     return make_run(tmp_path / "run")
 
 
-def test_sound_shards_give_their_parts_in_order(run: Run) -> None:
+def test_intact_shards_give_their_parts_in_order(run: Run) -> None:
     parts = list(checked_parts(run, [0, 1]))
     assert [doc_id for part in parts for doc_id in part.vectors.doc_ids] == list(DOCUMENTS)
 
 
-def test_one_changed_byte_is_noticed_before_the_first_part(run: Run) -> None:
+def test_one_changed_byte_is_detected_before_the_first_part(run: Run) -> None:
     path = run.shard_path(1)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -34,20 +34,20 @@ def test_one_changed_byte_is_noticed_before_the_first_part(run: Run) -> None:
         next(parts)
 
 
-def test_a_shard_of_another_run_is_noticed(run: Run, tmp_path: Path) -> None:
+def test_a_shard_of_another_run_is_detected(run: Run, tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", {"x": {"river": 1.0}})
     run.shard_path(0).write_bytes(other.shard_path(0).read_bytes())
     with pytest.raises(RunError, match="The shard is damaged"):
         list(checked_parts(run, [0]))
 
 
-def test_a_missing_shard_is_named(run: Run) -> None:
+def test_a_missing_shard_is_reported(run: Run) -> None:
     run.shard_path(0).unlink()
     with pytest.raises(RunError, match=re.escape(f"{run.shard_path(0)} is missing")):
         list(checked_parts(run, [0]))
 
 
-def test_a_wrong_count_is_noticed(run: Run) -> None:
+def test_a_wrong_count_is_detected(run: Run) -> None:
     run.mark_done(0, {**(run.done(0) or {}), "rows": 4})
     with pytest.raises(RunError, match="has 3 documents, its record in done/ has 4"):
         list(checked_parts(run, [0]))
