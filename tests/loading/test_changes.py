@@ -12,7 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.changes import NEW, NEW_TITLES, OLD, TITLES, checked, into, made, stamp, there, titles_in, titles_of
+from support.changes import (
+    NEW,
+    NEW_TITLES,
+    OLD,
+    TITLES,
+    existing_index,
+    into,
+    stamp_of,
+    titled_run,
+    titles_in,
+    titles_of,
+    verify_all,
+)
 from support.faulty_proxy import faulty_proxy
 from support.loads import StopBefore
 
@@ -30,12 +42,12 @@ KILLED_LOAD = Path(__file__).parents[1] / "support" / "killed_load.py"
 
 @pytest.fixture
 def old(tmp_path: Path) -> Run:
-    return made(tmp_path / "old", OLD, shard_rows=6)
+    return titled_run(tmp_path / "old", OLD, shard_rows=6)
 
 
 @pytest.fixture
 def new(tmp_path: Path) -> Run:
-    return made(tmp_path / "new", NEW, fields=NEW_TITLES)
+    return titled_run(tmp_path / "new", NEW, fields=NEW_TITLES)
 
 
 def test_since_sends_changed_documents_and_delete_missing_deletes_removed_ones(
@@ -49,9 +61,9 @@ def test_since_sends_changed_documents_and_delete_missing_deletes_removed_ones(
     # About 70 bytes per document: 5 changed and 2 deleted, not all 20.
     assert sum(proxy.bulk_sizes) < 800
     assert titles_in(client, index_name) == titles_of(NEW, NEW_TITLES)
-    found = checked(client, index_name, new)
+    found = verify_all(client, index_name, new)
     assert found.ok and (found.index_documents, found.expected_documents) == (20, 20)
-    now = stamp(client, index_name)
+    now = stamp_of(client, index_name)
     assert (now.run_id, now.load, now.only_run, now.runs) == (
         new.manifest.run_id,
         "done",
@@ -64,12 +76,12 @@ def test_without_delete_missing_removed_documents_stay(client: Client, index_nam
     into(client, index_name, old)
     assert into(client, index_name, new, since=old.path).deleted == 0
     assert titles_in(client, index_name) == titles_of({**OLD, **NEW}, NEW_TITLES)
-    assert checked(client, index_name, new).ok
-    assert stamp(client, index_name).only_run is None
+    assert verify_all(client, index_name, new).ok
+    assert stamp_of(client, index_name).only_run is None
     # Repeating it with --delete-missing only deletes.
     again = into(client, index_name, new, since=old.path, delete_missing=True)
     assert (again.loaded_shards, again.deleted) == (0, 2)
-    found = checked(client, index_name, new)
+    found = verify_all(client, index_name, new)
     assert found.ok and found.expected_documents == 20
 
 
@@ -81,7 +93,7 @@ def test_repeating_since_sends_and_deletes_nothing(client: Client, index_name: s
             report = into(client, index_name, new, url=proxy.url, **options)
         assert (report.loaded_shards, report.deleted, report.acknowledged) == (0, 0, 20)
         assert proxy.bulk_sizes == []
-    assert stamp(client, index_name).load == "done"
+    assert stamp_of(client, index_name).load == "done"
 
 
 def test_an_index_can_change_to_another_run_and_back(client: Client, index_name: str, old: Run, new: Run) -> None:
@@ -92,7 +104,7 @@ def test_an_index_can_change_to_another_run_and_back(client: Client, index_name:
         report = into(client, index_name, run, since=before.path, delete_missing=True)
         assert (report.unchanged, report.deleted) == (15, 2)
         assert titles_in(client, index_name) == titles_of(documents, titles)
-        assert checked(client, index_name, run).ok
+        assert verify_all(client, index_name, run).ok
 
 
 def test_a_run_that_is_loaded_again_after_another_one_is_sent_again(
@@ -101,7 +113,7 @@ def test_a_run_that_is_loaded_again_after_another_one_is_sent_again(
     into(client, index_name, old)
     into(client, index_name, new)
     assert into(client, index_name, old).loaded_shards == 4
-    assert checked(client, index_name, old).ok
+    assert verify_all(client, index_name, old).ok
     assert titles_in(client, index_name)["d19"] == "Title of d19"
 
 
@@ -113,13 +125,13 @@ def test_documents_of_the_older_run_that_were_refused_are_sent_again(
     body.write_text(json.dumps({"mappings": {"dynamic": False, "properties": properties}}))
     titles: dict[str, dict[str, object]] = {doc_id: {"title": 1} for doc_id in {**OLD, **NEW}}
     titles["d5"] = {"title": "word"}
-    old, new = made(tmp_path / "old", OLD, fields=titles), made(tmp_path / "new", NEW, fields=titles)
+    old, new = (titled_run(tmp_path / "old", OLD, fields=titles), titled_run(tmp_path / "new", NEW, fields=titles))
     assert into(client, index_name, old, pipeline=Pipeline(index=IndexSettings(body=str(body)))).refused == 1
     report = into(client, index_name, new, since=old.path, delete_missing=True)
     # d5 is refused and reported again; d19 is unchanged.
     assert (report.unchanged, report.acknowledged, report.refused) == (15, 19, 1)
     assert "d5" in Path(report.dead or "").read_text()
-    assert checked(client, index_name, new).ok
+    assert verify_all(client, index_name, new).ok
 
 
 def test_a_refused_new_version_leaves_the_old_version_and_marks_the_index_as_mixed(
@@ -129,21 +141,21 @@ def test_a_refused_new_version_leaves_the_old_version_and_marks_the_index_as_mix
     properties = {"sparse": {"type": "rank_features"}, "title": {"type": "integer"}}
     body.write_text(json.dumps({"mappings": {"dynamic": False, "properties": properties}}))
     titles: dict[str, dict[str, object]] = {doc_id: {"title": 1} for doc_id in {**OLD, **NEW}}
-    old = made(tmp_path / "old", OLD, fields=titles)
-    new = made(tmp_path / "new", NEW, fields={**titles, "d5": {"title": "word"}})
+    old = titled_run(tmp_path / "old", OLD, fields=titles)
+    new = titled_run(tmp_path / "new", NEW, fields={**titles, "d5": {"title": "word"}})
     into(client, index_name, old, pipeline=Pipeline(index=IndexSettings(body=str(body))))
     report = into(client, index_name, new, since=old.path, delete_missing=True)
     assert (report.refused, report.deleted) == (1, 2)
     assert titles_in(client, index_name)["d5"] == 1
-    assert stamp(client, index_name).only_run is None
-    assert checked(client, index_name, new).ok
+    assert stamp_of(client, index_name).only_run is None
+    assert verify_all(client, index_name, new).ok
 
 
 def refusals(
     old: Run, new: Run, tmp_path: Path
 ) -> list[tuple[Callable[[Client, str], Any], dict[str, Any], type, str]]:
     """Return the state of the index, the options, the error and its message for each refused load."""
-    other = made(tmp_path / "other", {"d1": {"river": 1.0}})
+    other = titled_run(tmp_path / "other", {"d1": {"river": 1.0}})
 
     def unfinished(client: Client, index: str) -> None:
         with pytest.raises(Interrupted):
@@ -151,7 +163,7 @@ def refusals(
 
     def without_journal(client: Client, index: str) -> None:
         into(client, index, old)
-        journal = open_journal(old, client.cluster_uuid, there(client, index).uuid)
+        journal = open_journal(old, client.cluster_uuid, existing_index(client, index).uuid)
         lines = (journal.dead_path.parent / "journal.jsonl").read_text().splitlines(keepends=True)
         (journal.dead_path.parent / "journal.jsonl").write_text("".join(lines[:2]))
 
@@ -198,12 +210,12 @@ def test_an_unfinished_since_load_cannot_be_finished_with_other_options(
             into(client, index_name, new, **options)
     report = into(client, index_name, new, since=old.path, delete_missing=True)
     assert (report.acknowledged, report.deleted) == (20, 2)
-    assert checked(client, index_name, new).ok
+    assert verify_all(client, index_name, new).ok
 
 
 def test_an_unfinished_run_deletes_nothing(client: Client, index_name: str, old: Run, tmp_path: Path) -> None:
     into(client, index_name, old)
-    half = made(tmp_path / "half", {"d1": {"river": 1.0}}, complete=False)
+    half = titled_run(tmp_path / "half", {"d1": {"river": 1.0}}, complete=False)
     with pytest.raises(RunError, match="would delete documents that it does not have yet"):
         into(client, index_name, half, since=old.path, delete_missing=True, partial=True)
     assert len(titles_in(client, index_name)) == 20
@@ -245,9 +257,9 @@ def test_killed_at_random_requests_the_index_becomes_the_newer_run(
     chance = random.Random(seed)
     vectors = [{doc_id: {"river": chance.uniform(1, 2)} for doc_id in map(str, range(240))} for _ in range(2)]
     same = set(chance.sample(sorted(vectors[0]), 120))
-    old = made(tmp_path / "old", vectors[0], shard_rows=20, fields={doc_id: {} for doc_id in vectors[0]})
+    old = titled_run(tmp_path / "old", vectors[0], shard_rows=20, fields={doc_id: {} for doc_id in vectors[0]})
     wanted = {doc_id: vectors[doc_id not in same][doc_id] for doc_id in chance.sample(sorted(vectors[0]), 200)}
-    new = made(tmp_path / "new", wanted, shard_rows=20, fields={doc_id: {} for doc_id in vectors[0]})
+    new = titled_run(tmp_path / "new", wanted, shard_rows=20, fields={doc_id: {} for doc_id in vectors[0]})
     into(client, index_name, old)
     asked = [new.path, "--index", index_name, "--since", old.path, "--delete-missing", "--url", client.address]
     codes = []
@@ -259,6 +271,6 @@ def test_killed_at_random_requests_the_index_becomes_the_newer_run(
     assert set(codes) <= {0, -signal.SIGKILL} and -signal.SIGKILL in codes
     report = into(client, index_name, new, since=old.path, delete_missing=True)
     assert (report.acknowledged, report.refused, report.shards) == (200, 0, 10)
-    found = checked(client, index_name, new)
+    found = verify_all(client, index_name, new)
     assert found.ok and (found.index_documents, found.expected_documents, found.checked_documents) == (200, 200, 200)
-    assert stamp(client, index_name).load == "done"
+    assert stamp_of(client, index_name).load == "done"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.changes import checked, into, stamp, there
+from support.changes import existing_index, into, stamp_of, verify_all
 from support.forked import command
 from support.reporters import Recorder
 from support.runs import make_run
@@ -35,7 +35,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def meta(client: Client, index: str) -> dict[str, Any]:
-    found: dict[str, Any] = there(client, index).mappings["_meta"]["sparse_ingest"]
+    found: dict[str, Any] = existing_index(client, index).mappings["_meta"]["sparse_ingest"]
     return found
 
 
@@ -58,7 +58,7 @@ def test_every_command_applies_the_pipeline_file_of_a_plan(
     assert f"Searches of index {index_name!r} that name no pipeline use top_k 2, engine two-phase." in answer.err
     assert meta(client, index_name)["pruning"] == {"top_k": 2, "max_ratio": None, "min_weight": 0.2}
     assert meta(client, index_name)["query"] == {"top_k": 2, "engine": "two-phase"}
-    assert checked(client, index_name, run).same
+    assert verify_all(client, index_name, run).same
     found = json.loads(command("search", TEXT, "--json", *to).out)
     assert list(found["query"]) == ["except", "##ion"]
     assert [hit["id"] for hit in found["hits"]] == ["b", "a"]
@@ -103,11 +103,11 @@ def test_a_load_without_a_pipeline_keeps_the_stored_settings(
     assert meta(client, index_name)["query"] == {"top_k": 2} and "use top_k 2." in "".join(first.notes)
     newer = make_run(tmp_path / "new", {**DOCUMENTS, "d": {"catch": 1.0}}, model=run.manifest.model["document"])
     into(client, index_name, newer, pipeline=None, top_k=2, since=run.path)
-    assert meta(client, index_name)["query"] == {"top_k": 2} and checked(client, index_name, newer).same
+    assert meta(client, index_name)["query"] == {"top_k": 2} and verify_all(client, index_name, newer).same
     # Nothing is left to send, and the pipeline file of another plan has other settings.
     other = Pipeline(load=Pruning(top_k=2), query=QuerySettings(engine="two-phase", two_phase={"prune_ratio": 0.3}))
     report = into(client, index_name, newer, pipeline=other, progress=second)
-    assert report.loaded_shards == 0 and stamp(client, index_name).load == "done"
+    assert report.loaded_shards == 0 and stamp_of(client, index_name).load == "done"
     assert meta(client, index_name)["query"] == {"engine": "two-phase", "two_phase": {"prune_ratio": 0.3}}
     assert "use engine two-phase, two_phase (prune_ratio 0.3)." in "".join(second.notes)
     into(client, index_name, newer, pipeline=Pipeline(load=Pruning(top_k=2)), progress=third)
@@ -143,7 +143,7 @@ def test_unusable_query_settings_are_refused_before_loading(run: Run, client: Cl
 
 def test_unknown_settings_stored_by_a_newer_release_are_reported(run: Run, client: Client, index_name: str) -> None:
     into(client, index_name, run, pipeline=PLANNED)
-    changed = {**there(client, index_name).mappings["_meta"]}
+    changed = {**existing_index(client, index_name).mappings["_meta"]}
     changed["sparse_ingest"] = {**changed["sparse_ingest"], "query": {"rerank": True}}
     client.call("PUT", f"/{index_name}/_mapping", {"_meta": changed})
     with pytest.raises(PipelineError, match=r"_meta.sparse_ingest.query: unknown key rerank"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.changes import ADDED, NEW, NEW_TITLES, OLD, checked, into, made, there, titles_in
+from support.changes import ADDED, NEW, NEW_TITLES, OLD, existing_index, into, titled_run, titles_in, verify_all
 from support.reporters import Recorder
 
 from sparse_ingest.cluster import indexes
@@ -19,12 +19,12 @@ from sparse_ingest.runs.run import Run
 
 @pytest.fixture
 def old(tmp_path: Path) -> Run:
-    return made(tmp_path / "old", OLD, shard_rows=6)
+    return titled_run(tmp_path / "old", OLD, shard_rows=6)
 
 
 @pytest.fixture
 def new(tmp_path: Path) -> Run:
-    return made(tmp_path / "new", NEW, fields=NEW_TITLES)
+    return titled_run(tmp_path / "new", NEW, fields=NEW_TITLES)
 
 
 def create_index_without_vectors(client: Client, index: str, **mappings: Any) -> None:
@@ -52,7 +52,7 @@ def test_update_adds_vectors_to_existing_documents_and_changes_nothing_else(
     assert all("document_missing_exception" in letter["reason"] for letter in letters)
     client.call("POST", f"/{index_name}/_refresh")
     assert titles_in(client, index_name) == {doc_id: f"Their {doc_id}" for doc_id in OLD}
-    found = checked(client, index_name, new)
+    found = verify_all(client, index_name, new)
     assert found.ok and found.refused_documents == 2 and found.expected_documents is None
     assert "keeps the vectors in _source" in " ".join(recorder.notes)
     assert source_of(client, index_name, "d3")["sparse"] == {"river": 9.0}
@@ -64,12 +64,12 @@ def test_a_second_update_replaces_every_token_of_the_first(
 ) -> None:
     """OpenSearch merges partial documents into _source, so an old vector there would keep its old tokens."""
     create_index_without_vectors(client, index_name, _source={"excludes": excludes})
-    first = made(tmp_path / "first", {doc_id: {"river": 1.0, "cloud": 2.0} for doc_id in OLD})
-    second = made(tmp_path / "second", {doc_id: {"stone": 1.0} if doc_id != "d1" else {} for doc_id in OLD})
+    first = titled_run(tmp_path / "first", {doc_id: {"river": 1.0, "cloud": 2.0} for doc_id in OLD})
+    second = titled_run(tmp_path / "second", {doc_id: {"stone": 1.0} if doc_id != "d1" else {} for doc_id in OLD})
     into(client, index_name, first, update=True)
     report = into(client, index_name, second, update=True)
     assert (report.acknowledged, report.refused) == (20, 0)
-    assert checked(client, index_name, second).ok
+    assert verify_all(client, index_name, second).ok
     assert titles_in(client, index_name)["d7"] == "Their d7"
     assert source_of(client, index_name, "d7").get("sparse") == (None if excludes else {"stone": 1.0})
 
@@ -77,7 +77,7 @@ def test_a_second_update_replaces_every_token_of_the_first(
 def test_an_update_by_another_client_loses_a_vector_outside_source_and_keeps_one_inside(
     client: Client, index_name: str, tmp_path: Path
 ) -> None:
-    run = made(tmp_path / "run", OLD)
+    run = titled_run(tmp_path / "run", OLD)
     for name, excludes, differing in (("inside", [], 0), ("outside", ["sparse"], 2)):
         index = f"{index_name}-{name}"
         create_index_without_vectors(client, index, _source={"excludes": excludes})
@@ -85,7 +85,7 @@ def test_an_update_by_another_client_loses_a_vector_outside_source_and_keeps_one
         into(client, index, run, update=True, progress=recorder)
         assert ("loses its vector" in " ".join(recorder.notes)) == bool(excludes)
         client.call("POST", f"/{index}/_update/d4", {"doc": {"title": "changed"}})
-        assert checked(client, index, run).differing == differing
+        assert verify_all(client, index, run).differing == differing
 
 
 @pytest.mark.parametrize(
@@ -105,10 +105,10 @@ def test_update_is_refused_if_it_would_lose_a_field(
     mappings = {**mappings, "properties": {"title": {"type": "text"}, "embedding": vector,
                                            "more": {"properties": {"embedding": vector}}}}  # fmt: skip
     client.call("PUT", f"/{index_name}", {"mappings": mappings})
-    before = there(client, index_name)
+    before = existing_index(client, index_name)
     with pytest.raises(ClusterError, match=message):
         into(client, index_name, new, update=True)
-    assert there(client, index_name) == before
+    assert existing_index(client, index_name) == before
 
 
 def test_update_of_a_missing_index_is_refused(client: Client, index_name: str, new: Run) -> None:
@@ -123,7 +123,7 @@ def test_update_of_a_nested_field_and_a_later_since(client: Client, index_name: 
     into(client, index_name, old, update=True, pipeline=pipeline)
     report = into(client, index_name, new, update=True, since=old.path, pipeline=pipeline)
     assert (report.unchanged, report.acknowledged, report.refused) == (15, 18, 2)
-    assert checked(client, index_name, new).ok
+    assert verify_all(client, index_name, new).ok
     with pytest.raises(RunError, match="loaded with --update"):
         into(client, index_name, old, since=new.path, pipeline=pipeline)
 
@@ -135,14 +135,14 @@ def test_update_of_a_sparse_vector_field_also_removes_vectors(client: Client, in
     client.call("PUT", f"/{index_name}", {"settings": {"index.sparse": True}, "mappings": mappings})
     pipeline = Pipeline(index=IndexSettings(kind="sparse_vector"))
     whole, fewer = (
-        made(tmp_path / name, {"d1": {"river": 1.0}, "d2": second})
+        titled_run(tmp_path / name, {"d1": {"river": 1.0}, "d2": second})
         for name, second in (("a", {"stone": 1.0}), ("b", {}))
     )
     into(client, index_name, whole, pipeline=pipeline)
     into(client, index_name, fewer, pipeline=pipeline, update=True)
-    assert checked(client, index_name, fewer).ok
+    assert verify_all(client, index_name, fewer).ok
     assert titles_in(client, index_name) == {"d1": "Title of d1", "d2": "Title of d2"}
-    assert checked(client, index_name, whole).differing == 1
+    assert verify_all(client, index_name, whole).differing == 1
 
 
 def test_a_sparse_vector_field_cannot_be_added_later(client: Client, index_name: str, new: Run) -> None:

@@ -131,9 +131,7 @@ def interpreted() -> dict:
 
 
 def verdicts(triton_head: Any) -> list[bool]:
-    """Return whether the trial accepts the kernel, and kernels with one wrong column, with NaN, or with too few
-    columns.
-    """
+    """Return whether the trial accepts the kernel, and kernels with a wrong column, NaN or too few columns."""
     _, weight, bias = random_inputs((1,), 32, 70)
     head, reference = triton_head(weight, bias, device=CPU, dtype=torch.float32), plain(weight, bias)
     wrong = (

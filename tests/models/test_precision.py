@@ -157,19 +157,19 @@ def test_dtypes_tried_on_a_cpu_depend_on_its_instructions(
 
 
 @pytest.mark.parametrize(
-    ("amx", "avx512", "vendor", "limit", "fast"),
+    ("amx", "avx512", "cpu_vendor", "limit", "fast"),
     [(False, True, "AuthenticAMD", "DEFAULT", True), (False, True, "AuthenticAMD", "avx512_core_bf16", True),
      (False, True, "AuthenticAMD", "AVX512_CORE_VNNI", False), (False, True, "GenuineIntel", "DEFAULT", False),
      (False, True, "", "DEFAULT", False), (False, False, "AuthenticAMD", "DEFAULT", False),
      (True, True, "GenuineIntel", "DEFAULT", True), (True, True, "GenuineIntel", "AVX512_CORE_BF16", False)],
 )  # fmt: skip
 def test_bfloat16_is_fast_with_amx_and_on_amd(
-    monkeypatch: pytest.MonkeyPatch, amx, avx512, vendor, limit, fast
+    monkeypatch: pytest.MonkeyPatch, amx, avx512, cpu_vendor, limit, fast
 ) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    monkeypatch.setattr(linear, "vendor", lambda: vendor)
+    monkeypatch.setattr(linear, "vendor", lambda: cpu_vendor)
     assert has_fast_bfloat16() == fast
 
 

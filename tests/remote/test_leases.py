@@ -92,7 +92,7 @@ def test_a_holder_that_slept_notices_the_lost_lease_and_keeps_the_new_one(folder
 
 def test_a_lease_is_acquired_even_if_the_response_was_lost(bucket: str, faulty: FaultyStore) -> None:
     one = Leases(RemotePath.at(f"{bucket}/locks"))
-    faulty.spoil("PUT", "lost answer")
+    faulty.inject("PUT", "lost answer")
     assert one.take("one")
     assert faulty.done == ["lost answer"]
     one.release("one")

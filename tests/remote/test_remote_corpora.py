@@ -151,6 +151,6 @@ def test_a_missing_or_forbidden_corpus_gives_one_message(web: str) -> None:
 def test_connection_faults_lose_no_row(faulty: FaultyStore, bucket: str, files: Path) -> None:
     place = RemotePath.at(bucket) / "a.jsonl"
     place.upload(files / "a.jsonl")
-    faulty.spoil("GET", None, 503, "cut", "drop", 500)
+    faulty.inject("GET", None, 503, "cut", "drop", 500)
     assert texts(corpus_of(place)) == WANTED
     assert faulty.done == [503, "cut", "drop", 500]

@@ -1,6 +1,4 @@
-"""`encode` into an object store, killed at any time and repeated until complete, writes the bytes of an undisturbed
-run.
-"""
+"""Kill `encode` into an object store at random times; the final bytes match those of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -52,7 +50,7 @@ class Reference:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return Reference(tmp_path_factory.mktemp("peace"), ROWS)
+    return Reference(tmp_path_factory.mktemp("reference"), ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +94,7 @@ def test_occasional_store_faults_lose_nothing(
 ) -> None:
     out, choice = RemotePath.at(f"{bucket}/run"), random.Random(seed)
     faults = [*[None] * 20, 503, 500, "drop", "cut", "lost answer"]
-    faulty.spoil("(GET|PUT|HEAD|DELETE) ", *(choice.choice(faults) for _ in range(200)))
+    faulty.inject("(GET|PUT|HEAD|DELETE) ", *(choice.choice(faults) for _ in range(200)))
     reference.compare(out)
     assert len(faulty.done) > 20
 
@@ -106,13 +104,13 @@ def test_an_encode_stopped_by_store_faults_can_be_resumed(
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     out = RemotePath.at(f"{bucket}/run")
-    faulty.spoil("PUT .*shards/part-00002", always=503)
+    faulty.inject("PUT .*shards/part-00002", always=503)
     answer = command(*short.arguments, "--out", out)
     assert answer.code == 1
     assert "part-00002.parquet cannot be written: " in answer.err
     assert "start again: what is finished is kept" in answer.err
     check(stored(out))
-    faulty.spoil("nothing")
+    faulty.inject("nothing")
     # As if the process had been killed before it released its lock.
     (out / "locks" / "part-00000.lock").write_whole(b"{}")
     short.compare(out)

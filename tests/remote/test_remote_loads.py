@@ -126,10 +126,10 @@ def test_store_faults_during_a_load_lose_nothing(
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     run = copy_to_store(make_run(tmp_path / "run", MANY, shard_rows=20), bucket)
-    faulty.spoil("PUT .*journal", None, 503)
+    faulty.inject("PUT .*journal", None, 503)
     with pytest.raises(StorageError, match="start again: what is finished is kept"):
         into(client, index_name, run)
-    faulty.spoil("none")
+    faulty.inject("none")
     report = into(client, index_name, run)
     assert (report.documents, report.loaded_shards) == (len(MANY), 2)
     assert verify(run.path, index=index_name, connection=Connection(client.address), sample=None).ok

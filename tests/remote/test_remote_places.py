@@ -185,11 +185,11 @@ def test_web_addresses_are_read_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", [503, pytest.param(500, marks=pytest.mark.slow), "drop"])
 def test_requests_are_retried_after_a_transient_store_fault(faulty: FaultyStore, bucket: str, fault: int | str) -> None:
     place = RemotePath.at(f"{bucket}/file")
-    faulty.spoil("PUT", fault)
+    faulty.inject("PUT", fault)
     place.write_whole(b"content")
-    faulty.spoil("GET", fault)
+    faulty.inject("GET", fault)
     assert place.read_bytes() == b"content"
-    faulty.spoil("HEAD", fault, fault)
+    faulty.inject("HEAD", fault, fault)
     assert place.exists()
     assert faulty.done == [fault, fault]
 
@@ -198,7 +198,7 @@ def test_a_truncated_response_is_requested_again(faulty: FaultyStore, bucket: st
     (tmp_path / "file").write_bytes(CONTENT)
     place = RemotePath.at(f"{bucket}/file")
     place.upload(tmp_path / "file")
-    faulty.spoil("GET", "cut", "cut", "drop")
+    faulty.inject("GET", "cut", "cut", "drop")
     with place.open() as file:
         assert file.read() == CONTENT
     assert faulty.done == ["cut", "cut", "drop"]
@@ -206,14 +206,14 @@ def test_a_truncated_response_is_requested_again(faulty: FaultyStore, bucket: st
 
 def test_an_exclusive_file_exists_even_if_the_response_was_lost(faulty: FaultyStore, bucket: str) -> None:
     place = RemotePath.at(f"{bucket}/file")
-    faulty.spoil("PUT", "lost answer")
+    faulty.inject("PUT", "lost answer")
     with pytest.raises(FileExistsError):
         place.write_whole(b"content", exclusive=True)
     assert place.read_bytes() == b"content"
 
 
 def test_a_refusal_is_reported_without_retries(faulty: FaultyStore, bucket: str) -> None:
-    faulty.spoil("", always=403)
+    faulty.inject("", always=403)
     with pytest.raises(StorageError, match="Check the credentials") as error:
         (RemotePath.at(bucket) / "file").read_bytes()
     assert SECRET not in str(error.value)
@@ -222,7 +222,7 @@ def test_a_refusal_is_reported_without_retries(faulty: FaultyStore, bucket: str)
 
 @pytest.mark.slow
 def test_a_store_that_keeps_failing_gives_one_message(faulty: FaultyStore, bucket: str) -> None:
-    faulty.spoil("", always=503)
+    faulty.inject("", always=503)
     for act in (lambda: (RemotePath.at(bucket) / "file").read_bytes(), RemotePath.at(bucket).exists):
         with pytest.raises(StorageError, match="start again: what is finished is kept"):
             act()

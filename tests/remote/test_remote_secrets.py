@@ -87,10 +87,10 @@ def test_encode_reveals_no_secret(outputs: Outputs, faulty: FaultyStore, bucket:
         outputs.command(*encode, corpus, "--out", corpus, code=1)
         write(tmp_path / "corpus.jsonl", rows[1:])
         outputs.command(*encode, corpus, "--out", run, "--on-bad-document", "skip", code=1)
-        faulty.spoil("", always=403)
+        faulty.inject("", always=403)
         outputs.command(*encode, corpus, "--out", run, code=1)
     outputs.command(*encode, corpus, "--out", tmp_path / "here" / "other", code=1)
-    faulty.spoil("nothing")
+    faulty.inject("nothing")
     outputs.refuse_secrets(run)
 
 

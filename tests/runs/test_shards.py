@@ -76,7 +76,7 @@ def test_rounding_would_change_the_bits_in_an_index() -> None:
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), 65504.01, 1e9, -0.5])
-def test_a_weight_above_float16_range_is_refused(weight: float) -> None:
+def test_a_weight_that_float16_cannot_hold_is_refused(weight: float) -> None:
     with pytest.raises(ValueError, match="do not fit into float16"):
         drop_bits(np.array([1.0, weight], dtype=np.float32))
 
@@ -101,7 +101,7 @@ def test_a_weight_that_becomes_zero_is_dropped() -> None:
     assert store_weights(vectors, "float32") is vectors
 
 
-def test_float16_weights_are_not_copied() -> None:
+def test_vectors_are_not_copied_if_no_weight_is_dropped() -> None:
     vectors = rows_of({1: 1.0, 70000: 0.1})
     assert store_weights(vectors, "float16").token_ids is vectors.token_ids
     assert store_weights(rows_of({}, {}), "float16").indptr.tolist() == [0, 0, 0]

@@ -1,4 +1,4 @@
-"""The same rows in every form of a file that a corpus may have."""
+"""The same rows in every file format of a corpus."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ FORMS = (*STREAMED, *INDEXED, *PACKED)
 
 
 def content_of(form: str, rows: Rows) -> bytes:
-    """The bytes of a file of this form, `.csv.gz` for example."""
+    """Return the bytes of a file in a format such as `.csv.gz`."""
     bare = form.removesuffix(".gz").removesuffix(".zst")
     return packed(form, {**STREAMED, **INDEXED}[bare](rows))
 
 
 def packed(name: str, content: bytes) -> bytes:
-    """Return the content, compressed by its suffix."""
+    """Compress the content according to the suffix of the name."""
     if name.endswith(".gz"):
         return gzip.compress(content, mtime=0)
     if name.endswith(".zst"):
@@ -77,7 +77,7 @@ def packed(name: str, content: bytes) -> bytes:
 
 
 def write_form(folder: Path, form: str, rows: Rows, name: str = "corpus") -> Path:
-    """A file of these rows, all of the same columns."""
+    """Write a file of rows that all have the same columns."""
     path = folder / f"{name}{form}"
     path.write_bytes(content_of(form, rows))
     return path

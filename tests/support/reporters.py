@@ -1,4 +1,4 @@
-"""A reporter that records notes and progress of a stage, and calls the test while the stage runs."""
+"""A reporter that records notes and progress, and calls the test while a stage runs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from sparse_ingest.reporting import SilentReporter
 
 
 class Recorder(SilentReporter):
-    """`notes` are the messages, `done` the units so far, those of earlier starts included.
+    """`notes` are the messages, `done` the completed units including those of earlier starts.
 
-    `on_step` is called with `done` after each step; After `stop_at` units it requests a stop.
+    `on_step` is called with `done` after each step. After `stop_at` units it requests a stop.
     """
 
     def __init__(self, on_step: Callable[[int], object] | None = None, *, stop_at: int | None = None) -> None:

@@ -80,7 +80,7 @@ def test_a_missing_or_additional_weight_is_found(client: Client, index_name: str
     assert found["empty"] == ("empty", None, 0.0, 0.5)
 
 
-def test_a_full_sample_finds_the_same_differences(client: Client, index_name: str, loaded: Run) -> None:
+def test_a_sample_finds_differences(client: Client, index_name: str, loaded: Run) -> None:
     overwrite(client, index_name, "words", {**DOCUMENTS["words"], "river": 0.75})
     overwrite(client, index_name, "empty", {"a.b": 0.5})
     assert compare(client, index_name, loaded, sample=4).differences == [
