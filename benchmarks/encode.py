@@ -125,7 +125,7 @@ def start_all(
     """Start every contender of the table, in order."""
     on_gpu = given.device.startswith("cuda")
     # In its own process; otherwise the memory of the other settings would count for the best one.
-    best = asked({**shared, "encoder": "trial", "dtypes": ["float32", "bfloat16", *(["float16"] if on_gpu else [])],
+    best = untimed({**shared, "encoder": "trial", "dtypes": ["float32", "bfloat16", *(["float16"] if on_gpu else [])],
                   "batches": [8, 16, 32, 64, 128, 256] if on_gpu else [1, 2, 4, 8, 16, 32, 64],
                   "trial": 1024 if on_gpu else 32})  # fmt: skip
     jobs = {
@@ -147,7 +147,7 @@ def start_all(
     }
 
 
-def asked(job: dict[str, Any]) -> dict[str, Any]:
+def untimed(job: dict[str, Any]) -> dict[str, Any]:
     """Return the untimed part of the answer of a process."""
     with started(job, sys.executable) as contender:
         return contender.facts
@@ -220,7 +220,7 @@ def read_texts(corpus: str | None, count: int) -> list[str]:
 
 def show(shape: str, contenders: dict[str, Contender], shared: dict[str, Any], documents: int) -> None:
     """Print the table of one shape."""
-    work = asked({**shared, "encoder": "work"})
+    work = untimed({**shared, "encoder": "work"})
     bounds = Bounds(shared, work["body_flops"] / documents, work["head_flops"] / documents)
     rates = {name: [documents / seconds for seconds in one.seconds] for name, one in contenders.items()}
     median = {name: statistics.median(found) for name, found in rates.items()}
@@ -261,7 +261,7 @@ class Bounds:
     def _rate(self, dtype: str) -> float:
         """Return operations/s of large products on the device."""
         if dtype not in self.rates:
-            self.rates[dtype] = asked({**self.shared, "encoder": "peak", "dtype": dtype})["flops_per_s"]
+            self.rates[dtype] = untimed({**self.shared, "encoder": "peak", "dtype": dtype})["flops_per_s"]
         return self.rates[dtype]
 
 

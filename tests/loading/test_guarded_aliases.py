@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.forked import Answer, command, start
-from support.loads import MANY, StopBefore, into
+from support.loads import MANY, StopBefore, into, name_of
 from support.reporters import Recorder
 from support.runs import DOCUMENTS, make_run
 from support.secure_proxy import Request, secure_proxy
@@ -34,10 +34,6 @@ def other(tmp_path: Path) -> Run:
 
 def load(client: Client, *arguments: object, url: str = "") -> Answer:
     return command("load", *arguments, "--url", url or client.address)
-
-
-def name_of(alias: str, run: Run) -> str:
-    return f"{alias}-{run.manifest.run_id[:8]}"
 
 
 def serving(client: Client, alias: str) -> dict[str, Any]:

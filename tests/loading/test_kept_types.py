@@ -105,7 +105,7 @@ def test_a_declared_type_overrides_the_found_one_and_the_flag_overrides_the_file
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         ({"price": "flaot"}, "expected .* keyword, text, integer"),
         ({"sparse.x": "keyword"}, "is the sparse field"),
@@ -115,9 +115,9 @@ def test_a_declared_type_overrides_the_found_one_and_the_flag_overrides_the_file
     ],
 )
 def test_an_invalid_declaration_is_refused(
-    client: Client, index_name: str, tmp_path: Path, fields: Any, says: str
+    client: Client, index_name: str, tmp_path: Path, fields: Any, message: str
 ) -> None:
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=message):
         into(client, index_name, run_of(tmp_path / "run", SHOP), fields=fields)
     assert indexes.find_index(client, index_name) is None
 
@@ -271,7 +271,7 @@ def test_objects_with_unbounded_keys_are_not_mapped_and_their_documents_are_load
 
 
 @pytest.mark.parametrize(
-    ("carried", "says"),
+    ("carried", "message"),
     [
         ({"_id": 5}, '"_id" .a metadata field'),
         ({"a..b": 5}, "nothing between or before its dots"),
@@ -282,19 +282,19 @@ def test_objects_with_unbounded_keys_are_not_mapped_and_their_documents_are_load
     ],
 )
 def test_documents_that_the_server_would_refuse_are_reported_before_sending(
-    client: Client, index_name: str, tmp_path: Path, carried: dict[str, Any], says: str
+    client: Client, index_name: str, tmp_path: Path, carried: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(RunError, match=says):
+    with pytest.raises(RunError, match=message):
         into(client, index_name, run_of(tmp_path / "run", {"one": carried}))
     assert indexes.find_index(client, index_name) is None
 
 
 def test_the_command_takes_types(client: Client, index_name: str, tmp_path: Path) -> None:
     run, url = run_of(tmp_path / "run", SHOP), ("--url", client.address)
-    for wrong, says in ((("--map", "price"), "'price' is not FIELD=TYPE"), (("--map", "a=b"), "'b'; expected one of"),
+    for wrong, text in ((("--map", "price"), "'price' is not FIELD=TYPE"), (("--map", "a=b"), "'b'; expected one of"),
                         (("--map", "a=long", "--map", "a=text"), "'a' is long and text")):  # fmt: skip
         answer = command("load", run.path, "--index", index_name, *wrong, *url)
-        assert (answer.code, says in answer.err) == (2, True), answer.err
+        assert (answer.code, text in answer.err) == (2, True), answer.err
     assert command("load", run.path, "--index", index_name, "--map", "price=float", *url).code == 0
     assert mapped(client, index_name)["price"] == "float"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.loads import broken_titles, run_with_bad_titles
+from support.loads import broken_titles, name_of, run_with_bad_titles
 from support.reporters import Recorder
 from support.runs import DOCUMENTS, make_run
 
@@ -36,10 +36,6 @@ def serve(client: Client, alias: str, run: Run, **options: Any) -> PublishReport
 def serving(client: Client, alias: str) -> list[str]:
     answer = client.call("GET", "/_alias", params={"filter_path": "*.aliases"})
     return sorted(index for index, entry in answer.items() if alias in entry["aliases"])
-
-
-def name_of(alias: str, run: Run) -> str:
-    return f"{alias}-{run.manifest.run_id[:8]}"
 
 
 def command(client: Client, *arguments: object) -> int:

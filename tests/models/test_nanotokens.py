@@ -34,8 +34,8 @@ def texts(count: int) -> list[str]:
     return ["".join(character() for _ in range(chance.randrange(400))) for _ in range(count)]
 
 
-def tokenizer_of(model: str, **asked: Any) -> Tokenizer:
-    return Tokenizer(read_checkpoint(model).transformer, ModelSettings(**asked))
+def tokenizer_of(model: str, **options: Any) -> Tokenizer:
+    return Tokenizer(read_checkpoint(model).transformer, ModelSettings(**options))
 
 
 def without_fire(tokenizer: Any) -> str:
@@ -69,14 +69,14 @@ def test_tokens_match_those_of_tokenizers(wordpiece: Any) -> None:
     assert [ids.tolist() for ids in quick(some, 11)] == [ids[:11] for ids in expected]
 
 
-@pytest.mark.parametrize("asked", [{}, {"document_prompt": "passage: "}, {"lower_case": True}])
+@pytest.mark.parametrize("options", [{}, {"document_prompt": "passage: "}, {"lower_case": True}])
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_large_corpus_is_truncated_like_a_small_one(
-    asked: dict, whole: bool, monkeypatch: pytest.MonkeyPatch
+    options: dict, whole: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("nanotoken")
     some = [*texts(40), "fire and water " * 40, ""]
-    tokenizer = tokenizer_of(PACKAGED, max_length=32, **asked)
+    tokenizer = tokenizer_of(PACKAGED, max_length=32, **options)
     expected = tokenizer.cut(some, whole=whole)
     monkeypatch.setattr(module, "QUICK_CHARACTERS", 1)
     found = tokenizer.cut(some, whole=whole)
@@ -85,7 +85,7 @@ def test_a_large_corpus_is_truncated_like_a_small_one(
         assert [one.window(number).tolist() for number in range(one.windows)] == [
             other.window(number).tolist() for number in range(other.windows)
         ]
-    assert (tokenizer.__dict__.get("_quick") is None) == (whole and "document_prompt" in asked)
+    assert (tokenizer.__dict__.get("_quick") is None) == (whole and "document_prompt" in options)
 
 
 def test_bpe_uses_tokenizers() -> None:
@@ -108,7 +108,7 @@ def test_every_added_token_is_checked(wordpiece: Any) -> None:
     assert build_nanotokens(Disguised(one, wordpiece)) is None
 
 
-def test_tokens_that_differ_later_end_the_run(wordpiece: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_that_differ_later_end_the_run(wordpiece: Any) -> None:
     quick = build_nanotokens(wordpiece)
     assert quick
     some = ["fire and water"] * (COMPARED + 1)

@@ -9,7 +9,6 @@ query tokens 1.0).
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,6 @@ from support.families import (
     Twin,
     as_rows,
     assert_same,
-    changed,
     dense,
     encoder_of,
     reference_of,
@@ -58,17 +56,6 @@ def test_query_weights_match_the_library(twins: dict[str, Twin], name: str) -> N
     assert_same(as_rows(encoder.encode(QUERIES), ids, expected.shape[1]), expected)
     alone = [encoder.encode([query])[0] for query in QUERIES]
     assert_same(as_rows(alone, ids, expected.shape[1]), expected)
-
-
-def test_max_active_dims_of_a_checkpoint_limits_table_queries(twins: dict[str, Twin], tmp_path: Path) -> None:
-    """For documents this is `[encode] top_k`, set from the checkpoint (test_documents.py)."""
-    folder = Path(shutil.copytree(twins["router-static"].model, tmp_path / "top"))
-    changed(folder, "config_sentence_transformers.json", {"max_active_dims": 2})
-    expected = reference_of(str(folder)).encode_query(list(QUERIES), convert_to_sparse_tensor=False).numpy()
-    found = query_encoder(ModelSettings(document=str(folder))).encode(QUERIES)
-    ids = {token: place for place, token in enumerate(encoder_of(str(folder)).vocabulary)}
-    assert max(map(len, found)) == 2
-    assert_same(as_rows(found, ids, expected.shape[1]), expected)
 
 
 def test_a_padding_token_in_a_text_has_the_same_weight_in_a_batch_and_alone(twins: dict[str, Twin]) -> None:

@@ -147,7 +147,7 @@ def test_a_text_of_8192_tokens_matches_the_formulas(gte: dict[int, Path], tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"hidden_act": "relu"}, "hidden_act = 'relu'"),
         ({"layer_norm_type": "rms_norm"}, "layer_norm_type = 'rms_norm'"),
@@ -157,8 +157,8 @@ def test_a_text_of_8192_tokens_matches_the_formulas(gte: dict[int, Path], tmp_pa
         ({"num_hidden_layers": 3}, "lacks"),
     ],
 )
-def test_options_that_gte_lacks_are_refused(gte: dict[int, Path], tmp_path: Path, changed: dict, said: str) -> None:
-    with pytest.raises(CheckpointError, match=said):
+def test_options_that_gte_lacks_are_refused(gte: dict[int, Path], tmp_path: Path, changed: dict, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
         build_encoder(make_new(tmp_path / "new", gte[0], **changed))
 
 

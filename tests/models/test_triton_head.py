@@ -67,9 +67,11 @@ def test_the_kernel_fits_each_gpu_and_multiplies_on_its_tensor_cores(
 def resources(cubin: bytes, file: Path) -> tuple[int, int, int]:
     """Return the registers per thread, and the bytes spilled to stack and local memory."""
     file.write_bytes(cubin)
-    said = subprocess.run([CUOBJDUMP, "--dump-resource-usage", file], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", said)
-    assert found, said
+    output = subprocess.run(
+        [CUOBJDUMP, "--dump-resource-usage", file], capture_output=True, text=True, check=True
+    ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", output)
+    assert found, output
     return int(found[1]), int(found[2]), int(found[3])
 
 

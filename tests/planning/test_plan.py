@@ -298,15 +298,15 @@ def test_the_chart_has_a_title_and_its_legend_outside_the_points(judged: PlanRep
 
 
 @pytest.mark.parametrize(
-    ("queries", "qrels", "said"),
+    ("queries", "qrels", "message"),
     [
         (5, None, "Found 5 queries with a weighted token; .* needs at least 10"),
         (40, {}, "Found 0 queries with judgments"),
         (40, {f"q{number}": {"unknown": 1} for number in range(40)}, "of the corpus that was encoded"),
     ],
 )
-def test_unusable_queries_are_refused(plan_inputs: Made, queries: int, qrels: Any, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_unusable_queries_are_refused(plan_inputs: Made, queries: int, qrels: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         plan(plan_inputs[0].path, plan_inputs[1][:queries], pipeline=Pipeline(), qrels=qrels)
 
 

@@ -158,9 +158,7 @@ def test_the_exported_table_of_bert_uncased_gives_query_weights() -> None:
         assert by_recipe(text, weights, tokenizer) == encoder.encode([text])[0]
 
 
-def test_negative_weights_are_omitted_and_reported(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_negative_weights_are_omitted_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A trained table may have some. sentence-transformers keeps them, but an index cannot be queried with them."""
     write_table(tmp_path)
     by_id = np.array([-1.0 if token == "an" else 2.0 for token in TOKENS], dtype=np.float32)

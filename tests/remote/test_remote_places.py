@@ -135,14 +135,14 @@ def test_a_signed_link_and_a_password_are_sent_and_never_shown(tmp_path: Path) -
 
 
 def test_secrets_are_removed_from_texts() -> None:
-    said = "404, url='https://me:pass@host/a?sig=1&x=2' and https://b/c?d s3://k:v@bucket/e?f"
-    assert without_secrets(said) == "404, url='https://host/a' and https://b/c s3://bucket/e?f"
+    message = "404, url='https://me:pass@host/a?sig=1&x=2' and https://b/c?d s3://k:v@bucket/e?f"
+    assert without_secrets(message) == "404, url='https://host/a' and https://b/c s3://bucket/e?f"
     assert without_secrets("HTTPS://me:p@s/s@host/a?sig=1") == "HTTPS://host/a"
     assert without_secrets("ftp://me:pa/s?s@host/a at http://host:80/a@b") == "ftp://host/a at http://host:80/a@b"
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "message"),
     [
         (f"s3://key:{SECRET}@bucket/x", "s3://bucket/x has credentials in the address"),
         (f"gs://key:{SECRET}@bucket/x", "GOOGLE_APPLICATION_CREDENTIALS"),
@@ -150,15 +150,15 @@ def test_secrets_are_removed_from_texts() -> None:
         (f"https://me:{SECRET}@[::1/x?sig={SECRET}", "https://[::1/x is not an address: "),
     ],
 )
-def test_invalid_addresses_are_refused(address: str, said: str) -> None:
+def test_invalid_addresses_are_refused(address: str, message: str) -> None:
     with pytest.raises(UsageError) as error:
         RemotePath.at(address)
-    assert said in str(error.value) and SECRET not in str(error.value)
+    assert message in str(error.value) and SECRET not in str(error.value)
 
 
 @pytest.mark.parametrize(("address", "library"), [("s3://bucket/x", "s3fs"), ("https://host/x", "fsspec.core")])
 def test_a_missing_extra_gives_one_message(address: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fsspec.core  # noqa: F401 - with its registry, which has a name of its own in the package
+    import fsspec.core  # noqa: F401 - also loads its registry
 
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     monkeypatch.setitem(sys.modules, library, None)

@@ -58,7 +58,7 @@ def test_a_run_in_a_store_has_the_same_bytes_as_in_a_folder(
 
 
 @pytest.mark.slow
-def test_a_run_in_a_store_is_resumed(encode_arguments: list[object], tmp_path: Path, bucket: str) -> None:
+def test_a_run_in_a_store_is_resumed(encode_arguments: list[object], bucket: str) -> None:
     assert command(*encode_arguments, "--out", f"{bucket}/run").code == 3
     run = RemotePath.at(f"{bucket}/run")
     before = stored(run)
@@ -71,7 +71,7 @@ def test_a_run_in_a_store_is_resumed(encode_arguments: list[object], tmp_path: P
 
 
 @pytest.mark.slow
-def test_vectors_of_a_run_in_a_store_are_reused(encode_arguments: list[object], tmp_path: Path, bucket: str) -> None:
+def test_vectors_of_a_run_in_a_store_are_reused(encode_arguments: list[object], bucket: str) -> None:
     assert command(*encode_arguments, "--out", f"{bucket}/old").code == 3
     answer = command(*encode_arguments, "--out", f"{bucket}/new", "--reuse", f"{bucket}/old", "--json")
     assert json.loads(answer.out)["reused"] == 20, answer.err

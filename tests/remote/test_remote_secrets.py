@@ -95,7 +95,7 @@ def test_encode_reveals_no_secret(outputs: Outputs, faulty: FaultyStore, bucket:
 
 
 def test_load_and_search_reveal_no_secret(
-    outputs: Outputs, opensearch_url: str, index_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    outputs: Outputs, opensearch_url: str, index_name: str, tmp_path: Path
 ) -> None:
     make_run(tmp_path / "served" / "run")
     server = ["--index", index_name, "--url", opensearch_url.replace("//", f"//me:12/{HIDDEN}/a?b#c@d%@")]

@@ -81,7 +81,7 @@ def empty_a_record(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (delete_a_shard, "has lost shards: shards is 2 in complete.json, and 1 by"),
         (empty_a_record, "has no sha256 or rows"),
@@ -95,11 +95,11 @@ def empty_a_record(run: Run) -> None:
     ],
 )
 def test_a_damaged_run_is_refused_before_the_index_is_created(
-    opensearch_url: str, index_name: str, tmp_path: Path, damage: Callable[[Run], None], says: str
+    opensearch_url: str, index_name: str, tmp_path: Path, damage: Callable[[Run], None], message: str
 ) -> None:
     run = make_run(tmp_path / "run")
     damage(run)
-    assert says in refused(run.path, index_name, opensearch_url)
+    assert message in refused(run.path, index_name, opensearch_url)
     assert not exists(opensearch_url, index_name)
 
 

@@ -245,15 +245,15 @@ BAD_COLUMNS: list[tuple[dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("columns", "says"), BAD_COLUMNS)
-def test_impossible_values_are_refused_with_row_and_id(tmp_path: Path, columns: dict[str, Any], says: str) -> None:
+@pytest.mark.parametrize(("columns", "message"), BAD_COLUMNS)
+def test_impossible_values_are_refused_with_row_and_id(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
     run = make_run(tmp_path / "run", {"a": {"t35": 1.0, "t36": 1.0}, "b": {"t37": 1.0, "t38": 1.0}},
                    vocabulary=[f"t{place}" for place in range(len(VOCABULARY))])  # fmt: skip
     replace_columns(run, **{"token_ids": ragged([0, 2, 4], IDS), "weights": ragged([0, 2, 4], WEIGHTS), **columns})
     for reader in (search_run, read_by_parts) if "fields" in columns else (search_run, read_by_parts, compare_run):
         if "fields" in columns and reader is search_run:
             reader = compare_run
-        with pytest.raises(RunError, match=f"part-00000.parquet cannot be read as a shard: .*{says}"):
+        with pytest.raises(RunError, match=f"part-00000.parquet cannot be read as a shard: .*{message}"):
             reader(run.path)
 
 

@@ -1,11 +1,11 @@
-"""Format 1 as the first release wrote it: frozen_run was made from frozen_corpus.jsonl, and every release reads it.
+"""Run format 1: every release reads frozen_run, which the first release wrote from frozen_corpus.jsonl.
 
     sparse-ingest encode --model package:cognition/model --corpus tests/runs/frozen_corpus.jsonl \
         --out tests/runs/frozen_run --shard-rows 8 --keep year --keep tags --on-bad-document skip \
         --dtype float32 --device cpu
 
-Only the host was replaced in done/, and locks/ and tmp/ (empty) left out. frozen_expected.json was read by eye. When
-one of these tests fails, the format or an identity changed: do not write the files again, fix the release.
+In done/ only the host was replaced; the empty locks/ and tmp/ are omitted. frozen_expected.json was checked by hand. If
+one of these tests fails, the format or an identity changed: fix the code, do not write the files again.
 """
 
 from __future__ import annotations

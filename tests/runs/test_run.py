@@ -98,7 +98,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "is not a run"),
         ("{", "cannot be read"),
@@ -107,10 +107,10 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
         (json.dumps({**asdict(manifest_of()), "format": 2}), "has run format 2; this release reads format 1"),
     ],
 )
-def test_a_folder_without_a_valid_manifest_is_reported(tmp_path: Path, content: str | None, said: str) -> None:
+def test_a_folder_without_a_valid_manifest_is_reported(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(RunError, match=message):
         open_run(tmp_path)
 
 

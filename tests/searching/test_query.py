@@ -130,7 +130,7 @@ def test_a_run_without_a_model_gives_one_message(tmp_path: Path) -> None:
         pipeline_of_run(Pipeline(), open_run(run.path))
 
 
-def test_model_and_field_of_an_index_are_read_from_its_mapping(tmp_path: Path, client: Client, index_name: str) -> None:
+def test_model_and_field_of_an_index_are_read_from_its_mapping(client: Client, index_name: str) -> None:
     model = {"document": "made-by-hand", "activation": "log1p_relu", "sha256": "0" * 64, "family": "x"}
     meta = {"sparse_ingest": Stamp(model, "0" * 64, "vector", "1" * 64).as_meta()}
     fields = {

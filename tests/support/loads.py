@@ -66,3 +66,8 @@ def broken_titles(tmp_path: Path) -> Pipeline:
 def run_with_bad_titles(folder: Path, bad: tuple[str, ...]) -> Run:
     titles = {doc_id: {"title": "word" if doc_id in bad else 1} for doc_id in DOCUMENTS}
     return make_run(folder, fields=titles, shard_rows=2)
+
+
+def name_of(alias: str, run: Run) -> str:
+    """Return the name of the index that `load --alias` creates for a run."""
+    return f"{alias}-{run.manifest.run_id[:8]}"
