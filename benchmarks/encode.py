@@ -69,7 +69,7 @@ class Contender:
             if line.startswith('{"') and line.rstrip().endswith("}") and ("seconds" in line or "settings" in line):
                 found: dict[str, Any] = json.loads(line)
                 return found
-        raise SystemExit(f"{self.job['encoder']} ended without an answer; its errors are above.")
+        raise SystemExit(f"{self.job['encoder']} exited without a result; its errors are above.")
 
     def go(self) -> None:
         """Run one round."""
@@ -113,9 +113,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtypes", default="float32,auto", help="of sparse-ingest, one row each")
-    parser.add_argument("--peers", default="", help=f"of {', '.join(PEERS)}")
-    parser.add_argument("--environments", type=Path, help="folder that keeps the peers' environments")
+    parser.add_argument("--dtypes", default="float32,auto", help="dtypes of sparse-ingest, one row each")
+    parser.add_argument("--peers", default="", help=f"other encoders to measure: {', '.join(PEERS)}")
+    parser.add_argument("--environments", type=Path, help="folder for the environments of peers")
     return parser.parse_args()
 
 

@@ -40,7 +40,7 @@ def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?")
-    parser.add_argument("--documents", type=int, default=100_000, help="of the made-up run, or of RUN at most")
+    parser.add_argument("--documents", type=int, default=100_000, help="documents of the random run, or maximum of RUN")
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("-k", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)

@@ -97,7 +97,7 @@ def _different(
     lots = rng.random(drawn.shape)
     lots[:, 1:][drawn[:, 1:] == drawn[:, :-1]] = 2  # a token is never chosen twice
     if (np.partition(lots, terms - 1, axis=1)[:, terms - 1] == 2).any():
-        raise SystemExit(f"{terms} different tokens are too many for this way of drawing them: give fewer --terms.")
+        raise SystemExit(f"{terms} different tokens per document are too many to sample: pass a smaller --terms.")
     chosen = np.argpartition(lots, terms - 1, axis=1)[:, :terms]
     return np.sort(np.take_along_axis(drawn, chosen, axis=1), axis=1).astype(np.uint16)
 

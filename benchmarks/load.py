@@ -134,9 +134,9 @@ def main() -> None:
     parser.add_argument("--terms", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--shards", type=int, default=2)
-    parser.add_argument("--url", help="an OpenSearch to use; indexes sparse-ingest-bench-* are made and deleted there")
-    parser.add_argument("--heap", default="2g", help="of the server that is started otherwise")
-    parser.add_argument("--settings", action="store_true", help="measure settings of the server instead")
+    parser.add_argument("--url", help="OpenSearch to use; indexes sparse-ingest-bench-* are created and deleted there")
+    parser.add_argument("--heap", default="2g", help="heap of the server that is started without --url")
+    parser.add_argument("--settings", action="store_true", help="measure server settings instead")
     given = parser.parse_args()
     serializer = "orjson" if importlib.util.find_spec("orjson") else "json"
     with scratch() as folder, server(given.url, folder, given.heap) as url:

@@ -76,14 +76,16 @@ Queries = list[tuple[str, QueryWeights]]
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="folder for corpus, queries and run; used again")
+    parser.add_argument(
+        "--run", type=Path, required=True, help="folder for corpus, queries and run; reused if it exists"
+    )
     parser.add_argument("--passages", type=int, default=200_000)
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=3, help="times that each setting is asked all queries")
-    parser.add_argument("--url", help="an OpenSearch to use; indexes sparse-ingest-bench-search-* are made there")
-    parser.add_argument("--heap", default="2g", help="of the server that is started otherwise")
-    parser.add_argument("--n-postings", type=int, default=1000, help="for a second SEISMIC index; 0: none")
-    parser.add_argument("--keep", action="store_true", help="leave the indexes, which a later call then uses")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each setting runs all queries")
+    parser.add_argument("--url", help="OpenSearch to use; indexes sparse-ingest-bench-search-* are created there")
+    parser.add_argument("--heap", default="2g", help="heap of the server that is started without --url")
+    parser.add_argument("--n-postings", type=int, default=1000, help="n_postings of a second SEISMIC index; 0: none")
+    parser.add_argument("--keep", action="store_true", help="keep the indexes for a later call")
     given = parser.parse_args()
     corpus = prepare(given.run, given.passages)
     with scratch() as folder, server(given.url, folder, given.heap) as url:
