@@ -1,6 +1,4 @@
-"""Waiting loads report what they wait for; signals end them with exit code 130, a correct journal and restored
-settings.
-"""
+"""A waiting load reports why; signals end it with exit code 130, a correct journal and restored settings."""
 
 from __future__ import annotations
 

@@ -128,9 +128,7 @@ def test_decode_returns_the_shapes_of_sentence_transformers(plain: str) -> None:
 
 
 def test_an_opensearch_checkpoint_gives_the_vectors_of_its_two_encoders(inference_free: str) -> None:
-    """sentence-transformers does not read idf.json; test_parity.py compares both sides with the formula of the model
-    cards.
-    """
+    """sentence-transformers does not read idf.json; test_parity.py checks both sides with the formula of the cards."""
     encoder = SparseEncoder(ModelSettings(document=inference_free, activation="relu"))
     table = query_encoder(ModelSettings(document=inference_free))
     assert encoder.encode_query(QUERIES).to_dicts() == table.encode(QUERIES)

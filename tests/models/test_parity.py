@@ -120,9 +120,7 @@ def test_prompts_are_read_under_the_names_that_the_library_uses(tmp_path: Path) 
 
 @pytest.mark.skipif(not IDF_ALONE.is_dir(), reason="the folder shared/data is not there")
 def test_bert_uncased_queries_match_the_library() -> None:
-    """The table as `query`, compared with the module that sentence-transformers builds from it, except for special
-    tokens.
-    """
+    """The table as `query` and the module that sentence-transformers builds from it, except for special tokens."""
     from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
     from transformers import PreTrainedTokenizerFast
 

@@ -98,9 +98,7 @@ def by_score(hits: list[tuple[str, float]]) -> dict[bytes, set[str]]:
 
 
 def assert_same_hits(first: list[tuple[str, float]], second: list[tuple[str, float]], size: int) -> None:
-    """Assert equal scores in equal order, bit for bit. Ties may be in any order; at the cutoff any tied document
-    counts.
-    """
+    """Assert equal scores in equal order, bit for bit. Ties may differ in order, and in documents at the cutoff."""
     assert [bits(score) for _, score in first] == [bits(score) for _, score in second]
     one, other = by_score(first), by_score(second)
     if len(first) == size:
