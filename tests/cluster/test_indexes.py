@@ -1,4 +1,4 @@
-"""The index: its stamp, its aliases, and what is refused."""
+"""Indexes: stamps, lookup by name or alias, and the names that are refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_stamp_keeps_other_keys_of_meta(client: Client, index_name: str) -> No
     assert found.stamp == replace(STAMP, load="done")
 
 
-def test_an_alias_stands_for_its_only_or_its_write_index(client: Client, index_name: str) -> None:
+def test_an_alias_resolves_to_its_only_index_or_its_write_index(client: Client, index_name: str) -> None:
     first = index_with(client, f"{index_name}-1", None)
     alias = f"{index_name}-alias"
     add = {"add": {"index": first.name, "alias": alias}}
@@ -60,12 +60,12 @@ def test_an_alias_stands_for_its_only_or_its_write_index(client: Client, index_n
 
 
 @pytest.mark.parametrize("name", ["a*", "a,b", "_all", "", "-a", "a/b"])
-def test_a_name_that_could_stand_for_several_is_refused(client: Client, name: str) -> None:
+def test_a_name_that_can_match_several_indexes_is_refused(client: Client, name: str) -> None:
     with pytest.raises(UsageError, match="is not an index name"):
         indexes.find_index(client, name)
 
 
-def test_a_deleted_or_remade_index_is_noticed(client: Client, index_name: str) -> None:
+def test_a_deleted_or_recreated_index_is_detected(client: Client, index_name: str) -> None:
     index = index_with(client, index_name, None)
     indexes.check_uuid(client, index)
     client.call("DELETE", index.path)
@@ -78,7 +78,7 @@ def test_a_deleted_or_remade_index_is_noticed(client: Client, index_name: str) -
         indexes.stamp_index(client, index, STAMP)
 
 
-def test_max_clauses_comes_from_the_cluster(client: Client) -> None:
+def test_max_clauses_is_read_from_the_cluster(client: Client) -> None:
     assert indexes.max_clauses(client) >= 1024
 
 
