@@ -76,7 +76,7 @@ def nothing_left_behind() -> Iterator[None]:
     waiting.left_behind.clear()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client(opensearch_url: str) -> Iterator[Client]:
     """A connection to it."""
     with closing(connect(Connection(opensearch_url))) as client:

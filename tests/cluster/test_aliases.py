@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 import pytest
 
 from sparse_ingest.cluster import aliases, indexes
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client
 from sparse_ingest.errors import ClusterError, UsageError
-
-
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 @pytest.fixture

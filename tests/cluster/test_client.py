@@ -140,13 +140,6 @@ def test_unauthorized_and_forbidden_name_the_options_to_pass() -> None:
         connect(Connection(f"http://{address}", user="me", password="secret"))
 
 
-def test_a_user_without_password_and_a_key_without_certificate_are_refused() -> None:
-    with pytest.raises(UsageError, match="has no password"):
-        connect(Connection(user="me"))
-    with pytest.raises(UsageError, match="--client-key needs --client-cert"):
-        connect(Connection(client_key="key.pem"))
-
-
 def test_aws_without_boto3_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(MissingExtraError, match=r'pip install "sparse-ingest\[aws\]"'):

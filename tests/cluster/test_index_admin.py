@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from support.secure_proxy import secure_proxy
 
 from sparse_ingest.cli.indexing import index as group
 from sparse_ingest.cluster import indexes, installed
-from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
+from sparse_ingest.cluster.client import Client, Connection, ResponseError
 from sparse_ingest.cluster.index_admin import CreateOptions, create_index, drop_index, show_index
 from sparse_ingest.cluster.installed import Installed
 from sparse_ingest.errors import ClusterError, PipelineError, UsageError
@@ -25,12 +24,6 @@ from sparse_ingest.pipeline import EncodeSettings, IndexSettings, Pipeline, pack
 from sparse_ingest.verification.verify import verify
 
 YES = {"sure": lambda message: True}
-
-
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 @pytest.fixture

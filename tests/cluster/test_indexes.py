@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
 from sparse_ingest.cluster import aliases, indexes
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError, UsageError
 
 STAMP = Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
 
 
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
-
-
-def index_with(client: Client, name: str, field: dict[str, object] | None, stamp: Stamp | None = None) -> indexes.Index:
-    mappings: dict[str, object] = {"properties": {"sparse": field} if field else {}}
-    if stamp:
-        mappings["_meta"] = {"sparse_ingest": stamp.as_meta()}
-    return indexes.create_index(client, name, {"mappings": mappings})
+def create_bare(client: Client, name: str) -> indexes.Index:
+    return indexes.create_index(client, name, {"mappings": {}})
 
 
 def test_a_stamp_keeps_other_keys_of_meta(client: Client, index_name: str) -> None:
@@ -42,12 +31,12 @@ def test_a_stamp_keeps_other_keys_of_meta(client: Client, index_name: str) -> No
 
 
 def test_an_alias_resolves_to_its_only_index_or_its_write_index(client: Client, index_name: str) -> None:
-    first = index_with(client, f"{index_name}-1", None)
+    first = create_bare(client, f"{index_name}-1")
     alias = f"{index_name}-alias"
     add = {"add": {"index": first.name, "alias": alias}}
     client.call("POST", "/_aliases", {"actions": [add]})
     assert indexes.find_index(client, alias) == first._replace(aliases={alias: {}})
-    second = index_with(client, f"{index_name}-2", None)
+    second = create_bare(client, f"{index_name}-2")
     client.call("POST", "/_aliases", {"actions": [{"add": {"index": second.name, "alias": alias}}]})
     with pytest.raises(UsageError, match="without a write index"):
         indexes.find_index(client, alias)
@@ -66,12 +55,12 @@ def test_a_name_that_can_match_several_indexes_is_refused(client: Client, name: 
 
 
 def test_a_deleted_or_recreated_index_is_detected(client: Client, index_name: str) -> None:
-    index = index_with(client, index_name, None)
+    index = create_bare(client, index_name)
     indexes.check_uuid(client, index)
     client.call("DELETE", index.path)
     with pytest.raises(ClusterError, match="is gone"):
         indexes.check_uuid(client, index)
-    index_with(client, index_name, None)
+    create_bare(client, index_name)
     with pytest.raises(ClusterError, match="now has UUID"):
         indexes.check_uuid(client, index)
     with pytest.raises(ClusterError, match="now has UUID"):

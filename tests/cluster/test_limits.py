@@ -6,16 +6,11 @@ from typing import Any
 
 import pytest
 
-from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
+from sparse_ingest.cluster.client import Client, ResponseError
 from sparse_ingest.cluster.engines import engine_body
 from sparse_ingest.cluster.limits import MAX_CLAUSES, check_clauses, check_seismic, count_clauses, fit_weights
 from sparse_ingest.cluster.search_bodies import Engine, hybrid_body, neural_sparse_body
 from sparse_ingest.errors import PipelineError, UsageError
-
-
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Client:
-    return connect(Connection(url=opensearch_url))
 
 
 def test_weights_up_to_64_stay_as_they_are() -> None:

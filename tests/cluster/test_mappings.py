@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +10,7 @@ import pytest
 
 from sparse_ingest.cluster import indexes, mappings
 from sparse_ingest.cluster.bulk_bodies import BodyWriter
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError, PipelineError
 from sparse_ingest.pipeline import IndexSettings, packaged_folder
@@ -20,12 +18,6 @@ from sparse_ingest.records import SparseRows
 from sparse_ingest.runs.shards import ShardPart
 
 STAMP = Stamp({"document": "m", "revision": "1"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
-
-
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 def index_with(client: Client, name: str, field: dict[str, object] | None, stamp: Stamp | None = None) -> indexes.Index:

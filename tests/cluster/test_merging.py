@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any
 
 import pytest
-from support.reporters import Recorder
+from support.reporters import NoNotes, Recorder
 
 from sparse_ingest.cluster import indexes, merging
 from sparse_ingest.cluster.client import Client
 from sparse_ingest.errors import Interrupted
-from sparse_ingest.reporting import SILENT, SilentReporter
+from sparse_ingest.reporting import SILENT
 
 
 def vector(number: int) -> dict[str, float]:
@@ -46,13 +46,6 @@ def segment_names(client: Client, index: indexes.Index) -> list[list[str]]:
     shards = client.call("GET", f"/{index.name}/_segments")["indices"][index.name]["shards"]
     copies = [copy["segments"] for copies in shards.values() for copy in copies]
     return [[name for name, segment in segments.items() if segment["search"]] for segments in copies]
-
-
-class NoNotes(SilentReporter):
-    """Fails the test when there is something to say."""
-
-    def note(self, message: str) -> None:
-        raise AssertionError(message)
 
 
 @pytest.mark.usefixtures("hasty_merges")

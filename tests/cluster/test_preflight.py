@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.preflight import (
     MAX_REQUEST_BYTES,
     IndexLimits,
@@ -52,12 +51,6 @@ def refusal(*parts: ShardPart, limits: IndexLimits = LIMITS) -> list[str]:
     lines = str(caught.value).split("\n")
     assert lines[0] == "OpenSearch would refuse documents of this run, so nothing was sent."
     return [line.strip() for line in lines[1:-1]]
-
-
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 def test_a_valid_run_gives_counts_and_a_histogram_of_weights() -> None:

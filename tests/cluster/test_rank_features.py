@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import closing
 
 import numpy as np
 import pytest
@@ -13,17 +11,11 @@ from support.server_scores import score
 
 from sparse_ingest.cluster import indexes
 from sparse_ingest.cluster.bulk_bodies import shortest_decimal
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.reading import StoredReader
 from sparse_ingest.cluster.scores import LOWEST_WEIGHT, stored_weights, weight_codes
 
 MAPPINGS = {"dynamic": False, "properties": {"sparse": {"type": "rank_features"}}}
-
-
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from support.server_scores import score
 
 from sparse_ingest.cluster.scores import LOWEST_WEIGHT, stored_bytes, stored_weights, weight_codes
 
@@ -36,14 +35,6 @@ def test_strided_views_and_doubles_are_accepted() -> None:
 
 def test_the_lowest_weight_is_the_first_normal_float32() -> None:
     assert weight_codes(np.array([LOWEST_WEIGHT]))[0] == 256
-
-
-def test_score_of_the_documented_example() -> None:
-    assert score(np.array([2.0, 1.0]), np.array([1.5, 0.3])) == np.float32(3.2998047)
-
-
-def test_score_of_nothing_is_zero() -> None:
-    assert score(np.array([]), np.array([])) == 0
 
 
 def test_a_byte_is_rounded_to_the_nearest_step_and_clipped_at_the_ceiling() -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 import numpy as np
 import pytest
 
 from sparse_ingest.cluster import indexes, mappings, seismic
-from sparse_ingest.cluster.client import Client, Connection, ResponseError, connect
+from sparse_ingest.cluster.client import Client, ResponseError
 from sparse_ingest.cluster.preflight import PreflightReport
 from sparse_ingest.cluster.reading import StoredReader
 from sparse_ingest.cluster.scores import stored_bytes, stored_weights, weight_codes
@@ -20,12 +18,6 @@ from sparse_ingest.errors import PipelineError, UsageError
 from sparse_ingest.searching.index_search import search_index
 
 CEILING, CEILING_SEARCH = 2.5, 16.0
-
-
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 def create(client: Client, name: str, **parameters: float) -> None:

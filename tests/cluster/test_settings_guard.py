@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 
 import pytest
-from support.reporters import Recorder
+from support.reporters import NoNotes, Recorder
 
 from sparse_ingest.cluster import indexes, settings_guard
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.stamps import Stamp
 from sparse_ingest.errors import ClusterError
-from sparse_ingest.reporting import SilentReporter
 
 STAMP = Stamp({"document": "m"}, "ab" * 32, "sparse", "r" * 64, "r" * 64, ("r" * 64,))
 LOADING = settings_guard.LOADING
-
-
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 @pytest.fixture
@@ -48,11 +39,6 @@ def saved_settings(client: Client, index: indexes.Index) -> dict[str, dict[str, 
     stamp = now(client, index).stamp
     assert stamp is not None
     return stamp.settings
-
-
-class NoNotes(SilentReporter):
-    def note(self, message: str) -> None:
-        raise AssertionError(message)
 
 
 NEVER = NoNotes()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from support.reporters import NoNotes
 from support.secure_proxy import secure_proxy
 
 from sparse_ingest.cluster import indexes, settling
@@ -20,20 +20,9 @@ from sparse_ingest.reporting import SILENT, SilentReporter
 FAST = Retries(attempts=4, base_s=0.001, cap_s=0.002)
 
 
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
-
-
 def create_index(client: Client, name: str, *, shards: int = 1, replicas: int = 0) -> indexes.Index:
     settings = {"number_of_shards": shards, "number_of_replicas": replicas, "refresh_interval": -1}
     return indexes.create_index(client, name, {"settings": settings, "mappings": {"dynamic": False}})
-
-
-class NoNotes(SilentReporter):
-    def note(self, message: str) -> None:
-        raise AssertionError(message)
 
 
 NEVER = NoNotes()
@@ -104,16 +93,6 @@ def test_permanent_errors_are_not_retried(error: ClusterError) -> None:
     with pytest.raises(ClusterError):
         settling.patiently(ask, FAST, Waiting("cluster"))
     assert len(calls) == 1
-
-
-def test_a_count_without_all_shards_is_refused(client: Client, index_name: str) -> None:
-    # No node is allowed to hold this shard, so it is never allocated.
-    nowhere = {"index.routing.allocation.require._name": "no such node"}
-    client.call("PUT", f"/{index_name}", {"settings": nowhere}, params={"wait_for_active_shards": "0"})
-    index = indexes.find_index(client, index_name)
-    assert index is not None
-    with pytest.raises(ClusterError):
-        indexes.count_documents(client, index)
 
 
 def test_an_unassigned_primary_is_reported_with_the_reason(client: Client, index_name: str) -> None:

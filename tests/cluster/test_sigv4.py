@@ -72,9 +72,7 @@ class AwsCheck:
         self.keys.append(key)
         if wrong := [name for name, is_right in right.items() if not is_right]:
             # The format of AWS, which repeats the canonical request.
-            reported = (
-                f"The request signature does not match: {', '.join(wrong)}.\n\nThe Canonical String: '{canonical}'"
-            )
+            text = f"The request signature does not match: {', '.join(wrong)}.\n\nThe Canonical String: '{canonical}'"
             return 403, {"message": text}
         if self.service == "aoss" and urlsplit(request.path).path == "/":
             return 404, ""

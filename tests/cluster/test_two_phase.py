@@ -37,12 +37,6 @@ def test_each_token_is_in_exactly_one_phase(kind: str, ratio: float, first: str)
     assert leaves_nothing(WEIGHTS, {"prune_type": kind, "prune_ratio": ratio}) is (not heavy)
 
 
-def test_the_threshold_is_computed_in_float32() -> None:
-    """The server compares float32 values. As doubles, 0.1 * 3 is above the float32 nearest to 0.3."""
-    third = 0.30000001192092896
-    assert list(two_phase_split({"a": 3.0, "b": third}, {"prune_ratio": 0.1})[0]) == ["a", "b"]
-
-
 def test_the_body_contains_the_processor_with_every_setting() -> None:
     body = two_phase_body({"a": 1.0}, field="f", size=3, settings={"prune_ratio": 0.5})
     [processor] = body["search_pipeline"]["request_processors"]

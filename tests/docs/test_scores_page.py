@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import pytest
 from support.tables import write_table
 
-from sparse_ingest.cluster.client import Client, Connection, connect
+from sparse_ingest.cluster.client import Client
 from sparse_ingest.cluster.search_bodies import Engine, hybrid_body
 from sparse_ingest.pipeline import ModelSettings, Pipeline
 from sparse_ingest.records import Query
@@ -19,12 +16,6 @@ from sparse_ingest.searching.index_search import rank_index, rank_words, search_
 from sparse_ingest.searching.query import query_weights
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-it-works" / "scores.md"
-
-
-@pytest.fixture(scope="module")
-def client(opensearch_url: str) -> Iterator[Client]:
-    with closing(connect(Connection(opensearch_url))) as client:
-        yield client
 
 
 def says(*rows: str) -> None:
