@@ -132,14 +132,6 @@ def test_offsets_outside_their_buffer_are_reported_as_damage(tmp_path):
         read(path)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_file_that_is_cut_off_is_an_error(tmp_path, form):
-    path = write(tmp_path / f"c{form}", {"_id": pa.array(range(1000)), "text": pa.array(["a"] * 1000)})
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CorpusError, match=rf"c{form} is damaged or cut off after row \d+: "):
-        read(path)
-
-
 @pytest.mark.parametrize("form", [".arrows", ".arrows.gz", ".arrows.zst"])
 def test_data_after_the_end_of_a_stream_is_an_error(tmp_path, form):
     path = write(tmp_path / "c.arrows", {"_id": pa.array([1]), "text": pa.array(["a"])})

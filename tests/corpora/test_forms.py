@@ -10,11 +10,11 @@ from random import Random
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.forms import FORMS, INDEXED, STREAMED, write_form
+from support.forms import FORMS, INDEXED, STREAMED, rows_of, write_form
 
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
-from sparse_ingest.corpora.sources import START, Corpus, Position
+from sparse_ingest.corpora.sources import Corpus, Position
 from sparse_ingest.corpora.stored import FoundFile
 from sparse_ingest.encoding.counts import RowHash
 from sparse_ingest.errors import CorpusError
@@ -32,10 +32,6 @@ ROWS = [
 
 def corpus_of(path: Path, **options) -> Corpus:
     return open_corpus([str(path)], fields=FieldNames(keep=("kept",)), **options)
-
-
-def rows_of(corpus: Corpus, start: Position = START) -> list:
-    return [(row.row, row.document, row.reason) for row, _ in corpus.rows(start)]
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import datasets
 import pandas as pd
 import pyarrow as pa
 import pytest
+from support.forms import rows_of
 
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
@@ -82,10 +83,6 @@ def json_lines(folder: Path, rows: list) -> Path:
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-def rows_of(corpus: Corpus) -> list:
-    return [(row.row, row.document, row.reason) for row, _ in corpus.rows()]
 
 
 def hash_of(corpus: Corpus) -> str:

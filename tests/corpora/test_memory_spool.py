@@ -13,18 +13,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from support.forms import rows_of
 
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.memory import memory_corpus
-from sparse_ingest.corpora.sources import Corpus, Cursor, Position
+from sparse_ingest.corpora.sources import Cursor, Position
 from sparse_ingest.errors import CorpusError
 
 FIELDS = FieldNames(keep=("year",))
 ROWS = [{"_id": f"d{number}", "text": f"text é {number}", "year": 1900 + number} for number in range(1200)]
-
-
-def rows_of(corpus: Corpus) -> list:
-    return [(row.row, row.document, row.reason) for row, _ in corpus.rows()]
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.forms import rows_of
 
 from sparse_ingest.corpora.documents import FieldNames
 from sparse_ingest.corpora.files import open_corpus
@@ -180,18 +181,14 @@ json_rows = st.lists(
 )
 
 
-def all_rows(corpus: Corpus) -> list:
-    return [(row.row, row.document, row.reason) for row, _ in corpus.rows()]
-
-
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=json_rows)
 def test_json_values_give_the_documents_of_the_same_json_lines(tmp_path: Path, rows: list) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in rows))
     # The reasons may differ if a row has several faults.
-    expected = [document for _, document, _ in all_rows(open_corpus([str(path)], fields=FIELDS))]
-    assert [document for _, document, _ in all_rows(memory_corpus(rows, fields=FIELDS))] == expected
+    expected = [document for _, document, _ in rows_of(open_corpus([str(path)], fields=FIELDS))]
+    assert [document for _, document, _ in rows_of(memory_corpus(rows, fields=FIELDS))] == expected
 
 
 # Column types
