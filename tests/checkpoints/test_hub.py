@@ -308,14 +308,6 @@ def test_two_processes_can_download_the_same_model(hub: Hub, tmp_path: Path) -> 
     assert hub.downloads().count("model.safetensors") == 1
 
 
-def test_offline_a_command_ends_in_one_sentence(hub: Hub, tmp_path: Path) -> None:
-    make(tmp_path, {"corpus.jsonl": {"id": "1", "text": "one"}})
-    arguments = ["encode", "--model", "nobody/nothing", "--corpus", "corpus.jsonl", "--out", "run"]
-    result = ended(begin(COMMAND, *arguments, endpoint=hub.url, home=tmp_path / "home", HF_HUB_OFFLINE="1"))
-    assert error_of(result).startswith("No folder 'nobody/nothing' here, and the hub is not asked")
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_token_in_an_error_of_the_library_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert _without_token(f"Illegal header value b'Bearer {TOKEN}'") == "Illegal header value b'Bearer (token)'"
