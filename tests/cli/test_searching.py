@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ from click.testing import CliRunner, Result
 from support.runs import make_run
 from support.tables import TOKENS, write_table
 
-from sparse_ingest.cli.searching import COMMANDS, search
+from sparse_ingest.cli.searching import search
 from sparse_ingest.cluster.client import Connection
 from sparse_ingest.errors import ClusterError, CorpusError, PipelineError, RunError, UsageError
 from sparse_ingest.loading.load import load
@@ -153,17 +151,6 @@ def test_with_force_another_model_is_used(tmp_path: Path, run_path: Path, model:
     (other / "idf.json").write_text('{"river": 1.0, "catch": 0.0}')
     result = invoke(search, "--run", run_path, "--model", other, "--force", "catch river")
     assert [line.split()[2] for line in result.stdout.splitlines() if line[:3].strip()] == ["second", "third"]
-
-
-def test_help_imports_no_heavy_library() -> None:
-    code = (
-        "import sys; from sparse_ingest.cli.searching import COMMANDS\n"
-        "for command in COMMANDS: command(['--help'], standalone_mode=False)\n"
-        "print([name for name in ('torch', 'opensearchpy', 'numpy', 'pyarrow', 'tokenizers') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
-    assert [command.name for command in COMMANDS] == ["query", "search"]
 
 
 def test_another_model_is_refused_with_both_names(tmp_path: Path, run_path: Path, model: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -228,11 +227,3 @@ def test_error_of_gives_the_deepest_cause() -> None:
     }
     assert error_of(answer) == ("a", "outer: middle: in")
     assert error_of({"error": "plain"}) == ("error", "plain")
-
-
-def test_the_loading_commands_import_no_heavy_library() -> None:
-    code = (
-        "import sys; import sparse_ingest.cli.loading;"
-        "sys.exit(' '.join(name for name in ('torch', 'opensearchpy', 'pyarrow') if name in sys.modules))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).stderr.strip() == b""

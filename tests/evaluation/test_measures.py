@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import NamedTuple
 
 import ir_measures
 import numpy as np
@@ -13,15 +12,10 @@ from scipy.stats import permutation_test, ttest_rel
 from sparse_ingest.errors import MissingExtraError, UsageError
 from sparse_ingest.evaluation import measures
 from sparse_ingest.evaluation.measures import compare, depth_of, measure
+from sparse_ingest.searching.hits import Ranked
 
 
-class Found(NamedTuple):
-    query_id: str
-    doc_ids: list[str]
-    scores: list[float]
-
-
-def random_collection(queries: int = 40) -> tuple[list[Found], dict[str, dict[str, int]]]:
+def random_collection(queries: int = 40) -> tuple[list[Ranked], dict[str, dict[str, int]]]:
     random = np.random.default_rng(3)
     documents = [f"d{number}" for number in range(60)]
     ranked, qrels = [], {}
@@ -29,7 +23,7 @@ def random_collection(queries: int = 40) -> tuple[list[Found], dict[str, dict[st
         found = random.permutation(documents)[: random.integers(0, 50)].tolist()
         # Only four different scores, so that there are ties.
         scores = sorted(random.integers(1, 5, len(found)).astype(float).tolist(), reverse=True)
-        ranked.append(Found(f"q{number}", found, scores))
+        ranked.append(Ranked(f"q{number}", found, scores))
         qrels[f"q{number}"] = {doc: int(random.integers(0, 3)) for doc in random.permutation(documents)[:9].tolist()}
     return ranked, qrels
 
@@ -52,13 +46,13 @@ def test_values_equal_ir_measures_for_any_block_size(monkeypatch):
 
 def test_every_measure_ranks_the_larger_id_first_at_equal_scores():
     for found in (["x", "y"], ["y", "x"]):
-        mean = measure([Found("a", found, [1.0, 1.0])], {"a": {"y": 1}}, ["RR", "RR@10", "P@1", "Judged@1"]).mean
+        mean = measure([Ranked("a", found, [1.0, 1.0])], {"a": {"y": 1}}, ["RR", "RR@10", "P@1", "Judged@1"]).mean
         assert mean == {"RR": 1.0, "RR@10": 1.0, "P@1": 1.0, "Judged@1": 1.0}
 
 
 def test_a_query_without_hits_counts_as_zero_and_one_without_judgments_is_ignored():
     found = measure(
-        [Found("a", ["x"], [1.0]), Found("b", [], []), Found("z", ["x"], [1.0])],
+        [Ranked("a", ["x"], [1.0]), Ranked("b", [], []), Ranked("z", ["x"], [1.0])],
         {"a": {"x": 1}, "b": {"x": 1}, "never asked": {"x": 1}},
         ["R@100"],
     )
@@ -67,7 +61,7 @@ def test_a_query_without_hits_counts_as_zero_and_one_without_judgments_is_ignore
 
 
 def test_a_measure_keeps_its_requested_name():
-    found = measure([Found("a", ["y", "x"], [2.0, 1.0])], {"a": {"x": 1}}, ["MRR@10", "RR@10"])
+    found = measure([Ranked("a", ["y", "x"], [2.0, 1.0])], {"a": {"x": 1}}, ["MRR@10", "RR@10"])
     assert found.mean == {"MRR@10": 0.5, "RR@10": 0.5}
 
 

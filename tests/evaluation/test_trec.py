@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,17 +10,12 @@ import pytrec_eval
 
 from sparse_ingest.errors import CorpusError
 from sparse_ingest.evaluation.trec import read_trec_run, trec_lines
-
-
-class Found(NamedTuple):
-    query_id: str
-    doc_ids: list[str]
-    scores: list[float]
+from sparse_ingest.searching.hits import Ranked
 
 
 def test_scores_round_trip_bit_for_bit(tmp_path):
     scores = np.sort(np.random.default_rng(1).gamma(2.0, 9.0, 200).astype(np.float32))[::-1]
-    ranked = [Found("q1", [f"d{place}" for place in range(200)], scores.tolist()), Found("q2", ["é"], [1e-9])]
+    ranked = [Ranked("q1", [f"d{place}" for place in range(200)], scores.tolist()), Ranked("q2", ["é"], [1e-9])]
     path = tmp_path / "run.txt"
     path.write_text("".join(trec_lines(one) for one in ranked), encoding="utf-8")
     assert path.read_text(encoding="utf-8").split("\n")[0] == f"q1 Q0 d0 1 {scores[0]:.9g} sparse-ingest"
@@ -35,9 +29,9 @@ def test_scores_round_trip_bit_for_bit(tmp_path):
 @pytest.mark.parametrize("bad_id", ["Geneva Durben", "", "a\nb", "a\r", "\u2028a", "a\tb", "a\0b", " a", "a\u00a0b"])
 def test_ids_that_are_invalid_in_a_run_file_are_refused(bad_id):
     for kind, found in (
-        ("document id", Found("q", ["a", bad_id], [2.0, 1.0])),
-        ("query id", Found(bad_id, ["a"], [1.0])),
-        ("query id", Found(bad_id, [], [])),
+        ("document id", Ranked("q", ["a", bad_id], [2.0, 1.0])),
+        ("query id", Ranked(bad_id, ["a"], [1.0])),
+        ("query id", Ranked(bad_id, [], [])),
     ):
         with pytest.raises(CorpusError, match=re.escape(f"The {kind} {bad_id!r} cannot be in a TREC run file")):
             trec_lines(found)
