@@ -111,10 +111,10 @@ def link_dependencies(target: Path) -> None:
             needed = distribution(requirement.name)
             assert requirement.specifier.contains(needed.version, prereleases=True), f"{requirement}: {needed.version}"
             link(needed, target)
-            for wanted in ("", *requirement.extras):
-                if (needed.name, wanted) not in seen:
-                    seen.add((needed.name, wanted))
-                    waiting.append((needed, wanted))
+            for requested_extra in ("", *requirement.extras):
+                if (needed.name, requested_extra) not in seen:
+                    seen.add((needed.name, requested_extra))
+                    waiting.append((needed, requested_extra))
 
 
 def link(needed: Distribution, target: Path) -> None:
@@ -210,4 +210,4 @@ def test_a_missing_extra_is_one_message(installed: Installed, model: Path, comma
     (line,) = done.stderr.splitlines()
     assert line.startswith("Error: ")
     assert f' needs the extra "{extra}": pip install "sparse-ingest[{extra}]", ' in line
-    assert not any((installed.folder / made).exists() for made in ("encoded", "demo-run"))
+    assert not any((installed.folder / name).exists() for name in ("encoded", "demo-run"))

@@ -50,13 +50,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def measure(*arguments: object, limit_s: float = 60) -> Measurement:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED, "support.checkpoints", "pytest", "sparse_ingest.checkpoints.inspect"])
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_measured, args=(theirs, [str(argument) for argument in arguments]))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measured, args=(sender, [str(argument) for argument in arguments]))
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        assert ours.poll(limit_s), f"{arguments} did not end within {limit_s} s"
-        return Measurement(*ours.recv())
+        assert receiver.poll(limit_s), f"{arguments} did not end within {limit_s} s"
+        return Measurement(*receiver.recv())
     finally:
         process.kill()
         process.join()

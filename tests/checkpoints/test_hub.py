@@ -29,7 +29,7 @@ from huggingface_hub import constants
 from sparse_ingest.checkpoints import hub
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.errors import CheckpointError
-constants.DOWNLOAD_CHUNK_SIZE = 4096  # so that a cut leaves whole chunks, as it does in a large file
+constants.DOWNLOAD_CHUNK_SIZE = 4096  # so that a broken download has complete chunks, as with a large file
 hub.LINE_EVERY_S = hub.BARS_AFTER_S = 0.0
 try:
     checkpoint = read_checkpoint(*sys.argv[1:])
@@ -44,9 +44,9 @@ from dataclasses import asdict
 from sparse_ingest.checkpoints.layouts import read_checkpoint
 from sparse_ingest.checkpoints.settings import model_record, resolve_settings
 from sparse_ingest.pipeline import ModelSettings
-asked = ModelSettings(document=sys.argv[1], query=sys.argv[2])
-checkpoint = read_checkpoint(asked.document)
-print(json.dumps(model_record(checkpoint, resolve_settings(asked, checkpoint), asked)))
+settings = ModelSettings(document=sys.argv[1], query=sys.argv[2])
+checkpoint = read_checkpoint(settings.document)
+print(json.dumps(model_record(checkpoint, resolve_settings(settings, checkpoint), settings)))
 """
 # Prints what a search uses of such a record: the revision of the document side, and the weights of a query.
 SEARCH = """
@@ -163,9 +163,9 @@ def test_a_revision_is_pinned(hub: Hub, tmp_path: Path) -> None:
     old = hub.models["made/card"].branches["main"]
     hub.models["made/card"].branches["v1"] = old
     new = hub.add("made/card", make(tmp_path / "newer", PLAIN))
-    asked = {"main": new, "v1": old, old: old}
-    found = {revision: read(hub, tmp_path / "home", "made/card", revision) for revision in asked}
-    assert {revision: result.out.splitlines()[1] for revision, result in found.items()} == asked
+    expected_commits = {"main": new, "v1": old, old: old}
+    found = {revision: read(hub, tmp_path / "home", "made/card", revision) for revision in expected_commits}
+    assert {revision: result.out.splitlines()[1] for revision, result in found.items()} == expected_commits
     message = error_of(read(hub, tmp_path / "home", "made/card", "v3"))
     assert message.startswith("The model made/card has no revision 'v3' on the hub: looked for a branch, a tag and a")
 

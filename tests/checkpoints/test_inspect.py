@@ -141,9 +141,11 @@ def test_a_file_that_is_not_safetensors_is_an_error(tmp_path: Path, content: byt
 
 
 def test_a_truncated_download_is_an_error(tmp_path: Path) -> None:
-    whole = safetensors(a=[3, 4])
-    with pytest.raises(CheckpointError, match=f"has {len(whole) - 1:,} bytes, but its header declares {len(whole):,}"):
-        inspect_folder(make(tmp_path, **{"model.safetensors": whole[:-1]}))
+    content = safetensors(a=[3, 4])
+    with pytest.raises(
+        CheckpointError, match=f"has {len(content) - 1:,} bytes, but its header declares {len(content):,}"
+    ):
+        inspect_folder(make(tmp_path, **{"model.safetensors": content[:-1]}))
 
 
 def test_a_weight_table_is_a_separate_query_side(tmp_path: Path) -> None:

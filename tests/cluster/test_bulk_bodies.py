@@ -127,10 +127,10 @@ def test_a_weight_that_appears_in_a_later_part_has_its_decimal() -> None:
 
 @pytest.mark.parametrize(("limit", "layouts"), [("_SLICE_TERMS", 14), ("_SLICE_CHARACTERS", 17)])
 def test_parts_written_in_slices_give_the_same_bytes(monkeypatch, limit: str, layouts: int) -> None:
-    whole = written(BodyWriter(["a", "b", "c"], "s"), some_documents(50))
+    expected = written(BodyWriter(["a", "b", "c"], "s"), some_documents(50))
     monkeypatch.setattr(bodies, limit, 7)
     assert len(list(BodyWriter(["a", "b", "c"], "s")._layouts(some_documents(50)))) == layouts
-    assert written(BodyWriter(["a", "b", "c"], "s"), some_documents(50)) == whole
+    assert written(BodyWriter(["a", "b", "c"], "s"), some_documents(50)) == expected
 
 
 def test_deletions_list_the_ids(monkeypatch: pytest.MonkeyPatch) -> None:

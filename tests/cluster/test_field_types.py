@@ -127,8 +127,8 @@ def test_a_type_accepts_what_the_server_stores_unchanged(client: Client, index_n
         f'{{"index":{{"_id":"{place}"}}}}\n{json.dumps({kind: value})}\n' for place, (kind, value) in enumerate(tried)
     ]
     client.call("POST", f"/{index_name}/_bulk", "".join(lines).encode(), params={"refresh": "true"})
-    asked = [kind for kind in TRIED if kind != "text"]
-    hits = client.call("POST", f"/{index_name}/_search", {"size": 1000, "docvalue_fields": asked})["hits"]["hits"]
+    fields = [kind for kind in TRIED if kind != "text"]
+    hits = client.call("POST", f"/{index_name}/_search", {"size": 1000, "docvalue_fields": fields})["hits"]["hits"]
     kept = {int(hit["_id"]): hit.get("fields", {}) for hit in hits}
     wrong = []
     for place, (kind, value) in enumerate(tried):

@@ -260,9 +260,9 @@ def test_create_continues_after_it_was_killed_before_the_index_existed(client: C
 
 def test_drop_deletes_the_index_and_its_own_pipelines(client: Client, index: str) -> None:
     create(client, index, search=("two-phase",), ingest="sparse-encoding", model_id="m", default=True)
-    asked: list[str] = []
-    assert drop(client, index, sure=lambda message: bool(asked.append(message))) is None
-    assert asked[0].startswith(f"Delete index {index!r} at {client.address} with 0 documents and its pipelines")
+    prompts: list[str] = []
+    assert drop(client, index, sure=lambda message: bool(prompts.append(message))) is None
+    assert prompts[0].startswith(f"Delete index {index!r} at {client.address} with 0 documents and its pipelines")
     report = drop(client, index)
     assert (report.pipelines, report.kept) == ([f"{index}-search", f"{index}-ingest"], [])
     assert indexes.find_index(client, index) is None

@@ -42,7 +42,7 @@ FILTERS: dict[str, tuple[dict[str, Any], int]] = {
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_clauses_are_counted_over_the_whole_query(name: str) -> None:
+def test_clauses_are_counted_over_the_complete_query(name: str) -> None:
     query, clauses = FILTERS[name]
     assert count_clauses(query) == clauses
     body = neural_sparse_body({"a": 1.0, "b": 1.0}, field="sparse", size=1, filter=query)

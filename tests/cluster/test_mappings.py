@@ -131,8 +131,8 @@ def test_a_server_before_3_3_is_refused_only_for_sparse_vector() -> None:
 def written(writer: BodyWriter, *weights: float) -> list[str]:
     """The document lines for weights of token id 2; a weight of 0 gives a document without terms."""
     indptr = np.cumsum([0, *map(bool, weights)])
-    held = np.array([weight for weight in weights if weight], dtype=np.float32)
-    vectors = SparseRows(list("abcdef")[: len(weights)], indptr, np.full(len(held), 2, dtype=np.uint16), held)
+    nonzero = np.array([weight for weight in weights if weight], dtype=np.float32)
+    vectors = SparseRows(list("abcdef")[: len(weights)], indptr, np.full(len(nonzero), 2, dtype=np.uint16), nonzero)
     part = ShardPart(np.arange(len(weights), dtype=np.uint64), [], vectors, ["{}"] * len(weights))
     return [line for request in writer.requests([part]) for line in request.body.decode().splitlines()[1::2]]
 
@@ -164,8 +164,8 @@ def test_a_mapping_with_disable_objects_is_refused(client: Client, index_name: s
     body = {"mappings": {"dynamic": False, "disable_objects": True, "properties": properties}}
     index = indexes.create_index(client, index_name, body)
     client.call("PUT", f"/{index_name}/_doc/a", {"sparse": {"river": 1.0}}, params={"refresh": "true"})
-    asked = {"query": {"neural_sparse": {"sparse": {"query_tokens": {"river": 1.0}}}}}
-    assert client.call("POST", f"/{index_name}/_search", asked)["hits"]["hits"] == []
+    query = {"query": {"neural_sparse": {"sparse": {"query_tokens": {"river": 1.0}}}}}
+    assert client.call("POST", f"/{index_name}/_search", query)["hits"]["hits"] == []
     with pytest.raises(ClusterError, match="disable_objects"):
         mappings.check_fits(index, STAMP)
 

@@ -110,14 +110,14 @@ def text_cases() -> Iterator[Case]:
 
 def packed_cases() -> Iterator[Case]:
     for form in PACKED:
-        whole = content_of(form, ROWS)
+        complete = content_of(form, ROWS)
         yield Case(f"empty{form}", b"", ANY)
-        yield Case(f"half{form}", whole[: len(whole) // 2], ANY)
-        yield Case(f"end{form}", whole[:-1], ANY)
-        yield Case(f"magic{form}", b"\0\0" + whole[2:], ANY)
-        yield Case(f"more{form}", whole + b"more", ANY)
+        yield Case(f"half{form}", complete[: len(complete) // 2], ANY)
+        yield Case(f"end{form}", complete[:-1], ANY)
+        yield Case(f"magic{form}", b"\0\0" + complete[2:], ANY)
+        yield Case(f"more{form}", complete + b"more", ANY)
         if form.endswith(".gz"):
-            yield Case(f"checksum{form}", whole[:-8] + b"\1\2\3\4" + whole[-4:], ANY)
+            yield Case(f"checksum{form}", complete[:-8] + b"\1\2\3\4" + complete[-4:], ANY)
 
 
 def _parquet(table: pa.Table) -> bytes:
@@ -169,12 +169,12 @@ def column_cases() -> Iterator[Case]:
             yield Case(f"{what}{form}", write(pa.table(columns, names=["_id", "text"])), None)
         yield Case(f"no-text{form}", write(pa.table([good_ids, good_texts], names=["_id", "body"])), None)
         yield Case(f"no-id{form}", write(pa.table([good_ids, good_texts], names=["x", "text"])), None)
-        whole = write(pa.table([good_ids, good_texts], names=["_id", "text"]))
+        complete = write(pa.table([good_ids, good_texts], names=["_id", "text"]))
         yield Case(f"empty{form}", b"", ANY)
-        yield Case(f"half{form}", whole[: len(whole) // 2], ANY)
+        yield Case(f"half{form}", complete[: len(complete) // 2], ANY)
         # The end marker of a stream, 8 bytes, is optional. Cut more than that.
-        yield Case(f"end{form}", whole[:-13], ANY)
-        yield Case(f"zeros{form}", bytes(len(whole)), ANY)
+        yield Case(f"end{form}", complete[:-13], ANY)
+        yield Case(f"zeros{form}", bytes(len(complete)), ANY)
 
 
 CASES = {case.name: case for case in (*text_cases(), *packed_cases(), *column_cases())}
@@ -219,8 +219,8 @@ def test_the_rows_before_the_damage_are_read(tmp_path: Path) -> None:
     for form in (".jsonl.gz", ".csv.zst", ".arrows"):
         rows = [{"_id": str(number), "text": json.dumps(number * 7919)} for number in range(30_000)]
         path = tmp_path / f"c{form}"
-        whole = content_of(form, rows)
-        path.write_bytes(whole[: len(whole) * 3 // 4])
+        complete = content_of(form, rows)
+        path.write_bytes(complete[: len(complete) * 3 // 4])
         found = []
         with pytest.raises(CorpusError, match=r"after (line|row) \d+"):
             for row, _ in open_corpus([str(path)], fields=FieldNames()).rows():

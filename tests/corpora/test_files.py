@@ -437,14 +437,14 @@ def test_an_unknown_format_is_a_usage_error(tmp_path):
 
 def test_a_truncated_gzip_file_gives_its_good_rows_and_then_an_error(tmp_path):
     path = write(tmp_path / "c.jsonl.gz", *(doc(os.urandom(20).hex()) for _ in range(20_000)))
-    whole = read(path)
+    all_rows = read(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     corpus = open_corpus([str(path)], fields=FieldNames())
     rows = []
     with pytest.raises(CorpusError) as error:
         rows.extend(row for row, _ in corpus.rows())
     assert 9_000 < len(rows) < 11_000
-    assert rows == whole[: len(rows)]
+    assert rows == all_rows[: len(rows)]
     assert str(error.value).startswith(f"{path} is damaged or cut off after line {len(rows)}: ")
 
 

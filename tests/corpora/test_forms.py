@@ -119,10 +119,10 @@ def test_resuming_near_the_end_reads_less_than_a_fifth_of_the_file(tmp_path: Pat
     rows = [{"_id": str(number), "text": text, "kept": ""} for number, text in enumerate(texts)]
     corpus = corpus_of(write_form(tmp_path, form, rows))
     positions = [position for _, position in corpus.rows()]
-    whole = sum(counted)
+    total = sum(counted)
     counted.clear()
     assert len(rows_of(corpus, positions[2979])) == 20
-    assert sum(counted) < whole / 5  # row groups have 300 rows, record batches 170
+    assert sum(counted) < total / 5  # row groups have 300 rows, record batches 170
 
 
 @pytest.mark.parametrize("form", STREAMED)

@@ -75,12 +75,12 @@ def test_new_texts_are_encoded_and_the_others_are_copied_exactly(encode, tmp_pat
     assert json.loads(answer.out)["truncated"] == sum(r["truncated"] for r in lasting(open_run(tmp_path / "computed")))
     by_text = {row["text"]: old[row["_id"]][2] for row in ROWS}
     for row in rows:
-        mine, expected = found[row["_id"]], computed[row["_id"]]
-        assert mine[:2] == expected[:2]
+        reused, expected = found[row["_id"]], computed[row["_id"]]
+        assert reused[:2] == expected[:2]
         if row["_id"] not in fresh:
-            assert mine[2] == by_text[row["text"]]
-        assert mine[2].keys() == expected[2].keys()
-        assert all(abs(weight - expected[2][token]) <= 2e-3 for token, weight in mine[2].items())
+            assert reused[2] == by_text[row["text"]]
+        assert reused[2].keys() == expected[2].keys()
+        assert all(abs(weight - expected[2][token]) <= 2e-3 for token, weight in reused[2].items())
 
 
 def test_a_run_with_reused_vectors_can_be_resumed_and_reused(encode, tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ TEXTS = ["the river stone", LONG, "", "bird " * 62, "bird " * 63, LONG[::-1], "l
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("overflow")
-    made = {kind: str(make_masked_lm(root / kind, kind)) for kind in ("bert", "roberta")}
-    return {**made, "packaged": PACKAGED}
+    folders = {kind: str(make_masked_lm(root / kind, kind)) for kind in ("bert", "roberta")}
+    return {**folders, "packaged": PACKAGED}
 
 
 shared_encoder = functools.cache(build_encoder)
@@ -94,10 +94,10 @@ def test_a_text_read_in_pieces_has_the_same_tokens(name: str, models: dict[str, 
     tokenizer = tokenizer_of(models[name], document_prompt="Fire: ", max_length=64)
     texts = [LONG, "", "water  and\n\nfire\nstone [MASK] <mask> bird " * 20, "日本。Ωmega，é ü。river " * 20, "x" * 400,
              "don't stop! (really), 'tis the bird's… " * 12, " \n " * 100, "it's  a <s> b </s>\t c " * 20]  # fmt: skip
-    whole = tokenizer.cut(texts, places=True)
+    complete = tokenizer.cut(texts, places=True)
     tokenizer.PIECE_CHARACTERS = 40
     seen = record_piece_lengths(tokenizer)
-    for one, other in zip(whole, tokenizer.cut(texts, places=True), strict=True):
+    for one, other in zip(complete, tokenizer.cut(texts, places=True), strict=True):
         assert one.token_ids.tolist() == other.token_ids.tolist()
         assert (one.prompt, one.windows) == (other.prompt, other.windows)
         if one.windows > 1:
@@ -192,14 +192,14 @@ def test_the_vector_of_a_document_is_the_maximum_over_its_windows(
 
 def test_short_texts_and_first_windows_equal_truncation_bit_for_bit(models: dict[str, str]) -> None:
     encoder = shared_encoder(models["bert"])
-    cut, whole = rows_of(encoder.encode(TEXTS)), rows_of(encoder.encode_windows(encoder.cut(TEXTS)))
+    truncated, windowed = rows_of(encoder.encode(TEXTS)), rows_of(encoder.encode_windows(encoder.cut(TEXTS)))
     fits = [place for place, text in enumerate(TEXTS) if encoder.cut([text])[0].windows == 1]
     assert fits == [0, 2, 3, 6]
-    assert [whole[place] for place in fits] == [cut[place] for place in fits]
-    assert whole[1] != cut[1]
+    assert [windowed[place] for place in fits] == [truncated[place] for place in fits]
+    assert windowed[1] != truncated[1]
     passages = list(encoder.encode_passages(encoder.cut(TEXTS)))
     first = [tuple(array.tobytes() for array in passage.row) for passage in passages if passage.number == 0]
-    assert first == cut
+    assert first == truncated
 
 
 @pytest.mark.parametrize("group", ["GROUP_WINDOWS", "GROUP_TOKENS"])
@@ -282,11 +282,11 @@ def test_each_window_is_stored_as_a_passage(encode, tmp_path: Path, models: dict
     encoder = shared_encoder(models["bert"], max_length=16, window_stride=14)
     for row, source in enumerate(ROWS):
         title, text = source.get("title", ""), source["text"]
-        mine = [key for key in found if key.rpartition("#")[0] == source["_id"]]
+        keys = [key for key in found if key.rpartition("#")[0] == source["_id"]]
         [cut] = encoder.cut([f"{title} {text}" if title else text])
-        assert mine == [f"{source['_id']}#{number}" for number in range(cut.windows)]
-        assert {found[key][0] for key in mine} == {row}
-        carried = [found[key][1] for key in mine]
+        assert keys == [f"{source['_id']}#{number}" for number in range(cut.windows)]
+        assert {found[key][0] for key in keys} == {row}
+        carried = [found[key][1] for key in keys]
         assert "".join(fields.pop("text") for fields in carried) == text
         kept: dict[str, Any] = {key: source[key] for key in ("title", "year") if key in source}
         assert all(fields == {**kept, "parent": source["_id"]} for fields in carried)

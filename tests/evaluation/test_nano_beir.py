@@ -46,10 +46,10 @@ def test_every_figure_equals_sentence_transformers(tmp_path, lists):
     found = json.loads(answer.out)
     assert list(found["collections"]) == ["NanoMSMARCO", "NanoNQ"]
     evaluator = SparseNanoBEIREvaluator(["msmarco", "nq"], dataset_id=str(repository), write_csv=False)
-    theirs = evaluator(SparseEncoder(str(read_checkpoint(MODEL).folder), device="cpu"))
+    reference = evaluator(SparseEncoder(str(read_checkpoint(MODEL).folder), device="cpu"))
     for name, ours in {**found["collections"], "NanoBEIR_mean": found["mean"]}.items():
         assert list(ours) == list(THEIRS)
-        expected = {key: float(theirs[f"{name}_{other}"]) for key, other in THEIRS.items()}
+        expected = {key: float(reference[f"{name}_{other}"]) for key, other in THEIRS.items()}
         # sentence-transformers computes some figures in float32, and encodes with its own code.
         assert ours == pytest.approx(expected, rel=1e-4, abs=1e-6), name
 
