@@ -1,4 +1,4 @@
-"""Merges: one segment per shard without deleted copies, and a message if that is not possible."""
+"""Merges: one segment per shard without the second copy of its documents, and a message if that is not possible."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class TestSegments:
         assert list(map(len, segment_names(client, index))) == [1]
         assert segment_names(client, index) != before
 
-    def test_an_index_with_a_write_block_is_not_merged_and_a_note_has_the_reason(
+    def test_an_index_with_a_write_block_keeps_its_size_and_a_note_has_the_reason(
         self, client: Client, index_name: str
     ) -> None:
         index, recorder = create_index(client, index_name), Recorder()
@@ -138,8 +138,8 @@ def test_a_stop_request_ends_the_wait_for_leases(
     assert time.monotonic() - began < 5
 
 
-def test_merging_removes_the_second_copy_of_each_vector(client: Client, index_name: str) -> None:
-    """Shards of several segments, of one that was never merged, and of one merged before the deletions."""
+def test_merging_removes_the_second_copy_of_each_document(client: Client, index_name: str) -> None:
+    """For shards of several segments, of one unmerged segment, and of one merged before the leases allowed it."""
     fills: dict[str, Callable[..., object]] = {
         "several": partial(add_segments, client, segments=4, documents=50),
         "flushed": partial(add_segments, client, segments=1, documents=200),

@@ -163,7 +163,7 @@ def test_a_rate_spreads_documents_over_time() -> None:
     assert pace.wait_s(500, 99) == pytest.approx(0.5)
 
 
-def test_with_a_rate_a_request_has_about_two_seconds_of_documents() -> None:
+def test_with_a_rate_a_request_has_about_one_second_of_documents() -> None:
     pace = Pace(max_rate=100)
     assert pace.max_bytes() <= 256 << 10
     pace.answered(pace.begin(20_000, 10, 0), 0.1)

@@ -91,7 +91,7 @@ def draw(seed: int) -> Plan:
     )
 
 
-def make_run_of(folder: Path, plan: Plan, seed: int, *, later: bool = False) -> Run:
+def write_run(folder: Path, plan: Plan, seed: int, *, later: bool = False) -> Run:
     """Write a run of documents with 5 terms, some with none. The server refuses those whose title is no number.
 
     With `later`, every tenth document is missing and every seventh has other weights.
@@ -143,7 +143,7 @@ def ids_in(url: str, index: str) -> list[str]:
 
 def check_seed(seed: int, url: str, index: str, folder: Path) -> None:
     plan = draw(seed)
-    run = make_run_of(folder / "run", plan, seed)
+    run = write_run(folder / "run", plan, seed)
     with faulty_proxy(url, plan.faults, max_bytes=plan.max_bytes) as proxy:
         proxy.other_faults, proxy.patience_s = list(plan.other_faults), TIMEOUT_S
         proxy.random.seed(seed)
@@ -166,7 +166,7 @@ def check_seed(seed: int, url: str, index: str, folder: Path) -> None:
 def check_differences(seed: int, url: str, index: str, folder: Path) -> None:
     """Load the difference between two runs over a faulty connection."""
     plan = replace(draw(seed), refused=frozenset())
-    old, new = (make_run_of(folder / name, plan, seed, later=name == "new") for name in ("old", "new"))
+    old, new = (write_run(folder / name, plan, seed, later=name == "new") for name in ("old", "new"))
     settings = pipeline(folder, plan.kind)
     load(old.path, index=index, pipeline=settings, connection=Connection(url))
     with faulty_proxy(url, plan.faults, max_bytes=plan.max_bytes) as proxy:
