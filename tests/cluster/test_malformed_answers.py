@@ -47,7 +47,7 @@ def locations(value: Any, before: Location = ()) -> Iterator[Location]:
 
 
 def mutated(value: Any, location: Location, new: object) -> Any:
-    """Return a copy of a JSON value with the value at `way` replaced or dropped."""
+    """Return a copy of a JSON value with the value at `location` replaced or dropped."""
     if not location:
         return None if new is DROPPED else new
     value = copy.deepcopy(value)

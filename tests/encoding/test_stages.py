@@ -189,7 +189,7 @@ def test_progress_reports_the_slowest_stage(slow: str, encode, monkeypatch) -> N
 
 
 def fail_at_call(original: Callable, at: int, error: BaseException) -> Callable:
-    """Return `true` with an error at call number `at`."""
+    """Return `original`, but its call number `at` raises `error`."""
     calls = 0
 
     def call(*arguments, **named):
