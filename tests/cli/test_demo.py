@@ -1,4 +1,4 @@
-"""The demo: its passages, and the whole of it with the real model and a server of its own."""
+"""The demo: its passages, and a complete run with the real model and its own server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparse_ingest.local_server import process
 from sparse_ingest.reporting import SILENT
 
 
-def test_passages_lose_no_word_of_the_topics():
+def test_passages_contain_every_line_of_the_topics():
     found = list(passages(topics))
     text = "\n".join(passage.text for passage in found)
     titles = " ".join(passage.title for passage in found)
@@ -34,11 +34,11 @@ def test_passages_have_unique_ids_titles_and_a_bounded_length():
     assert len({passage.id for passage in found}) == len(found) > 300
     assert len({passage.text for passage in found}) == len(found)
     assert all(passage.title for passage in found)
-    # Paragraphs are never cut, so only a passage of one paragraph may be longer.
+    # Paragraphs are never split, so a passage of one paragraph may be longer.
     assert all(len(passage.text.split()) <= PASSAGE_WORDS or "\n\n" not in passage.text for passage in found)
 
 
-def test_a_folder_that_the_demo_did_not_make_is_left_alone(tmp_path: Path):
+def test_a_folder_that_the_demo_did_not_create_is_refused(tmp_path: Path):
     (tmp_path / "corpus.jsonl").write_text("mine")
     with pytest.raises(UsageError, match="was not created by the demo"):
         run_demo(tmp_path, reporter=SILENT, keep_server=False)

@@ -1,4 +1,4 @@
-"""How many documents hold a token, as the server counts them: also tokens that a query language could trip over."""
+"""Document frequencies as the server counts them, also of tokens that need escaping in a query."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparse_ingest.loading.load import load
 from sparse_ingest.pipeline import Pipeline
 
 
-def test_every_token_and_every_document_is_counted(tmp_path, opensearch_url, index_name, monkeypatch):
+def test_every_token_and_document_is_counted(tmp_path, opensearch_url, index_name, monkeypatch):
     monkeypatch.setattr(postings, "_SEARCHES", 7)
     monkeypatch.setattr(postings, "_IDS", 2)
     run = make_run(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""docs/guides/fields.md is right about the types of values."""
+"""The table of value types in docs/guides/fields.md is correct."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparse_ingest.cluster.field_types import Values
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "fields.md"
 
 
-def test_each_row_of_values_gets_the_type_beside_it() -> None:
+def test_each_row_of_values_has_the_type_in_the_table() -> None:
     rows = re.findall(r"^\| (`.*`) \| (\w+) \|$", PAGE.read_text(), re.MULTILINE)
     assert len(rows) > 10
     for values, kind in rows:

@@ -14,6 +14,8 @@ import pyarrow.feather as feather
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from sparse_ingest.corpora.sources import START, Corpus, Position
+
 Rows = Sequence[Mapping[str, str | None]]
 
 
@@ -81,3 +83,8 @@ def write_form(folder: Path, form: str, rows: Rows, name: str = "corpus") -> Pat
     path = folder / f"{name}{form}"
     path.write_bytes(content_of(form, rows))
     return path
+
+
+def rows_of(corpus: Corpus, start: Position = START) -> list:
+    """Return what does not depend on the source of the rows: number, document and reason."""
+    return [(row.row, row.document, row.reason) for row, _ in corpus.rows(start)]
