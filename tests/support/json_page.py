@@ -30,7 +30,7 @@ def _tables(text: str) -> Tables:
 
 
 def check(command: str, *printed: Any) -> None:
-    """Compare what `command` printed with its section; together the objects must have everything that is on the page."""
+    """Compare objects that `command` printed with its section: together they have every key of it, and no other."""
     tables = sections()[command]
     seen: set[tuple[str, str]] = set()
     for one in printed:
