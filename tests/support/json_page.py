@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "json-output.md"
-TYPES: dict[str, tuple[type, ...]] = {
+TYPES: dict[str, Any] = {
     "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "map": (dict,), "list": (list,),
 }  # fmt: skip
 Tables = dict[str, dict[str, str]]  # name of an object ("" is the printed one) to key to type
