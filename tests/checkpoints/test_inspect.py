@@ -15,6 +15,7 @@ import pytest
 from support import checkpoints
 from support.checkpoints import make_dense_lm
 from support.forked import command
+from support.json_page import check
 from support.tables import write_table
 
 from sparse_ingest.checkpoints.card import count_parameters, named_ranges, read_card
@@ -277,6 +278,7 @@ def test_the_command_prints_lines_and_json(tmp_path: Path) -> None:
     assert f"\nWarning: {folder} has WordPiece tokens that" in shown.out
     printed = json.loads(command("inspect", folder, "--json").out)
     assert printed == json.loads(json.dumps(asdict(inspect_folder(folder))))
+    check("inspect", printed)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pydoc_data.topics import topics
 
 import pytest
 from click.testing import CliRunner
+from support.json_page import check
 
 from sparse_ingest.cli.demo import PASSAGE_WORDS, QUESTIONS, passages, run_demo
 from sparse_ingest.cli.main import cli
@@ -51,6 +52,7 @@ def test_the_demo_answers_its_questions_and_stops_its_server(tmp_path: Path, mon
     done = CliRunner().invoke(cli, ["demo", "--folder", str(tmp_path), "--json"])
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
+    check("demo", report)
     assert report["loaded"] == report["documents"] > 300
     assert report["refused"] == report["weights_differing"] == 0
     assert report["weights_checked"] == report["terms"]

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("hasty_merges")
 
 DOCUMENTS = {f"d{number}": {"river": 0.5 + number / 8, "stone": 1.0} for number in range(7)}
 
-# The actions that the documentation lists. "I" is the name of an index or an alias.
+# What docs/guides/production.md lists. "I" stands for the name of an index or an alias.
 NEEDED = {
     "GET /I": "indices:admin/get",
     "PUT /I": "indices:admin/create",

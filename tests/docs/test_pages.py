@@ -194,6 +194,13 @@ def test_the_pages_of_settings_and_variables_list_all() -> None:
         assert f"`{path.stem}`" in page, path.stem
 
 
+def test_the_page_of_models_has_the_family_names_that_inspect_prints() -> None:
+    from sparse_ingest.checkpoints.layouts import FAMILIES
+
+    section = page_of("guides/models").partition("\n## Families\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE) == list(FAMILIES)
+
+
 def test_the_example_pipeline_file_is_valid(tmp_path: Path) -> None:
     [(_, example)] = blocks(page_of("reference/pipeline-file"), "toml")
     (tmp_path / "p.toml").write_text(example)

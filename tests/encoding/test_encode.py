@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from support.checkpoints import build_encoder, make_masked_lm
 from support.forked import Answer, command, start
+from support.json_page import check
 from support.run_contents import ROWS, VOLATILE, contents, documents, lasting, write
 
 from sparse_ingest.pruning import prune
@@ -67,13 +68,15 @@ def test_weights_without_a_token_are_counted_and_reported(encode, tmp_path: Path
     place = content["model"]["vocab"].pop("lamp")
     (partial_model / "tokenizer.json").write_text(json.dumps(content))
     answer = encode("--model", partial_model, "--json", out="less")
-    dropped = json.loads(answer.out)["without_token"]
+    report = json.loads(answer.out)
+    dropped = report["without_token"]
     assert dropped > 0
     assert f"{dropped:,} weights were omitted" in answer.err
     assert f"no token for their ids ({place})" in answer.err
     answer = encode("--json", out="complete")
     assert "were omitted" not in answer.err
     assert "without_token" not in json.loads(answer.out)
+    check("encode", json.loads(answer.out), report)
     assert open_run(tmp_path / "complete").report.without_token == 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 from support.forked import command
+from support.json_page import check
 from support.nano_beir import write_nano_beir_repository
 
 from sparse_ingest.checkpoints.layouts import read_checkpoint
@@ -45,6 +46,7 @@ def test_every_figure_equals_sentence_transformers(tmp_path, lists):
     assert answer.code == 0, answer.err
     found = json.loads(answer.out)
     assert list(found["collections"]) == ["NanoMSMARCO", "NanoNQ"]
+    check("evaluate --nano-beir", found)
     evaluator = SparseNanoBEIREvaluator(["msmarco", "nq"], dataset_id=str(repository), write_csv=False)
     reference = evaluator(SparseEncoder(str(read_checkpoint(MODEL).folder), device="cpu"))
     for name, ours in {**found["collections"], "NanoBEIR_mean": found["mean"]}.items():

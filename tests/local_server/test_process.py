@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 from click.testing import CliRunner
+from support.json_page import check
 from support.servers import Running, environment, random_free_port, server_home, start_program
 
 from sparse_ingest.cli.server import server
@@ -147,6 +148,9 @@ def test_starting_again_succeeds_and_leaves_the_server_unchanged(running: Runnin
         assert (again.pid, again.url, again.already_running) == (running.pid, running.url, True)
     shown = CliRunner().invoke(server, ["start", "--port", str(running.port)])
     assert (shown.exit_code, shown.stdout) == (0, f"{running.url}\n")
+    check(
+        "server start", json.loads(CliRunner().invoke(server, ["start", "--port", str(running.port), "--json"]).stdout)
+    )
 
 
 def test_start_with_another_data_folder_is_refused(running: Running, tmp_path: Path) -> None:
@@ -180,6 +184,7 @@ def test_status_shows_the_running_server(running: Running) -> None:
     assert [(one["url"], one["pid"], one["heap"], one["health"]) for one in shown] == [
         (running.url, running.pid, "512m", process.health(process.instances()[0]))
     ]
+    check("server status", *shown)
     assert shown[0]["health"] in ("green", "yellow")
     line = CliRunner().invoke(server, ["status"]).stdout
     assert running.url in line and shown[0]["health"] in line and f"documents {shown[0]['documents']}" in line
@@ -275,8 +280,9 @@ def test_stop_without_a_port_needs_exactly_one_server(stand_in: Callable[[int], 
         process.stop()
     assert process.stop(9_202) == second
     assert process.instances() == [first]
-    shown = CliRunner().invoke(server, ["stop", "--json"])
-    assert json.loads(shown.stdout)["stopped"]["port"] == 9_201
+    shown = json.loads(CliRunner().invoke(server, ["stop", "--json"]).stdout)
+    assert shown["stopped"]["port"] == 9_201
+    check("server stop", shown)
     assert CliRunner().invoke(server, ["stop"]).stdout == "No local server is running\n"
 
 

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from support.forked import command
+from support.json_page import check
 from support.plans import DOCUMENTS, made_plan
 from support.runs import make_run
 
@@ -317,6 +318,7 @@ def test_the_command_writes_the_files_and_prints_the_plan(plan_inputs: Made, tmp
                      "--out", tmp_path / "out")  # fmt: skip
     assert answer.code == 0, answer.err
     report = json.loads(answer.out)
+    check("plan", report)
     assert report["choice"]["point"]["loss"] <= 0.2 and report["run_id"] == run.manifest.run_id
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(outputs.NAMES)
 
