@@ -208,8 +208,8 @@ def test_a_broken_file_gives_one_sentence_with_its_place(tmp_path: Path, name: s
     elif case.line == ANY:
         assert re.match(rf"{re.escape(str(tmp_path / name))} is damaged or cut off after (line|row) \d+: .", said), said
     else:
-        unit = "row" if name.endswith((".parquet", ".feather", ".arrows")) else "line"
-        assert said.startswith(f"{name} {unit} {case.line}: "), said
+        number = f" row {case.line}" if name.endswith((".parquet", ".feather", ".arrows")) else case.line
+        assert said.startswith(f"{name}:{number}: "), said
 
 
 def test_the_good_rows_before_the_damage_are_those_of_the_whole_file(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_reading_goes_on_from_any_row() -> None:
     expected = [row.place for row in cursor.rows()]
     cursor.jump(position)
     assert [row.place for row in cursor.rows()] == expected
-    assert expected[0] == "memory row 1001"
+    assert expected[0] == "memory: row 1001"
     assert corpus.share(cursor.position) == 1
     assert cursor.rereadable
 

@@ -19,7 +19,7 @@ from support.serving import AnsweringHandler, serving
 
 from sparse_ingest.errors import StorageError
 from sparse_ingest.storage.places import RemotePath
-from sparse_ingest.storage.web import kind_of
+from sparse_ingest.storage.web import network_of
 
 NAMESPACE = ["unshare", "--map-root-user", "--net"]
 # What was named, the redirects, and the word in the refusal; "" if the content is read.
@@ -79,7 +79,7 @@ def test_a_redirect_leads_no_further_inside_than_its_origin() -> None:
     ],
 )
 def test_addresses_that_hold_another_are_of_its_kind(address: str, kind: str) -> None:
-    assert kind_of(address) == kind
+    assert network_of(address) == kind
 
 
 class Handler(AnsweringHandler):
