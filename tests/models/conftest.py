@@ -15,5 +15,5 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Twin]:
-    """The checkpoints of `TWINS`, by name."""
+    """The checkpoints of `FAMILY_OF_TWIN`, by name."""
     return make_twins(tmp_path_factory.mktemp("twins"))
