@@ -111,8 +111,8 @@ def test_a_server_that_never_answers_times_out() -> None:
         (root("2.9.0"), "is OpenSearch 2.9.0; sparse-ingest needs 2.11 or newer"),
         (root("8.15.0", None), r"is not OpenSearch \(it reports version 8.15.0\)"),
         ({"hello": "world"}, "is not OpenSearch; sparse-ingest needs"),
-        ([1], "not JSON of OpenSearch"),
-        (root("3.6.0") | {"cluster_uuid": "../x"}, "not JSON of OpenSearch"),
+        ([1], "the JSON of OpenSearch"),
+        (root("3.6.0") | {"cluster_uuid": "../x"}, "the JSON of OpenSearch"),
     ],
 )
 def test_what_is_no_opensearch_of_a_known_version_is_refused(body: object, sentence: str) -> None:
@@ -164,7 +164,7 @@ def test_the_password_is_in_no_representation() -> None:
 
 
 def test_an_error_that_is_no_json_object_is_one_sentence() -> None:
-    with answering(500, "secret") as address, pytest.raises(UnreachableError, match="not JSON of OpenSearch"):
+    with answering(500, "secret") as address, pytest.raises(UnreachableError, match="the JSON of OpenSearch"):
         connect(Connection(f"http://{address}"))
 
 

@@ -363,7 +363,7 @@ def test_who_may_not_see_other_indexes_leaves_the_pipeline(client: Client, opens
     with secure_proxy(opensearch_url, check=lambda one: (403, forbidden) if "/_all/" in one.path else None) as proxy:
         report = drop_index(made, connection=Connection(proxy.url), **YES)
     assert report.pipelines == []
-    assert "stays: " in report.kept[0]
+    assert "was kept: " in report.kept[0]
     assert "grant the right" in report.kept[0]
     assert indexes.find_index(client, made) is None
 

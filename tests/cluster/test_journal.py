@@ -127,7 +127,7 @@ def test_counts_follow_the_letters_when_a_retry_was_killed_between_the_two(
 def test_a_damaged_line_in_the_middle_is_named(journal: Journal, rubbish: str) -> None:
     journal.begin({0})
     journal.dead_path.with_name("journal.jsonl").write_text(f'{{"shard": 0, "rows": 1}}\n{rubbish}\n')
-    with pytest.raises(RunError, match="journal.jsonl, line 2 is not the JSON of a shard"):
+    with pytest.raises(RunError, match="journal.jsonl:2: not a valid line of a journal"):
         journal.finished()
 
 

@@ -112,8 +112,8 @@ def test_a_server_takes_as_many_clauses_as_are_let_through_and_few_more(client: 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"top_n": 0}, r"seismic\.top_n = 0; expected a whole number above zero"),
-        ({"top_n": 2.5}, r"seismic\.top_n = 2\.5; expected a whole number"),
+        ({"top_n": 0}, r"seismic\.top_n = 0; expected an integer above zero"),
+        ({"top_n": 2.5}, r"seismic\.top_n = 2\.5; expected an integer"),
         ({"heap_factor": -1}, r"seismic\.heap_factor = -1; expected a number above zero"),
         ({"heap_factor": "1"}, r"seismic\.heap_factor = '1'"),
         ({"k": True}, r"seismic\.k = True"),

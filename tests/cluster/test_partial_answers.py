@@ -195,8 +195,7 @@ def test_reading_weights_counts_and_points_in_time(red: Loaded) -> None:
         # A search at such a point in time would say that all of its shards answered.
         lambda: postings.scan(client, there).__enter__(),
         lambda: postings.count_known(client, INDEX, ["d1"]),
-        lambda: postings.count_searchable(client, INDEX),
-        lambda: postings.count_holding(client, INDEX, "sparse", ["w1"]),
+        lambda: postings.document_frequencies(client, INDEX, "sparse", ["w1"]),
         lambda: indexes.count_documents(client, there),
     ):
         with pytest.raises(PartialAnswerError, match="1 of 2 shards"):

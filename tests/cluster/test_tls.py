@@ -273,7 +273,7 @@ def test_options_that_exclude_each_other_are_told(opensearch_url: str, certifica
     user = ("--user", USER, "--password", PASSWORD)
     signed = ("--aws-service", "es", "--aws-region", "eu-west-1")
     with secure_proxy(opensearch_url) as proxy:
-        assert "--password (or SPARSE_INGEST_PASSWORD) needs --user" in failing(proxy, *user[2:], code=2)
+        assert "A password needs a user: pass --user" in failing(proxy, *user[2:], code=2)
         assert "User 'loader' has no password" in failing(proxy, *user[:2], code=2)
         assert "--aws-service signs requests, so user 'loader'" in failing(proxy, *user, *signed, code=2)
         assert "--ca is for TLS, but --url begins with http://" in failing(proxy, "--ca", certificates.ca, code=2)

@@ -220,7 +220,7 @@ def test_a_foreign_listener_is_left_alone_and_the_next_free_port_is_named(home: 
         with pytest.raises(LocalServerError, match=f"Port {port} is in use .*Port \\d+ is free: pass it with --port"):
             process.start(port)
         assert process.stop(port) is None
-        assert not process.is_ours(port)
+        assert not process.is_running(port)
         foreign.settimeout(0.2)
         with pytest.raises(TimeoutError):
             # Not even a connection was made.
@@ -229,11 +229,11 @@ def test_a_foreign_listener_is_left_alone_and_the_next_free_port_is_named(home: 
 
 def test_a_record_whose_process_ended_counts_as_none(stand_in: Callable[[int], Instance]) -> None:
     instance = stand_in(9_201)
-    assert process.is_ours(9_201)
+    assert process.is_running(9_201)
     ended = psutil.Process(instance.pid)
     ended.kill()
     ended.wait()
-    assert not process.is_ours(9_201)
+    assert not process.is_running(9_201)
     assert process.instances() == []
 
 
