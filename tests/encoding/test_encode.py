@@ -158,7 +158,7 @@ def test_a_long_text_is_counted(encode, tmp_path: Path) -> None:
         (["--keep", "_id"], 2, 'OpenSearch refuses documents with a field "_id" (a metadata field)'),
         (["--keep", "a..b,_routing", "--keep", ""], 2, '"a..b" (nothing between or before its dots), "_routing" (a'),
         (["--keep", "sparse"], 2, "--keep sparse: 'sparse' is the sparse field of the index"),
-        (["--text-field", "body"], 1, 'corpus.jsonl line 1: no column "body" for the text'),
+        (["--text-field", "body"], 1, 'corpus.jsonl:1: no column "body" for the text'),
         (["--nonsense"], 2, "No such option"),
         (["--corpus", ""], 2, "named by an empty string"),
         (["--device", "tpu"], 2, "expected auto, cpu, cuda or cuda:N"),
@@ -218,7 +218,7 @@ def test_a_bad_document_stops_with_its_place(encode, tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.jsonl", BAD)
     answer = encode(specs=(bad,))
     assert answer.code == 1
-    assert answer.err.splitlines()[-1].startswith("Error: bad.jsonl line 10: broken JSON")
+    assert answer.err.splitlines()[-1].startswith("Error: bad.jsonl:10: broken JSON")
     run = open_run(tmp_path / "run")
     assert run.done_shards() == [0] and run.complete() is None
 
@@ -234,8 +234,8 @@ def test_bad_documents_are_left_out_and_named(encode, tmp_path: Path) -> None:
     assert [(row.row, row.line) for row in run.skipped(1)] == [(9, 10), (10, 11)]
     assert [row.row for row in run.skipped(2)] == [22, 23]
     # Row 24 repeats d19 of row 21, in the shard before.
-    assert run.skipped(3) == [SkippedRow(24, "bad.jsonl", 25, 'duplicate id "d19": first at bad.jsonl line 22')]
-    assert run.skipped(2)[1] == SkippedRow(23, "bad.jsonl", 24, 'duplicate id "d3": first at bad.jsonl line 4')
+    assert run.skipped(3) == [SkippedRow(24, "bad.jsonl", 25, 'duplicate id "d19" (first seen at bad.jsonl:22)')]
+    assert run.skipped(2)[1] == SkippedRow(23, "bad.jsonl", 24, 'duplicate id "d3" (first seen at bad.jsonl:4)')
     rows = [place for place in range(25) if place not in (9, 10, 22, 23, 24)]
     assert [row for row, _, _ in documents(run).values()] == rows
     assert [record["rows"] for record in lasting(run)] == [8, 6, 6, 0]
@@ -249,7 +249,7 @@ def test_an_id_in_two_shards_stops_with_both_places(encode, tmp_path: Path) -> N
     first, second = write(tmp_path / "a.jsonl", ROWS), write(tmp_path / "b.jsonl", [{"_id": "d5", "text": "again"}])
     answer = encode(specs=(first, second))
     assert answer.code == 1
-    assert 'Duplicate id "d5": a.jsonl line 6 and b.jsonl line 1.' in answer.err
+    assert 'b.jsonl:1: duplicate id "d5" (first seen at a.jsonl:6).' in answer.err
     run = open_run(tmp_path / "run")
     assert run.complete() is None and len(run.done_shards()) == 3
     # The same run goes on with the other choice, and keeps the first one.
@@ -262,7 +262,7 @@ def test_an_id_in_two_shards_stops_with_both_places(encode, tmp_path: Path) -> N
 def test_an_id_that_repeats_within_a_shard_is_a_bad_document(encode, tmp_path: Path) -> None:
     twice = write(tmp_path / "twice.jsonl", [*ROWS[:3], ROWS[1]])
     answer = encode(specs=(twice,))
-    assert answer.code == 1 and 'twice.jsonl line 4: duplicate id "d1": first at twice.jsonl line 2' in answer.err
+    assert answer.code == 1 and 'twice.jsonl:4: duplicate id "d1" (first seen at twice.jsonl:2)' in answer.err
 
 
 def test_a_corpus_of_bad_documents_alone_is_a_run_of_none(encode, tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_duplicates_in_standard_input_are_named_and_left_out(encode, tmp_path: P
             return encode(*options, specs=("-",))
 
     answer = piped()
-    assert answer.code == 1 and 'Duplicate id "d2": - row 3 and - row 21.' in answer.err
+    assert answer.code == 1 and '-: row 21: duplicate id "d2" (first seen at -: row 3).' in answer.err
     assert piped("--on-bad-document", "skip").code == 3
     run = open_run(tmp_path / "run")
     assert (run.complete() or {})["rows"] == 20 and [row.line for row in run.skipped(2)] == [21]
@@ -480,7 +480,7 @@ def test_auto_builds_no_encoder_twice(encode, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(precision, "KEPT_MASS", 0)
     monkeypatch.setattr(precision, "KEPT_TERMS", 0)
     assert encode("--dtype", "auto").code == 0
-    assert built == ["float32", *precision.candidates("cpu")[:1]]
+    assert built == ["float32", *precision.faster_dtypes("cpu")[:1]]
 
 
 def test_status_shows_what_is_there(encode, tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_a_bad_document_is_the_error_that_it_is_on_one_device(
     one, two = (command(*corpus.arguments(tmp_path / name, name, "fail")) for name in ("cpu", "cpu,cpu"))
     assert two.code == one.code == 1
     assert two.err.splitlines()[-1] == one.err.splitlines()[-1]
-    assert "corpus.jsonl line 201: " in two.err
+    assert "corpus.jsonl:201: " in two.err
     assert "Traceback" not in capfd.readouterr().err  # of the processes, which are ended while they end
 
 

@@ -53,5 +53,5 @@ def test_only_the_wanted_queries_are_kept(tmp_path):
 def test_a_line_that_is_none_is_named_with_its_number(line, tmp_path):
     path = tmp_path / "run.txt"
     path.write_text(f"a Q0 x 1 2.5 t\n{line}\n")
-    with pytest.raises(CorpusError, match=r"run.txt line 2: expected six columns"):
+    with pytest.raises(CorpusError, match=r"run.txt:2: expected six columns"):
         read_trec_run(path, {"a"})
