@@ -119,9 +119,9 @@ def test_a_file_of_queries_gives_the_lines_of_one_msearch(
     ("options", "said"),
     [
         (["--hybrid", "--analyzer", "a"], "--hybrid and --analyzer cannot be combined"),
-        (["--hybrid", "--collapse", "parent"], "--hybrid goes without --collapse"),
-        (["--quoting", "none"], "--quoting goes with --queries"),
-        (["--index", "i", "--analyzer", "a"], "--index goes with --queries"),
+        (["--hybrid", "--collapse", "parent"], "--hybrid and --collapse cannot be combined"),
+        (["--quoting", "none"], "--quoting needs --queries"),
+        (["--index", "i", "--analyzer", "a"], "--index needs --queries"),
         (["--url", "http://127.0.0.1:1"], "--url is for --index"),
     ],
 )
