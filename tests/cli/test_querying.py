@@ -122,7 +122,7 @@ def test_a_file_of_queries_gives_the_lines_of_one_msearch(
         (["--hybrid", "--collapse", "parent"], "--hybrid and --collapse cannot be combined"),
         (["--quoting", "none"], "--quoting needs --queries"),
         (["--index", "i", "--analyzer", "a"], "--index needs --queries"),
-        (["--url", "http://127.0.0.1:1"], "--url is for --index"),
+        (["--url", "http://127.0.0.1:1"], "--url needs --index"),
     ],
 )
 def test_options_without_an_effect_are_refused(model: Path, options: list[str], said: str) -> None:
