@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from sparse_ingest.corpora.documents import BadRow, FieldNames, document_of, shown
 from sparse_ingest.errors import CorpusError
-from sparse_ingest.records import SourceRow, place_text
+from sparse_ingest.records import SourceRow
 
 # Names of a table's columns -> the columns to read, with their roles; see `needed_columns`.
 ChooseColumns = Callable[[Sequence[str]], Mapping[str, str]]
@@ -199,14 +199,19 @@ def refuse_repeated_ids(rows: Iterable[tuple[SourceRow, Position]]) -> Iterator[
             here = (source.file, source.line, source.unit)
             there = first.setdefault(source.document.id, here)
             if there is not here:
-                reason = repeated_id(source.document.id, place_text(*there))
+                reason = skipped_duplicate(source.document.id, *there)
                 source = source._replace(document=None, reason=reason)
         yield source, position
 
 
 def repeated_id(doc_id: str, first: str) -> str:
-    """Return the reason of a row whose id an earlier row has, at the place `first`."""
+    """Return the message of an id that an earlier row has, at the place `first`."""
     return f"duplicate id {shown(doc_id)} (first seen at {first})"
+
+
+def skipped_duplicate(doc_id: str, file: str, line: int, unit: str) -> str:
+    """Return the reason in `skipped/` of a row whose id an earlier row has; runs have this form of the place."""
+    return f"duplicate id {shown(doc_id)}: first at {file} {unit} {line}"
 
 
 def bad_document(source: SourceRow) -> CorpusError:

@@ -10,7 +10,7 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 
-from sparse_ingest.corpora.sources import Cursor, Position, bad_document, repeated_id
+from sparse_ingest.corpora.sources import Cursor, Position, bad_document, repeated_id, skipped_duplicate
 from sparse_ingest.encoding.counts import counts_of
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SourceRow, document_id
@@ -48,7 +48,7 @@ class Duplicates:
         leaving: dict[int, dict[int, SkippedRow]] = {}
         for duplicate, first, again in zip(found, firsts, agains, strict=True):
             shard, row = duplicate.again
-            reason = repeated_id(duplicate.doc_id, first.place)
+            reason = skipped_duplicate(duplicate.doc_id, first.file, first.line, first.unit)
             leaving.setdefault(shard, {})[row] = SkippedRow(row, again.file, again.line, reason)
         for shard, rows in sorted(leaving.items()):
             # Locked, so that a process that starts now waits for the shard instead of encoding it again.

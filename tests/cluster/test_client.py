@@ -209,8 +209,14 @@ def test_a_block_on_new_indexes_is_no_missing_right() -> None:
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n\xff\xfe", "did not answer with the JSON"),
-        (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 4\r\n\r\nnull", "did not answer with the JSON"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n\xff\xfe",
+            "did not answer with the JSON",
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 4\r\n\r\nnull",
+            "did not answer with the JSON",
+        ),
         (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9000\r\n\r\n{", "broke off its answer"),
         (b"+OK POP3 server ready\r\n", "does not answer in HTTP"),
         (b"", "closed the connection before it answered. If it speaks TLS, write https://"),

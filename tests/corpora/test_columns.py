@@ -67,8 +67,8 @@ def test_a_null_is_named_with_its_row_and_the_rows_around_it_stay(tmp_path, form
     [
         ("text", pa.array([["a"]]), r'the text in "text" is of type list<\w+: string>; expected strings'),
         ("text", pa.array([{"a": 1}]), r'the text in "text" is of type struct<a: int64>; expected strings'),
-        ("text", pa.array([b"a"]), 'the text in "text" is of type binary; strings'),
-        ("title", pa.array([1]), 'the title in "title" is of type int64; strings'),
+        ("text", pa.array([b"a"]), 'the text in "text" is of type binary; expected strings'),
+        ("title", pa.array([1]), 'the title in "title" is of type int64; expected strings'),
         ("_id", pa.array([1.0]), 'the id in "_id" is of type double; expected strings or integers'),
     ],
 )

@@ -213,7 +213,7 @@ BAD_LINES = {
     "surrogate in title": (b'{"_id": "1", "text": "a", "title": "\\ud8ab"}', "the title or text has \\ud8ab"),
     "surrogate in a kept field": (
         b'{"_id": "1", "text": "a", "kept": ["\\ud800"]}',
-        'the kept field "kept" holds \\ud800',
+        'the kept field "kept" has \\ud800',
     ),
     "kept number beyond float64": (
         b'{"_id": "1", "text": "a", "kept": 1e999}',
@@ -519,8 +519,8 @@ def test_a_repeated_id_names_both_places(tmp_path):
     rows = open_corpus([str(one), str(two)], fields=FieldNames()).rows()
     checked = [row for row, _ in refuse_repeated_ids(rows)]
     assert [row.document and row.document.id for row in checked] == ["a", "b", None, None, "c", None, None]
-    assert checked[2].reason == 'duplicate id "b" (first seen at 1.jsonl:2)'
-    assert str(bad_document(checked[6])).startswith('2.jsonl:5: duplicate id "a" (first seen at 1.jsonl:1). ')
+    assert checked[2].reason == 'duplicate id "b": first at 1.jsonl line 2'
+    assert str(bad_document(checked[6])).startswith('2.jsonl:5: duplicate id "a": first at 1.jsonl line 1. ')
     assert checked[3].reason.startswith("broken JSON")
 
 

@@ -83,12 +83,12 @@ def test_columns_are_for_tables_of_text_alone(tmp_path):
         (b"2", 'the row has 1 column; expected 2: "id", "text"'),
         (b"2,a,b", "the row has 3 columns; expected 2"),
         (b'2,"a" b', "something follows a closing quote; double a quote within a value"),
-        (b'2,"a\n"3"', "twice (the row ends in line 4)"),
+        (b'2,"a\n"3"', "double a quote within a value (the row ends in line 4)"),
         (b"2,a\rb", "a carriage return is outside quotes"),
         (b"2,a\0", "the row has a NUL byte"),
         (b"2,caf\xe9", "not UTF-8: byte 0xe9 at byte 6 of the line"),
         (b'2,"a\ncaf\xe9"', "not UTF-8: byte 0xe9 at byte 4 of the line"),
-        (b",a", 'the id in "id" is ""; a non-empty string'),
+        (b",a", 'the id in "id" is ""; expected a non-empty string'),
     ],
 )
 def test_a_bad_row_has_a_reason_and_the_rows_around_it_stay(tmp_path, row, reason):

@@ -234,8 +234,8 @@ def test_bad_documents_are_left_out_and_named(encode, tmp_path: Path) -> None:
     assert [(row.row, row.line) for row in run.skipped(1)] == [(9, 10), (10, 11)]
     assert [row.row for row in run.skipped(2)] == [22, 23]
     # Row 24 repeats d19 of row 21, in the shard before.
-    assert run.skipped(3) == [SkippedRow(24, "bad.jsonl", 25, 'duplicate id "d19" (first seen at bad.jsonl:22)')]
-    assert run.skipped(2)[1] == SkippedRow(23, "bad.jsonl", 24, 'duplicate id "d3" (first seen at bad.jsonl:4)')
+    assert run.skipped(3) == [SkippedRow(24, "bad.jsonl", 25, 'duplicate id "d19": first at bad.jsonl line 22')]
+    assert run.skipped(2)[1] == SkippedRow(23, "bad.jsonl", 24, 'duplicate id "d3": first at bad.jsonl line 4')
     rows = [place for place in range(25) if place not in (9, 10, 22, 23, 24)]
     assert [row for row, _, _ in documents(run).values()] == rows
     assert [record["rows"] for record in lasting(run)] == [8, 6, 6, 0]
@@ -262,7 +262,7 @@ def test_an_id_in_two_shards_stops_with_both_places(encode, tmp_path: Path) -> N
 def test_an_id_that_repeats_within_a_shard_is_a_bad_document(encode, tmp_path: Path) -> None:
     twice = write(tmp_path / "twice.jsonl", [*ROWS[:3], ROWS[1]])
     answer = encode(specs=(twice,))
-    assert answer.code == 1 and 'twice.jsonl:4: duplicate id "d1" (first seen at twice.jsonl:2)' in answer.err
+    assert answer.code == 1 and 'twice.jsonl:4: duplicate id "d1": first at twice.jsonl line 2' in answer.err
 
 
 def test_a_corpus_of_bad_documents_alone_is_a_run_of_none(encode, tmp_path: Path) -> None:

@@ -345,7 +345,7 @@ def test_a_dataset_is_encoded_as_its_rows_are(encode, model: Path, tmp_path: Pat
     lines, dataset = open_run(tmp_path / "lines"), open_run(tmp_path / "dataset")
     assert contents(lines.path / "shards") == contents(dataset.path / "shards")
     assert [(row.row, row.file, row.line, row.reason) for row in dataset.skipped(2)] == [
-        (40, "hf:made:default:train", 41, 'duplicate id "d3" (first seen at hf:made:default:train: row 4)'),
+        (40, "hf:made:default:train", 41, 'duplicate id "d3": first at hf:made:default:train row 4'),
         (41, "hf:made:default:train", 42, 'the id in "_id" is null; expected a non-empty string or an integer'),
     ]
     before = contents(dataset.path)

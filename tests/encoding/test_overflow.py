@@ -338,9 +338,7 @@ def test_all_passages_of_a_repeated_document_leave_its_shard(encode, tmp_path: P
     assert answer.code == 1 and 'run.jsonl:25: duplicate id "long" (first seen at run.jsonl:2).' in answer.err
     assert encode("passages", "--on-bad-document", "skip", rows=rows).code == 3
     run = open_run(tmp_path / "run")
-    assert [(row.row, row.reason) for row in run.skipped(4)] == [
-        (24, 'duplicate id "long" (first seen at run.jsonl:2)')
-    ]
+    assert [(row.row, row.reason) for row in run.skipped(4)] == [(24, 'duplicate id "long": first at run.jsonl line 2')]
     found = documents(run)
     assert not [key for key in found if found[key][0] == 24] and [key for key in found if found[key][0] == 25]
     record = run.done(4) or {}
