@@ -48,7 +48,7 @@ from sparse_ingest.errors import ClusterError
 from sparse_ingest.loading.load import load
 from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import IndexSettings, Pipeline, packaged_folder
-from sparse_ingest.planning.engines import SIZE, Setting, Timed, measure
+from sparse_ingest.planning.engines import SIZE, Setting, Timed, measure_settings
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.runs.shards import read_shard_vectors
@@ -165,7 +165,7 @@ def compare(client: Client, folder: Path, count: int, rounds: int, n_postings: i
     timed: list[Timed] = []
     for turn in range(rounds):
         for index, settings in of_index.items():
-            timed += measure(client, index, settings, [asked] * len(settings))
+            timed += measure_settings(client, index, settings, [asked] * len(settings))
         print(f"round {turn + 1} done", file=sys.stderr)
     print_engines(timed, [setting for settings in of_index.values() for setting in settings])
     print_bounds(run, asked, n_postings)

@@ -69,6 +69,12 @@ def listed(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + more
 
 
+def short_repr(value: object) -> str:
+    """Return a value for a message, in one line and truncated to 100 characters."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
 @contextmanager
 def needs_extra(extra: str, purpose: str) -> Iterator[None]:
     """Raise `MissingExtraError` if an import in the block fails."""

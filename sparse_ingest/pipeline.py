@@ -16,7 +16,7 @@ from dataclasses import field as made_of
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from sparse_ingest.errors import PipelineError, UsageError
+from sparse_ingest.errors import PipelineError, UsageError, short_repr
 
 T = TypeVar("T")
 SpecialTokens = Literal["keep", "zero"]
@@ -40,7 +40,7 @@ def option(
 
     Args:
         help: the help text; without it the command line has no such option.
-        range: the smallest and largest number allowed. Whole numbers must always be above zero.
+        range: the smallest and largest number allowed. Integers must always be above zero.
         metavar: the name of the value in the help.
         flags: the names on the command line, such as "-k --size"; "" for the name of the setting.
         env: an environment variable for the option.
@@ -160,7 +160,7 @@ def read_pipeline(name: str) -> Pipeline:
             raise PipelineError(f"No pipeline file {name!r}, and no packaged pipeline of that name; packaged: {known}.")
         path = packaged
     if path.stat().st_size > _MAX_BYTES:
-        raise PipelineError(f"{path} has {path.stat().st_size:,} bytes; a pipeline file of at most 1 MB was expected.")
+        raise PipelineError(f"{path} has {path.stat().st_size:,} bytes; expected at most 1 MB.")
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -212,7 +212,7 @@ def pipeline_named(model: str | Path | ModelSettings | Pipeline) -> Pipeline:
 def refuse_lone_stride(settings: EncodeSettings) -> None:
     """Raise `PipelineError` if `window_stride` is set although `overflow` is "truncate"."""
     if settings.overflow == "truncate" and settings.window_stride is not None:
-        raise PipelineError('window_stride is for overflow = "windows" or "passages"; overflow is "truncate".')
+        raise PipelineError('window_stride is for overflow = "windows" or "passages"; overflow is "truncate". Omit it.')
 
 
 def query_settings(given: QuerySettings, remembered: Mapping[str, object], source: str) -> QuerySettings:
@@ -329,9 +329,8 @@ def _checked(value: object, hint: Any, source: str, name: str) -> object:
         if (found := _as_kind(value, choice)) is not None:
             return found
     if int in choices and type(value) is int:
-        raise PipelineError(f"{source}: {name} = {value}; expected a whole number above zero.")
-    shown = repr(value) if len(repr(value)) <= 100 else f"{repr(value)[:100]}…"
-    raise PipelineError(f"{source}: {name} = {shown}; expected {' or '.join(map(_described, choices))}.")
+        raise PipelineError(f"{source}: {name} = {value}; expected an integer above zero.")
+    raise PipelineError(f"{source}: {name} = {short_repr(value)}; expected {' or '.join(map(_described, choices))}.")
 
 
 def _is_deep(value: object, left: int = _MAX_DEPTH) -> bool:
@@ -372,7 +371,7 @@ def _described(choice: Any) -> str:
         return " or ".join(repr(word) for word in get_args(choice))
     if get_args(choice) == (str, FieldType):
         return f"a table from names to {', '.join(get_args(FieldType))}"
-    words = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", dict: "a table",
+    words = {str: "a string", int: "an integer", float: "a number", bool: "true or false", dict: "a table",
              tuple: "a list of strings"}  # fmt: skip
     kind = get_origin(choice) or choice
     return words.get(kind, f"a {kind.__name__}")

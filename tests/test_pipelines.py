@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from support.cards import TABLE, TWINS, Twin, build_gte
+from support.cards import CARD_TWINS, TABLE, Twin, build_gte
 
 from sparse_ingest.checkpoints.inspect import inspect_model
 from sparse_ingest.checkpoints.layouts import read_checkpoint
@@ -63,7 +63,7 @@ CARDS = {
 
 @pytest.fixture(scope="module")
 def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Twin]:
-    return {name: make(tmp_path_factory.mktemp(name)) for name, make in TWINS.items()}
+    return {name: make(tmp_path_factory.mktemp(name)) for name, make in CARD_TWINS.items()}
 
 
 def text_of(name: str) -> str:
@@ -79,7 +79,7 @@ def uncommented(name: str, folder: Path) -> Pipeline:
 
 def test_each_card_has_a_pipeline_and_a_local_copy() -> None:
     names = {path.stem for path in packaged_folder().glob("*.toml")}
-    assert names - {"demo"} == set(CARDS) == set(TWINS)
+    assert names - {"demo"} == set(CARDS) == set(CARD_TWINS)
 
 
 @pytest.mark.parametrize("name", CARDS)

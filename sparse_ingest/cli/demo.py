@@ -136,7 +136,7 @@ def run_demo(folder: Path, *, reporter: Reporter, keep_server: bool) -> tuple[di
     terms, rows = run.report.terms, run.report.rows
     reporter.note(f"     Wrote {terms:,} terms, {terms / max(1, rows):.0f} per passage, to {run.path}")
     reporter.note("3/5  Start OpenSearch")
-    port = process.DEFAULT_PORT if process.is_ours(process.DEFAULT_PORT) else process.free_port()
+    port = process.DEFAULT_PORT if process.is_running(process.DEFAULT_PORT) else process.free_port()
     server = process.start(port, reporter=reporter)
     server_stays = server.already_running or keep_server
     try:

@@ -46,7 +46,7 @@ _NOT_FOR_NANO_BEIR = CONNECTION_FLAGS | {
 @click.option("--device", help="Device for --nano-beir: auto, cpu or cuda  [default: auto]")
 @click.option("--per-query", is_flag=True, help="Also print the values of each query")
 @json_option
-@target_options("Search with another model than that of the documents", "model encode index query")
+@target_options("Search with a model other than that of the documents", "model encode index query")
 def evaluate(target: Target, options: EvaluateOptions, as_json: bool, **given: Any) -> None:
     """Measure search quality on an index or a run folder, with relevance judgments.
 

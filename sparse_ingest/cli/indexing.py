@@ -52,7 +52,7 @@ def index() -> None:
 @click.option("--ingest-pipeline", "ingest", type=click.Choice(["sparse-encoding", "text-chunking"]),
               help="Processor of the ingest pipeline NAME-ingest, which encodes on the server")  # fmt: skip
 @click.option("--model-id", metavar="ID", help="Model on the server for --ingest-pipeline and neural-query-enricher")
-@click.option("--default", is_flag=True, help="Make them the default pipelines of the index")
+@click.option("--default", is_flag=True, help="Make these pipelines the defaults of the index")
 @connection_options
 @json_option
 def create(index: str, as_json: bool, **given: Any) -> None:
@@ -94,7 +94,7 @@ def show(index: str, connection: Connection, as_json: bool) -> None:
 @index.command()
 @_INDEX
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation")
-@click.option("--force", is_flag=True, help="Even if another client created it, an alias points to it, or it is red")
+@click.option("--force", is_flag=True, help="Delete even a red index, one behind an alias, or one of another client")
 @connection_options
 @json_option
 def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bool) -> int:

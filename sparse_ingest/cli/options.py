@@ -153,14 +153,14 @@ def _option_of(entry: Field[Any], hint: Any, given: click.ParamType[Any] | None)
     return click.option(*flags.split(), entry.name, **settings)
 
 
-def _assigned(_context: object, asked: click.Parameter, given: tuple[str, ...]) -> dict[str, str] | None:
+def _assigned(_context: object, option: click.Parameter, given: tuple[str, ...]) -> dict[str, str] | None:
     """Return the pairs of an option such as `--map price=float --map year=integer`."""
     found: dict[str, str] = {}
     for text in given:
         name, _, value = text.rpartition("=")
         if not name or found.setdefault(name, value) != value:
-            what = f"{name!r} is {found[name]} and {value}" if name else f"{text!r} is not {asked.metavar}"
-            raise UsageError(f"{asked.opts[0]}: {what}. Give each field once, such as price=float.")
+            what = f"{name!r} is {found[name]} and {value}" if name else f"{text!r} is not {option.metavar}"
+            raise UsageError(f"{option.opts[0]}: {what}. Give each field once, such as price=float.")
     return found or None
 
 

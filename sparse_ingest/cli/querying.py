@@ -65,7 +65,7 @@ class QueryOptions(SearchOptions):
         if len(chosen) > 1:
             raise UsageError(f"{' and '.join(chosen)} cannot be combined. Pass one of them.")
         if self.collapse is not None and (self.hybrid or self.is_server_side):
-            raise UsageError(f"{chosen[0]} goes without --collapse. Omit one of them.")
+            raise UsageError(f"{chosen[0]} and --collapse cannot be combined. Omit one of them.")
 
 
 def require_one_input(text: str | None, queries_path: Path | None) -> None:
@@ -73,7 +73,7 @@ def require_one_input(text: str | None, queries_path: Path | None) -> None:
     if (text is None) == (queries_path is None):
         raise UsageError("Give either TEXT or --queries F.")
     if queries_path is None:
-        refuse_flags(("quoting",), "goes with --queries")
+        refuse_flags(("quoting",), "needs --queries")
 
 
 @click.command()
@@ -82,7 +82,7 @@ def require_one_input(text: str | None, queries_path: Path | None) -> None:
 @click.option("--index", metavar="NAME",
               help="Use the model, field and settings of this index; with --queries, name it in headers")  # fmt: skip
 @stage_options(QueryOptions, "concurrency")
-@click.option("--force", is_flag=True, help="With --index: use another model than that of the index")
+@click.option("--force", is_flag=True, help="With --index: use a model other than that of the index")
 @click.option("--table", is_flag=True, help="Print the weights of all tokens of an inference-free model")
 @pipeline_options("model index query")
 @connection_options
@@ -111,7 +111,7 @@ def query(
     from sparse_ingest.cluster.search_bodies import msearch_bytes
 
     if index is None:
-        refuse_flags({*CONNECTION_FLAGS, "force"}, "is for --index: without it no cluster is asked")
+        refuse_flags({*CONNECTION_FLAGS, "force"}, "needs --index: without it, no request is sent to a cluster")
     if table:
         if (text, queries_path, quoting, index) != (None, None, None, None):
             raise UsageError("--table prints a property of the model. Omit TEXT, --queries and --index.")
@@ -120,7 +120,7 @@ def query(
     options.refuse_conflicts()
     require_one_input(text, queries_path)
     if index is not None and queries_path is None and options.is_server_side:
-        raise UsageError("--index goes with --queries here: the URL of one request names its index. Omit it.")
+        raise UsageError("--index needs --queries here: for one request, the URL names the index. Omit it.")
     if options.is_server_side and (pipeline.query.top_k or pipeline.query.max_ratio):
         raise UsageError(
             "query.top_k and query.max_ratio cannot prune weights that the server computes. Omit them, or omit "

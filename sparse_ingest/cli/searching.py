@@ -87,7 +87,7 @@ def target_options(force: str, tables: str = "model index query") -> Callable[[F
 @click.option("--explain", is_flag=True, help="Show query weight x stored weight of every term")
 @click.option("--trec", is_flag=True, help="Print a TREC run: query Q0 document rank score tag")
 @json_option
-@target_options("Search with another model than that of the index or run")
+@target_options("Search with a model other than that of the index or run")
 def search(text: str | None, queries_path: Path | None, target: Target, options: SearchOptions, **given: Any) -> None:
     """Search an index or a run folder for TEXT, and show the terms of each score.
 
@@ -131,9 +131,9 @@ def _refuse_conflicts(target: Target, options: SearchOptions, *, many: bool) -> 
     if many:
         refuse_flags(("collapse", "explain", "hybrid"), "is for one TEXT")
     if options.hybrid:
-        refuse_flags(("collapse", "explain"), "goes without --hybrid")
+        refuse_flags(("collapse", "explain"), "cannot be combined with --hybrid")
     if not many and options.concurrency > 1:
-        raise UsageError("--concurrency goes with --queries. Omit it.")
+        raise UsageError("--concurrency needs --queries. Omit it.")
 
 
 def _print_ranked(ranked: Iterator[Ranked], concurrency: int | None, *, as_json: bool) -> None:
@@ -156,7 +156,7 @@ def _print_ranked(ranked: Iterator[Ranked], concurrency: int | None, *, as_json:
                 line = {"query_id": one.query_id, "hits": hits, "latency_ms": latencies[-1], "took_ms": one.took_ms}
                 print_json(line, indent=None)
             else:
-                # An id that a TREC run cannot hold is refused before the first line is printed.
+                # An id that a TREC run cannot contain is refused before the first line is printed.
                 trec.write(trec_lines(one))
         trec.seek(0)
         for text in trec:

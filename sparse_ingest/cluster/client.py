@@ -1,8 +1,8 @@
 """The client of a cluster: one request, its parsed answer, and one message for each failure.
 
-In: a `Connection`. Out: a `Client`. Nothing is repeated here (see sending.py), and proxies of the environment are not
+In: a `Connection`. Out: a `Client`. Nothing is retried here (see sending.py), and proxies of the environment are not
 used. A password never reaches a message, a log or a `repr`. Amazon OpenSearch Serverless, which has no version, and
-clusters that do not report theirs are treated as NEWEST_TRIED. Serverless was tested only through a stand-in.
+clusters that do not report theirs are treated as NEWEST_TRIED. Serverless was tested only with a simulation.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Client:
             why = f"{self.address} did not answer {method} {path} completely within {timeout_s:g} s."
             raise TimedOutError(f"{why} Check that it is up and not overloaded, or raise --timeout.") from None
         except TransportError as error:
-            # AWS repeats the refused request, with its session token, which must not reach a traceback.
+            # AWS sends back the refused request, with its session token, which must not reach a traceback.
             raise self._translated(error, path, timeout_s) from (None if self._connection.aws_service else error)
         except (SerializationError, AttributeError, RecursionError) as error:
             # AttributeError: opensearch-py expects the JSON of an error to be an object.
@@ -223,7 +223,7 @@ class Client:
                 why = f"{self.address} does not report its version to {_who(self._connection)} (cluster:monitor/main)"
             else:
                 raise
-            logger.warning("%s; it is taken for OpenSearch %d.%d.%d.", why, *NEWEST_TRIED)
+            logger.warning("%s; OpenSearch %d.%d.%d is assumed.", why, *NEWEST_TRIED)
             return NEWEST_TRIED, "unknown"  # journals differ by the UUIDs of their indexes
         try:
             cluster_uuid = checked(root.get("cluster_uuid", "unknown"), Uuid)
@@ -288,7 +288,7 @@ def connect(
     address, user, password = parse_url(connection.url)
     user, password = connection.user or user, connection.password or password
     connection = replace(connection, user=user, password=password)
-    _refuse_conflicts(connection, address)
+    _check_options(connection, address)
     # Without a handler Python prints the library's warnings, with tracebacks.
     logging.getLogger("opensearch").addHandler(logging.NullHandler())
     options: dict[str, Any] = {"scheme": address.scheme}
@@ -320,7 +320,7 @@ def _client_of(opensearch: OpenSearch, reporter: Reporter | None) -> Client:
     return Client(transport, address, Connection(), owned=False, reporter=reporter)
 
 
-def _refuse_conflicts(connection: Connection, address: Address) -> None:
+def _check_options(connection: Connection, address: Address) -> None:
     """Raise `UsageError` if an option is invalid or has no effect."""
     user, password = connection.user, connection.password
     if not isinstance(connection.timeout_s, int | float) or not connection.timeout_s > 0:
@@ -333,9 +333,9 @@ def _refuse_conflicts(connection: Connection, address: Address) -> None:
             "--aws-service (and their variables)."
         )
     if password is not None and not user:
-        raise UsageError("--password (or SPARSE_INGEST_PASSWORD) needs --user.")
+        raise UsageError("A password needs a user: pass --user, or omit --password (or SPARSE_INGEST_PASSWORD).")
     if connection.client_key and not connection.client_cert:
-        raise UsageError("--client-key needs --client-cert.")
+        raise UsageError("--client-key needs --client-cert. Pass both, or omit --client-key.")
     if address.scheme == "http":
         files = {"--ca": connection.ca, "--client-cert": connection.client_cert}
         for name in (name for name, path in files.items() if path):

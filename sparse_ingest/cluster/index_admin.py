@@ -1,8 +1,8 @@
 """Create an empty index as `load` would, with pipelines on the server; show an index; drop one.
 
 A created index accepts a load with the same settings, and documents that the server itself encodes: both write their
-vectors into the same field. Only an index with the stamp of a load or the
-key of `create_index` in its `_meta` is dropped.
+vectors into the same field. Only an index with the stamp of a load or the key of `create_index` in its `_meta` is
+dropped.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def _refuse_options(options: CreateOptions) -> None:
     needed = "neural-query-enricher" in options.search or options.ingest is not None
     if needed and not options.model_id:
         raise UsageError(
-            "This pipeline runs a model of the server: pass its --model-id. GET /_plugins/_ml/models/_search lists "
+            "This pipeline runs a model on the server: pass its --model-id. GET /_plugins/_ml/models/_search lists "
             "registered models."
         )
     if options.model_id and not needed:

@@ -26,7 +26,7 @@ _RATIOS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "max_ratio": ("a number from 0 to below 1", lambda ratio: 0 <= ratio < 1),
     "alpha_mass": ("a number from 0 to below 1", lambda ratio: 0 <= ratio < 1),
     "abs_value": ("a weight of at least 0", lambda ratio: ratio >= 0),
-    "top_k": ("a whole number above zero", lambda ratio: ratio > 0 and ratio == int(ratio)),
+    "top_k": ("an integer above zero", lambda ratio: ratio > 0 and ratio == int(ratio)),
 }
 
 
@@ -99,9 +99,9 @@ def check_seismic(settings: Mapping[str, Any]) -> None:
     """Raise `PipelineError` if a setting of SEISMIC is unknown or not above zero."""
     _refuse_unknown("seismic", settings, ("heap_factor", "k", "top_n"))
     for name, value in settings.items():
-        fits, expected = (is_number, "number") if name == "heap_factor" else (_is_integer, "whole number")
+        fits, expected = (is_number, "a number") if name == "heap_factor" else (_is_integer, "an integer")
         if not fits(value) or value <= 0:
-            raise PipelineError(f"[query] seismic.{name} = {value!r}; expected a {expected} above zero.")
+            raise PipelineError(f"[query] seismic.{name} = {value!r}; expected {expected} above zero.")
 
 
 def check_two_phase(settings: Mapping[str, Any], *, size: int = 10) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def check_two_phase(settings: Mapping[str, Any], *, size: int = 10) -> dict[str,
     for name, fits, expected in (
         ("prune_ratio", is_number(ratio) and ratio_fits(ratio), f"{words} with prune_type {kind}"),
         ("expansion_rate", is_number(rate) and rate >= 1, "a number of at least 1"),
-        ("max_window_size", _is_integer(most) and most >= _LEAST_WINDOW, f"a whole number of at least {_LEAST_WINDOW}"),
+        ("max_window_size", _is_integer(most) and most >= _LEAST_WINDOW, f"an integer of at least {_LEAST_WINDOW}"),
     ):
         if not fits:
             raise PipelineError(f"[query] two_phase.{name} = {full[name]!r}; expected {expected}.")

@@ -110,11 +110,6 @@ def _token_query(field: str, tokens: Sequence[str]) -> dict[str, Any]:
     return {"neural_sparse": {field: {"query_tokens": dict.fromkeys(tokens, 1.0)}}}
 
 
-def count_searchable(client: Client, index: str) -> int:
-    """Return how many documents a search can find."""
-    return count_matching(client, path_of(index), {"match_all": {}})
-
-
 def count_known(client: Client, index: str, doc_ids: Iterable[str]) -> int:
     """Return how many of these documents an index has."""
     path = path_of(index)
@@ -138,8 +133,8 @@ def count_parents(client: Client, index: str, doc_ids: Iterable[str]) -> int:
     return known
 
 
-def count_holding(client: Client, index: str, field: str, tokens: Sequence[str]) -> dict[str, int]:
-    """Return for each token how many documents have it in a rank_features field. Requires the neural-search plugin."""
+def document_frequencies(client: Client, index: str, field: str, tokens: Sequence[str]) -> dict[str, int]:
+    """Return how many documents have each token in a rank_features field. Requires the neural-search plugin."""
     path, wanted = f"{path_of(index)}/_msearch", "responses.hits.total.value"
     bodies = ({"size": 0, "track_total_hits": True, "query": _token_query(field, [token])} for token in tokens)
     answers = search_many(client, path, bodies, index, at_once=_SEARCHES, filter_path=wanted)

@@ -33,7 +33,7 @@ from sparse_ingest.reporting import SILENT, Reporter
 from sparse_ingest.runs.checking import checked_shard
 from sparse_ingest.runs.files import part_name
 from sparse_ingest.runs.manifest import FORMAT, Manifest
-from sparse_ingest.runs.reuse import OldVectors, refuse_unlike
+from sparse_ingest.runs.reuse import OldVectors, refuse_other_settings
 from sparse_ingest.runs.run import Run, create_or_open_run, existing_run, open_run, refuse_differences
 from sparse_ingest.runs.shards import shard_schema, write_shard
 from sparse_ingest.storage.places import Place, RemotePath, place_of
@@ -87,7 +87,7 @@ class _Job:
         elif dtype == "auto":
             dtype, auto = self._choose_dtype()
         if self.old:
-            refuse_unlike(self.old, self._identity(dtype)[1])
+            refuse_other_settings(self.old, self._identity(dtype)[1])
         if existing and existing.has_vocabulary():
             return existing
         self._encoder = self._encoder or self._encoder_of(dtype)
@@ -99,11 +99,11 @@ class _Job:
     def _choose_dtype(self) -> tuple[str, dict[str, Any]]:
         """Return the dtype that `auto` chooses on the first documents, and why; keep its encoder if it is the last."""
         from sparse_ingest.models.documents import choose_device
-        from sparse_ingest.models.precision import SAMPLE, candidates, choose_dtype
+        from sparse_ingest.models.precision import SAMPLE, choose_dtype, faster_dtypes
 
         texts = [row.document.text for row in self.cursor.peek(SAMPLE) if row.document]
         device = choose_device(self.worker.device)
-        if faster := candidates(device):
+        if faster := faster_dtypes(device):
             self.reporter.note(f"Trying {', else '.join(faster)} against float32 on the first documents.")
         last: dict[str, DocumentEncoder] = {}
 

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.checkpoints.inspect import dense_warning
-from sparse_ingest.corpora.documents import MAX_ID_BYTES, shown
+from sparse_ingest.corpora.documents import shown
 from sparse_ingest.corpora.sources import Cursor, bad_document
 from sparse_ingest.encoding.counts import OF_ROWS, Counts
 from sparse_ingest.encoding.equal_texts import Copies, Kept
@@ -38,18 +38,18 @@ from sparse_ingest.models.memory import DocumentTooLarge
 from sparse_ingest.models.tokenizer import FirstWindow
 from sparse_ingest.pipeline import EncodeSettings
 from sparse_ingest.pruning import prune
-from sparse_ingest.records import PARENT, Document, SourceRow, SparseRows, passage_id
+from sparse_ingest.records import MAX_ID_BYTES, PARENT, Document, SourceRow, SparseRows, passage_id
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.files import SkippedRow
 from sparse_ingest.runs.shards import PART_ROWS, ShardPart, store_weights, text_hash
 
 if TYPE_CHECKING:
     from sparse_ingest.models.documents import DocumentEncoder, Encoded
+    from sparse_ingest.models.vectors import Vector
     from sparse_ingest.runs.reuse import OldVectors
 
 T = TypeVar("T")
 WINDOW_BYTES = 32 << 20  # of text in one row group
-Terms = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]  # token ids and weights
 
 
 class Window(NamedTuple):
@@ -278,7 +278,7 @@ class ShardMaker:
             else:
                 fitting.append(place)
         window = window.take(np.array(fitting, dtype=np.int64))
-        group: list[tuple[int, str, bytes, Terms, str]] = []  # row, id, hash of the text, terms, fields
+        group: list[tuple[int, str, bytes, Vector, str]] = []  # row, id, hash of the text, terms, fields
         size, cuts = 0, window.tokens
         passages = self.encoder.encode_passages(cuts, partial(self._encoded, shard.stopped))
         while True:
@@ -301,7 +301,7 @@ class ShardMaker:
         if group:
             yield partial(self._part_of, group, shard.counts)
 
-    def _part_of(self, group: list[tuple[int, str, bytes, Terms, str]], counts: Counts) -> ShardPart:
+    def _part_of(self, group: list[tuple[int, str, bytes, Vector, str]], counts: Counts) -> ShardPart:
         numbers, doc_ids, hashes, terms, fields = map(list, zip(*group, strict=True))
         rows = np.array(numbers, dtype=np.uint64)
         indptr = np.concatenate(([0], np.cumsum([len(token_ids) for token_ids, _ in terms])))
@@ -345,7 +345,7 @@ def _too_long(doc_id: str, last: int) -> str | None:
     if size <= MAX_ID_BYTES:
         return None
     passage = f"with the suffix #{last} of its last passage"
-    return f"the id {shown(doc_id)} has {size} bytes {passage}; at most {MAX_ID_BYTES} were expected"
+    return f"the id {shown(doc_id)} has {size} bytes {passage}; expected at most {MAX_ID_BYTES}"
 
 
 class _TooLarge(Exception):

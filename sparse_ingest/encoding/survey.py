@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparse_ingest.corpora.documents import shown
-from sparse_ingest.corpora.sources import START, Cursor
+from sparse_ingest.corpora.sources import START, Cursor, repeated_id
 from sparse_ingest.reporting import Reporter
 from sparse_ingest.runs.shards import text_hash
 from sparse_ingest.runs.sorted_pieces import Numbers, SortedPieces
@@ -39,8 +38,8 @@ class CorpusSurvey:
     """The result of a dry run.
 
     `duplicates` counts documents with the id of an earlier one, `equal_texts` those with the text of an earlier one,
-    and `equal_in_shard` those of them whose shard has it, which `--dedup-text encode-once` copies. `examples` has the
-    first bad rows and duplicates. `tokens` has the document lengths of a sample.
+    and `equal_in_shard` those whose earlier one is in the same shard, which `--dedup-text encode-once` copies.
+    `examples` has the first bad rows and duplicates, `tokens` the document lengths of a sample.
     """
 
     rows: int = 0
@@ -57,7 +56,7 @@ class CorpusSurvey:
 
 
 def survey(cursor: Cursor, tokenizer: Tokenizer | None, *, shard_rows: int, reporter: Reporter) -> CorpusSurvey:
-    """Read the complete corpus."""
+    """Read the complete corpus once; duplicate ids are looked up in a second pass."""
     reporter.begin("rows")
     found, sample = CorpusSurvey(), _Sample(random.Random(0))  # the same sample on every start
     ids, texts = _Hashes(), _Hashes()
@@ -111,7 +110,7 @@ class _Hashes:
             self._flush()
 
     def repeated(self) -> Iterator[tuple[Numbers, Numbers, Numbers]]:
-        """Yield arrays of the rows whose hash earlier rows have, of the last such row, and of the first one."""
+        """Yield arrays of the rows whose hash earlier rows have, of the last such earlier row, and of the first."""
         self._flush()
         for table in self._pieces.ranges():
             table = table[np.lexsort((table[:, 2], table[:, 1], table[:, 0]))]
@@ -159,9 +158,9 @@ class _Sample:
 
 
 def _named(cursor: Cursor, pairs: list[tuple[int, int]]) -> list[str]:
-    """Return a message with both places for each pair of rows with the same id, the later row first."""
+    """Return a message for each pair of rows with the same id, of which the first is the later one."""
     if not cursor.rereadable:
-        return [f"row {again + 1} has the id of row {first + 1}" for again, first in pairs]
+        return [f"row {again + 1}: duplicate id (first seen at row {first + 1})" for again, first in pairs]
     wanted = {row for pair in pairs for row in pair}
     found: dict[int, tuple[str, str]] = {}  # place and id
     cursor.jump(START)
@@ -171,7 +170,7 @@ def _named(cursor: Cursor, pairs: list[tuple[int, int]]) -> list[str]:
             if len(found) == len(wanted):
                 break
     return [
-        f"{found[again][0]}: duplicate id {shown(found[again][1])}: first at {found[first][0]}"
+        f"{found[again][0]}: {repeated_id(found[again][1], found[first][0])}"
         for again, first in pairs
         if first in found and again in found
     ]

@@ -19,7 +19,7 @@ import numpy as np
 from sparse_ingest.cluster.engines import ENGINES
 from sparse_ingest.errors import ClusterError, CorpusError, UsageError
 from sparse_ingest.evaluation.bm25 import rank_texts
-from sparse_ingest.evaluation.collection import Collection, collection_of, passages_stand_for
+from sparse_ingest.evaluation.collection import Collection, collection_of, has_judged_passages
 from sparse_ingest.evaluation.measures import DEFAULT_MEASURES, Comparison, Measured, compare, depth_of, measure
 from sparse_ingest.evaluation.options import EvaluateOptions
 from sparse_ingest.evaluation.terms import Sparsity, TermCounts, flops, sparsity
@@ -54,7 +54,7 @@ class Latency(NamedTuple):
     took_ms: float | None = None
 
 
-class Row(NamedTuple):
+class EngineResult(NamedTuple):
     """The results of one engine."""
 
     name: str
@@ -69,8 +69,8 @@ class Evaluation:
     `document_terms` is None if they cannot be counted: in a sparse_vector field, or without the neural-search plugin.
     """
 
-    search: Row
-    bm25: Row | None
+    search: EngineResult
+    bm25: EngineResult | None
     query_terms: TermCounts
     document_terms: TermCounts | None
     vocabulary: int
@@ -110,7 +110,7 @@ class Evaluation:
         return found
 
 
-def _row_as_dict(row: Row, per_query: bool) -> dict[str, Any]:
+def _row_as_dict(row: EngineResult, per_query: bool) -> dict[str, Any]:
     values = {**row.measured.mean, "engine": row.name, "latency": row.latency._asdict()}
     return values | {"per_query": row.measured.per_query} if per_query else values
 
@@ -139,7 +139,7 @@ def evaluate(
 
     Raises:
         CorpusError: a file cannot be read, or the target has none of the judged documents.
-        UsageError: options do not go together.
+        UsageError: options cannot be combined.
     """
     chosen, reporter = options_from(EvaluateOptions, options, settings, "evaluate"), reporter_of(progress)
     # Before the search, which may take long.
@@ -149,7 +149,7 @@ def evaluate(
     other = measure_trec_run(Path(chosen.compare), collection, names, own) if chosen.compare else None
     # One more if the document with the query's id is omitted.
     size = (chosen.k or depth_of(names)) + own
-    reporter.begin("queries", collection.asked)
+    reporter.begin("queries", collection.judged)
     with written(chosen.trec_run, (query.id for query in collection.queries())) as trec:
         found = _Measuring(collection, names, size, reporter, trec, own)
         if isinstance(target, SearchableIndex):
@@ -172,7 +172,7 @@ class _Measuring(NamedTuple):
     trec: IO[bytes] | None
     ignore_identical_ids: bool
 
-    def row(self, name: str, ranked: Iterable[Ranked], *, first: bool = True) -> Row:
+    def row(self, name: str, ranked: Iterable[Ranked], *, first: bool = True) -> EngineResult:
         """Measure the rankings of one engine; only those of the `first` are written and reported."""
         latencies: list[tuple[float, float | None]] = []
         found_themselves: list[str] = []
@@ -197,7 +197,7 @@ class _Measuring(NamedTuple):
                 "corpus (ArguAna, Quora), omit these hits as BEIR does: pass --ignore-identical-ids.",
                 len(found_themselves), len(latencies), found_themselves[0],
             )  # fmt: skip
-        return Row(name, measured, _latency(latencies))
+        return EngineResult(name, measured, _latency(latencies))
 
 
 def _evaluate_run(run: SearchableRun, found: _Measuring, options: EvaluateOptions) -> Evaluation:
@@ -210,7 +210,7 @@ def _evaluate_run(run: SearchableRun, found: _Measuring, options: EvaluateOption
     collection = found.collection
     judged = collection.judged_documents()
     documents, known, parents, most = _count_terms(run, judged)
-    passages = passages_stand_for(judged, known, parents, f"The run {run.path}")
+    passages = has_judged_passages(judged, known, parents, f"The run {run.path}")
     terms = TermCounts()
     weights = terms.passing(QueryModel(run.pipeline).many(collection.queries()))
     ranked = rank_run(run, weights, size=found.size, stored=options.stored, passages=passages)
@@ -238,7 +238,7 @@ def _evaluate_index(index: SearchableIndex, found: _Measuring, options: Evaluate
     judged = collection.judged_documents()
     known = count_known(client, name, judged)
     parents = 0 if known else count_parents(client, name, judged)
-    collapse = PARENT if passages_stand_for(judged, known, parents, f"The index {name!r}") else None
+    collapse = PARENT if has_judged_passages(judged, known, parents, f"The index {name!r}") else None
     if collapse and not ENGINES[engine.name].collapses:
         raise UsageError("Two-phase search cannot collapse passages of a document. Pass --engine exact.")
     vocabulary = index.vocabulary()
@@ -287,36 +287,37 @@ def _latency(latencies: Sequence[tuple[float, float | None]]) -> Latency:
 def _count_terms(run: Run, wanted: set[str]) -> tuple[TermCounts, int, int, int]:
     """Return the terms, the wanted documents by id and as passages, and the largest number of passages."""
     vocabulary = run.vocabulary()
-    holding = np.zeros(len(vocabulary), np.int64)
+    counts = np.zeros(len(vocabulary), np.int64)
     count = known = 0
     parents: set[str] = set()
     most = 0
     of_passages = run.manifest.identity.get("overflow") == "passages"
     for shard in finished_shards(run):
         for rows in shard_vectors(run, shard):
-            holding += np.bincount(rows.token_ids, minlength=len(vocabulary))
+            counts += np.bincount(rows.token_ids, minlength=len(vocabulary))
             count += len(rows.doc_ids)
             known += sum(1 for doc_id in rows.doc_ids if doc_id in wanted)
             if of_passages:
                 parents.update(wanted.intersection(map(document_id, rows.doc_ids)))
                 most = max(most, *(passage_number(doc_id) + 1 for doc_id in rows.doc_ids))
-    by_token = {str(vocabulary[token_id]): int(holding[token_id]) for token_id in np.flatnonzero(holding).tolist()}
+    by_token = {str(vocabulary[token_id]): int(counts[token_id]) for token_id in np.flatnonzero(counts).tolist()}
     return (TermCounts(count, Counter(by_token)), known, len(parents), most)
 
 
 def _count_index_terms(client: Client, index: str, field: str, vocabulary: Sequence[str | None]) -> TermCounts | None:
-    from sparse_ingest.cluster.client import PartialAnswerError
-    from sparse_ingest.cluster.postings import count_holding, count_searchable
+    from sparse_ingest.cluster.client import PartialAnswerError, path_of
+    from sparse_ingest.cluster.indexes import count_matching
+    from sparse_ingest.cluster.postings import document_frequencies
 
     try:
-        holding = count_holding(client, index, field, [token for token in vocabulary if token is not None])
+        frequencies = document_frequencies(client, index, field, [token for token in vocabulary if token is not None])
     except PartialAnswerError:
         raise
     except ClusterError as error:
         # Quality without sparsity is better than no result.
         logger.warning("The terms of the documents are not counted. %s", error)
         return None
-    return TermCounts(count_searchable(client, index), Counter(holding))
+    return TermCounts(count_matching(client, path_of(index)), Counter(frequencies))
 
 
 def _rank_texts(run: Run, queries: Sequence[Query], size: int, most_passages: int) -> Iterator[Ranked]:
@@ -337,7 +338,5 @@ def _texts(run: Run) -> Iterator[tuple[str, str]]:
             for doc_id, carried in zip(part.vectors.doc_ids, part.fields, strict=True):
                 fields = parse_fields(carried, doc_id)
                 if "text" not in fields:
-                    raise CorpusError(
-                        f"{run.path} carries no texts for BM25. Omit --bm25, or encode it without --no-text."
-                    )
+                    raise CorpusError(f"{run.path} has no texts for BM25. Omit --bm25, or encode it without --no-text.")
                 yield doc_id, " ".join(str(part) for part in (fields.get("title"), fields["text"]) if part)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from sparse_ingest.errors import CorpusError, UsageError
+from sparse_ingest.records import place_text
 from sparse_ingest.searching.hits import Ranked
 from sparse_ingest.storage.durable import atomic_file
 
@@ -54,7 +55,7 @@ def read_trec_run(path: Path, wanted: Container[str]) -> dict[str, dict[str, flo
                 value = float(score)
             except ValueError:
                 raise CorpusError(
-                    f"{path} line {number}: expected six columns (query Q0 document rank score tag), found "
+                    f"{place_text(path, number)}: expected six columns (query Q0 document rank score tag), found "
                     f"{line.strip()[:80]!r}."
                 ) from None
             if query_id in wanted:

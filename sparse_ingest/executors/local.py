@@ -205,7 +205,7 @@ class _Child:
 
 
 def work(descriptor: int) -> None:
-    """Do the work that comes through a pipe; the main function of a process."""
+    """Run the task received through a pipe: the main function of a process."""
     connection: Connection[Any, Any] = Connection(descriptor)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
@@ -224,7 +224,7 @@ def work(descriptor: int) -> None:
 
 
 def _done(connection: Connection[Any, Any], reporter: _PipeReporter) -> Sequence[Any]:
-    """Do the task that comes through the pipe, and return the last message."""
+    """Run the task received through the pipe, and return the last message to send."""
     try:
         worker, cores = connection.recv()
         if worker.device == "cpu":

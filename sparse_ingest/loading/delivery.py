@@ -37,7 +37,7 @@ from sparse_ingest.runs.shards import take_rows
 class Operations:
     """What a load sends: documents with their vector pruned, or with `update` the vectors alone.
 
-    With `changes`, only those that differ from an older run, which the index holds.
+    With `changes`, only those that differ from an older run, from which the index was loaded.
     """
 
     run: Run
@@ -139,11 +139,11 @@ class Delivery:
             for outcome in self._send(self.operations.requests(shard, rows=rows, max_bytes=self.pace.max_bytes)):
                 answered += outcome.documents
                 yield from outcome.refused
-            # A row that became several documents brings all of them.
+            # A source row with several passages sends all of them.
             if answered < len(rows):
                 raise RunError(
-                    f"{journal.dead_path} names {len(rows)} documents of shard {shard}, {answered} of them are in "
-                    "the run. Delete its folder, and load again: documents keep their ids."
+                    f"{journal.dead_path} names {len(rows)} documents of shard {shard}, but only {answered} of "
+                    "them are in the run. Delete its folder, and load again: documents keep their ids."
                 )
             self._make_sure()
 

@@ -92,7 +92,7 @@ def load(
             overrides them; the index remembers [query] for searches that name no pipeline.
         options: All options in one object, instead of single keywords.
         progress: True for a tqdm bar, or a `Reporter`; silent by default.
-        retries: How often and how patiently requests are sent again.
+        retries: How failed requests are sent again.
         **settings: Fields of `LoadOptions`, such as `top_k=200` or `merge=True`.
 
     Returns:
@@ -264,7 +264,7 @@ def restore_settings(
         progress: True for notes on stderr, or a `Reporter`; silent by default.
 
     Raises:
-        ClusterError: the index does not exist or refuses, or the old values are not known.
+        ClusterError: the index does not exist or refuses, or the old values are unknown.
     """
     reporter = reporter_of(progress)
     with _connected(connection_of(url, connection), reporter) as client:
@@ -388,6 +388,6 @@ def _compare_counts(claim: Claim, run: Run, report: LoadReport, retries: Retries
         if not run.complete():
             why += ", or the unfinished run has duplicate ids, which `sparse-ingest encode` fixes at its end"
         raise ClusterError(
-            f"Index {index.name!r} holds {found} documents, but {report.acknowledged} of this run were "
+            f"Index {index.name!r} has {found} documents, but {report.acknowledged} of this run were "
             f"acknowledged. {why}; `sparse-ingest verify` names what is missing, --replace --from-scratch starts over."
         )

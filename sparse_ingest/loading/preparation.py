@@ -82,7 +82,7 @@ def make_plan(
         there = updates.with_field(there, name, stamp.field, kind)
     if there is not None:
         mappings.check_fits(there, stamp, kind)
-        installed.refuse_encoding_at_last(client, there, stamp.field)
+        installed.refuse_encoding_final_pipeline(client, there, stamp.field)
         indexes.refuse_other_pruning(there, stamp)
         remembered = there.stamp.query if there.stamp else {}
         settings = query_settings(query, remembered, f"Index {there.name!r}: _meta.sparse_ingest.query")

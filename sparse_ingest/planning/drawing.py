@@ -11,7 +11,7 @@ from typing import Any
 from sparse_ingest.errors import needs_extra
 from sparse_ingest.planning.options import MOST_QUERIES
 from sparse_ingest.planning.report import PlanReport, Point
-from sparse_ingest.planning.rules import in_words
+from sparse_ingest.planning.rules import rule_text
 from sparse_ingest.reporting import aligned
 
 SHOWN_LOSS = 0.1  # a short table omits points that lose more
@@ -64,7 +64,7 @@ def sentences(report: PlanReport) -> Iterator[str]:
     else:
         yield f"Chosen: {_named(choice.point)}. " + (
             "Nothing is pruned, so nothing is lost."
-            if choice.point.is_whole
+            if choice.point.is_lossless
             else f"It loses {choice.loss:.2%} ({_interval(choice.interval)}) on the half of the queries that confirmed "
             f"the choice, {choice.chosen_by:.2%} on the other."
         )
@@ -85,7 +85,7 @@ def sentences(report: PlanReport) -> Iterator[str]:
 
 def _named(point: Point) -> str:
     engine = ", ".join([point.engine, *_parameters(point)])
-    return f"documents {in_words(point.documents)}, queries {in_words(point.query)}, {engine}"
+    return f"documents {rule_text(point.documents)}, queries {rule_text(point.query)}, {engine}"
 
 
 def _interval(interval: tuple[float, float]) -> str:
@@ -118,7 +118,7 @@ def table(
 
 def _cells(point: Point) -> list[str]:
     engine = point.engine + (f" ({', '.join(_parameters(point))})" if point.parameters else "")
-    cells = [in_words(point.documents), in_words(point.query), engine]
+    cells = [rule_text(point.documents), rule_text(point.query), engine]
     for _, name, form in _NUMBERS:
         value = getattr(point, name)
         if value is not None and name.endswith("bytes"):

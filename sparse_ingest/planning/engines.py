@@ -35,7 +35,7 @@ _TRIED: dict[EngineName, dict[str, tuple[float, ...]]] = {
 }
 
 
-class HeldIndex(NamedTuple):
+class PlannedIndex(NamedTuple):
     """An index: its field and kind, the pruning of its documents, its size, and the engine of its field."""
 
     client: Client
@@ -75,7 +75,7 @@ def settings_of(engine: Engine, query_rules: Sequence[PruningRule]) -> Iterator[
             yield Setting(replace(engine, name=name, **table), parameters, rule)
 
 
-def measure(
+def measure_settings(
     client: Client, index: str, settings: Sequence[Setting], queries: Sequence[Sequence[tuple[str, QueryWeights]]]
 ) -> list[Timed]:
     """Search an index with each setting; `queries` has the pruned queries of each setting."""
@@ -91,9 +91,9 @@ def measure(
 
 
 @contextlib.contextmanager
-def held_index(
+def open_planned_index(
     run: Run, pipeline: Pipeline, index: str | None, url: str | None, connection: ConnectionLike | None, partial: bool
-) -> Iterator[HeldIndex | None]:
+) -> Iterator[PlannedIndex | None]:
     """Open the index for the block; yield None without a name. `partial`: accept partial results.
 
     Raises:
@@ -109,11 +109,11 @@ def held_index(
         if stamp is None or stamp.run_id != run.manifest.run_id:
             of = f"run {stamp.run_id[:8]}" if stamp else "no known run"
             raise ClusterError(
-                f"Index {index!r} holds {of}, but the plan is for run {run.manifest.run_id[:8]} ({run.path}). Load "
-                "that run into it, or name an index that holds it."
+                f"Index {index!r} was loaded from {of}, but the plan is for run {run.manifest.run_id[:8]} "
+                f"({run.path}). Load that run into it, or name an index that was loaded from it."
             )
         client = opened.client.allowing(partial)
         stats = client.call("GET", f"{path_of(name)}/_stats/store")
         pruning = {rule: value for rule, value in stamp.pruning.items() if value is not None}
         size = int(stats["_all"]["primaries"]["store"]["size_in_bytes"])
-        yield HeldIndex(client, name, opened.pipeline.index, pruning, size, opened.engine)
+        yield PlannedIndex(client, name, opened.pipeline.index, pruning, size, opened.engine)

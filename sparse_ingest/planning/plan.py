@@ -60,12 +60,12 @@ def plan(
     progress: Reporter | bool = False,
     **settings: object,
 ) -> PlanReport:
-    """Try all pruning rules on a run, and all engine settings on an index that holds it.
+    """Try all pruning rules on a run, and all engine settings on an index that was loaded from it.
 
     Args:
         run: A run folder, or what `open_run` returns.
         queries: A file of queries, the folder of a collection, or `Query` records.
-        index: An index that holds the run; its engines are measured, and one is chosen.
+        index: An index that was loaded from the run; its engines are measured, and one is chosen.
         url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
         pipeline: A pipeline whose model and settings apply; by default the run's own model.
@@ -74,7 +74,7 @@ def plan(
         **settings: Fields of `PlanOptions`, such as `qrels=...` or `out="plan/"`.
 
     Raises:
-        RunError, ClusterError: the run or index does not exist, or the index holds another run.
+        RunError, ClusterError: the run or index does not exist, or the index was loaded from another run.
         UsageError: the queries are too few, or do not match the run.
     """
     chosen, reporter = options_from(PlanOptions, options, settings, "plan"), reporter_of(progress)
@@ -91,7 +91,7 @@ def plan(
         reporter.note(f"{folder.path} is not complete: the plan is for its finished shards.")
     as_encoded = _as_encoded(pipeline_of_run(pipeline_of(None, pipeline), folder), folder)
     unpruned = replace(as_encoded, query=replace(as_encoded.query, top_k=None, max_ratio=None))
-    with engines.held_index(folder, as_encoded, index, url, connection, chosen.allow_partial) as held:
+    with engines.open_planned_index(folder, as_encoded, index, url, connection, chosen.allow_partial) as held:
         if held:
             as_encoded = replace(as_encoded, index=held.settings)
         sampled = _sampled(records, qrels, chosen.sample)
@@ -117,7 +117,7 @@ class _Job:
         run: Run,
         weighted: Sequence[tuple[str, QueryWeights]],
         qrels: Qrels | None,
-        index: engines.HeldIndex | None,
+        index: engines.PlannedIndex | None,
         loss: float,
     ) -> None:
         self.run, self.weighted, self.qrels, self.index, self.loss = run, weighted, qrels, index, loss
@@ -166,7 +166,7 @@ class _Job:
         if not self.full.mean():
             if self.qrels and self.run.manifest.identity.get("overflow") == "passages":
                 raise UsageError(
-                    f"{self.run.path} holds passages, and none of the found passages is in the judgments. "
+                    f"{self.run.path} has passages, and none of the found passages is in the judgments. "
                     "Plan without --qrels, by the overlap of the best passages."
                 )
             raise UsageError(
@@ -211,7 +211,7 @@ class _Job:
             pipeline=_with_choice(pipeline, choice.point) if choice else pipeline,
         )
 
-    def _settings(self, points: Sequence[Point], index: engines.HeldIndex) -> list[Point]:
+    def _settings(self, points: Sequence[Point], index: engines.PlannedIndex) -> list[Point]:
         """Return the points of the index's engines, for unpruned queries and for the chosen query pruning."""
         held = self.sweep.rules.index(index.pruning)
         of_index = [point for point in points if point.documents == index.pruning]
@@ -223,7 +223,7 @@ class _Job:
             [(query_id, prune_query(weights, QuerySettings(**one.query))) for query_id, weights in self.weighted]
             for one in settings
         ]
-        return [self._timed(one, held) for one in engines.measure(index.client, index.name, settings, asked)]
+        return [self._timed(one, held) for one in engines.measure_settings(index.client, index.name, settings, asked)]
 
     def _timed(self, timed: engines.Timed, held: int) -> Point:
         """Return the point of an engine setting, measured on an index with document pruning `held`."""

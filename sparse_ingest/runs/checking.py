@@ -61,7 +61,7 @@ def checked_parts(run: Run, shards: Iterable[int]) -> Iterator[ShardPart]:
 
     Raises:
         RunError: a shard is missing, or its SHA-256 or number of rows differs from its record in done/.
-        StorageError: a shard cannot be fetched, or a web server does not support the range requests of sending.
+        StorageError: a shard cannot be fetched, or a web server does not support range requests, which the load needs.
     """
     tokens = len(run.vocabulary())
     for number, shard in enumerate(shards):

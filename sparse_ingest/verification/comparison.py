@@ -212,20 +212,20 @@ class WeightChecker:
         return float(kept)
 
 
-def compare_ids(whole: IndexScan, loaded: Loaded, report: VerifyReport, folder: Path) -> None:
+def compare_ids(snapshot: IndexScan, loaded: Loaded, report: VerifyReport, folder: Path) -> None:
     """Note the ids that are only in the run or only in the index."""
-    sides = _BothSides(whole, loaded, report, folder)
+    sides = _BothSides(snapshot, loaded, report, folder)
     for start, vectors in loaded.parts():
         sides.add(start, vectors, np.zeros(len(vectors.doc_ids), dtype=np.uint64))
     sides.note_mismatches()
 
 
 def compare_all(
-    whole: IndexScan, name: str, loaded: Loaded, checker: WeightChecker, folder: Path, reporter: Reporter
+    snapshot: IndexScan, name: str, loaded: Loaded, checker: WeightChecker, folder: Path, reporter: Reporter
 ) -> None:
     """Note the ids that are only in the run or only in the index, and every different weight."""
     report = checker.report
-    sides = _BothSides(whole, loaded, report, folder)
+    sides = _BothSides(snapshot, loaded, report, folder)
     vocabulary = loaded.run.vocabulary()
     frequencies = np.zeros(len(vocabulary), dtype=np.int64)
     expected = 0
@@ -238,13 +238,13 @@ def compare_all(
         lengths.append(np.where(kept, np.diff(vectors.indptr), 0).astype(np.int32))
     terms_of = np.concatenate([*lengths, np.zeros(0, dtype=np.int32)])
     total = int(terms_of.sum())
-    questions, numbers, likely = _questions(vocabulary, frequencies, checker.reader.groups)
-    asked = reached = 0
-    for question, places, weights in whole.weights(name, questions, likely):
+    queries, numbers, likely = _token_queries(vocabulary, frequencies, checker.reader.groups)
+    read = reached = 0
+    for query, places, weights in snapshot.weights(name, queries, likely):
         at = np.searchsorted(sides.places, places)
-        sides.fingerprints[at] += term_fingerprints(numbers[question], weights.view(np.uint32))
-        asked += len(places)
-        before, reached = reached, min(len(terms_of), len(terms_of) * asked // max(1, total))
+        sides.fingerprints[at] += term_fingerprints(numbers[query], weights.view(np.uint32))
+        read += len(places)
+        before, reached = reached, min(len(terms_of), len(terms_of) * read // max(1, total))
         reporter.advance(reached - before)
     gone, differing = sides.note_mismatches()
     # Different documents are counted when they are explained.
@@ -274,12 +274,12 @@ def row_fingerprints(indptr: npt.NDArray[np.int64], terms: npt.NDArray[np.uint64
 class _BothSides:
     """The documents of a run and of an index. Those of the index are numbered by ascending place."""
 
-    def __init__(self, whole: IndexScan, loaded: Loaded, report: VerifyReport, folder: Path) -> None:
-        self._whole, self._loaded, self._report = whole, loaded, report
+    def __init__(self, snapshot: IndexScan, loaded: Loaded, report: VerifyReport, folder: Path) -> None:
+        self._snapshot, self._loaded, self._report = snapshot, loaded, report
         rows = sum(loaded.rows) + report.index_documents
         self._documents = SortedPieces(folder, 3, rows=rows, range_rows=RANGE_ROWS)
         places, count = [np.empty(0, np.int64)], 0
-        for some, ids in whole.ids():
+        for some, ids in snapshot.ids():
             self._documents.add(_rows(ids, 0, np.arange(count, count + len(ids), dtype=np.uint64) | SECOND))
             places.append(some)
             count += len(ids)
@@ -311,7 +311,7 @@ class _BothSides:
         self._report.missing += len(gone)
         self._report.missing_ids += [one.doc_id for one in self._loaded.documents(gone[:NAMED])]
         for some, names in zip(lone, (self._report.extra_ids, self._report.doubled_ids), strict=True):
-            names.extend(self._whole.id_at(int(place)) for place in np.sort(np.concatenate(some))[:NAMED])
+            names.extend(self._snapshot.id_at(int(place)) for place in np.sort(np.concatenate(some))[:NAMED])
         return gone, np.sort(np.concatenate(differing))
 
 
@@ -323,14 +323,14 @@ def _rows(ids: Sequence[str], fingerprints: Numbers | int, places: Numbers) -> N
     return rows
 
 
-def _questions(
+def _token_queries(
     vocabulary: Sequence[str | None],
     documents: npt.NDArray[np.int64],
     groups: Callable[[Sequence[str]], Sequence[Sequence[str]]],
 ) -> tuple[list[Sequence[str]], list[int], list[int]]:
-    """Return questions that cover every token: their tokens, a number for each, and the expected number of documents.
+    """Return queries that cover every token: their tokens, a number for each, and the expected number of hits.
 
-    A token that occurs in the run has its own question, numbered by its id; unused tokens share those of `groups`.
+    A token that occurs in the run has its own query, numbered by its id; unused tokens share the queries of `groups`.
     """
     tokens = {token_id: token for token_id, token in enumerate(vocabulary) if token is not None}
     held = [token_id for token_id in tokens if documents[token_id]]

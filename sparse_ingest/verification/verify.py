@@ -78,7 +78,7 @@ def verify(
         indexes.refuse_unreadable(there)
         field = field or (there.stamp.field if there.stamp else "sparse")
         mappings.check_fits(there, stamps.run_stamp(run, field))
-        indexes.count_documents(client, there)  # a refresh would wait a minute for a shard that no node holds
+        indexes.count_documents(client, there)  # a refresh would wait a minute for a shard without a node
         indexes.refresh(client, there)
         loaded, report = _begin(client, there, run)
         checker = _checker(client, there, field, run, report)
@@ -86,15 +86,15 @@ def verify(
         everything = sample is None or sample >= total
         reporter.begin("documents", total if sample is None else min(sample, total))
         with contextlib.ExitStack() as stack:
-            whole = _held(stack, client, there, report)
+            snapshot = _open(stack, client, there, report)
             by_token = everything and checker.ceiling is None and _TOKENS_A_DOCUMENT * total >= len(run.vocabulary())
-            if whole is not None and by_token:
-                compare_all(whole, field, loaded, checker, scratch.path, reporter)
+            if snapshot is not None and by_token:
+                compare_all(snapshot, field, loaded, checker, scratch.path, reporter)
             else:
-                if whole is not None:
-                    compare_ids(whole, loaded, report, scratch.path)
+                if snapshot is not None:
+                    compare_ids(snapshot, loaded, report, scratch.path)
                 places = np.arange(total) if everything else np.linspace(0, total - 1, sample or 1).astype(np.int64)
-                check_sample(loaded, np.unique(places), checker, reporter, ids_too=whole is None)
+                check_sample(loaded, np.unique(places), checker, reporter, ids_too=snapshot is None)
     report.seconds = round(time.monotonic() - started, 3)
     return report
 
@@ -136,7 +136,7 @@ def _checker(client: Client, there: indexes.Index, field: str, run: Run, report:
     return WeightChecker(reader, vocabulary, keys, ceiling, report)
 
 
-def _held(stack: contextlib.ExitStack, client: Client, there: indexes.Index, report: VerifyReport) -> IndexScan | None:
+def _open(stack: contextlib.ExitStack, client: Client, there: indexes.Index, report: VerifyReport) -> IndexScan | None:
     """Open a snapshot of the index; note it and return None if the cluster does not support that."""
     try:
         return stack.enter_context(scan(client, there))

@@ -129,7 +129,7 @@ def test_threads_can_encode_in_parallel(run: si.SearchableRun, tmp_path: Path) -
 
 def test_a_bad_row_is_reported_with_its_position_or_skipped(tmp_path: Path) -> None:
     rows = [*ROWS[:2], {"_id": "broken", "text": 3}, *ROWS[2:]]
-    with pytest.raises(si.CorpusError, match=r'^memory row 3: the text in "text" is 3'):
+    with pytest.raises(si.CorpusError, match=r'^memory: row 3: the text in "text" is 3'):
         si.encode(rows, tmp_path / "run", **OPTIONS)
     skipping = si.encode(rows, tmp_path / "skipping", on_bad_document="skip", **OPTIONS)
     assert (skipping.report.rows, skipping.report.skipped) == (20, 1)
@@ -143,7 +143,7 @@ def test_options_are_keywords_or_an_options_object(tmp_path: Path, run: si.Searc
         si.encode(ROWS, tmp_path / "no", model=MODEL, options=si.EncodeOptions(), top_k=3)
     with pytest.raises(si.UsageError, match=r"encode\(\): unknown key topk; known here: .*top_k"):
         si.encode(ROWS, tmp_path / "no", model=MODEL, topk=3)
-    with pytest.raises(si.UsageError, match=r"top_k = 'three'; expected a whole number"):
+    with pytest.raises(si.UsageError, match=r"top_k = 'three'; expected an integer"):
         si.encode(ROWS, tmp_path / "no", model=MODEL, top_k="three")
     with pytest.raises(si.UsageError, match="No model"):
         si.encode(ROWS, tmp_path / "no")

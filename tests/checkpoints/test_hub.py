@@ -19,8 +19,7 @@ from support.serving import AnsweringHandler, serving
 from support.tables import write_table
 from test_layouts import PLAIN, make
 
-from sparse_ingest.checkpoints.hub import _without_token
-from sparse_ingest.storage.hub_session import guard_hub
+from sparse_ingest.storage.hub_session import guard_hub, without_token
 
 # Prints the snapshot folder, its commit and its family, or the error.
 READ = """
@@ -248,7 +247,7 @@ def test_a_private_model_needs_the_token_which_is_never_printed(hub: Hub, tmp_pa
     assert without.startswith("No model 'made/card': looked for a folder of that name here, and for a model of that")
     assert "where no token was sent" in without and "set HF_TOKEN" in without
     wrong = error_of(read(hub, tmp_path / "home", "made/card", HF_TOKEN="hf_another"))
-    assert "refuses the token that was sent for the model made/card" in wrong and "hf_another" not in wrong
+    assert "refuses the token that was sent" in wrong and "hf_another" not in wrong
     make(tmp_path / "home", {"token": TOKEN.encode()})  # the file that `hf auth login` writes
     hub.requests.clear()
     assert read(hub, tmp_path / "home", "made/card").code == 0
@@ -310,7 +309,7 @@ def test_two_processes_can_download_the_same_model(hub: Hub, tmp_path: Path) -> 
 
 def test_a_token_in_an_error_of_the_library_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert _without_token(f"Illegal header value b'Bearer {TOKEN}'") == "Illegal header value b'Bearer (token)'"
+    assert without_token(f"Illegal header value b'Bearer {TOKEN}'") == "Illegal header value b'Bearer (token)'"
 
 
 class HostileHub(AnsweringHandler):

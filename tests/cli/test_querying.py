@@ -119,10 +119,10 @@ def test_a_query_file_gives_an_msearch_body(tmp_path: Path, model: Path, opensea
     ("options", "message"),
     [
         (["--hybrid", "--analyzer", "a"], "--hybrid and --analyzer cannot be combined"),
-        (["--hybrid", "--collapse", "parent"], "--hybrid goes without --collapse"),
-        (["--quoting", "none"], "--quoting goes with --queries"),
-        (["--index", "i", "--analyzer", "a"], "--index goes with --queries"),
-        (["--url", "http://127.0.0.1:1"], "--url is for --index"),
+        (["--hybrid", "--collapse", "parent"], "--hybrid and --collapse cannot be combined"),
+        (["--quoting", "none"], "--quoting needs --queries"),
+        (["--index", "i", "--analyzer", "a"], "--index needs --queries"),
+        (["--url", "http://127.0.0.1:1"], "--url needs --index"),
     ],
 )
 def test_options_without_an_effect_are_refused(model: Path, options: list[str], message: str) -> None:

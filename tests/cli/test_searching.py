@@ -270,10 +270,10 @@ def test_engine_filter_and_hybrid_are_applied(
         (["--run", "r", "--engine", "exact"], "--engine needs a server"),
         (["--run", "r", "--url", "http://127.0.0.1:1"], "--url is for --index"),
         (["--run", "r", "--set", "load.top_k=3"], "this command reads [model], [index], [query], not [load]"),
-        (["--index", "i", "--concurrency", "2"], "--concurrency goes with --queries"),
-        (["--index", "i", "--quoting", "none"], "--quoting goes with --queries"),
+        (["--index", "i", "--concurrency", "2"], "--concurrency needs --queries"),
+        (["--index", "i", "--quoting", "none"], "--quoting needs --queries"),
         (["--index", "i", "--trec", "--json"], "--trec and --json"),
-        (["--index", "i", "--hybrid", "--explain"], "--explain goes without --hybrid"),
+        (["--index", "i", "--hybrid", "--explain"], "--explain cannot be combined with --hybrid"),
     ],
 )
 def test_options_without_an_effect_are_refused(options: list[str], message: str) -> None:

@@ -112,8 +112,8 @@ def test_a_server_that_never_answers_times_out() -> None:
         (root("2.9.0"), "is OpenSearch 2.9.0; sparse-ingest needs 2.11 or newer"),
         (root("8.15.0", None), r"is not OpenSearch \(it reports version 8.15.0\)"),
         ({"hello": "world"}, "is not OpenSearch; sparse-ingest needs"),
-        ([1], "not JSON of OpenSearch"),
-        (root("3.6.0") | {"cluster_uuid": "../x"}, "not JSON of OpenSearch"),
+        ([1], "the JSON of OpenSearch"),
+        (root("3.6.0") | {"cluster_uuid": "../x"}, "the JSON of OpenSearch"),
     ],
 )
 def test_other_servers_and_old_versions_are_refused(body: object, message: str) -> None:
@@ -158,7 +158,7 @@ def test_the_password_is_in_no_repr() -> None:
 
 
 def test_an_error_that_is_not_a_json_object_is_reported_without_its_text() -> None:
-    with answering(500, "secret") as address, pytest.raises(UnreachableError, match="not JSON of OpenSearch"):
+    with answering(500, "secret") as address, pytest.raises(UnreachableError, match="the JSON of OpenSearch"):
         connect(Connection(f"http://{address}"))
 
 
@@ -203,8 +203,14 @@ def test_a_block_on_new_indexes_is_not_reported_as_a_missing_permission() -> Non
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n\xff\xfe", "not JSON"),
-        (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 4\r\n\r\nnull", "not JSON"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n\xff\xfe",
+            "did not answer with the JSON",
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 4\r\n\r\nnull",
+            "did not answer with the JSON",
+        ),
         (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9000\r\n\r\n{", "broke off its answer"),
         (b"+OK POP3 server ready\r\n", "does not answer in HTTP"),
         (b"", "closed the connection before it answered. If it speaks TLS, write https://"),

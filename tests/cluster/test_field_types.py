@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from sparse_ingest.cluster.client import Client
-from sparse_ingest.cluster.field_types import Values, fits
+from sparse_ingest.cluster.field_types import FieldValues, fits
 from sparse_ingest.records import refused_name
 
 BIG = 123456789012345678901234567890
@@ -61,7 +61,7 @@ BIG = 123456789012345678901234567890
 )
 def test_the_chosen_type_stores_every_value_unchanged(values: list[str | float], kind: str) -> None:
     for order in (values, values[::-1]):
-        seen = Values()
+        seen = FieldValues()
         for value in order:
             seen.add(value)
         assert seen.type == kind
@@ -84,14 +84,14 @@ def test_the_chosen_type_stores_every_value_unchanged(values: list[str | float],
     ],
 )
 def test_an_unexpected_keyword_type_has_a_reason(values: list[str | float], reason: str | None) -> None:
-    seen = Values()
+    seen = FieldValues()
     for value in values:
         seen.add(value)
     assert seen.reason == reason
 
 
 def test_strings_above_ignore_above_are_counted() -> None:
-    seen = Values()
+    seen = FieldValues()
     for value in ("x" * 256, "x" * 257, "😀" * 128, "😀" * 129, "é" * 256):
         seen.add(value)
     assert seen.long == 2

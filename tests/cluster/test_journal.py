@@ -125,7 +125,7 @@ def test_recount_fixes_the_counts_after_a_retry_was_killed(journal: Journal, mon
 def test_a_damaged_complete_line_is_reported(journal: Journal, rubbish: str) -> None:
     journal.begin({0})
     journal.dead_path.with_name("journal.jsonl").write_text(f'{{"shard": 0, "rows": 1}}\n{rubbish}\n')
-    with pytest.raises(RunError, match="journal.jsonl, line 2 is not the JSON of a shard"):
+    with pytest.raises(RunError, match="journal.jsonl:2: not a valid line of a journal"):
         journal.finished()
 
 

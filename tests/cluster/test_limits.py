@@ -109,8 +109,8 @@ def test_the_server_accepts_our_maximum_of_clauses_and_at_most_two_more(client: 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"top_n": 0}, r"seismic\.top_n = 0; expected a whole number above zero"),
-        ({"top_n": 2.5}, r"seismic\.top_n = 2\.5; expected a whole number"),
+        ({"top_n": 0}, r"seismic\.top_n = 0; expected an integer above zero"),
+        ({"top_n": 2.5}, r"seismic\.top_n = 2\.5; expected an integer"),
         ({"heap_factor": -1}, r"seismic\.heap_factor = -1; expected a number above zero"),
         ({"heap_factor": "1"}, r"seismic\.heap_factor = '1'"),
         ({"k": True}, r"seismic\.k = True"),

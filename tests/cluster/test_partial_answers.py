@@ -195,8 +195,7 @@ def test_readers_of_weights_and_counts_refuse_partial_responses(red: Loaded) -> 
         # A search in a point in time that lacks a shard reports that all shards answered.
         lambda: postings.scan(client, there).__enter__(),
         lambda: postings.count_known(client, INDEX, ["d1"]),
-        lambda: postings.count_searchable(client, INDEX),
-        lambda: postings.count_holding(client, INDEX, "sparse", ["w1"]),
+        lambda: postings.document_frequencies(client, INDEX, "sparse", ["w1"]),
         lambda: indexes.count_documents(client, there),
     ):
         with pytest.raises(PartialAnswerError, match="1 of 2 shards"):

@@ -301,7 +301,7 @@ class Stopping(Recorder):
     [
         (503, "answered 503 made_up"),
         ("drop", "closed the connection"),
-        ("garbage", "not JSON of OpenSearch"),
+        ("garbage", "did not answer with the JSON of OpenSearch"),
         ("reject first", "429 rejected_execution_exception"),
     ],
 )

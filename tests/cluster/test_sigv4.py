@@ -125,7 +125,7 @@ def test_load_and_verify_are_signed(
             assert client.call("GET", f"/{index_name}/_doc/{odd}", params={"_source_includes": "title,a b"})["found"]
     assert [path for method, path in proxy.refused if path != "/"] == []
     notes = [record.getMessage() for record in caplog.records if record.name.startswith("sparse_ingest")]
-    assert any("Serverless has no version; it is taken for OpenSearch 3.6.0" in note for note in notes) is (
+    assert any("Serverless has no version; OpenSearch 3.6.0 is assumed" in note for note in notes) is (
         service == "aoss"
     )
 

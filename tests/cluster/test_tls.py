@@ -277,7 +277,7 @@ def test_conflicting_options_are_reported(opensearch_url: str, certificates: Cer
     user = ("--user", USER, "--password", PASSWORD)
     signed = ("--aws-service", "es", "--aws-region", "eu-west-1")
     with secure_proxy(opensearch_url) as proxy:
-        assert "--password (or SPARSE_INGEST_PASSWORD) needs --user" in failed_load(proxy, *user[2:], code=2)
+        assert "A password needs a user: pass --user" in failed_load(proxy, *user[2:], code=2)
         assert "User 'loader' has no password" in failed_load(proxy, *user[:2], code=2)
         assert "--aws-service signs requests, so user 'loader'" in failed_load(proxy, *user, *signed, code=2)
         assert "--ca is for TLS, but --url begins with http://" in failed_load(proxy, "--ca", certificates.ca, code=2)

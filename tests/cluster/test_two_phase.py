@@ -49,11 +49,11 @@ def test_the_body_contains_the_processor_with_every_setting() -> None:
     [
         ({"prune_type": "best"}, r"prune_type = 'best'; expected one of max_ratio, alpha_mass, abs_value, top_k"),
         ({"prune_ratio": 1}, r"prune_ratio = 1; expected a number from 0 to below 1 with prune_type max_ratio"),
-        ({"prune_type": "top_k", "prune_ratio": 2.5}, "expected a whole number above zero with prune_type top_k"),
+        ({"prune_type": "top_k", "prune_ratio": 2.5}, "expected an integer above zero with prune_type top_k"),
         ({"prune_type": "abs_value", "prune_ratio": -1}, "a weight of at least 0"),
         ({"prune_ratio": "0.4"}, "prune_ratio = '0.4'"),
         ({"expansion_rate": 0.5}, r"expansion_rate = 0\.5; expected a number of at least 1"),
-        ({"max_window_size": 49}, "max_window_size = 49; expected a whole number of at least 50"),
+        ({"max_window_size": 49}, "max_window_size = 49; expected an integer of at least 50"),
         ({"window": 1}, "has a key 'window'; known are expansion_rate, max_window_size, prune_ratio, prune_type"),
     ],
 )

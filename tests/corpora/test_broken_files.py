@@ -211,8 +211,8 @@ def test_a_broken_file_gives_one_message_with_its_place(tmp_path: Path, name: st
             message
         )
     else:
-        unit = "row" if name.endswith((".parquet", ".feather", ".arrows")) else "line"
-        assert message.startswith(f"{name} {unit} {case.line}: "), message
+        number = f" row {case.line}" if name.endswith((".parquet", ".feather", ".arrows")) else case.line
+        assert message.startswith(f"{name}:{number}: "), message
 
 
 def test_the_rows_before_the_damage_are_read(tmp_path: Path) -> None:

@@ -181,36 +181,33 @@ BAD_LINES = {
     "deep nesting": (b'{"_id": ' + b"[" * 100_000, "nested more than 100 levels deep"),
     "not UTF-8": (b'{"_id": "1", "text": "\xff"}', "not UTF-8: byte 0xff at byte 23 of the line"),
     "encoded surrogate": (b'{"_id": "1", "text": "\xed\xa0\x80"}', "not UTF-8: byte 0xed"),
-    "array": (b'["a"]', 'a JSON object was expected, found ["a"]'),
-    "string": (b'"a"', 'a JSON object was expected, found "a"'),
+    "array": (b'["a"]', 'expected a JSON object, found ["a"]'),
+    "string": (b'"a"', 'expected a JSON object, found "a"'),
     "no id": (
         b'{"docid": 1, "text": "a"}',
-        'no column "_id" or "id"; the columns there are "docid", "text"; --id-field names another',
+        'no column "_id" or "id"; the columns are "docid", "text"; name another with --id-field',
     ),
     "no columns": (b"{}", "the row has no columns"),
-    "null id": (
-        b'{"_id": null, "id": "1"}',
-        'the id in "_id" is null; a non-empty string or a whole number was expected',
-    ),
+    "null id": (b'{"_id": null, "id": "1"}', 'the id in "_id" is null; expected a non-empty string or an integer'),
     "empty id": (b'{"_id": "", "text": "a"}', 'the id in "_id" is ""'),
     "float id": (b'{"_id": 1.0, "text": "a"}', 'the id in "_id" is 1.0'),
     "bool id": (b'{"id": true, "text": "a"}', 'the id in "id" is true'),
-    "long id": (b'{"_id": "' + b"x" * 513 + b'", "text": "a"}', "x… has 513 bytes; at most 512 were expected"),
+    "long id": (b'{"_id": "' + b"x" * 513 + b'", "text": "a"}', "x… has 513 bytes; expected at most 512"),
     "long number as id": (b'{"_id": ' + b"1" * 513 + b', "text": "a"}', "has 513 bytes"),
     "long id in UTF-8": (('{"_id": "' + "é" * 257 + '", "text": "a"}').encode(), "has 514 bytes"),
     "no text": (
         b'{"_id": "1", "contents": "a"}',
-        'no column "text" for the text; the columns there are "_id", "contents"; --text-field names another',
+        'no column "text" for the text; the columns are "_id", "contents"; name another with --text-field',
     ),
-    "null text": (b'{"_id": "1", "text": null}', 'the text in "text" is null; a string was expected'),
-    "number as text": (b'{"_id": "1", "text": 5}', 'the text in "text" is 5; a string was expected'),
-    "number as title": (b'{"_id": "1", "text": "a", "title": 5}', 'the title in "title" is 5; a string was expected'),
+    "null text": (b'{"_id": "1", "text": null}', 'the text in "text" is null; expected a string'),
+    "number as text": (b'{"_id": "1", "text": 5}', 'the text in "text" is 5; expected a string'),
+    "number as title": (b'{"_id": "1", "text": "a", "title": 5}', 'the title in "title" is 5; expected a string'),
     "surrogate in id": (b'{"_id": "\\ud800", "text": "a"}', "half of a surrogate pair"),
-    "surrogate in text": (b'{"_id": "1", "text": "a\\udfff"}', "the title or text holds \\udfff, half of a"),
-    "surrogate in title": (b'{"_id": "1", "text": "a", "title": "\\ud8ab"}', "the title or text holds \\ud8ab"),
+    "surrogate in text": (b'{"_id": "1", "text": "a\\udfff"}', "the title or text has \\udfff, half of a"),
+    "surrogate in title": (b'{"_id": "1", "text": "a", "title": "\\ud8ab"}', "the title or text has \\ud8ab"),
     "surrogate in a kept field": (
         b'{"_id": "1", "text": "a", "kept": ["\\ud800"]}',
-        'the kept field "kept" holds \\ud800',
+        'the kept field "kept" has \\ud800',
     ),
     "kept number beyond float64": (
         b'{"_id": "1", "text": "a", "kept": 1e999}',
@@ -232,14 +229,14 @@ def test_a_bad_line_has_a_reason_and_other_rows_are_read(tmp_path, name):
     assert (bad.row, bad.file, bad.line, bad.document) == (1, path.name, 2, None)
     assert reason in bad.reason
     assert "\n" not in bad.reason and len(bad.reason.encode()) < 300
-    advice = "Fix it, or pass --on-bad-document skip."
-    assert str(bad_document(bad)) == f"{path.name} line 2: {bad.reason}. {advice}"
+    advice = "Fix the corpus, or pass --on-bad-document skip."
+    assert str(bad_document(bad)) == f"{path.name}:2: {bad.reason}. {advice}"
 
 
 @pytest.mark.parametrize(("option", "what"), [("id", "id"), ("text", "text"), ("title", "title")])
 def test_a_missing_named_column_lists_the_others(tmp_path, option, what):
     (bad,) = read(write(tmp_path / "c.jsonl", doc(title="x")), **{option: "nope"})
-    assert bad.reason == f'no column "nope" for the {what}; the columns there are "_id", "text", "title"'
+    assert bad.reason == f'no column "nope" for the {what}; the columns are "_id", "text", "title"'
 
 
 def test_a_named_title_of_null_is_an_empty_title(tmp_path):
@@ -515,7 +512,7 @@ def test_a_duplicate_id_is_reported_with_both_places(tmp_path):
     checked = [row for row, _ in refuse_repeated_ids(rows)]
     assert [row.document and row.document.id for row in checked] == ["a", "b", None, None, "c", None, None]
     assert checked[2].reason == 'duplicate id "b": first at 1.jsonl line 2'
-    assert str(bad_document(checked[6])).startswith('2.jsonl line 5: duplicate id "a": first at 1.jsonl line 1. ')
+    assert str(bad_document(checked[6])).startswith('2.jsonl:5: duplicate id "a": first at 1.jsonl line 1. ')
     assert checked[3].reason.startswith("broken JSON")
 
 
@@ -581,5 +578,5 @@ def test_a_line_above_the_limit_is_an_error(tmp_path: Path, monkeypatch) -> None
     path.write_text(good[:-4] + '"}\n' + good)
     rows = open_corpus([str(path)], fields=FieldNames()).rows()
     assert next(rows)[0].document is not None
-    with pytest.raises(CorpusError, match=r"c\.jsonl line 2 is longer than 64 bytes; expected one row per line"):
+    with pytest.raises(CorpusError, match=r"c\.jsonl:2: longer than 64 bytes; expected one row per line"):
         next(rows)

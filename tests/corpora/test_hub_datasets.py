@@ -131,7 +131,7 @@ def test_a_saved_dataset_gives_its_documents(tmp_path: Path) -> None:
     ]
     position = [position for _, position in two.rows()][24]
     assert documents(two, position) == documents(two)[25:]
-    with pytest.raises(CorpusError, match="the splits there are: a, b"):
+    with pytest.raises(CorpusError, match="available splits: a, b"):
         corpus_of(f"hf:{tmp_path}/two")
 
 
@@ -161,11 +161,11 @@ def test_resuming_reads_nothing_before_the_row_group(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "fields", "message"),
     [
-        ("made", {}, "has 2 configs, and none was named; the configs there are: corpus, queries"),
-        ("made:nope", {}, 'has no config "nope"; the configs there are: corpus, queries'),
-        ("made:corpus", {}, "has 2 splits, and none was named; the splits there are: old, one"),
-        ("made:corpus:test", {}, 'has no split "test"; the splits there are: old, one'),
-        ("made:corpus:old", {"text": "body"}, 'no column "body" for the text; the columns there are "_id"'),
+        ("made", {}, "has 2 configs, and none was named; available configs: corpus, queries"),
+        ("made:nope", {}, 'has no config "nope"; available configs: corpus, queries'),
+        ("made:corpus", {}, "has 2 splits, and none was named; available splits: old, one"),
+        ("made:corpus:test", {}, 'has no split "test"; available splits: old, one'),
+        ("made:corpus:old", {"text": "body"}, 'no column "body" for the text; the columns are "_id"'),
         ("made:corpus:one", {"id": "year", "text": "year"}, 'the text in "year" is of type int64'),
         ("empty", {}, "has no data files that can be read"),
         ("script", {}, "is built by a Python script, which is never run"),
@@ -185,7 +185,7 @@ def test_data_files_outside_the_folder_are_refused(path: str, tmp_path: Path) ->
     (tmp_path / "else.jsonl").write_text('{"_id": "1", "text": "of another folder"}\n')
     folder = tmp_path / "dataset"
     folder.mkdir()
-    with web_server(tmp_path) as url, pytest.raises(CorpusError, match="names the data file .*, which is outside"):
+    with web_server(tmp_path) as url, pytest.raises(CorpusError, match="names a data file outside of it"):
         files = json.dumps([{"split": "train", "path": path.format(tmp_path, url=url)}])
         (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {files}\n---\n")
         open_corpus([f"hf:{folder}"], fields=FieldNames())
@@ -194,7 +194,7 @@ def test_data_files_outside_the_folder_are_refused(path: str, tmp_path: Path) ->
 def test_a_broken_line_is_a_bad_row_with_its_file_name(lines: Path) -> None:
     (lines / "1.jsonl").write_text('{"_id": "x", "text": "good", "year": 3}\n{"_id": "y", "te')
     *good, bad = [row for row, _ in corpus_of(f"hf:{lines}").rows()]
-    assert (len(good), bad.place) == (16, "hf:lines:default:train row 17")
+    assert (len(good), bad.place) == (16, "hf:lines:default:train: row 17")
     assert bad.reason.startswith("broken JSON at column 14: ") and bad.reason.endswith(" (in 1.jsonl)")
 
 
@@ -297,7 +297,7 @@ def test_files_with_different_columns_are_reported_with_their_columns(tmp_path: 
     for name, row in tables.items():
         write(tmp_path / f"{name}{suffix}", row)
     corpus = corpus_of(f"hf:{tmp_path}", keep=())
-    missing = 'no column "text" for the text; the columns there are "id", "title", "body"; --text-field names another'
+    missing = 'no column "text" for the text; the columns are "id", "title", "body"; name another with --text-field'
     if suffix == ".jsonl":  # rows of JSON lines may differ in columns
         assert [row.reason for row, _ in corpus.rows()] == [None, f"{missing} (in b.jsonl)"]
         return
@@ -305,7 +305,7 @@ def test_files_with_different_columns_are_reported_with_their_columns(tmp_path: 
         list(corpus.rows())
     assert f"(b{suffix})" in str(raised.value)
     advice = "name files, or a config of the dataset, that have the same columns"
-    assert str(raised.value).endswith(f'{missing}. In a{suffix} the columns there are "id", "text": {advice}')
+    assert str(raised.value).endswith(f'{missing}. In a{suffix} the columns are "id", "text": {advice}')
 
 
 def test_lone_quotes_are_reported_and_quoting_none_is_only_for_csv_and_tsv(tmp_path: Path, lines: Path) -> None:
@@ -314,7 +314,7 @@ def test_lone_quotes_are_reported_and_quoting_none_is_only_for_csv_and_tsv(tmp_p
     corpus = corpus_of(f"hf:{tmp_path / 'made'}", keep=())
     assert [row.document.id for row, _ in corpus.rows()] == ["1", "3"]
     (message,) = corpus.merged()
-    assert message.startswith("hf:made:default:train (c.tsv) line 2: a quoted value spans 2 lines")
+    assert message.startswith("hf:made:default:train (c.tsv):2: a quoted value spans 2 lines")
     plain = open_corpus([f"hf:{tmp_path / 'made'}"], fields=FieldNames(), quoting="none")
     assert [row.document.id for row, _ in plain.rows()] == ["1", "2", "3"]
     assert {**plain.identity()[0], "quoting": None} == {**corpus.identity()[0], "quoting": None} != plain.identity()[0]
@@ -335,7 +335,7 @@ def test_dataset_names_are_parsed(folder: Path, tmp_path: Path, monkeypatch) -> 
     ):
         assert parse(spec) == expected
     for spec in ("hf:", "hf:a@", "hf:a:b:c:d", "hf:/not/there", "hf:./x"):
-        with pytest.raises(UsageError, match=r"names no dataset: .*expected hf:NAME"):
+        with pytest.raises(UsageError, match=r"is not a dataset: .*expected hf:NAME"):
             parse(spec)
     with pytest.raises(UsageError, match="--format and --columns are for files"):
         open_corpus(["hf:x"], fields=FieldNames(), format="jsonl")
@@ -346,7 +346,7 @@ def test_datasets_are_read_from_a_hub_and_each_refusal_is_one_message(folder: Pa
     cases = [
         ("o/made:corpus:old", None, ""),
         ("o/gated@main:corpus:old", TOKEN, ""),
-        ("o/made:corpus:x", None, "the splits there are: old, one"),
+        ("o/made:corpus:x", None, "available splits: old, one"),
         ("o/made@v9:corpus", None, "has no revision 'v9'"),
         ("o/none", None, "No dataset 'o/none'"),
         ("o/gated:corpus:old", None, "is gated, and no token was sent"),

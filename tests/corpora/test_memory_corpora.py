@@ -183,13 +183,13 @@ def test_a_bad_row_is_reported_with_its_position() -> None:
         {"_id": "4", "text": ""},
     ]
     read = [row for row, _ in memory_corpus(rows, fields=FieldNames()).rows()]
-    assert [row.place for row in read if row.document is None] == [f"memory row {number}" for number in (2, 3, 4, 5)]
+    assert [row.place for row in read if row.document is None] == [f"memory: row {number}" for number in (2, 3, 4, 5)]
     assert [row.reason for row in read] == [
         None,
-        'no column "text" for the text; the columns there are "_id"; --text-field names another',
-        'the column "text" holds a value of type bytes, which JSON does not have; make it a string or a number',
-        'a mapping of columns to values was expected, found a value of type str: "a.jsonl"',
-        "a mapping of columns to values was expected, found a value of type NoneType",
+        'no column "text" for the text; the columns are "_id"; name another with --text-field',
+        'column "text": JSON has no values of type bytes; convert it to a string or a number',
+        'expected a mapping of columns to values, found a value of type str: "a.jsonl"',
+        "expected a mapping of columns to values, found a value of type NoneType",
         None,
     ]
 
@@ -200,14 +200,14 @@ def test_without_the_text_column_every_row_is_bad(kind: str) -> None:
     corpus = memory_corpus(KINDS[kind](rows), fields=FieldNames())
     assert len(rows_of(corpus)) == 3
     assert {row.reason for row, _ in corpus.rows()} == {
-        'no column "text" for the text; the columns there are "_id", "body"; --text-field names another'
+        'no column "text" for the text; the columns are "_id", "body"; name another with --text-field'
     }
 
 
 @pytest.mark.parametrize("text", [None, float("nan"), pd.NA])
 def test_a_missing_text_or_title_is_read_as_null(text: object) -> None:
     for rows in ([{"_id": "1", "text": text}], pd.DataFrame({"_id": ["1"], "text": [text]})):
-        assert reasons(rows) == ['the text in "text" is null; a string was expected']
+        assert reasons(rows) == ['the text in "text" is null; expected a string']
     (row, _), *_ = memory_corpus([{"_id": "1", "title": text, "text": "a"}], fields=FieldNames()).rows()
     assert row.document.fields == '{"text":"a"}'
 
@@ -217,7 +217,7 @@ def test_a_column_with_a_duplicate_name_makes_bad_rows() -> None:
         pd.DataFrame([["1", "a", "b"]], columns=["_id", "text", "text"]),
         pa.table([["1"], ["a"], ["b"]], names=["_id", "text", "text"]),
     ):
-        assert reasons(table) == ['the column "text" is there 2 times']
+        assert reasons(table) == ['2 columns are named "text"']
 
 
 def test_bad_rows_have_the_hash_of_bad_rows_in_a_file(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_bad_rows_have_the_hash_of_bad_rows_in_a_file(tmp_path: Path) -> None:
 def test_a_row_that_is_too_long_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparse_ingest.corpora.memory.MAX_LINE", 64)
     rows = [{"_id": "1", "text": "a"}, {"_id": "2", "text": "a" * 64}]
-    assert reasons(rows) == [None, "the row has 86 bytes as JSON; less than 64 were expected"]
+    assert reasons(rows) == [None, "the row has 86 bytes as JSON; expected less than 64"]
 
 
 def test_an_exception_of_the_iterable_is_raised_unchanged() -> None:

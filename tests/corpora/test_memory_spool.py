@@ -128,7 +128,7 @@ def test_reading_resumes_at_any_row() -> None:
     expected = [row.place for row in cursor.rows()]
     cursor.jump(position)
     assert [row.place for row in cursor.rows()] == expected
-    assert expected[0] == "memory row 1001"
+    assert expected[0] == "memory: row 1001"
     assert corpus.share(cursor.position) == 1
     assert cursor.rereadable
 

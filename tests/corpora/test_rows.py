@@ -123,11 +123,11 @@ def test_a_deeply_nested_row_is_a_bad_row_with_its_line(levels: int, one: tuple[
     file = tmp_path / "corpus.jsonl"
     file.write_text(f'{{"_id": "1", "text": "x"}}\n{{"_id": "2", "text": "x", "kept": {deep}}}\n')
     (_, bad) = (row for row, _ in open_corpus([str(file)], fields=FieldNames(keep=("kept",))).rows())
-    assert bad.document is None and bad.place == "corpus.jsonl line 2" and "nested" in (bad.reason or "")
-    with pytest.raises(CorpusError, match="corpus.jsonl line 2.*nested"):
+    assert bad.document is None and bad.place == "corpus.jsonl:2" and "nested" in (bad.reason or "")
+    with pytest.raises(CorpusError, match="corpus.jsonl:2.*nested"):
         list(read_queries(file))
     file.write_text(f'{{"query-id": "1", "corpus-id": "1", "score": 1}}\n{{"query-id": {deep}}}\n')
-    with pytest.raises(CorpusError, match="corpus.jsonl line 2.*nested"):
+    with pytest.raises(CorpusError, match="corpus.jsonl:2.*nested"):
         read_qrels(file)
 
 
@@ -142,5 +142,5 @@ def test_values_of_a_wrong_type_are_errors_with_their_line(value: str, tmp_path:
         (value, read_qrels),
     ):
         file.write_text(f"{row}\n")
-        with pytest.raises(CorpusError, match="rows.jsonl line 1"):
+        with pytest.raises(CorpusError, match="rows.jsonl:1"):
             list(read(file))

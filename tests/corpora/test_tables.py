@@ -35,7 +35,7 @@ def test_a_row_is_reported_with_its_first_line(tmp_path):
     path = write(tmp_path / "c.csv", 'id,text\n1,"a\n\nb"\n\n2\n3,c\n')
     good, bad, last = read(path)
     assert (good.line, bad.line, last.line) == (2, 6, 7)
-    assert bad.reason == 'the row has 1 column; 2 were expected: "id", "text"'
+    assert bad.reason == 'the row has 1 column; expected 2: "id", "text"'
 
 
 def test_a_value_that_looks_like_a_number_is_a_string(tmp_path):
@@ -80,15 +80,15 @@ def test_columns_are_only_for_text_tables_and_must_be_unique(tmp_path):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (b"2", 'the row has 1 column; 2 were expected: "id", "text"'),
-        (b"2,a,b", "the row has 3 columns; 2 were expected"),
-        (b'2,"a" b', "something follows a closing quote; a quote within a value is written twice"),
-        (b'2,"a\n"3"', "twice (the row ends in line 4)"),
+        (b"2", 'the row has 1 column; expected 2: "id", "text"'),
+        (b"2,a,b", "the row has 3 columns; expected 2"),
+        (b'2,"a" b', "something follows a closing quote; double a quote within a value"),
+        (b'2,"a\n"3"', "double a quote within a value (the row ends in line 4)"),
         (b"2,a\rb", "a carriage return is outside quotes"),
         (b"2,a\0", "the row has a NUL byte"),
         (b"2,caf\xe9", "not UTF-8: byte 0xe9 at byte 6 of the line"),
         (b'2,"a\ncaf\xe9"', "not UTF-8: byte 0xe9 at byte 4 of the line"),
-        (b",a", 'the id in "id" is ""; a non-empty string'),
+        (b",a", 'the id in "id" is ""; expected a non-empty string'),
     ],
 )
 def test_a_bad_row_has_a_reason_and_other_rows_are_read(tmp_path, row, reason):
@@ -102,44 +102,44 @@ def test_an_unclosed_quote_is_an_error_of_the_file(tmp_path):
     with pytest.raises(CorpusError) as error:
         read(path)
     assert str(error.value) == (
-        "c.tsv line 3: a quote opens in this row and is not closed in the 6 lines up to the end. "
+        "c.tsv:3: a quote opens in this row and is not closed in the 6 lines up to the end. "
         "Close or double it, or pass --quoting none if quotes have no meaning in this file."
     )
 
 
 def test_a_value_above_the_limit_is_an_error_of_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr("sparse_ingest.corpora.text_formats._MAX_VALUE", 1000)
-    with pytest.raises(CorpusError, match="c.csv line 2: a value is longer than 1,000 characters; is a quote not"):
+    with pytest.raises(CorpusError, match="c.csv:2: a value is longer than 1,000 characters; is a quote not"):
         read(write(tmp_path / "c.csv", 'id,text\n1,"a\n' + "2,b\n" * 400))
 
 
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
-        (b"id,text,id\n", 'it names the column "id" twice'),
+        (b"id,text,id\n", 'duplicate column "id"'),
         (b"id,te\xe9xt\n", "not UTF-8: byte 0xe9"),
         ("id,text\n".encode("utf-16"), "not UTF-8: byte 0xff at byte 1"),
         (b'id,"text" x\n', "something follows a closing quote"),
     ],
 )
 def test_a_bad_header_is_an_error(tmp_path, header, reason):
-    with pytest.raises(CorpusError, match=rf"c.csv line 1: the header cannot be read: {reason}.*--columns"):
+    with pytest.raises(CorpusError, match=rf"c.csv:1: the header cannot be read: {reason}.*--columns"):
         read(write(tmp_path / "c.csv", header + b"1,a\n"))
 
 
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({}, 'no column "text" for the text; the columns there are "id", "body"; --text-field names another'),
+        ({}, 'no column "text" for the text; the columns are "id", "body"; name another with --text-field'),
         ({"text": "body", "id": "docno"}, 'no column "docno" for the id'),
         ({"text": "body", "title": "head"}, 'no column "head" for the title'),
-        ({"text": "body", "keep": ("year",)}, 'no column "year" to keep; the columns there are "id", "body"'),
+        ({"text": "body", "keep": ("year",)}, 'no column "year" to keep; the columns are "id", "body"'),
     ],
 )
 def test_a_missing_column_is_an_error_that_lists_the_others(tmp_path, fields, reason):
     with pytest.raises(CorpusError) as error:
         read(write(tmp_path / "c.csv", "id,body\n1,a\n"), **fields)
-    assert str(error.value).startswith(f"c.csv line 1: {reason}")
+    assert str(error.value).startswith(f"c.csv:1: {reason}")
 
 
 # Lone quotes
@@ -155,7 +155,7 @@ def test_rows_that_lone_quotes_may_have_merged_are_reported_once(tmp_path, name)
     for _ in range(2):
         assert [row.document.id for row, _ in corpus.rows()] == ["1", "2", "5", "6"]
         assert corpus.merged() == [
-            f"{name} line 3: a quoted value spans 3 lines and contains the separator (the first of 2 such rows; the "
+            f"{name}:3: a quoted value spans 3 lines and contains the separator (the first of 2 such rows; the "
             "longest spans 3 lines). If quotes have no meaning in this file, rows were merged into one document: "
             "read it again with --quoting none."
         ]
@@ -176,7 +176,7 @@ def test_with_quoting_none_every_line_is_a_row(tmp_path, name, columns):
     assert [(row.document.id, row.document.text) for row in rows[:5]] == [
         ("1", "one"), ("2", '"lone quote'), ("3", "three"), ("4", 'bye"'), ("5", "five"),
     ]  # fmt: skip
-    assert last.reason.startswith("the row has 1 column; 2 were expected")
+    assert last.reason.startswith("the row has 1 column; expected 2")
     corpus = open_corpus([str(path)], fields=FieldNames(), columns=columns, quoting="none")
     assert corpus.identity()[0]["quoting"] == "none"
     positions = [position for _, position in corpus.rows()]

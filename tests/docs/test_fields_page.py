@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from sparse_ingest.cluster.field_types import Values
+from sparse_ingest.cluster.field_types import FieldValues
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "fields.md"
 
@@ -15,7 +15,7 @@ def test_each_row_of_values_has_the_type_in_the_table() -> None:
     rows = re.findall(r"^\| (`.*`) \| (\w+) \|$", PAGE.read_text(), re.MULTILINE)
     assert len(rows) > 10
     for values, kind in rows:
-        seen = Values()
+        seen = FieldValues()
         for value in re.findall(r"`([^`]*)`", values):
             seen.add(json.loads(value))
         assert seen.type == kind, values

@@ -71,8 +71,8 @@ def test_what_is_printed_of_corpora_and_runs(made: Made, tmp_path: Path) -> None
     check("search", printed("search", "--run", made.run, "catch"))
     check("search --queries", printed("search", "--run", made.run, "--queries", made.collection))
     trec = tmp_path / "run.trec"
-    of = ("evaluate", "--run", made.run, "--queries", made.collection)
-    check("evaluate", printed(*of, "--trec-run", trec), printed(*of, "--per-query", "--bm25", "--compare", trec))
+    evaluated = ("evaluate", "--run", made.run, "--queries", made.collection)
+    check("evaluate", printed(*evaluated, "--trec-run", trec), printed(*evaluated, "--per-query", "--bm25", "--compare", trec))
 
 
 def test_what_is_printed_of_indexes(made: Made, client: Client, index_name: str) -> None:

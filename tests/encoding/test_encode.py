@@ -161,7 +161,7 @@ def test_truncated_texts_are_counted(encode, tmp_path: Path) -> None:
         (["--keep", "_id"], 2, 'OpenSearch refuses documents with a field "_id" (a metadata field)'),
         (["--keep", "a..b,_routing", "--keep", ""], 2, '"a..b" (nothing between or before its dots), "_routing" (a'),
         (["--keep", "sparse"], 2, "--keep sparse: 'sparse' is the sparse field of the index"),
-        (["--text-field", "body"], 1, 'corpus.jsonl line 1: no column "body" for the text'),
+        (["--text-field", "body"], 1, 'corpus.jsonl:1: no column "body" for the text'),
         (["--nonsense"], 2, "No such option"),
         (["--corpus", ""], 2, "named by an empty string"),
         (["--device", "tpu"], 2, "expected auto, cpu, cuda or cuda:N"),
@@ -221,7 +221,7 @@ def test_a_bad_document_is_an_error_with_its_place(encode, tmp_path: Path) -> No
     bad = write(tmp_path / "bad.jsonl", BAD)
     answer = encode(specs=(bad,))
     assert answer.code == 1
-    assert answer.err.splitlines()[-1].startswith("Error: bad.jsonl line 10: broken JSON")
+    assert answer.err.splitlines()[-1].startswith("Error: bad.jsonl:10: broken JSON")
     run = open_run(tmp_path / "run")
     assert run.done_shards() == [0] and run.complete() is None
 
@@ -252,7 +252,7 @@ def test_a_duplicate_id_in_two_shards_is_an_error_with_both_places(encode, tmp_p
     first, second = write(tmp_path / "a.jsonl", ROWS), write(tmp_path / "b.jsonl", [{"_id": "d5", "text": "again"}])
     answer = encode(specs=(first, second))
     assert answer.code == 1
-    assert 'Duplicate id "d5": a.jsonl line 6 and b.jsonl line 1.' in answer.err
+    assert 'b.jsonl:1: duplicate id "d5" (first seen at a.jsonl:6).' in answer.err
     run = open_run(tmp_path / "run")
     assert run.complete() is None and len(run.done_shards()) == 3
     # The same run continues with skip, and keeps the first document.
@@ -265,7 +265,7 @@ def test_a_duplicate_id_in_two_shards_is_an_error_with_both_places(encode, tmp_p
 def test_a_duplicate_id_within_a_shard_is_a_bad_document(encode, tmp_path: Path) -> None:
     duplicated = write(tmp_path / "twice.jsonl", [*ROWS[:3], ROWS[1]])
     answer = encode(specs=(duplicated,))
-    assert answer.code == 1 and 'twice.jsonl line 4: duplicate id "d1": first at twice.jsonl line 2' in answer.err
+    assert answer.code == 1 and 'twice.jsonl:4: duplicate id "d1": first at twice.jsonl line 2' in answer.err
 
 
 # Resuming
@@ -340,7 +340,7 @@ def test_duplicates_in_standard_input_are_reported_and_skipped(encode, tmp_path:
             return encode(*options, specs=("-",))
 
     answer = piped()
-    assert answer.code == 1 and 'Duplicate id "d2": - row 3 and - row 21.' in answer.err
+    assert answer.code == 1 and '-: row 21: duplicate id "d2" (first seen at -: row 3).' in answer.err
     assert piped("--on-bad-document", "skip").code == 3
     run = open_run(tmp_path / "run")
     assert (run.complete() or {})["rows"] == 20 and [row.line for row in run.skipped(2)] == [21]
@@ -475,7 +475,7 @@ def test_dtype_auto_builds_each_encoder_once(encode, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(precision, "KEPT_MASS", 0)
     monkeypatch.setattr(precision, "KEPT_TERMS", 0)
     assert encode("--dtype", "auto").code == 0
-    assert built == ["float32", *precision.candidates("cpu")[:1]]
+    assert built == ["float32", *precision.faster_dtypes("cpu")[:1]]
 
 
 def test_status_shows_rows_shards_and_completeness(encode, tmp_path: Path) -> None:

@@ -222,10 +222,10 @@ def test_a_dry_run_counts_rows_lists_bad_ones_and_writes_nothing(encode, tmp_pat
     found = json.loads(answer.out)
     tokens = found.pop("tokens")
     assert found.pop("examples") == [
-        "corpus.jsonl line 41: broken JSON at column 2: Expecting property name enclosed in double quotes",
-        'corpus.jsonl line 42: duplicate id "d3": first at corpus.jsonl line 4',
-        'corpus.jsonl line 43: duplicate id "d30": first at corpus.jsonl line 31',
-        'corpus.jsonl line 44: duplicate id "d3": first at corpus.jsonl line 4',
+        "corpus.jsonl:41: broken JSON at column 2: Expecting property name enclosed in double quotes",
+        'corpus.jsonl:42: duplicate id "d3" (first seen at corpus.jsonl:4)',
+        'corpus.jsonl:43: duplicate id "d30" (first seen at corpus.jsonl:31)',
+        'corpus.jsonl:44: duplicate id "d3" (first seen at corpus.jsonl:4)',
     ]
     texts = [row["text"] for row in rows if isinstance(row, dict)]
     assert found == {
@@ -319,7 +319,7 @@ def test_a_document_that_does_not_fit_into_memory_is_a_bad_document(
     rows = [ROWS[1], {"_id": "huge", "text": LONG}, ROWS[2], {"_id": "huge too", "text": LONG}]
     rules = ("--set", f"encode.overflow={overflow}")
     answer = encode(rows, "run", *rules)
-    assert answer.code == 1 and "corpus.jsonl line 2: its 20 tokens do not fit into the memory of cpu" in answer.err
+    assert answer.code == 1 and "corpus.jsonl:2: its 20 tokens do not fit into the memory of cpu" in answer.err
     answer = encode(rows, "run", *rules, "--on-bad-document", "skip")
     assert answer.code == 3, answer.err
     run = open_run(tmp_path / "run")
@@ -348,7 +348,7 @@ def test_a_dataset_gives_the_run_of_its_rows(encode, model: Path, tmp_path: Path
     assert contents(lines.path / "shards") == contents(dataset.path / "shards")
     assert [(row.row, row.file, row.line, row.reason) for row in dataset.skipped(2)] == [
         (40, "hf:made:default:train", 41, 'duplicate id "d3": first at hf:made:default:train row 4'),
-        (41, "hf:made:default:train", 42, 'the id in "_id" is null; a non-empty string or a whole number was expected'),
+        (41, "hf:made:default:train", 42, 'the id in "_id" is null; expected a non-empty string or an integer'),
     ]
     before = contents(dataset.path)
     dataset.unmark_done(1)
@@ -366,7 +366,7 @@ def test_rows_that_lone_quotes_merge_are_reported_once(model: Path, tmp_path: Pa
     corpus = tmp_path / "quotes.tsv"
     corpus.write_text('id\ttext\n1\tone\n2\t"two\n3\tthree\n4\tfour"\n5\tfive\n')
     given = ["--model", model, "--corpus", corpus, "--device", "cpu", "--dtype", "float32"]
-    message = "quotes.tsv line 3: a quoted value spans 3 lines and contains the separator."
+    message = "quotes.tsv:3: a quoted value spans 3 lines and contains the separator."
     for options in (["--out", tmp_path / "merged"], ["--dry-run"]):
         answer = command("encode", *given, *options)
         assert answer.code == 0 and answer.err.count(message) == 1, answer.err

@@ -161,7 +161,7 @@ def test_a_bad_document_gives_the_same_error_as_on_one_device(
     one, two = (command(*corpus.arguments(tmp_path / name, name, "fail")) for name in ("cpu", "cpu,cpu"))
     assert two.code == one.code == 1
     assert two.err.splitlines()[-1] == one.err.splitlines()[-1]
-    assert "corpus.jsonl line 201: " in two.err
+    assert "corpus.jsonl:201: " in two.err
     assert "Traceback" not in capfd.readouterr().err  # stderr of the device processes
 
 

@@ -322,9 +322,7 @@ def test_options_that_conflict_with_passages_are_refused(encode, tmp_path: Path)
 def test_an_id_that_is_too_long_with_its_suffix_is_a_bad_document(encode, tmp_path: Path) -> None:
     rows = [{"_id": "a" * 510, "text": "bird"}, {"_id": "b" * 510, "text": LONG}, {"_id": "c" * 511, "text": ""}, *ROWS]
     answer = encode("passages", rows=rows)
-    assert (
-        answer.code == 1 and "run.jsonl line 2: the id" in answer.err and "has 513 bytes with the suffix" in answer.err
-    )
+    assert answer.code == 1 and "run.jsonl:2: the id" in answer.err and "has 513 bytes with the suffix" in answer.err
     answer = encode("passages", "--on-bad-document", "skip", rows=[*rows[:3], {"_id": "no text"}, *ROWS], out="skip")
     assert answer.code == 3
     run = open_run(tmp_path / "skip")
@@ -341,7 +339,7 @@ def test_an_id_that_is_too_long_with_its_suffix_is_a_bad_document(encode, tmp_pa
 def test_all_passages_of_a_duplicate_document_are_removed(encode, tmp_path: Path) -> None:
     rows = [*ROWS, {"_id": "long", "text": LONG + LONG}, {"_id": "last", "text": LONG}]
     answer = encode("passages", rows=rows)
-    assert answer.code == 1 and 'Duplicate id "long": run.jsonl line 2 and run.jsonl line 25.' in answer.err
+    assert answer.code == 1 and 'run.jsonl:25: duplicate id "long" (first seen at run.jsonl:2).' in answer.err
     assert encode("passages", "--on-bad-document", "skip", rows=rows).code == 3
     run = open_run(tmp_path / "run")
     assert [(row.row, row.reason) for row in run.skipped(4)] == [(24, 'duplicate id "long": first at run.jsonl line 2')]

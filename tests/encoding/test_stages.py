@@ -227,7 +227,7 @@ def test_an_error_of_any_stage_ends_all_stages_and_keeps_finished_shards(
 
 def test_a_bad_document_ends_its_shard(encode, tmp_path: Path) -> None:
     answer = encode("run", rows=[*ROWS[:45], "{broken", *ROWS[45:]])
-    assert answer.code == 1 and answer.err.splitlines()[-1].startswith("Error: corpus.jsonl line 46: broken JSON")
+    assert answer.code == 1 and answer.err.splitlines()[-1].startswith("Error: corpus.jsonl:46: broken JSON")
     assert open_run(tmp_path / "run").done_shards() == [0]
 
 

@@ -250,8 +250,8 @@ def test_invalid_options_are_refused(code, options, words, run_path, collection)
 
 
 def test_missing_queries_judgments_or_target_is_a_usage_error(run_path, collection, tmp_path):
-    assert "the folder that holds both" in error_of(2, "--run", run_path)
-    assert "the folder that holds both" in error_of(2, "--run", run_path, "--queries", collection / "queries.jsonl")
+    assert "the folder with both" in error_of(2, "--run", run_path)
+    assert "the folder with both" in error_of(2, "--run", run_path, "--queries", collection / "queries.jsonl")
     assert "--index NAME or --run RUN" in error_of(2, "--queries", collection)
     assert "--stored is for --run" in error_of(2, "--queries", collection, "--index", "x", "--stored")
 
@@ -285,7 +285,7 @@ def test_a_run_file_of_another_collection_is_refused(run_path, collection, tmp_p
 def test_a_run_without_texts_has_no_bm25(tmp_path, model, collection):
     fields = {doc_id: {} for doc_id in DOCUMENTS}
     run = make_run(tmp_path / "bare", DOCUMENTS, fields=fields, model=str(model), vocabulary=TOKENS)
-    assert "carries no texts" in error_of(1, "--queries", collection, "--run", run.path, "--bm25")
+    assert "has no texts" in error_of(1, "--queries", collection, "--run", run.path, "--bm25")
 
 
 def test_a_missing_index_a_wrong_field_and_other_judgments_are_errors(run_path, collection, opensearch_url, index_name):

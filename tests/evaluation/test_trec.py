@@ -47,5 +47,5 @@ def test_only_requested_queries_are_read(tmp_path):
 def test_an_invalid_line_is_an_error_with_its_number(line, tmp_path):
     path = tmp_path / "run.txt"
     path.write_text(f"a Q0 x 1 2.5 t\n{line}\n")
-    with pytest.raises(CorpusError, match=r"run.txt line 2: expected six columns"):
+    with pytest.raises(CorpusError, match=r"run.txt:2: expected six columns"):
         read_trec_run(path, {"a"})

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.cards import TWINS, Twin
+from support.cards import CARD_TWINS, Twin
 from support.hub_cards import EXAMPLES, measure
 from support.loopback_hub import begin, ended, loopback_hub
 
@@ -33,13 +33,15 @@ def test_the_hub_tests_measure_the_models_of_the_packaged_pipelines(tmp_path: Pa
     example = EXAMPLES[0]
     twins: dict[str, Twin] = {}
     with loopback_hub() as hub:
-        for name, make in TWINS.items():
+        for name, make in CARD_TWINS.items():
             twins[name], model = make(tmp_path / name), read_pipeline(name).model
             hub.add(model.document or "", twins[name].document)
             if model.query:
                 hub.add(model.query, twins[name].query or tmp_path)
         paths = [str(Path(__file__).parents[1])]
-        process = begin(PROGRAM, json.dumps(paths), json.dumps(list(TWINS)), endpoint=hub.url, home=tmp_path / "home")
+        process = begin(
+            PROGRAM, json.dumps(paths), json.dumps(list(CARD_TWINS)), endpoint=hub.url, home=tmp_path / "home"
+        )
         result = ended(process)
     assert result.code == 0, result.err
     found = json.loads(result.out)

@@ -344,7 +344,7 @@ def test_a_shard_that_lost_a_row_after_loading_is_loaded_again(client: Client, i
     schema = shard_schema_of(run.shard_path(1))
     sha256 = write_shard(twice, scratch=run.scratch_path("part"), target=run.shard_path(1), schema=schema)
     run.mark_done(1, {**(run.done(1) or {}), "sha256": sha256})
-    with pytest.raises(ClusterError, match="holds 3 documents, but 4.*duplicate ids"):
+    with pytest.raises(ClusterError, match="has 3 documents, but 4.*duplicate ids"):
         into(client, index_name, run, partial=True)
     [duplicate] = find_duplicates(run)
     remove_rows(run, 1, {duplicate.again[1]: SkippedRow(duplicate.again[1], "corpus.jsonl", 3, "duplicate id")})

@@ -147,7 +147,7 @@ def test_a_journal_restores_only_settings_that_a_load_changes(
     (journal,) = run.path.glob("load/*/*/journal.jsonl")
     journal.with_name("settings.json").write_text(json.dumps(kept))
     answer = command("load", run.path, "--index", index_name, "--restore", "--url", client.address)
-    assert answer.code == 1 and "settings.json does not hold index settings (loads do not change {" in answer.err
+    assert answer.code == 1 and "settings.json does not contain index settings (loads do not change {" in answer.err
     assert indexes.find_index(client, index_name) == before
 
 
@@ -157,7 +157,7 @@ def test_a_damaged_copy_of_the_settings_is_reported(client: Client, index_name: 
     for damaged in ("", "[]", '{"refresh_interval": 1}', "[" * 100_000):
         journal.with_name("settings.json").write_text(damaged)
         answer = command("load", run.path, "--index", index_name, "--url", client.address)
-        assert answer.code == 1 and "settings.json does not hold index settings (" in answer.err
+        assert answer.code == 1 and "settings.json does not contain index settings (" in answer.err
 
 
 @pytest.mark.parametrize("moment", ["_refresh", "_search"])

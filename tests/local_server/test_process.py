@@ -225,7 +225,7 @@ def test_a_port_in_use_is_refused_with_the_next_free_port(home: Path) -> None:
         with pytest.raises(LocalServerError, match=f"Port {port} is in use .*Port \\d+ is free: pass it with --port"):
             process.start(port)
         assert process.stop(port) is None
-        assert not process.is_ours(port)
+        assert not process.is_running(port)
         foreign.settimeout(0.2)
         with pytest.raises(TimeoutError):
             # There was not even a connection.
@@ -234,11 +234,11 @@ def test_a_port_in_use_is_refused_with_the_next_free_port(home: Path) -> None:
 
 def test_the_record_of_an_ended_process_is_ignored(stand_in: Callable[[int], Instance]) -> None:
     instance = stand_in(9_201)
-    assert process.is_ours(9_201)
+    assert process.is_running(9_201)
     ended = psutil.Process(instance.pid)
     ended.kill()
     ended.wait()
-    assert not process.is_ours(9_201)
+    assert not process.is_running(9_201)
     assert process.instances() == []
 
 

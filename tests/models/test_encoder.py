@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.checkpoints import PACKAGED, TEXTS, make_masked_lm, make_router, make_splade_card, write_idf
-from support.families import DOCUMENTS, QUERIES, TWINS, Twin, assert_same, changed, reference_of
+from support.families import DOCUMENTS, FAMILY_OF_TWIN, QUERIES, Twin, assert_same, changed, reference_of
 from support.forked import command
 from support.reporters import Recorder
 from support.run_contents import documents, write
@@ -57,7 +57,7 @@ def families(twins: dict[str, Twin]) -> dict[str, Twin]:
 
 # `make test-all` checks all families; these differ in head, tokenizer, query side or layout.
 QUICK = {"card-bert", "card-roberta", "router-static", "plain-bert", PACKAGED}
-EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in [*TWINS, PACKAGED]]
+EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in [*FAMILY_OF_TWIN, PACKAGED]]
 
 
 @pytest.mark.parametrize("name", EVERY)

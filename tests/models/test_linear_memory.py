@@ -11,12 +11,12 @@ import pytest
 PROGRAM = """
 import torch
 from pathlib import Path
-from sparse_ingest.models.linear import is_faster, product_of
+from sparse_ingest.models.linear import has_fast_linear, product_of
 
 def resident() -> int:
     return int(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in line))
 
-assert is_faster(torch.float32)
+assert has_fast_linear(torch.float32)
 torch.set_num_threads(1)
 rows, product = torch.ones(2048, 256), product_of(torch.ones(512, 256))
 product(rows)

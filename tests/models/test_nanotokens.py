@@ -77,9 +77,9 @@ def test_a_large_corpus_is_truncated_like_a_small_one(
     pytest.importorskip("nanotoken")
     some = [*texts(40), "fire and water " * 40, ""]
     tokenizer = tokenizer_of(PACKAGED, max_length=32, **options)
-    expected = tokenizer.cut(some, whole=whole)
+    expected = tokenizer.cut(some, full=whole)
     monkeypatch.setattr(module, "QUICK_CHARACTERS", 1)
-    found = tokenizer.cut(some, whole=whole)
+    found = tokenizer.cut(some, full=whole)
     for one, other in zip(found, expected, strict=True):
         assert (one.token_ids.dtype, one.prompt, one.windows) == (np.int32, other.prompt, other.windows)
         assert [one.window(number).tolist() for number in range(one.windows)] == [

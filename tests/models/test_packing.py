@@ -158,12 +158,12 @@ def test_torch_linear_layers_are_used_if_onednn_operators_fail(
     model, texts = make_masked_lm(tmp_path), ["river stone", "lamp", "the water of the river " * 4]
     expected = build_encoder(model).encode(texts)
     monkeypatch.setattr(torch.ops, "mkldnn", operators())
-    linear.is_faster.cache_clear()
+    linear.has_fast_linear.cache_clear()
     try:
         found = build_encoder(model).encode(texts)
-        assert not linear.is_faster(torch.float32)
+        assert not linear.has_fast_linear(torch.float32)
     finally:
-        linear.is_faster.cache_clear()
+        linear.has_fast_linear.cache_clear()
     assert found.vectors.token_ids.tolist() == expected.vectors.token_ids.tolist()
     np.testing.assert_allclose(found.vectors.weights, expected.vectors.weights, atol=1e-5)
 
@@ -176,7 +176,7 @@ def test_onednn_linear_layers_match_torch(dtype: torch.dtype) -> None:
         expected = model(rows)
         linear.pack_linear_layers(model)
         torch.testing.assert_close(model(rows), expected)
-        assert all(len(layer.weight) == 0 for layer in (model[0], model[2])) or not linear.is_faster(dtype)
+        assert all(len(layer.weight) == 0 for layer in (model[0], model[2])) or not linear.has_fast_linear(dtype)
 
 
 def test_starts_are_the_first_rows_of_packed_documents_and_the_end() -> None:

@@ -16,9 +16,9 @@ import pytest
 from support.checkpoints import PACKAGED, make_masked_lm, make_splade_card, write_idf
 from support.families import (
     DOCUMENTS,
+    FAMILY_OF_TWIN,
     QUERIES,
     SPECIAL,
-    TWINS,
     Twin,
     as_rows,
     assert_same,
@@ -34,7 +34,7 @@ from sparse_ingest.pipeline import ModelSettings
 IDF_ALONE = Path(__file__).parents[2].parent / "shared" / "data" / "bert-uncased"
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", FAMILY_OF_TWIN)
 def test_document_weights_match_the_library(twins: dict[str, Twin], name: str) -> None:
     twin = twins[name]
     assert read_checkpoint(twin.model).family == twin.family
@@ -46,11 +46,11 @@ def test_document_weights_match_the_library(twins: dict[str, Twin], name: str) -
     assert np.count_nonzero(expected) > 10 * len(DOCUMENTS)
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", FAMILY_OF_TWIN)
 def test_query_weights_match_the_library(twins: dict[str, Twin], name: str) -> None:
     twin = twins[name]
     encoder = query_encoder(ModelSettings(document=twin.model))
-    assert isinstance(read_checkpoint(twin.model).query, WeightTableSide) == (TWINS[name] == "router")
+    assert isinstance(read_checkpoint(twin.model).query, WeightTableSide) == (FAMILY_OF_TWIN[name] == "router")
     expected = reference_of(twin.reference).encode_query(list(QUERIES), convert_to_sparse_tensor=False).numpy()
     ids = {token: place for place, token in enumerate(encoder_of(twin.model).vocabulary)}
     assert_same(as_rows(encoder.encode(QUERIES), ids, expected.shape[1]), expected)

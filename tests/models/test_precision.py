@@ -13,7 +13,7 @@ from sparse_ingest.models import linear, precision
 from sparse_ingest.models.documents import Encoded
 from sparse_ingest.models.linear import has_amx, has_fast_bfloat16, has_vnni, vendor
 from sparse_ingest.models.memory import DocumentTooLarge
-from sparse_ingest.models.precision import SAMPLE, candidates, choose_dtype
+from sparse_ingest.models.precision import SAMPLE, choose_dtype, faster_dtypes
 from sparse_ingest.models.tokenizer import FirstWindow
 from sparse_ingest.records import SparseRows
 
@@ -140,7 +140,7 @@ def test_amx_can_be_forbidden_by_the_environment(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_gpu_tries_bfloat16_and_float16() -> None:
-    assert candidates("cuda:1") == ("float16", "bfloat16")
+    assert faster_dtypes("cuda:1") == ("float16", "bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_dtypes_tried_on_a_cpu_depend_on_its_instructions(
 ) -> None:
     monkeypatch.setattr(precision, "has_fast_bfloat16", lambda: bfloat16)
     monkeypatch.setattr(precision, "has_vnni", lambda: vnni)
-    assert candidates("cpu") == expected
+    assert faster_dtypes("cpu") == expected
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_decode_gives_tokens_and_weights_heaviest_first(vectors: SparseVectors) 
 
 @pytest.mark.parametrize("top_k", [0, -1, 1.5, True, "3"])
 def test_top_k_must_be_a_positive_integer(vectors: SparseVectors, top_k: object) -> None:
-    with pytest.raises(UsageError, match="top_k is .*expected a whole number above zero"):
+    with pytest.raises(UsageError, match="top_k is .*expected an integer above zero"):
         vectors.decode(top_k)
 
 

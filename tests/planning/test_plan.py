@@ -30,7 +30,7 @@ from sparse_ingest.pipeline import IndexSettings, Pipeline, changed, read_pipeli
 from sparse_ingest.planning import drawing, outputs
 from sparse_ingest.planning.plan import plan
 from sparse_ingest.planning.report import PlanReport
-from sparse_ingest.planning.rules import in_words
+from sparse_ingest.planning.rules import rule_text
 from sparse_ingest.pruning import prune
 from sparse_ingest.runs.shards import read_shard_vectors
 from sparse_ingest.searching.index_search import rank_index
@@ -225,7 +225,9 @@ def test_an_index_is_planned_with_the_engines_of_its_field(
 def test_an_index_of_another_run_is_refused(plan_inputs: Made, client: Client, index_name: str, tmp_path: Path) -> None:
     run, queries, _ = plan_inputs
     into(client, index_name, make_run(tmp_path / "other", model=run.manifest.model["document"]), {})
-    with pytest.raises(ClusterError, match=f"holds run .*, but the plan is for run {run.manifest.run_id[:8]}"):
+    with pytest.raises(
+        ClusterError, match=f"was loaded from run .*, but the plan is for run {run.manifest.run_id[:8]}"
+    ):
         plan(run.path, queries, pipeline=Pipeline(), index=index_name, connection=Connection(client.address))
 
 
@@ -279,7 +281,7 @@ def test_the_table_shows_ten_rows_with_the_choice_and_the_baseline(judged: PlanR
         assert [line.split()[3] for line in table if line.split()[:3] == ["all", "all", "exact"]] == ["0.00%"]
         starred = [line for line in table if line.startswith("* ")]
         assert len(starred) == (report.choice is not None)
-        assert report.choice is None or in_words(report.choice.point.documents) in starred[0]
+        assert report.choice is None or rule_text(report.choice.point.documents) in starred[0]
 
 
 def test_the_message_without_a_choice_is_correct(judged: PlanReport) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparse_ingest.cluster.scores import stored_weights
-from sparse_ingest.planning.rules import as_flags, document_families, in_words, query_rules
+from sparse_ingest.planning.rules import as_flags, document_families, query_rules, rule_text
 from sparse_ingest.planning.sweep import Sweep
 from sparse_ingest.pruning import count_emptied, prune
 from sparse_ingest.records import SparseRows
@@ -76,13 +76,13 @@ def test_a_stricter_rule_keeps_a_subset_of_a_milder_one(mean: float) -> None:
         kept = [set(_terms(prune(part, **rule))) for rule in family]
         assert all(strict <= mild for mild, strict in zip(kept, kept[1:], strict=False))
     rules = query_rules(mean)
-    assert rules[0] == {} and len({in_words(rule) for rule in rules}) == len(rules)
+    assert rules[0] == {} and len({rule_text(rule) for rule in rules}) == len(rules)
 
 
 def test_rules_are_written_as_options_of_load() -> None:
     assert as_flags({"top_k": 60}) == " --top-k 60"
     assert as_flags({"alpha_mass": 0.95}) == " --alpha-mass 0.95"
-    assert in_words({"top_k": 60, "max_ratio": 0.1}) == "top_k 60 and max_ratio 0.1"
+    assert rule_text({"top_k": 60, "max_ratio": 0.1}) == "top_k 60 and max_ratio 0.1"
 
 
 def _terms(part: SparseRows) -> list[tuple[int, int]]:

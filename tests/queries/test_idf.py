@@ -123,13 +123,13 @@ def test_a_bad_document_fails_the_command_or_is_skipped_and_counted(folder: Path
     path = tmp_path / "c.jsonl"
     path.write_text('{"_id": "a", "text": "river"}\n{"_id": "b"}\n{"_id": "c", "text": "stone"}\n')
     out = tmp_path / "idf.json"
-    with pytest.raises(CorpusError, match=r"c\.jsonl line 2: no column"):
+    with pytest.raises(CorpusError, match=r"c\.jsonl:2: no column"):
         counted(folder, str(path), out)
     assert not out.exists()
     given = ["--model", str(folder), "--corpus", str(path), "--out", str(out), "--on-bad-document", "skip", "--json"]
     shown = CliRunner().invoke(command, given, standalone_mode=False)
     assert shown.return_value == 3
-    assert "Skipped: c.jsonl line 2" in shown.stderr
+    assert "Skipped: c.jsonl:2" in shown.stderr
     report = json.loads(shown.stdout)
     assert (report["documents"], report["skipped"], report["seen"]) == (2, 1, 2)
     assert out.exists()

@@ -235,5 +235,5 @@ def test_a_web_server_error_is_not_reported_as_a_missing_file(tmp_path: Path, mo
         place = RemotePath.at(f"{url}/file")
         assert place.exists()
         assert not (place.parent / "none").exists()
-    with pytest.raises(StorageError, match="cannot be looked at"):
+    with pytest.raises(StorageError, match="cannot be inspected"):
         place.exists()

@@ -18,7 +18,7 @@ import pytest
 
 from sparse_ingest.errors import StorageError, UsageError
 from sparse_ingest.storage.places import RemotePath
-from sparse_ingest.storage.waiting import TIMEOUT, answered
+from sparse_ingest.storage.waiting import TIMEOUT, call_with_timeout
 
 COMMAND = [sys.executable, "-c", "from sparse_ingest.cli.main import main; main()"]
 
@@ -149,14 +149,14 @@ def test_received_bytes_restart_the_deadline_and_dripping_does_not(monkeypatch: 
         time.sleep(2.5)
         return "answer"
 
-    assert answered(slow, "here", received=lambda: int((time.monotonic() - began) * (4 << 20))) == "answer"
+    assert call_with_timeout(slow, "here", received=lambda: int((time.monotonic() - began) * (4 << 20))) == "answer"
     with pytest.raises(StorageError, match="No answer from here within 1 s"):
-        answered(slow, "here", received=lambda: int((time.monotonic() - began) * 1000))
-    assert answered(slow, "here", bytes_sent=200_000) == "answer"
+        call_with_timeout(slow, "here", received=lambda: int((time.monotonic() - began) * 1000))
+    assert call_with_timeout(slow, "here", bytes_sent=200_000) == "answer"
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "inf", "nan"])
 def test_an_invalid_deadline_is_a_usage_error(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TIMEOUT, value)
     with pytest.raises(UsageError, match=f"{TIMEOUT} is '{value}'; expected seconds"):
-        answered(lambda: 1, "here")
+        call_with_timeout(lambda: 1, "here")

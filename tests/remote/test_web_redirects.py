@@ -19,7 +19,7 @@ from support.serving import AnsweringHandler, serving
 
 from sparse_ingest.errors import StorageError
 from sparse_ingest.storage.places import RemotePath
-from sparse_ingest.storage.web import kind_of
+from sparse_ingest.storage.web import network_of
 
 NAMESPACE = ["unshare", "--map-root-user", "--net"]
 # The address given, the redirects, and a word of the refusal; "" if the content is read.
@@ -79,7 +79,7 @@ def test_a_redirect_cannot_reach_a_more_private_network_than_its_origin() -> Non
     ],
 )
 def test_an_address_that_embeds_another_has_its_kind(address: str, kind: str) -> None:
-    assert kind_of(address) == kind
+    assert network_of(address) == kind
 
 
 class Handler(AnsweringHandler):

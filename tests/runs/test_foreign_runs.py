@@ -106,7 +106,7 @@ def test_a_run_of_an_earlier_release_is_read_with_one_note(
     for _ in range(2):
         answer = command("load", run.path, "--index", index_name, "--url", opensearch_url)
         assert answer.code == 0
-        assert answer.err.count("without a hash of vocab.json, whose changes cannot be detected") == 1
+        assert answer.err.count("without a hash of vocab.json: changes are not detected") == 1
     answer = command("verify", run.path, "--index", index_name, "--url", opensearch_url)
     assert answer.code == 0 and answer.err.count("without a hash of vocab.json") == 1
     search_run(run.path)

@@ -15,7 +15,7 @@ from support.runs import WORDS, make_run
 from sparse_ingest.errors import RunError
 from sparse_ingest.records import SparseRows
 from sparse_ingest.runs import reuse, shards
-from sparse_ingest.runs.reuse import OldVectors, refuse_unlike
+from sparse_ingest.runs.reuse import OldVectors, refuse_other_settings
 from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import read_shard, shard_schema_of, text_hash, write_shard
 
@@ -154,6 +154,8 @@ def test_a_run_with_other_settings_is_refused_with_both_values(tmp_path: Path, c
             "overflow": "truncate"}  # fmt: skip
     run.manifest.identity.clear()
     run.manifest.identity.update(like, corpus=[{"name": "a"}], limit=None, shard_rows=8, fields={}, format=1)
-    refuse_unlike(run, {**like, "corpus": [{"name": "b"}], "limit": 10, "shard_rows": 9, "fields": {"keep": ["x"]}})
+    refuse_other_settings(
+        run, {**like, "corpus": [{"name": "b"}], "limit": 10, "shard_rows": 9, "fields": {"keep": ["x"]}}
+    )
     with pytest.raises(RunError, match=message):
-        refuse_unlike(run, {**like, **changed})
+        refuse_other_settings(run, {**like, **changed})

@@ -147,7 +147,7 @@ def _pickled(folder: Path, architecture: str, seed: int) -> Path:
 
 
 # Packaged pipeline -> function that writes its copy.
-TWINS: dict[str, Callable[[Path], Twin]] = {
+CARD_TWINS: dict[str, Callable[[Path], Twin]] = {
     "splade-distilbert-mrl": _splade_distilbert_mrl,
     "inference-free-distilbert-nq": _inference_free_distilbert_nq,
     "splade-mini": _splade_mini,

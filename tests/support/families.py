@@ -44,7 +44,7 @@ FAMILY = {
     "plain": "masked LM, plain layout",
 }
 # Name -> family. The first of each family has the layout of its card.
-TWINS = {
+FAMILY_OF_TWIN = {
     "card-distilbert": "symmetric", "card-bert": "symmetric", "card-roberta": "symmetric",
     "saved-modernbert": "symmetric", "card-lengths": "symmetric", "card-arguments": "symmetric",
     "router-idf": "router", "router-idf-config.json": "router", "router-static": "router", "router-root": "router",
@@ -55,7 +55,7 @@ TWINS = {
 
 
 def make_twins(root: Path) -> dict[str, Twin]:
-    """Write the checkpoints of `TWINS`."""
+    """Write the checkpoints of `FAMILY_OF_TWIN`."""
     lms = {kind: make_masked_lm(root / kind, kind) for kind in ("bert", "distilbert", "roberta", "modernbert", "gte")}
     typed = make_masked_lm(root / "gte-typed", "gte", seed=5, type_vocab_size=2)
     prompts = {"query": "find: ", "document": "text: "}
@@ -105,7 +105,7 @@ def make_twins(root: Path) -> dict[str, Twin]:
         references[f"router-new{name}"] = make_router(root / f"as-gte{name}", masked_lm, activation="log1p_relu")
     for name in ("router-idf", "router-idf-config.json"):
         references[name] = _renamed(ours[name], root / f"renamed-{name}")
-    return {name: Twin(str(ours[name]), str(references[name]), FAMILY[TWINS[name]]) for name in TWINS}
+    return {name: Twin(str(ours[name]), str(references[name]), FAMILY[FAMILY_OF_TWIN[name]]) for name in FAMILY_OF_TWIN}
 
 
 def changed(folder: Path, name: str, values: dict[str, Any]) -> Path:
