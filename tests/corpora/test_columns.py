@@ -55,7 +55,7 @@ def test_a_null_is_named_with_its_row_and_the_rows_around_it_stay(tmp_path, form
     assert [row.line for row in rows] == [1, 2, 3, 4]
     assert [row.reason for row in rows] == [
         None,
-        'the text in "text" is null; expected a string',
+        'the text in "text" is null; a string was expected',
         'the id in "_id" is null; expected a non-empty string or an integer',
         None,
     ]
