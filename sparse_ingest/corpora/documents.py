@@ -196,7 +196,7 @@ def text_in(columns: Mapping[str, object], name: str | None, role: str = "text")
     if isinstance(value, str):
         return value
     require(name or role, columns, f" for the {role}", f"; name another with --{role}-field" if name is None else "")
-    raise BadRow(f"the {role} in {shown(name or role)} is {shown(value)}; expected a string")
+    raise BadRow(f"the {role} in {shown(name or role)} is {shown(value)}; a string was expected")
 
 
 def _title_in(columns: Mapping[str, object], name: str | None) -> str:

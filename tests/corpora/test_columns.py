@@ -55,7 +55,7 @@ def test_a_null_is_a_bad_row_and_other_rows_are_read(tmp_path, form):
     assert [row.line for row in rows] == [1, 2, 3, 4]
     assert [row.reason for row in rows] == [
         None,
-        'the text in "text" is null; expected a string',
+        'the text in "text" is null; a string was expected',
         'the id in "_id" is null; expected a non-empty string or an integer',
         None,
     ]

@@ -207,7 +207,7 @@ def test_without_the_text_column_every_row_is_bad(kind: str) -> None:
 @pytest.mark.parametrize("text", [None, float("nan"), pd.NA])
 def test_a_missing_text_or_title_is_read_as_null(text: object) -> None:
     for rows in ([{"_id": "1", "text": text}], pd.DataFrame({"_id": ["1"], "text": [text]})):
-        assert reasons(rows) == ['the text in "text" is null; expected a string']
+        assert reasons(rows) == ['the text in "text" is null; a string was expected']
     (row, _), *_ = memory_corpus([{"_id": "1", "title": text, "text": "a"}], fields=FieldNames()).rows()
     assert row.document.fields == '{"text":"a"}'
 

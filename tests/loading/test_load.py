@@ -102,7 +102,7 @@ def test_a_run_of_another_model_is_refused_and_a_second_run_of_the_same_is_not(
 ) -> None:
     into(client, index_name, run)
     other = make_run(tmp_path / "other", model="another-model")
-    with pytest.raises(ClusterError, match="vectors of 'made-by-hand' with .*, this run is of 'another-model'"):
+    with pytest.raises(ClusterError, match="vectors of 'made-by-hand' with .*, but this run is of 'another-model'"):
         into(client, index_name, other)
     more = make_run(tmp_path / "more", {"new": {"river": 1.0}})
     assert into(client, index_name, more).acknowledged == 1
