@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import json_option, pipeline_options, print_report, print_result, stage_options
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.encoding.options import EncodeOptions
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 LABELS = {"run_id": "run id", "nnz": "non-zero weights", "underflow": "weights below float16 range"}
 
 
-@click.command()
+@command()
 @pipeline_options("model encode", "engine")
 @click.option("--corpus", "specs", multiple=True, required=True, metavar="SPEC",
               help="File, folder, glob, s3://, gs:// or https:// address, hf:NAME[@REVISION][:CONFIG[:SPLIT]] for a "
@@ -94,7 +95,7 @@ def _surveyed(found: CorpusSurvey) -> Iterator[str]:
     yield from found.examples
 
 
-@click.command()
+@command()
 @click.argument("run", type=place_of)
 @json_option
 def status(run: Place, as_json: bool) -> None:

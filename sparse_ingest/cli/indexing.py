@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparse_ingest.cli.help import Group, command
 from sparse_ingest.cli.options import (
     NO_MODEL,
     connection_options,
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
 _INDEX = click.option("--index", required=True, metavar="NAME", help="Name of the index")
 
 
-@click.group()
+@click.group(cls=Group)
 def index() -> None:
-    """Create, show or delete an index.
+    """List, create, show or delete indexes.
 
     \b
-    sparse-ingest index create --index articles --search-pipeline two-phase --default
+    sparse-ingest index list
+    sparse-ingest index create --index articles --search-pipeline two-phase
     sparse-ingest index show   --index articles
     sparse-ingest index drop   --index articles
     """
@@ -60,7 +62,7 @@ def create(index: str, as_json: bool, **given: Any) -> None:
 
     \b
     index create --index NAME --search-pipeline two-phase --default
-    index create --index NAME --ingest-pipeline sparse-encoding --model-id ID --default
+    index create --index NAME --ingest-pipeline sparse-encoding --model-id ID
 
     `load` bypasses the ingest pipeline: its documents have vectors already. The ingest pipeline prunes as [encode]
     of the pipeline file.
@@ -118,7 +120,7 @@ def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bo
     return 0
 
 
-@click.command()
+@command()
 @pipeline_options("model", "engine")
 @click.option("--corpus", "specs", multiple=True, required=True, metavar="SPEC",
               help="File, folder, address, hf:NAME, or - for standard input (see encode); may be repeated")  # fmt: skip

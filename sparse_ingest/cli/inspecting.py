@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import json_option, pipeline_options, print_report
 from sparse_ingest.errors import SparseIngestError
 from sparse_ingest.pipeline import Pipeline
@@ -20,7 +21,7 @@ ACTIVATIONS = {"relu": "log1p(relu)", "log1p_relu": "log1p(log1p(relu))", "": "n
 TEXTS = ["Yeast makes dough rise.", "The river carries sand to the sea.", "How to catch an exception in Python"]
 
 
-@click.command()
+@command()
 @json_option
 @pipeline_options("model", "trust_remote_code", "engine", model=click.argument("model", required=False))
 def inspect(as_json: bool, pipeline: Pipeline) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import (
     NO_MODEL,
     connection_options,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _OF_LOADS = {*PublishOptions.__dataclass_fields__, "file", "assignments"} - {"allow_fewer"}
 
 
-@click.command()
+@command()
 @click.argument("run", type=place_of, required=False)
 @click.option("--index", help="Index to load into, created if it does not exist")
 @click.option("--alias", help="Load into a new index ALIAS-<run id>, verify it, then point this alias to it")
@@ -50,13 +51,13 @@ def load(
     """Load a run folder into an OpenSearch index; rerun the command to continue.
 
     \b
-    load RUN --index NAME            into an index
-    load RUN --alias NAME            into a new index, then point the alias NAME to it
-    load --alias NAME --to INDEX     point the alias to another index, without loading
-    load [RUN] --index NAME --restore     restore settings that a killed load changed
-    load RUN --index NAME --since OLD_RUN --delete-missing     changes since OLD_RUN only
-    load RUN --index NAME --update   only vectors, into documents of another client
-    load RUN --index NAME --pipeline DIR/pipeline.toml         as chosen by `plan --out DIR`
+    load RUN --index NAME                     into an index
+    load RUN --alias NAME                     into a new index behind the alias
+    load --alias NAME --to INDEX              move the alias, without loading
+    load [RUN] --index NAME --restore         undo settings of a killed load
+    load RUN --index NAME --since OLD_RUN     only changes since OLD_RUN
+    load RUN --index NAME --update            only vectors, into other documents
+    load RUN --index NAME --pipeline FILE     as `plan --out` wrote the file
 
     Options override [index] and [load] of a pipeline file; the index remembers [query].
 
@@ -150,11 +151,11 @@ def _served(report: PublishReport, drop_old: bool) -> Iterator[str]:
         )
 
 
-@click.command()
+@command()
 @click.argument("run", type=place_of)
 @click.option("--index", required=True, help="Index to compare with")
 @click.option(
-    "--sample", type=click.IntRange(min=1), default=200, show_default=True, help="Number of vectors to compare"
+    "--sample", metavar="N", type=click.IntRange(min=1), default=200, show_default=True, help="Vectors to compare"
 )
 @click.option("--all", "all_documents", is_flag=True, help="Compare every vector")
 @click.option("--field", help="Name of the sparse field  [default: from the index's _meta]")

@@ -125,9 +125,10 @@ def _options_of(kind: type[Any], *omitted: str, **types: click.ParamType[Any]) -
 def _option_of(entry: Field[Any], hint: Any, given: click.ParamType[Any] | None) -> Option:
     settings: dict[str, Any] = {"help": entry.metadata["help"], "metavar": entry.metadata["metavar"]}
     if variable := entry.metadata["env"]:
-        settings |= {"help": f"{settings['help']}  [env: {variable}]", "envvar": variable}
+        settings |= {"envvar": variable, "show_envvar": True}
     kind = hint if get_origin(hint) in (Literal, tuple) else (get_args(hint) or (hint,))[0]
     choices, kind = get_args(kind), get_origin(kind) or kind
+    settings["metavar"] = settings["metavar"] or {int: "N", float: "X"}.get(kind)
     if given:
         settings["type"] = given
     elif kind is bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import (
     CONNECTION_FLAGS,
     connection_options,
@@ -25,7 +26,7 @@ PATH = click.Path(path_type=Path)
 SAMPLE = click.IntRange(10, MOST_QUERIES)
 
 
-@click.command()
+@command()
 @click.argument("run", type=place_of)
 @click.option("--queries", required=True, type=PATH, metavar="F",
               help="File of queries, or folder of a collection")  # fmt: skip
@@ -39,9 +40,11 @@ def plan(run: Place, queries: Path, options: PlanOptions, every: bool, as_json: 
     """Find the cheapest pruning, or with --index the fastest engine, that loses no more than --loss.
 
     \b
-    plan RUN --queries F --out DIR                        how to prune documents and queries
-    load RUN --index NAME --pipeline DIR/pipeline.toml    apply it; the index remembers the query settings
-    plan RUN --queries F --index NAME                     which engine and settings to use for that index
+    plan RUN --queries F --out DIR                        how to prune
+    load RUN --index NAME --pipeline DIR/pipeline.toml    apply it
+    plan RUN --queries F --index NAME                     which engine to use
+
+    The index remembers the query settings of the plan that was applied.
 
     Every pruning rule is tried in one pass; the ground truth is exact search of unpruned vectors. One half of the
     queries chooses, the other half confirms: on both, the 95% interval of the loss must end within --loss. The table

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparse_ingest.cli import querying
+from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import (
     CONNECTION_FLAGS,
     F,
@@ -80,7 +81,7 @@ def target_options(force: str, tables: str = "model index query") -> Callable[[F
     return lambda command: pipeline_options(tables)(connection_options(target(command)))
 
 
-@click.command()
+@command()
 @click.argument("text", required=False, type=utf8_text)
 @queries_options
 @stage_options(SearchOptions, concurrency=click.IntRange(1, MOST_AT_ONCE))
