@@ -1,4 +1,4 @@
-"""The commands `index create`, `index show`, `index drop` and `idf`."""
+"""The commands of `index`, and `idf`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from sparse_ingest.cli.options import (
     json_option,
     pipeline_options,
     print_report,
+    print_table,
     stage_options,
 )
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.corpora.options import IdfOptions
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline, in_words
+from sparse_ingest.reporting import size_text
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.connection import Connection
@@ -40,6 +42,38 @@ def index() -> None:
     sparse-ingest index show   --index articles
     sparse-ingest index drop   --index articles
     """
+
+
+@index.command("list")
+@click.argument("pattern", default="*", metavar="[PATTERN]")
+@connection_options
+@json_option
+def list_(pattern: str, connection: Connection, as_json: bool) -> None:
+    """List the indexes that sparse-ingest created or loaded.
+
+    PATTERN limits them, such as 'articles*': give one if you may not read all indexes of the cluster. A value that you
+    may not read is shown as "unknown".
+    """
+    from sparse_ingest.cluster.index_list import list_indexes
+
+    found = list_indexes(pattern, connection=connection)
+    rows = [
+        [
+            one.index,
+            ", ".join(one.aliases) or "-",
+            "unknown" if one.documents is None else f"{one.documents:,}",
+            "unknown" if one.bytes is None else size_text(one.bytes),
+            one.kind or "-",
+            one.model or "-",
+            {"done": "done", "loading": "unfinished"}.get(one.load or "", "never"),
+            (one.created or "unknown")[:16].replace("T", " "),
+        ]
+        for one in found
+    ]
+    headings = ["index", "aliases", "documents", "size", "kind", "model", "load", "created (UTC)"]
+    print_table(as_json, [asdict(one) for one in found], headings, rows)
+    if not found and not as_json:
+        click.echo("No index that sparse-ingest created or loaded was found.", err=True)
 
 
 @index.command()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparse_ingest.cli.completion import RUN
 from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import (
     NO_MODEL,
@@ -21,7 +22,7 @@ from sparse_ingest.cli.options import (
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.loading.options import PublishOptions
 from sparse_ingest.reporting import size_text
-from sparse_ingest.storage.places import Place, place_of
+from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.connection import Connection
@@ -34,7 +35,7 @@ _OF_LOADS = {*PublishOptions.__dataclass_fields__, "file", "assignments"} - {"al
 
 
 @command()
-@click.argument("run", type=place_of, required=False)
+@click.argument("run", type=RUN, required=False)
 @click.option("--index", help="Index to load into, created if it does not exist")
 @click.option("--alias", help="Load into a new index ALIAS-<run id>, verify it, then point this alias to it")
 @click.option("--to", help="With --alias: point it to this index without loading (RUN is not read)")
@@ -152,7 +153,7 @@ def _served(report: PublishReport, drop_old: bool) -> Iterator[str]:
 
 
 @command()
-@click.argument("run", type=place_of)
+@click.argument("run", type=RUN)
 @click.option("--index", required=True, help="Index to compare with")
 @click.option(
     "--sample", metavar="N", type=click.IntRange(min=1), default=200, show_default=True, help="Vectors to compare"

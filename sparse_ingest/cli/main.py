@@ -28,6 +28,7 @@ from sparse_ingest.cli import (
     indexing,
     inspecting,
     loading,
+    pipelines,
     planning,
     searching,
     server,
@@ -60,7 +61,7 @@ def cli() -> None:
     """
 
 
-for group in (demo, help, inspecting, encoding, indexing, loading, planning, searching, evaluating, server):
+for group in (demo, help, pipelines, inspecting, encoding, indexing, loading, planning, searching, evaluating, server):
     for command in group.COMMANDS:
         cli.add_command(command)
 

@@ -6,7 +6,9 @@ import functools
 import json
 import math
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
@@ -15,12 +17,12 @@ from typing import Any, Literal, TextIO, TypeVar, cast, get_args, get_origin, ge
 import click
 from click.core import ParameterSource
 
+from sparse_ingest.cli.completion import RUN, PipelineName
 from sparse_ingest.cli.terminal import one_line
 from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.errors import UsageError, first_line
 from sparse_ingest.pipeline import EngineName, Pipeline, option, override, pipeline_of
 from sparse_ingest.storage.foreign_json import MAX_BYTES, parse_json
-from sparse_ingest.storage.places import place_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 Option = Callable[[Any], Any]  # what click.option returns
@@ -43,6 +45,40 @@ def print_report(as_json: bool, content: object, lines: Iterable[str]) -> None:
     else:
         for line in lines:
             click.echo(one_line(line))
+
+
+def print_table(as_json: bool, content: object, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print `content` as JSON, or a table.
+
+    If a row does not fit into the terminal, each is printed as one block: the first cell, and below it a line for each
+    other cell. Output to a file or pipe is always a table.
+    """
+    width = shutil.get_terminal_size((1 << 16, 24)).columns
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    if sum(widths) + 2 * (len(widths) - 1) <= width:
+        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in (headings, *rows))
+        print_report(as_json, content, lines if rows else ())
+        return
+    margin = max(map(len, headings[1:])) + 4
+    blocks = (
+        [
+            row[0],
+            *(
+                line
+                for name, cell in zip(headings[1:], row[1:], strict=True)
+                for line in _wrapped(name, cell, margin, width)
+            ),
+        ]
+        for row in rows
+    )
+    print_report(as_json, content, (line for block in blocks for line in block))
+
+
+def _wrapped(label: str, text: str, margin: int, width: int) -> list[str]:
+    """Return a text as lines of at most `width`, with the label at the left of the first one."""
+    first = f"  {label:<{margin - 2}}"
+    kept = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(text, max(width, 40), initial_indent=first, subsequent_indent=" " * margin, **kept)
 
 
 def print_result(as_json: bool, content: object, lines: Iterable[str]) -> None:
@@ -186,7 +222,7 @@ def _query_of(text: str) -> dict[str, Any]:
 # Type of a setting to the converter of its option.
 _TYPES: dict[Any, Any] = {
     int: click.IntRange(min=1),
-    Path: place_of,
+    Path: RUN,
     tuple: lambda text: tuple(text.split(",")),
     Mapping: _query_of,
 }
@@ -194,8 +230,9 @@ _TYPES: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class _PipelineFlags:
-    """Options that name and change a pipeline."""
+    """Options that name and change a pipeline. `argument` is the model of a command that takes it without --model."""
 
+    argument: str | None = None
     model: str | None = option(None, "Model: hub id, folder, or package:NAME/PATH", metavar="M")
     trust_remote_code: bool = option(False, "Run the Python code of a checkpoint with a custom architecture")
     file: str | None = option(None, "Pipeline file, or name of a packaged pipeline", metavar="P", flags="--pipeline")
@@ -208,7 +245,9 @@ class _PipelineFlags:
     def pipeline(cls, tables: Sequence[str], **given: Any) -> Pipeline:
         """Return the pipeline; `tables` are those that --set may change."""
         flags = cls(**given)
-        pipeline = pipeline_of(flags.model or None, flags.file or None)
+        if flags.model and flags.argument:
+            raise UsageError(f"The model is {flags.argument!r} and --model {flags.model!r}. Give it once.")
+        pipeline = pipeline_of(flags.model or flags.argument or None, flags.file or None)
         if flags.trust_remote_code:
             pipeline = replace(pipeline, model=replace(pipeline.model, trust_remote_code=True))
         pipeline = override(pipeline, flags.assignments, tables)
@@ -222,7 +261,7 @@ def pipeline_options(tables: str, *omitted: str, **instead: Option) -> Callable[
     get no option; `instead` are options that replace those of the settings.
     """
     build = functools.partial(_PipelineFlags.pipeline, tables.split())
-    return joined_options("pipeline", build, {**_options_of(_PipelineFlags, *omitted), **instead})
+    return joined_options("pipeline", build, {**_options_of(_PipelineFlags, *omitted, file=PipelineName()), **instead})
 
 
 NO_MODEL = ("model", "trust_remote_code", "engine")  # omitted by commands that neither encode nor search

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from sparse_ingest.cli.completion import RUN
 from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import (
     CONNECTION_FLAGS,
@@ -20,14 +21,14 @@ from sparse_ingest.cli.options import (
 )
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.planning.options import MOST_QUERIES, PlanOptions
-from sparse_ingest.storage.places import Place, place_of
+from sparse_ingest.storage.places import Place
 
 PATH = click.Path(path_type=Path)
 SAMPLE = click.IntRange(10, MOST_QUERIES)
 
 
 @command()
-@click.argument("run", type=place_of)
+@click.argument("run", type=RUN)
 @click.option("--queries", required=True, type=PATH, metavar="F",
               help="File of queries, or folder of a collection")  # fmt: skip
 @click.option("--index", metavar="NAME", help="Index that holds the run: measure its engines and choose one")

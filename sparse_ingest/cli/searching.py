@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparse_ingest.cli import querying
+from sparse_ingest.cli.completion import RUN
 from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import (
     CONNECTION_FLAGS,
@@ -32,7 +33,7 @@ from sparse_ingest.cli.terminal import bold
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.searching.options import SearchOptions
-from sparse_ingest.storage.places import Place, place_of
+from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.connection import Connection
@@ -74,7 +75,7 @@ def target_options(force: str, tables: str = "model index query") -> Callable[[F
     """Add --index, --run, --force and the options of model and connection; the command receives `target`."""
     options = {
         "index": click.option("--index", metavar="NAME", help="Search this index or alias"),
-        "run": click.option("--run", metavar="RUN", type=place_of, help="Search this run folder, without a server"),
+        "run": click.option("--run", metavar="RUN", type=RUN, help="Search this run folder, without a server"),
         "force": click.option("--force", is_flag=True, help=force),
     }
     target = joined_options("target", Target, options, "pipeline", "connection")
