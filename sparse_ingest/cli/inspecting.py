@@ -29,9 +29,9 @@ TEXTS = ["Yeast makes dough rise.", "The river carries sand to the sea.", "How t
 def inspect(as_json: bool, pipeline: Pipeline) -> None:
     """Show the family, activation, limits, vocabulary and license of MODEL, with warnings.
 
-    MODEL is a hub id, a folder, or package:NAME/PATH; --model MODEL is the same. Code of the model is not run. Weights are loaded only for a plain
-    masked LM: a few texts are encoded to find out whether it was trained for sparse vectors. Pin a revision with
-    --set model.revision=REVISION.
+    MODEL is a hub id, a folder, or package:NAME/PATH; --model MODEL is the same. Code of the model is not run. Weights
+    are loaded only for a plain masked LM: a few texts are encoded to find out whether it was trained for sparse
+    vectors. Pin a revision with --set model.revision=REVISION.
     """
     from sparse_ingest.checkpoints.inspect import inspect_model
 

@@ -18,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 from sparse_ingest.cli.completion import RUN, PipelineName
-from sparse_ingest.cli.terminal import one_line
+from sparse_ingest.cli.terminal import bold, one_line
 from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.errors import UsageError, first_line
 from sparse_ingest.pipeline import EngineName, Pipeline, option, override, pipeline_of
@@ -47,38 +47,36 @@ def print_report(as_json: bool, content: object, lines: Iterable[str]) -> None:
             click.echo(one_line(line))
 
 
+def terminal_width() -> int:
+    """Return the columns of the terminal, or of COLUMNS; a large number for a file or pipe."""
+    return shutil.get_terminal_size((1 << 16, 24)).columns
+
+
 def print_table(as_json: bool, content: object, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print `content` as JSON, or a table.
 
     If a row does not fit into the terminal, each is printed as one block: the first cell, and below it a line for each
     other cell. Output to a file or pipe is always a table.
     """
-    width = shutil.get_terminal_size((1 << 16, 24)).columns
+    width = terminal_width()
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     if sum(widths) + 2 * (len(widths) - 1) <= width:
-        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in (headings, *rows))
-        print_report(as_json, content, lines if rows else ())
+        table = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in (headings, *rows))
+        print_report(as_json, content, table if rows else ())
         return
-    margin = max(map(len, headings[1:])) + 4
-    blocks = (
-        [
-            row[0],
-            *(
-                line
-                for name, cell in zip(headings[1:], row[1:], strict=True)
-                for line in _wrapped(name, cell, margin, width)
-            ),
-        ]
-        for row in rows
-    )
-    print_report(as_json, content, (line for block in blocks for line in block))
+    margin = max(map(len, headings[1:]))
+    lines: list[str] = []
+    for row in rows:
+        lines.append(bold(row[0]))
+        for label, cell in zip(headings[1:], row[1:], strict=True):
+            lines += wrapped(f"  {label:<{margin}}  ", cell, width)
+    print_report(as_json, content, lines)
 
 
-def _wrapped(label: str, text: str, margin: int, width: int) -> list[str]:
-    """Return a text as lines of at most `width`, with the label at the left of the first one."""
-    first = f"  {label:<{margin - 2}}"
-    kept = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(text, max(width, 40), initial_indent=first, subsequent_indent=" " * margin, **kept)
+def wrapped(first: str, text: str, width: int) -> list[str]:
+    """Return `first` and a text as lines of at most `width`; the text starts in the same column of each."""
+    whole = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(text, max(width, 40), initial_indent=first, subsequent_indent=" " * len(first), **whole)
 
 
 def print_result(as_json: bool, content: object, lines: Iterable[str]) -> None:
