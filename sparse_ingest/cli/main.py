@@ -22,6 +22,7 @@ import click
 
 from sparse_ingest.cli import (
     demo,
+    doctor,
     encoding,
     evaluating,
     help,
@@ -61,7 +62,9 @@ def cli() -> None:
     """
 
 
-for group in (demo, help, pipelines, inspecting, encoding, indexing, loading, planning, searching, evaluating, server):
+for group in (
+    demo, doctor, help, pipelines, inspecting, encoding, indexing, loading, planning, searching, evaluating, server
+):  # fmt: skip
     for command in group.COMMANDS:
         cli.add_command(command)
 

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from sparse_ingest.errors import StorageError
@@ -49,6 +50,24 @@ def hub_token() -> str | None:
     with suppress(Exception):  # a failed exchange of tokens, after which the library's own request fails
         return get_token()
     return None
+
+
+def hub_status(timeout_s: float) -> int | None:
+    """Send the hub one request without a token. Return the HTTP status of its answer; None if HF_HUB_OFFLINE is set."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    guard_hub()
+    return int(get_session().get(f"{constants.ENDPOINT}/api/models?limit=1", timeout=timeout_s).status_code)
+
+
+def hub_cache() -> Path:
+    """Return the folder of the library's cache."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 def _without_secrets(record: logging.LogRecord) -> bool:
