@@ -75,8 +75,14 @@ def print_table(as_json: bool, content: object, headings: Sequence[str], rows: S
 
 def wrapped(first: str, text: str, width: int) -> list[str]:
     """Return `first` and a text as lines of at most `width`; the text starts in the same column of each."""
-    whole = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(text, max(width, 40), initial_indent=first, subsequent_indent=" " * len(first), **whole)
+    return textwrap.wrap(
+        text,
+        max(width, 40),
+        initial_indent=first,
+        subsequent_indent=" " * len(first),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def print_result(as_json: bool, content: object, lines: Iterable[str]) -> None:

@@ -55,12 +55,12 @@ def hub_token() -> str | None:
 def hub_status(timeout_s: float) -> int | None:
     """Send the hub one request without a token. Return the HTTP status of its answer; None if HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import _http
 
     if constants.HF_HUB_OFFLINE:
         return None
     guard_hub()
-    return int(get_session().get(f"{constants.ENDPOINT}/api/models?limit=1", timeout=timeout_s).status_code)
+    return int(_http.get_session().get(f"{constants.ENDPOINT}/api/models?limit=1", timeout=timeout_s).status_code)
 
 
 def hub_cache() -> Path:
