@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -67,7 +68,7 @@ def _findings(connection: Connection, index: str | None, *, is_given: bool) -> C
         "Local OpenSearch": installation.local_server,
         "Cluster": lambda: _cluster(connection, index, is_given=is_given),
     }
-    replies = {name: in_thread(lambda name=name, ask=ask: checks_of(name, ask), name) for name, ask in asked.items()}
+    replies = {name: in_thread(partial(checks_of, name, ask), name) for name, ask in asked.items()}
     found: Checks = {}
     for name, reply in replies.items():
         try:
@@ -82,10 +83,9 @@ def _cluster(connection: Connection, index: str | None, *, is_given: bool) -> li
     from sparse_ingest.cluster.diagnosis import check_cluster
 
     found = check_cluster(connection, index)
-    if found[0].state == "problem" and not is_given:
-        advice = "Needed to load and search an index. Pass --url, or set SPARSE_INGEST_URL."
-        return [found[0]._replace(state="missing", advice=advice)]
-    return found
+    if is_given:
+        return found
+    return [one._replace(state="missing") if one.state == "problem" else one for one in found]
 
 
 def _hidden(connection: Connection) -> Callable[[str, str], str]:

@@ -55,7 +55,8 @@ def packages() -> Iterator[Check]:
     about = metadata("sparse-ingest")
     every = [Requirement(text) for text in about.get_all("Requires-Dist") or ()]
     base = [one for one in every if one.marker is None or one.marker.evaluate({"extra": ""})]
-    yield _installed("base", base, "every command", shown := set())
+    shown: set[str] = set()
+    yield _installed("base", base, "every command", shown)
     for extra in sorted(about.get_all("Provides-Extra") or (), key=lambda name: name == "demo"):  # demo has the others
         own = [one for one in every if one not in base and one.marker and one.marker.evaluate({"extra": extra})]
         yield _installed(extra, own, PURPOSES.get(extra, ""), shown)

@@ -94,7 +94,7 @@ def main() -> None:
 def _run() -> object:
     """Run the command, and return its exit code."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="sparse-ingest", standalone_mode=False)
         sys.stdout.flush()
         return code
     except click.exceptions.Abort:

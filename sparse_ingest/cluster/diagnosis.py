@@ -80,8 +80,8 @@ def _plugins(client: Client) -> Iterator[Check]:
 
 def _health(client: Client) -> Iterator[Check]:
     found = client.call("GET", "/_cluster/health")
-    status, unassigned = str(found["status"]), int(found["unassigned_shards"])
-    words = f"{status}, {found['number_of_data_nodes']} data nodes, {unassigned:,} unassigned shards"
+    status = str(found["status"])
+    words = f"{status}; data nodes: {found['number_of_data_nodes']}, unassigned shards: {found['unassigned_shards']}"
     if status == "red":
         yield Check("health", "problem", words, "Primaries are missing. Why: GET /_cluster/allocation/explain")
     else:
@@ -130,7 +130,7 @@ def _is_above(limit: str, total: int, free: int) -> bool:
 def _rights(client: Client, index: str | None) -> Iterator[Check]:
     """Ask the security plugin which rights on an index a load lacks."""
     if client.find("/_plugins/_security/authinfo", absent=range(400, 500)) is None:
-        yield Check("rights", "unknown", "cannot be asked: the server has no API of the security plugin")
+        yield Check("rights", "unknown", "cannot be asked: no answer from an API of the security plugin")
         return
     if _missing(client, "GET", "/_cluster/health") is None:
         oldest = f"needs OpenSearch 3.2 or newer (tested: {'.'.join(map(str, NEWEST_TRIED))})"

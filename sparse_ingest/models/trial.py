@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 
 from sparse_ingest.errors import first_line
@@ -37,7 +38,7 @@ def _torch() -> Iterator[Check]:
     yield Check("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
     yield from _cpu()
     for number in range(torch.cuda.device_count()):
-        yield from checks_of(f"GPU {number}", lambda number=number: _gpu(number))
+        yield from checks_of(f"GPU {number}", partial(_gpu, number))
     if not torch.cuda.device_count():
         built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
         yield Check("GPU", "missing", f"torch sees none (it was built with {built}); the CPU is used")
@@ -60,7 +61,7 @@ def _cpu() -> Iterator[Check]:
         name, kind = f"{str(dtype).removeprefix('torch.')} kernel", instructions_for(dtype, 128)
         int8 = dtype == torch.int8
         used = torch.float32 if int8 else dtype
-        yield _kernel(name, kind, lambda used=used, int8=int8: fast_head_works(torch.device("cpu"), used, int8=int8))
+        yield _kernel(name, kind, partial(fast_head_works, torch.device("cpu"), used, int8=int8))
 
 
 def _kernel(name: str, kind: str | None, works: Callable[[], bool | None]) -> Check:
@@ -87,7 +88,7 @@ def _gpu(number: int) -> Iterator[Check]:
     free, total = torch.cuda.mem_get_info(device)
     found = f"{torch.cuda.get_device_name(device)}, {size_text(free)} of {size_text(total)} free"
     yield Check(f"GPU {number}", "ok", found)
-    yield _kernel(f"GPU {number} kernel", "Triton", lambda: fast_head_works(device, torch.float16))
+    yield _kernel(f"GPU {number} kernel", "Triton", partial(fast_head_works, device, torch.float16))
 
 
 def _tokenizer() -> Iterator[Check]:
