@@ -30,13 +30,19 @@ def findings(*arguments: str) -> tuple[int, dict[str, dict[str, Any]], str]:
 
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A torch that cannot be imported, which takes no time."""
-    use_torch("raise OSError('libcudart.so: cannot open')", tmp_path, monkeypatch)
+    """Packages that cannot be imported, which takes no time."""
+    install(
+        {"torch": "raise OSError('libcudart.so: cannot open')", "nanotoken": "raise ImportError('no wheel')"},
+        tmp_path,
+        monkeypatch,
+    )
 
 
-def use_torch(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "torch").mkdir()
-    (folder / "torch" / "__init__.py").write_text(code)
+def install(packages: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put packages before those that are installed, for processes that start now."""
+    for name, code in packages.items():
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
 
 
@@ -72,7 +78,7 @@ def test_the_text_fits_and_says_what_to_do(columns: int, opensearch_url: str, mo
     assert [line for line in out.splitlines() if len(line) > columns] == []
     words = " ".join(out.split())
     assert "problem torch cannot be imported (OSError: libcudart.so: cannot open) Install it again" in words
-    assert out.endswith("Broken: torch.\n")
+    assert out.endswith("Broken: torch, tokenizer.\n")
 
 
 @pytest.mark.usefixtures("quick")
@@ -176,7 +182,7 @@ def test_answers_that_are_malformed_end_no_other_check(opensearch_url: str) -> N
 def test_a_torch_that_ends_the_process_is_a_problem(
     code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_torch(code, tmp_path, monkeypatch)
+    install({"torch": code}, tmp_path, monkeypatch)
     (found,) = installation.trial()
     assert (found.name, found.state) == ("torch", "problem")
     assert words in found.found

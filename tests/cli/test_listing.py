@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import secrets
+from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from support.forked import command
+from support.loads import into
 from support.runs import DOCUMENTS, make_run
 from support.secure_proxy import Refusal, Request, secure_proxy
 
-from sparse_ingest.cluster.client import Client, Connection
+from sparse_ingest.cluster.client import Client, Connection, connect
 from sparse_ingest.cluster.index_admin import create_index
 from sparse_ingest.cluster.index_list import list_indexes
-from sparse_ingest.loading.publish import publish
 from sparse_ingest.pipeline import Pipeline, packaged_names, read_pipeline
 
 FORBIDDEN = {"error": {"type": "security_exception", "reason": "no permissions for User [name=loader]"}, "status": 403}
@@ -43,28 +45,38 @@ def test_a_table_that_does_not_fit_becomes_blocks(columns: int, monkeypatch: pyt
     assert len({line.index(" ".join(line.split()[1:2])) for line in table}) == 1
 
 
-@pytest.fixture
-def two(client: Client, index_name: str, tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def client(opensearch_url: str) -> Iterator[Client]:
+    with closing(connect(Connection(opensearch_url))) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def two(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An index behind an alias, an empty one, and one of another client, whose names begin with the one returned."""
-    publish(make_run(tmp_path / "run").path, alias=f"{index_name}-a", connection=Connection(client.address))
-    create_index(f"{index_name}-empty", pipeline=Pipeline(), connection=Connection(client.address))
-    client.call("PUT", f"/{index_name}-other", {"mappings": {"_meta": {"theirs": 1}}})
-    return index_name
+    name = f"sparse-ingest-test-{secrets.token_hex(6)}"
+    into(client, f"{name}-loaded", make_run(tmp_path_factory.mktemp("runs") / "run"))
+    client.call("PUT", f"/{name}-loaded/_alias/{name}-a")
+    create_index(f"{name}-empty", pipeline=Pipeline(), connection=Connection(client.address))
+    client.call("PUT", f"/{name}-other", {"mappings": {"_meta": {"theirs": 1}}})
+    yield name
+    for kind in ("loaded", "empty", "other"):
+        client.call("DELETE", f"/{name}-{kind}")
 
 
 def test_indexes_that_we_made_are_listed(two: str, client: Client) -> None:
     listed = json.loads(command("index", "list", f"{two}*", "--url", client.address, "--json").out)
-    loaded, empty = listed
+    empty, loaded = listed
     assert empty == {**empty, "index": f"{two}-empty", "documents": 0, "model": None, "load": None, "aliases": []}
     assert loaded == {
         **loaded, "aliases": [f"{two}-a"], "documents": len(DOCUMENTS), "kind": "rank_features", "field": "sparse",
         "model": "made-by-hand", "load": "done",
     }  # fmt: skip
-    assert loaded["bytes"] > 0 and loaded["created"].endswith("+00:00") and loaded["index"].startswith(f"{two}-a-")
+    assert loaded["bytes"] > 0 and loaded["created"].endswith("+00:00") and loaded["index"] == f"{two}-loaded"
     assert loaded["index"] in command("index", "list", "--url", client.address).out
     shown = command("index", "list", f"{two}*", "--url", client.address).out.splitlines()
     assert shown[0].split()[:3] == ["index", "aliases", "documents"]
-    assert [line.split()[0] for line in shown[1:]] == [loaded["index"], empty["index"]]
+    assert [line.split()[0] for line in shown[1:]] == [empty["index"], loaded["index"]]
 
 
 def test_what_a_user_may_not_read_is_unknown(two: str, opensearch_url: str) -> None:
