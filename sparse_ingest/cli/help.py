@@ -25,10 +25,10 @@ COMMANDS_BY_HEADING = {
 OPTIONS_BY_HEADING = {
     "Input": "corpus format columns quoting id-field text-field title-field keep no-text limit on-bad-document "
     "allow-empty dry-run queries qrels nano-beir nano-beir-data sample",
+    "Index or run": "index alias to run field kind map body force yes",
     "Model": "model pipeline set trust-remote-code",
     "Encoding": "max-length device dtype batch-tokens weights shard-rows reuse dedup-text trust-corpus",
     "Pruning": "top-k max-ratio min-weight alpha-mass loss",
-    "Index or run": "index alias to run field kind map body force yes",
     "Loading": "replace from-scratch partial update since delete-missing retry-dead merge max-rate tune "
     "async-translog drop-old allow-fewer restore",
     "Search": "size filter collapse engine hybrid concurrency allow-partial stored bm25 ignore-identical-ids measure "
