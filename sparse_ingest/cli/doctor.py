@@ -36,7 +36,8 @@ def doctor(index: str | None, connection: Connection, as_json: bool) -> int:
     """Show what this installation can do, and what is missing: for you, and for bug reports.
 
     Checks Python and packages, CPU kernels and GPUs, folders, the model hub, and the server of --url or of the
-    SPARSE_INGEST_* variables. Nothing is changed. User names, passwords and tokens are not printed.
+    SPARSE_INGEST_* variables, for whose answers it waits at most 10 s. Nothing is changed. User names, passwords and
+    tokens are not printed.
 
     Exit code 1: something is broken, or the given server cannot be reached. What is only missing is no error.
     """
