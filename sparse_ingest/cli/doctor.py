@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import TimeoutError
 from contextlib import suppress
 from functools import partial
 from pathlib import Path

@@ -68,7 +68,9 @@ def _checks(name: str, client: Client, ask: Callable[[Client], Iterator[Check]])
 
 
 def _plugins(client: Client) -> Iterator[Check]:
-    nodes = client.call("GET", "/_nodes/plugins", params={"filter_path": "nodes.*.plugins.name"}).get("nodes", {})
+    nodes = client.call("GET", "/_nodes/plugins", params={"filter_path": "nodes.*.name,nodes.*.plugins.name"}).get(
+        "nodes", {}
+    )
     installed = [{plugin["name"] for plugin in node.get("plugins", ())} for node in nodes.values()]
     for name, purpose in PLUGINS.items():
         having = sum(name in names for names in installed)

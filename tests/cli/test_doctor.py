@@ -8,6 +8,7 @@ import tomllib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from support.forked import command
@@ -163,6 +164,18 @@ def test_disks_are_compared_with_the_watermarks(settings, state: str, words: str
     with secure_proxy(opensearch_url, change=change) as proxy:
         (disk,) = (one for one in check_cluster(Connection(proxy.url)) if one.name == "disk")
     assert disk.state == state and words in disk.found
+
+
+def test_a_plugin_is_needed_on_every_node(opensearch_url: str) -> None:
+    def change(request: Request, answer: bytes) -> bytes:
+        if not request.path.startswith("/_nodes/plugins"):
+            return answer
+        assert "nodes.*.name" in unquote(request.path)  # a node without plugins must not be left out
+        return json.dumps({"nodes": {"a": {"plugins": [{"name": "opensearch-knn"}]}, "b": {"name": "b"}}}).encode()
+
+    with secure_proxy(opensearch_url, change=change) as proxy:
+        found = {one.name: one for one in check_cluster(Connection(proxy.url))}
+    assert (found["opensearch-knn"].state, found["opensearch-knn"].found) == ("missing", "installed on 1 of 2 nodes")
 
 
 def test_answers_that_are_malformed_end_no_other_check(opensearch_url: str) -> None:
