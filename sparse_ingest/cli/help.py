@@ -19,24 +19,24 @@ COMMANDS_BY_HEADING = {
     "Models": "pipelines inspect idf",
     "Run folders": "encode status",
     "Indexes": "index load verify",
-    "Search": "search query evaluate plan",
+    "Search": "search query show evaluate plan",
     "Local OpenSearch": "server",
 }
 OPTIONS_BY_HEADING = {
     "Input": "corpus format columns quoting id-field text-field title-field keep no-text limit on-bad-document "
-    "allow-empty dry-run queries qrels nano-beir nano-beir-data sample",
+    "allow-empty dry-run queries qrels nano-beir nano-beir-data sample text as query doc",
     "Index or run": "index alias to run field kind map body force yes",
     "Model": "model pipeline set trust-remote-code",
     "Encoding": "max-length device dtype batch-tokens weights shard-rows reuse dedup-text trust-corpus",
     "Pruning": "top-k max-ratio min-weight alpha-mass loss",
     "Loading": "replace from-scratch partial update since delete-missing retry-dead merge max-rate tune "
     "async-translog drop-old allow-fewer restore",
-    "Search": "size filter collapse engine hybrid concurrency allow-partial stored bm25 ignore-identical-ids measure "
-    "analyzer without-plugin",
+    "Search": "size filter collapse engine hybrid hybrid-weights hybrid-normalization hybrid-combination concurrency "
+    "allow-partial stored bm25 ignore-identical-ids measure analyzer without-plugin",
     "Pipelines on the server": "search-pipeline ingest-pipeline model-id default",
     "Cluster": "url user password ca client-cert client-key aws-region aws-service timeout",
     "Local OpenSearch": "port heap data with-ml keep-server folder",
-    "Output": "out all explain trec trec-run compare per-query table json help",
+    "Output": "out all explain trec trec-run compare per-query table json verbose quiet help",
 }
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.forked import command
 from support.runs import make_run
 
+from sparse_ingest.cli.main import main
 from sparse_ingest.pipeline import packaged_names
 
 
@@ -30,8 +31,17 @@ def completed(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch, shell: s
     monkeypatch.setenv("_SPARSE_INGEST_COMPLETE", f"{shell}_complete")
     monkeypatch.setenv("COMP_WORDS", line)
     monkeypatch.setenv("COMP_CWORD", words[-1] if shell == "fish" else str(len(words) - 1))
-    with contextlib.chdir(folder):
-        return command().out.splitlines()
+    return printed(folder, monkeypatch)
+
+
+def printed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the command prints for the variables; click writes bytes."""
+    monkeypatch.setattr(sys, "argv", ["sparse-ingest"])
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")) as out:
+        with pytest.raises(SystemExit) as end:
+            main()
+    assert end.value.code == 0
+    return out.buffer.getvalue().decode().splitlines()
 
 
 @pytest.mark.parametrize(
@@ -59,7 +69,7 @@ def test_other_shells_get_the_same(shell: str, folder: Path, monkeypatch: pytest
     shown = "\n".join(completed("sparse-ingest encode --pipeline ", folder, monkeypatch, shell))
     assert [name for name in packaged_names() if name not in shown] == []
     monkeypatch.setenv("_SPARSE_INGEST_COMPLETE", f"{shell}_source")
-    assert "_SPARSE_INGEST_COMPLETE" in command().out
+    assert "_SPARSE_INGEST_COMPLETE" in "".join(printed(folder, monkeypatch))
 
 
 def test_bash_completes_with_the_script_of_the_page(folder: Path) -> None:
