@@ -4,6 +4,7 @@ from .cluster.client import connect
 from .cluster.connection import Connection
 from .cluster.engines import engine_body
 from .cluster.index_admin import CreateOptions, create_index, drop_index, show_index
+from .cluster.index_list import list_indexes
 from .cluster.limits import fit_weights
 from .cluster.search_bodies import (
     Engine,
@@ -107,6 +108,7 @@ __all__ = [
     "fit_weights",
     "hybrid_body",
     "inspect_model",
+    "list_indexes",
     "load",
     "many_query_weights",
     "msearch_bytes",

@@ -146,6 +146,11 @@ def packaged_folder() -> Path:
     return in_wheel if in_wheel.is_dir() else Path(__file__).parents[1] / "pipelines"
 
 
+def packaged_names() -> list[str]:
+    """Return the names of the packaged pipelines."""
+    return sorted(path.stem for path in packaged_folder().glob("*.toml"))
+
+
 def read_pipeline(name: str) -> Pipeline:
     """Read a pipeline file by path, or a packaged one by name (`splade-mini`).
 
@@ -156,7 +161,7 @@ def read_pipeline(name: str) -> Pipeline:
     if not path.is_file():
         packaged = packaged_folder() / f"{name}.toml"
         if not packaged.is_file():
-            known = ", ".join(sorted(entry.stem for entry in packaged_folder().glob("*.toml")))
+            known = ", ".join(packaged_names())
             raise PipelineError(f"No pipeline file {name!r}, and no packaged pipeline of that name; packaged: {known}.")
         path = packaged
     if path.stat().st_size > _MAX_BYTES:

@@ -1,4 +1,4 @@
-"""Progress, notes, warnings and stop requests of a stage: one protocol, silent by default.
+"""Progress, notes, warnings and stop requests of a stage: one protocol, silent by default. Findings of `doctor`.
 
 A stage calls its `Reporter` and never prints. cli/progress.py has the reporter for terminals, executors/ one that
 writes to a pipe.
@@ -7,8 +7,10 @@ writes to a pipe.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from sparse_ingest.errors import first_line
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -106,6 +108,30 @@ def reporter_of(progress: Reporter | bool) -> Reporter:
     if progress is True:
         return TqdmReporter()
     return SILENT if progress is False else progress
+
+
+class Check(NamedTuple):
+    """A finding of `doctor`.
+
+    `missing` is what can be added, `problem` what is broken, `unknown` what could not be checked. `advice` says what to
+    do.
+    """
+
+    name: str
+    state: Literal["ok", "missing", "problem", "unknown"]
+    found: str
+    advice: str = ""
+
+
+def checks_of(name: str, ask: Callable[[], Iterable[Check]]) -> list[Check]:
+    """Return the findings of `ask`. If it raises, those before that and one with the error."""
+    found = []
+    try:
+        for one in ask():
+            found.append(one)  # noqa: PERF402 - those before an error are kept
+    except Exception as error:  # a check may fail in any way, and must not end the others
+        found.append(Check(name, "unknown", f"could not be checked ({type(error).__name__}: {first_line(error)})"))
+    return found
 
 
 def size_text(count: float) -> str:

@@ -151,6 +151,16 @@ def test_help_lists_the_commands(installed: Installed) -> None:
         assert f"\n  {command} " in shown.stdout
 
 
+def test_doctor_names_what_is_missing(installed: Installed) -> None:
+    shown = installed.run("doctor", "--json")
+    assert shown.returncode == 0, shown.stderr
+    found = {one["name"]: one for one in json.loads(shown.stdout)["checks"]}
+    assert found["base"]["state"] == "ok"
+    extras = ("aws", "demo", "encode", "evaluate", "fast", "local", "remote")
+    assert {found[name]["state"] for name in (*extras, "torch", "tokenizer", "local server")} == {"missing"}
+    assert "torch" in found["encode"]["found"] and "sparse-ingest[encode]" in found["encode"]["advice"]
+
+
 def test_a_model_is_inspected_without_torch(installed: Installed, model: Path) -> None:
     shown = installed.run("inspect", model)
     assert shown.returncode == 0, shown.stderr

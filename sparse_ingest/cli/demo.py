@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import json_option, print_report
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.cli.terminal import bold
@@ -58,7 +59,7 @@ class Passage(NamedTuple):
     text: str
 
 
-@click.command()
+@command()
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("demo-run"), show_default=True,
               help="Folder for the corpus and the run folder")  # fmt: skip
 @click.option("--keep-server", is_flag=True, help="Leave the server running, for more questions")

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparse_ingest.cli.completion import RUN
+from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import json_option, pipeline_options, print_report, print_result, stage_options
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.errors import CorpusError, UsageError
 from sparse_ingest.pipeline import Pipeline
-from sparse_ingest.storage.places import Place, place_of
+from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:
     from sparse_ingest.encoding.survey import CorpusSurvey
@@ -23,12 +25,12 @@ if TYPE_CHECKING:
 LABELS = {"run_id": "run id", "nnz": "non-zero weights", "underflow": "weights below float16 range"}
 
 
-@click.command()
+@command()
 @pipeline_options("model encode", "engine")
 @click.option("--corpus", "specs", multiple=True, required=True, metavar="SPEC",
               help="File, folder, glob, s3://, gs:// or https:// address, hf:NAME[@REVISION][:CONFIG[:SPLIT]] for a "
                    "dataset, or - for standard input; may be repeated")  # fmt: skip
-@click.option("--out", type=place_of, metavar="RUN", help="Run folder to create or continue, or s3://BUCKET/PREFIX")
+@click.option("--out", type=RUN, metavar="RUN", help="Run folder to create or continue, or s3://BUCKET/PREFIX")
 @click.option("--dry-run", is_flag=True, help="Read and check the corpus; write nothing")
 @stage_options(EncodeOptions)
 @json_option
@@ -94,8 +96,8 @@ def _surveyed(found: CorpusSurvey) -> Iterator[str]:
     yield from found.examples
 
 
-@click.command()
-@click.argument("run", type=place_of)
+@command()
+@click.argument("run", type=RUN)
 @json_option
 def status(run: Place, as_json: bool) -> None:
     """Show the settings, shards and documents of a run folder, and where it was loaded."""

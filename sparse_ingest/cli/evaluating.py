@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import CONNECTION_FLAGS, json_option, print_report, refuse_flags, stage_options
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.cli.searching import Target, target_options
@@ -29,7 +30,7 @@ _NOT_FOR_NANO_BEIR = CONNECTION_FLAGS | {
 }  # fmt: skip
 
 
-@click.command()
+@command()
 @click.option("--queries", type=FILE, metavar="F", help="File of queries, or folder of a BEIR or MTEB collection")
 @click.option(
     "--qrels", type=FILE, metavar="F", help="Relevance judgments: file or folder  [default: that of --queries]"
@@ -51,7 +52,7 @@ def evaluate(target: Target, options: EvaluateOptions, as_json: bool, **given: A
     """Measure search quality on an index or a run folder, with relevance judgments.
 
     \b
-    sparse-ingest evaluate --queries queries.jsonl --qrels qrels/test.tsv --index NAME
+    sparse-ingest evaluate --queries q.jsonl --qrels qrels.tsv --index NAME
     sparse-ingest evaluate --queries COLLECTION --run RUN
     sparse-ingest evaluate --nano-beir all --model MODEL
 

@@ -1,4 +1,4 @@
-"""The commands `index create`, `index show`, `index drop` and `idf`."""
+"""The commands of `index`, and `idf`."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparse_ingest.cli.help import Group, command
 from sparse_ingest.cli.options import (
     NO_MODEL,
     connection_options,
     json_option,
     pipeline_options,
     print_report,
+    print_table,
     stage_options,
 )
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.corpora.options import IdfOptions
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline, in_words
+from sparse_ingest.reporting import size_text
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.connection import Connection
@@ -29,15 +32,48 @@ if TYPE_CHECKING:
 _INDEX = click.option("--index", required=True, metavar="NAME", help="Name of the index")
 
 
-@click.group()
+@click.group(cls=Group)
 def index() -> None:
-    """Create, show or delete an index.
+    """List, create, show or delete indexes.
 
     \b
-    sparse-ingest index create --index articles --search-pipeline two-phase --default
+    sparse-ingest index list
+    sparse-ingest index create --index articles --search-pipeline two-phase
     sparse-ingest index show   --index articles
     sparse-ingest index drop   --index articles
     """
+
+
+@index.command("list")
+@click.argument("pattern", default="*", metavar="[PATTERN]")
+@connection_options
+@json_option
+def list_(pattern: str, connection: Connection, as_json: bool) -> None:
+    """List the indexes that sparse-ingest created or loaded.
+
+    PATTERN limits them, such as 'articles*': give one if you may not read all indexes of the cluster. A value that you
+    may not read is shown as "unknown".
+    """
+    from sparse_ingest.cluster.index_list import list_indexes
+
+    found = list_indexes(pattern, connection=connection)
+    rows = [
+        [
+            one.index,
+            ", ".join(one.aliases) or "-",
+            "unknown" if one.documents is None else f"{one.documents:,}",
+            "unknown" if one.bytes is None else size_text(one.bytes),
+            one.kind or "-",
+            one.model or "-",
+            {"done": "done", "loading": "unfinished"}.get(one.load or "", "never"),
+            (one.created or "unknown")[:16].replace("T", " "),
+        ]
+        for one in found
+    ]
+    headings = ["index", "aliases", "documents", "size", "kind", "model", "load", "created (UTC)"]
+    print_table(as_json, [asdict(one) for one in found], headings, rows)
+    if not found and not as_json:
+        click.echo("No index that sparse-ingest created or loaded was found.", err=True)
 
 
 @index.command()
@@ -60,7 +96,7 @@ def create(index: str, as_json: bool, **given: Any) -> None:
 
     \b
     index create --index NAME --search-pipeline two-phase --default
-    index create --index NAME --ingest-pipeline sparse-encoding --model-id ID --default
+    index create --index NAME --ingest-pipeline sparse-encoding --model-id ID
 
     `load` bypasses the ingest pipeline: its documents have vectors already. The ingest pipeline prunes as [encode]
     of the pipeline file.
@@ -118,7 +154,7 @@ def drop(index: str, yes: bool, force: bool, connection: Connection, as_json: bo
     return 0
 
 
-@click.command()
+@command()
 @pipeline_options("model", "engine")
 @click.option("--corpus", "specs", multiple=True, required=True, metavar="SPEC",
               help="File, folder, address, hf:NAME, or - for standard input (see encode); may be repeated")  # fmt: skip

@@ -20,7 +20,20 @@ from typing import Any, TextIO
 
 import click
 
-from sparse_ingest.cli import demo, encoding, evaluating, indexing, inspecting, loading, planning, searching, server
+from sparse_ingest.cli import (
+    demo,
+    doctor,
+    encoding,
+    evaluating,
+    help,
+    indexing,
+    inspecting,
+    loading,
+    pipelines,
+    planning,
+    searching,
+    server,
+)
 from sparse_ingest.cli.options import drop_output
 from sparse_ingest.cli.progress import handling
 from sparse_ingest.cli.terminal import guarded
@@ -37,8 +50,8 @@ _ADVICE = {
 }
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("sparse-ingest"), prog_name="sparse-ingest")
+@click.group(cls=help.Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": help.WIDTH})
+@click.version_option(version("sparse-ingest"), "-V", "--version", prog_name="sparse-ingest")
 def cli() -> None:
     """Encode text with SPLADE models, load the vectors into OpenSearch, and search them.
 
@@ -49,7 +62,9 @@ def cli() -> None:
     """
 
 
-for group in (inspecting, encoding, indexing, loading, planning, searching, evaluating, server, demo):
+for group in (
+    demo, doctor, help, pipelines, inspecting, encoding, indexing, loading, planning, searching, evaluating, server
+):  # fmt: skip
     for command in group.COMMANDS:
         cli.add_command(command)
 
@@ -79,7 +94,7 @@ def main() -> None:
 def _run() -> object:
     """Run the command, and return its exit code."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="sparse-ingest", standalone_mode=False)
         sys.stdout.flush()
         return code
     except click.exceptions.Abort:

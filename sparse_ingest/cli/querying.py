@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import (
     CONNECTION_FLAGS,
     F,
@@ -76,7 +77,7 @@ def require_one_input(text: str | None, queries_path: Path | None) -> None:
         refuse_flags(("quoting",), "needs --queries")
 
 
-@click.command()
+@command()
 @click.argument("text", required=False, type=utf8_text)
 @queries_options
 @click.option("--index", metavar="NAME",

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparse_ingest.cli import querying
+from sparse_ingest.cli.completion import RUN
+from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import (
     CONNECTION_FLAGS,
     F,
@@ -31,7 +33,7 @@ from sparse_ingest.cli.terminal import bold
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.searching.options import SearchOptions
-from sparse_ingest.storage.places import Place, place_of
+from sparse_ingest.storage.places import Place
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.connection import Connection
@@ -73,14 +75,14 @@ def target_options(force: str, tables: str = "model index query") -> Callable[[F
     """Add --index, --run, --force and the options of model and connection; the command receives `target`."""
     options = {
         "index": click.option("--index", metavar="NAME", help="Search this index or alias"),
-        "run": click.option("--run", metavar="RUN", type=place_of, help="Search this run folder, without a server"),
+        "run": click.option("--run", metavar="RUN", type=RUN, help="Search this run folder, without a server"),
         "force": click.option("--force", is_flag=True, help=force),
     }
     target = joined_options("target", Target, options, "pipeline", "connection")
     return lambda command: pipeline_options(tables)(connection_options(target(command)))
 
 
-@click.command()
+@command()
 @click.argument("text", required=False, type=utf8_text)
 @queries_options
 @stage_options(SearchOptions, concurrency=click.IntRange(1, MOST_AT_ONCE))

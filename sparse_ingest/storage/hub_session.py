@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from sparse_ingest.errors import StorageError
@@ -69,6 +70,24 @@ def without_token(message: str) -> str:
     for token in {hub_token(), os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")} - {None, ""}:
         message = message.replace(str(token), "(token)").replace(repr(token)[1:-1], "(token)")
     return without_secrets(message)
+
+
+def hub_status(timeout_s: float) -> int | None:
+    """Send the hub one request without a token. Return the HTTP status of its answer; None if HF_HUB_OFFLINE is set."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    guard_hub()
+    return int(_http.get_session().get(f"{constants.ENDPOINT}/api/models?limit=1", timeout=timeout_s).status_code)
+
+
+def hub_cache() -> Path:
+    """Return the folder of the library's cache."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 def _without_secrets(record: logging.LogRecord) -> bool:

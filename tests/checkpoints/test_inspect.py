@@ -164,6 +164,9 @@ def test_a_table_alone_has_no_document_side(tmp_path: Path) -> None:
     found = inspect_folder(tmp_path)
     assert found.document is None and found.query.kind == "weight table"
     assert command("inspect", tmp_path).out.count("weight table: no model runs for a query") == 1
+    assert command("inspect", "--model", tmp_path) == command("inspect", tmp_path)
+    twice = command("inspect", "--model", "other", tmp_path)
+    assert (twice.code, twice.err) == (2, f"Error: The model is {str(tmp_path)!r} and --model 'other'. Give it once.\n")
 
 
 def test_two_models_are_both_shown(tmp_path: Path) -> None:

@@ -53,6 +53,21 @@ def build_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: tor
     return plain
 
 
+def fast_head_works(device: torch.device, dtype: torch.dtype, *, int8: bool = False) -> bool | None:
+    """Compile the fast head for random weights. Return whether its weights are right; None if the device has none.
+
+    Raises:
+        Exception: the compiler is missing, or cannot compile for the device.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(1000, 128, generator=generator), torch.randn(1000, generator=generator)
+    fast = _fast_head(weight, bias, device=device, dtype=dtype, int8=int8)
+    if fast is None:
+        return None
+    plain: Head = Int8Head(weight, bias) if int8 else TiledHead(weight, bias, device=device, dtype=dtype)
+    return passes(fast, plain, width=weight.shape[1], device=device, dtype=dtype, exact=int8)
+
+
 def _fast_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, int8: bool) -> Head | None:
     """Build the head that is faster than the plain one; None if this device and dtype have none."""
     if device.type != "cpu":
