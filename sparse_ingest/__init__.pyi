@@ -48,8 +48,9 @@ from .queries.idf import write_idf
 from .records import Document, Query, SparseRows
 from .reporting import Reporter
 from .runs.shards import read_shard
+from .searching.document_terms import DocumentTerm, DocumentTerms
 from .searching.encoded import encode
-from .searching.hits import Hit
+from .searching.hits import Explanation, Hit
 from .searching.index_search import rank_index, search_index
 from .searching.options import SearchOptions
 from .searching.pipelines import engine_of, token_keys
@@ -66,10 +67,13 @@ __all__ = [
     "CorpusError",
     "CreateOptions",
     "Document",
+    "DocumentTerm",
+    "DocumentTerms",
     "EncodeOptions",
     "EncodeSettings",
     "Engine",
     "EvaluateOptions",
+    "Explanation",
     "FieldNames",
     "Hit",
     "IndexSettings",

@@ -20,7 +20,18 @@ from typing import Any, TextIO
 
 import click
 
-from sparse_ingest.cli import demo, encoding, evaluating, indexing, inspecting, loading, planning, searching, server
+from sparse_ingest.cli import (
+    demo,
+    encoding,
+    evaluating,
+    indexing,
+    inspecting,
+    loading,
+    planning,
+    searching,
+    server,
+    showing,
+)
 from sparse_ingest.cli.options import drop_output
 from sparse_ingest.cli.progress import handling
 from sparse_ingest.cli.terminal import guarded
@@ -49,7 +60,7 @@ def cli() -> None:
     """
 
 
-for group in (inspecting, encoding, indexing, loading, planning, searching, evaluating, server, demo):
+for group in (inspecting, encoding, indexing, loading, planning, searching, showing, evaluating, server, demo):
     for command in group.COMMANDS:
         cli.add_command(command)
 

@@ -69,10 +69,14 @@ def test_what_is_printed_of_corpora_and_runs(made: Made, tmp_path: Path) -> None
     check("encode --dry-run", printed("encode", *of, "--dry-run"))
     check("idf", printed("idf", *of, "--out", tmp_path / "idf.json"))
     check("search", printed("search", "--run", made.run, "catch"))
+    check("search --doc", printed("search", "--run", made.run, "catch", "--doc", "0"))
     check("search --queries", printed("search", "--run", made.run, "--queries", made.collection))
+    check("show", printed("show", made.run, "0", "1"), printed("show", made.run, "0", "--query", "catch"))
     trec = tmp_path / "run.trec"
-    of = ("evaluate", "--run", made.run, "--queries", made.collection)
-    check("evaluate", printed(*of, "--trec-run", trec), printed(*of, "--per-query", "--bm25", "--compare", trec))
+    evaluate = ("evaluate", "--run", made.run, "--queries", made.collection)
+    plain = printed(*evaluate, "--trec-run", trec)
+    trec.write_text("q0 Q0 2 1 1.0 t\n")
+    check("evaluate", plain, printed(*evaluate, "--per-query", "--bm25", "--compare", trec))
 
 
 def test_what_is_printed_of_indexes(made: Made, client: Client, index_name: str) -> None:
