@@ -86,7 +86,7 @@ def target_options(force: str, tables: str = "model index query") -> Callable[[F
 @queries_options
 @stage_options(SearchOptions, concurrency=click.IntRange(1, MOST_AT_ONCE))
 @click.option("--explain", is_flag=True, help="Show query weight x stored weight of every term")
-@click.option("--doc", metavar="ID", type=utf8_text, help="Show the rank of this document and why it is no better")
+@click.option("--doc", metavar="ID", type=utf8_text, help="Show the rank of this document, or why it is not a hit")
 @click.option("--trec", is_flag=True, help="Print a TREC run: query Q0 document rank score tag")
 @json_option
 @target_options("Search with another model than that of the index or run")
