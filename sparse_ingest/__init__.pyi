@@ -49,8 +49,9 @@ from .queries.idf import write_idf
 from .records import Document, Query, SparseRows
 from .reporting import Reporter
 from .runs.shards import read_shard
+from .searching.document_terms import DocumentTerm, DocumentTerms
 from .searching.encoded import encode
-from .searching.hits import Hit
+from .searching.hits import Explanation, Hit
 from .searching.index_search import rank_index, search_index
 from .searching.options import SearchOptions
 from .searching.pipelines import engine_of, token_keys
@@ -67,10 +68,13 @@ __all__ = [
     "CorpusError",
     "CreateOptions",
     "Document",
+    "DocumentTerm",
+    "DocumentTerms",
     "EncodeOptions",
     "EncodeSettings",
     "Engine",
     "EvaluateOptions",
+    "Explanation",
     "FieldNames",
     "Hit",
     "IndexSettings",

@@ -143,6 +143,12 @@ def size_text(count: float) -> str:
     return f"{count:,.1f} TB"
 
 
+def shortened(text: str, characters: int) -> str:
+    """Return a text in one line, truncated with an ellipsis."""
+    line = " ".join(text.split())
+    return line if len(line) <= characters else line[:characters] + "…"
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table with the first column aligned to the left and the other columns to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

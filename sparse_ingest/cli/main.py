@@ -33,6 +33,7 @@ from sparse_ingest.cli import (
     planning,
     searching,
     server,
+    showing,
 )
 from sparse_ingest.cli.options import drop_output
 from sparse_ingest.cli.progress import handling
@@ -63,7 +64,8 @@ def cli() -> None:
 
 
 for group in (
-    demo, doctor, help, pipelines, inspecting, encoding, indexing, loading, planning, searching, evaluating, server
+    demo, doctor, help, pipelines, inspecting, encoding, indexing, loading, planning, searching, showing, evaluating,
+    server,
 ):  # fmt: skip
     for command in group.COMMANDS:
         cli.add_command(command)

@@ -29,6 +29,7 @@ from sparse_ingest.cli.options import (
     utf8_text,
 )
 from sparse_ingest.cli.querying import queries_options, require_one_input
+from sparse_ingest.cli.showing import print_explanation, shares
 from sparse_ingest.cli.terminal import bold
 from sparse_ingest.errors import UsageError
 from sparse_ingest.pipeline import Pipeline
@@ -87,6 +88,7 @@ def target_options(force: str, tables: str = "model index query") -> Callable[[F
 @queries_options
 @stage_options(SearchOptions, concurrency=click.IntRange(1, MOST_AT_ONCE))
 @click.option("--explain", is_flag=True, help="Show query weight x stored weight of every term")
+@click.option("--doc", metavar="ID", type=utf8_text, help="Show the rank of this document, or why it is not a hit")
 @click.option("--trec", is_flag=True, help="Print a TREC run: query Q0 document rank score tag")
 @json_option
 @target_options("Search with a model other than that of the index or run")
@@ -105,12 +107,17 @@ def search(text: str | None, queries_path: Path | None, target: Target, options:
     if trec and as_json:
         raise UsageError("--trec and --json cannot be combined. Pass one of them.")
     _refuse_conflicts(target, options, many=text is None)
+    if given["doc"] is not None:
+        refuse_flags(("collapse", "explain", "hybrid", "trec", "queries_path"), "does not go with --doc")
     with target.opened() as opened:
         if text is None:
             ranked = opened.rank(read_queries(queries_path or Path(), given["quoting"]), options)
             _print_ranked(ranked, options.concurrency if target.run is None else None, as_json=as_json)
             return
         weights = opened.query_weights(text)
+        if given["doc"] is not None:
+            print_explanation(as_json, weights, opened.explain(weights, given["doc"], options))
+            return
         hits = opened.search(text if options.hybrid else weights, options)
     if trec:
         # One query has no id of its own.
@@ -196,29 +203,11 @@ def _as_lines(hit: Hit, *, explain: bool) -> list[str]:
     text = marked(snippet(hit), hit, bold)
     lines = [f"{hit.rank:>3}  {hit.score:.4f}  {hit.id}  {title}".rstrip(), text]
     if explain:
-        lines += _explained(hit)
+        lines += shares(hit.terms, hit.score)
     else:
         shown = [f"{term.token} {term.contribution:.2f}" for term in hit.terms[:SHOWN_TERMS]]
         lines.append(" · ".join(shown + (["…"] if len(hit.terms) > SHOWN_TERMS else [])))
     return [lines[0], *(f"     {line}" for line in lines[1:] if line)]
-
-
-def _explained(hit: Hit) -> list[str]:
-    """Return a table of the terms of a hit, whose contributions sum to the score."""
-    if not hit.terms:
-        return []
-    width = max(8, *(len(term.token) for term in hit.terms))
-    rows = [f"{'token':<{width}}  {'query':>9} x {'stored':>9} = contribution"]
-    rows += [
-        f"{term.token:<{width}}  {term.query_weight:>9.4f} x {term.document_weight:>9.4f} = {term.contribution:>12.4f}"
-        for term in hit.terms
-    ]
-    rest = hit.score - sum(term.contribution for term in hit.terms)
-    # A SEISMIC search explains only the top_n heaviest tokens of the query.
-    sums = [("other", rest)] if abs(rest) > 1e-5 * hit.score else []
-    return rows + [
-        f"{name:<{width}}  {'':>9}   {'':>9}   {value:>12.4f}" for name, value in [*sums, ("score", hit.score)]
-    ]
 
 
 COMMANDS = [*querying.COMMANDS, search]

@@ -23,7 +23,7 @@ from sparse_ingest.evaluation.collection import Collection, collection_of, has_j
 from sparse_ingest.evaluation.measures import DEFAULT_MEASURES, Comparison, Measured, compare, depth_of, measure
 from sparse_ingest.evaluation.options import EvaluateOptions
 from sparse_ingest.evaluation.terms import Sparsity, TermCounts, flops, sparsity
-from sparse_ingest.evaluation.trec import read_trec_run, trec_lines, written
+from sparse_ingest.evaluation.trec import read_per_query, read_trec_run, trec_lines, written
 from sparse_ingest.pipeline import options_from
 from sparse_ingest.records import PARENT, Query, document_id, passage_number
 from sparse_ingest.reporting import Reporter, reporter_of
@@ -106,13 +106,19 @@ class Evaluation:
             "bm25": _row_as_dict(self.bm25, per_query) if self.bm25 else None,
         }
         if self.comparisons:
-            found["comparison"] = [comparison._asdict() for comparison in self.comparisons]
+            found["comparison"] = [_comparison_as_dict(one, per_query) for one in self.comparisons]
         return found
 
 
 def _row_as_dict(row: EngineResult, per_query: bool) -> dict[str, Any]:
     values = {**row.measured.mean, "engine": row.name, "latency": row.latency._asdict()}
     return values | {"per_query": row.measured.per_query} if per_query else values
+
+
+def _comparison_as_dict(comparison: Comparison, per_query: bool) -> dict[str, Any]:
+    values = comparison._asdict()
+    changes = values.pop("changes")
+    return values | {"changes": [change._asdict() for change in changes]} if per_query else values
 
 
 def evaluate(
@@ -146,7 +152,7 @@ def evaluate(
     collection = collection_of(queries, qrels, chosen.quoting)
     names = list(dict.fromkeys([*DEFAULT_MEASURES, *chosen.measures]))
     own = chosen.ignore_identical_ids
-    other = measure_trec_run(Path(chosen.compare), collection, names, own) if chosen.compare else None
+    other = read_compared(Path(chosen.compare), collection, names, own) if chosen.compare else None
     # One more if the document with the query's id is omitted.
     size = (chosen.k or depth_of(names)) + own
     reporter.begin("queries", collection.judged)
@@ -158,7 +164,10 @@ def evaluate(
             run = target if isinstance(target, SearchableRun) else open_run(target)
             evaluation = _evaluate_run(run, found, chosen)
     if other:
-        evaluation.comparisons.extend(compare(evaluation.search.measured.per_query, other.per_query))
+        texts = {query.id: query.text for query in collection.queries()}
+        here = evaluation.search.measured.per_query
+        first = {name: {query: here[name][query] for query in values} for name, values in other.items()}
+        evaluation.comparisons.extend(compare(first, other, texts))
     return evaluation
 
 
@@ -252,6 +261,32 @@ def _evaluate_index(index: SearchableIndex, found: _Measuring, options: Evaluate
         baseline = found.row("BM25", by_words, first=False)
     documents = _count_index_terms(client, name, engine.field, vocabulary) if engine.keys is None else None
     return Evaluation(search, baseline, terms, documents, len(vocabulary))
+
+
+def read_compared(
+    path: Path, collection: Collection, measures: Sequence[str], ignore_identical_ids: bool = False
+) -> dict[str, dict[str, float]]:
+    """Return the values by measure and query of a TREC run file, or of the JSON of another evaluation.
+
+    Raises:
+        CorpusError: the file cannot be read, or has none of the queries.
+    """
+    asked = [query.id for query in collection.queries()]
+    values = read_per_query(path)
+    if values is None:
+        return measure_trec_run(path, collection, measures, ignore_identical_ids).per_query
+    if lacking := [name for name in measures if name not in values]:
+        raise CorpusError(
+            f"{path} has no values of {', '.join(lacking)}. Create it with the same --measure, --per-query and --json."
+        )
+    both = [query_id for query_id in asked if all(query_id in values[name] for name in measures)]
+    if not both:
+        raise CorpusError(
+            f"{path} has none of the {len(asked)} judged queries. Give an evaluation of the same queries."
+        )
+    if len(both) < len(asked):
+        logger.warning("%s has values of %d of the %d queries: only these are compared.", path, len(both), len(asked))
+    return {name: {query_id: values[name][query_id] for query_id in both} for name in measures}
 
 
 def measure_trec_run(

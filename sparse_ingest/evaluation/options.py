@@ -33,5 +33,7 @@ class EvaluateOptions:
     )
     trec_run: Path | str | None = option(None, "Write the rankings as a TREC run file", metavar="FILE")
     compare: Path | str | None = option(
-        None, "Compare with this TREC run file: paired t-test and randomization test", metavar="RUNFILE"
+        None,
+        "Compare with this TREC run file, or JSON of evaluate --per-query: wins, losses and two paired tests",
+        metavar="RUNFILE",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sparse_ingest.records import TermShare
@@ -27,6 +27,37 @@ class Hit(NamedTuple):
     def doc_id(self) -> str:
         """Old name of `id`."""
         return self.id
+
+
+class Explanation(NamedTuple):
+    """Where one document is among the hits of a query, and why.
+
+    Attributes:
+        id: The document.
+        reason: Why it is not one of the first `k` hits: "not found", "no common term", "filtered out", "low score" or
+            "missed" (its score is high enough, but SEISMIC or two-phase did not visit it); None: it is one of them.
+        rank: Its rank among all hits, from 1. None: it is not a hit, or the engine does not rank all documents.
+        score: Its score, without the filter.
+        k: Number of requested hits.
+        last_score: The score of hit number `k`, or of the last one if there are fewer; None without hits.
+        matching: How many documents are hits; None: not counted.
+        equal: How many other documents have the same score; None: not counted.
+        fields: Its fields.
+        terms: The terms of its score, heaviest first.
+        lacking: The tokens of the query that it lacks, heaviest first.
+    """
+
+    id: str
+    reason: str | None
+    k: int
+    rank: int | None = None
+    score: float | None = None
+    last_score: float | None = None
+    matching: int | None = None
+    equal: int | None = None
+    fields: dict[str, Any] = {}
+    terms: Sequence[TermShare] = ()
+    lacking: Sequence[str] = ()
 
 
 class Ranked(NamedTuple):

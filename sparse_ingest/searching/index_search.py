@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar, Unpack
 
 from sparse_ingest.cluster.answers import Found
@@ -37,6 +37,7 @@ from sparse_ingest.searching.pipelines import DEFAULT_FIELD
 from sparse_ingest.searching.query import keyed, warn_of_omitted
 
 Q = TypeVar("Q")
+Change = Callable[[SearchBody], SearchBody]
 _NO_PIPELINE = {"search_pipeline": "_none"}
 # Text in an error of the server, and our message for it.
 _UNDERSTOOD = {
@@ -96,24 +97,14 @@ def search_index(
     """
     engine = engine or Engine()
     refuse_unmapped(client, path_of(index), engine.mappings, filter, collapse)
-    asker = _Asker(client, index, engine)
+    asker = Asker(client, index, engine)
     answer, scale = asker.ask(weights, size=size, filter=filter, explain=True, collapse=collapse)
     asker.warn_of_omitted()
-    tokens = {key: token for token, key in engine.keys.items()} if engine.keys else {}
     hits = []
     for rank, found in enumerate(answer["hits"]["hits"], start=1):
-        shares = (
-            TermShare(
-                tokens.get(term.token, term.token),
-                to_float32(term.query_weight) * scale,
-                to_float32(term.document_weight),
-                to_float32(term.contribution) * scale,
-            )
-            for term in explained_terms(found["_explanation"], engine.field)
-        )
         # JSON has the shortest decimal of a float32; comparisons need the float32 itself.
         score = to_float32(found["_score"]) * scale
-        hits.append(Hit(rank, score, found["_id"], found.get("_source", {}), heaviest_first(shares)))
+        hits.append(Hit(rank, score, found["_id"], found.get("_source", {}), asker.shares(found, scale)))
     return hits
 
 
@@ -175,8 +166,8 @@ def rank_index(
         concurrency: Number of requests in flight.
     """
     refuse_unmapped(client, path_of(index), engine.mappings, filter, collapse)
-    asker = _Asker(client, index, engine)
-    ask = partial(asker.ask, size=size, filter=filter, collapse=collapse, source=False)
+    asker = Asker(client, index, engine)
+    ask = partial(asker.ask, size=size, filter=filter, collapse=collapse, change=without_source)
     yield from _ranked(ask, queries, collapse, concurrency)
     asker.warn_of_omitted()
 
@@ -232,7 +223,12 @@ def _ranked(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-class _Asker:
+def without_source(body: SearchBody) -> SearchBody:
+    """Return the request without the fields of hits."""
+    return body | {"_source": False}
+
+
+class Asker:
     """One index and one engine. Safe to use from several threads."""
 
     def __init__(self, client: Client, index: str, engine: Engine) -> None:
@@ -243,9 +239,9 @@ class _Asker:
         self._dotted: dict[str, None] = {}
 
     def ask(
-        self, weights: QueryWeights, *, size: int, source: bool = True, **options: Unpack[BodyOptions]
+        self, weights: QueryWeights, *, size: int, change: Change = dict, **options: Unpack[BodyOptions]
     ) -> tuple[Any, float]:
-        """Return the response to one search, and the factor for its scores.
+        """Return the response to one search, and the factor for its scores. `change` is applied to the body.
 
         Raises:
             UsageError: the weights do not fit.
@@ -255,11 +251,10 @@ class _Asker:
         weights = keyed(weights, self._engine.keys, self._unknown)
         fitted = fit_weights(weights, max_clauses=options["max_clauses"])
         self._warn_of_ceiling(weights, fitted.scale)
-        also = {} if source else {"_source": False}
         if not self._without_plugin:
             try:
                 body = engine_body(fitted, self._engine, size=size, **options)
-                return _send(self._client, self._index, body | also), fitted.scale
+                return _send(self._client, self._index, change(body)), fitted.scale
             except ClusterError as error:
                 if "unknown query [neural_sparse]" not in str(error):
                     raise
@@ -273,7 +268,23 @@ class _Asker:
         undotted = {token: weight for token, weight in fitted.weights.items() if "." not in token}
         fitted = fitted._replace(weights=undotted)
         body = rank_feature_body(fitted, field=self._engine.field, size=size, **options)
-        return _send(self._client, self._index, body | also), fitted.scale
+        return _send(self._client, self._index, change(body)), fitted.scale
+
+    def shares(self, found: Any, scale: float) -> list[TermShare]:
+        """Return the terms of an explained hit, heaviest first; `scale` is the factor of its score."""
+        return heaviest_first(
+            TermShare(
+                self._tokens.get(term.token, term.token),
+                to_float32(term.query_weight) * scale,
+                to_float32(term.document_weight),
+                to_float32(term.contribution) * scale,
+            )
+            for term in explained_terms(found["_explanation"], self._engine.field)
+        )
+
+    @cached_property
+    def _tokens(self) -> dict[str, str]:
+        return {key: token for token, key in (self._engine.keys or {}).items()}
 
     def warn_of_omitted(self) -> None:
         """Warn of tokens that were omitted from queries."""

@@ -15,11 +15,18 @@ from sparse_ingest.pipeline import ModelSettings, Pipeline, options_from, pipeli
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.runs.run import Run, RunLike
 from sparse_ingest.runs.run import open_run as open_run_folder
-from sparse_ingest.searching.hits import Hit, Ranked
+from sparse_ingest.searching.document_terms import DocumentTerms, TermReader, terms_in_index, terms_in_run
+from sparse_ingest.searching.hits import Explanation, Hit, Ranked
 from sparse_ingest.searching.options import SearchOptions
-from sparse_ingest.searching.pipelines import document_vocabulary, engine_of_index, pipeline_of_index, pipeline_of_run
+from sparse_ingest.searching.pipelines import (
+    document_vocabulary,
+    engine_of_index,
+    pipeline_of_index,
+    pipeline_of_run,
+    remembered_model,
+)
 from sparse_ingest.searching.query import QueryModel
-from sparse_ingest.searching.run_search import rank_run, search_run
+from sparse_ingest.searching.run_search import explain_in_run, rank_run, search_run
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.client import Client, ConnectionLike
@@ -69,6 +76,39 @@ class SearchableRun(Run):
         """Yield the ranking of each query, in order. The run is read once per 4,096 queries."""
         chosen = _for_run(options_from(SearchOptions, options, settings, "rank"))
         return rank_run(self, self._model.many(queries), size=chosen.k, stored=chosen.stored)
+
+    def explain(
+        self, query: str | QueryWeights, doc_id: str, options: SearchOptions | None = None, **settings: object
+    ) -> Explanation:
+        """Return the rank and the score of one document, and why it is not among the first k hits.
+
+        Args:
+            query: A text, or weights by token string.
+            doc_id: The document.
+            options: All options in one object, instead of single keywords.
+            **settings: Fields of `SearchOptions`, such as `k=10`.
+
+        Raises:
+            UsageError: an option needs a server.
+            RunError: the model is not that of the run.
+        """
+        chosen = _for_one(_for_run(options_from(SearchOptions, options, settings, "explain")))
+        weights = self.query_weights(query) if isinstance(query, str) else query
+        return explain_in_run(self, weights, doc_id, size=chosen.k, stored=chosen.stored)
+
+    def show(self, *doc_ids: str, query: str | QueryWeights | None = None) -> list[DocumentTerms]:
+        """Return the terms of documents, heaviest first, with the contributions of a query if one is given.
+
+        Args:
+            *doc_ids: The documents. Only ids are read to find them, then a row group for each.
+            query: A text, or weights by token string.
+
+        Raises:
+            RunError: the finished shards lack a document, or the model of the query is not that of the run.
+        """
+        weights = self.query_weights(query) if isinstance(query, str) else query
+        model = remembered_model(self._given.model, self.manifest.model)
+        return terms_in_run(self, doc_ids, TermReader(self.vocabulary(), model, weights))
 
 
 class SearchableIndex:
@@ -123,6 +163,47 @@ class SearchableIndex:
         asked: dict[str, Any] = {"size": chosen.k, "filter": chosen.filter, "collapse": chosen.collapse}
         client, weights = self.client.allowing(chosen.allow_partial), self._model.many(queries)
         return rank_index(client, self.name, weights, self.engine, concurrency=chosen.concurrency, **asked)
+
+    def explain(
+        self, query: str | QueryWeights, doc_id: str, options: SearchOptions | None = None, **settings: object
+    ) -> Explanation:
+        """Return the rank and the score of one document, and why it is not among the first k hits.
+
+        Args:
+            query: A text, or weights by token string.
+            doc_id: The document.
+            options: All options in one object, instead of single keywords.
+            **settings: Fields of `SearchOptions`, such as `k=10` or `filter={"term": {"lang": "en"}}`.
+
+        Raises:
+            UsageError: options or weights do not fit, or the index does not map a field of `filter`.
+            ClusterError: the server cannot answer.
+        """
+        from sparse_ingest.cluster.postings import PAGE
+        from sparse_ingest.searching.explaining import explain_in_index
+
+        chosen = _for_one(_for_index(options_from(SearchOptions, options, settings, "explain")))
+        weights = self.query_weights(query) if isinstance(query, str) else query
+        asked: dict[str, Any] = {"size": chosen.k, "engine": self.engine, "filter": chosen.filter}
+        window = int(self.index.setting("max_result_window") or PAGE)
+        return explain_in_index(
+            self.client.allowing(chosen.allow_partial), self.name, weights, doc_id, window=window, **asked
+        )
+
+    def show(self, *doc_ids: str, query: str | QueryWeights | None = None) -> list[DocumentTerms]:
+        """Return the terms of documents with the weights that the index stores, and the contributions of a query.
+
+        Args:
+            *doc_ids: The documents. The complete vocabulary is requested for each, in some 30 searches.
+            query: A text, or weights by token string.
+
+        Raises:
+            ClusterError: the index lacks a document, or the server cannot return weights.
+        """
+        weights = self.query_weights(query) if isinstance(query, str) else query
+        vocabulary = self.vocabulary()
+        reader = TermReader(vocabulary, self.pipeline.model, weights)
+        return terms_in_index(self.client, self.index, self.engine, doc_ids, vocabulary, reader)
 
     def close(self) -> None:
         """Close the connection."""
@@ -197,6 +278,14 @@ def _for_run(options: SearchOptions) -> SearchOptions:
     for name in ("filter", "hybrid", "allow_partial"):
         if getattr(options, name):
             raise UsageError(f"{name} needs a server, and a run is searched exactly without one. Omit it.")
+    return options
+
+
+def _for_one(options: SearchOptions) -> SearchOptions:
+    """Refuse options that would have no effect on the explanation of one document."""
+    for name in ("collapse", "hybrid"):
+        if getattr(options, name):
+            raise UsageError(f"{name} does not go with the explanation of one document. Omit it.")
     return options
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.cluster.postings import IndexScan
-from sparse_ingest.cluster.reading import Stored, StoredReader
+from sparse_ingest.cluster.reading import Stored, StoredReader, as_weight
 from sparse_ingest.cluster.scores import LEVELS, stored_bytes, stored_weights
 from sparse_ingest.pruning import prune
 from sparse_ingest.records import SparseRows, batched
@@ -179,7 +179,7 @@ class WeightChecker:
             tokens = dict(zip(self.keys, self.vocabulary, strict=True))
             expected = {self.keys[token_id] for token_id in one.token_ids.tolist()}
             for key in held.keys() - expected:
-                self.report.note(doc_id, tokens[key], 0.0, self._value(held[key]))
+                self.report.note(doc_id, tokens[key], 0.0, as_weight(held[key], self.ceiling))
 
     def _compare(
         self, one: Expected, found: dict[int, Stored | None], sums: npt.NDArray[np.float32], of_bytes: bool
@@ -191,8 +191,8 @@ class WeightChecker:
         for token_id, expected in zip(one.token_ids.tolist(), stored, strict=True):
             kept = found[token_id]
             if kept is None or kept != expected or type(kept) is not type(expected):
-                seen = None if kept is None else self._value(kept)
-                self.report.note(one.doc_id, self.vocabulary[token_id], self._value(expected), seen)
+                seen = None if kept is None else as_weight(kept, self.ceiling)
+                self.report.note(one.doc_id, self.vocabulary[token_id], as_weight(expected, self.ceiling), seen)
         if self.report.differing > before:
             return True
         # As in the index: summed in double, which is exact for 9-bit weights, and cast once.
@@ -204,12 +204,6 @@ class WeightChecker:
                 unit = 1.0 if ceiling is None else ceiling / LEVELS
                 self.report.note(one.doc_id, None, float(expected) * unit, float(seen) * unit)
         return self.report.differing > before
-
-    def _value(self, kept: Stored) -> float:
-        """Return a stored value as a weight."""
-        if isinstance(kept, np.uint8) and self.ceiling is not None:
-            return int(kept) * self.ceiling / LEVELS
-        return float(kept)
 
 
 def compare_ids(snapshot: IndexScan, loaded: Loaded, report: VerifyReport, folder: Path) -> None:

@@ -19,9 +19,7 @@ from sparse_ingest.cluster import indexes, mappings, stamps
 from sparse_ingest.cluster.client import Client, ConnectionLike, ResponseError, connect
 from sparse_ingest.cluster.journal import loaded_shards, open_journal
 from sparse_ingest.cluster.postings import IndexScan, scan
-from sparse_ingest.cluster.reading import StoredReader
-from sparse_ingest.cluster.seismic import EXPLAINED_SINCE, parameters_of
-from sparse_ingest.errors import ClusterError
+from sparse_ingest.cluster.reading import reader_of
 from sparse_ingest.reporting import Reporter, reporter_of
 from sparse_ingest.runs.run import Run, RunLike, open_run, refuse_incomplete
 from sparse_ingest.storage.scratch import ScratchFolder
@@ -119,20 +117,9 @@ def _begin(client: Client, there: indexes.Index, run: Run) -> tuple[Loaded, Veri
 
 def _checker(client: Client, there: indexes.Index, field: str, run: Run, report: VerifyReport) -> WeightChecker:
     """Return the checker for the kind of field."""
-    entry = mappings.field_mapping(there.mappings, field) or {}
     vocabulary = run.vocabulary()
-    keys: Sequence[str | None] = vocabulary
-    ceiling = ceiling_search = None
-    if entry.get("type") == "sparse_vector":
-        if client.version[:2] < EXPLAINED_SINCE:
-            raise ClusterError(
-                f"{client.address} is OpenSearch {'.'.join(map(str, client.version))}; verifying sparse_vector fields "
-                "needs 3.5, which explains their scores. Upgrade the cluster."
-            )
-        parameters = parameters_of(entry)
-        ceiling, ceiling_search = (float(parameters[f"quantization_ceiling_{side}"]) for side in ("ingest", "search"))
-        keys = mappings.token_id_keys(vocabulary)
-    reader = StoredReader(client, there.name, field, indexes.max_clauses(client), ceiling_search=ceiling_search)
+    reader, ceiling = reader_of(client, there, field)
+    keys: Sequence[str | None] = vocabulary if ceiling is None else mappings.token_id_keys(vocabulary)
     return WeightChecker(reader, vocabulary, keys, ceiling, report)
 
 

@@ -61,7 +61,7 @@ def commands(group: click.Group, before: str = "") -> dict[str, click.Command]:
 def test_every_command_with_json_has_a_section() -> None:
     with_json = {name for name, entry in commands(cli).items() if any(one.name == "as_json" for one in entry.params)}
     assert {name.partition(" --")[0] for name in sections()} == with_json
-    assert commands(cli).keys() - with_json == {"query"}
+    assert commands(cli).keys() - with_json == {"query", "help"}
 
 
 def test_what_is_printed_of_corpora_and_runs(made: Made, tmp_path: Path) -> None:
@@ -69,10 +69,14 @@ def test_what_is_printed_of_corpora_and_runs(made: Made, tmp_path: Path) -> None
     check("encode --dry-run", printed("encode", *of, "--dry-run"))
     check("idf", printed("idf", *of, "--out", tmp_path / "idf.json"))
     check("search", printed("search", "--run", made.run, "catch"))
+    check("search --doc", printed("search", "--run", made.run, "catch", "--doc", "0"))
     check("search --queries", printed("search", "--run", made.run, "--queries", made.collection))
+    check("show", printed("show", made.run, "0", "1"), printed("show", made.run, "0", "--query", "catch"))
     trec = tmp_path / "run.trec"
-    evaluated = ("evaluate", "--run", made.run, "--queries", made.collection)
-    check("evaluate", printed(*evaluated, "--trec-run", trec), printed(*evaluated, "--per-query", "--bm25", "--compare", trec))
+    evaluate = ("evaluate", "--run", made.run, "--queries", made.collection)
+    plain = printed(*evaluate, "--trec-run", trec)
+    trec.write_text("q0 Q0 2 1 1.0 t\n")
+    check("evaluate", plain, printed(*evaluate, "--per-query", "--bm25", "--compare", trec))
 
 
 def test_what_is_printed_of_indexes(made: Made, client: Client, index_name: str) -> None:
@@ -81,6 +85,8 @@ def test_what_is_printed_of_indexes(made: Made, client: Client, index_name: str)
     loaded = printed("load", made.run, "--index", index, *on)
     check("load", loaded, printed("load", made.run, "--alias", alias, *on))
     check("load --to", printed("load", "--alias", alias, "--to", index, *on))
+    check("index list", *printed("index", "list", f"{index}*", *on))
+    check("pipelines list", *printed("pipelines", "list"))
     check("load --restore", printed("load", "--index", index, "--restore", *on))
     state = printed("status", made.run)
     check("status", state, {**state, **totals_of([{"without_token": 1}])})

@@ -126,8 +126,11 @@ def test_the_guides_run(opensearch_url: str, index_name: str, tmp_path: Path, mo
     assert "BertForMaskedLM" in printed["guides/models"]
     assert "The index matches the run." in printed["guides/changing-corpora"]
     assert "q1 Q0 2 1 " in printed["guides/searching"]
+    # The text that `show` encodes as a document.
+    assert re.search(r"^ +bread +2\.6586\n(.*\n)* +food .* expansion\n", printed["guides/searching"], re.MULTILINE)
+    assert re.search(r"^     rank \d of \d hits$", printed["guides/searching"], re.MULTILINE)
     assert printed["guides/services"].startswith("2 ")
-    assert "nDCG@10" in printed["guides/evaluating"]
+    assert re.search(r"^nDCG@10 .* 0 +0 +1$", printed["guides/evaluating"], re.MULTILINE)
     assert printed["how-it-works/run-folder"].splitlines()[0].startswith("1 ['")
 
 

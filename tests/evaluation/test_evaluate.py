@@ -206,6 +206,44 @@ def test_comparison_with_a_worse_run_file(run_path, collection, tmp_path):
     assert "p (t-test)  p (randomization)" in answer.out
 
 
+def test_a_comparison_has_wins_losses_and_the_largest_changes(run_path, collection, tmp_path):
+    options = ("--queries", collection, "--run", run_path, "--per-query", "--measure", "RR")
+    # By query 1.0, 0.5, 0 here; 0.5, 1.0, 0 there.
+    (tmp_path / "other.txt").write_text("1 Q0 third 1 2.0 t\n1 Q0 first 2 1.0 t\n2 Q0 first 1 1.0 t\n")
+    compared = (*options, "--compare", tmp_path / "other.txt")
+    found = evaluate_json(*compared)["comparison"]
+    [one] = (one for one in found if one["measure"] == "RR")
+    assert (one["wins"], one["losses"], one["ties"]) == (1, 1, 1)
+    assert one["changes"] == [
+        {"query_id": "1", "text": "catch", "first": 1.0, "second": 0.5},
+        {"query_id": "2", "text": "exception", "first": 0.5, "second": 1.0},
+    ]
+    shown = command("evaluate", *compared).out
+    assert re.search(r"\(randomization\) +wins +losses +ties\n.*\nRR@10 .* 1 +1 +1\n", shown)
+    assert shown.count("Largest changes of ") == 2  # nDCG@10, and the requested RR
+    assert re.search(
+        r"^Largest changes of RR:\n.*\n1 +1.0000 +0.5000  catch\n2 +0.5000 +1.0000  exception\n", shown, re.M
+    )
+    assert "changes" not in evaluate_json(*(option for option in compared if option != "--per-query"))["comparison"][0]
+
+
+def test_an_evaluation_is_compared_with_the_json_of_another(run_path, collection, tmp_path, caplog):
+    options = ("--queries", collection, "--run", run_path)
+    other = tmp_path / "other.json"
+    there = evaluate_json(*options, "--per-query")
+    del there["per_query"]["RR"]["3"]
+    there["per_query"]["RR"]["2"] = 0.125
+    other.write_text(json.dumps(there, indent=2))
+    [one] = (one for one in evaluate_json(*options, "--compare", other)["comparison"] if one["measure"] == "RR")
+    assert (one["queries"], one["first"], one["second"], one["wins"], one["ties"]) == (2, 0.75, 0.5625, 1, 1)
+    assert "has values of 2 of the 3 queries" in caplog.text
+    assert "has no values of P@5" in error_of(1, *options, "--compare", other, "--measure", "P@5")
+    other.write_text(json.dumps({"per_query": {name: {"77": 1.0} for name in there["per_query"]}}))
+    assert "has none of the 3 judged queries" in error_of(1, *options, "--compare", other)
+    other.write_text(json.dumps({"nDCG@10": 0.5}))
+    assert "Create it with `evaluate --json --per-query`" in error_of(1, *options, "--compare", other)
+
+
 def test_ids_with_spaces_are_refused_and_an_existing_run_file_is_kept(tmp_path, model):
     run = make_run(tmp_path / "run", {"a b": {"catch": 1.0}}, model=str(model), vocabulary=TOKENS)
     folder = write_collection(tmp_path / "collection", {"1": "catch"}, {("1", "a b"): 1})
