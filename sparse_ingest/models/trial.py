@@ -50,10 +50,10 @@ def _cpu() -> Iterator[Check]:
     from sparse_ingest.models.heads.cpu_kernel import instructions_for
     from sparse_ingest.models.heads.selection import fast_head_works
     from sparse_ingest.models.linear import has_amx, has_avx512_bfloat16, has_vnni
-    from sparse_ingest.models.precision import candidates
+    from sparse_ingest.models.precision import faster_dtypes
 
     has = {"AMX": has_amx(), "AVX512 BF16": has_avx512_bfloat16(), "AVX512 VNNI": has_vnni()}
-    faster = ", ".join(candidates("cpu"))
+    faster = ", ".join(faster_dtypes("cpu"))
     instructions = ", ".join(name for name, there in has.items() if there)
     found = f"{instructions}; --dtype auto tries {faster}" if faster else "float32 is the fastest dtype here"
     yield Check("CPU instructions", "ok" if instructions else "missing", found)

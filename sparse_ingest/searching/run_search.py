@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from sparse_ingest.cluster.scores import stored_weights
-from sparse_ingest.models.dot_products import Postings, asked_tokens
+from sparse_ingest.models.dot_products import Postings, query_token_mask
 from sparse_ingest.queries.weight_table import QueryWeights, to_float32
 from sparse_ingest.records import SparseRows, TermShare, batched, document_id
 from sparse_ingest.runs.checking import find_documents, finished_shards, read_document, shard_parts, shard_vectors
@@ -73,7 +73,7 @@ def explain_in_run(run: Run, weights: QueryWeights, doc_id: str, *, size: int, s
     document = read_document(run, place)
     row = _as_stored(document.vectors) if stored else document.vectors
     terms = _shares(weights, known, _terms(row))
-    asked = asked_tokens(vector.token_ids)
+    asked = query_token_mask(vector.token_ids)
     own = Postings.of(row, asked).scores(vector.token_ids, vector.weights)[1]
     common = {share.token for share in terms}
     lacking = [token for token in weights if token not in common]
