@@ -7,6 +7,7 @@ shard_maker.py computes the content of a shard.
 from __future__ import annotations
 
 import ctypes
+import logging
 import platform
 import time
 from collections import deque
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from sparse_ingest.models.documents import DocumentEncoder
 
 
+logger = logging.getLogger(__name__)
+
+
 def encode_alone(
     worker: Worker, corpus: Corpus, out: Place, pipeline: Pipeline, options: EncodeOptions, reporter: Reporter
 ) -> None:
@@ -71,9 +75,7 @@ class _Job:
         self._encoder: DocumentEncoder | None = None
         self.run = self._open(out)
         self.schema = shard_schema(len(self.run.vocabulary()), self.settings.weights)
-        self.estimate = Estimate(
-            self.cursor, options.limit, worker.processes, reporter if worker.number == 0 else SILENT
-        )
+        self.estimate = Estimate(self.cursor, options.limit, reporter if worker.number == 0 else SILENT)
         reporter.begin("documents")
 
     def _open(self, out: Place) -> Run:
@@ -137,6 +139,17 @@ class _Job:
             f"Encoding with {self.model.document} on {encoder.device} in {dtype}, "
             f"at most {self.model.max_length} tokens {limit}."
         )
+        logger.info(
+            "The head is %s, the tokenizer that of the library tokenizers; %d batches at a time of up to %s tokens.",
+            encoder.maker.head_name,
+            encoder.maker.workers,
+            f"{encoder.batch_tokens:,}",
+        )
+        if missing := encoder.missing_packages():
+            self.reporter.note(
+                f"Encoding is slower without {' and '.join(missing)}: pip install 'sparse-ingest[fast]' adds a "
+                "compiled head for CPUs and a fast WordPiece tokenizer."
+            )
         old = None
         if self.old is not None:
             old = OldVectors(self.old, self.run.scratch_path("reuse").parent)

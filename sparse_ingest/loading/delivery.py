@@ -102,6 +102,7 @@ class Delivery:
         in_flight: deque[_ShardInFlight] = deque()
         started: list[int] = []
         self.claim.journal.begin(set(missing))
+        reporter.advance(0)  # starts the clock
 
         def requests() -> Iterator[BulkRequest]:
             for shard in missing:

@@ -240,6 +240,7 @@ def compare_all(
     total = int(terms_of.sum())
     questions, numbers, likely = _questions(vocabulary, frequencies, checker.reader.groups)
     asked = reached = 0
+    reporter.advance(0)  # starts the clock
     for question, places, weights in whole.weights(name, questions, likely):
         at = np.searchsorted(sides.places, places)
         sides.fingerprints[at] += term_fingerprints(numbers[question], weights.view(np.uint32))
@@ -343,6 +344,7 @@ def _questions(
 def check_sample(loaded: Loaded, places: _Places, checker: WeightChecker, reporter: Reporter, *, ids_too: bool) -> None:
     """Compare the weights of the documents at some places, and with `ids_too` note the missing documents."""
     report = checker.report
+    reporter.advance(0)  # starts the clock
     for batch in batched(loaded.documents(places), _BATCH):
         before = report.checked_documents
         absent, _ = checker.check(batch)

@@ -7,6 +7,7 @@ logged and the plain head is used, so a wrong kernel can cost speed but never ch
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -51,6 +52,12 @@ def build_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: tor
         "The compiled head is not used on %s: %s. Continuing with the plain one, which is slower.", device, reason
     )
     return plain
+
+
+def lacks_kernel(width: int, *, device: torch.device, dtype: torch.dtype, int8: bool) -> bool:
+    """Return whether a head of this width would be faster on this CPU if llvmlite were installed."""
+    usable = device.type == "cpu" and instructions_for(torch.int8 if int8 else dtype, width) is not None
+    return usable and find_spec("llvmlite") is None
 
 
 def _fast_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, int8: bool) -> Head | None:
