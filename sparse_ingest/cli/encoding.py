@@ -12,7 +12,7 @@ import click
 from sparse_ingest.cli.options import json_option, pipeline_options, print_report, print_result, stage_options
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.encoding.options import EncodeOptions
-from sparse_ingest.errors import CorpusError, UsageError
+from sparse_ingest.errors import CorpusError, UsageError, counted
 from sparse_ingest.pipeline import Pipeline
 from sparse_ingest.storage.places import Place, place_of
 
@@ -20,7 +20,20 @@ if TYPE_CHECKING:
     from sparse_ingest.encoding.survey import CorpusSurvey
 
 # Labels of `status` that differ from the JSON key.
-LABELS = {"run_id": "run id", "nnz": "non-zero weights", "underflow": "weights below float16 range"}
+LABELS = {
+    "run_id": "run id",
+    "rows": "documents or passages",
+    "nnz": "non-zero weights",
+    "empty": "without terms",
+    "truncated": "truncated to the limit",
+    "skipped": "bad documents skipped",
+    "underflow": "weights below float16 range",
+    "windows": "windows read",
+    "reused": "copied from another run",
+    "deduplicated": "copied from an equal text",
+    "without_token": "weights without a token",
+    "seconds": "seconds per stage",
+}
 
 
 @click.command()
@@ -59,7 +72,7 @@ def encode(
     row = "passage" if run.manifest.identity.get("overflow") == "passages" else "document"
     lines = [
         f"{run.path}: {report.rows:,} {row}s, {report.terms:,} terms "
-        f"({report.terms / max(1, report.rows):.1f} per {row}) in {report.shards} shards; "
+        f"({report.terms / max(1, report.rows):.1f} per {row}) in {counted(report.shards, 'shard')}; "
         f"{report.empty:,} without terms, {report.truncated:,} truncated to the model's limit, "
         f"{report.underflow:,} weights below the float16 range."
     ]
@@ -126,10 +139,16 @@ def status(run: Place, as_json: bool) -> None:
             for (cluster_uuid, index_uuid), journal in journals(opened).items()
         ],
     }
-    shown = {**state, "seconds": ", ".join(f"{stage} {spent:,}" for stage, spent in state["seconds"].items())}
+    shown = {
+        **state,
+        "complete": "yes" if state["complete"] else "no",
+        "seconds": ", ".join(f"{stage} {spent:,}" for stage, spent in state["seconds"].items()),
+    }
     lines = [(LABELS.get(key, key), value) for key, value in shown.items() if key != "loads"]
     for load in state["loads"]:
-        lines.append(("loaded", f"{load['shards']} shards into index {load['index_uuid']}, {load['dead']} refused"))
+        lines.append(
+            ("loaded", f"{counted(load['shards'], 'shard')} into index {load['index_uuid']}, {load['dead']} refused")
+        )
     print_report(as_json, state, (f"{label:>27}  {value}" for label, value in lines))
 
 

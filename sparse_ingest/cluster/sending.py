@@ -23,7 +23,7 @@ from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError
 from sparse_ingest.cluster.failures import BUSY, error_of, is_block
 from sparse_ingest.cluster.pacing import FEWEST_BYTES, Attempt, Pace
 from sparse_ingest.cluster.waiting import SAY_S
-from sparse_ingest.errors import ClusterError
+from sparse_ingest.errors import ClusterError, counted
 from sparse_ingest.records import Outcome, Refusal
 from sparse_ingest.storage.waiting import in_thread
 
@@ -177,7 +177,7 @@ class _Sender:
                 return refused + self._send_halves(request, left)
             if failures == self._retries.attempts or left_s <= 0:
                 raise ClusterError(
-                    f"{count} documents were not accepted in {failures} attempts and {patience_s - left_s:.0f} s. "
+                    f"The cluster did not accept {counted(count, 'document')} in {failures} attempts and {patience_s - left_s:.0f} s. "
                     f"Last: {left.why} When the cluster has recovered, start the same command again: it continues "
                     "after the last finished shard."
                 )

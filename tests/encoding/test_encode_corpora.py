@@ -115,7 +115,7 @@ def test_copying_is_part_of_the_identity_and_reuse_does_not_care(encode, tmp_pat
     assert encode(ROWS, "each").code == 0
     assert "dedup_text" not in open_run(tmp_path / "each").manifest.identity
     answer = encode(ROWS, "each", "--dedup-text", "encode-once")
-    assert answer.code == 1 and "dedup_text: the run has None, requested: 'encode-once'" in answer.err
+    assert answer.code == 1 and "dedup_text: the run has none, requested: 'encode-once'" in answer.err
     answer = encode(
         [*ROWS, {"_id": "n", "text": "new"}], "next", "--dedup-text", "encode-once", "--reuse", tmp_path / "each"
     )
