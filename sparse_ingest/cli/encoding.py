@@ -146,9 +146,8 @@ def status(run: Place, as_json: bool) -> None:
     }
     lines = [(LABELS.get(key, key), value) for key, value in shown.items() if key != "loads"]
     for load in state["loads"]:
-        lines.append(
-            ("loaded", f"{counted(load['shards'], 'shard')} into index {load['index_uuid']}, {load['dead']} refused")
-        )
+        shards = counted(load["shards"], "shard")
+        lines.append(("loaded", f"{shards} into index {load['index_uuid']}, {load['dead']} refused"))
     print_report(as_json, state, (f"{label:>27}  {value}" for label, value in lines))
 
 

@@ -176,8 +176,9 @@ class _Sender:
             if left.halve or (breaks >= _breaks(request) and self._answers_small()):
                 return refused + self._send_halves(request, left)
             if failures == self._retries.attempts or left_s <= 0:
+                documents = counted(count, "document")
                 raise ClusterError(
-                    f"The cluster did not accept {counted(count, 'document')} in {failures} attempts and {patience_s - left_s:.0f} s. "
+                    f"The cluster did not accept {documents} in {failures} attempts and {patience_s - left_s:.0f} s. "
                     f"Last: {left.why} When the cluster has recovered, start the same command again: it continues "
                     "after the last finished shard."
                 )

@@ -124,7 +124,8 @@ class Delivery:
         reporter.advance(self._finish_answered(in_flight))
         if len(started) < len(missing):
             raise Interrupted(
-                f"Stopped after {counted(len(started), 'shard')}; the same command continues with shard {missing[len(started)]}."
+                f"Stopped after {counted(len(started), 'shard')}; the same command continues with shard "
+                f"{missing[len(started)]}."
             )
 
     def retry_dead(self, shard: int) -> int:

@@ -143,8 +143,8 @@ def test_its_tables_have_no_name_on_disk(tmp_path: Path) -> None:
         ({"dtype": "bfloat16"}, "dtype: it has 'float32', requested: 'bfloat16'"),
         ({"top_k": 100}, "top_k: it has none, requested: 100"),
         ({"window_stride": 64}, "window_stride: it has none, requested: 64"),
-        ({"overflow": "windows"}, "overflow is 'truncate' there"),
-        ({"weights": "float32"}, "weights is 'float16' there"),
+        ({"overflow": "windows"}, "overflow: it has 'truncate'"),
+        ({"weights": "float32"}, "weights: it has 'float16'"),
         ({"model": {"sha256": "ab", "max_length": 128}}, "model.max_length: it has 512, requested: 128"),
     ],
 )
