@@ -6,13 +6,14 @@ writes to a pipe.
 
 from __future__ import annotations
 
-import math
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+_RATE_S = 120.0  # over which a rate is measured
 NOTE = 25  # level of a log record that the command line prints by default, between INFO and WARNING
 
 if TYPE_CHECKING:
@@ -72,15 +73,15 @@ SILENT = SilentReporter()
 class Progress:
     """What a stage has done, and how long the rest takes.
 
-    The clock starts with the first call of `plan` or `advance`. If the stage plans tokens, time goes by tokens: a batch
-    has documents of similar length, and the longest come first in a row group. Units planned by no process yet are
-    taken for average ones.
+    The clock starts with the first call of `plan` or `advance`, and the rate is that of the last two minutes. If the
+    stage plans tokens, time goes by tokens: a batch has documents of similar length, and the longest come first in a
+    row group. Units planned by no process yet are taken for average ones.
     """
 
-    def __init__(self, unit: str, total: int | None = None) -> None:
-        self.unit, self.total, self.done = unit, total, 0
-        self._earlier = self._before_clock = self._tokens = self._planned = self._planned_tokens = 0
-        self._began: float | None = None
+    def __init__(self, unit: str, total: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.unit, self.total, self.done, self._clock = unit, total, 0, clock
+        self._earlier = self._tokens = self._planned = self._planned_tokens = 0
+        self._marks: deque[tuple[float, int, int]] = deque()  # time, units that took time, tokens
 
     def plan(self, count: int, tokens: int) -> None:
         """Count units and tokens that are computed next."""
@@ -93,6 +94,11 @@ class Progress:
         self.done += count
         self._tokens += tokens
         self._begin()
+        now = self._clock()
+        if now - self._marks[-1][0] >= _RATE_S / 100:
+            self._marks.append((now, self.done - self._earlier, self._tokens))
+            while now - self._marks[1][0] > _RATE_S:
+                self._marks.popleft()
 
     def earlier(self, count: int) -> None:
         """Count units that took no time."""
@@ -101,12 +107,15 @@ class Progress:
 
     def text(self, detail: str = "") -> str:
         """Return the time left and the rate, as far as they are known, and the detail."""
-        seconds = max(1e-9, time.monotonic() - self._began) if self._began is not None else math.inf
+        if not self._marks:
+            return detail
+        began, units, tokens = self._marks[0]
+        seconds = max(1e-9, self._clock() - began)
         if self._tokens:
-            unit, rate, left = "tokens", self._tokens / seconds, self._tokens_left()
+            unit, rate, left = "tokens", (self._tokens - tokens) / seconds, self._tokens_left()
         else:
-            new = self.done - self._earlier - self._before_clock
-            unit, rate, left = self.unit, new / seconds, self.total and float(self.total - self.done)
+            rate, left = (self.done - self._earlier - units) / seconds, self.total and float(self.total - self.done)
+            unit = self.unit
         parts = [f"{clock_text(max(0.0, left) / rate)} left"] if rate and left is not None else []
         parts += [f"{rate:,.{0 if rate >= 100 else 1}f} {unit}/s"] if rate else []
         return ", ".join([*parts, detail] if detail else parts)
@@ -117,8 +126,8 @@ class Progress:
         return ", ".join(filter(None, (f"{self.done:,}{of} {self.unit}", self.text(detail))))
 
     def _begin(self) -> None:
-        if self._began is None:
-            self._began, self._before_clock = time.monotonic(), self.done - self._earlier
+        if not self._marks:
+            self._marks.append((self._clock(), self.done - self._earlier, self._tokens))
 
     def _tokens_left(self) -> float | None:
         if not (self.total and self._planned):
@@ -215,6 +224,14 @@ def clock_text(seconds: float) -> str:
     """Return a duration as minutes and seconds, such as 03:56, or with hours, as 1:03:56."""
     minutes, left = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{left:02}" if minutes >= 60 else f"{minutes:02}:{left:02}"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration with a unit that suits it, such as 40 s, 25 min or 3.5 h."""
+    minutes = seconds / 60
+    if minutes < 2:
+        return f"{seconds:,.0f} s"
+    return f"{minutes:,.0f} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -14,10 +14,12 @@ from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.encoding.options import EncodeOptions
 from sparse_ingest.errors import CorpusError, UsageError, counted
 from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.reporting import duration_text, size_text
 from sparse_ingest.storage.places import Place, place_of
 
 if TYPE_CHECKING:
     from sparse_ingest.encoding.survey import CorpusSurvey
+    from sparse_ingest.encoding.trial import Prediction
 
 # Labels of `status` that differ from the JSON key.
 LABELS = {
@@ -42,7 +44,7 @@ LABELS = {
               help="File, folder, glob, s3://, gs:// or https:// address, hf:NAME[@REVISION][:CONFIG[:SPLIT]] for a "
                    "dataset, or - for standard input; may be repeated")  # fmt: skip
 @click.option("--out", type=place_of, metavar="RUN", help="Run folder to create or continue, or s3://BUCKET/PREFIX")
-@click.option("--dry-run", is_flag=True, help="Read and check the corpus; write nothing")
+@click.option("--dry-run", is_flag=True, help="Check the corpus; with a model, predict size and time")
 @stage_options(EncodeOptions)
 @json_option
 def encode(
@@ -91,7 +93,7 @@ def encode(
 def _surveyed(found: CorpusSurvey) -> Iterator[str]:
     yield (
         f"{found.rows:,} rows: {found.documents:,} documents ({found.empty:,} with an empty text) of "
-        f"{found.text_bytes:,} bytes of text in {found.shards:,} shards; {found.bad:,} bad rows, "
+        f"{found.text_bytes:,} bytes of text in {counted(found.shards, 'shard')}; {found.bad:,} bad rows, "
         f"{found.duplicates:,} duplicate ids."
     )
     yield (
@@ -104,7 +106,24 @@ def _surveyed(found: CorpusSurvey) -> Iterator[str]:
             f"median {tokens['median']:,.0f}, 95th percentile {tokens['p95']:,.0f}, maximum {tokens['longest']:,.0f}; "
             f"{tokens['longer']:.1%} are longer than the model's limit."
         )
+    if found.prediction:
+        yield from _predicted(found.prediction, found.documents)
     yield from found.examples
+
+
+def _predicted(run: Prediction, documents: int) -> Iterator[str]:
+    """Yield the size and time of a run, and the time on other devices as far as it is measured."""
+    yield f"A run of these documents, predicted from {run.sampled:,} of them, encoded on this machine:"
+    for what, count in (("tokens", run.tokens), ("terms", run.terms)):
+        yield f"  {what:<14}{count:,} ({count / max(1, documents):,.1f} per document)"
+    yield f"  {'run folder':<14}{size_text(run.run_bytes)}"
+    yield f"  {'merged index':<14}{size_text(run.index_bytes)}, without replicas"
+    speed = f"{run.tokens_per_second:,.0f} tokens/s on {run.device} in {run.dtype}"
+    yield f"  {'time here':<14}{duration_text(run.seconds)}, {speed}"
+    for other in run.others:
+        seconds = other["seconds"]
+        shown = f"{duration_text(seconds)} in {other['dtype']}" if isinstance(seconds, float) else "not measured"
+        yield f"  {'elsewhere':<14}{shown}: {other['device']}"
 
 
 @click.command()

@@ -12,6 +12,7 @@ import platform
 import time
 from collections import deque
 from contextlib import closing, suppress
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -50,16 +51,23 @@ def encode_alone(
     worker: Worker, corpus: Corpus, out: Place, pipeline: Pipeline, options: EncodeOptions, reporter: Reporter
 ) -> None:
     """Complete a run with one device of this process; see `encode` for what it raises."""
-    job = _Job(worker, corpus, out, pipeline, options, reporter)
+    job = Job(worker, corpus, out, pipeline, options, reporter)
     job.first_pass()
     job.finish()
 
 
-class _Job:
-    """One process's work on one run folder."""
+class Job:
+    """One process's work on one run folder; with `like`, with the encoder and dtype of an earlier job."""
 
     def __init__(
-        self, worker: Worker, corpus: Corpus, out: Place, pipeline: Pipeline, options: EncodeOptions, reporter: Reporter
+        self,
+        worker: Worker,
+        corpus: Corpus,
+        out: Place,
+        pipeline: Pipeline,
+        options: EncodeOptions,
+        reporter: Reporter,
+        like: Job | None = None,
     ) -> None:
         self.worker, self.corpus, self.options, self.reporter = worker, corpus, options, reporter
         self.cursor = Cursor(corpus, options.limit)
@@ -73,6 +81,9 @@ class _Job:
         refuse_clashes(corpus, self.settings, reuse=reuse, copies=options.dedup_text != "off", out=out)
         self.old = open_run(reuse) if reuse else None
         self._encoder: DocumentEncoder | None = None
+        if like:
+            self._encoder = like.maker.encoder
+            self.settings = replace(self.settings, dtype=like.run.manifest.identity["dtype"])
         self.run = self._open(out)
         self.schema = shard_schema(len(self.run.vocabulary()), self.settings.weights)
         self.estimate = Estimate(self.cursor, options.limit, reporter if worker.number == 0 else SILENT)

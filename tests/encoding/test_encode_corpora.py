@@ -220,7 +220,7 @@ def test_a_dry_run_counts_and_names_and_writes_nothing(encode, tmp_path: Path) -
     answer = encode(rows, "", "--dry-run")
     assert answer.code == 3, answer.err
     found = json.loads(answer.out)
-    tokens = found.pop("tokens")
+    tokens, predicted = found.pop("tokens"), found.pop("prediction")
     assert found.pop("examples") == [
         "corpus.jsonl line 41: broken JSON at column 2: Expecting property name enclosed in double quotes",
         'corpus.jsonl line 42: duplicate id "d3": first at corpus.jsonl line 4',
@@ -233,6 +233,7 @@ def test_a_dry_run_counts_and_names_and_writes_nothing(encode, tmp_path: Path) -
         "text_bytes": sum(map(len, texts)), "equal_texts": 33, "equal_in_shard": 9 + 9 + 1,
     }  # fmt: skip
     assert tokens["documents"] == 43 and tokens["longest"] == 92 and tokens["median"] < tokens["p95"] < 92
+    assert predicted["sampled"] == 43 and predicted["others"][-1]["seconds"] is None
     assert list(tmp_path.iterdir()) == [tmp_path / "corpora"]
 
 
