@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-_RATE_S = 120.0  # over which a rate is measured
+_RATE_S = 120.0  # over which a rate is measured at least
 NOTE = 25  # level of a log record that the command line prints by default, between INFO and WARNING
 
 if TYPE_CHECKING:
@@ -73,14 +73,15 @@ SILENT = SilentReporter()
 class Progress:
     """What a stage has done, and how long the rest takes.
 
-    The clock starts with the first call of `plan` or `advance`, and the rate is that of the last two minutes. If the
-    stage plans tokens, time goes by tokens: a batch has documents of similar length, and the longest come first in a
-    row group. Units planned by no process yet are taken for average ones.
+    The clock starts with the first call of `plan` or `advance`. The rate is that of the last two minutes, or of half of
+    the time so far if that is longer. If the stage plans tokens, time goes by tokens: a batch has documents of similar
+    length, and the longest come first in a row group. Units planned by no process yet are taken for average ones.
     """
 
     def __init__(self, unit: str, total: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.unit, self.total, self.done, self._clock = unit, total, 0, clock
         self._earlier = self._tokens = self._planned = self._planned_tokens = 0
+        self._began = 0.0
         self._marks: deque[tuple[float, int, int]] = deque()  # time, units that took time, tokens
 
     def plan(self, count: int, tokens: int) -> None:
@@ -97,7 +98,7 @@ class Progress:
         now = self._clock()
         if now - self._marks[-1][0] >= _RATE_S / 100:
             self._marks.append((now, self.done - self._earlier, self._tokens))
-            while now - self._marks[1][0] > _RATE_S:
+            while now - self._marks[1][0] > max(_RATE_S, (now - self._began) / 2):
                 self._marks.popleft()
 
     def earlier(self, count: int) -> None:
@@ -127,7 +128,8 @@ class Progress:
 
     def _begin(self) -> None:
         if not self._marks:
-            self._marks.append((self._clock(), self.done - self._earlier, self._tokens))
+            self._began = self._clock()
+            self._marks.append((self._began, self.done - self._earlier, self._tokens))
 
     def _tokens_left(self) -> float | None:
         if not (self.total and self._planned):
