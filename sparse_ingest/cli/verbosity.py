@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import sys
 from collections.abc import Iterator
 
@@ -17,18 +16,11 @@ from tqdm import tqdm
 
 from sparse_ingest.errors import UsageError
 from sparse_ingest.reporting import NOTE
-from sparse_ingest.storage.addresses import without_secrets
+from sparse_ingest.storage.addresses import without_headers, without_secrets
 
 _OURS, _LIBRARIES = "sparse_ingest", ("opensearch", "urllib3")
 _LEVELS = (NOTE, logging.INFO, logging.DEBUG)  # by the number of -v
 _MAX_CHARACTERS = 2000  # of a record of DEBUG: bodies of bulk requests have megabytes
-# A header or parameter with its value, as in a repr, in JSON, in an address or as sent.
-_SECRET = re.compile(
-    r"""((?:authorization|[\w-]*(?:password|passwd|secret|token|signature|api[_-]?key|credential)[\w-]*)\\?["']?\s*[:=]\s*)"""
-    r"""(?:\\?["'](?:[^"'\\])*|(?:(?:basic|bearer|aws4-hmac-sha256)\s+)?[^\s"',;&}]+)""",
-    re.IGNORECASE,
-)
-_SCHEME = re.compile(r"\b(basic|bearer)\s+[A-Za-z0-9+/=._~-]{8,}|\bAWS4-HMAC-SHA256\s+Credential=.*", re.IGNORECASE)
 
 
 class _Formatter(logging.Formatter):
@@ -40,7 +32,7 @@ class _Formatter(logging.Formatter):
             return text
         if (more := len(text) - _MAX_CHARACTERS) > 0:
             text = f"{text[:_MAX_CHARACTERS]} ... ({more:,} more characters)"
-        return without_secrets(_SCHEME.sub("***", _SECRET.sub(r"\1***", f"{record.name}: {text}")))
+        return without_secrets(without_headers(f"{record.name}: {text}"))
 
 
 class _Handler(logging.Handler):

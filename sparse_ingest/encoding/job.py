@@ -84,7 +84,7 @@ class Job:
         if like:
             self._encoder = like.maker.encoder
             self.settings = replace(self.settings, dtype=like.run.manifest.identity["dtype"])
-        self.run = self._open(out)
+        self.run: Run = self._open(out)
         self.schema = shard_schema(len(self.run.vocabulary()), self.settings.weights)
         self.estimate = Estimate(self.cursor, options.limit, reporter if worker.number == 0 else SILENT)
         reporter.begin("documents")

@@ -150,7 +150,8 @@ def _others(job: Job, tokens: float, *, is_cpu: bool) -> list[dict[str, object]]
     benchmark: dict[str, object] = {"device": BENCHMARK_MACHINE, "dtype": None, "seconds": None}
     if found:
         benchmark |= {"dtype": found.dtype, "seconds": round(tokens / found.tokens_per_second, 1)}
-    return [benchmark, *([{"device": "a GPU", "dtype": None, "seconds": None}] if is_cpu else [])]
+    gpu: dict[str, object] = {"device": "a GPU", "dtype": None, "seconds": None}
+    return [benchmark, gpu] if is_cpu else [benchmark]
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,7 @@ def encode(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Answer]:
 
 def test_each_level_prints_more(encode: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
     quiet, usual, more = encode("q", "-q").err, encode("usual").err, encode("v", "--verbose").err
-    assert quiet.splitlines() == [line for line in usual.splitlines() if "bad documents were skipped" in line], quiet
-    assert len(quiet.splitlines()) == 1
+    assert quiet.startswith("1 bad documents were skipped") and len(quiet.splitlines()) == 1, quiet
     assert "Encoding with" in usual and "The head is" not in usual and "slower without" not in usual
     assert "The head is of torch, the tokenizer that of the library tokenizers" in more and "Encoding with" in more
     monkeypatch.setitem(sys.modules, "nanotoken", None)
@@ -85,8 +84,7 @@ def test_requests_are_printed_without_credentials() -> None:
             answer = command("index", "show", "--index", "any", "-vv", *login)
             assert answer.code == 1 and "opensearch: GET http://127.0.0.1" in answer.err, answer.err
             assert "urllib3.connectionpool: " in answer.err
-            details = [line for line in answer.err.splitlines() if line.startswith(("opensearch", "urllib3", "x-amz"))]
-            assert details and not [line for line in details if PASSWORD in line or HEADER in line], details
+            assert PASSWORD not in answer.err and HEADER not in answer.err, answer.err
     assert seen and set(seen) == {f"Basic {HEADER}"}
     assert not logging.getLogger("urllib3").handlers and logging.getLogger("opensearch").level == logging.NOTSET
 
