@@ -259,7 +259,7 @@ def test_an_estimate_is_told_once(encode, tmp_path: Path, monkeypatch) -> None:
     assert len(said) == 1 and said[0].startswith("After 32 documents: "), answer.err
     assert "About 41 rows in all: " in said[0] and " of the run per document" in said[0]
     terms = sum(len(terms) for row, _, terms in documents(open_run(tmp_path / "run")).values() if row < 32)
-    assert f"{terms / 32:.1f} terms per document" in said[0] and report["rows"] == 40
+    assert f" {terms / 32:.1f} terms and " in said[0] and report["rows"] == 40
 
 
 def test_the_seconds_of_each_stage_are_kept_and_summed(encode, tmp_path: Path) -> None:
