@@ -86,7 +86,10 @@ def test_requests_are_printed_without_credentials() -> None:
             assert "urllib3.connectionpool: " in answer.err
             assert PASSWORD not in answer.err and HEADER not in answer.err, answer.err
     assert seen and set(seen) == {f"Basic {HEADER}"}
-    assert not logging.getLogger("urllib3").handlers and logging.getLogger("opensearch").level == logging.NOTSET
+    assert (
+        _HANDLER not in logging.getLogger("urllib3").handlers
+        and logging.getLogger("opensearch").level == logging.NOTSET
+    )
 
 
 @pytest.mark.parametrize(
