@@ -33,11 +33,11 @@ from typing import Any, NamedTuple
 
 from large_run import make_large_run
 
-from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.cluster.client import Client, connect
 from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.errors import ClusterError
 from sparse_ingest.local_server import process
+from sparse_ingest.reporting import TqdmReporter
 
 Settings = dict[str, Any]
 
@@ -281,7 +281,7 @@ def server(url: str | None, folder: Path, heap: str) -> Iterator[str]:
     data.chmod(0o755)
     port = process.free_port(9400)
     try:
-        yield process.start(port, data=data, heap=heap, reporter=TerminalReporter()).url
+        yield process.start(port, data=data, heap=heap, reporter=TqdmReporter()).url
     finally:
         process.stop(port)
 

@@ -36,7 +36,6 @@ import numpy as np
 from load import scratch, server
 from passages import make_corpus
 
-from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.cluster.client import Client, connect
 from sparse_ingest.cluster.connection import Connection
 from sparse_ingest.cluster.engines import engine_body
@@ -50,6 +49,7 @@ from sparse_ingest.models.query_encoders import query_encoder
 from sparse_ingest.pipeline import IndexSettings, Pipeline, packaged_folder
 from sparse_ingest.planning.engines import SIZE, Setting, Timed, measure_settings
 from sparse_ingest.queries.weight_table import QueryWeights
+from sparse_ingest.reporting import TqdmReporter
 from sparse_ingest.runs.run import Run, open_run
 from sparse_ingest.runs.shards import read_shard_vectors
 from sparse_ingest.searching.index_search import rank_index
@@ -140,7 +140,7 @@ def fill(client: Client, folder: Path, room: Path, n_postings: int) -> None:
             settings = IndexSettings(kind=kind, body=str(room / "body.json"))
         load(
             folder / "run", index=index_of(kind, kept), pipeline=Pipeline(index=settings), merge=True,
-            url=client.address, progress=TerminalReporter(),
+            url=client.address, progress=TqdmReporter(),
         )  # fmt: skip
 
 

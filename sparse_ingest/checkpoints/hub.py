@@ -7,12 +7,14 @@ training state, a pickle only if a folder has no safetensors, Python code only o
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from sparse_ingest.errors import CheckpointError, Interrupted, StorageError, first_line
+from sparse_ingest.reporting import NOTE
 from sparse_ingest.storage.hub_session import guard_hub, hub_address, refused_token, token_state, without_token
 from sparse_ingest.storage.waiting import call_with_timeout
 
@@ -92,7 +94,8 @@ def _bars(name: str, received: list[int]) -> Any:
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled
     from tqdm import tqdm
 
-    hidden, terminal = are_progress_bars_disabled(), sys.stderr.isatty()
+    hidden = are_progress_bars_disabled() or logging.getLogger("sparse_ingest").level > NOTE
+    terminal = sys.stderr.isatty()
     began = last = time.monotonic()
 
     class Bars(tqdm):  # type: ignore[type-arg]
@@ -109,7 +112,7 @@ def _bars(name: str, received: list[int]) -> Any:
             now, total = time.monotonic(), self.total or 0
             if terminal:
                 return now - began >= BARS_AFTER_S and super().display(*args, **kwargs)
-            if self.unit == "B" and 0 < self.n < total and now - last >= LINE_EVERY_S:
+            if not hidden and self.unit == "B" and 0 < self.n < total and now - last >= LINE_EVERY_S:
                 last = now
                 done, size = (self.format_sizeof(count, "B", 1024) for count in (self.n, total))
                 sys.stderr.write(f"Downloading {name}: {done} of {size}\n")

@@ -21,7 +21,7 @@ from sparse_ingest.cli.options import (
 )
 from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.corpora.options import IdfOptions
-from sparse_ingest.errors import UsageError
+from sparse_ingest.errors import UsageError, counted
 from sparse_ingest.pipeline import Pipeline, in_words
 from sparse_ingest.reporting import size_text
 
@@ -200,8 +200,6 @@ def _shown(report: IndexReport) -> dict[str, object]:
     """Return a report as text by label; missing values are None or empty."""
     model = report.model or {}
     loaded = f"run {report.run_id}, {report.load}" if report.run_id else "never loaded by sparse-ingest"
-    primaries = "1 primary" if report.primaries == 1 else f"{report.primaries} primaries"
-    replicas = "1 replica" if report.replicas == 1 else f"{report.replicas} replicas"
     fields = (f"{name} ({kind or 'not mapped'})" for name, kind in sorted(report.fields.items()))
     return {
         "index": report.index if report.index == report.asked else f"{report.index} (alias {report.asked})",
@@ -216,8 +214,8 @@ def _shown(report: IndexReport) -> dict[str, object]:
         "query settings": in_words(report.query or {}),
         "kept fields": ", ".join(fields),
         "documents": f"{report.documents:,}",
-        "size": f"{report.bytes / 1e6:,.1f} MB in {report.segments} segments",
-        "shards": f"{primaries}, {replicas} each",
+        "size": f"{report.bytes / 1e6:,.1f} MB in {counted(report.segments, 'segment')}",
+        "shards": f"{counted(report.primaries, 'primary', 'primaries')}, {counted(report.replicas, 'replica')} each",
         "search pipeline": report.search_pipeline,
         "ingest pipeline": report.ingest_pipeline,
         "final pipeline": report.final_pipeline,

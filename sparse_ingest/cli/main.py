@@ -10,7 +10,6 @@ import codecs
 import contextlib
 import errno
 import io
-import logging
 import os
 import signal
 import sys
@@ -38,6 +37,7 @@ from sparse_ingest.cli import (
 from sparse_ingest.cli.options import drop_output
 from sparse_ingest.cli.progress import handling
 from sparse_ingest.cli.terminal import guarded
+from sparse_ingest.cli.verbosity import to_stderr, with_verbosity
 from sparse_ingest.errors import SparseIngestError
 from sparse_ingest.storage.waiting import left_behind
 
@@ -68,7 +68,7 @@ for group in (
     server,
 ):  # fmt: skip
     for command in group.COMMANDS:
-        cli.add_command(command)
+        cli.add_command(with_verbosity(command))
 
 
 def main() -> None:
@@ -76,15 +76,10 @@ def main() -> None:
     _open_closed()
     sys.stdout = guarded(_escaping(sys.stdout))
     sys.stderr = guarded(_escaping(sys.stderr, lenient=True), is_log=True)
-    # The library is silent without a handler.
-    logger, handler = logging.getLogger("sparse_ingest"), logging.StreamHandler()
-    handler.setLevel(logging.WARNING)
-    logger.addHandler(handler)
     try:
-        with handling(signal.default_int_handler):
+        with to_stderr(), handling(signal.default_int_handler):
             code = _run()
     finally:
-        logger.removeHandler(handler)
         for stream in (sys.stdout, sys.stderr):
             drop_output(stream)
     code = code if isinstance(code, int) else 0

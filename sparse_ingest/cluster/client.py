@@ -42,6 +42,7 @@ from sparse_ingest.cluster.versions import NEWEST_TRIED, Version, version_of
 from sparse_ingest.cluster.waiting import Waiting
 from sparse_ingest.errors import ClusterError, SparseIngestError, UsageError
 from sparse_ingest.reporting import Reporter
+from sparse_ingest.storage.addresses import without_headers
 from sparse_ingest.storage.foreign_json import checked
 
 logger = logging.getLogger(__name__)
@@ -249,7 +250,7 @@ class Client:
         elif is_block(error.status_code, kind):
             message = blocked_message(self.address, reason)
         elif refused := _refused(error.status_code, self.address, self._connection):
-            message = f"{refused} Its reason: {reason[:200]}"
+            message = f"{refused} Its reason: {without_headers(reason)[:200]}"
         after_s = _retry_after_s(getattr(error, "retry_after", None))
         return ResponseError(message, status=error.status_code, kind=kind, reason=reason, retry_after_s=after_s)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sparse_ingest.cluster import indexes, installed, mappings, seismic, settling
+from sparse_ingest.cluster import indexes, installed, mappings, seismic, settling, updates
 from sparse_ingest.cluster.client import Client, ConnectionLike, UnreachableError, connect
 from sparse_ingest.cluster.installed import Installed
 from sparse_ingest.errors import ClusterError, PipelineError, UsageError
@@ -155,6 +155,8 @@ def create_index(
                 with contextlib.suppress(ClusterError):
                     installed.remove(client, one, index)
             raise
+        if updates.operation_for(made, full.index.field) == "update":
+            reporter.note(updates.notice(made, full.index.field))
         if unstarted := settling.unstarted_primaries(client, made):
             reporter.note(unstarted)
     if full.index.kind == "sparse_vector":

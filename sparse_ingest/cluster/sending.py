@@ -24,7 +24,7 @@ from sparse_ingest.cluster.client import Client, ResponseError, UnreachableError
 from sparse_ingest.cluster.failures import BUSY, error_of, is_block
 from sparse_ingest.cluster.pacing import FEWEST_BYTES, Attempt, Pace
 from sparse_ingest.cluster.waiting import SAY_S
-from sparse_ingest.errors import ClusterError
+from sparse_ingest.errors import ClusterError, counted
 from sparse_ingest.records import Outcome, Refusal
 from sparse_ingest.storage.waiting import in_thread
 
@@ -177,8 +177,9 @@ class _Sender:
             if left.halve or (breaks >= _breaks(request) and self._answers_small()):
                 return refused + self._send_halves(request, left)
             if failures == self._retries.attempts or left_s <= 0:
+                documents = counted(count, "document")
                 raise ClusterError(
-                    f"{count} documents were not accepted in {failures} attempts and {patience_s - left_s:.0f} s. "
+                    f"The cluster did not accept {documents} in {failures} attempts and {patience_s - left_s:.0f} s. "
                     f"Last: {left.why} When the cluster has recovered, start the same command again: it continues "
                     "after the last finished shard."
                 )

@@ -7,10 +7,12 @@ shard_maker.py computes the content of a shard.
 from __future__ import annotations
 
 import ctypes
+import logging
 import platform
 import time
 from collections import deque
 from contextlib import closing, suppress
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -42,20 +44,30 @@ if TYPE_CHECKING:
     from sparse_ingest.models.documents import DocumentEncoder
 
 
+logger = logging.getLogger(__name__)
+
+
 def encode_alone(
     worker: Worker, corpus: Corpus, out: Place, pipeline: Pipeline, options: EncodeOptions, reporter: Reporter
 ) -> None:
     """Complete a run with one device of this process; see `encode` for what it raises."""
-    job = _Job(worker, corpus, out, pipeline, options, reporter)
+    job = Job(worker, corpus, out, pipeline, options, reporter)
     job.first_pass()
     job.finish()
 
 
-class _Job:
-    """One process's work on one run folder."""
+class Job:
+    """One process's work on one run folder; with `like`, with the encoder and dtype of an earlier job."""
 
     def __init__(
-        self, worker: Worker, corpus: Corpus, out: Place, pipeline: Pipeline, options: EncodeOptions, reporter: Reporter
+        self,
+        worker: Worker,
+        corpus: Corpus,
+        out: Place,
+        pipeline: Pipeline,
+        options: EncodeOptions,
+        reporter: Reporter,
+        like: Job | None = None,
     ) -> None:
         self.worker, self.corpus, self.options, self.reporter = worker, corpus, options, reporter
         self.cursor = Cursor(corpus, options.limit)
@@ -69,11 +81,12 @@ class _Job:
         refuse_clashes(corpus, self.settings, reuse=reuse, copies=options.dedup_text != "off", out=out)
         self.old = open_run(reuse) if reuse else None
         self._encoder: DocumentEncoder | None = None
-        self.run = self._open(out)
+        if like:
+            self._encoder = like.maker.encoder
+            self.settings = replace(self.settings, dtype=like.run.manifest.identity["dtype"])
+        self.run: Run = self._open(out)
         self.schema = shard_schema(len(self.run.vocabulary()), self.settings.weights)
-        self.estimate = Estimate(
-            self.cursor, options.limit, worker.processes, reporter if worker.number == 0 else SILENT
-        )
+        self.estimate = Estimate(self.cursor, options.limit, reporter if worker.number == 0 else SILENT)
         reporter.begin("documents")
 
     def _open(self, out: Place) -> Run:
@@ -137,6 +150,17 @@ class _Job:
             f"Encoding with {self.model.document} on {encoder.device} in {dtype}, "
             f"at most {self.model.max_length} tokens {limit}."
         )
+        logger.info(
+            "The head is %s, the tokenizer that of the library tokenizers; %d batches at a time of up to %s tokens.",
+            encoder.maker.head_name,
+            encoder.maker.workers,
+            f"{encoder.batch_tokens:,}",
+        )
+        if missing := encoder.missing_packages():
+            self.reporter.note(
+                f"Encoding is slower without {' and '.join(missing)}: pip install 'sparse-ingest[fast]' adds a "
+                "compiled head for CPUs and a fast WordPiece tokenizer."
+            )
         old = None
         if self.old is not None:
             old = OldVectors(self.old, self.run.scratch_path("reuse").parent)

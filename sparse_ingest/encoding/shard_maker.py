@@ -14,7 +14,7 @@ text.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -204,13 +204,13 @@ class ShardMaker:
             known, old = self.old.find(window.hashes)
         new = window.take(np.flatnonzero(~known)) if known.any() else window
         if shard.copies is None:
-            computed: Encoded | Kept = self._computed(new, shard)
+            computed: Encoded | Kept = self._computed(new, shard, len(window.rows))
             copied = int(known.sum())
         else:
-            computed = self._once(new, shard.copies, shard)
+            computed = self._once(new, shard.copies, shard, len(window.rows))
             copied = int(known.sum() + computed.of_rows["deduplicated"].sum())
         if copied:
-            self.reporter.earlier(copied)
+            self.reporter.advance(copied)
         yield partial(self._part, window, known, old, computed, shard.counts)
 
     def _part(
@@ -233,21 +233,23 @@ class ShardMaker:
         vectors = kept.vectors._replace(doc_ids=[document.id for document in window.documents])
         return ShardPart(numbers, window.hashes, vectors, [document.fields for document in window.documents])
 
-    def _once(self, window: Window, copies: Copies, shard: _Shard) -> Kept:
+    def _once(self, window: Window, copies: Copies, shard: _Shard, rows: int) -> Kept:
         """Return the vectors of texts; each different text is computed once per shard."""
         new: dict[bytes, int] = {}  # the first place of each new text
         for place, (one, number) in enumerate(zip(window.hashes, copies.find(window.hashes).tolist(), strict=True)):
             if number < 0:
                 new.setdefault(one, place)
         first = np.fromiter(new.values(), dtype=np.int64, count=len(new))
-        copies.add(list(new), self._kept(self._computed(window.take(first), shard)))
+        copies.add(list(new), self._kept(self._computed(window.take(first), shard, rows)))
         kept = copies.take(copies.find(window.hashes))
         kept.of_rows["deduplicated"] = 1
         kept.of_rows["deduplicated"][first] = 0
         return kept
 
-    def _computed(self, window: Window, shard: _Shard) -> Encoded:
+    def _computed(self, window: Window, shard: _Shard, rows: int) -> Encoded:
+        """Return the vectors of texts; with the copied ones they are `rows`."""
         tokens, encoded = window.tokens, partial(self._encoded, shard.stopped)
+        self.reporter.plan(rows, _count(tokens))
         with _too_large(window):
             if self.settings.overflow == "truncate":
                 vectors = self.encoder.encode_tokens(tokens, encoded)
@@ -280,6 +282,7 @@ class ShardMaker:
         window = window.take(np.array(fitting, dtype=np.int64))
         group: list[tuple[int, str, bytes, Vector, str]] = []  # row, id, hash of the text, terms, fields
         size, cuts = 0, window.tokens
+        self.reporter.plan(len(cuts), _count(cuts))
         passages = self.encoder.encode_passages(cuts, partial(self._encoded, shard.stopped))
         while True:
             with _too_large(window):
@@ -326,6 +329,11 @@ class ShardMaker:
             advice = "Encode with --weights float32, and with --dtype float32 if that is not enough."
             raise RunError(f"Weights cannot be stored: {error}. {advice}") from error
         return stored, np.diff(vectors.indptr) - np.diff(stored.indptr)
+
+
+def _count(tokens: Sequence[Any]) -> int:
+    """Return the number of tokens that the model reads for texts."""
+    return sum(len(text.token_ids) if isinstance(text, FirstWindow) else text.tokens for text in tokens)
 
 
 def _reused(window: Window, vectors: SparseRows) -> Kept:

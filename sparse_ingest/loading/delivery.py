@@ -23,7 +23,7 @@ from sparse_ingest.cluster.client import ResponseError, UnreachableError
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import Retries, send
 from sparse_ingest.cluster.settling import Durability, patiently
-from sparse_ingest.errors import ClusterError, Interrupted, RunError
+from sparse_ingest.errors import ClusterError, Interrupted, RunError, counted
 from sparse_ingest.pruning import prune
 from sparse_ingest.records import Outcome, Refusal
 from sparse_ingest.reporting import Reporter
@@ -102,6 +102,7 @@ class Delivery:
         in_flight: deque[_ShardInFlight] = deque()
         started: list[int] = []
         self.claim.journal.begin(set(missing))
+        reporter.advance(0)  # starts the clock
 
         def requests() -> Iterator[BulkRequest]:
             for shard in missing:
@@ -123,7 +124,8 @@ class Delivery:
         reporter.advance(self._finish_answered(in_flight))
         if len(started) < len(missing):
             raise Interrupted(
-                f"Stopped after {len(started)} shards; the same command continues with shard {missing[len(started)]}."
+                f"Stopped after {counted(len(started), 'shard')}; the same command continues with shard "
+                f"{missing[len(started)]}."
             )
 
     def retry_dead(self, shard: int) -> int:

@@ -7,11 +7,13 @@ are tokenized in pieces: the library needs about 800 bytes per token, a token id
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +31,7 @@ from sparse_ingest.pipeline import ModelSettings
 from sparse_ingest.queries.weight_table import make_plain
 from sparse_ingest.records import in_batches
 
+logger = logging.getLogger(__name__)
 TokenIds = npt.NDArray[np.int32]
 
 # Where a long text may be divided: before the space between words, or after punctuation of scripts without spaces.
@@ -71,6 +74,13 @@ class Cut(NamedTuple):
         """Number of windows."""
         beyond = len(self.token_ids) - self.layout.room
         return 1 + max(0, -(-beyond // self.layout.stride))
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens in all windows, with special tokens and prompt."""
+        layout, more = self.layout, self.windows - 1
+        around = len(layout.before) + len(layout.after) + self.prompt
+        return len(self.token_ids) + around - self.prompt + more * (around + layout.room - self.prompt - layout.stride)
 
     def window(self, number: int) -> TokenIds:
         """Return the token ids of a window with special tokens and prompt."""
@@ -198,7 +208,14 @@ class Tokenizer:
 
     @cached_property
     def _quick(self) -> Encode | None:
-        return build_nanotokens(self._tokenizer)
+        quick = build_nanotokens(self._tokenizer)
+        logger.info("The tokenizer is %s from now on.", "nanotoken" if quick else "that of the library tokenizers")
+        return quick
+
+    @property
+    def lacks_nanotoken(self) -> bool:
+        """Whether it would be faster if nanotoken were installed."""
+        return type(self._tokenizer.model).__name__ == "WordPiece" and find_spec("nanotoken") is None
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer.encode_batch_fast([text], **_BARE)[0].ids)

@@ -38,8 +38,8 @@ def refuse_other_settings(old: Run, identity: Identity) -> None:
     first = next((one for one in found if one.setting.partition(".")[0] not in OF_THE_CORPUS), None)
     if first:
         raise RunError(
-            f"The vectors of {old.path} cannot be reused: {first.setting} is {first.stored!r} there, requested: "
-            f"{first.requested!r}. Encode with the settings of that run, or without --reuse."
+            f"The vectors of {old.path} cannot be reused: {first.in_words('it')}. Encode with the settings of that "
+            "run, or without --reuse."
         )
 
 

@@ -344,7 +344,7 @@ def refuse_differences(run: Run, identity: Identity) -> None:
     """Raise `RunError` with both values of each setting in which a run differs from an identity."""
     found = differences(run.manifest.identity, identity)
     if found:
-        lines = "".join(f"\n  {d.setting}: the run has {d.stored!r}, requested: {d.requested!r}" for d in found)
+        lines = "".join(f"\n  {one.in_words('the run')}" for one in found)
         raise RunError(
             f"{run.path} was started with other settings and cannot be continued with these:{lines}\n"
             "Use the settings of the run, or another --out folder."

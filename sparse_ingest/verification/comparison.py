@@ -234,6 +234,7 @@ def compare_all(
     total = int(terms_of.sum())
     queries, numbers, likely = _token_queries(vocabulary, frequencies, checker.reader.groups)
     read = reached = 0
+    reporter.advance(0)  # starts the clock
     for query, places, weights in snapshot.weights(name, queries, likely):
         at = np.searchsorted(sides.places, places)
         sides.fingerprints[at] += term_fingerprints(numbers[query], weights.view(np.uint32))
@@ -337,6 +338,7 @@ def _token_queries(
 def check_sample(loaded: Loaded, places: _Places, checker: WeightChecker, reporter: Reporter, *, ids_too: bool) -> None:
     """Compare the weights of the documents at some places, and with `ids_too` note the missing documents."""
     report = checker.report
+    reporter.advance(0)  # starts the clock
     for batch in batched(loaded.documents(places), _BATCH):
         before = report.checked_documents
         absent, _ = checker.check(batch)

@@ -162,7 +162,7 @@ def test_the_timeout_ends_the_retries_of_a_load(
     run, recorder = make_run(tmp_path / "run", {"d1": {"river": 1.0}}), Recorder()
     with faulty_proxy(client.address, [fault] * 1000) as proxy:
         began = time.monotonic()
-        with pytest.raises(ClusterError, match=r"1 documents were not accepted in \d+ attempts and [23] s"):
+        with pytest.raises(ClusterError, match=r"did not accept 1 document in \d+ attempts and [23] s"):
             load(
                 run,
                 index=index_name,

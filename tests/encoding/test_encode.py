@@ -294,13 +294,13 @@ def test_other_settings_are_refused_with_both_values(encode, tmp_path: Path, mod
         (["--weights", "float32"], "weights: the run has 'float16', requested: 'float32'"),
         (["--dtype", "bfloat16"], "dtype: the run has 'float32', requested: 'bfloat16'"),
         (["--shard-rows", 9], "shard_rows: the run has 8, requested: 9"),
-        (["--limit", 5], "limit: the run has None, requested: 5"),
+        (["--limit", 5], "limit: the run has none, requested: 5"),
         (["--keep", "year"], "fields.keep: the run has [], requested: ['year']"),
         (["--no-text"], "fields.carry_text: the run has True, requested: False"),
-        (["--id-field", ":row"], "fields.id: the run has None, requested: ':row'"),
+        (["--id-field", ":row"], "fields.id: the run has none, requested: ':row'"),
         (["--max-length", 32], "model.max_length: the run has 64, requested: 32"),
         (["--set", "model.document_prompt=d: "], "model.document_prompt: the run has '', requested: 'd: '"),
-        (["--set", "encode.min_weight=1"], "min_weight: the run has None, requested: 1.0"),
+        (["--set", "encode.min_weight=1"], "min_weight: the run has none, requested: 1.0"),
         (["--model", other], "model.sha256: the run has "),
     ):
         answer = encode(*options)

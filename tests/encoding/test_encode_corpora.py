@@ -115,7 +115,7 @@ def test_dedup_text_is_part_of_the_identity_and_does_not_affect_reuse(encode, tm
     assert encode(ROWS, "each").code == 0
     assert "dedup_text" not in open_run(tmp_path / "each").manifest.identity
     answer = encode(ROWS, "each", "--dedup-text", "encode-once")
-    assert answer.code == 1 and "dedup_text: the run has None, requested: 'encode-once'" in answer.err
+    assert answer.code == 1 and "dedup_text: the run has none, requested: 'encode-once'" in answer.err
     answer = encode(
         [*ROWS, {"_id": "n", "text": "new"}], "next", "--dedup-text", "encode-once", "--reuse", tmp_path / "each"
     )
@@ -220,7 +220,7 @@ def test_a_dry_run_counts_rows_lists_bad_ones_and_writes_nothing(encode, tmp_pat
     answer = encode(rows, "", "--dry-run")
     assert answer.code == 3, answer.err
     found = json.loads(answer.out)
-    tokens = found.pop("tokens")
+    tokens, predicted = found.pop("tokens"), found.pop("prediction")
     assert found.pop("examples") == [
         "corpus.jsonl:41: broken JSON at column 2: Expecting property name enclosed in double quotes",
         'corpus.jsonl:42: duplicate id "d3" (first seen at corpus.jsonl:4)',
@@ -233,6 +233,7 @@ def test_a_dry_run_counts_rows_lists_bad_ones_and_writes_nothing(encode, tmp_pat
         "text_bytes": sum(map(len, texts)), "equal_texts": 33, "equal_in_shard": 9 + 9 + 1,
     }  # fmt: skip
     assert tokens["documents"] == 43 and tokens["longest"] == 92 and tokens["median"] < tokens["p95"] < 92
+    assert predicted["sampled"] == 43 and predicted["others"][-1]["seconds"] is None
     assert list(tmp_path.iterdir()) == [tmp_path / "corpora"]
 
 
@@ -258,7 +259,7 @@ def test_the_estimate_is_printed_once(encode, tmp_path: Path, monkeypatch) -> No
     assert len(estimates) == 1 and estimates[0].startswith("After 32 documents: "), answer.err
     assert "About 41 rows in all: " in estimates[0] and " of the run per document" in estimates[0]
     terms = sum(len(terms) for row, _, terms in documents(open_run(tmp_path / "run")).values() if row < 32)
-    assert f"{terms / 32:.1f} terms per document" in estimates[0] and report["rows"] == 40
+    assert f" {terms / 32:.1f} terms and " in estimates[0] and report["rows"] == 40
 
 
 def test_the_seconds_of_each_stage_are_recorded_and_summed(encode, tmp_path: Path) -> None:

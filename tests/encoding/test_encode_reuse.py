@@ -100,11 +100,11 @@ def test_a_run_with_reused_vectors_can_be_resumed_and_reused(encode, tmp_path: P
 def test_a_run_with_other_settings_is_refused_before_anything_is_written(encode, tmp_path: Path) -> None:
     assert encode(ROWS, "old").code == 0
     for options, setting in (
-        (["--weights", "float32"], "weights is 'float16' there, requested: 'float32'"),
-        (["--max-length", 19], "model.max_length is 20 there, requested: 19"),
-        (["--set", "encode.top_k=5"], "top_k is None there, requested: 5"),
-        (["--dtype", "bfloat16"], "dtype is 'float32' there, requested: 'bfloat16'"),
-        (OVERFLOW["windows"], "overflow is 'truncate' there, requested: 'windows'"),
+        (["--weights", "float32"], "weights: it has 'float16', requested: 'float32'"),
+        (["--max-length", 19], "model.max_length: it has 20, requested: 19"),
+        (["--set", "encode.top_k=5"], "top_k: it has none, requested: 5"),
+        (["--dtype", "bfloat16"], "dtype: it has 'float32', requested: 'bfloat16'"),
+        (OVERFLOW["windows"], "overflow: it has 'truncate', requested: 'windows'"),
     ):
         answer = encode(ROWS, "new", *options, "--reuse", tmp_path / "old")
         assert answer.code == 1 and setting in answer.err, answer.err
@@ -117,7 +117,7 @@ def test_a_run_with_other_settings_is_refused_before_anything_is_written(encode,
 def test_a_run_with_another_window_stride_is_refused(encode, tmp_path: Path) -> None:
     assert encode(ROWS, "old", *OVERFLOW["windows"]).code == 0
     answer = encode(ROWS, "new", "--set", "encode.overflow=windows", "--reuse", tmp_path / "old")
-    assert answer.code == 1 and "window_stride is 9 there, requested: None" in answer.err
+    assert answer.code == 1 and "window_stride: it has 9, requested: none" in answer.err
 
 
 def test_stored_types_are_the_same_with_reuse(encode, tmp_path: Path) -> None:

@@ -267,7 +267,7 @@ def test_windows_are_counted_and_part_of_the_identity(encode, tmp_path: Path) ->
     found, expected = documents(run), documents(cut)
     assert found["short"] == expected["short"] and found["long"][2] != expected["long"][2]
     answer = encode("windows", "--set", "encode.window_stride=5")
-    assert answer.code == 1 and "window_stride: the run has None, requested: 5" in answer.err
+    assert answer.code == 1 and "window_stride: the run has none, requested: 5" in answer.err
     assert "overflow: the run has 'windows', requested: 'truncate'" in encode("truncate").err
 
 

@@ -23,7 +23,7 @@ def test_load_prunes_by_alpha_mass_and_counts_empty_documents(tmp_path: Path, cl
     run, recorder = make_run(tmp_path / "run", DOCUMENTS), Recorder()
     report = into(client, index_name, run, alpha_mass=0.9, progress=recorder)
     assert (report.acknowledged, report.refused) == (3, 0)
-    assert any("Pruning leaves 1 documents without a term" in note for note in recorder.notes)
+    assert any("Pruning leaves 1 document without a term" in note for note in recorder.notes)
     assert stamped(client, index_name).pruning == {"top_k": None, "max_ratio": None, "alpha_mass": 0.9}
     [hit] = search_index(client, index_name, {"river": 1.0, "stone": 1.0, "lamp": 1.0}, size=10)
     assert (hit.doc_id, [term.token for term in hit.terms]) == ("three", ["river", "stone"])

@@ -380,7 +380,7 @@ def test_an_unfinished_load_resumes_only_with_the_pruning_of_its_journal(
     there = indexes.find_index(client, index_name)
     assert there is not None
     indexes.stamp_index(client, there, unpruned)
-    with pytest.raises(RunError, match="Shard 0 was loaded by the rules .*'top_k': 1.*, this load has"):
+    with pytest.raises(RunError, match="Shard 0 was loaded with pruning top_k 1, this load has pruning none"):
         into(client, index_name, run)
 
 

@@ -140,12 +140,12 @@ def test_temporary_tables_have_no_name_on_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"dtype": "bfloat16"}, "dtype is 'float32' there, requested: 'bfloat16'"),
-        ({"top_k": 100}, "top_k is None there, requested: 100"),
-        ({"window_stride": 64}, "window_stride is None there, requested: 64"),
-        ({"overflow": "windows"}, "overflow is 'truncate' there"),
-        ({"weights": "float32"}, "weights is 'float16' there"),
-        ({"model": {"sha256": "ab", "max_length": 128}}, "model.max_length is 512 there, requested: 128"),
+        ({"dtype": "bfloat16"}, "dtype: it has 'float32', requested: 'bfloat16'"),
+        ({"top_k": 100}, "top_k: it has none, requested: 100"),
+        ({"window_stride": 64}, "window_stride: it has none, requested: 64"),
+        ({"overflow": "windows"}, "overflow: it has 'truncate'"),
+        ({"weights": "float32"}, "weights: it has 'float16'"),
+        ({"model": {"sha256": "ab", "max_length": 128}}, "model.max_length: it has 512, requested: 128"),
     ],
 )
 def test_a_run_with_other_settings_is_refused_with_both_values(tmp_path: Path, changed: dict, message: str) -> None:

@@ -129,8 +129,8 @@ def test_every_difference_is_reported_with_both_values(tmp_path: Path) -> None:
         create_or_open_run(tmp_path, other, VOCABULARY)
     lines = str(caught.value).splitlines()
     assert lines[1:5] == [
-        "  added: the run has None, requested: [1]",
-        "  limit: the run has None, requested: 5",
+        "  added: the run has none, requested: [1]",
+        "  limit: the run has none, requested: 5",
         "  model.sha256: the run has 'a', requested: 'b'",
         "  weights: the run has 'float16', requested: 'float32'",
     ]

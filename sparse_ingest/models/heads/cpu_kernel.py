@@ -43,6 +43,7 @@ class Kernel:
     def __init__(
         self, weight: torch.Tensor, bias: torch.Tensor, scales: torch.Tensor | None = None, *, instructions: str
     ) -> None:
+        self.name = f"compiled for {instructions}, by llvmlite"
         self._columns, self._width, self._dtype = len(bias), weight.shape[1], weight.dtype
         self._least = BLOCKS[instructions][-1]
         missing = -self._columns % PANEL

@@ -7,6 +7,7 @@ logged and the plain head is used, so a wrong kernel can cost speed but never ch
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -66,6 +67,12 @@ def fast_head_works(device: torch.device, dtype: torch.dtype, *, int8: bool = Fa
         return None
     plain: Head = Int8Head(weight, bias) if int8 else TiledHead(weight, bias, device=device, dtype=dtype)
     return passes(fast, plain, width=weight.shape[1], device=device, dtype=dtype, exact=int8)
+
+
+def lacks_kernel(width: int, *, device: torch.device, dtype: torch.dtype, int8: bool) -> bool:
+    """Return whether a head of this width would be faster on this CPU if llvmlite were installed."""
+    usable = device.type == "cpu" and instructions_for(torch.int8 if int8 else dtype, width) is not None
+    return usable and find_spec("llvmlite") is None
 
 
 def _fast_head(weight: Tensor, bias: Tensor, *, device: torch.device, dtype: torch.dtype, int8: bool) -> Head | None:

@@ -111,6 +111,8 @@ def _maxima(  # type: ignore[no-untyped-def] # noqa: ANN202
 class TritonHead:
     """The head of GPUs that Triton knows."""
 
+    name = "of Triton"
+
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, device: torch.device, dtype: torch.dtype) -> None:
         self._columns, self._width = weight.shape
         shared_bytes = SHARED_HOPPER
