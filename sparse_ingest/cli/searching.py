@@ -29,7 +29,7 @@ from sparse_ingest.cli.options import (
 from sparse_ingest.cli.querying import queries_options, require_one_input
 from sparse_ingest.cli.terminal import bold
 from sparse_ingest.errors import UsageError
-from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.pipeline import HybridSettings, Pipeline
 from sparse_ingest.searching.options import SearchOptions
 from sparse_ingest.storage.places import Place, place_of
 
@@ -108,30 +108,30 @@ def search(text: str | None, queries_path: Path | None, target: Target, options:
             ranked = opened.rank(read_queries(queries_path or Path(), given["quoting"]), options)
             _print_ranked(ranked, options.concurrency if target.run is None else None, as_json=as_json)
             return
-        weights = opened.query_weights(text)
-        hits = opened.search(text if options.hybrid else weights, options)
+        weights, hits = opened.query_weights(text), opened.search(text, options)
+        why = [] if hits else opened.why_empty(text, options)
     if trec:
         # One query has no id of its own.
         one = Ranked("1", [hit.id for hit in hits], [hit.score for hit in hits])
         click.echo(trec_lines(one), nl=False)
     else:
-        found = {"query": weights, "hits": [_as_json(hit) for hit in hits]}
+        found = {"query": weights, "hits": [_as_json(hit) for hit in hits], "why": why}
         print_report(as_json, found, (line for hit in hits for line in _as_lines(hit, explain=explain)))
     if not hits and not as_json:
-        click.echo("Nothing found.", err=True)
+        # A query without weights is logged when it is encoded.
+        click.echo(" ".join(["Nothing found.", *(why if weights else why[1:])]), err=True)
 
 
 def _refuse_conflicts(target: Target, options: SearchOptions, *, many: bool) -> None:
     """Refuse options that would have no effect."""
     if target.run is not None:
         why = "needs a server, and --run searches exactly without one"
-        refuse_flags(("filter", "hybrid", "allow_partial"), why)
+        hybrid = () if options.hybrid is False else HybridSettings.__dataclass_fields__
+        refuse_flags(("filter", "allow_partial", *hybrid), why)
         if target.pipeline.query.engine:
             raise UsageError(f"--engine {why}. Omit it.")
     if many:
-        refuse_flags(("collapse", "explain", "hybrid"), "is for one TEXT")
-    if options.hybrid:
-        refuse_flags(("collapse", "explain"), "goes without --hybrid")
+        refuse_flags(("collapse", "explain"), "is for one TEXT")
     if not many and options.concurrency > 1:
         raise UsageError("--concurrency goes with --queries. Omit it.")
 
@@ -167,7 +167,7 @@ def _print_ranked(ranked: Iterator[Ranked], concurrency: int | None, *, as_json:
         return
     summary = f"{count} queries in {seconds:.2f} s, {count / seconds:.1f} queries/s, encoding included."
     if empty:
-        summary += f" {empty} of them have no hits."
+        summary += f" {empty} of them have no hits: search for one TEXT to see why."
     if concurrency is not None:
         in_flight = f" with {concurrency} in flight" if concurrency > 1 else ""
         summary += f" A request took {_percentiles(latencies)}{in_flight}; the server reports {_percentiles(took)}."
@@ -196,27 +196,29 @@ def _as_lines(hit: Hit, *, explain: bool) -> list[str]:
     if explain:
         lines += _explained(hit)
     else:
+        if hit.sub_scores is not None:
+            lines.append(" · ".join(f"{name} score {score:.4f}" for name, score in hit.sub_scores.items()))
         shown = [f"{term.token} {term.contribution:.2f}" for term in hit.terms[:SHOWN_TERMS]]
         lines.append(" · ".join(shown + (["…"] if len(hit.terms) > SHOWN_TERMS else [])))
     return [lines[0], *(f"     {line}" for line in lines[1:] if line)]
 
 
 def _explained(hit: Hit) -> list[str]:
-    """Return a table of the terms of a hit, whose contributions sum to the score."""
-    if not hit.terms:
+    """Return a table of the terms of a hit, whose contributions sum to the score, and both scores of a hybrid hit."""
+    if not (hit.terms or hit.sub_scores):
         return []
-    width = max(8, *(len(term.token) for term in hit.terms))
+    scores = {"score": hit.score} if hit.sub_scores is None else {**hit.sub_scores, "hybrid": hit.score}
+    total = hit.score if hit.sub_scores is None else hit.sub_scores.get("sparse", 0.0)
+    width = max(8, *(len(term.token) for term in hit.terms), 0)
     rows = [f"{'token':<{width}}  {'query':>9} x {'stored':>9} = contribution"]
     rows += [
         f"{term.token:<{width}}  {term.query_weight:>9.4f} x {term.document_weight:>9.4f} = {term.contribution:>12.4f}"
         for term in hit.terms
     ]
-    rest = hit.score - sum(term.contribution for term in hit.terms)
+    rest = total - sum(term.contribution for term in hit.terms)
     # A SEISMIC search explains only the top_n heaviest tokens of the query.
-    sums = [("other", rest)] if abs(rest) > 1e-5 * hit.score else []
-    return rows + [
-        f"{name:<{width}}  {'':>9}   {'':>9}   {value:>12.4f}" for name, value in [*sums, ("score", hit.score)]
-    ]
+    sums = {"other": rest} if abs(rest) > 1e-5 * total else {}
+    return rows + [f"{name:<{width}}  {'':>9}   {'':>9}   {value:>12.4f}" for name, value in {**sums, **scores}.items()]
 
 
 COMMANDS = [*querying.COMMANDS, search]
