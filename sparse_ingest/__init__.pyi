@@ -41,7 +41,16 @@ from .loading.publish import publish, roll_back
 from .models.encoder import SparseEncoder
 from .models.query_encoders import query_encoder
 from .models.sparse_vectors import SparseVectors
-from .pipeline import EncodeSettings, IndexSettings, ModelSettings, Pipeline, Pruning, QuerySettings, read_pipeline
+from .pipeline import (
+    EncodeSettings,
+    HybridSettings,
+    IndexSettings,
+    ModelSettings,
+    Pipeline,
+    Pruning,
+    QuerySettings,
+    read_pipeline,
+)
 from .planning.options import PlanOptions
 from .planning.plan import plan
 from .queries.idf import write_idf
@@ -72,6 +81,7 @@ __all__ = [
     "EvaluateOptions",
     "FieldNames",
     "Hit",
+    "HybridSettings",
     "IndexSettings",
     "Interrupted",
     "LoadOptions",

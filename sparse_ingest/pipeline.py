@@ -117,14 +117,12 @@ class IndexSettings:
 class HybridSettings:
     """How the server combines BM25 on title and text with learned-sparse search; None: not set. Order: BM25, sparse."""
 
-    hybrid: bool | None = option(
-        None, "Combine with BM25 on title and text on the server", flags="--hybrid/--no-hybrid"
-    )
+    hybrid: bool | None = option(None, "Combine with BM25 on title and text", flags="--hybrid/--no-hybrid")
     hybrid_weights: tuple[float, float] | None = option(
         None, "Weights of BM25 and of learned-sparse search, such as 0.3,0.7  [default: 0.5,0.5]", metavar="B,S"
     )
     hybrid_normalization: Literal["min_max", "l2", "z_score"] | None = option(
-        None, "How each score is normalized  [default: min_max]"
+        None, "Of both scores  [default: min_max]"
     )
     hybrid_combination: Literal["arithmetic_mean", "geometric_mean", "harmonic_mean", "rrf"] | None = option(
         None, "How the two are combined; rrf combines ranks  [default: arithmetic_mean]"

@@ -118,7 +118,7 @@ def check_hybrid(settings: HybridSettings, engine: str = "exact") -> None:
         raise PipelineError("hybrid_combination rrf combines ranks, which are not normalized: omit the normalization.")
     if settings.hybrid_normalization == "z_score" and settings.hybrid_combination not in (None, "arithmetic_mean"):
         raise PipelineError(
-            "hybrid_normalization z_score gives scores below zero, so hybrid_combination must be arithmetic_mean."
+            "OpenSearch combines z_score scores by arithmetic_mean only: change hybrid_combination or the normalization."
         )
     if settings.hybrid and engine == "two-phase":
         raise PipelineError("Two-phase has no effect in a hybrid query. Use --engine exact, or --no-hybrid.")

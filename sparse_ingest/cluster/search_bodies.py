@@ -351,13 +351,10 @@ def _hybrid_pipeline(settings: HybridSettings) -> SearchBody:
     """Return the packaged search pipeline with these settings."""
     pipeline = packaged_search_pipeline("rrf" if settings.hybrid_combination == "rrf" else "hybrid")
     [processor] = pipeline["phase_results_processors"][0].values()
-    combination = processor["combination"]
-    if settings.hybrid_normalization:
-        processor["normalization"]["technique"] = settings.hybrid_normalization
-    if settings.hybrid_combination:
-        combination["technique"] = settings.hybrid_combination
+    processor.get("normalization", {})["technique"] = settings.hybrid_normalization or "min_max"
+    processor["combination"]["technique"] = settings.hybrid_combination or "arithmetic_mean"
     if settings.hybrid_weights:
-        combination["parameters"] = {"weights": list(settings.hybrid_weights)}
+        processor["combination"]["parameters"] = {"weights": list(settings.hybrid_weights)}
     return pipeline
 
 

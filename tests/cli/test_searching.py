@@ -269,7 +269,15 @@ def test_engine_filter_and_hybrid_reach_the_index(
         "second",
         "first",
     ]
-    assert set(found("--hybrid")) == {"second", "first"}
+    assert found("--hybrid", "--hybrid-weights", "0,1") == ["second", "first"]
+    # BM25 alone: "first" has "catch" in its text.
+    assert found("--hybrid", "--hybrid-weights", "1,0", "--filter", only.read_text()) == ["first"]
+    shown = invoke(search, *asked, "--hybrid", "--explain", "-k", 1)
+    assert [line.split()[0] for line in shown.stdout.splitlines()[-3:]] == ["bm25", "sparse", "hybrid"]
+    many = tmp_path / "queries.tsv"
+    many.write_text("1\tcatch an exception\n")
+    ranked = invoke(search, *asked[:-1], "--queries", many, "--hybrid")
+    assert ranked.stdout == invoke(search, *asked, "--hybrid", "--trec").stdout != ""
     wrong = invoke(search, *asked, "--engine", "seismic")
     assert isinstance(wrong.exception, PipelineError)
     assert "engine seismic cannot search a rank_features field" in str(wrong.exception)
@@ -292,7 +300,7 @@ def test_engine_filter_and_hybrid_reach_the_index(
         (["--index", "i", "--concurrency", "2"], "--concurrency goes with --queries"),
         (["--index", "i", "--quoting", "none"], "--quoting goes with --queries"),
         (["--index", "i", "--trec", "--json"], "--trec and --json"),
-        (["--index", "i", "--hybrid", "--explain"], "--explain goes without --hybrid"),
+        (["--run", "r", "--hybrid-weights", "0.5,0.5"], "--hybrid-weights needs a server"),
     ],
 )
 def test_options_without_an_effect_are_refused(options: list[str], said: str) -> None:
@@ -319,3 +327,7 @@ def test_an_empty_query_and_one_of_unknown_words_have_their_sentences(
     assert "The query is empty" in str(empty.exception)
     assert invoke(search, "--run", run_path, "zebra").exit_code == 0
     assert "the model knows none of its words" in caplog.text
+    found = invoke(search, "--run", run_path, "--json", "zebra")
+    [why] = json.loads(found.stdout)["why"]
+    assert "the model knows none of its words" in why
+    assert json.loads(invoke(search, "--run", run_path, "--json", "river").stdout)["why"] == []
