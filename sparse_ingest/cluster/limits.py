@@ -118,7 +118,7 @@ def check_hybrid(settings: HybridSettings, engine: str = "exact") -> None:
         raise PipelineError("hybrid_combination rrf combines ranks, which are not normalized: omit the normalization.")
     if settings.hybrid_normalization == "z_score" and settings.hybrid_combination not in (None, "arithmetic_mean"):
         raise PipelineError(
-            "OpenSearch combines z_score scores by arithmetic_mean only: change hybrid_combination or the normalization."
+            "OpenSearch combines z_score by arithmetic_mean only. Change hybrid_combination or hybrid_normalization."
         )
     if settings.hybrid and engine == "two-phase":
         raise PipelineError("Two-phase has no effect in a hybrid query. Use --engine exact, or --no-hybrid.")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from support.reporters import Recorder
 from support.runs import make_run
 from support.tables import TOKENS, write_table
 

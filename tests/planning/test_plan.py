@@ -25,7 +25,7 @@ from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError
 from sparse_ingest.evaluation.measures import measure
 from sparse_ingest.loading.load import load
-from sparse_ingest.pipeline import IndexSettings, Pipeline, QuerySettings, changed, read_pipeline
+from sparse_ingest.pipeline import IndexSettings, ModelSettings, Pipeline, QuerySettings, changed, read_pipeline
 from sparse_ingest.planning import drawing, outputs
 from sparse_ingest.planning.plan import plan
 from sparse_ingest.planning.report import PlanReport
@@ -234,7 +234,7 @@ def test_a_hybrid_plan_measures_query_pruning_within_hybrid_search(made: Made, c
     assert report.choice
     for pipeline, quality in (
         (Pipeline(query=QuerySettings(hybrid=True, hybrid_weights=(0.2, 0.8))), report.full_quality),
-        (report.pipeline, report.choice.point.ndcg_10),
+        (replace(report.pipeline, model=ModelSettings()), report.choice.point.ndcg_10),
     ):
         with open_index(index_name, url=client.address, pipeline=pipeline) as opened:
             found = measure(opened.rank(queries, k=10), qrels, ["nDCG@10"]).mean["nDCG@10"]
