@@ -73,8 +73,10 @@ def test_a_sparse_vector_index_is_asked_by_token_id_and_answers_with_tokens(
     tmp_path: Path, model: Path, opensearch_url: str, index_name: str
 ) -> None:
     run = make_run(tmp_path / "run", DOCUMENTS, fields=FIELDS, model=str(model), vocabulary=TOKENS)
-    pipeline = Pipeline(index=IndexSettings(kind="sparse_vector"))
-    load(run.path, index=index_name, pipeline=pipeline, connection=Connection(url=opensearch_url))
+    pipeline, heard = Pipeline(index=IndexSettings(kind="sparse_vector")), Recorder()
+    load(run.path, index=index_name, pipeline=pipeline, connection=Connection(url=opensearch_url), progress=heard)
+    [advice] = [note for note in heard.notes if note.startswith("SEISMIC is for 1,000,000 documents or more")]
+    assert "and the run has 3. For fewer, exact search (--kind rank_features) is usually as fast" in advice
     result = invoke(search, "--index", index_name, "--url", opensearch_url, "--json", "catch an exception")
     assert result.exit_code == 0, result.exception
     hits = json.loads(result.stdout)["hits"]
