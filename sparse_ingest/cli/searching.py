@@ -184,7 +184,8 @@ def _percentiles(milliseconds: list[float]) -> str:
 def _as_json(hit: Hit) -> dict[str, Any]:
     from sparse_ingest.searching.hits import snippet
 
-    return {**hit._asdict(), "snippet": snippet(hit), "terms": [term._asdict() for term in hit.terms]}
+    found = {**hit._asdict(), "snippet": snippet(hit), "terms": [term._asdict() for term in hit.terms]}
+    return {key: value for key, value in found.items() if key != "sub_scores" or value is not None}
 
 
 def _as_lines(hit: Hit, *, explain: bool) -> list[str]:

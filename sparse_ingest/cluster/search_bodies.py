@@ -235,8 +235,6 @@ def hybrid_body(
 ) -> SearchBody:
     """Return the request of a hybrid search: BM25 on title and text, and learned-sparse, combined by the server.
 
-    It has no `explain`: OpenSearch 3.6 then changes the scores, and explains some hits with the scores of others.
-
     Args:
         text: The query, for BM25.
         weights: The query weights, for the learned-sparse search.
@@ -267,7 +265,7 @@ def sub_scores_body(
 ) -> SearchBody:
     """Return the request for both scores of each hit of a hybrid search, under the names in `SUB_SCORES`.
 
-    Arguments are those of the hybrid search. Send it with include_named_queries_score=true.
+    `explain` of a hybrid query changes scores and mixes documents (3.6). Send with include_named_queries_score=true.
     """
     clauses = _hybrid_clauses(text, weights.weights, engine, max(size, HYBRID_DEPTH), filter)
     named = [{"bool": {"must": [one], "_name": name}} for name, one in zip(SUB_SCORES, clauses, strict=True)]
@@ -306,7 +304,12 @@ def msearch_lines(bodies: Iterable[SearchBody], index: str | None = None) -> Ite
 
 
 def msearch_bytes(bodies: Iterable[SearchBody], index: str | None = None) -> bytes:
-    """Return the body of an `_msearch` request: each of `msearch_lines` as JSON (application/x-ndjson)."""
+    """Return the body of an `_msearch` request: one JSON object per line (application/x-ndjson).
+
+    Args:
+        bodies: The search requests.
+        index: The index of all; by default the URL names it: `/INDEX/_msearch`.
+    """
     lines = (json.dumps(line, ensure_ascii=False, separators=(",", ":")) for line in msearch_lines(bodies, index))
     return "".join(f"{line}\n" for line in lines).encode()
 

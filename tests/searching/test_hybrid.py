@@ -62,7 +62,7 @@ def l2(leg: Scores) -> Scores:
 
 
 def z_score(leg: Scores) -> Scores:
-    mean, spread = np.mean(list(leg.values())), np.std(list(leg.values()))
+    mean, spread = np.mean(list(leg.values())), np.std(list(leg.values()), ddof=1)
     found = {doc_id: float((score - mean) / spread) for doc_id, score in leg.items()}
     return {doc_id: score if score > 0 else 0.001 for doc_id, score in found.items()}
 
