@@ -298,8 +298,7 @@ def options_from(kind: type[T], options: T | None, given: Mapping[str, object], 
 
 def changed(settings: Any) -> dict[str, Any]:
     """Return the settings that are not at their defaults, with lists for tuples, as JSON has them."""
-    default, given = type(settings)(), vars(settings).items()
-    found = {name: value for name, value in given if value != getattr(default, name)}
+    found = {name: value for name, value in vars(settings).items() if value != getattr(type(settings)(), name)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
