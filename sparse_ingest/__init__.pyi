@@ -42,7 +42,16 @@ from .loading.publish import publish, roll_back
 from .models.encoder import SparseEncoder
 from .models.query_encoders import query_encoder
 from .models.sparse_vectors import SparseVectors
-from .pipeline import EncodeSettings, IndexSettings, ModelSettings, Pipeline, Pruning, QuerySettings, read_pipeline
+from .pipeline import (
+    EncodeSettings,
+    HybridSettings,
+    IndexSettings,
+    ModelSettings,
+    Pipeline,
+    Pruning,
+    QuerySettings,
+    read_pipeline,
+)
 from .planning.options import PlanOptions
 from .planning.plan import plan
 from .queries.idf import write_idf
@@ -77,6 +86,7 @@ __all__ = [
     "Explanation",
     "FieldNames",
     "Hit",
+    "HybridSettings",
     "IndexSettings",
     "Interrupted",
     "LoadOptions",

@@ -2,7 +2,7 @@
 
 In: a TOML file, `--set` assignments, or keywords. Out: a frozen `Pipeline`, or the options of one stage. An unknown
 name or a value of the wrong kind is an error that lists what is allowed. An omitted setting that the checkpoint decides
-is None (checkpoints/settings.py). cli/options.py creates the options of the command line from `option`.
+is None (checkpoints/settings.py). cli/options.py creates options from `option`.
 """
 
 from __future__ import annotations
@@ -113,8 +113,24 @@ class IndexSettings:
     fields: dict[str, FieldType] = made_of(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class HybridSettings:
+    """How the server combines BM25 on title and text with learned-sparse search; None: not set. Order: BM25, sparse."""
+
+    hybrid: bool | None = option(None, "Combine with BM25 on title and text", flags="--hybrid/--no-hybrid")
+    hybrid_weights: tuple[float, float] | None = option(
+        None, "Weights of BM25 and of learned-sparse search, such as 0.3,0.7  [default: 0.5,0.5]", metavar="B,S"
+    )
+    hybrid_normalization: Literal["min_max", "l2", "z_score"] | None = option(
+        None, "Of both scores  [default: min_max]"
+    )
+    hybrid_combination: Literal["arithmetic_mean", "geometric_mean", "harmonic_mean", "rrf"] | None = option(
+        None, "How the two are combined; rrf combines ranks  [default: arithmetic_mean]"
+    )
+
+
 @dataclass(frozen=True)
-class QuerySettings:
+class QuerySettings(HybridSettings):
     """How queries are run. `engine` None: exact for rank_features, seismic for sparse_vector."""
 
     top_k: int | None = None
@@ -214,12 +230,6 @@ def pipeline_named(model: str | Path | ModelSettings | Pipeline) -> Pipeline:
     return Pipeline(ModelSettings(document=name))
 
 
-def refuse_lone_stride(settings: EncodeSettings) -> None:
-    """Raise `PipelineError` if `window_stride` is set although `overflow` is "truncate"."""
-    if settings.overflow == "truncate" and settings.window_stride is not None:
-        raise PipelineError('window_stride is for overflow = "windows" or "passages"; overflow is "truncate". Omit it.')
-
-
 def query_settings(given: QuerySettings, remembered: Mapping[str, object], source: str) -> QuerySettings:
     """Return the query settings for an index: those of a pipeline, otherwise the remembered ones changed by `given`.
 
@@ -236,6 +246,7 @@ def in_words(settings: Mapping[str, Any], joint: str = ", ") -> str:
     """Return settings for messages and tables, such as `top_k 8, engine two-phase`; "" for none."""
     return joint.join(
         f"{name} ({in_words(value, joint)})" if isinstance(value, Mapping)
+        else f"{name} {'on' if value else 'off'}" if isinstance(value, bool)
         else f"{name} {value:g}" if isinstance(value, int | float) else f"{name} {value}"
         for name, value in settings.items() if value is not None
     )  # fmt: skip
@@ -291,9 +302,9 @@ def options_from(kind: type[T], options: T | None, given: Mapping[str, object], 
 
 
 def changed(settings: Any) -> dict[str, Any]:
-    """Return the settings that are not at their defaults."""
-    default = type(settings)()
-    return {name: value for name, value in vars(settings).items() if value != getattr(default, name)}
+    """Return the settings that are not at their defaults, with lists for tuples, as JSON has them."""
+    found = {name: value for name, value in vars(settings).items() if value != getattr(type(settings)(), name)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 def _build(kind: Any, table: Mapping[str, object], source: str, prefix: str) -> Any:
@@ -353,8 +364,9 @@ def _as_kind(value: object, kind: Any) -> object:
     elif kind is int:
         fits = type(value) is int and 0 < value < _MAX_NUMBER
     elif get_origin(kind) is tuple:
-        fits = isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
-        return tuple(value) if fits else None  # type: ignore[arg-type]
+        each, count = get_args(kind)[0], len(get_args(kind))
+        found = [_as_kind(one, each) for one in value] if isinstance(value, list | tuple) else [None]
+        return tuple(found) if None not in found and (get_args(kind)[-1] is ... or len(found) == count) else None
     elif get_args(kind) == (str, FieldType):
         value = _dotted(value) if isinstance(value, dict) else {"": value}
         fits = all(name and each in get_args(FieldType) for name, each in value.items())
@@ -379,7 +391,7 @@ def _described(choice: Any) -> str:
     words = {str: "a string", int: "an integer", float: "a number", bool: "true or false", dict: "a table",
              tuple: "a list of strings"}  # fmt: skip
     kind = get_origin(choice) or choice
-    return words.get(kind, f"a {kind.__name__}")
+    return "two numbers" if choice == tuple[float, float] else words.get(kind, f"a {kind.__name__}")
 
 
 def _with_resolved_paths(pipeline: Pipeline, folder: Path) -> Pipeline:

@@ -46,6 +46,10 @@ fields = {price = "float", author.born = "date"}
 top_k = 10
 max_ratio = 0.4
 engine = "seismic"
+hybrid = true
+hybrid_weights = [0.25, 1]
+hybrid_normalization = "l2"
+hybrid_combination = "geometric_mean"
 two_phase = {expansion_rate = 5.0}
 seismic = {top_n = 10, heap_factor = 1.2}
 [load]
@@ -69,6 +73,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         assert unset == [], f"[{table.name}] has keys that this test does not know"
     assert pipeline.model.missing_idf_weight == 1.0 and type(pipeline.model.missing_idf_weight) is float
     assert pipeline.query.seismic == {"top_n": 10, "heap_factor": 1.2}
+    assert pipeline.query.hybrid_weights == (0.25, 1.0)
     assert pipeline.index.fields == {"price": "float", "author.born": "date"}
 
 
@@ -82,6 +87,8 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     [
         ("[modle]", "unknown key modle; known here: encode, index, load, model, query"),
         ("[load]\ntopk = 3", "unknown key load.topk; known here: alpha_mass, max_ratio, min_weight, top_k"),
+        ("[query]\nhybrid_weights = [0.5]", "query.hybrid_weights = [0.5]; expected two numbers"),
+        ("[query]\nhybrid_combination = 'sum'", "expected 'arithmetic_mean' or 'geometric_mean' or"),
         ("[load]\nmax_ratio = 2", "load.max_ratio = 2.0; expected a number from 0 to 1"),
         ("[encode]\ntopk = 3", "unknown key encode.topk; known here: alpha_mass, batch_tokens"),
         ("model = 3", "model must be a table"),

@@ -17,7 +17,7 @@ from sparse_ingest.checkpoints.layouts import Checkpoint, WeightTableSide, read_
 from sparse_ingest.checkpoints.modules import damaged, read_json
 from sparse_ingest.checkpoints.tensors import weight_files
 from sparse_ingest.errors import CheckpointError, PipelineError, short_repr
-from sparse_ingest.pipeline import ModelSettings, Pipeline
+from sparse_ingest.pipeline import EncodeSettings, ModelSettings, Pipeline
 
 # Defaults of settings. Those of documents change the weights of a run.
 DOCUMENT_SETTINGS: dict[str, Any] = {
@@ -194,3 +194,9 @@ def _positions(folder: Path, config: dict[str, Any]) -> int | None:
             f"{positions}"
         )
     return positions - 1 - padding_id
+
+
+def refuse_lone_stride(settings: EncodeSettings) -> None:
+    """Raise `PipelineError` if `window_stride` is set although `overflow` is "truncate"."""
+    if settings.overflow == "truncate" and settings.window_stride is not None:
+        raise PipelineError('window_stride is for overflow = "windows" or "passages"; overflow is "truncate". Omit it.')

@@ -16,7 +16,7 @@ from sparse_ingest.cli.progress import TerminalReporter
 from sparse_ingest.cli.searching import Target, target_options
 from sparse_ingest.errors import UsageError
 from sparse_ingest.evaluation.options import EvaluateOptions
-from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.pipeline import HybridSettings, Pipeline
 from sparse_ingest.reporting import aligned, shortened
 from sparse_ingest.storage.scratch import ScratchFolder
 
@@ -28,7 +28,7 @@ QUERY_CHARACTERS = 80
 FILE = click.Path(exists=True, path_type=Path)
 _NOT_FOR_NANO_BEIR = CONNECTION_FLAGS | {
     "queries", "qrels", "index", "run", "engine", "concurrency", "stored", "force", "trec_run", "compare", "per_query",
-    "quoting", "allow_partial",
+    "quoting", "allow_partial", *HybridSettings.__dataclass_fields__,
 }  # fmt: skip
 
 
@@ -84,8 +84,9 @@ def _refuse_conflicts(target: Target, *, nano_beir: bool) -> None:
     if nano_beir:
         why = "has no effect with --nano-beir, which searches its own documents exactly"
         refuse_flags(_NOT_FOR_NANO_BEIR, why)
-        if target.pipeline.query.engine:
-            raise UsageError(f"query.engine {why}. Omit it.")
+        for name in ("engine", "hybrid"):
+            if getattr(target.pipeline.query, name):
+                raise UsageError(f"query.{name} {why}. Omit it.")
     else:
         refuse_flags(("nano_beir_data", "device"), "is for --nano-beir: nothing is encoded here")
         if target.index is not None:

@@ -187,11 +187,20 @@ def _option_of(entry: Field[Any], hint: Any, given: click.ParamType[Any] | None)
         low, high = entry.metadata["range"]
         settings["type"] = click.FloatRange(low, None if high == math.inf else high, min_open=high == math.inf)
     else:
-        settings["type"] = _TYPES.get(kind)
+        settings["type"] = _numbers if float in choices else _TYPES.get(kind)
     if entry.default not in (None, False, ()):
         settings |= {"default": entry.default, "show_default": True}
     flags = entry.metadata["flags"] or f"--{entry.name.replace('_', '-')}"
     return click.option(*flags.split(), entry.name, **settings)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """Return the numbers of an option such as `--hybrid-weights 0.3,0.7`."""
+    try:
+        first, second = map(float, text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not two numbers, such as 0.3,0.7.") from None
+    return first, second
 
 
 def _assigned(_context: object, option: click.Parameter, given: tuple[str, ...]) -> dict[str, str] | None:

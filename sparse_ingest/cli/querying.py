@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from sparse_ingest.cli.options import (
 )
 from sparse_ingest.cli.terminal import print_utf8
 from sparse_ingest.errors import UsageError
-from sparse_ingest.pipeline import Pipeline, QueryChanges, changed, in_words, option
+from sparse_ingest.pipeline import HybridSettings, Pipeline, QueryChanges, changed, in_words, option
 from sparse_ingest.searching.options import SearchOptions
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ def queries_options(command: F) -> F:
     quoting = "With --queries: quoting of csv files; none: quotes are ordinary characters  [default: rfc4180]"
     command = click.option("--quoting", type=click.Choice(["rfc4180", "none"]), help=quoting)(command)
     return click.option("--queries", "queries_path", metavar="F", type=path, help=what)(command)
+
+
+_IN_PIPELINE = HybridSettings.__dataclass_fields__.keys() - {"hybrid"}
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,10 @@ class QueryOptions(SearchOptions):
         chosen = [f"--{name.replace('_', '-')}" for name in forms if getattr(self, name)]
         if len(chosen) > 1:
             raise UsageError(f"{' and '.join(chosen)} cannot be combined. Pass one of them.")
-        if self.collapse is not None and (self.hybrid or self.is_server_side):
+        if self.collapse is not None and self.is_server_side:
             raise UsageError(f"{chosen[0]} and --collapse cannot be combined. Omit one of them.")
+        if self.search_pipeline is not None:
+            refuse_flags(_IN_PIPELINE, "is a setting of the search pipeline, which --search-pipeline names")
 
 
 def require_one_input(text: str | None, queries_path: Path | None) -> None:
@@ -110,6 +115,7 @@ def query(
     model's tokenizer.json.
     """
     from sparse_ingest.cluster.search_bodies import msearch_bytes
+    from sparse_ingest.searching.pipelines import hybrid_settings
 
     if index is None:
         refuse_flags({*CONNECTION_FLAGS, "force"}, "needs --index: without it, no request is sent to a cluster")
@@ -128,6 +134,9 @@ def query(
             "--analyzer and --model-id."
         )
     pipeline, engine = _with_index(None if options.is_server_side else index, pipeline, **target)
+    engine = replace(engine, hybrid=hybrid_settings(pipeline.query, options))
+    if engine.hybrid:
+        replace(options, hybrid=True).refuse_conflicts()
     for body in _bodies(_weighted(text, queries_path, quoting, pipeline, options), engine, options):
         if queries_path is None:
             print_json(body)
@@ -225,8 +234,8 @@ def _body(text: str, weights: QueryWeights, engine: Engine, options: QueryOption
     settings: dict[str, Any] = {"size": options.k, "filter": options.filter}
     if options.is_server_side:
         return server_side_body(text, engine, analyzer=options.analyzer, model_id=options.model_id, **settings)
-    if options.hybrid:
-        return hybrid_body(text, weights, engine, **settings)
+    if engine.hybrid:
+        return hybrid_body(text, weights, engine, collapse=options.collapse, **settings)
     if options.without_plugin:
         if engine.name != "exact":
             raise UsageError(f"The engine {engine.name} needs the neural-search plugin. Omit --engine.")

@@ -32,7 +32,7 @@ from sparse_ingest.cli.querying import queries_options, require_one_input
 from sparse_ingest.cli.showing import print_explanation, shares
 from sparse_ingest.cli.terminal import bold
 from sparse_ingest.errors import UsageError
-from sparse_ingest.pipeline import Pipeline
+from sparse_ingest.pipeline import HybridSettings, Pipeline
 from sparse_ingest.searching.options import SearchOptions
 from sparse_ingest.storage.places import Place
 
@@ -118,29 +118,30 @@ def search(text: str | None, queries_path: Path | None, target: Target, options:
         if given["doc"] is not None:
             print_explanation(as_json, weights, opened.explain(weights, given["doc"], options))
             return
-        hits = opened.search(text if options.hybrid else weights, options)
+        hits = opened.search(text, options)
+        why = [] if hits else opened.why_empty(text, options)
     if trec:
         # One query has no id of its own.
         one = Ranked("1", [hit.id for hit in hits], [hit.score for hit in hits])
         click.echo(trec_lines(one), nl=False)
     else:
-        found = {"query": weights, "hits": [_as_json(hit) for hit in hits]}
+        found = {"query": weights, "hits": [_as_json(hit) for hit in hits], "why": why}
         print_report(as_json, found, (line for hit in hits for line in _as_lines(hit, explain=explain)))
     if not hits and not as_json:
-        click.echo("Nothing found.", err=True)
+        # A query without weights is logged when it is encoded.
+        click.echo(" ".join(["Nothing found.", *(why if weights else why[1:])]), err=True)
 
 
 def _refuse_conflicts(target: Target, options: SearchOptions, *, many: bool) -> None:
     """Refuse options that would have no effect."""
     if target.run is not None:
         why = "needs a server, and --run searches exactly without one"
-        refuse_flags(("filter", "hybrid", "allow_partial"), why)
+        hybrid = () if options.hybrid is False else HybridSettings.__dataclass_fields__
+        refuse_flags(("filter", "allow_partial", *hybrid), why)
         if target.pipeline.query.engine:
             raise UsageError(f"--engine {why}. Omit it.")
     if many:
-        refuse_flags(("collapse", "explain", "hybrid"), "is for one TEXT")
-    if options.hybrid:
-        refuse_flags(("collapse", "explain"), "cannot be combined with --hybrid")
+        refuse_flags(("collapse", "explain"), "is for one TEXT")
     if not many and options.concurrency > 1:
         raise UsageError("--concurrency needs --queries. Omit it.")
 
@@ -176,7 +177,7 @@ def _print_ranked(ranked: Iterator[Ranked], concurrency: int | None, *, as_json:
         return
     summary = f"{count} queries in {seconds:.2f} s, {count / seconds:.1f} queries/s, encoding included."
     if empty:
-        summary += f" {empty} of them have no hits."
+        summary += f" {empty} of them have no hits: search for one TEXT to see why."
     if concurrency is not None:
         in_flight = f" with {concurrency} in flight" if concurrency > 1 else ""
         summary += f" A request took {_percentiles(latencies)}{in_flight}; the server reports {_percentiles(took)}."
@@ -193,7 +194,8 @@ def _percentiles(milliseconds: list[float]) -> str:
 def _as_json(hit: Hit) -> dict[str, Any]:
     from sparse_ingest.searching.hits import snippet
 
-    return {**hit._asdict(), "snippet": snippet(hit), "terms": [term._asdict() for term in hit.terms]}
+    found = {**hit._asdict(), "snippet": snippet(hit), "terms": [term._asdict() for term in hit.terms]}
+    return {key: value for key, value in found.items() if key != "sub_scores" or value is not None}
 
 
 def _as_lines(hit: Hit, *, explain: bool) -> list[str]:
@@ -203,8 +205,10 @@ def _as_lines(hit: Hit, *, explain: bool) -> list[str]:
     text = marked(snippet(hit), hit, bold)
     lines = [f"{hit.rank:>3}  {hit.score:.4f}  {hit.id}  {title}".rstrip(), text]
     if explain:
-        lines += shares(hit.terms, hit.score)
+        lines += shares(hit.terms, hit.score, hit.sub_scores)
     else:
+        if hit.sub_scores is not None:
+            lines.append(" · ".join(f"{name} score {score:.4f}" for name, score in hit.sub_scores.items()))
         shown = [f"{term.token} {term.contribution:.2f}" for term in hit.terms[:SHOWN_TERMS]]
         lines.append(" · ".join(shown + (["…"] if len(hit.terms) > SHOWN_TERMS else [])))
     return [lines[0], *(f"     {line}" for line in lines[1:] if line)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -171,20 +171,22 @@ def _explanation(found: Explanation) -> Iterator[str]:
         yield f"     Terms of the query that it lacks: {listed(found.lacking, LACKING)}"
 
 
-def shares(terms: Sequence[TermShare], score: float) -> list[str]:
-    """Return a table of the terms of a score, whose contributions sum to it."""
-    if not terms:
+def shares(terms: Sequence[TermShare], score: float, sub_scores: Mapping[str, float] | None = None) -> list[str]:
+    """Return a table of the terms of a score, whose contributions sum to it, and of both scores of a hybrid hit."""
+    if not (terms or sub_scores):
         return []
-    width = max(8, *(len(term.token) for term in terms))
+    scores = {"score": score} if sub_scores is None else {**sub_scores, "hybrid": score}
+    total = score if sub_scores is None else sub_scores.get("sparse", 0.0)
+    width = max(8, *(len(term.token) for term in terms), 0)
     rows = [f"{'token':<{width}}  {'query':>9} x {'stored':>9} = contribution"]
     rows += [
         f"{term.token:<{width}}  {term.query_weight:>9.4f} x {term.document_weight:>9.4f} = {term.contribution:>12.4f}"
         for term in terms
     ]
-    rest = score - sum(term.contribution for term in terms)
+    rest = total - sum(term.contribution for term in terms)
     # A SEISMIC search explains only the top_n heaviest tokens of the query.
-    sums = [("other", rest)] if abs(rest) > 1e-5 * score else []
-    return rows + [f"{name:<{width}}  {'':>9}   {'':>9}   {value:>12.4f}" for name, value in [*sums, ("score", score)]]
+    sums = {"other": rest} if abs(rest) > 1e-5 * total else {}
+    return rows + [f"{name:<{width}}  {'':>9}   {'':>9}   {value:>12.4f}" for name, value in {**sums, **scores}.items()]
 
 
 COMMANDS = [show]

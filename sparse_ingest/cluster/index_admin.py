@@ -160,7 +160,8 @@ def create_index(
         if unstarted := settling.unstarted_primaries(client, made):
             reporter.note(unstarted)
     if full.index.kind == "sparse_vector":
-        reporter.note(_seismic_note(made, full.index.field))
+        for message in (_seismic_note(made, full.index.field), *seismic.advice(None)):
+            reporter.note(message)
     names = {one.kind: one.name for one in pipelines}
     kept = names.get("search"), names.get("ingest")
     return CreateReport(made.name, made.uuid, full.index.field, full.index.kind, *kept, chosen.default)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from sparse_ingest.errors import PipelineError, UsageError
+from sparse_ingest.pipeline import HybridSettings, changed
 
 MAX_WEIGHT = 64.0  # Lucene's FeatureField takes weights in (0, 64]
 MAX_CLAUSES = 1024  # default of indices.query.bool.max_clause_count
@@ -102,6 +103,25 @@ def check_seismic(settings: Mapping[str, Any]) -> None:
         fits, expected = (is_number, "a number") if name == "heap_factor" else (_is_integer, "an integer")
         if not fits(value) or value <= 0:
             raise PipelineError(f"[query] seismic.{name} = {value!r}; expected {expected} above zero.")
+
+
+def check_hybrid(settings: HybridSettings, engine: str = "exact") -> None:
+    """Raise `PipelineError` if settings of a hybrid search have no effect, or the server refuses them together."""
+    given = changed(settings)
+    others = sorted(given.keys() & HybridSettings.__dataclass_fields__.keys() - {"hybrid"})
+    if settings.hybrid is None and others:
+        raise PipelineError(f"{others[0]} has no effect without a hybrid search. Set hybrid = true (--hybrid) too.")
+    weights = settings.hybrid_weights or (0.5, 0.5)
+    if not (min(weights) >= 0 and math.isclose(sum(weights), 1, abs_tol=1e-3)):
+        raise PipelineError(f"hybrid_weights = {list(weights)}; expected two numbers from 0 to 1 that sum to 1.")
+    if settings.hybrid_combination == "rrf" and settings.hybrid_normalization:
+        raise PipelineError("hybrid_combination rrf combines ranks, which are not normalized: omit the normalization.")
+    if settings.hybrid_normalization == "z_score" and settings.hybrid_combination not in (None, "arithmetic_mean"):
+        raise PipelineError(
+            "OpenSearch combines z_score by arithmetic_mean only. Change hybrid_combination or hybrid_normalization."
+        )
+    if settings.hybrid and engine == "two-phase":
+        raise PipelineError("Two-phase has no effect in a hybrid query. Use --engine exact, or --no-hybrid.")
 
 
 def check_two_phase(settings: Mapping[str, Any], *, size: int = 10) -> dict[str, Any]:

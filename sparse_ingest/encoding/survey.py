@@ -42,8 +42,8 @@ class CorpusSurvey:
 
     `duplicates` counts documents with the id of an earlier one, `equal_texts` those with the text of an earlier one,
     and `equal_in_shard` those whose earlier one is in the same shard, which `--dedup-text encode-once` copies.
-    `examples` has the first bad rows and duplicates, `tokens` the document lengths of a sample, and `read` what the model reads of
-    them; `prediction` the size and time of a run (trial.py).
+    `examples` has the first bad rows and duplicates, `tokens` the document lengths of a sample and what the model reads
+    of them, `prediction` the size and time of a run (trial.py).
     """
 
     rows: int = 0
@@ -63,7 +63,10 @@ class CorpusSurvey:
 def survey(
     cursor: Cursor, tokenizer: Tokenizer | None, *, shard_rows: int, overflow: str, reporter: Reporter
 ) -> tuple[CorpusSurvey, list[Document]]:
-    """Read the complete corpus once; duplicate ids are looked up in a second pass. Return what was found, and a sample of its documents if there is a tokenizer."""
+    """Read the complete corpus once; duplicate ids are looked up in a second pass.
+
+    Return what was found, and a sample of its documents if there is a tokenizer.
+    """
     reporter.begin("rows")
     found, sample = CorpusSurvey(), _Sample(random.Random(0))  # the same sample on every start
     ids, texts = _Hashes(), _Hashes()

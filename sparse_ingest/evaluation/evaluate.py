@@ -24,13 +24,14 @@ from sparse_ingest.evaluation.measures import DEFAULT_MEASURES, Comparison, Meas
 from sparse_ingest.evaluation.options import EvaluateOptions
 from sparse_ingest.evaluation.terms import Sparsity, TermCounts, flops, sparsity
 from sparse_ingest.evaluation.trec import read_per_query, read_trec_run, trec_lines, written
-from sparse_ingest.pipeline import options_from
+from sparse_ingest.pipeline import HybridSettings, changed, options_from
 from sparse_ingest.records import PARENT, Query, document_id, passage_number
 from sparse_ingest.reporting import Reporter, reporter_of
 from sparse_ingest.runs.checking import finished_shards, shard_parts, shard_vectors
 from sparse_ingest.runs.run import Run, RunLike
 from sparse_ingest.runs.shards import parse_fields
 from sparse_ingest.searching.hits import Ranked, first_of_each
+from sparse_ingest.searching.pipelines import refuse_hybrid
 from sparse_ingest.searching.query import QueryModel
 from sparse_ingest.searching.run_search import rank_run
 from sparse_ingest.searching.search import SearchableIndex, SearchableRun, open_run
@@ -67,6 +68,7 @@ class Evaluation:
     """Results of the search and of BM25 (or None), and how many queries and documents have each token.
 
     `document_terms` is None if they cannot be counted: in a sparse_vector field, or without the neural-search plugin.
+    `hybrid` has the settings of a hybrid search.
     """
 
     search: EngineResult
@@ -75,6 +77,7 @@ class Evaluation:
     document_terms: TermCounts | None
     vocabulary: int
     comparisons: list[Comparison] = field(default_factory=list)
+    hybrid: HybridSettings | None = None
 
     @property
     def queries(self) -> Sparsity:
@@ -104,6 +107,7 @@ class Evaluation:
             "documents": asdict(self.documents) if self.documents else None,
             "flops": self.flops,
             "bm25": _row_as_dict(self.bm25, per_query) if self.bm25 else None,
+            "hybrid": changed(self.hybrid) if self.hybrid else None,
         }
         if self.comparisons:
             found["comparison"] = [_comparison_as_dict(one, per_query) for one in self.comparisons]
@@ -214,6 +218,7 @@ def _evaluate_run(run: SearchableRun, found: _Measuring, options: EvaluateOption
     for option in ("concurrency", "allow_partial"):
         if getattr(options, option):
             raise UsageError(f"--{option.replace('_', '-')} is for --index: a run folder is searched locally. Omit it.")
+    refuse_hybrid(run.pipeline.query, options, "is for --index: a run folder is searched without a server")
     if run.pipeline.query.engine not in (None, "exact"):
         raise UsageError(f"The engine {run.pipeline.query.engine} needs --index: a run folder is searched exactly.")
     collection = found.collection
@@ -243,7 +248,7 @@ def _evaluate_index(index: SearchableIndex, found: _Measuring, options: Evaluate
     if options.stored:
         raise UsageError("--stored is for --run: an index always uses the weights that it stores. Omit it.")
     client, name = index.client.allowing(options.allow_partial), index.name
-    engine, collection = index.engine, found.collection
+    engine, collection = index.engine_for(options), found.collection
     judged = collection.judged_documents()
     known = count_known(client, name, judged)
     parents = 0 if known else count_parents(client, name, judged)
@@ -254,13 +259,15 @@ def _evaluate_index(index: SearchableIndex, found: _Measuring, options: Evaluate
     terms = TermCounts()
     weights = terms.passing(QueryModel(index.pipeline).many(collection.queries()))
     how: dict[str, Any] = {"size": found.size, "collapse": collapse, "concurrency": options.concurrency or 1}
-    search = found.row(engine.name, rank_index(client, name, weights, engine, **how))
+    texts = (query.text for query in collection.queries()) if engine.hybrid else None
+    label = f"hybrid, {engine.name}" if engine.hybrid else engine.name
+    search = found.row(label, rank_index(client, name, weights, engine, texts=texts, **how))
     baseline = None
     if options.bm25 is not False:
         by_words = rank_words(client, name, collection.queries(), field=engine.field, **how)
         baseline = found.row("BM25", by_words, first=False)
     documents = _count_index_terms(client, name, engine.field, vocabulary) if engine.keys is None else None
-    return Evaluation(search, baseline, terms, documents, len(vocabulary))
+    return Evaluation(search, baseline, terms, documents, len(vocabulary), hybrid=engine.hybrid)
 
 
 def read_compared(

@@ -22,6 +22,7 @@ from sparse_ingest.cluster.claim import CLEANUP_S, Claim, LostClaimError, claime
 from sparse_ingest.cluster.client import Client, ConnectionLike, ResponseError, UnreachableError, connect, connection_of
 from sparse_ingest.cluster.engines import choose_engine
 from sparse_ingest.cluster.journal import Journal, documents_of, loaded_shards, open_journal
+from sparse_ingest.cluster.limits import check_hybrid
 from sparse_ingest.cluster.pacing import Pace
 from sparse_ingest.cluster.sending import Retries
 from sparse_ingest.cluster.stamps import run_stamp
@@ -115,7 +116,8 @@ def load(
     table = with_changes(table, field=chosen.field or table.field, kind=chosen.kind or table.kind, fields=fields)
     rules = {name: value for name, value in full.load.rules.items() if getattr(chosen, name) is None}
     chosen = with_changes(chosen, field=table.field, kind=table.kind, fields=fields, **rules)
-    choose_engine(full.query, table.kind)  # refuses settings that no search of the index could use
+    # Refuse settings that no search of the index could use.
+    check_hybrid(full.query, choose_engine(full.query, table.kind))
     mappings.check_vocabulary(table.kind, folder.vocabulary())
     stamp = run_stamp(folder, table.field, chosen.pruning, changed(full.query))
     body = mappings.index_body(table, stamp)

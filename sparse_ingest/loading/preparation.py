@@ -104,7 +104,7 @@ def make_plan(
     notes += indexes.note_on_settings(there)
     if there is None and kind == "sparse_vector":
         body, fitted = seismic.fit(body, stamp.field, report)
-        notes += [fitted] if fitted else []
+        notes += [*([fitted] if fitted else []), *seismic.advice(report.documents)]
     return LoadPlan(name, there, index_to_delete, stamp, body, missing, stale, update, added, [*notes, *pruned.notes()])
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_ingest.checkpoints.layouts import Checkpoint, WeightTableSide, read_checkpoint
-from sparse_ingest.checkpoints.settings import resolve_pipeline, resolve_query_settings
+from sparse_ingest.checkpoints.settings import refuse_lone_stride, resolve_pipeline, resolve_query_settings
 from sparse_ingest.errors import CheckpointError, UsageError
 from sparse_ingest.models.query_encoders import (
     MaskedLMQueryEncoder,
@@ -35,7 +35,7 @@ from sparse_ingest.models.text_windows import (
     refuse_if_stopped,
     reporting,
 )
-from sparse_ingest.pipeline import Dtype, ModelSettings, Pipeline, pipeline_named, refuse_lone_stride
+from sparse_ingest.pipeline import Dtype, ModelSettings, Pipeline, pipeline_named
 from sparse_ingest.queries.weight_table import QueryWeights, WeightTable, prune_query, read_vocabulary
 from sparse_ingest.records import in_batches
 from sparse_ingest.reporting import Reporter

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sparse_ingest.errors import needs_extra
+from sparse_ingest.pipeline import in_words as settings_in_words
 from sparse_ingest.planning.options import MOST_QUERIES
 from sparse_ingest.planning.report import PlanReport, Point
 from sparse_ingest.planning.rules import rule_text
@@ -48,8 +49,11 @@ svg {{ max-width: 100%; height: auto; }}
 
 def sentences(report: PlanReport) -> Iterator[str]:
     """Yield the result of a plan as sentences."""
-    full = f"{report.quality} of unpruned vectors: {report.full_quality:.4f}"
-    yield f"{report.documents:,} documents, {report.queries} queries; {full}, exact search with 9-bit weights."
+    what, how = ("unpruned vectors", "exact search with 9-bit weights")
+    if report.hybrid:
+        what, how = ("hybrid search with unpruned queries", settings_in_words(report.hybrid))
+    full = f"{report.quality} of {what}: {report.full_quality:.4f}"
+    yield f"{report.documents:,} documents, {report.queries} queries; {full}, {how}."
     if report.index_bytes is not None:
         postings = next((point.bytes for point in report.settings if point.bytes is not None), None)
         share = "" if postings is None else f", about {postings / 1e6:,.2f} MB of it postings"

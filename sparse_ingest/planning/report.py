@@ -96,7 +96,9 @@ class PlanReport:
     """Result of a plan; `--json` prints these keys.
 
     `points` are pruning rules on the run, `settings` engine settings on the index, each with its frontier (positions in
-    the list). `index_bytes` is the current size. `pipeline` has the chosen settings. `written` are the files of `out`.
+    the list). In a hybrid plan, whose settings are `hybrid`, `settings` and `full_quality` are measured in hybrid
+    search, `points` without it. `index_bytes` is the current size. `pipeline` has the chosen settings. `written` are
+    the files of `out`.
     """
 
     run: str
@@ -112,6 +114,7 @@ class PlanReport:
     index_bytes: int | None
     settings: list[Point]
     settings_frontier: list[int]
+    hybrid: dict[str, Any] | None
     choice: Choice | None
     unsettled: Unsettled | None
     load_flags: str

@@ -14,7 +14,9 @@ SNIPPET_CHARACTERS = 160
 class Hit(NamedTuple):
     """One found document; `terms` are sorted heaviest first and their contributions sum to `score`, as float32.
 
-    In a two-phase search, which adds two such sums, the last bit may differ.
+    In a two-phase search, which adds two such sums, the last bit may differ. A hit of a hybrid search has both scores
+    in `sub_scores`, before they are normalized: `bm25` and `sparse`, of which the terms are. A search that did not find
+    the document is omitted.
     """
 
     rank: int
@@ -22,6 +24,7 @@ class Hit(NamedTuple):
     id: str
     fields: dict[str, Any]
     terms: list[TermShare]
+    sub_scores: dict[str, float] | None = None
 
     @property
     def doc_id(self) -> str:

@@ -19,6 +19,7 @@ from sparse_ingest.runs.run import Run
 from sparse_ingest.runs.shards import parse_fields
 from sparse_ingest.searching.exact import ExactHits, QueryVector, best_places, search_exact
 from sparse_ingest.searching.hits import Explanation, Hit, Ranked, first_of_each, heaviest_first
+from sparse_ingest.searching.query import named, not_in_vocabulary
 
 # Queries per pass over the run; each needs about 10 KB for 100 hits.
 QUERIES_AT_ONCE = 4096
@@ -94,6 +95,18 @@ def explain_in_run(run: Run, weights: QueryWeights, doc_id: str, *, size: int, s
         reason="low score" if before >= size else None, rank=before + 1, score=float(score), matching=matching,
         last_score=float(best[-1]), equal=equal - 1, terms=terms,
     )  # fmt: skip
+
+
+def why_empty_run(run: Run, weights: QueryWeights) -> list[str]:
+    """Return why the exact search of a run found nothing. It compares every vector, so no document has the tokens."""
+    documents, vocabulary = run.totals()["rows"], _token_ids(run)
+    if not documents:
+        return [f"{run.path} has no documents."]
+    unknown = [token for token in weights if token not in vocabulary]
+    found = [not_in_vocabulary(unknown, "of the run")] if unknown else []
+    if known := [token for token in weights if token in vocabulary]:
+        found.append(f"None of the {documents:,} documents of {run.path} has a token of the query: {named(known)}.")
+    return found
 
 
 def rank_run(

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
+from itertools import tee
 from typing import TYPE_CHECKING, Any, Self
 
 from sparse_ingest.errors import UsageError
-from sparse_ingest.pipeline import ModelSettings, Pipeline, options_from, pipeline_of
+from sparse_ingest.pipeline import HybridSettings, ModelSettings, Pipeline, options_from, pipeline_of
 from sparse_ingest.queries.weight_table import QueryWeights
+from sparse_ingest.reporting import SILENT, Reporter, reporter_of
 from sparse_ingest.runs.run import Run, RunLike
 from sparse_ingest.runs.run import open_run as open_run_folder
 from sparse_ingest.searching.document_terms import DocumentTerms, TermReader, terms_in_index, terms_in_run
@@ -21,25 +24,37 @@ from sparse_ingest.searching.options import SearchOptions
 from sparse_ingest.searching.pipelines import (
     document_vocabulary,
     engine_of_index,
+    hybrid_settings,
     pipeline_of_index,
     pipeline_of_run,
+    refuse_hybrid,
     remembered_model,
 )
 from sparse_ingest.searching.query import QueryModel
-from sparse_ingest.searching.run_search import explain_in_run, rank_run, search_run
+from sparse_ingest.searching.run_search import explain_in_run, rank_run, search_run, why_empty_run
 
 if TYPE_CHECKING:
     from sparse_ingest.cluster.client import Client, ConnectionLike
     from sparse_ingest.cluster.indexes import Index
+    from sparse_ingest.cluster.search_bodies import Engine
     from sparse_ingest.records import Query
+
+_NO_WEIGHTS = "The query has no weights."
 
 
 class SearchableRun(Run):
     """A run that can be searched with its own model, or with the one that `pipeline` names."""
 
-    def __init__(self, run: Run, given: Pipeline = Pipeline(), *, force: bool = False) -> None:  # noqa: B008 - frozen
+    def __init__(
+        self,
+        run: Run,
+        given: Pipeline = Pipeline(),  # noqa: B008 - frozen
+        *,
+        force: bool = False,
+        reporter: Reporter = SILENT,
+    ) -> None:
         super().__init__(run.path, run.manifest)
-        self._given, self._force = given, force
+        self._given, self._force, self._reporter = given, force, reporter
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -66,15 +81,25 @@ class SearchableRun(Run):
             UsageError: an option needs a server.
             RunError: the model is not that of the run.
         """
-        chosen = _for_run(options_from(SearchOptions, options, settings, "search"))
+        chosen = self._options(options_from(SearchOptions, options, settings, "search"))
         weights = self.query_weights(query) if isinstance(query, str) else query
-        return search_run(self, weights, size=chosen.k, stored=chosen.stored, collapse=chosen.collapse)
+        hits = search_run(self, weights, size=chosen.k, stored=chosen.stored, collapse=chosen.collapse)
+        if not hits and self._reporter is not SILENT:
+            _note(self._reporter, self.why_empty(query))
+        return hits
+
+    def why_empty(self, query: str | QueryWeights, options: SearchOptions | None = None) -> list[str]:
+        """Return why a search that found nothing did so; `options` have no influence."""
+        weights = self.query_weights(query) if isinstance(query, str) else query
+        if not weights:
+            return [self._model.why_unweighted(query)] if isinstance(query, str) else [_NO_WEIGHTS]
+        return why_empty_run(self, weights)
 
     def rank(
         self, queries: Iterable[Query], options: SearchOptions | None = None, **settings: object
     ) -> Iterator[Ranked]:
         """Yield the ranking of each query, in order. The run is read once per 4,096 queries."""
-        chosen = _for_run(options_from(SearchOptions, options, settings, "rank"))
+        chosen = self._options(options_from(SearchOptions, options, settings, "rank"))
         return rank_run(self, self._model.many(queries), size=chosen.k, stored=chosen.stored)
 
     def explain(
@@ -92,7 +117,7 @@ class SearchableRun(Run):
             UsageError: an option needs a server.
             RunError: the model is not that of the run.
         """
-        chosen = _for_one(_for_run(options_from(SearchOptions, options, settings, "explain")))
+        chosen = _for_one(self._options(options_from(SearchOptions, options, settings, "explain")))
         weights = self.query_weights(query) if isinstance(query, str) else query
         return explain_in_run(self, weights, doc_id, size=chosen.k, stored=chosen.stored)
 
@@ -110,13 +135,25 @@ class SearchableRun(Run):
         model = remembered_model(self._given.model, self.manifest.model)
         return terms_in_run(self, doc_ids, TermReader(self.vocabulary(), model, weights))
 
+    def _options(self, options: SearchOptions) -> SearchOptions:
+        """Refuse options that would have no effect on a run."""
+        why = "needs a server, and a run is searched exactly without one"
+        for name in ("filter", "allow_partial"):
+            if getattr(options, name):
+                raise UsageError(f"{name} {why}. Omit it.")
+        refuse_hybrid(self._given.query, options, why)
+        return options
+
 
 class SearchableIndex:
     """An index with the model, field and settings of its `_meta`. Thread-safe."""
 
-    def __init__(self, client: Client, name: str, index: Index, pipeline: Pipeline) -> None:
+    def __init__(
+        self, client: Client, name: str, index: Index, pipeline: Pipeline, reporter: Reporter = SILENT
+    ) -> None:
         self.client, self.name, self.index, self.pipeline = client, name, index, pipeline
         self.engine = engine_of_index(pipeline, index)
+        self._reporter = reporter
         self._model = QueryModel(pipeline)
 
     def query_weights(self, text: str) -> QueryWeights:
@@ -133,7 +170,7 @@ class SearchableIndex:
         Args:
             query: A text, or weights by token string.
             options: All options in one object, instead of single keywords.
-            **settings: Fields of `SearchOptions`, such as `k=10` or `filter={"term": {"lang": "en"}}`.
+            **settings: Fields of `SearchOptions`, such as `k=10`, `hybrid=True` or `filter={"term": {"lang": "en"}}`.
 
         Raises:
             UsageError: options or weights do not fit, or the index does not map a field of `filter` or `collapse`.
@@ -143,13 +180,38 @@ class SearchableIndex:
 
         chosen = _for_index(options_from(SearchOptions, options, settings, "search"))
         weights = self.query_weights(query) if isinstance(query, str) else query
-        asked: dict[str, Any] = {"size": chosen.k, "engine": self.engine, "filter": chosen.filter}
-        client = self.client.allowing(chosen.allow_partial)
-        if not chosen.hybrid:
-            return search_index(client, self.name, weights, collapse=chosen.collapse, **asked)
-        if not isinstance(query, str) or chosen.collapse:
-            raise UsageError("A hybrid search needs the text of the query, for BM25, and cannot collapse.")
-        return search_hybrid(client, self.name, query, weights, **asked)
+        engine, client = self.engine_for(chosen), self.client.allowing(chosen.allow_partial)
+        how: dict[str, Any] = {"size": chosen.k, "engine": engine}
+        how |= {"filter": chosen.filter, "collapse": chosen.collapse}
+        if not engine.hybrid:
+            hits = search_index(client, self.name, weights, **how)
+        elif isinstance(query, str):
+            hits = search_hybrid(client, self.name, query, weights, **how)
+        else:
+            raise UsageError("A hybrid search needs the text of the query, for BM25. Pass it, or hybrid=False.")
+        if not hits and self._reporter is not SILENT:
+            _note(self._reporter, self.why_empty(query, chosen))
+        return hits
+
+    def engine_for(self, options: HybridSettings) -> Engine:
+        """Return the engine of a search: hybrid if the options, or otherwise [query], ask for it.
+
+        Raises:
+            UsageError: settings of a hybrid search have no effect, or do not go together.
+        """
+        return replace(self.engine, hybrid=hybrid_settings(self.pipeline.query, options))
+
+    def why_empty(self, query: str | QueryWeights, options: SearchOptions | None = None) -> list[str]:
+        """Return why a search that found nothing did so, as far as the server and the vocabulary show it."""
+        from sparse_ingest.searching.empty import why_empty_index
+
+        chosen = options or SearchOptions()
+        engine, text = self.engine_for(chosen), query if isinstance(query, str) else ""
+        weights = self.query_weights(query) if isinstance(query, str) else query
+        unweighted = [] if weights else [self._model.why_unweighted(text) if text else _NO_WEIGHTS]
+        if unweighted and not engine.hybrid:
+            return unweighted
+        return unweighted + why_empty_index(self.client, self.name, weights, engine, text, chosen.filter)
 
     def rank(
         self, queries: Iterable[Query], options: SearchOptions | None = None, **settings: object
@@ -158,11 +220,11 @@ class SearchableIndex:
         from sparse_ingest.searching.index_search import rank_index
 
         chosen = _for_index(options_from(SearchOptions, options, settings, "rank"))
-        if chosen.hybrid:
-            raise UsageError("hybrid is for one text. Omit it.")
-        asked: dict[str, Any] = {"size": chosen.k, "filter": chosen.filter, "collapse": chosen.collapse}
-        client, weights = self.client.allowing(chosen.allow_partial), self._model.many(queries)
-        return rank_index(client, self.name, weights, self.engine, concurrency=chosen.concurrency, **asked)
+        engine, client = self.engine_for(chosen), self.client.allowing(chosen.allow_partial)
+        how: dict[str, Any] = {"size": chosen.k, "filter": chosen.filter, "collapse": chosen.collapse}
+        queries, same = tee(queries)
+        texts, weights = (query.text for query in same), self._model.many(queries)
+        return rank_index(client, self.name, weights, engine, concurrency=chosen.concurrency, texts=texts, **how)
 
     def explain(
         self, query: str | QueryWeights, doc_id: str, options: SearchOptions | None = None, **settings: object
@@ -222,6 +284,7 @@ def open_run(
     model: str | ModelSettings | None = None,
     pipeline: Pipeline | str | None = None,
     force: bool = False,
+    progress: Reporter | bool = False,
 ) -> SearchableRun:
     """Open a run folder, for reading and for searching it.
 
@@ -230,11 +293,14 @@ def open_run(
         model: The model of the queries; by default the one that made the run.
         pipeline: A pipeline whose [query] settings apply; may replace `model`.
         force: Search with another model than the run's.
+        progress: True, or a `Reporter`, for a note why a search finds nothing.
 
     Raises:
         RunError: the run does not exist, is damaged, or has a newer format than this release.
     """
-    return SearchableRun(open_run_folder(path), pipeline_of(model, pipeline), force=force)
+    return SearchableRun(
+        open_run_folder(path), pipeline_of(model, pipeline), force=force, reporter=reporter_of(progress)
+    )
 
 
 def open_index(
@@ -245,6 +311,7 @@ def open_index(
     model: str | ModelSettings | None = None,
     pipeline: Pipeline | str | None = None,
     force: bool = False,
+    progress: Reporter | bool = False,
 ) -> SearchableIndex:
     """Open an index or alias for searching it; model, field and query settings come from its `_meta`.
 
@@ -255,6 +322,7 @@ def open_index(
         model: The model of the queries, where `_meta` names none.
         pipeline: A pipeline whose [query] and [index] settings apply, instead of those of `_meta`; may replace `model`.
         force: Search with another model than that of `_meta`.
+        progress: True, or a `Reporter`, for a note why a search finds nothing; it takes some requests more.
 
     Raises:
         UsageError: the name is an alias of several indexes, or both `url` and `connection` are given.
@@ -268,17 +336,15 @@ def open_index(
     with contextlib.ExitStack() as stack:
         stack.enter_context(client)
         index = need_index(client, name, "Create it with `sparse-ingest load`.")
-        opened = SearchableIndex(client, name, index, pipeline_of_index(given, index, name, force=force))
+        pipeline = pipeline_of_index(given, index, name, force=force)
+        opened = SearchableIndex(client, name, index, pipeline, reporter_of(progress))
         stack.pop_all()
         return opened
 
 
-def _for_run(options: SearchOptions) -> SearchOptions:
-    """Refuse options that would have no effect on a run."""
-    for name in ("filter", "hybrid", "allow_partial"):
-        if getattr(options, name):
-            raise UsageError(f"{name} needs a server, and a run is searched exactly without one. Omit it.")
-    return options
+def _note(reporter: Reporter, messages: Iterable[str]) -> None:
+    for message in messages:
+        reporter.note(message)
 
 
 def _for_one(options: SearchOptions) -> SearchOptions:

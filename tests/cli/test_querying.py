@@ -81,6 +81,13 @@ def test_each_option_has_its_body(model: Path) -> None:
     assert hybrid["search_pipeline"] == packaged_search_pipeline("hybrid")
     named = body_of("--model", model, "--hybrid", "--search-pipeline", "mine", "catch")
     assert named == {**hybrid, "search_pipeline": "mine"}
+    weighted = ["--hybrid-weights", "0.3,0.7", "--hybrid-normalization", "l2", "--collapse", "parent"]
+    changed = body_of("--model", model, "--set", "query.hybrid=true", *weighted, "catch")
+    [processor] = changed["search_pipeline"]["phase_results_processors"][0].values()
+    assert processor["combination"]["parameters"] == {"weights": [0.3, 0.7]}
+    assert (processor["normalization"], changed["collapse"]) == ({"technique": "l2"}, {"field": "parent"})
+    fused = body_of("--model", model, "--hybrid", "--hybrid-combination", "rrf", "catch")
+    assert fused["search_pipeline"] == packaged_search_pipeline("rrf")
     plain = body_of("--model", model, "--without-plugin", "catch")
     assert plain["query"]["bool"]["should"] == [{"rank_feature": {"field": "sparse.catch", "linear": {}, "boost": 2.5}}]
     assert body_of("--model", model, "--collapse", "parent", "catch")["collapse"] == {"field": "parent"}
@@ -119,7 +126,10 @@ def test_a_query_file_gives_an_msearch_body(tmp_path: Path, model: Path, opensea
     ("options", "message"),
     [
         (["--hybrid", "--analyzer", "a"], "--hybrid and --analyzer cannot be combined"),
-        (["--hybrid", "--collapse", "parent"], "--hybrid and --collapse cannot be combined"),
+        (["--analyzer", "a", "--collapse", "parent"], "--analyzer and --collapse cannot be combined"),
+        (["--hybrid", "--search-pipeline", "p", "--hybrid-weights", "0.5,0.5"], "--hybrid-weights is a setting of the"),
+        (["--hybrid-weights", "0.5,0.5"], "hybrid_weights has no effect without a hybrid search"),
+        (["--set", "query.hybrid=true", "--without-plugin"], "--hybrid and --without-plugin cannot be combined"),
         (["--quoting", "none"], "--quoting needs --queries"),
         (["--index", "i", "--analyzer", "a"], "--index needs --queries"),
         (["--url", "http://127.0.0.1:1"], "--url needs --index"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from support.reporters import Recorder
 from support.runs import make_run
 from support.tables import TOKENS, write_table
 
@@ -68,8 +69,10 @@ def test_hits_of_a_sparse_vector_index_have_tokens(
     tmp_path: Path, model: Path, opensearch_url: str, index_name: str
 ) -> None:
     run = make_run(tmp_path / "run", DOCUMENTS, fields=FIELDS, model=str(model), vocabulary=TOKENS)
-    pipeline = Pipeline(index=IndexSettings(kind="sparse_vector"))
-    load(run.path, index=index_name, pipeline=pipeline, connection=Connection(url=opensearch_url))
+    pipeline, heard = Pipeline(index=IndexSettings(kind="sparse_vector")), Recorder()
+    load(run.path, index=index_name, pipeline=pipeline, connection=Connection(url=opensearch_url), progress=heard)
+    [advice] = [note for note in heard.notes if note.startswith("SEISMIC is for 1,000,000 documents or more")]
+    assert "and the run has 3. For fewer, exact search (--kind rank_features) is usually as fast" in advice
     result = invoke(search, "--index", index_name, "--url", opensearch_url, "--json", "catch an exception")
     assert result.exit_code == 0, result.exception
     hits = json.loads(result.stdout)["hits"]
@@ -250,7 +253,15 @@ def test_engine_filter_and_hybrid_are_applied(
         "second",
         "first",
     ]
-    assert set(found("--hybrid")) == {"second", "first"}
+    assert found("--hybrid", "--hybrid-weights", "0,1") == ["second", "first"]
+    # BM25 alone: "first" has "catch" in its text.
+    assert found("--hybrid", "--hybrid-weights", "1,0", "--filter", only.read_text()) == ["first"]
+    shown = invoke(search, *arguments, "--hybrid", "--explain", "-k", 1)
+    assert [line.split()[0] for line in shown.stdout.splitlines()[-3:]] == ["bm25", "sparse", "hybrid"]
+    many = tmp_path / "queries.tsv"
+    many.write_text("1\tcatch an exception\n")
+    ranked = invoke(search, *arguments[:-1], "--queries", many, "--hybrid")
+    assert ranked.stdout == invoke(search, *arguments, "--hybrid", "--trec").stdout != ""
     wrong = invoke(search, *arguments, "--engine", "seismic")
     assert isinstance(wrong.exception, PipelineError)
     assert "engine seismic cannot search a rank_features field" in str(wrong.exception)
@@ -273,7 +284,7 @@ def test_engine_filter_and_hybrid_are_applied(
         (["--index", "i", "--concurrency", "2"], "--concurrency needs --queries"),
         (["--index", "i", "--quoting", "none"], "--quoting needs --queries"),
         (["--index", "i", "--trec", "--json"], "--trec and --json"),
-        (["--index", "i", "--hybrid", "--explain"], "--explain cannot be combined with --hybrid"),
+        (["--run", "r", "--hybrid-weights", "0.5,0.5"], "--hybrid-weights needs a server"),
     ],
 )
 def test_options_without_an_effect_are_refused(options: list[str], message: str) -> None:
@@ -298,3 +309,7 @@ def test_empty_queries_and_unknown_words_are_reported(run_path: Path, caplog: py
     assert "The query is empty" in str(empty.exception)
     assert invoke(search, "--run", run_path, "zebra").exit_code == 0
     assert "the model knows none of its words" in caplog.text
+    found = invoke(search, "--run", run_path, "--json", "zebra")
+    [why] = json.loads(found.stdout)["why"]
+    assert "the model knows none of its words" in why
+    assert json.loads(invoke(search, "--run", run_path, "--json", "river").stdout)["why"] == []

@@ -219,6 +219,13 @@ def test_clipped_weights_are_counted_in_the_note() -> None:
     assert "10 of 100000 weights (0.010%) are above it and clipped" in note
 
 
+def test_seismic_is_advised_against_below_a_million_documents() -> None:
+    assert seismic.advice(1_000_000) == []
+    for documents, here in ((999_999, ", and the run has 999,999."), (None, " or more. For fewer")):
+        [message] = seismic.advice(documents)
+        assert here in message and "33 s instead of 4 s" in message
+
+
 def test_parameters_in_the_body_are_kept_and_the_rest_is_fitted() -> None:
     weights = np.ones(100, dtype=np.float32)
     named = body(approximate_threshold=7, n_postings=9, cluster_ratio=0.2)

@@ -166,6 +166,18 @@ def test_an_index_has_the_figures_of_its_run_with_nine_bits(run_path, collection
     assert evaluate_json(*options, "--index", index_name, "--url", opensearch_url, "--no-bm25")["bm25"] is None
 
 
+def test_hybrid_is_evaluated_on_an_index(run_path, collection, opensearch_url, index_name):
+    load(run_path, index=index_name, pipeline=Pipeline(), connection=Connection(url=opensearch_url))
+    asked = ["--queries", collection, "--index", index_name, "--url", opensearch_url, "--hybrid", "--per-query"]
+    found = evaluate_json(*asked, "--hybrid-weights", "0,1")
+    assert (found["engine"], found["bm25"]["engine"]) == ("hybrid, exact", "BM25")
+    assert found["hybrid"] == {"hybrid": True, "hybrid_weights": [0.0, 1.0]}
+    assert found["per_query"]["RR"] == {"1": 1.0, "2": 0.5, "3": 0.0}  # as the vectors alone
+    words = evaluate_json(*asked, "--hybrid-weights", "1,0")["per_query"]["RR"]
+    assert words["1"] == 1.0
+    assert "hybrid is for --index" in error_of(2, "--queries", collection, "--run", run_path, "--hybrid")
+
+
 def test_a_sparse_vector_index_is_evaluated_with_its_engine(run_path, collection, opensearch_url, index_name):
     pipeline = Pipeline(index=IndexSettings(kind="sparse_vector"))
     load(run_path, index=index_name, pipeline=pipeline, connection=Connection(url=opensearch_url))

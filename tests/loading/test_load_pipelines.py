@@ -17,7 +17,7 @@ import sparse_ingest as si
 from sparse_ingest.cluster.client import Client, Connection
 from sparse_ingest.errors import ClusterError, PipelineError
 from sparse_ingest.loading.publish import publish
-from sparse_ingest.pipeline import IndexSettings, Pipeline, Pruning, QuerySettings
+from sparse_ingest.pipeline import HybridSettings, IndexSettings, Pipeline, Pruning, QuerySettings
 from sparse_ingest.runs.run import Run
 
 DOCUMENTS = {
@@ -88,6 +88,32 @@ def test_a_search_uses_the_stored_settings_unless_a_pipeline_is_given(
     assert query_tokens(client, index_name, model=model, force=True) == ["except", "##ion"]
     assert len(query_tokens(client, index_name, pipeline=Pipeline())) == 4
     assert len(query_tokens(client, index_name, pipeline=Pipeline(query=QuerySettings(top_k=3)))) == 3
+
+
+def test_a_search_is_hybrid_if_the_index_remembers_it(run: Run, client: Client, index_name: str) -> None:
+    query = QuerySettings(hybrid=True, hybrid_weights=(0.25, 0.75), hybrid_normalization="l2")
+    notes = Recorder()
+    into(client, index_name, run, pipeline=Pipeline(query=query), progress=notes)
+    stored = {"hybrid": True, "hybrid_weights": [0.25, 0.75], "hybrid_normalization": "l2"}
+    assert meta(client, index_name)["query"] == stored
+    assert "use hybrid on, hybrid_weights [0.25, 0.75], hybrid_normalization l2." in "".join(notes.notes)
+    before = stamp_of(client, index_name)
+    into(client, index_name, run, pipeline=None)
+    assert stamp_of(client, index_name) == before
+    with si.open_index(index_name, url=client.address) as opened:
+        kept = HybridSettings(hybrid=True, hybrid_weights=(0.25, 0.75), hybrid_normalization="l2")
+        assert opened.engine_for(si.SearchOptions()).hybrid == kept
+        hits = opened.search(TEXT)
+        assert hits and all(hit.sub_scores for hit in hits)
+        assert opened.search(TEXT, hybrid=False)[0].sub_scores is None
+        [ranked] = opened.rank([si.Query("q", TEXT)])
+        assert ranked.doc_ids == [hit.id for hit in hits]
+        with pytest.raises(si.UsageError, match="needs the text of the query"):
+            opened.search({"catch": 1.0})
+    with pytest.raises(PipelineError, match="Two-phase has no effect in a hybrid query"):
+        into(client, index_name, run, pipeline=Pipeline(query=QuerySettings(hybrid=True, engine="two-phase")))
+    with pytest.raises(si.UsageError, match="hybrid needs a server"):
+        si.open_run(run.path, pipeline=Pipeline(query=query)).search(TEXT)
 
 
 def test_a_load_without_a_pipeline_keeps_the_stored_settings(

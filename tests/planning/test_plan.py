@@ -26,7 +26,7 @@ from sparse_ingest.cluster.search_bodies import Engine
 from sparse_ingest.errors import ClusterError, MissingExtraError, UsageError
 from sparse_ingest.evaluation.measures import measure
 from sparse_ingest.loading.load import load
-from sparse_ingest.pipeline import IndexSettings, Pipeline, changed, read_pipeline
+from sparse_ingest.pipeline import IndexSettings, ModelSettings, Pipeline, QuerySettings, changed, read_pipeline
 from sparse_ingest.planning import drawing, outputs
 from sparse_ingest.planning.plan import plan
 from sparse_ingest.planning.report import PlanReport
@@ -36,6 +36,7 @@ from sparse_ingest.runs.shards import read_shard_vectors
 from sparse_ingest.searching.index_search import rank_index
 from sparse_ingest.searching.query import many_query_weights
 from sparse_ingest.searching.run_search import rank_run
+from sparse_ingest.searching.search import open_index
 
 pytestmark = pytest.mark.usefixtures("hasty_merges")
 
@@ -220,6 +221,30 @@ def test_an_index_is_planned_with_the_engines_of_its_field(
     else:
         chosen = report.pipeline.query
         assert chosen.engine == "seismic" and chosen.seismic.keys() == {"top_n", "heap_factor", "k"}
+
+
+def test_a_hybrid_plan_measures_query_pruning_within_hybrid_search(made: Made, client: Client, index_name: str) -> None:
+    run, queries, qrels = made
+    into(client, index_name, run, {})
+    how: dict[str, Any] = {"pipeline": Pipeline(), "qrels": qrels, "loss": 0.3}
+    how |= {"hybrid": True, "hybrid_weights": [0.2, 0.8]}
+    report = plan(run.path, queries, index=index_name, connection=Connection(client.address), **how)
+    rules = [point.query for point in report.settings]
+    assert rules[0] == {} and len(rules) > 8 and {point.engine for point in report.settings} == {"exact"}
+    assert report.settings[0].loss == 0 and report.settings[0].overlap_10 == 1
+    assert report.hybrid == {"hybrid": True, "hybrid_weights": [0.2, 0.8]}
+    # The quality is that of a hybrid search of the index, for unpruned queries and for the choice.
+    assert report.choice
+    for pipeline, quality in (
+        (Pipeline(query=QuerySettings(hybrid=True, hybrid_weights=(0.2, 0.8))), report.full_quality),
+        (replace(report.pipeline, model=ModelSettings()), report.choice.point.ndcg_10),
+    ):
+        with open_index(index_name, url=client.address, pipeline=pipeline) as opened:
+            found = measure(opened.rank(queries, k=10), qrels, ["nDCG@10"]).mean["nDCG@10"]
+        assert found == pytest.approx(quality)
+    assert "nDCG@10 of hybrid search with unpruned queries" in drawing.as_text(report)
+    with pytest.raises(UsageError, match="hybrid applies to --index only"):
+        plan(run.path, queries, **how)
 
 
 def test_an_index_of_another_run_is_refused(plan_inputs: Made, client: Client, index_name: str, tmp_path: Path) -> None:
