@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import tee
 from typing import TYPE_CHECKING, Any, Self
 
-from sparse_ingest.errors import UsageError
+from sparse_ingest.errors import ClusterError, UsageError
 from sparse_ingest.pipeline import HybridSettings, ModelSettings, Pipeline, options_from, pipeline_of
 from sparse_ingest.queries.weight_table import QueryWeights
 from sparse_ingest.reporting import SILENT, Reporter, reporter_of
@@ -211,7 +211,10 @@ class SearchableIndex:
         unweighted = [] if weights else [self._model.why_unweighted(text) if text else _NO_WEIGHTS]
         if unweighted and not engine.hybrid:
             return unweighted
-        return unweighted + why_empty_index(self.client, self.name, weights, engine, text, chosen.filter)
+        try:
+            return unweighted + why_empty_index(self.client, self.name, weights, engine, text, chosen.filter)
+        except ClusterError as error:  # such as a timeout, which --allow-partial accepts in a search
+            return [*unweighted, f"The cause is not known: {error}"]
 
     def rank(
         self, queries: Iterable[Query], options: SearchOptions | None = None, **settings: object
