@@ -88,7 +88,7 @@ def encode(
         lines.append(f"{report.deduplicated:,} documents share the vector of an equal text.")
     print_result(as_json, report.to_dict(), lines)
     if report.skipped:
-        click.echo(f"{report.skipped:,} bad documents were skipped, listed in {run.path / 'skipped'}.", err=True)
+        click.echo(f"Bad documents that were skipped: {report.skipped:,} (listed in {run.path / 'skipped'}).", err=True)
     return 3 if report.skipped else 0
 
 

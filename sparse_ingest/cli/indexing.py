@@ -183,7 +183,7 @@ def idf(pipeline: Pipeline, specs: tuple[str, ...], out: Path, options: IdfOptio
     )
     print_report(as_json, {**report._asdict(), "out": str(report.out)}, [line])
     if report.skipped:
-        click.echo(f"{report.skipped:,} bad documents were skipped.", err=True)
+        click.echo(f"Bad documents that were skipped: {report.skipped:,}.", err=True)
     return 3 if report.skipped else 0
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparse_ingest.cli import querying
+from sparse_ingest.cli.help import command
 from sparse_ingest.cli.options import (
     CONNECTION_FLAGS,
     connection_options,
@@ -43,7 +44,7 @@ _REASONS = {
 }
 
 
-@click.command()
+@command()
 @click.argument("names", nargs=-1, metavar="[RUN] [ID]...")
 @click.option("--index", metavar="NAME", help="Show documents of this index or alias, with the weights that it stores")
 @click.option("--text", metavar="T", type=utf8_text, help="Encode this text with --model, and show its terms")
