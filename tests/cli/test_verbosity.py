@@ -51,7 +51,7 @@ def encode(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Answer]:
 
 def test_each_level_prints_more(encode: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
     quiet, usual, more = encode("q", "-q").err, encode("usual").err, encode("v", "--verbose").err
-    assert quiet.startswith("1 bad documents were skipped") and len(quiet.splitlines()) == 1, quiet
+    assert quiet.startswith("Bad documents that were skipped: 1") and len(quiet.splitlines()) == 1, quiet
     assert "Encoding with" in usual and "The head is" not in usual and "slower without" not in usual
     assert "The head is of torch, the tokenizer that of the library tokenizers" in more and "Encoding with" in more
     monkeypatch.setitem(sys.modules, "nanotoken", None)
