@@ -53,17 +53,17 @@ def load(
 
     \b
     load RUN --index NAME                     into an index
-    load RUN --alias NAME                     into a new index behind the alias
+    load RUN --alias NAME                     into a new index, to which the alias then points
     load --alias NAME --to INDEX              move the alias, without loading
-    load [RUN] --index NAME --restore         undo settings of a killed load
+    load [RUN] --index NAME --restore         restore the settings that a killed load changed
     load RUN --index NAME --since OLD_RUN     only changes since OLD_RUN
     load RUN --index NAME --update            only vectors, into other documents
-    load RUN --index NAME --pipeline FILE     as `plan --out` wrote the file
+    load RUN --index NAME --pipeline FILE     with the pruning that `plan --out` wrote
 
     Options override [index] and [load] of a pipeline file; the index remembers [query].
 
     --update needs all other fields in the index's _source. If _source excludes the vector (fixed when the index is
-    created), a later _update of the document by a client loses it.
+    created), a client that changes the document with _update removes its vector.
 
     Exit code 3: finished, but OpenSearch refused documents, listed in dead.jsonl next to the journal.
     """

@@ -52,7 +52,7 @@ class UnreachableError(ClusterError):
 
 
 def error_of(answer: Mapping[str, Any], fallback: str = "no reason given") -> tuple[str, str]:
-    """Return type and reason of an error that OpenSearch reports, the deepest cause included."""
+    """Return type and reason of an error that OpenSearch reports, including the deepest cause."""
     error = answer.get("error", answer)
     if not isinstance(error, dict):
         return "error", str(error or fallback)

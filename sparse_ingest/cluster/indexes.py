@@ -111,8 +111,9 @@ def find_index(client: Client, name: str) -> Index | None:
     settings = entry["settings"]["index"]
     if "uuid" not in settings:
         raise ClusterError(
-            f"{client.address} does not report the UUID of index {concrete!r}, by which a load detects that it was "
-            "replaced. Amazon OpenSearch Serverless does not; use a domain of OpenSearch Service (--aws-service es)."
+            f"{client.address} does not report the UUID of index {concrete!r}, which a load needs to detect that "
+            "it was replaced. Amazon OpenSearch Serverless does not; use a domain of OpenSearch Service "
+            "(--aws-service es)."
         )
     return Index(concrete, str(settings["uuid"]), entry.get("mappings", {}), settings, entry.get("aliases", {}))
 

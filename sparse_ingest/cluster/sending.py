@@ -42,7 +42,7 @@ _LONGEST_PAUSE_S = 600.0  # a wrong Retry-After must not stop a load for hours
 
 @dataclass(frozen=True)
 class Retries:
-    """How a request is retried: after random pauses between 0 and base_s · 2^n, at most cap_s.
+    """The retry policy of a request: random pauses between 0 and base_s · 2^n, at most cap_s.
 
     `attempts` counts consecutive attempts in which no document was accepted.
     """

@@ -1,4 +1,4 @@
-"""How a corpus is read: one frozen dataclass for the command line and the Python API."""
+"""Options for reading a corpus: one frozen dataclass for the command line and the Python API."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CorpusOptions:
-    """Which columns make a document, and which rows are read. None: the column that the help text names."""
+    """Options for the columns of a document and the rows to read. None: the default in the help text."""
 
     format: str | None = option(
-        None, "Format of the corpus whatever its suffix: jsonl, csv, tsv, msmarco, parquet or arrow", metavar="FORMAT"
+        None, "Format of the corpus, whatever its suffix: jsonl, csv, tsv, msmarco, parquet or arrow", metavar="FORMAT"
     )
     columns: tuple[str, ...] | None = option(
         None, "Names of the columns of csv and tsv files that have no header", metavar="A,B,C"
     )
     quoting: Literal["rfc4180", "none"] | None = option(
-        None, "Quotes in csv and tsv files; none: a quote is a character like any other  [default: rfc4180]"
+        None, "Quoting of csv and tsv files; none: quotes are ordinary characters  [default: rfc4180]"
     )
     id_field: str | None = option(
         None, "Column of the id; :row numbers the rows  [default: _id, else id]", metavar="NAME"
     )
     text_field: str | None = option(None, "Column of the text  [default: text]", metavar="NAME")
-    title_field: str | None = option(None, "Column of the title  [default: title, where there is one]", metavar="NAME")
+    title_field: str | None = option(None, "Column of the title  [default: title, if it exists]", metavar="NAME")
     keep: tuple[str, ...] = option(
         (), "Carry these columns into the run, for filters; may be repeated", metavar="FIELD,...", commas=True
     )

@@ -63,7 +63,7 @@ def shard_vectors(run: Run, shard: int) -> Iterator[SparseRows]:
 
 
 class DocumentPlace(NamedTuple):
-    """Where a document is: its shard, its row group, its place there, and its place among all rows of the shards."""
+    """The location of a document: its shard, its row group, its place in the group, and its place in all shards."""
 
     shard: int
     group: int

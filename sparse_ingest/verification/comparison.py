@@ -260,7 +260,7 @@ def term_fingerprints(tokens: npt.NDArray[Any] | int, codes: npt.NDArray[Any]) -
 
 
 def row_fingerprints(indptr: npt.NDArray[np.int64], terms: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Return the fingerprints of rows: sums of those of their terms, modulo 2^64, in any order of terms."""
+    """Return the fingerprint of each row: the sum of its terms' fingerprints, modulo 2^64, in any order."""
     before = np.zeros(len(terms) + 1, dtype=np.uint64)
     np.cumsum(terms, out=before[1:])
     return before[indptr[1:]] - before[indptr[:-1]]

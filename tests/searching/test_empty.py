@@ -59,7 +59,7 @@ HYBRID = Engine(hybrid=HybridSettings(hybrid=True))
     [
         (ENGINE, {"river": 1.0}, "", {"term": {"tag": "z"}}, ["The filter matches none of the 2 documents of index"]),
         (ENGINE, {"river": 1.0}, "", {"term": {"tag": "y"}},
-         ["The filter matches 1 of 2 documents, and the query finds none of them; without the filter it finds"]),
+         ["The filter matches 1 of 2 documents, but the query finds none of them; without the filter it finds"]),
         (ENGINE, {"sun": 1.0, "dew": 0.5}, "", None, ["in field 'sparse': 'sun', 'dew'."]),
         (ENGINE, {"sun": 1.0}, "", {"term": {"tag": "y"}}, ["in field 'sparse': 'sun'."]),
         (ENGINE, {"moon": 1.0}, "", None, ["'moon'. Field 'other' has some: pass --set index.field=other."]),

@@ -111,7 +111,7 @@ def _maxima(  # type: ignore[no-untyped-def] # noqa: ANN202
 class TritonHead:
     """The head of GPUs that Triton knows."""
 
-    name = "of Triton"
+    name = "Triton"
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, device: torch.device, dtype: torch.dtype) -> None:
         self._columns, self._width = weight.shape
