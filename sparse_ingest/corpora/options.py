@@ -30,9 +30,9 @@ class CorpusOptions:
     text_field: str | None = option(None, "Column of the text  [default: text]", metavar="NAME")
     title_field: str | None = option(None, "Column of the title  [default: title, if it exists]", metavar="NAME")
     keep: tuple[str, ...] = option(
-        (), "Carry these columns into the run, for filters; may be repeated", metavar="FIELD,...", commas=True
+        (), "Store these columns in the run, for filters; may be repeated", metavar="FIELD,...", commas=True
     )
-    no_text: bool = option(False, "Carry neither title nor text into the run")
+    no_text: bool = option(False, "Do not store title and text in the run")
     limit: int | None = option(None, "Read only the first N rows")
     on_bad_document: Literal["fail", "skip"] = option(
         "fail", "Stop at a bad document, or omit it and name it in skipped/"
