@@ -53,7 +53,7 @@ def client(opensearch_url: str) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def two(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An index behind an alias, an empty one, and one of another client, whose names begin with the one returned."""
+    """An index behind an alias, an empty one, and one of another client, whose names begin with the returned name."""
     name = f"sparse-ingest-test-{secrets.token_hex(6)}"
     into(client, f"{name}-loaded", make_run(tmp_path_factory.mktemp("runs") / "run"))
     client.call("PUT", f"/{name}-loaded/_alias/{name}-a")

@@ -1,4 +1,4 @@
-"""`encode --dry-run --model M` predicts the run that `encode` then makes, and quotes only measured speeds."""
+"""`encode --dry-run --model M` predicts the run that `encode` writes, and quotes only measured speeds."""
 
 from __future__ import annotations
 
