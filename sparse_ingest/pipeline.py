@@ -234,7 +234,7 @@ def pipeline_named(model: str | Path | ModelSettings | Pipeline) -> Pipeline:
 
 
 def query_settings(given: QuerySettings, remembered: Mapping[str, object], source: str) -> QuerySettings:
-    """Return the query settings for an index: those of a pipeline, otherwise the remembered ones changed by `given`.
+    """Return the query settings for an index: a pipeline's, otherwise the remembered ones changed by `given`.
 
     Raises:
         PipelineError: a setting in `source` is unknown to this release, or has a value of the wrong kind.

@@ -38,7 +38,7 @@ RECORDED_OF_QUERIES = ("activation", "pooling", "max_length", "lower_case", *QUE
 
 
 def resolve_settings(asked: ModelSettings, checkpoint: Checkpoint) -> ModelSettings:
-    """Fill in the settings of the document side, and those of queries unless they have a checkpoint of their own.
+    """Fill in the settings of documents, and of queries unless they have a checkpoint of their own.
 
     Raises:
         PipelineError: max_length is larger than the position table of the model.

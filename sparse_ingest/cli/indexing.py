@@ -79,7 +79,7 @@ def list_(pattern: str, connection: Connection, as_json: bool) -> None:
 @index.command()
 @_INDEX
 @pipeline_options("index encode", *NO_MODEL)
-@click.option("--field", help="Name of the sparse field  [default: that of the pipeline, or sparse]")
+@click.option("--field", help="Name of the sparse field  [default: the pipeline's, otherwise sparse]")
 @click.option("--kind", type=click.Choice(["rank_features", "sparse_vector"]), help="Type of the sparse field")
 @click.option("--body", metavar="FILE", help="Index body as JSON  [default: the packaged body for the kind]")
 @click.option("--search-pipeline", "search", multiple=True,

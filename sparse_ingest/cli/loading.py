@@ -194,7 +194,7 @@ def _verified(report: VerifyReport) -> Iterator[str]:
     yield f"Compared {report.checked_weights} weights of {report.checked_documents} documents."
     yield from _listed("missing", report.missing_ids, report.missing)
     yield from _listed("duplicate", report.doubled_ids, report.doubled)
-    # Documents of other clients, and those of an unfinished shard, are not differences.
+    # Documents of other clients and of an unfinished shard are not differences.
     if expected is not None and not report.unloaded_shards:
         yield from _listed("extra", report.extra_ids, report.extra)
     for doc_id, token, weight, found in report.differences:

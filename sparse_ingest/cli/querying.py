@@ -181,7 +181,7 @@ def _print_table(pipeline: Pipeline) -> None:
     weights = table.table()
     print_json(weights)
     click.echo(
-        f"{len(weights)} tokens have a weight. The weights of a query are those of its distinct tokens by the model's "
+        f"{len(weights)} tokens have a weight. To get the weights of a query, look up each of its distinct tokens by "
         f"tokenizer.json (settings in tokenizer_config.json, such as do_lower_case, override it): {table.reading()}.",
         err=True,
     )

@@ -175,7 +175,7 @@ def _print_ranked(ranked: Iterator[Ranked], concurrency: int | None, *, as_json:
     if not count:
         click.echo("The file has no queries.", err=True)
         return
-    summary = f"{count} queries in {seconds:.2f} s, {count / seconds:.1f} queries/s, encoding included."
+    summary = f"{count} queries in {seconds:.2f} s, {count / seconds:.1f} queries/s, including encoding."
     if empty:
         summary += f" {empty} of them have no hits: search for one TEXT to see why."
     if concurrency is not None:

@@ -22,7 +22,7 @@ _TLS_FAILURES = (
     ("not yet valid", "{0}. Correct the clock of this machine, or renew the certificate."),
     ("has expired", "{0}. Renew its certificate, or correct the clock of this machine."),
     ("issuer certificate|self.signed|verify the first|signature failure", "{0}. {1}"),
-    ("verify failed", "{0}. Replace its certificate, or that of the CA that signed it."),
+    ("verify failed", "{0}. Replace its certificate, or the certificate of the CA that signed it."),
     (
         "(?i)certificate.required|handshake.failure",
         "it asks for a client certificate ({0}). Pass --client-cert and --client-key.",

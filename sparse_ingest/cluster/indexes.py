@@ -215,7 +215,7 @@ def pointed_to(client: Client, alias: str) -> dict[str, dict[str, Any]]:
 
 
 def with_alias(found: Indexes, alias: str) -> dict[str, dict[str, Any]]:
-    """Return those of the found indexes that an alias points to, with its properties there."""
+    """Return the found indexes that an alias points to, with its properties in each."""
     return {name: entry["aliases"][alias] for name, entry in found.items() if alias in entry["aliases"]}
 
 

@@ -91,7 +91,7 @@ def send(
 class _Left(NamedTuple):
     """A request to send again after a pause, or in halves if `halve` is true.
 
-    `status` is that of the complete answer, 0 without an answer, or None if some documents were accepted.
+    `status` is the status of the complete answer, 0 without an answer, or None if some documents were accepted.
     """
 
     request: BulkRequest

@@ -25,7 +25,7 @@ WAIT_S = 1.0  # between checks of a shard that another process has locked
 class Duplicates:
     """The rows of a run whose id an earlier shard has.
 
-    `starts` has the position of each shard in the corpus; `passages` is true if ids are those of passages.
+    `starts` has the position of each shard in the corpus; `passages` is true if the ids name passages.
     """
 
     def __init__(self, run: Run, cursor: Cursor, starts: Sequence[Position], *, passages: bool) -> None:

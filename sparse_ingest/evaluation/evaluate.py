@@ -186,7 +186,7 @@ class _Measuring(NamedTuple):
     ignore_identical_ids: bool
 
     def row(self, name: str, ranked: Iterable[Ranked], *, first: bool = True) -> EngineResult:
-        """Measure the rankings of one engine; only those of the `first` are written and reported."""
+        """Measure the rankings of one engine; only the `first` one's are written and reported."""
         latencies: list[tuple[float, float | None]] = []
         found_themselves: list[str] = []
 

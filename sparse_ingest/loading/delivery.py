@@ -49,7 +49,7 @@ class Operations:
     def requests(
         self, shard: int, *, rows: Collection[int] | None = None, max_bytes: Callable[[], int]
     ) -> Iterator[BulkRequest]:
-        """Yield requests with the documents of a shard, or with those of some source rows."""
+        """Yield requests with the documents of a shard, or of some of its source rows."""
         if self.changes and rows is None:
             parts = self.changes.documents(shard)
         else:

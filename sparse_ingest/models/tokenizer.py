@@ -164,7 +164,7 @@ class Tokenizer:
 
     def _cut(self, texts: Sequence[str], full: bool, places: bool) -> list[Cut]:
         readings = waiting = [_Reading(self._prompt + text) for text in texts]
-        # Offsets also separate the tokens of the prompt from those of the text.
+        # Offsets also separate the tokens of the prompt from the tokens of the text.
         with_offsets = full and (places or bool(self._prompt))
         # One token more than the first window: the text is truncated.
         enough = None if full else self._layout.room + 1

@@ -1,7 +1,7 @@
 """Shards: sparse vectors as Parquet, written and read one row group at a time.
 
 In and out: `ShardPart`s of at most 8192 rows. The two list columns are CSR arrays, so they are not converted row by
-row. Float16 weights are truncated, never rounded: the 9 bits that an index keeps are then those of the float32 weight.
+row. Float16 weights are truncated, never rounded: an index keeps the same 9 bits as of the float32 weight.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _COLUMNS = {
     "fields": ("string",),
 }
 _VECTORS = ["doc_id", "token_ids", "weights"]
-_PART_BYTES = 16 << 20  # of fields read at a time: those of 8192 articles have hundreds of MB
+_PART_BYTES = 16 << 20  # of fields read at a time: the fields of 8192 articles have hundreds of MB
 MAX_FLOAT16 = 65504.0
 WeightType = Literal["float16", "float32"]
 
@@ -245,8 +245,8 @@ def reading_shard(path: Place) -> Iterator[None]:
                 "and open files (ulimit -v, ulimit -n), then run the command again. Nothing was deleted."
             ) from error
         raise RunError(
-            f"{path} cannot be read as a shard: {first_line(error)}. Copy it again if its SHA-256 differs from that in "
-            "its record in done/; otherwise another program wrote it: encode the corpus again."
+            f"{path} cannot be read as a shard: {first_line(error)}. Copy it again if its SHA-256 differs from the one "
+            "in its record in done/; otherwise another program wrote it: encode the corpus again."
         ) from error
 
 
@@ -353,7 +353,7 @@ def _vectors(batch: pa.Table, first: int, tokens: int) -> SparseRows:
         row = int(np.flatnonzero(np.diff(indptr) != np.diff(weights_indptr))[0])
         refuse(row, f"{np.diff(indptr)[row]} token ids and {np.diff(weights_indptr)[row]} weights")
     if len(weights):
-        # Bit patterns above that of infinity: NaN, and everything negative.
+        # Bit patterns above infinity: NaN, and everything negative.
         bits, above = (array.view(f"u{weights.itemsize}") for array in (weights, np.array([np.inf], weights.dtype)))
         falls = token_ids[1:] <= token_ids[:-1]
         falls[indptr[1:-1][(0 < indptr[1:-1]) & (indptr[1:-1] < len(weights))] - 1] = False

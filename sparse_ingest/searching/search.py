@@ -323,7 +323,7 @@ def open_index(
         url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
         model: The model of the queries, where `_meta` names none.
-        pipeline: A pipeline whose [query] and [index] settings apply, instead of those of `_meta`; may replace `model`.
+        pipeline: A pipeline whose [query] and [index] settings apply, instead of `_meta`; may replace `model`.
         force: Allow a model that differs from the one in `_meta`.
         progress: True, or a `Reporter`, for a note on why a search finds nothing, which takes a few more requests.
 

@@ -140,7 +140,7 @@ def _product(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
 def _short_maximum(weight: torch.Tensor, bias: torch.Tensor) -> Maximum:
     """Return the maximum for bfloat16 and float16 on a CPU by their bit patterns, as integers are 5 times as fast.
 
-    The order is that of the numbers for numbers above zero, so the bias is added before, and negative ones become zero.
+    Bit patterns and numbers have the same order above zero, so the bias is added first, and negative ones become zero.
     """
     columns = weight.T.contiguous()
 
