@@ -57,7 +57,7 @@ def resolve_settings(asked: ModelSettings, checkpoint: Checkpoint) -> ModelSetti
 
 
 def resolve_query_settings(asked: ModelSettings, checkpoint: Checkpoint) -> ModelSettings:
-    """Fill in the settings of the checkpoint's query side. Errors as of `resolve_settings`."""
+    """Fill in the settings of the checkpoint's query side. Raises like `resolve_settings`."""
     side = checkpoint.query
     values: dict[str, Any]
     if isinstance(side, WeightTableSide):

@@ -143,7 +143,7 @@ def redirect_message(status: int, address: str, path: str, location: str | None)
 
 
 def _tls_failure(cause: str, ca: str | None) -> str:
-    """Return the message for a failed TLS connection, given the one of OpenSSL."""
+    """Return the message for a failed TLS connection, given OpenSSL's message."""
     short = re.sub(r"^.*?\]\s*|\s*\(_ssl\.c.*$", "", cause).rstrip(".")
     if ca and "has expired" in cause and (names := expired_in(ca)):
         return f"{short}. {ca} contains a CA that has expired ({', '.join(names)}). Get the renewed one."

@@ -174,7 +174,7 @@ def is_ours(index: Index) -> bool:
 
 
 def carried_over(old: Index, body: dict[str, Any]) -> dict[str, Any]:
-    """Return the body of an index that replaces `old`, with the pipelines that `index create` gave to that one."""
+    """Return the body of an index that replaces `old`, with the pipelines that `index create` gave to `old`."""
     pipelines = made_of(old)
     if pipelines is None:
         return body

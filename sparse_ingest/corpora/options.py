@@ -39,7 +39,7 @@ class CorpusOptions:
     )
 
     def open(self, corpus: object) -> Corpus:
-        """Return the corpus of a stage: files and addresses, or rows in memory. Errors as of `corpus_of`."""
+        """Return the corpus of a stage: files and addresses, or rows in memory. Raises like `corpus_of`."""
         from sparse_ingest.corpora.documents import FieldNames
         from sparse_ingest.corpora.memory import corpus_of
 

@@ -132,7 +132,7 @@ def read_shard(path: Place, *, opened: pa.NativeFile | None = None, tokens: int 
 
 
 def read_row(path: Place, group: int, place: int, *, tokens: int = _ANY) -> ShardPart:
-    """Return one row of a row group. Other row groups are not read; errors as of `read_shard`."""
+    """Return one row of a row group. Other row groups are not read; raises like `read_shard`."""
     with _opened(path) as file:
         for part in _parts(file, [group], tokens):
             if place < len(part.rows):
@@ -144,7 +144,7 @@ def read_row(path: Place, group: int, place: int, *, tokens: int = _ANY) -> Shar
 def find_doc_ids(path: Place, wanted: Sequence[str]) -> Iterator[tuple[str, int, int, int]]:
     """Yield the wanted ids that a shard has, with the row group of each, its place there and its place in the shard.
 
-    Only the column of ids is read; errors as of `read_shard`.
+    Only the column of ids is read; raises like `read_shard`.
     """
     import pyarrow.compute as pc
 
@@ -158,14 +158,14 @@ def find_doc_ids(path: Place, wanted: Sequence[str]) -> Iterator[tuple[str, int,
 
 
 def read_doc_ids(path: Place) -> Iterator[tuple[int, str]]:
-    """Yield the source row and document id of each row of a shard; errors as of `read_shard`."""
+    """Yield the source row and document id of each row of a shard; raises like `read_shard`."""
     with _opened(path) as file:
         for table in _tables(file, ["row", "doc_id"]):
             yield from zip(table.column("row").to_pylist(), table.column("doc_id").to_pylist(), strict=True)
 
 
 def read_text_hashes(path: Place) -> Iterator[bytes]:
-    """Yield the concatenated text hashes of each row group, 16 bytes per row; errors as of `read_shard`."""
+    """Yield the concatenated text hashes of each row group, 16 bytes per row; raises like `read_shard`."""
     with _opened(path) as file:
         for table in _tables(file, ["text_hash"]):
             hashes = _only_chunk(table.column("text_hash"))
@@ -173,14 +173,14 @@ def read_text_hashes(path: Place) -> Iterator[bytes]:
 
 
 def read_vectors(path: Place, group: int, *, tokens: int = _ANY) -> SparseRows:
-    """Return the ids and vectors of one row group of a shard; errors as of `read_shard`."""
+    """Return the ids and vectors of one row group of a shard; raises like `read_shard`."""
     with _opened(path) as file:
         first = sum(file.metadata.row_group(before).num_rows for before in range(group))
         return _vectors(file.read_row_group(group, columns=_VECTORS).combine_chunks(), first, tokens)
 
 
 def read_shard_vectors(path: Place, *, tokens: int = _ANY) -> Iterator[SparseRows]:
-    """Yield the ids and vectors of each row group of a shard, without its fields; errors as of `read_shard`."""
+    """Yield the ids and vectors of each row group of a shard, without its fields; raises like `read_shard`."""
     first = 0
     with _opened(path) as file:
         for table in _tables(file, _VECTORS):

@@ -293,7 +293,7 @@ def open_run(
 
     Args:
         path: The run folder, or an address such as s3://bucket/prefix.
-        model: The model of the queries; by default the one that made the run.
+        model: The model of the queries; by default the model of the run.
         pipeline: A pipeline whose [query] settings apply; may replace `model`.
         force: Search with another model than the run's.
         progress: True, or a `Reporter`, for a note on why a search finds nothing.
