@@ -53,12 +53,12 @@ def load(
 
     \b
     load RUN --index NAME                     into an index
-    load RUN --alias NAME                     into a new index, to which the alias then points
+    load RUN --alias NAME                     into a new index behind the alias
     load --alias NAME --to INDEX              move the alias, without loading
-    load [RUN] --index NAME --restore         restore the settings that a killed load changed
+    load [RUN] --index NAME --restore         restore settings of a killed load
     load RUN --index NAME --since OLD_RUN     only changes since OLD_RUN
     load RUN --index NAME --update            only vectors, into other documents
-    load RUN --index NAME --pipeline FILE     with the pruning that `plan --out` wrote
+    load RUN --index NAME --pipeline FILE     with a file that `plan --out` wrote
 
     Options override [index] and [load] of a pipeline file; the index remembers [query].
 

@@ -78,7 +78,7 @@ def test_the_text_fits_and_says_what_to_do(columns: int, opensearch_url: str, mo
     assert code == 1
     assert [line for line in out.splitlines() if len(line) > columns] == []
     words = " ".join(out.split())
-    assert "problem torch cannot be imported (OSError: libcudart.so: cannot open) Install it again" in words
+    assert "problem torch cannot be imported (OSError: libcudart.so: cannot open) Reinstall torch" in words
     assert out.endswith("Broken: torch, tokenizer.\n")
 
 
