@@ -151,7 +151,7 @@ class Job:
             f"at most {self.model.max_length} tokens {limit}."
         )
         logger.info(
-            "Head: %s; tokenizer: the library tokenizers; %d batches at a time, of up to %s tokens.",
+            "Head: %s. Tokenizing with the library tokenizers, %d batches at a time of up to %s tokens.",
             encoder.maker.head_name,
             encoder.maker.workers,
             f"{encoder.batch_tokens:,}",

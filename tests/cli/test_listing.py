@@ -101,5 +101,5 @@ def test_a_user_who_may_not_list_all_indexes_is_told_to_pass_a_pattern(two: str,
 
 def test_a_pattern_without_indexes_lists_none(client: Client) -> None:
     code, out, err = command("index", "list", "sparse-ingest-test-never*", "--url", client.address)
-    assert (code, out) == (0, "") and "was found" in err
+    assert (code, out) == (0, "") and "Found no index" in err
     assert command("index", "list", "_all", "--url", client.address).code == 2

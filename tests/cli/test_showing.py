@@ -147,7 +147,7 @@ def test_a_document_after_the_first_hits_has_its_rank_and_what_it_lacks(
     ("options", "reason", "words"),
     [
         (["--doc", "nowhere"], "not found", "No document has this id."),
-        (["--doc", "third"], "no common term", "It has no term of the query"),
+        (["--doc", "third"], "no common term", "It has none of the query's terms"),
         (["--doc", "first", "--filter", '{"match": {"text": "exception"}}'], "filtered out", "The filter excludes it."),
     ],
 )
