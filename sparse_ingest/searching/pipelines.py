@@ -83,7 +83,7 @@ def engine_of(pipeline: Pipeline, client: Client | None = None, index: str | Non
     Args:
         pipeline: The pipeline with these tables.
         client: A connection to the cluster of `index`.
-        index: An index or alias. Its vocabulary must be the one of the pipeline's model.
+        index: An index or alias. Its vocabulary must be that of the pipeline's model.
 
     Raises:
         PipelineError: the engine cannot search this kind of field, or one of its settings is unknown.
