@@ -138,7 +138,7 @@ def as_security_plugin(lacking: dict[str, list[str]], *, asks: bool = True) -> A
         ({}, False, "articles", "unknown", "cannot be checked: perform_permission_check needs OpenSearch 3.2"),
     ],
 )
-def test_rights_are_asked_for(lacking, asks, index, state, words, opensearch_url: str) -> None:
+def test_missing_rights_are_reported(lacking, asks, index, state, words, opensearch_url: str) -> None:
     with secure_proxy(opensearch_url, check=as_security_plugin(lacking, asks=asks)) as proxy:
         found = {one.name: one for one in check_cluster(Connection(proxy.url), index)}
     assert (found["rights"].state, found["rights"].found[: len(words)]) == (state, words)

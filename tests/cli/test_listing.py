@@ -64,7 +64,7 @@ def two(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         client.call("DELETE", f"/{name}-{kind}")
 
 
-def test_indexes_that_we_made_are_listed(two: str, client: Client) -> None:
+def test_indexes_that_sparse_ingest_created_are_listed(two: str, client: Client) -> None:
     listed = json.loads(command("index", "list", f"{two}*", "--url", client.address, "--json").out)
     empty, loaded = listed
     assert empty == {**empty, "index": f"{two}-empty", "documents": 0, "model": None, "load": None, "aliases": []}
@@ -88,7 +88,7 @@ def test_what_a_user_may_not_read_is_unknown(two: str, opensearch_url: str) -> N
         assert command("index", "list", f"{two}*", "--url", proxy.url).out.count("unknown") == 4
 
 
-def test_a_user_who_may_not_list_all_indexes_is_told_to_pass_a_pattern(two: str, opensearch_url: str) -> None:
+def test_without_the_right_to_list_all_indexes_the_message_advises_a_pattern(two: str, opensearch_url: str) -> None:
     def check(request: Request) -> Refusal | None:
         return (403, FORBIDDEN) if request.path.startswith(("/*", "/%2A")) else None
 

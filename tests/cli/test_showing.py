@@ -204,7 +204,7 @@ def test_arguments_that_do_not_fit_are_refused(arguments: list[str], words: str,
 
 
 @pytest.mark.parametrize("option", [("--explain",), ("--trec",), ("--collapse", "parent")])
-def test_doc_goes_alone(option: tuple[str, ...], run_path: Path) -> None:
+def test_doc_cannot_be_combined_with_other_options(option: tuple[str, ...], run_path: Path) -> None:
     assert "cannot be combined with --doc" in refused(2, "search", "--run", run_path, "--doc", "first", *option, QUERY)
 
 

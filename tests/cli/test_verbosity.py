@@ -126,7 +126,7 @@ class Clock:
         return self.now
 
 
-def test_time_left_goes_by_tokens_since_the_first_batch() -> None:
+def test_the_time_left_is_computed_from_tokens_since_the_first_batch() -> None:
     clock = Clock()
     progress = Progress("documents", 300, clock)
     clock.now = 90.0  # a model was loaded
@@ -145,7 +145,7 @@ def test_time_left_goes_by_tokens_since_the_first_batch() -> None:
     assert progress.line() == "140 documents, 500 tokens/s"
 
 
-def test_without_tokens_it_goes_by_units_since_the_first_request() -> None:
+def test_without_tokens_it_is_computed_from_units_since_the_first_request() -> None:
     clock = Clock()
     progress = Progress("documents", 20_000, clock)
     progress.earlier(1_000)
