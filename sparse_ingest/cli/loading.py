@@ -57,7 +57,7 @@ def load(
     load --alias NAME --to INDEX              move the alias, without loading
     load [RUN] --index NAME --restore         restore settings of a killed load
     load RUN --index NAME --since OLD_RUN     only changes since OLD_RUN
-    load RUN --index NAME --update            only vectors, into other documents
+    load RUN --index NAME --update            add vectors to existing documents
     load RUN --index NAME --pipeline FILE     with a file that `plan --out` wrote
 
     Options override [index] and [load] of a pipeline file; the index remembers [query].
