@@ -63,7 +63,7 @@ class QueryOptions(SearchOptions):
         return self.analyzer is not None or self.model_id is not None
 
     def refuse_conflicts(self) -> None:
-        """Refuse options that do not go together."""
+        """Refuse options that cannot be combined."""
         forms = ("hybrid", "analyzer", "model_id", "without_plugin")
         chosen = [f"--{name.replace('_', '-')}" for name in forms if getattr(self, name)]
         if len(chosen) > 1:
@@ -88,7 +88,7 @@ def require_one_input(text: str | None, queries_path: Path | None) -> None:
 @click.option("--index", metavar="NAME",
               help="Use the model, field and settings of this index; with --queries, name it in headers")  # fmt: skip
 @stage_options(QueryOptions, "concurrency")
-@click.option("--force", is_flag=True, help="With --index: use a model other than that of the index")
+@click.option("--force", is_flag=True, help="With --index: allow a model that differs from the index's")
 @click.option("--table", is_flag=True, help="Print the weights of all tokens of an inference-free model")
 @pipeline_options("model index query")
 @connection_options
@@ -181,7 +181,7 @@ def _print_table(pipeline: Pipeline) -> None:
     weights = table.table()
     print_json(weights)
     click.echo(
-        f"{len(weights)} tokens have a weight. The weights of a query are those of its distinct tokens by the model's "
+        f"{len(weights)} tokens have a weight. To get the weights of a query, look up each of its distinct tokens by "
         f"tokenizer.json (settings in tokenizer_config.json, such as do_lower_case, override it): {table.reading()}.",
         err=True,
     )

@@ -1,4 +1,4 @@
-"""What is written to standard error: -q, -v, -vv, and one handler for the log records of all commands.
+"""Output on standard error: -q, -v, -vv, and one handler for the log records of all commands.
 
 Notes of a stage are records of level NOTE, warnings of WARNING. -q leaves warnings and errors, -v adds INFO, -vv adds
 DEBUG and the requests to the cluster (opensearch-py, urllib3). Credentials are removed from every record.
@@ -61,7 +61,7 @@ def to_stderr() -> Iterator[None]:
 
 
 def with_verbosity(command: click.Command) -> click.Command:
-    """Add -v and -q to a command, and to those of a group."""
+    """Add -v and -q to a command, or to all commands of a group."""
     for each in command.commands.values() if isinstance(command, click.Group) else ():
         with_verbosity(each)
     command.params += [
@@ -85,7 +85,7 @@ def _quiet(context: click.Context, option: object, quiet: bool) -> None:
 
 def _set_level(context: click.Context, level: int) -> None:
     if context.meta.setdefault(__name__, level) != level:
-        raise UsageError("-v and -q exclude each other. Give one of them, once.")
+        raise UsageError("-v and -q cannot be combined. Pass one of them, once.")
     logging.getLogger(_OURS).setLevel(level)
     for name in _LIBRARIES if level == logging.DEBUG else ():
         logging.getLogger(name).addHandler(_HANDLER)

@@ -23,7 +23,7 @@ def served_by(client: Client, alias: str, to: str | None = None) -> Served:
     """Return the index that an alias points to, or {}.
 
     Raises:
-        UsageError: it cannot be an alias, or points to several indexes, of which none is `to`.
+        UsageError: it cannot be an alias, or points to several indexes and none of them is `to`.
     """
     if not is_one_name(alias):
         raise UsageError(f"--alias {alias!r} is not a name of an alias. Give one name, without wildcards.")

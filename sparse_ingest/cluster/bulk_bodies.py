@@ -275,7 +275,7 @@ class BodyWriter:
 
 
 class _Layout(NamedTuple):
-    """Documents as numbers of the pieces in `table`: those of document i are `pieces[borders[i]:borders[i + 1]]`."""
+    """Documents as numbers of pieces in `table`: document i has `pieces[borders[i]:borders[i + 1]]`."""
 
     table: pa.Array[Any]
     pieces: npt.NDArray[np.int32]

@@ -1,8 +1,8 @@
-"""What a cluster can do, and what a user may do in it: the findings of `doctor` about a server.
+"""Check a cluster for `doctor`: version, plugins, health, disk space, and the rights of the user.
 
-Every request reads. Rights are asked for with `perform_permission_check` of the security plugin (OpenSearch 3.2 or
-newer), which answers instead of carrying out the request; without it they cannot be asked for. Names of users and the
-reasons of the server, which may contain them, are in no finding.
+No request changes anything. Rights are checked with `perform_permission_check` of the security plugin (OpenSearch 3.2
+or newer), which answers instead of carrying out the request. Findings contain no user names, and none of the server's
+error reasons, which may contain user names.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from sparse_ingest.reporting import Check, checks_of, size_text
 
 PATIENCE_S = 10.0
 PLUGINS = {
-    "opensearch-neural-search": "neural_sparse queries and sparse_vector fields; without it only `query "
-    "--without-plugin` makes requests that work",
+    "opensearch-neural-search": "neural_sparse queries and sparse_vector fields; without it, use `query "
+    "--without-plugin`",
     "opensearch-knn": "sparse_vector fields (SEISMIC)",
 }
 _ASK = {"perform_permission_check": "true"}
@@ -34,12 +34,13 @@ _EFFECTS = {
 
 
 def check_cluster(connection: Connection, index: str | None = None) -> list[Check]:
-    """Return the findings about a cluster; with an index or a name for one, also which rights on it a load lacks."""
+    """Return the findings about a cluster; with an index name, also the rights that a load into it lacks."""
     try:
         client = connect(replace(connection, timeout_s=min(connection.timeout_s, PATIENCE_S)))
     except ResponseError as error:
         advice = {401: "Check user and password.", 403: "Grant the user cluster:monitor/main."}
-        return [Check("server", "problem", f"it answers {error.status} {error.kind}", advice.get(error.status, ""))]
+        found = f"the server answers {error.status} {error.kind}"
+        return [Check("server", "problem", found, advice.get(error.status, ""))]
     except SparseIngestError as error:
         return [Check("server", "problem", str(error))]
     with client:
@@ -54,15 +55,15 @@ def check_cluster(connection: Connection, index: str | None = None) -> list[Chec
 
 
 def _checks(name: str, client: Client, ask: Callable[[Client], Iterator[Check]]) -> list[Check]:
-    """Return the findings of one kind; one that says so if the cluster refuses to answer."""
+    """Return the findings of one kind, or one that is unknown if the cluster refuses to answer."""
 
     def unless_refused() -> Iterator[Check]:
         try:
             yield from ask(client)
         except ResponseError as error:
-            yield Check(name, "unknown", f"cannot be asked: the server answers {error.status} {error.kind}")
+            yield Check(name, "unknown", f"cannot be checked: the server answers {error.status} {error.kind}")
         except UnreachableError:
-            yield Check(name, "unknown", f"cannot be asked: no usable answer within {PATIENCE_S:g} s")
+            yield Check(name, "unknown", f"cannot be checked: no usable answer within {PATIENCE_S:g} s")
 
     return checks_of(name, unless_refused)
 
@@ -85,7 +86,8 @@ def _health(client: Client) -> Iterator[Check]:
     status = str(found["status"])
     words = f"{status}; data nodes: {found['number_of_data_nodes']}, unassigned shards: {found['unassigned_shards']}"
     if status == "red":
-        yield Check("health", "problem", words, "Primaries are missing. Why: GET /_cluster/allocation/explain")
+        advice = "Primary shards are missing. GET /_cluster/allocation/explain has the reason."
+        yield Check("health", "problem", words, advice)
     else:
         yield Check("health", "ok", words)
 
@@ -108,7 +110,7 @@ def _disks(client: Client) -> Iterator[Check]:
             yield Check("disk", "problem", f"{found}, above the {above[-1]} watermark ({marks[above[-1]]})", advice)
         else:
             limits = ", ".join(f"{mark} {limit}" for mark, limit in marks.items() if limit)
-            yield Check("disk", "ok", f"{found}; watermarks: {limits or 'cannot be asked'}")
+            yield Check("disk", "ok", f"{found}; watermarks: {limits or 'not readable'}")
 
 
 def _settings(client: Client) -> dict[str, Any]:
@@ -132,31 +134,31 @@ def _is_above(limit: str, total: int, free: int) -> bool:
 def _rights(client: Client, index: str | None) -> Iterator[Check]:
     """Ask the security plugin which rights on an index a load lacks."""
     if client.find("/_plugins/_security/authinfo", absent=range(400, 500)) is None:
-        yield Check("rights", "unknown", "cannot be asked: no answer from an API of the security plugin")
+        yield Check("rights", "unknown", "cannot be checked: no answer from the security plugin")
         return
     if _missing(client, "GET", "/_cluster/health") is None:
         oldest = f"needs OpenSearch 3.2 or newer (tested: {'.'.join(map(str, NEWEST_TRIED))})"
-        yield Check("rights", "unknown", f"cannot be asked: perform_permission_check {oldest}")
+        yield Check("rights", "unknown", f"cannot be checked: perform_permission_check {oldest}")
         return
     if index is None:
-        yield Check("rights", "unknown", "not asked", "Pass --index NAME to check the rights of a load on it.")
+        yield Check("rights", "unknown", "not checked", "Pass --index NAME to check the rights for a load into it.")
         return
     lacking: list[str] = []
     for method, path, body in _requests(index):
         missing = _missing(client, method, path, body)
         if missing is None:
-            yield Check("rights", "unknown", f"cannot be asked for {method} {path}")
+            yield Check("rights", "unknown", f"cannot be checked for {method} {path}")
             return
         lacking += missing
     if lacking:
         found = f"a load into {index!r} lacks {', '.join(dict.fromkeys(lacking))}"
-        yield Check("rights", "missing", found, "Grant them; the guide `Production checklist` has all that are used.")
+        yield Check("rights", "missing", found, "Grant them. The guide `Production checklist` lists all rights.")
     else:
-        yield Check("rights", "ok", f"a load into {index!r} lacks none")
+        yield Check("rights", "ok", f"a load into {index!r} lacks no rights")
 
 
 def _missing(client: Client, method: str, path: str, body: Any = None) -> list[str] | None:
-    """Return the rights that a request would lack; None if the server does not answer that question."""
+    """Return the rights that a request would lack; None if the server does not report them."""
     try:
         answer = client.call(method, path, body, params=_ASK)
     except ResponseError:

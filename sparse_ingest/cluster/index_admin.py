@@ -56,8 +56,8 @@ class IndexReport:
 
     `field` and `kind` are None if the index has no sparse field; `model`, `run_id`, `load`, `pruning` and `query` if no
     load has stamped it, or its stamp cannot be read (`unreadable` has the reason). `fields` has the types of kept
-    fields, None for one that is not mapped. The three pipelines are those of its settings, `installed` those that
-    `create_index` installed.
+    fields, None for one that is not mapped. The three pipelines are in its settings; `installed` has the pipelines
+    that `create_index` installed.
     """
 
     index: str

@@ -111,8 +111,9 @@ def find_index(client: Client, name: str) -> Index | None:
     settings = entry["settings"]["index"]
     if "uuid" not in settings:
         raise ClusterError(
-            f"{client.address} does not report the UUID of index {concrete!r}, by which a load detects that it was "
-            "replaced. Amazon OpenSearch Serverless does not; use a domain of OpenSearch Service (--aws-service es)."
+            f"{client.address} does not report the UUID of index {concrete!r}, which a load needs to detect that "
+            "it was replaced. Amazon OpenSearch Serverless does not; use a domain of OpenSearch Service "
+            "(--aws-service es)."
         )
     return Index(concrete, str(settings["uuid"]), entry.get("mappings", {}), settings, entry.get("aliases", {}))
 
@@ -214,7 +215,7 @@ def pointed_to(client: Client, alias: str) -> dict[str, dict[str, Any]]:
 
 
 def with_alias(found: Indexes, alias: str) -> dict[str, dict[str, Any]]:
-    """Return those of the found indexes that an alias points to, with its properties there."""
+    """Return the found indexes that an alias points to, with its properties in each."""
     return {name: entry["aliases"][alias] for name, entry in found.items() if alias in entry["aliases"]}
 
 

@@ -40,7 +40,7 @@ class _Field:
 
     Attributes:
         entry: its mapping; None if the index has none.
-        values: those of a field without a mapping.
+        values: The values of a field without a mapping.
         refused: content that OpenSearch accepts only while the field is not mapped; "" if none.
         skipped: its content is not checked.
     """

@@ -52,9 +52,9 @@ MEASURED = {
 
 @dataclass(frozen=True)
 class Prediction:
-    """The run as predicted from `sampled` documents; `index_bytes` is one merged index without replicas.
+    """A run predicted from `sampled` documents; `index_bytes` is one merged index without replicas.
 
-    `others` has the time on other devices, None if it is not measured.
+    `others` has the time on other devices; None if it was not measured.
     """
 
     sampled: int
@@ -82,9 +82,9 @@ def predict(
 
     Args:
         documents: A random sample in random order.
-        corpus: Where they are from.
+        corpus: The corpus of the documents.
         pipeline: Model and settings of the run.
-        options: Those of the run.
+        options: Options of the run.
         totals: The number of documents of the corpus, and of the tokens that the model reads.
         reporter: For notes.
     """

@@ -11,7 +11,7 @@ from sparse_ingest.pipeline import HybridSettings, option
 
 @dataclass(frozen=True)
 class EvaluateOptions(HybridSettings):
-    """Options of `evaluate`. The four `hybrid` options override those of [query]."""
+    """Options of `evaluate`. The four `hybrid` options override [query]."""
 
     stored: bool = option(False, "With --run: use 9-bit weights, as in an index")
     measures: tuple[str, ...] = option(

@@ -29,7 +29,7 @@ _INSTEAD_OF_REPLACE = "load the run behind it (--alias NAME, without --index and
 
 
 class LoadPlan(NamedTuple):
-    """What a load will do to which index.
+    """The plan of a load: its index, and the changes to it.
 
     Attributes:
         there: the index to load into; None if it will be created.

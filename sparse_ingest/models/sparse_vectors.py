@@ -197,7 +197,7 @@ def as_vectors(vectors: Vectors) -> SparseVectors:
 def similarity(queries: Vectors, documents: Vectors) -> npt.NDArray[np.float32]:
     """Return the dot product of each query with each document; weights are matched by token string.
 
-    Scores are those of Lucene and of `search` (dot_products.py).
+    Scores equal Lucene's and `search`'s (dot_products.py).
 
     Args:
         queries: SparseVectors, a dictionary from token to weight, or a list of such dictionaries.

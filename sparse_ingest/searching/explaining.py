@@ -2,7 +2,7 @@
 
 In: a connection, an index, query weights and a document. Out: an `Explanation`. A run is explained in run_search.py.
 
-The rank of a hit after the first k is one more than the number of hits with a higher score, which the server counts
+After the first k hits, the rank is one more than the number of hits with a higher score, which the server counts
 (`min_score`); documents with the same score are in the server's order. Approximate engines rank only what they visit,
 so a document that they did not find has no rank.
 """
@@ -49,8 +49,8 @@ def explain_in_index(
         size: Number of hits; the document is compared with the last one.
         engine: Engine and field. Only the exact engine ranks documents after the first `size`.
         filter: A query clause that every hit matches.
-        window: The setting `max_result_window` of the index. The order of equal scores after it cannot be read: then
-            the rank is the first of theirs.
+        window: The setting `max_result_window` of the index. The order of equal scores after it cannot be read; then
+            the rank is the first rank with this score.
 
     Raises:
         UsageError: the index does not map a field of `filter`, or weights do not fit.

@@ -59,7 +59,7 @@ _UNDERSTOOD = {
         "fewer with -k."
     ),
     "Two phase search processor is not compatible": (
-        "Two-phase search needs a rank_features field, and that of index {index!r} is a sparse_vector. Omit --engine."
+        "Two-phase search needs a rank_features field, but index {index!r} has a sparse_vector field. Omit --engine."
     ),
     "does not implement createWeight": (
         "This filter does not work on the sparse_vector field of index {index!r}: OpenSearch 3.6 fails on ids, prefix, "
@@ -126,8 +126,8 @@ def search_hybrid(
 ) -> list[Hit]:
     """Search an index with BM25 on title and text, combined with learned-sparse search by the server.
 
-    Arguments are those of `search_index`; `engine.hybrid` has weights and techniques. A second request, a search of the
-    found documents alone, returns both scores of each hit (`sub_scores`), and the terms of the learned-sparse one.
+    Arguments are as for `search_index`; `engine.hybrid` has weights and techniques. A second request searches only the
+    found documents, and returns both scores of each hit (`sub_scores`) and the terms of the learned-sparse score.
     """
     engine = engine or Engine()
     engine = engine if engine.hybrid else replace(engine, hybrid=HybridSettings(hybrid=True))

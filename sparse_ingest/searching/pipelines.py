@@ -53,10 +53,10 @@ def pipeline_of_run(given: Pipeline, run: Run, *, force: bool = False) -> Pipeli
 
 
 def pipeline_of_index(given: Pipeline, index: Index, name: str, *, force: bool = False) -> Pipeline:
-    """Return the pipeline to search an index with: model, field and query settings are those of `_meta` unless given.
+    """Return the pipeline to search an index with: `_meta` has its model, field and query settings, unless given.
 
     Raises:
-        ClusterError: the sparse field is missing, no model is named, or, without `force`, it is not that of `_meta`.
+        ClusterError: the sparse field is missing, no model is named, or it differs from `_meta` without `force`.
     """
     stamp = index.stamp
     model = remembered_model(given.model, stamp.model if stamp else {})
@@ -113,10 +113,10 @@ def engine_of_index(pipeline: Pipeline, index: Index | None) -> Engine:
 
 
 def hybrid_settings(query: QuerySettings, given: HybridSettings) -> HybridSettings | None:
-    """Return the settings of a hybrid search: those of [query], overridden by `given`; None if it is not hybrid.
+    """Return the settings of a hybrid search: [query], overridden by `given`; None if it is not hybrid.
 
     Raises:
-        UsageError: settings have no effect, or do not go together.
+        UsageError: settings have no effect, or cannot be combined.
     """
     names = HybridSettings.__dataclass_fields__
     own = {name: value for name in names if (value := getattr(given, name)) is not None}
@@ -167,7 +167,7 @@ def token_keys(pipeline: Pipeline, index: Index | None = None) -> dict[str, str]
 
         if index.stamp.vocabulary_sha256 != vocabulary_hash(vocabulary):
             raise ClusterError(
-                f"Index {index.name!r} has token ids of another vocabulary than that of {name!r}, so a query would "
+                f"Index {index.name!r} has token ids of another vocabulary than {name!r}, so a query would "
                 "match other words. Pass the --model of the index."
             )
     return {token: str(token_id) for token_id, token in enumerate(vocabulary) if token is not None}
@@ -213,7 +213,7 @@ def other_model(
 ) -> str | None:
     """Return how the given model differs from the stored one; None if they are equal or one is not named.
 
-    `vocabulary` is that of the documents, or its hash.
+    `vocabulary` is the documents' vocabulary, or its hash.
     """
     name, there = given.query or given.document, remembered_side(stored)
     if not name or there is None:

@@ -79,7 +79,7 @@ class SearchableRun(Run):
 
         Raises:
             UsageError: an option needs a server.
-            RunError: the model is not that of the run.
+            RunError: the model differs from the run's.
         """
         chosen = self._options(options_from(SearchOptions, options, settings, "search"))
         weights = self.query_weights(query) if isinstance(query, str) else query
@@ -89,7 +89,7 @@ class SearchableRun(Run):
         return hits
 
     def why_empty(self, query: str | QueryWeights, options: SearchOptions | None = None) -> list[str]:
-        """Return why a search that found nothing did so; `options` have no influence."""
+        """Return why a search of the run finds nothing; `options` have no influence."""
         weights = self.query_weights(query) if isinstance(query, str) else query
         if not weights:
             return [self._model.why_unweighted(query)] if isinstance(query, str) else [_NO_WEIGHTS]
@@ -115,7 +115,7 @@ class SearchableRun(Run):
 
         Raises:
             UsageError: an option needs a server.
-            RunError: the model is not that of the run.
+            RunError: the model differs from the run's.
         """
         chosen = _for_one(self._options(options_from(SearchOptions, options, settings, "explain")))
         weights = self.query_weights(query) if isinstance(query, str) else query
@@ -129,7 +129,7 @@ class SearchableRun(Run):
             query: A text, or weights by token string.
 
         Raises:
-            RunError: the finished shards lack a document, or the model of the query is not that of the run.
+            RunError: the finished shards lack a document, or the model of the query differs from the run's.
         """
         weights = self.query_weights(query) if isinstance(query, str) else query
         model = remembered_model(self._given.model, self.manifest.model)
@@ -194,15 +194,15 @@ class SearchableIndex:
         return hits
 
     def engine_for(self, options: HybridSettings) -> Engine:
-        """Return the engine of a search: hybrid if the options, or otherwise [query], ask for it.
+        """Return the engine of a search: hybrid if the options say so, or otherwise [query].
 
         Raises:
-            UsageError: settings of a hybrid search have no effect, or do not go together.
+            UsageError: settings of a hybrid search have no effect, or cannot be combined.
         """
         return replace(self.engine, hybrid=hybrid_settings(self.pipeline.query, options))
 
     def why_empty(self, query: str | QueryWeights, options: SearchOptions | None = None) -> list[str]:
-        """Return why a search that found nothing did so, as far as the server and the vocabulary show it."""
+        """Return why a search of the index finds nothing, as far as the server and the vocabulary show it."""
         from sparse_ingest.searching.empty import why_empty_index
 
         chosen = options or SearchOptions()
@@ -214,7 +214,7 @@ class SearchableIndex:
         try:
             return unweighted + why_empty_index(self.client, self.name, weights, engine, text, chosen.filter)
         except ClusterError as error:  # such as a timeout, which --allow-partial accepts in a search
-            return [*unweighted, f"The cause is not known: {error}"]
+            return [*unweighted, f"The cause is unknown: {error}"]
 
     def rank(
         self, queries: Iterable[Query], options: SearchOptions | None = None, **settings: object
@@ -259,7 +259,7 @@ class SearchableIndex:
         """Return the terms of documents with the weights that the index stores, and the contributions of a query.
 
         Args:
-            *doc_ids: The documents. The complete vocabulary is requested for each, in some 30 searches.
+            *doc_ids: The documents. The complete vocabulary is requested for each, in about 30 searches.
             query: A text, or weights by token string.
 
         Raises:
@@ -293,10 +293,10 @@ def open_run(
 
     Args:
         path: The run folder, or an address such as s3://bucket/prefix.
-        model: The model of the queries; by default the one that made the run.
+        model: The model of the queries; by default the model of the run.
         pipeline: A pipeline whose [query] settings apply; may replace `model`.
         force: Search with another model than the run's.
-        progress: True, or a `Reporter`, for a note why a search finds nothing.
+        progress: True, or a `Reporter`, for a note on why a search finds nothing.
 
     Raises:
         RunError: the run does not exist, is damaged, or has a newer format than this release.
@@ -323,9 +323,9 @@ def open_index(
         url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
         model: The model of the queries, where `_meta` names none.
-        pipeline: A pipeline whose [query] and [index] settings apply, instead of those of `_meta`; may replace `model`.
-        force: Search with another model than that of `_meta`.
-        progress: True, or a `Reporter`, for a note why a search finds nothing; it takes some requests more.
+        pipeline: A pipeline whose [query] and [index] settings apply, instead of `_meta`; may replace `model`.
+        force: Allow a model that differs from the one in `_meta`.
+        progress: True, or a `Reporter`, for a note on why a search finds nothing, which takes a few more requests.
 
     Raises:
         UsageError: the name is an alias of several indexes, or both `url` and `connection` are given.
@@ -354,7 +354,7 @@ def _for_one(options: SearchOptions) -> SearchOptions:
     """Refuse options that would have no effect on the explanation of one document."""
     for name in ("collapse", "hybrid"):
         if getattr(options, name):
-            raise UsageError(f"{name} does not go with the explanation of one document. Omit it.")
+            raise UsageError(f"{name} cannot be combined with the explanation of one document. Omit it.")
     return options
 
 

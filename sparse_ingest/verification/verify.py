@@ -57,7 +57,7 @@ def verify(
         url: Where the cluster is; by default the SPARSE_INGEST_* variables name it.
         connection: A `Connection` or an `opensearchpy.OpenSearch`, instead of `url`.
         sample: Number of documents to compare weights of, spread evenly over the run; None: all.
-        field: The sparse field; by default that of the index's `_meta`.
+        field: The sparse field; by default the one in the index's `_meta`.
         progress: True for a tqdm bar, or a `Reporter`; silent by default.
 
     Returns:

@@ -43,7 +43,7 @@ class Corpus:
                 "--on-bad-document", bad, "--dtype", "float32", "--device", device]  # fmt: skip
 
     def compare(self, out: Path) -> None:
-        """Assert that all files are identical to those of one device, except timings."""
+        """Assert that all files except timings are identical to the files of one device."""
         for folder in ("shards", "skipped"):
             assert contents(out / folder) == contents(self.run / folder)
         for name in RUN_FILES:

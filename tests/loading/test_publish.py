@@ -104,10 +104,10 @@ def test_default_pipelines_that_the_new_index_lacks_are_reported(
         client.call("PUT", f"/{old}", create)
         recorder = Recorder()
         assert serve(client, index_name, run, progress=recorder).moved
-        [told] = [note for note in recorder.notes if "default pipelines" in note]
-        assert f"Index '{old}' has default pipelines that '{name_of(index_name, run)}' lacks" in told
+        [note] = [note for note in recorder.notes if "default pipelines" in note]
+        assert f"Index '{old}' has default pipelines that '{name_of(index_name, run)}' lacks" in note
         client.call("PUT", f"/{name_of(index_name, run)}/_settings", pipeline)
-        assert told.endswith(f"PUT /{name_of(index_name, run)}/_settings {json.dumps(pipeline)}")
+        assert note.endswith(f"PUT /{name_of(index_name, run)}/_settings {json.dumps(pipeline)}")
         other = make_run(tmp_path / "other", OTHER)
         body = tmp_path / "body.json"
         mapped = {"properties": {"sparse": {"type": "rank_features"}}}

@@ -88,7 +88,7 @@ def test_counts_are_exact_over_many_batches(folder: Path, tmp_path: Path, monkey
 
 
 def test_the_formula_matches_the_published_table() -> None:
-    """Its largest weight is that of a token in 1 of the 8,841,823 passages of MS MARCO."""
+    """Its largest weight is the weight of a token in 1 of the 8,841,823 passages of MS MARCO."""
     assert float32(idf.weight_of(1, 8_841_823)) == 15.58953857421875
     assert idf.weight_of(10**9, 10**9) > 0
 
