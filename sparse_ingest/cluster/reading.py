@@ -1,9 +1,9 @@
 """Read the stored weights of sparse vectors, which `_source` excludes.
 
-A neural_sparse query with weights 1.0 scores a document with the sum of its stored weights, and its explanation has the
+A query for tokens with weights 1.0 scores a document with the sum of its stored weights, and its explanation has the
 value of each key: a float32 as its nearest decimal, or the byte of a segment with clusters. `rank_feature` finds no
-token that contains a dot. Requires the neural-search plugin, and OpenSearch 3.5 or newer for clusters. Not covered:
-tokens that are not in the vocabulary; no request lists the tokens of a document.
+token that contains a dot. OpenSearch needs the neural-search plugin, and version 3.5 or newer for clusters. Not
+covered: tokens that are not in the vocabulary; OpenSearch has no request that lists the tokens of a document.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from sparse_ingest.records import TermShare, batched
 
 _SPARE_CLAUSES = 8  # for the filter on ids, and for those that a rewrite may add
 _SEARCHES = 25  # in one _msearch, to stay below 1 MiB: nginx refuses larger requests by default
-PIPELINE_IN_BODY_SINCE = (2, 18)
 _RAW_SCORE = "raw dot product score (quantized): "
 # The explanation of one token in a segment with clusters.
 _CONTRIBUTION = re.compile(r"token '(\d+)' contribution: query_weight=(\d+) \* doc_weight=(\d+)")
@@ -89,12 +88,12 @@ class StoredReader:
         return [vocabulary[start : start + self._group] for start in range(0, len(vocabulary), self._group)]
 
     def _query(self, doc_ids: Sequence[str], keys: Sequence[str], *, named: int) -> dict[str, Any]:
-        content: dict[str, Any] = {"query_tokens": dict.fromkeys(keys, self._weight)}
+        clause = self._client.dialect.tokens_clause(self._field, dict.fromkeys(keys, self._weight))
         if self._seismic:
             # An explanation names the contributions of the `top_n` heaviest tokens of the query.
-            content["method_parameters"] = {"top_n": named, "k": 1}
+            clause["neural_sparse"][self._field]["method_parameters"] = {"top_n": named, "k": 1}
         # With a filter, `should` is optional: a document with none of the keys is also found, with score 0.
-        should = [{"neural_sparse": {self._field: content}}] if keys else []
+        should = [clause] if keys else []
         query = {"bool": {"filter": [{"ids": {"values": list(doc_ids)}}], "should": should}}
         return {"query": query, "_source": False, "track_total_hits": False}
 
@@ -115,9 +114,7 @@ def search_many(
     params = {"max_concurrent_searches": "2"}
     if filter_path:
         params["filter_path"] = f"responses.error,responses.status,responses._shards,responses.t*,{filter_path}"
-    # A default search pipeline of the index, such as two-phase, would change scores and refuse to sort. In _msearch
-    # only a body can name a pipeline, since 2.18.
-    bypass = {"search_pipeline": "_none"} if client.version >= PIPELINE_IN_BODY_SINCE else {}
+    bypass = client.dialect.no_pipeline_in_body()
     header = b'{"allow_partial_search_results":true}\n' if client.allow_partial else b"{}\n"
     for some in batched(bodies, at_once):
         lines = b"".join(header + json.dumps({**body, **bypass}).encode() + b"\n" for body in some)
@@ -131,8 +128,8 @@ def search_many(
                         "green or yellow and not overloaded, then start the same command again."
                     )
                 raise ClusterError(
-                    f"{client.address} cannot answer neural_sparse on {index!r} ({kind}: {reason}). "
-                    "Reading weights back needs the neural-search plugin and a sparse field."
+                    f"{client.address} cannot search the sparse field of {index!r} ({kind}: {reason}). Reading weights "
+                    "needs a sparse field, and on OpenSearch the neural-search plugin."
                 )
             yield response
 

@@ -1,7 +1,7 @@
 """`_search` bodies from query weights: plain dicts, ready to be sent by any client or printed as JSON.
 
-On a rank_features field the score is the sum of query weight times stored weight. Bodies contain the search pipelines
-that they need. `body["query"]` can be part of a larger query; the two-phase processor finds it alone or in
+On a field of kind rank_features the score is the sum of query weight times stored weight. Bodies contain the search
+pipelines that they need. `body["query"]` can be part of a larger query; the two-phase processor finds it alone or in
 `bool.should` only.
 """
 
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from dataclasses import field as made_of
 from typing import Any, TypedDict, Unpack
 
+from sparse_ingest.cluster.dialects import DIALECTS, MAX_CLAUSES, ElasticsearchDialect, Product
 from sparse_ingest.cluster.limits import (
-    MAX_CLAUSES,
     FittedWeights,
     check_clauses,
+    check_pruned,
     check_seismic,
     check_two_phase,
     count_clauses,
@@ -35,11 +36,11 @@ HYBRID_DEPTH = 100  # documents of each search that a hybrid one combines
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine, its field and its settings.
+    """An engine, its field and its settings, for a product.
 
-    `keys` maps tokens to keys of the field, None if tokens are the keys; `two_phase` and `seismic` are the tables of
-    [query]. Clusters of a sparse_vector field clip query weights at `ceiling`, None if unknown. `mappings` are those of
-    the index, if they were read.
+    `keys` maps tokens to keys of the field, None if tokens are the keys; `two_phase`, `seismic` and `pruned` are the
+    tables of [query]. Clusters of a sparse_vector field clip query weights at `ceiling`, None if unknown. `mappings`
+    are those of the index, if they were read.
     """
 
     name: EngineName = "exact"
@@ -48,7 +49,9 @@ class Engine:
     keys: Mapping[str, str] | None = None
     two_phase: Mapping[str, Any] = made_of(default_factory=dict)
     seismic: Mapping[str, Any] = made_of(default_factory=dict)
+    pruned: Mapping[str, Any] = made_of(default_factory=dict)
     ceiling: float | None = None
+    product: Product = "opensearch"
     mappings: Mapping[str, Any] | None = made_of(default=None, repr=False, compare=False)
 
 
@@ -62,7 +65,7 @@ class BodyOptions(TypedDict, total=False):
 
 
 def neural_sparse_body(weights: Weights, *, field: str, size: int, **options: Unpack[BodyOptions]) -> SearchBody:
-    """Return the request of a learned-sparse search. Without weights it is valid and finds nothing.
+    """Return the request of a learned-sparse search of OpenSearch. Without weights it is valid and finds nothing.
 
     Args:
         weights: Query weights by token.
@@ -75,6 +78,35 @@ def neural_sparse_body(weights: Weights, *, field: str, size: int, **options: Un
     """
     fitted = _fitted(weights, options).weights
     return _body(_sparse_clause(fitted, field), field=field, size=size, tokens=len(fitted), **options)
+
+
+def sparse_vector_body(
+    weights: Weights,
+    *,
+    field: str,
+    size: int,
+    settings: Mapping[str, Any] | None = None,
+    **options: Unpack[BodyOptions],
+) -> SearchBody:
+    """Return the request of a learned-sparse search of Elasticsearch. Without weights it is valid and finds nothing.
+
+    Args:
+        weights: Query weights by token.
+        field: Name of the sparse field.
+        size: Number of hits.
+        settings: `tokens_freq_ratio_threshold` (default of the server: 5) and `tokens_weight_threshold` (0.4) of its
+            pruning, which loses hits. None: no pruning, so that scores are exact.
+        **options: `filter`, `collapse`, `explain`, `max_clauses`; see `BodyOptions`.
+
+    Raises:
+        UsageError: the weights (see `fit_weights`) or the settings (see `check_pruned`) are invalid.
+    """
+    check_pruned(settings or {})
+    fitted = _fitted(weights, options).weights
+    clause = ElasticsearchDialect.tokens_clause(field, fitted, prune=settings is not None)
+    if settings:
+        clause["sparse_vector"]["pruning_config"] = dict(settings)
+    return _body(clause, field=field, size=size, tokens=len(fitted), **options)
 
 
 def two_phase_body(
@@ -201,6 +233,7 @@ def server_side_body(
     Raises:
         UsageError: neither or both of `model_id` and `analyzer` are given, or the text is empty.
     """
+    DIALECTS[engine.product].refuse("model")
     if (model_id is None) == (analyzer is None):
         raise UsageError("The server encodes the query: pass either a model_id or an analyzer.")
     if not text.strip():
@@ -246,6 +279,7 @@ def hybrid_body(
     Raises:
         UsageError: the weights are invalid (see `fit_weights`), or the engine is two-phase.
     """
+    DIALECTS[engine.product].refuse("hybrid")
     if engine.name == "two-phase":
         raise UsageError("Two-phase has no effect in a hybrid query. Use --engine exact, or omit --hybrid.")
     fitted = fit_weights(weights, max_clauses=max_clauses).weights

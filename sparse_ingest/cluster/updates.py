@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from sparse_ingest.cluster.client import Client
+from sparse_ingest.cluster.dialects import Dialect, FieldKind
 from sparse_ingest.cluster.indexes import Index, check_uuid
 from sparse_ingest.cluster.mappings import field_mapping, leaves
 from sparse_ingest.errors import ClusterError, listed
@@ -21,7 +22,7 @@ from sparse_ingest.errors import ClusterError, listed
 UpdateOperation = Literal["update", "replace"]
 
 
-def with_field(index: Index | None, name: str, field: str, kind: str) -> Index:
+def with_field(index: Index | None, name: str, field: str, kind: FieldKind, dialect: Dialect) -> Index:
     """Return the index as it will be with the sparse field. Raise `ClusterError` if updates would lose fields."""
     if index is None:
         raise ClusterError(
@@ -46,13 +47,13 @@ def with_field(index: Index | None, name: str, field: str, kind: str) -> Index:
             f"Index {index.name!r} has no field {field!r}, and a {kind} field needs settings of a new index. Pass "
             "--kind rank_features, or load into a new index."
         )
-    return index._replace(mappings=_mapped(index.mappings, field))
+    return index._replace(mappings=_mapped(index.mappings, field, dialect))
 
 
 def add_field(client: Client, index: Index, field: str) -> None:
     """Map the sparse field, unless it is mapped."""
     if field_mapping(check_uuid(client, index).mappings, field) is None:
-        client.call("PUT", f"{index.path}/_mapping", _mapped({}, field))
+        client.call("PUT", f"{index.path}/_mapping", _mapped({}, field, client.dialect))
 
 
 def operation_for(index: Index, field: str) -> UpdateOperation:
@@ -73,13 +74,13 @@ def notice(index: Index, field: str) -> str:
     )
 
 
-def _mapped(mappings: Mapping[str, Any], field: str) -> dict[str, Any]:
+def _mapped(mappings: Mapping[str, Any], field: str, dialect: Dialect) -> dict[str, Any]:
     """Return a copy of the mappings with the sparse field added."""
     mapped = copy.deepcopy(dict(mappings))
     entry = mapped
     for name in field.split("."):
         entry = entry.setdefault("properties", {}).setdefault(name, {})
-    entry["type"] = "rank_features"
+    entry |= dialect.field_entry()
     return mapped
 
 

@@ -115,12 +115,12 @@ def load(
     table = with_changes(table, field=chosen.field or table.field, kind=chosen.kind or table.kind, fields=fields)
     rules = {name: value for name, value in full.load.rules.items() if getattr(chosen, name) is None}
     chosen = with_changes(chosen, field=table.field, kind=table.kind, fields=fields, **rules)
-    choose_engine(full.query, table.kind)  # refuses settings that no search of the index could use
     mappings.check_vocabulary(table.kind, folder.vocabulary())
     stamp = run_stamp(folder, table.field, chosen.pruning, changed(full.query))
-    body = mappings.index_body(table, stamp)
     with _connected(connection_of(url, connection), reporter) as client:
-        mappings.check_version(table.kind, client.version)
+        client.dialect.check_kind(table.kind)
+        choose_engine(full.query, table.kind, client.dialect.product)  # refuses what no search could use
+        body = mappings.index_body(table, stamp, client.dialect)
         with _alone(client, folder, index):
             plan = make_plan(client, folder, index, stamp, body, chosen, older, full.query)
             _note_applied(full, plan, reporter)

@@ -79,9 +79,10 @@ def make_plan(
     elif there is not None:
         refuse_unfinished_since(there, run)
     if update:
-        there = updates.with_field(there, name, stamp.field, kind)
+        there = updates.with_field(there, name, stamp.field, kind, client.dialect)
     if there is not None:
         mappings.check_fits(there, stamp, kind)
+        mappings.refuse_other_product(there, stamp.field, client.dialect)
         installed.refuse_encoding_at_last(client, there, stamp.field)
         indexes.refuse_other_pruning(there, stamp)
         remembered = there.stamp.query if there.stamp else {}

@@ -16,9 +16,9 @@ from typing import Any, TypeVar, Unpack
 
 from sparse_ingest.cluster.answers import Found
 from sparse_ingest.cluster.client import Client, path_of
+from sparse_ingest.cluster.dialects import MAX_CLAUSES
 from sparse_ingest.cluster.engines import engine_body
-from sparse_ingest.cluster.indexes import max_clauses
-from sparse_ingest.cluster.limits import MAX_CLAUSES, count_clauses, fit_weights
+from sparse_ingest.cluster.limits import count_clauses, fit_weights
 from sparse_ingest.cluster.query_fields import refuse_unmapped
 from sparse_ingest.cluster.reading import explained_terms
 from sparse_ingest.cluster.search_bodies import (
@@ -37,12 +37,12 @@ from sparse_ingest.searching.pipelines import DEFAULT_FIELD
 from sparse_ingest.searching.query import keyed, warn_of_omitted
 
 Q = TypeVar("Q")
-_NO_PIPELINE = {"search_pipeline": "_none"}
 # Text in an error of the server, and our message for it.
 _UNDERSTOOD = {
     "index_not_found_exception": "No index or alias {index!r} at {address}. Create it with `sparse-ingest load`.",
-    "query only works on [rank_features] fields": (
-        "The searched field of index {index!r} is not a sparse field. Name one with --set index.field=NAME."
+    **dict.fromkeys(
+        ("query only works on [rank_features] fields", "must be type [sparse_vector]"),
+        "The searched field of index {index!r} is not a sparse field. Name one with --set index.field=NAME.",
     ),
     "maxClauseCount is set to": (
         "The query, with its filters and words, has more clauses than the cluster allows "
@@ -94,7 +94,7 @@ def search_index(
         UsageError: the index does not map a field of `filter` or `collapse`, or weights do not fit.
         ClusterError: the server cannot answer.
     """
-    engine = engine or Engine()
+    engine = engine or Engine(product=client.dialect.product)
     refuse_unmapped(client, path_of(index), engine.mappings, filter, collapse)
     asker = _Asker(client, index, engine)
     answer, scale = asker.ask(weights, size=size, filter=filter, explain=True, collapse=collapse)
@@ -131,7 +131,7 @@ def search_hybrid(
 
     Hits have no terms.
     """
-    engine = engine or Engine()
+    engine = engine or Engine(product=client.dialect.product)
     refuse_unmapped(client, path_of(index), engine.mappings, filter, None)
     lost: dict[str, None] = {}
     weights = keyed(weights, engine.keys, lost)
@@ -298,15 +298,14 @@ class _Asker:
         if len(weights) + count_clauses(filter or {}) <= MAX_CLAUSES:
             return MAX_CLAUSES
         if self._max_clauses is None:
-            self._max_clauses = max_clauses(self._client)
+            self._max_clauses = self._client.dialect.max_clauses(self._client.find)
         return self._max_clauses
 
 
 def _send(client: Client, index: str, body: SearchBody) -> Any:
     """Send a `_search` body, or raise `ClusterError` with advice for known refusals."""
-    params = {} if "search_pipeline" in body else _NO_PIPELINE
     try:
-        return client.call("POST", f"{path_of(index)}/_search", body, params=params, expected=Found)
+        return client.search(path_of(index), body, expected=Found)
     except ClusterError as error:
         for sign, message in _UNDERSTOOD.items():
             if sign in str(error):

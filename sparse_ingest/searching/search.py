@@ -76,7 +76,7 @@ class SearchableIndex:
 
     def __init__(self, client: Client, name: str, index: Index, pipeline: Pipeline) -> None:
         self.client, self.name, self.index, self.pipeline = client, name, index, pipeline
-        self.engine = engine_of_index(pipeline, index)
+        self.engine = engine_of_index(pipeline, index, client.dialect.product)
         self._model = QueryModel(pipeline)
 
     def query_weights(self, text: str) -> QueryWeights:

@@ -17,6 +17,7 @@ import numpy as np
 
 from sparse_ingest.cluster import indexes, mappings, stamps
 from sparse_ingest.cluster.client import Client, ConnectionLike, ResponseError, connect
+from sparse_ingest.cluster.dialects import kind_of
 from sparse_ingest.cluster.journal import loaded_shards, open_journal
 from sparse_ingest.cluster.postings import IndexScan, scan
 from sparse_ingest.cluster.reading import StoredReader
@@ -78,6 +79,7 @@ def verify(
         indexes.refuse_unreadable(there)
         field = field or (there.stamp.field if there.stamp else "sparse")
         mappings.check_fits(there, stamps.run_stamp(run, field))
+        mappings.refuse_other_product(there, field, client.dialect)
         indexes.count_documents(client, there)  # a refresh would wait a minute for a shard that no node holds
         indexes.refresh(client, there)
         loaded, report = _begin(client, there, run)
@@ -123,7 +125,7 @@ def _checker(client: Client, there: indexes.Index, field: str, run: Run, report:
     vocabulary = run.vocabulary()
     keys: Sequence[str | None] = vocabulary
     ceiling = ceiling_search = None
-    if entry.get("type") == "sparse_vector":
+    if kind_of(entry) == "sparse_vector":
         if client.version[:2] < EXPLAINED_SINCE:
             raise ClusterError(
                 f"{client.address} is OpenSearch {'.'.join(map(str, client.version))}; verifying sparse_vector fields "
@@ -132,7 +134,9 @@ def _checker(client: Client, there: indexes.Index, field: str, run: Run, report:
         parameters = parameters_of(entry)
         ceiling, ceiling_search = (float(parameters[f"quantization_ceiling_{side}"]) for side in ("ingest", "search"))
         keys = mappings.token_id_keys(vocabulary)
-    reader = StoredReader(client, there.name, field, indexes.max_clauses(client), ceiling_search=ceiling_search)
+    reader = StoredReader(
+        client, there.name, field, client.dialect.max_clauses(client.find), ceiling_search=ceiling_search
+    )
     return WeightChecker(reader, vocabulary, keys, ceiling, report)
 
 

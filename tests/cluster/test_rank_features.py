@@ -146,7 +146,7 @@ def test_scores_are_what_the_formula_predicts_to_the_last_bit(client: Client, in
 
 
 def test_a_filter_on_ids_counts_as_one_clause(client: Client, index: str) -> None:
-    limit = indexes.max_clauses(client)
+    limit = client.dialect.max_clauses(client.find)
     put(client, index, {"a": '{"sparse":{"t0":1}}', "b": '{"sparse":{}}'})
     # All the vocabulary in groups as large as the reader makes them: the server refuses what exceeds its limit.
     reader = StoredReader(client, index, "sparse", limit)
